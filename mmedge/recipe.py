@@ -1,0 +1,355 @@
+"""Recipes: one YAML file that names task, teacher, student, method, training and export; a closed, validated schema.
+
+    recipe = load_recipe(Path("recipes/quickstart.yaml"), ["training.stage2.max_steps=100"])
+
+An unknown field, a wrong type or a value out of range is an error that names the field and what is allowed. `${MMEDGE_DATA}`
+in a path stands for the environment variable of that name (default `../shared/data`); other variables are not expanded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from mmedge.errors import MmedgeError
+from mmedge.storage import read_text, write_text
+
+DEFAULT_DATA = "../shared/data"
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+def expand_path(value: object) -> object:
+    """Replace `${MMEDGE_DATA}` in a path; any other variable is an error."""
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        if match[1] != "MMEDGE_DATA":
+            raise ValueError(f"unknown variable ${{{match[1]}}}; only ${{MMEDGE_DATA}} is expanded")
+        return os.environ.get("MMEDGE_DATA") or DEFAULT_DATA
+
+    return _VARIABLE.sub(replace, value)
+
+
+PathText = Annotated[str, BeforeValidator(expand_path), Field(min_length=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of a recipe; unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class ArithmeticSection(Section):
+    """The embedded task: word problems written by a grammar."""
+
+    kind: Literal["arithmetic"]
+    seed: int = 0
+    train: Positive = 8000
+    test: Positive = 400
+
+
+class DataFolderSection(Section):
+    """A task read from a folder with `train.jsonl` and `test.jsonl`."""
+
+    kind: Literal["svamp", "commonsenseqa", "nli"]
+    data: PathText
+    limit: Positive | None = None
+
+
+class JsonlSection(Section):
+    """A user's own task: JSON lines with `question`, `label`, optional `choices` and `id`, and how answers are judged."""
+
+    kind: Literal["jsonl"]
+    name: str = "jsonl"
+    train_file: PathText
+    test_files: dict[str, PathText] = {}
+    judge: Literal["expression", "choice", "label", "exact"]
+    labels: tuple[str, ...] = ()
+    limit: Positive | None = None
+
+    @model_validator(mode="after")
+    def _labels_where_needed(self) -> JsonlSection:
+        if (self.judge == "label") != bool(self.labels):
+            raise ValueError("labels: list them when judge is 'label', and only then")
+        return self
+
+
+TaskSection = Annotated[Union[ArithmeticSection, DataFolderSection, JsonlSection], Field(discriminator="kind")]
+
+
+class RecordedTeacherSection(Section):
+    """Annotations that were collected before: two JSON-lines files."""
+
+    kind: Literal["recorded"]
+    cots: PathText
+    evaluations: PathText | None = None
+    max_cots: Positive | None = None
+
+
+class EmbeddedTeacherSection(Section):
+    """The teacher of the embedded task."""
+
+    kind: Literal["embedded"]
+    seed: int = 0
+    cots_per_question: Positive = 3
+    evaluations_per_cot: Annotated[int, Field(ge=0)] = 1
+    flawed_share: Share = 0.25
+    wrong_evaluation_share: Share = 0.03
+
+
+TeacherSection = Annotated[Union[RecordedTeacherSection, EmbeddedTeacherSection], Field(discriminator="kind")]
+
+
+class ScratchSection(Section):
+    """The shape of a small T5 (v1.1 layers) built from nothing, with a tokenizer trained on the task's text."""
+
+    d_model: Positive = 192
+    d_ff: Positive = 512
+    d_kv: Positive = 32
+    heads: Positive = 6
+    encoder_layers: Positive = 3
+    decoder_layers: Positive = 2
+    vocabulary: Annotated[int, Field(ge=300)] = 600
+    dropout: Share = 0.0
+
+
+class StudentSection(Section):
+    """Where the student's weights come from.
+
+    `source` is a hub id, a local folder, a `.gguf` file, `package:NAME/FILE` (a file inside an installed Python package), or
+    `scratch`.
+    """
+
+    source: PathText
+    revision: str | None = None
+    tokenizer: PathText | None = None
+    scratch: ScratchSection = ScratchSection()
+
+
+class MethodSection(Section):
+    """Mind's Mirror: what is learned from.
+
+    `alpha` weighs the short task against the long one. `rehearsal` is the share of stage 2 that goes on learning to evaluate
+    (0: the paper's schedule). `cots_per_visit` is how many of a question's rationales one visit trains; they take turns from
+    epoch to epoch (none given: all of them at every visit).
+    """
+
+    labels: Literal["pseudo", "human"] = "pseudo"
+    self_evaluation: bool = True
+    alpha: Share = 0.5
+    rehearsal: Share = 0.0
+    cots_per_visit: Positive | None = None
+
+
+class StageSection(Section):
+    """How long one stage trains, at which rate."""
+
+    max_steps: Positive | None = None
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    batch_size: Positive = 16
+    warmup_share: Share = 0.05
+    evaluate_every: Positive | None = None
+    patience: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> StageSection:
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of max_steps and epochs")
+        return self
+
+
+class TrainingSection(Section):
+    """Both stages, and what they share."""
+
+    stage1: StageSection
+    stage2: StageSection
+    max_input_tokens: Positive = 512
+    max_target_tokens: Positive = 256
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
+    threads: Positive | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class SplitSection(Section):
+    """What is held out of the training questions, as counts of questions.
+
+    `validation` is for every choice (checkpoint, early stop, export's verification); the CoTs of `verdict_test` are for the
+    final verdict accuracy only.
+    """
+
+    validation: Positive = 100
+    verdict_test: Annotated[int, Field(ge=0)] = 50
+    seed: int = 0
+
+
+class GenerationSection(Section):
+    """Limits of what a student writes."""
+
+    max_answer_tokens: Positive = 32
+    max_rationale_tokens: Positive = 128
+
+
+class ExportSection(Section):
+    """Which precisions to write, and how close they must be to the student."""
+
+    precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
+    verify_questions: Positive = 32
+    max_accuracy_drop: Annotated[float, Field(ge=0)] = 5.0
+
+
+class BenchSection(Section):
+    """How much to measure."""
+
+    questions: Positive | None = None
+    latency_questions: Positive = 50
+    warmup_questions: Positive = 5
+    verdicts: Annotated[int, Field(ge=0)] = 100
+    threads: Positive | None = None
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    seed: int = 0
+    task: TaskSection
+    teacher: TeacherSection
+    student: StudentSection
+    method: MethodSection = MethodSection()
+    training: TrainingSection
+    split: SplitSection = SplitSection()
+    generation: GenerationSection = GenerationSection()
+    export: ExportSection = ExportSection()
+    bench: BenchSection = BenchSection()
+
+    @model_validator(mode="after")
+    def _teacher_fits_task(self) -> Recipe:
+        if self.teacher.kind == "embedded" and self.task.kind != "arithmetic":
+            raise ValueError("teacher.kind: 'embedded' knows the task 'arithmetic' only; use 'recorded'")
+        return self
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        path: The YAML file.
+        overrides: `section.field=value` settings that replace or add fields; values are read as YAML.
+
+    Raises:
+        MmedgeError: The file is missing or no YAML, or a field is unknown or has a value that is not allowed.
+    """
+    if path.is_dir():
+        raise MmedgeError(f"{path} is a folder, not a recipe", "name a YAML file, such as recipes/quickstart.yaml")
+    text = read_text(path)
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise MmedgeError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except RecursionError:
+        raise MmedgeError(f"{path}: YAML nested too deeply") from None
+    if not isinstance(values, dict):
+        raise MmedgeError(f"{path}: a recipe is a mapping of sections", "see recipes/quickstart.yaml")
+    for override in overrides or []:
+        _override(values, override)
+    return validate(values, str(path))
+
+
+def validate(values: dict[str, Any], where: str) -> Recipe:
+    """Validate a recipe's values; errors name the field and what is allowed."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise MmedgeError(_explain(error, where)) from None
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    parts = name.strip().split(".")
+    if not equals or not all(parts):
+        raise MmedgeError(f"--set {override!r}: expected section.field=value", "for example --set training.stage2.max_steps=100")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        value = text
+    target = values
+    for part in parts[:-1]:
+        inner = target.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise MmedgeError(f"--set {override!r}: {part!r} is a value, not a section")
+        target = inner
+    target[parts[-1]] = value
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    """Return the first problem of a validation as one line that names the field and what is allowed."""
+    problem = error.errors(include_url=False)[0]
+    place = [str(part) for part in problem["loc"] if str(part) not in _TAGS]
+    field = ".".join(place)
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        known = _known_fields(list(problem["loc"][:-1]))
+        close = difflib.get_close_matches(place[-1], known, n=1)
+        advice = f"did you mean {close[0]!r}? " if close else ""
+        return f"{where}: unknown field {field!r}\n  → {advice}allowed here: {', '.join(known)}"
+    if kind == "missing":
+        return f"{where}: field {field!r} is missing"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        expected = problem.get("ctx", {}).get("expected_tags") or "arithmetic, svamp, commonsenseqa, nli, jsonl"
+        return f"{where}: field '{field}.kind' must be one of {expected}"
+    message = problem["msg"].removeprefix("Value error, ")
+    found = "" if kind == "value_error" else f", found {problem.get('input')!r:.60}"
+    return f"{where}: field {field!r}: {message}{found}" if field else f"{where}: {message}"
+
+
+_TAGS = {"ArithmeticSection", "DataFolderSection", "JsonlSection", "arithmetic", "svamp", "commonsenseqa", "nli", "jsonl"} | {
+    "recorded",
+    "embedded",
+}
+_BY_TAG: dict[str, type[Section]] = {
+    "arithmetic": ArithmeticSection,
+    "svamp": DataFolderSection,
+    "commonsenseqa": DataFolderSection,
+    "nli": DataFolderSection,
+    "jsonl": JsonlSection,
+    "recorded": RecordedTeacherSection,
+    "embedded": EmbeddedTeacherSection,
+}
+
+
+def _known_fields(path: list[int | str]) -> list[str]:
+    """Return the names of the fields that the section at a path has."""
+    section: type[Section] = Recipe
+    for part in path:
+        if str(part) in _BY_TAG:
+            section = _BY_TAG[str(part)]
+            continue
+        annotation = section.model_fields[str(part)].annotation if str(part) in section.model_fields else None
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            section = annotation
+    return sorted(section.model_fields)
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """Return the resolved recipe as plain values, every default written out."""
+    return recipe.model_dump(mode="json")
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe as YAML, atomically."""
+    write_text(path, yaml.safe_dump(recipe_values(recipe), sort_keys=False, allow_unicode=True))

@@ -1,0 +1,204 @@
+"""Files that are never half there: atomic writes, content hashes, and JSON lines that name the line which is broken.
+
+Knows nothing of tasks, students or bundles. A reader of any file written here finds either the old content or the new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmedge.errors import MmedgeError
+
+Json = dict[str, Any]
+
+
+def _temporary_beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed, on failure removed.
+
+    Raises:
+        MmedgeError: The file cannot be written, for example because the disk is full.
+    """
+    temporary = _temporary_beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that takes the place of `path`, whole, when the block succeeds.
+
+    An existing folder at `path` is moved aside first and removed last, so that a kill between the two renames leaves
+    the new content under its temporary name and never a mixture.
+    """
+    temporary = _temporary_beside(path)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as written:
+                    os.fsync(written.fileno())
+        if path.exists():
+            old = _temporary_beside(path)
+            os.replace(path, old)
+            os.replace(temporary, path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary names that a killed writer left directly inside `folder`."""
+    if not folder.is_dir():
+        return
+    for entry in folder.iterdir():
+        if entry.name.startswith(".") and entry.name.endswith(".tmp"):
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: OSError) -> MmedgeError:
+    """Return the error for a failed write, with what to do for the usual causes."""
+    hint = {
+        28: "free some disk space and run the same command again; finished work is kept",
+        13: "choose a folder that you may write to, with --out",
+        30: "the file system is read-only; choose another folder with --out",
+    }.get(error.errno or 0, "check the path and run the same command again")
+    return MmedgeError(f"cannot write {path}: {error.strerror or error}", hint)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with a final newline, atomically; NaN and infinities are refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text file.
+
+    Raises:
+        MmedgeError: It is missing, a folder, unreadable or no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise MmedgeError(f"no such file: {path}", "check the path") from None
+    except UnicodeDecodeError as error:
+        raise MmedgeError(f"{path} is no UTF-8 text (byte {error.start})", "save it as UTF-8") from None
+    except OSError as error:
+        raise MmedgeError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON document.
+
+    Raises:
+        MmedgeError: It is missing or no valid JSON; the message names line and column.
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise MmedgeError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
+
+
+def iterate_jsonl(path: Path) -> Iterator[tuple[int, Json]]:
+    """Yield (line number from 1, object) for every non-empty line of a JSON-lines file.
+
+    Raises:
+        MmedgeError: The file is missing, or a line is no JSON object; the message is `file:line: …`.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield number, parse_json_line(line, path, number)
+
+
+def parse_json_line(line: str, path: Path | str, number: int) -> Json:
+    """Parse one line of a JSON-lines file into an object; errors name `path:number`."""
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise MmedgeError(
+            f"{path}:{number}: not a whole JSON object: {error.msg} (column {error.colno})",
+            "each line must be one complete object; was the file cut off?",
+        ) from None
+    except RecursionError:
+        raise MmedgeError(f"{path}:{number}: JSON nested too deeply") from None
+    if not isinstance(value, dict):
+        raise MmedgeError(f"{path}:{number}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def text_field(record: Json, name: str, path: Path | str, number: int) -> str:
+    """Return a non-empty text field of a JSON-lines record; errors name `path:number`."""
+    value = record.get(name)
+    if not isinstance(value, str) or not value.strip():
+        found = "is missing" if name not in record else f"must be non-empty text, found {value!r:.40}"
+        raise MmedgeError(f"{path}:{number}: field {name!r} {found}")
+    return value
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise MmedgeError(f"cannot read {path}: {error.strerror or error}") from None
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Return the SHA-256 of a JSON-able value in canonical form (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def folder_size(path: Path) -> int:
+    """Return the bytes of all files under a folder, or of one file."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

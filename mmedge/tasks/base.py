@@ -1,0 +1,116 @@
+"""What a task is: examples, a way to read a teacher's text, and a judge of answers.
+
+An example of SVAMP, as every task holds it:
+
+    Example(id="svamp-train-0000", question="Luke scored 84 points after playing 2 rounds …", label="84 / 2")
+
+A task knows nothing of students, tokenizers or teachers; it turns text into meaning and says whether an answer is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+
+class Verdict(str, Enum):
+    """What a self-evaluation concludes about a chain of thought."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    UNCERTAIN = "uncertain"
+
+
+class Unparsed(str, Enum):
+    """Why a teacher's text could not be read."""
+
+    EMPTY = "empty"
+    NO_ANSWER = "no answer found"
+    AMBIGUOUS = "more than one answer"
+    TRUNCATED = "cut off"
+    NO_VERDICT = "no verdict"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question of a task.
+
+    Attributes:
+        id: Unique over all splits of the task.
+        question: The text that is asked, without choices.
+        label: The human label in the task's canonical form, or None.
+        choices: The texts to choose from, in order; empty where the answer is open.
+    """
+
+    id: str
+    question: str
+    label: str | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ChainOfThought:
+    """A rationale and the pseudo-label that it ends in, as parsed from the teacher's text."""
+
+    rationale: str
+    pseudo_label: str
+
+
+@dataclass(frozen=True)
+class SelfEvaluation:
+    """The judgement of one chain of thought: a rationale and a verdict."""
+
+    rationale: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The examples of a task.
+
+    Attributes:
+        train: What the teacher annotates; validation is cut from it.
+        tests: Named test sets, for final numbers only.
+    """
+
+    train: tuple[Example, ...]
+    tests: dict[str, tuple[Example, ...]] = field(default_factory=dict)
+
+
+class Judge(Protocol):
+    """Decides whether an answer is right; pure functions of text, so that a bundle can carry them by name."""
+
+    name: str
+
+    def canonical(self, answer: str, choices: Sequence[str] = ()) -> str | None:
+        """Return the answer in the form the student learns to write, or None where it is no answer at all."""
+        ...
+
+    def agrees(self, answer: str, reference: str, choices: Sequence[str] = ()) -> bool:
+        """Return whether two answers mean the same; text that is no answer agrees with nothing."""
+        ...
+
+
+class Task(Protocol):
+    """A task: where its examples come from and how text about them is read."""
+
+    name: str
+    judge: Judge
+
+    def load(self) -> Splits:
+        """Read or generate the examples.
+
+        Raises:
+            MmedgeError: A file is missing or a record is broken; the message names file and line.
+        """
+        ...
+
+    def render(self, example: Example) -> str:
+        """Return the question as the student sees it, with choices where there are any; one paragraph."""
+        ...
+
+    def parse_chain_of_thought(self, text: str, example: Example) -> ChainOfThought | Unparsed:
+        """Read a teacher's raw text; anything that is not a whole rationale with an answer is an `Unparsed`."""
+        ...

@@ -1,0 +1,106 @@
+"""From prompts to token ids, the same in training, in evaluation and on the device.
+
+A prompt is encoded in pieces that are never merged by the tokenizer: the context that two tasks share, the task word, the
+target. So a context encoded once serves every task, and what the student saw in training is what it sees on the device.
+
+Decoder-only:     [bos?] context | predict: |  84 / 2 [eos]
+Encoder-decoder:  predict: question [eos]   →   [start] 84 / 2 [eos]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, Protocol
+
+from mmedge.tasks.prompts import VERDICTS, StudentPrompts
+
+Family = Literal["encoder-decoder", "decoder-only"]
+Kind = Literal["predict", "explain"]
+
+
+class _Encoding(Protocol):
+    @property
+    def ids(self) -> list[int]: ...
+
+
+class TextTokenizer(Protocol):
+    """The part of `tokenizers.Tokenizer` that is used here."""
+
+    def encode(self, sequence: str, *, add_special_tokens: bool) -> _Encoding: ...
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of a student's special tokens; `bos` and `start` are None where the student has none."""
+
+    eos: int
+    pad: int
+    bos: int | None = None
+    start: int | None = None
+
+    def to_json(self) -> dict[str, int | None]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Encodes prompts and targets, and decodes what the student wrote.
+
+    Attributes:
+        tokenizer: The student's tokenizer.
+        family: How prompts are laid out.
+        prompts: The templates.
+        special: Ids of special tokens.
+        max_input_tokens: Longer contexts are cut at their end.
+    """
+
+    tokenizer: TextTokenizer
+    family: Family
+    prompts: StudentPrompts
+    special: SpecialTokens
+    max_input_tokens: int
+
+    def _ids(self, text: str) -> list[int]:
+        clean = text.encode("utf-8", "replace").decode("utf-8")  # unpaired surrogates are no text to a tokenizer
+        return list(self.tokenizer.encode(clean, add_special_tokens=False).ids)
+
+    def context(self, context: str) -> list[int]:
+        """Return the tokens that both tasks share (decoder-only), cut to the longest input."""
+        first = [self.special.bos] if self.special.bos is not None else []
+        return (first + self._ids(context))[: self.max_input_tokens]
+
+    def task_word(self, kind: Kind) -> list[int]:
+        """Return the tokens behind the context that name the task (decoder-only)."""
+        return self._ids(self.prompts.predict_after if kind == "predict" else self.prompts.explain_after)
+
+    def prompt(self, kind: Kind, context: str) -> list[int]:
+        """Return a whole prompt: what the encoder reads, or what a decoder-only student continues."""
+        if self.family == "decoder-only":
+            return self.context(context) + self.task_word(kind)
+        text = self.prompts.predict(context) if kind == "predict" else self.prompts.explain(context)
+        return self._ids(text)[: self.max_input_tokens - 1] + [self.special.eos]
+
+    def target(self, text: str, max_tokens: int) -> list[int]:
+        """Return the tokens of a target with its end token; a longer one is cut and then has none."""
+        return [*self._ids(self.prompts.target + text), self.special.eos][:max_tokens]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of generated tokens up to the first end token."""
+        kept = list(ids)
+        if self.special.eos in kept:
+            kept = kept[: kept.index(self.special.eos)]
+        return self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+
+    def verdict_tokens(self) -> tuple[list[int], list[int]]:
+        """Return the tokens that all verdicts start with, and for each verdict the first token that tells it apart.
+
+        So one look at one position's logits decides; the order is that of `VERDICTS`.
+        """
+        encoded = [self.target(verdict, 64) for verdict in VERDICTS]
+        common = 0
+        while len({tuple(ids[: common + 1]) for ids in encoded}) == 1:
+            common += 1
+        return encoded[0][:common], [ids[common] for ids in encoded]

@@ -1,0 +1,144 @@
+"""Tasks that are read from JSON-lines files: SVAMP, CommonsenseQA, NLI, and a user's own.
+
+    {"id": "svamp-train-0000", "question": "Luke scored 84 points …", "label": "( 84.0 / 2.0 )"}
+    {"id": "cqa-train-0001", "question": "…", "choices": ["bus depot", …], "label": "bridge"}
+    {"id": "anli-7", "premise": "…", "hypothesis": "…", "label": "entailment"}
+
+Every label is read by the task's judge when the file is loaded: a label that it cannot read is an error with file and line.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmedge.errors import MmedgeError
+from mmedge.storage import Json, iterate_jsonl, text_field
+from mmedge.tasks.base import ChainOfThought, Example, Splits, Unparsed
+from mmedge.tasks.judges import AnyJudge, ChoiceJudge, ExpressionJudge, LabelJudge
+from mmedge.tasks.reading import one_paragraph, read_task_text
+
+NLI_LABELS = ("entailment", "neutral", "contradiction")
+_NLI_NUMBERS = dict(zip(("0", "1", "2"), NLI_LABELS, strict=True))  # the order in which ANLI and SNLI number them
+_NLI_LETTERS = dict(zip(("e", "n", "c"), NLI_LABELS, strict=True))  # ANLI's own files
+
+
+@dataclass(frozen=True)
+class FileTask:
+    """A task whose examples are records of JSON-lines files.
+
+    Attributes:
+        name: The task's name.
+        judge: How answers are judged.
+        train: The file of training questions.
+        tests: Named test files.
+        has_choices: Whether every record must carry `choices`.
+        has_premise: Whether a question is a `premise` and a `hypothesis`.
+        limit: The largest number of training questions that is used, from the file's start; None for all.
+    """
+
+    name: str
+    judge: AnyJudge
+    train: Path
+    tests: dict[str, Path] = field(default_factory=dict)
+    has_choices: bool = False
+    has_premise: bool = False
+    limit: int | None = None
+
+    def load(self) -> Splits:
+        """Read all files.
+
+        Raises:
+            MmedgeError: A file is missing or empty, a record is broken, an id occurs twice, or the judge cannot read a label.
+        """
+        seen: dict[str, str] = {}
+        train = self._read(self.train, seen)
+        tests = {name: self._read(path, seen) for name, path in self.tests.items()}
+        return Splits(train[: self.limit], tests)
+
+    def parse_chain_of_thought(self, text: str, example: Example) -> ChainOfThought | Unparsed:
+        """Read a chain of thought that ends in what this task's judge takes for an answer."""
+        return read_task_text(text, example, self.judge)
+
+    def _read(self, path: Path, seen: dict[str, str]) -> tuple[Example, ...]:
+        examples = []
+        for number, record in iterate_jsonl(path):
+            example = self._example(record, path, number)
+            if example.id in seen:
+                raise MmedgeError(f"{path}:{number}: id {example.id!r} was already used at {seen[example.id]}")
+            seen[example.id] = f"{path}:{number}"
+            examples.append(example)
+        if not examples:
+            raise MmedgeError(f"{path} holds no examples", "each line must be a JSON object with a question")
+        return tuple(examples)
+
+    def _example(self, record: Json, path: Path, number: int) -> Example:
+        if self.has_premise:
+            premise, hypothesis = (text_field(record, name, path, number) for name in ("premise", "hypothesis"))
+            question = f"Premise: {one_paragraph(premise)} Hypothesis: {one_paragraph(hypothesis)}"
+        else:
+            question = one_paragraph(text_field(record, "question", path, number))
+        choices = self._choices(record, path, number)
+        id_ = record.get("id", record.get("uid"))
+        return Example(
+            id=str(id_) if id_ is not None else f"{path.stem}-{number:06d}",
+            question=question,
+            label=self._label(record.get("label"), choices, path, number),
+            choices=choices,
+        )
+
+    def _choices(self, record: Json, path: Path, number: int) -> tuple[str, ...]:
+        choices = record.get("choices", [])
+        wrong = not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices)
+        if wrong or len(choices) == 1 or len(choices) > 26 or (self.has_choices and not choices):
+            raise MmedgeError(f"{path}:{number}: field 'choices' must be a list of 2 to 26 texts, found {choices!r:.60}")
+        return tuple(one_paragraph(choice) for choice in choices)
+
+    def _label(self, label: object, choices: Sequence[str], path: Path, number: int) -> str | None:
+        if label is None:
+            return None
+        if isinstance(label, bool) or not isinstance(label, (str, int, float)):
+            raise MmedgeError(f"{path}:{number}: field 'label' must be text or a number, found {label!r:.60}")
+        text = str(label)
+        if self.has_premise:
+            text = _NLI_NUMBERS.get(text, _NLI_LETTERS.get(text, text))
+        canonical = self.judge.canonical(text, choices)
+        if canonical is None:
+            allowed = {
+                "expression": "a number or an arithmetic expression such as ( 84 / 2 )",
+                "choice": f"one of {list(choices)}, or its letter",
+                "label": f"one of {list(getattr(self.judge, 'labels', ()))}",
+            }.get(self.judge.name, "text")
+            raise MmedgeError(
+                f"{path}:{number}: the judge {self.judge.name!r} cannot read the label {text!r:.60}", f"it must be {allowed}"
+            )
+        return canonical
+
+
+def _only_file(data: Path, name: str) -> Path:
+    if not data.is_dir():
+        raise MmedgeError(
+            f"no such folder: {data}", "set task.data, or the environment variable MMEDGE_DATA, to where the data lies"
+        )
+    return data / name
+
+
+def svamp(data: Path, limit: int | None = None) -> FileTask:
+    """SVAMP (Patel et al. 2021): math word problems; the answer is a number or an arithmetic expression."""
+    files = (_only_file(data, "train.jsonl"), {"test": _only_file(data, "test.jsonl")})
+    return FileTask("svamp", ExpressionJudge(), *files, limit=limit)
+
+
+def commonsenseqa(data: Path, limit: int | None = None) -> FileTask:
+    """CommonsenseQA (Talmor et al. 2019): five choices, answered by letter or by text."""
+    files = (_only_file(data, "train.jsonl"), {"test": _only_file(data, "test.jsonl")})
+    return FileTask("commonsenseqa", ChoiceJudge(), *files, has_choices=True, limit=limit)
+
+
+def nli(data: Path, limit: int | None = None) -> FileTask:
+    """Natural language inference in the form of ANLI (Nie et al. 2020): premise, hypothesis, three labels."""
+    train = _only_file(data, "train.jsonl")
+    tests = {Path(path).stem: Path(path) for path in sorted(glob.glob(str(data / "test*.jsonl")))}
+    return FileTask("nli", LabelJudge(NLI_LABELS), train, tests, has_premise=True, limit=limit)
