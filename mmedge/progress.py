@@ -1,7 +1,7 @@
 """Progress of long work: a live bar in a terminal, plain lines now and then elsewhere; always rate and time left.
 
-    with progress.task("stage 2", total=1000) as step:
-        step.advance(1, loss=0.42, rate="512 tokens/s")
+with progress.task("stage 2", total=1000) as step:
+    step.advance(1, loss=0.42, rate="512 tokens/s")
 """
 
 from __future__ import annotations

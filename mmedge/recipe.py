@@ -175,6 +175,7 @@ class TrainingSection(Section):
     stage2: StageSection
     max_input_tokens: Positive = 512
     max_target_tokens: Positive = 256
+    optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
     max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -282,7 +283,9 @@ def _override(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     parts = name.strip().split(".")
     if not equals or not all(parts):
-        raise MmedgeError(f"--set {override!r}: expected section.field=value", "for example --set training.stage2.max_steps=100")
+        raise MmedgeError(
+            f"--set {override!r}: expected section.field=value", "for example --set training.stage2.max_steps=100"
+        )
     try:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError:

@@ -79,7 +79,7 @@ def work_on(folder: Path, recipe: Recipe) -> Iterator[Run]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115: held until the run is left
+        lock = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115 (held until the run is left)
     except OSError as error:
         raise cannot_write(folder, error) from None
     with lock:

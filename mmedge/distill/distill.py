@@ -21,10 +21,12 @@ from mmedge.recipe import Recipe, recipe_values
 from mmedge.runs import Run, machine, work_on
 from mmedge.storage import atomic_folder, read_json, sha256_json, write_json
 from mmedge.tasks import Example, Splits, Task, build_task
+from mmedge.tasks.evaluation_set import FILE_NAME, HeldOutCot, evaluation_set_of, write_evaluation_set
 from mmedge.tasks.prompts import render_question
 from mmedge.teachers.collect import annotate
 from mmedge.teachers.store import AnnotatedExample, AnnotationStore, ReadingReport, read_annotations
 
+_DECIDES_TRAINING = ("seed", "student", "method", "training", "split", "generation")
 LESSON_FORMAT = 1  # counts up when the same recipe would train differently
 
 
@@ -79,14 +81,14 @@ def prepare(recipe: Recipe, run: Run, progress: Progress) -> Material:
         annotate(recipe, task, splits.train, store, progress)
         read, report = read_annotations(store, task, splits.train)
     by_id = {annotated.example.id: annotated for annotated in read}
-    parts = [[by_id[example.id] for example in part] for part in (train, validation, verdict_test)]
+    trained, validated, tested = ([by_id[example.id] for example in part] for part in (train, validation, verdict_test))
     if not report.cots["parsed"]:
         raise MmedgeError(
             "none of the teacher's chains of thought belongs to a question of the task and could be read",
             "do the ids of the annotations match those of the questions?",
         )
-    digest = sha256_json([repr(parts), repr(splits.tests)])
-    return Material(task, splits, *parts, report, digest)
+    digest = sha256_json([repr([trained, validated, tested]), repr(splits.tests)])
+    return Material(task, splits, trained, validated, tested, report, digest)
 
 
 def reference(annotated: AnnotatedExample) -> str | None:
@@ -100,7 +102,7 @@ def reference(annotated: AnnotatedExample) -> str | None:
 def _tokenizer_texts(material: Material) -> Iterator[str]:
     """Yield the training texts that a tokenizer from scratch learns from."""
     for annotated in material.train[:4000]:
-        yield f"predict: explain: {render_question(annotated.example)} solution: answer:"
+        yield f"predict: explain: correct wrong uncertain {render_question(annotated.example)} solution: answer:"
         for evaluated in annotated.cots:
             yield f"{evaluated.cot.rationale} {evaluated.cot.pseudo_label}"
             for evaluation in evaluated.evaluations:
@@ -198,14 +200,16 @@ def _distill(recipe: Recipe, run: Run, progress: Progress) -> dict[str, Any]:
     device = _device(recipe)
     source = resolve_source(recipe.student)
     material = prepare(recipe, run, progress)
+    settings = {name: recipe_values(recipe)[name] for name in _DECIDES_TRAINING}
+    settings["training"].pop("checkpoint_minutes")
     base = {
         "format": LESSON_FORMAT,
         "data": material.hash,
         "student": source.fingerprint,
-        "recipe": {name: recipe_values(recipe)[name] for name in ("seed", "student", "method", "training", "split", "generation")},
+        "recipe": settings,
     }
-    base["recipe"]["training"].pop("checkpoint_minutes")
     key = sha256_json(base)
+    _write_evaluation_set(run, material)
     if run.metrics.is_file() and run.student.is_dir():
         metrics = read_json(run.metrics)
         if metrics.get("key") == key:
@@ -223,7 +227,9 @@ def _distill(recipe: Recipe, run: Run, progress: Progress) -> dict[str, Any]:
     texts = list(_tokenizer_texts(material)) if source.kind == "scratch" else []
     student = load_student(recipe.student, source, recipe.training.max_input_tokens, texts, recipe.seed)
     student.model.to(device)
-    progress.line(f"student: {recipe.student.source}, {student.family}, {student.parameters / 1e6:.1f} M parameters, on {device}")
+    progress.line(
+        f"student: {recipe.student.source}, {student.family}, {student.parameters / 1e6:.1f} M parameters, on {device}"
+    )
     measure = _Measure(recipe, material, progress)
     before = _once(run.folder / "before.json", key, lambda: measure.everything(student, "untrained"))
     stages: dict[str, Any] = {}
@@ -248,7 +254,9 @@ def _distill(recipe: Recipe, run: Run, progress: Progress) -> dict[str, Any]:
             seed=recipe.seed,
             progress=progress,
         ).run()
-        after_stage1 = _once(run.folder / "after_stage1.json", key, lambda: {"verdict": measure.verdicts(student, "after stage 1")})
+        after_stage1 = _once(
+            run.folder / "after_stage1.json", key, lambda: {"verdict": measure.verdicts(student, "after stage 1")}
+        )
     stages["stage2"] = StageTrainer(
         student=student,
         courses=_stage2_courses(recipe, material, student, bool(lessons)),
@@ -282,6 +290,21 @@ def _distill(recipe: Recipe, run: Run, progress: Progress) -> dict[str, Any]:
     seconds = sum(stage["seconds"] for stage in stages.values())
     progress.line(f"student written to {run.student} (trained for {duration(seconds)})")
     return metrics
+
+
+def _write_evaluation_set(run: Run, material: Material) -> None:
+    """Write what export verifies with and bench measures with beside the student, unless it is there."""
+    path = run.folder / FILE_NAME
+    if path.is_file():
+        return
+    held = [
+        HeldOutCot(judged.example, number, judged.cot, judged.correct, judged.teacher_verdict and judged.teacher_verdict.value)
+        for number, judged in enumerate(judged_cots(material.verdict_test, material.task))
+    ]
+    validation = [annotated.example for annotated in material.validation]
+    task = material.task
+    evaluation = evaluation_set_of(task.name, task.judge, validation, material.splits.tests, {"verdict_test": held})  # type: ignore[arg-type]
+    write_evaluation_set(path, evaluation)
 
 
 def _stage2_courses(recipe: Recipe, material: Material, student: Student, has_evaluations: bool) -> list[Course]:

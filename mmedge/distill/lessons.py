@@ -3,8 +3,8 @@
 Stage 1, self-evaluation:  context = question and chain of thought;  predict → verdict,  explain → evaluation
 Stage 2, reasoning:        context = question;                       predict → answer,   explain → rationale
 
-Both tasks share their context. An encoder-decoder reads each prompt once, whatever the number of targets. A decoder-only
-student reads the context once, with all task words and targets as branches behind it that do not see each other:
+Both tasks share their context, which is read once, whatever the number of targets. For an encoder-decoder each target is a row
+of the decoder. For a decoder-only student, task words and targets are branches behind the context that do not see each other:
 
     context ─┬─ predict:  84 / 2 <eos>
              ├─ predict:  84 * 2 <eos>        (a pseudo-label of another CoT, weighted by its share)
@@ -103,35 +103,54 @@ def epoch_order(count: int, seed: int, stage: str, epoch: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """One lesson in tokens.
+class EncodedTarget:
+    """One target in tokens.
 
     Attributes:
-        prompts: Encoder-decoder: the prompt of each task. Decoder-only: the context, once.
-        targets: For each target its kind, its weight, and its tokens (decoder-only: behind the task word's tokens).
-        words: Decoder-only: the task word's tokens for each target, which are read but not learned.
+        kind: Its task.
+        weight: How much each of its tokens counts.
+        begun: The tokens in front of it, which are read but not learned.
+        ids: The tokens that are learned.
     """
 
-    prompts: dict[str, list[int]]
-    targets: tuple[tuple[Kind, float, list[int]], ...]
-    words: tuple[list[int], ...]
+    kind: Kind
+    weight: float
+    begun: tuple[int, ...]
+    ids: tuple[int, ...]
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """The tokens that go through the model: all but the last, which is only predicted."""
+        return self.begun + self.ids[:-1]
+
+    @property
+    def labels(self) -> list[int]:
+        """What each token of `read` predicts."""
+        return [IGNORED] * (len(self.begun) - 1) + list(self.ids)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One lesson in tokens."""
+
+    context: tuple[int, ...]
+    targets: tuple[EncodedTarget, ...]
 
     @property
     def tokens(self) -> int:
         """Tokens that go through the model."""
-        read = sum(map(len, self.prompts.values())) + sum(map(len, self.words))
-        return read + sum(len(ids) for _, _, ids in self.targets)
+        return len(self.context) + sum(len(target.read) for target in self.targets)
 
 
 def encode_lesson(lesson: Lesson, encoder: PromptEncoder, max_target_tokens: int) -> Encoded:
     """Turn a lesson into tokens."""
     targets = tuple(
-        (target.kind, target.weight, encoder.target(target.text, max_target_tokens)) for target in lesson.targets
+        EncodedTarget(
+            target.kind, target.weight, encoder.begun(target.kind), tuple(encoder.target(target.text, max_target_tokens))
+        )
+        for target in lesson.targets
     )
-    if encoder.family == "decoder-only":
-        return Encoded({"context": encoder.context(lesson.context)}, targets, tuple(encoder.task_word(kind) for kind, _, _ in targets))
-    kinds = {kind for kind, _, _ in targets}
-    return Encoded({kind: encoder.prompt(kind, lesson.context) for kind in TASKS if kind in kinds}, targets, ())
+    return Encoded(encoder.context(lesson.context), targets)
 
 
 def micro_batches(lessons: Sequence[Encoded], max_tokens: int) -> list[list[Encoded]]:
@@ -147,10 +166,10 @@ def micro_batches(lessons: Sequence[Encoded], max_tokens: int) -> list[list[Enco
 
 def weight_sums(lessons: Sequence[Encoded]) -> dict[str, float]:
     """Return for each task the sum of weight × tokens, which a batch's loss is divided by."""
-    sums = dict.fromkeys(TASKS, 0.0)
+    sums: dict[str, float] = dict.fromkeys(TASKS, 0.0)
     for lesson in lessons:
-        for kind, weight, ids in lesson.targets:
-            sums[kind] += weight * len(ids)
+        for target in lesson.targets:
+            sums[target.kind] += target.weight * len(target.ids)
     return sums
 
 
@@ -181,54 +200,57 @@ def token_losses(model: Any, lessons: Sequence[Encoded], encoder: PromptEncoder,
     return _encoder_decoder_losses(model, lessons, encoder, device)
 
 
-def _encoder_decoder_losses(model: Any, lessons: Sequence[Encoded], encoder: PromptEncoder, device: torch.device) -> TokenLosses:
-    prompts: list[list[int]] = []
-    sources, inputs, labels, weights, explains = [], [], [], [], []
-    for lesson in lessons:
-        place = {kind: len(prompts) + index for index, kind in enumerate(lesson.prompts)}
-        prompts.extend(lesson.prompts.values())
-        for kind, weight, ids in lesson.targets:
-            sources.append(place[kind])
-            inputs.append([encoder.special.start or 0, *ids[:-1]])
-            labels.append(ids)
-            weights.append([weight] * len(ids))
-            explains.append(kind == "explain")
-    read = _padded(prompts, encoder.special.pad).to(device)
-    mask = _padded([[1] * len(prompt) for prompt in prompts], 0).to(device)
-    row = torch.tensor(sources, device=device)
+def _encoder_decoder_losses(
+    model: Any, lessons: Sequence[Encoded], encoder: PromptEncoder, device: torch.device
+) -> TokenLosses:
+    contexts = [lesson.context for lesson in lessons]
+    read = _padded(contexts, encoder.special.pad).to(device)
+    mask = _padded([[1] * len(context) for context in contexts], 0).to(device)
     states = model.get_encoder()(input_ids=read, attention_mask=mask).last_hidden_state
-    hidden = model.get_decoder()(
-        input_ids=_padded(inputs, encoder.special.pad).to(device),
-        encoder_hidden_states=states[row],
-        encoder_attention_mask=mask[row],
-        use_cache=False,
-    ).last_hidden_state
-    label = _padded(labels, IGNORED).to(device)
-    learned = label != IGNORED
-    losses = _head_losses(model, hidden[learned], label[learned])
-    weight_rows = torch.tensor([value for values in weights for value in values], device=device)
-    explain_rows = torch.tensor(explains, device=device)[:, None].expand_as(label)[learned]
-    return TokenLosses(losses, weight_rows, explain_rows)
+    losses, weights, explains = [], [], []
+    for kind in TASKS:  # short and long targets apart, or most of what the decoder computes is padding
+        rows = [(place, target) for place, lesson in enumerate(lessons) for target in lesson.targets if target.kind == kind]
+        if not rows:
+            continue
+        row = torch.tensor([place for place, _ in rows], device=device)
+        hidden = model.get_decoder()(
+            input_ids=_padded([target.read for _, target in rows], encoder.special.pad).to(device),
+            encoder_hidden_states=states[row],
+            encoder_attention_mask=mask[row],
+            use_cache=False,
+        ).last_hidden_state
+        label = _padded([target.labels for _, target in rows], IGNORED).to(device)
+        learned = label != IGNORED
+        losses.append(_head_losses(model, hidden[learned], label[learned]))
+        weight = torch.tensor([target.weight for _, target in rows], device=device)
+        weights.append(weight[:, None].expand_as(label)[learned])
+        explains.append(torch.full_like(losses[-1], kind == "explain", dtype=torch.bool))
+    return TokenLosses(torch.cat(losses), torch.cat(weights), torch.cat(explains))
 
 
 def _decoder_only_losses(model: Any, lessons: Sequence[Encoded], encoder: PromptEncoder, device: torch.device) -> TokenLosses:
-    tokens, positions, branches, labels, weights, explains = [], [], [], [], [], []
+    tokens: list[list[int]] = []
+    positions: list[list[int]] = []
+    branches: list[list[int]] = []
+    labels: list[list[int]] = []
+    sources: list[list[int]] = []  # the number of the target that a token belongs to, over all lessons
+    targets: list[EncodedTarget] = []
     for lesson in lessons:
-        context = lesson.prompts["context"]
-        row, place, branch = list(context), list(range(len(context))), [0] * len(context)
-        label, weight, explain = [IGNORED] * len(context), [0.0] * len(context), [False] * len(context)
-        for number, ((kind, share, ids), word) in enumerate(zip(lesson.targets, lesson.words, strict=True), start=1):
-            read = [*word, *ids[:-1]]
-            row += read
-            place += range(len(context), len(context) + len(read))
-            branch += [number] * len(read)
-            label += [IGNORED] * (len(word) - 1) + ids
-            weight += [0.0] * (len(word) - 1) + [share] * len(ids)
-            explain += [kind == "explain"] * len(read)
-        for column, values in zip(
-            (tokens, positions, branches, labels, weights, explains), (row, place, branch, label, weight, explain), strict=True
-        ):
-            column.append(values)
+        length = len(lesson.context)
+        row, place, branch = list(lesson.context), list(range(length)), [0] * length
+        label, source = [IGNORED] * length, [0] * length
+        for number, target in enumerate(lesson.targets, start=1):
+            row += target.read
+            place += range(length, length + len(target.read))
+            branch += [number] * len(target.read)
+            label += target.labels
+            source += [len(targets)] * len(target.read)
+            targets.append(target)
+        tokens.append(row)
+        positions.append(place)
+        branches.append(branch)
+        labels.append(label)
+        sources.append(source)
     branch_of = _padded(branches, -1).to(device)
     hidden = model.get_decoder()(
         input_ids=_padded(tokens, encoder.special.pad).to(device),
@@ -239,9 +261,10 @@ def _decoder_only_losses(model: Any, lessons: Sequence[Encoded], encoder: Prompt
     label_of = _padded(labels, IGNORED).to(device)
     learned = label_of != IGNORED
     losses = _head_losses(model, hidden[learned], label_of[learned])
-    width = label_of.shape[1]
-    weight_of = torch.tensor([[*row, *[0.0] * (width - len(row))] for row in weights], device=device)
-    return TokenLosses(losses, weight_of[learned], _padded(explains, 0).to(device).bool()[learned])
+    source = _padded(sources, 0).to(device)[learned]
+    weights = torch.tensor([target.weight for target in targets], device=device)
+    explains = torch.tensor([target.kind == "explain" for target in targets], device=device)
+    return TokenLosses(losses, weights[source], explains[source])
 
 
 def branch_mask(branch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -6,18 +6,18 @@ first token that tells the verdicts apart; no sampling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
 
+from mmedge.distill.engine import TorchEngine
 from mmedge.distill.students import Student
 from mmedge.progress import Progress
 from mmedge.statistics import Proportion, balanced_accuracy, proportion
 from mmedge.tasks import ChainOfThought, Example, Task, Verdict
-from mmedge.tasks.encoding import Kind
+from mmedge.tasks.encoding import Kind, Prompt
 from mmedge.tasks.prompts import VERDICTS, render_question
 from mmedge.teachers.store import AnnotatedExample
 
@@ -83,7 +83,6 @@ def judged_cots(examples: Sequence[AnnotatedExample], task: Task) -> list[Judged
     return judged
 
 
-@torch.inference_mode()
 def generate(
     student: Student, kind: Kind, contexts: Sequence[str], max_new_tokens: int, progress: Progress | None = None, name: str = ""
 ) -> list[str]:
@@ -97,70 +96,34 @@ def generate(
         progress: Where to show it; nowhere if None.
         name: What to call it there.
     """
-    encoder, model = student.encoder, student.model
-    model.eval()
-    device = next(model.parameters()).device
-    prompts = [encoder.prompt(kind, context) for context in contexts]
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    config = transformers.GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=encoder.special.eos,
-        pad_token_id=encoder.special.pad,
-        bos_token_id=encoder.special.bos,
-        decoder_start_token_id=encoder.special.start,
-    )
-    texts = [""] * len(prompts)
-    shown = (progress or Progress(quiet=True)).task(name, total=len(prompts))
-    with shown as step:
-        for first in range(0, len(order), _ROWS):
-            rows = order[first : first + _ROWS]
-            ids, mask = _left_padded([prompts[row] for row in rows], encoder.special.pad, device)
-            written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-            skip = 1 if encoder.family == "encoder-decoder" else ids.shape[1]
-            for row, output in zip(rows, written.tolist(), strict=True):
-                texts[row] = encoder.text(output[skip:])
+    engine = TorchEngine(student)
+    texts = [""] * len(contexts)
+    with (progress or Progress(quiet=True)).task(name, total=len(contexts)) as step:
+        for rows, prompts in _batches(student, kind, contexts):
+            written = engine.generate(prompts, max_new_tokens)
+            for row, tokens in zip(rows, written.tokens, strict=True):
+                texts[row] = student.encoder.text(tokens)
             step.advance(len(rows))
     return texts
 
 
-def _left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
-
-
-@torch.inference_mode()
-def next_token_logits(student: Student, prompts: Sequence[Sequence[int]], begun: Sequence[int]) -> torch.Tensor:
-    """Return the logits behind each prompt once `begun` is written, (prompts, vocabulary)."""
-    encoder, model = student.encoder, student.model
-    model.eval()
-    device = next(model.parameters()).device
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    found: dict[int, torch.Tensor] = {}
+def _batches(student: Student, kind: Kind, contexts: Sequence[str]) -> Iterator[tuple[list[int], list[Prompt]]]:
+    """Yield prompts of similar length together, with their places in `contexts`."""
+    prompts = [student.encoder.prompt(kind, context) for context in contexts]
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].context))
     for first in range(0, len(order), _ROWS):
         rows = order[first : first + _ROWS]
-        if encoder.family == "encoder-decoder":
-            ids, mask = _left_padded([prompts[row] for row in rows], encoder.special.pad, device)
-            start = torch.tensor([[encoder.special.start or 0, *begun]] * len(rows), device=device)
-            logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=start, use_cache=False).logits[:, -1]
-        else:
-            ids, mask = _left_padded([[*prompts[row], *begun] for row in rows], encoder.special.pad, device)
-            positions = (mask.cumsum(1) - 1).clamp(min=0)
-            logits = model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1
-            ).logits[:, -1]
-        found.update(zip(rows, logits.float().cpu(), strict=True))
-    return torch.stack([found[index] for index in range(len(prompts))])
+        yield rows, [prompts[row] for row in rows]
 
 
 def verdict_probabilities(student: Student, contexts: Sequence[str]) -> torch.Tensor:
     """Return P(correct), P(wrong), P(uncertain) for each evaluation context, (contexts, 3), each row summing to 1."""
-    begun, tokens = student.encoder.verdict_tokens()
-    prompts = [student.encoder.prompt("predict", context) for context in contexts]
-    return next_token_logits(student, prompts, begun)[:, tokens].softmax(-1)
+    more, tokens = student.encoder.verdict_tokens()
+    engine = TorchEngine(student)
+    found = torch.zeros(len(contexts), len(tokens))
+    for rows, prompts in _batches(student, "predict", contexts):
+        found[rows] = torch.from_numpy(engine.next_logits(prompts, more)[:, tokens]).softmax(-1)
+    return found
 
 
 def score_answers(answers: Sequence[str], examples: Sequence[Example], task: Task, references: Sequence[str]) -> Proportion:
@@ -205,7 +168,9 @@ def score_verdicts(verdicts: Sequence[str], cots: Sequence[JudgedCot]) -> Verdic
     says_correct = [verdict == Verdict.CORRECT.value for verdict in verdicts]
     actual = [judged.correct for judged in cots]
     teacher = [
-        verdict == judged.teacher_verdict.value for verdict, judged in zip(verdicts, cots, strict=True) if judged.teacher_verdict
+        verdict == judged.teacher_verdict.value
+        for verdict, judged in zip(verdicts, cots, strict=True)
+        if judged.teacher_verdict
     ]
     return VerdictScore(
         accuracy=proportion([said == true for said, true in zip(says_correct, actual, strict=True)]),

@@ -1,4 +1,4 @@
-"""Students: loaded from the hub, a folder, a GGUF file or an installed package, or built from scratch; saved with `mmedge.json`.
+"""Students: from the hub, a folder, a GGUF file or an installed package, or built from scratch; saved with `mmedge.json`.
 
 A student is a Hugging Face model plus what it takes to talk to it: prompts, special tokens, and the task it was made for.
 Weights are safetensors or GGUF, never pickle; no code that comes with a model is run.
@@ -86,7 +86,9 @@ def resolve_source(section: StudentSection) -> StudentSource:
     path = _package_file(name) if name.startswith("package:") else Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise MmedgeError(f"student.source: no such file: {path}", "check the path, or name a hub id such as google/t5-v1_1-base")
+            raise MmedgeError(
+                f"student.source: no such file: {path}", "check the path, or name a hub id such as google/t5-v1_1-base"
+            )
         return StudentSource("gguf", path, name, sha256_file(path))
     if path.is_dir():
         _check_folder(path)
@@ -94,7 +96,8 @@ def resolve_source(section: StudentSection) -> StudentSource:
         return StudentSource("folder", path, name, sha256_json(hashes | {"config": sha256_file(path / "config.json")}))
     if path.exists() or not _HUB_ID.match(name) or name.startswith((".", "/")):
         raise MmedgeError(
-            f"student.source: {name} is no student", "it must be a hub id, a folder, a .gguf file, package:NAME/FILE, or scratch"
+            f"student.source: {name} is no student",
+            "it must be a hub id, a folder, a .gguf file, package:NAME/FILE, or scratch",
         )
     return StudentSource("hub", None, name, sha256_json({"hub": name, "revision": section.revision}))
 
@@ -121,7 +124,9 @@ def _package_file(name: str) -> Path:
     return path
 
 
-def load_student(section: StudentSection, source: StudentSource, max_input_tokens: int, texts: Iterable[str], seed: int) -> Student:
+def load_student(
+    section: StudentSection, source: StudentSource, max_input_tokens: int, texts: Iterable[str], seed: int
+) -> Student:
     """Load or build the student that a recipe starts from.
 
     Args:
@@ -145,7 +150,9 @@ def load_student(section: StudentSection, source: StudentSource, max_input_token
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         hint = "is the hub reachable, and the id right? a local folder or .gguf file works offline"
         raise MmedgeError(f"student.source: cannot load {source.name}: {reason}", hint) from error
-    return _assemble(model, tokenizer, max_input_tokens, {"source": source.name, "fingerprint": source.fingerprint})
+    local = source.kind in ("folder", "gguf") and not source.name.startswith("package:")
+    shown = Path(source.name).name if local else source.name  # a bundle carries no paths of the machine that made it
+    return _assemble(model, tokenizer, max_input_tokens, {"source": shown, "fingerprint": source.fingerprint})
 
 
 def _from_pretrained(section: StudentSection, source: StudentSource) -> tuple[Any, transformers.PreTrainedTokenizerFast]:
@@ -215,11 +222,13 @@ def _plain_backend(tokenizer: Any) -> Any:
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> transformers.PreTrainedTokenizerFast:
-    """Train a byte-pair tokenizer on texts: single digits, spaces as a mark in front of words, bytes for what it never saw."""
+    """Train a byte-pair tokenizer: two digits at a time, the space marked in front of a word, bytes for the rest."""
     tokenizer = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.NFC()
+    # numbers below a hundred are one piece: a small student copies them from the question in one step
+    pieces = tokenizers.Regex(r"▁?[0-9]{1,2}|▁?[^▁0-9\p{L}]|▁?\p{L}+|▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Metaspace(), pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Punctuation()]
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Split(pieces, behavior="isolated")]
     )
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
     special = ["<pad>", "</s>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -234,7 +243,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> transformers.PreTr
 
 
 def build_scratch(section: ScratchSection, texts: Iterable[str], max_input_tokens: int, seed: int) -> Student:
-    """Build a small T5 (v1.1 layers, untied head) with random weights and a tokenizer trained on `texts`."""
+    """Build a small T5 (v1.1's gated layers, the original's tied head), random weights, a tokenizer trained on `texts`.
+
+    The tied head makes copying a number from the question nearly free to learn, which is most of what an answer is.
+    """
     tokenizer = train_tokenizer(texts, section.vocabulary)
     config = transformers.T5Config(
         vocab_size=-(-len(tokenizer) // 32) * 32,
@@ -246,16 +258,13 @@ def build_scratch(section: ScratchSection, texts: Iterable[str], max_input_token
         num_heads=section.heads,
         dropout_rate=section.dropout,
         feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
         pad_token_id=0,
         eos_token_id=1,
         decoder_start_token_id=0,
     )
     torch.manual_seed(seed)
     model = transformers.T5ForConditionalGeneration(config)
-    # Transformers draws an untied head with unit variance, which starts the logits √d_model too large; the scale that
-    # keeps them at unit variance is the one T5 itself was trained with (Raffel et al. 2020, mesh-tensorflow's default).
-    torch.nn.init.normal_(model.lm_head.weight, std=section.d_model**-0.5)
     origin = {"source": SCRATCH, "fingerprint": sha256_json(section.model_dump())}
     return _assemble(model, tokenizer, max_input_tokens, origin)
 

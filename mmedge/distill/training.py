@@ -34,6 +34,7 @@ from mmedge.distill.lessons import (
     token_losses,
     weight_sums,
 )
+from mmedge.distill.muon import Muon
 from mmedge.distill.students import Student
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
@@ -101,6 +102,31 @@ class _Lessons:
         if lesson not in self._encoded:
             self._encoded[lesson] = encode_lesson(lesson, self._student.encoder, self._limit)
         return self._encoded[lesson]
+
+
+def build_optimizers(model: Any, learning_rate: float, training: TrainingSection) -> list[torch.optim.Optimizer]:
+    """Return the optimizers of a model: AdamW for all of it, or Muon for its inner matrices and AdamW for the rest.
+
+    Muon is for students from scratch; pretrained weights were made with Adam.
+    """
+    tables = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
+    named = dict(model.named_parameters())
+    if training.optimizer == "muon":
+        inner = [p for name, p in named.items() if p.dim() == 2 and id(p) not in tables and "relative_attention" not in name]
+    else:
+        inner = []
+    chosen = {id(parameter) for parameter in inner}
+    rest = [parameter for parameter in named.values() if id(parameter) not in chosen]
+    groups = [
+        {"params": [parameter for parameter in rest if parameter.dim() > 1], "weight_decay": training.weight_decay},
+        {"params": [parameter for parameter in rest if parameter.dim() <= 1], "weight_decay": 0.0},
+    ]
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, training.adam_beta2), fused=True)
+    ]
+    if inner:
+        found.append(Muon(inner, lr=learning_rate, weight_decay=training.weight_decay))
+    return found
 
 
 def learning_rate_factor(step: int, total: int, warmup: int) -> float:
@@ -178,7 +204,8 @@ class StageTrainer:
         self.progress = progress
         self.device = next(student.model.parameters()).device
         self._sources = [
-            _Lessons(course, student, training.max_target_tokens, seed, f"{name}/{number}") for number, course in enumerate(courses)
+            _Lessons(course, student, training.max_target_tokens, seed, f"{name}/{number}")
+            for number, course in enumerate(courses)
         ]
         per_epoch = self._sources[0].per_epoch
         if per_epoch == 0:
@@ -186,14 +213,7 @@ class StageTrainer:
         self.steps = section.max_steps or max(1, round((section.epochs or 1) * per_epoch))
         self.warmup = round(section.warmup_share * self.steps)
         self.evaluate_every = section.evaluate_every or max(1, min(per_epoch, self.steps // 5 or 1))
-        decayed = [parameter for parameter in student.model.parameters() if parameter.dim() > 1]
-        plain = [parameter for parameter in student.model.parameters() if parameter.dim() <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=section.learning_rate,
-            betas=(0.9, training.adam_beta2),
-            fused=True,
-        )
+        self.optimizers = build_optimizers(student.model, section.learning_rate, training)
         self.step = 0
         self.best: dict[str, Any] | None = None
         self.since_best = 0
@@ -244,8 +264,9 @@ class StageTrainer:
     def _train_step(self, step: int) -> tuple[dict[str, float], int]:
         torch.manual_seed(step_seed(self.seed, self.name, step))
         rate = self.section.learning_rate * learning_rate_factor(step, self.steps, self.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         self.student.model.train()
         sums, tokens = {"loss": 0.0, **{f"{kind}_loss": 0.0 for kind in TASKS}}, 0
         for number, (course, source) in enumerate(zip(self.courses, self._sources, strict=True)):
@@ -256,9 +277,9 @@ class StageTrainer:
                 found = token_losses(self.student.model, group_of, self.student.encoder, self.device)
                 weighted = found.losses * found.weights
                 parts = {"predict": weighted[~found.explains].sum(), "explain": weighted[found.explains].sum()}
-                loss = course.share * sum(factors[kind] * part for kind, part in parts.items())
-                loss.backward()  # type: ignore[union-attr, no-untyped-call]
-                sums["loss"] += float(loss.detach())  # type: ignore[union-attr]
+                loss: torch.Tensor = course.share * torch.stack([factors[kind] * part for kind, part in parts.items()]).sum()
+                loss.backward()
+                sums["loss"] += float(loss.detach())
                 for kind, part in parts.items():
                     if number == 0 and totals[kind]:
                         sums[f"{kind}_loss"] += float(part.detach()) / totals[kind]
@@ -269,8 +290,9 @@ class StageTrainer:
                 f"lower training.{self.name}.learning_rate and choose another --out folder",
             )
         torch.nn.utils.clip_grad_norm_(self.student.model.parameters(), self.training.max_gradient_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return sums, tokens
 
     def _validate(self) -> None:
@@ -324,13 +346,15 @@ class StageTrainer:
 
     def _checkpoint(self) -> None:
         names = {id(parameter): name for name, parameter in self.student.model.named_parameters()}
-        optimizer: dict[str, torch.Tensor] = {}
-        for parameter, state in self.optimizer.state.items():
-            for part, tensor in state.items():
-                optimizer[f"{part}:{names[id(parameter)]}"] = tensor
+        state = {
+            f"{part}:{names[id(parameter)]}": tensor
+            for optimizer in self.optimizers
+            for parameter, parts in optimizer.state.items()
+            for part, tensor in parts.items()
+        }
         with atomic_folder(self.folder / "checkpoint") as temporary:
             save_file(_unique_state(self.student.model), temporary / "model.safetensors")
-            save_file(optimizer, temporary / "optimizer.safetensors")
+            save_file(state, temporary / "optimizer.safetensors")
             write_json(
                 temporary / "state.json",
                 {
@@ -354,9 +378,10 @@ class StageTrainer:
             raise _other_settings(self.folder)
         load_weights(self.student.model, folder / "model.safetensors")
         parameters = dict(self.student.model.named_parameters())
+        owner = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for name, tensor in load_file(folder / "optimizer.safetensors").items():
             part, _, parameter = name.partition(":")
-            self.optimizer.state[parameters[parameter]][part] = tensor.to(self.device)
+            owner[id(parameters[parameter])].state[parameters[parameter]][part] = tensor.to(self.device)
         self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
         self.seconds, self.tokens, self.history = state["seconds"], state["tokens"], state["history"]
         self._cut_metrics()

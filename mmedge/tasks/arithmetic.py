@@ -11,8 +11,9 @@ has one is a pattern that training never shows).
 
 from __future__ import annotations
 
+import itertools
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mmedge.errors import MmedgeError
 from mmedge.tasks.base import ChainOfThought, Example, Splits, Unparsed
@@ -22,7 +23,8 @@ from mmedge.tasks.judges import ExpressionJudge
 from mmedge.tasks.reading import read_arithmetic
 
 LARGEST = 400  # no quantity of a problem, given or intermediate, is larger
-DISTRACTOR_SHARE = 0.4
+DISTRACTOR_SHARE = 0.3
+ONE_STEP_SHARE = 0.5
 
 _SOURCE_OPERATOR = {"direct": None, "product": "*", "sum": "+", "more_than": "+", "times_as_many": "*"}
 _EVENT_OPERATOR = {"none": None, "gain": "+", "loss": "-"}
@@ -73,22 +75,28 @@ def solve(steps: tuple[Step, ...]) -> Expression:
     return result
 
 
-def _plans() -> list[tuple[str, str, str]]:
+Plan = tuple[str, str, str]  # the meanings of source, event and question
+
+
+def _operations(plan: Plan) -> int:
+    """Return how many operations a plan takes."""
+    source, event, question = plan
+    operators = (_SOURCE_OPERATOR[source], _EVENT_OPERATOR[event], _QUESTION_OPERATOR[question])
+    return sum(operator is not None for operator in operators)
+
+
+def _plans() -> list[Plan]:
     """Return every combination of source, event and question that takes one or two operations."""
-    plans = []
-    for source, first in _SOURCE_OPERATOR.items():
-        for event, second in _EVENT_OPERATOR.items():
-            for question, third in _QUESTION_OPERATOR.items():
-                operations = sum(operator is not None for operator in (first, second, third))
-                if operations in (1, 2):
-                    plans.append((source, event, question))
-    return plans
+    plans = itertools.product(_SOURCE_OPERATOR, _EVENT_OPERATOR, _QUESTION_OPERATOR)
+    return [plan for plan in plans if _operations(plan) in (1, 2)]
 
 
 PLANS = _plans()
+ONE_STEP_PLANS = [plan for plan in PLANS if _operations(plan) == 1]
+TWO_STEP_PLANS = [plan for plan in PLANS if _operations(plan) == 2]
 
 
-def _draw_numbers(plan: tuple[str, str, str], rng: random.Random) -> tuple[dict[str, int], list[Step]] | None:
+def _draw_numbers(plan: Plan, rng: random.Random) -> tuple[dict[str, int], list[Step]] | None:
     """Draw numbers for a plan, or None where they do not come out whole, positive, distinct and small."""
     source, event, question = plan
     numbers: dict[str, int] = {}
@@ -141,7 +149,7 @@ def _draw_numbers(plan: tuple[str, str, str], rng: random.Random) -> tuple[dict[
 def generate(rng: random.Random, *, held_out: bool) -> Problem:
     """Write one problem; with `held_out`, every part that has held-out sentence patterns uses one of them."""
     while True:
-        plan = rng.choice(PLANS)
+        plan = rng.choice(ONE_STEP_PLANS if rng.random() < ONE_STEP_SHARE else TWO_STEP_PLANS)
         drawn = _draw_numbers(plan, rng)
         if drawn is not None:
             break
@@ -180,7 +188,7 @@ class ArithmeticTask:
     train: int = 8000
     test: int = 400
     name: str = "arithmetic"
-    judge: ExpressionJudge = ExpressionJudge()
+    judge: ExpressionJudge = field(default_factory=ExpressionJudge)
 
     def problems(self) -> dict[str, tuple[dict[str, Problem], bool]]:
         """Return the problems of each split by example id, and whether the split holds out sentence patterns."""

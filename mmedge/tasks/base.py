@@ -82,7 +82,10 @@ class Splits:
 class Judge(Protocol):
     """Decides whether an answer is right; pure functions of text, so that a bundle can carry them by name."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What recipes and bundles call it."""
+        ...
 
     def canonical(self, answer: str, choices: Sequence[str] = ()) -> str | None:
         """Return the answer in the form the student learns to write, or None where it is no answer at all."""
@@ -96,8 +99,15 @@ class Judge(Protocol):
 class Task(Protocol):
     """A task: where its examples come from and how text about them is read."""
 
-    name: str
-    judge: Judge
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        ...
+
+    @property
+    def judge(self) -> Judge:
+        """How answers are judged."""
+        ...
 
     def load(self) -> Splits:
         """Read or generate the examples.
@@ -105,10 +115,6 @@ class Task(Protocol):
         Raises:
             MmedgeError: A file is missing or a record is broken; the message names file and line.
         """
-        ...
-
-    def render(self, example: Example) -> str:
-        """Return the question as the student sees it, with choices where there are any; one paragraph."""
         ...
 
     def parse_chain_of_thought(self, text: str, example: Example) -> ChainOfThought | Unparsed:

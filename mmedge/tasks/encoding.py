@@ -3,8 +3,8 @@
 A prompt is encoded in pieces that are never merged by the tokenizer: the context that two tasks share, the task word, the
 target. So a context encoded once serves every task, and what the student saw in training is what it sees on the device.
 
-Decoder-only:     [bos?] context | predict: |  84 / 2 [eos]
-Encoder-decoder:  predict: question [eos]   →   [start] 84 / 2 [eos]
+Decoder-only:     reads and continues  [bos?] context | predict: |  84 / 2 [eos]
+Encoder-decoder:  reads  context [eos],  writes  [start] predict: | 84 / 2 [eos]
 """
 
 from __future__ import annotations
@@ -46,6 +46,19 @@ class SpecialTokens:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What a student is given.
+
+    Attributes:
+        context: The tokens that it reads, the same for both tasks.
+        begun: The tokens that what it writes begins with: the task word, behind an encoder-decoder's start token.
+    """
+
+    context: tuple[int, ...]
+    begun: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class PromptEncoder:
     """Encodes prompts and targets, and decodes what the student wrote.
 
@@ -67,21 +80,21 @@ class PromptEncoder:
         clean = text.encode("utf-8", "replace").decode("utf-8")  # unpaired surrogates are no text to a tokenizer
         return list(self.tokenizer.encode(clean, add_special_tokens=False).ids)
 
-    def context(self, context: str) -> list[int]:
-        """Return the tokens that both tasks share (decoder-only), cut to the longest input."""
+    def context(self, context: str) -> tuple[int, ...]:
+        """Return the tokens that both tasks share, cut to the longest input."""
+        if self.family == "encoder-decoder":
+            return (*self._ids(context)[: self.max_input_tokens - 1], self.special.eos)
         first = [self.special.bos] if self.special.bos is not None else []
-        return (first + self._ids(context))[: self.max_input_tokens]
+        return tuple((first + self._ids(context))[: self.max_input_tokens])
 
-    def task_word(self, kind: Kind) -> list[int]:
-        """Return the tokens behind the context that name the task (decoder-only)."""
-        return self._ids(self.prompts.predict_after if kind == "predict" else self.prompts.explain_after)
+    def begun(self, kind: Kind) -> tuple[int, ...]:
+        """Return the tokens in front of what is written: the task word, behind an encoder-decoder's start token."""
+        start = [self.special.start or 0] if self.family == "encoder-decoder" else []
+        return (*start, *self._ids(self.prompts.predict if kind == "predict" else self.prompts.explain))
 
-    def prompt(self, kind: Kind, context: str) -> list[int]:
-        """Return a whole prompt: what the encoder reads, or what a decoder-only student continues."""
-        if self.family == "decoder-only":
-            return self.context(context) + self.task_word(kind)
-        text = self.prompts.predict(context) if kind == "predict" else self.prompts.explain(context)
-        return self._ids(text)[: self.max_input_tokens - 1] + [self.special.eos]
+    def prompt(self, kind: Kind, context: str) -> Prompt:
+        """Return a whole prompt."""
+        return Prompt(self.context(context), self.begun(kind))
 
     def target(self, text: str, max_tokens: int) -> list[int]:
         """Return the tokens of a target with its end token; a longer one is cut and then has none."""

@@ -10,7 +10,9 @@ Values are exact fractions. Inputs are bounded in length, depth and digits, so h
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -96,6 +98,8 @@ def _to_fraction(text: str) -> Fraction:
     plain = text.replace(",", "")
     if sum(character.isdigit() for character in plain) > MAX_DIGITS:
         raise ExpressionError(f"number with more than {MAX_DIGITS} digits")
+    if plain.isdigit():
+        return Fraction(int(plain))
     return Fraction(plain if not plain.startswith(".") else "0" + plain)
 
 
@@ -218,7 +222,8 @@ class _ProseToken:
     end: int
 
 
-def _prose_tokens(text: str) -> list[_ProseToken]:
+@functools.lru_cache(maxsize=1024)  # a question is read again for each of its chains of thought
+def _prose_tokens(text: str) -> tuple[_ProseToken, ...]:
     tokens: list[_ProseToken] = []
     for match in _PROSE_TOKEN.finditer(text):
         kind, raw = match.lastgroup or "other", match.group()
@@ -244,10 +249,10 @@ def _prose_tokens(text: str) -> list[_ProseToken]:
             merged[-1] = _ProseToken("operator", merged[-1].value, merged[-1].start, token.end)
         else:
             merged.append(token)
-    return merged
+    return tuple(merged)
 
 
-def _without_units(tokens: list[_ProseToken]) -> list[_ProseToken]:
+def _without_units(tokens: Sequence[_ProseToken]) -> list[_ProseToken]:
     """Drop the words that stand between a number and the operator, `=` or parenthesis that follows it."""
     kept: list[_ProseToken] = []
     index = 0

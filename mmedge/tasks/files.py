@@ -9,7 +9,6 @@ Every label is read by the task's judge when the file is loaded: a label that it
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,5 +139,5 @@ def commonsenseqa(data: Path, limit: int | None = None) -> FileTask:
 def nli(data: Path, limit: int | None = None) -> FileTask:
     """Natural language inference in the form of ANLI (Nie et al. 2020): premise, hypothesis, three labels."""
     train = _only_file(data, "train.jsonl")
-    tests = {Path(path).stem: Path(path) for path in sorted(glob.glob(str(data / "test*.jsonl")))}
+    tests = {path.stem: path for path in sorted(data.glob("test*.jsonl"))}
     return FileTask("nli", LabelJudge(NLI_LABELS), train, tests, has_premise=True, limit=limit)

@@ -14,14 +14,84 @@ import random
 import re
 from dataclasses import dataclass
 
-NAMES = (
-    "Ada Amir Anna Ben Bilal Carla Chen Dina Diego Emma Eli Farah Finn Grace Hugo Ines Ivan Jana Jonas Kofi Lara Leo Lina "
-    "Mara Milo Mira Nadia Noah Nora Omar Paula Pedro Rosa Ravi Sara Samir Tara Theo Uma Vera Wanda Yara Yusuf Zoe"
-).split()
-THINGS = (
-    "apples pears marbles stickers pencils books cookies shells stones stamps coins cards flowers eggs lemons candles "
-    "buttons balloons ribbons badges peaches plums nuts carrots muffins toys beads leaves tickets photos"
-).split()
+NAMES = [
+    "Ada",
+    "Amir",
+    "Anna",
+    "Ben",
+    "Bilal",
+    "Carla",
+    "Chen",
+    "Dina",
+    "Diego",
+    "Emma",
+    "Eli",
+    "Farah",
+    "Finn",
+    "Grace",
+    "Hugo",
+    "Ines",
+    "Ivan",
+    "Jana",
+    "Jonas",
+    "Kofi",
+    "Lara",
+    "Leo",
+    "Lina",
+    "Mara",
+    "Milo",
+    "Mira",
+    "Nadia",
+    "Noah",
+    "Nora",
+    "Omar",
+    "Paula",
+    "Pedro",
+    "Rosa",
+    "Ravi",
+    "Sara",
+    "Samir",
+    "Tara",
+    "Theo",
+    "Uma",
+    "Vera",
+    "Wanda",
+    "Yara",
+    "Yusuf",
+    "Zoe",
+]
+THINGS = [
+    "apples",
+    "pears",
+    "marbles",
+    "stickers",
+    "pencils",
+    "books",
+    "cookies",
+    "shells",
+    "stones",
+    "stamps",
+    "coins",
+    "cards",
+    "flowers",
+    "eggs",
+    "lemons",
+    "candles",
+    "buttons",
+    "balloons",
+    "ribbons",
+    "badges",
+    "peaches",
+    "plums",
+    "nuts",
+    "carrots",
+    "muffins",
+    "toys",
+    "beads",
+    "leaves",
+    "tickets",
+    "photos",
+]
 CONTAINERS = ("boxes", "bags", "baskets", "trays", "jars", "crates", "drawers", "packets")
 
 

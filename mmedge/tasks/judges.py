@@ -1,8 +1,8 @@
 """Judges of answers: by value, by choice, by label, or by exact text.
 
-    EXPRESSION.agrees("84 / 2", "42")                       True: judged by value
-    CHOICE.agrees("(d)", "math problem", choices)           True: the letter names the text
-    LabelJudge(("entailment", …)).canonical("Entailment.")  "entailment"
+EXPRESSION.agrees("84 / 2", "42")                       True: judged by value
+CHOICE.agrees("(d)", "math problem", choices)           True: the letter names the text
+LabelJudge(("entailment", …)).canonical("Entailment.")  "entailment"
 """
 
 from __future__ import annotations

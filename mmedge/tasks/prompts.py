@@ -1,14 +1,14 @@
 """What a student reads and writes: four prompts, told apart by a task word, and one verdict vocabulary.
 
-An encoder-decoder student has the task word in front, as in the paper:
+    context                                                         task word     target
+    Luke scored 84 points …                                         predict:   →  84 / 2
+    Luke scored 84 points …                                         explain:   →  Luke scored 84 points in 2 rounds …
+    Luke scored 84 points … solution: Luke … answer: 84 / 2         predict:   →  correct
+    Luke scored 84 points … solution: Luke … answer: 84 / 2         explain:   →  Equal scoring over 2 rounds calls for …
 
-    predict: Luke scored 84 points …                                          →  84 / 2
-    explain: Luke scored 84 points …                                          →  Luke scored 84 points in 2 rounds …
-    predict: Luke scored 84 points … solution: Luke … answer: 84 / 2          →  correct
-    explain: Luke scored 84 points … solution: Luke … answer: 84 / 2          →  Equal scoring over 2 rounds calls for …
-
-A decoder-only student has it behind the question, so that everything before it is read once and shared by both tasks, in
-training (one pass, several branches) and on the device (one prefill). Bundles carry these prompts as plain text.
+The paper puts the task word in front of the question. Here it stands behind it (for an encoder-decoder: at the start of what
+the decoder writes), so that the context is read once and shared by both tasks: in training, where that saves half of the
+tokens, and on the device, where answer, rationale and judgement follow from one reading. Bundles carry these prompts as text.
 """
 
 from __future__ import annotations
@@ -42,38 +42,26 @@ class StudentPrompts:
     """The templates of one student family.
 
     Attributes:
-        question: What reasoning starts from; has the place `{question}`.
-        solution: What self-evaluation starts from; has the places `{question}` and `{cot}`.
-        predict_before: The task word of answer and verdict, in front of `question` or `solution`.
-        explain_before: The task word of rationale and evaluation, in front.
-        predict_after: The same, behind.
-        explain_after: The same, behind.
+        question: The context of reasoning; has the place `{question}`.
+        solution: The context of self-evaluation; has the places `{question}` and `{cot}`.
+        predict: The task word of answer and verdict.
+        explain: The task word of rationale and evaluation.
         target: What stands in front of every target.
     """
 
     question: str
     solution: str
-    predict_before: str
-    explain_before: str
-    predict_after: str
-    explain_after: str
+    predict: str
+    explain: str
     target: str
 
     def reasoning_context(self, question: str) -> str:
-        """Return the part of the prompt that answer and rationale share."""
+        """Return the context that answer and rationale share."""
         return _fill(self.question, question=question, cot="")
 
     def evaluation_context(self, question: str, cot: ChainOfThought) -> str:
-        """Return the part of the prompt that verdict and evaluation share."""
+        """Return the context that verdict and evaluation share."""
         return _fill(self.solution, question=question, cot=render_chain_of_thought(cot))
-
-    def predict(self, context: str) -> str:
-        """Return the whole prompt for the short task: an answer or a verdict."""
-        return self.predict_before + context + self.predict_after
-
-    def explain(self, context: str) -> str:
-        """Return the whole prompt for the long task: a rationale or an evaluation."""
-        return self.explain_before + context + self.explain_after
 
     def to_json(self) -> dict[str, str]:
         return asdict(self)
@@ -85,21 +73,9 @@ def _fill(template: str, **places: str) -> str:
 
 
 ENCODER_DECODER_PROMPTS = StudentPrompts(
-    question="{question}",
-    solution="{question} solution: {cot}",
-    predict_before="predict: ",
-    explain_before="explain: ",
-    predict_after="",
-    explain_after="",
-    target="",
+    question="{question}", solution="{question} solution: {cot}", predict="predict:", explain="explain:", target=""
 )
 
 DECODER_ONLY_PROMPTS = StudentPrompts(
-    question="{question}\n",
-    solution="{question}\nsolution: {cot}\n",
-    predict_before="",
-    explain_before="",
-    predict_after="predict:",
-    explain_after="explain:",
-    target=" ",
+    question="{question}\n", solution="{question}\nsolution: {cot}\n", predict="predict:", explain="explain:", target=" "
 )

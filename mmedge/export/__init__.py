@@ -1,0 +1,1 @@
+"""Export: from a student to verified bundles."""

@@ -1,0 +1,132 @@
+"""Bundles: the deployable folder, its manifest, and the check that every file is what the manifest says.
+
+    bundle-int8/
+        manifest.json                    this format; hashes of every other file, and of itself
+        encoder_model.onnx  decoder_model_merged.onnx      (encoder-decoder), or model.onnx (decoder-only)
+        tokenizer.json  config.json  …   as other runtimes expect them
+
+A bundle opens without network, torch or transformers, and refuses to open when a byte differs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmedge.errors import MmedgeError
+from mmedge.storage import folder_size, read_json, sha256_file, sha256_json, write_json
+from mmedge.tasks.encoding import Family, SpecialTokens
+from mmedge.tasks.judges import AnyJudge, judge_by_name
+from mmedge.tasks.prompts import StudentPrompts
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+GRAPHS: dict[str, dict[str, str]] = {
+    "encoder-decoder": {"encoder": "encoder_model.onnx", "decoder": "decoder_model_merged.onnx"},
+    "decoder-only": {"decoder": "model.onnx"},
+}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened, checked bundle.
+
+    Attributes:
+        folder: Where it lies.
+        family: Which kind of student.
+        precision: `fp32` or `int8`.
+        prompts: Its prompts.
+        special: Its special tokens.
+        judge: How answers of its task are judged.
+        max_input_tokens: Longer inputs are cut.
+        max_answer_tokens: The longest answer.
+        max_rationale_tokens: The longest rationale or evaluation.
+        manifest: The whole manifest.
+    """
+
+    folder: Path
+    family: Family
+    precision: str
+    prompts: StudentPrompts
+    special: SpecialTokens
+    judge: AnyJudge
+    max_input_tokens: int
+    max_answer_tokens: int
+    max_rationale_tokens: int
+    manifest: dict[str, Any]
+
+    def graph(self, part: str) -> Path:
+        """Return the path of a graph: `decoder`, or `encoder`."""
+        return self.folder / GRAPHS[self.family][part]
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk, all included."""
+        return folder_size(self.folder)
+
+
+def seal(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest of a folder whose other files are complete: their hashes and sizes, and a hash over itself."""
+    files = {
+        str(file.relative_to(folder)): {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+    whole = {"format": FORMAT, **manifest, "files": files}
+    write_json(folder / MANIFEST, {**whole, "sha256": sha256_json(whole)})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return a bundle's manifest, checked against its own hash.
+
+    Raises:
+        MmedgeError: The folder is no bundle, is of a newer format, or its manifest was changed.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise MmedgeError(f"no such bundle: {folder}", "make one with mmedge export RUN --int8")
+    if not path.is_file():
+        raise MmedgeError(f"{folder} is no bundle: it has no {MANIFEST}", "make one with mmedge export RUN --int8")
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or "format" not in manifest:
+        raise MmedgeError(f"{path} is no bundle manifest", "export the student again")
+    if manifest["format"] != FORMAT:
+        raise MmedgeError(
+            f"{path} has format {manifest['format']!r}; this version reads {FORMAT}", "update mmedge, or export again"
+        )
+    stated = manifest.pop("sha256", None)
+    if sha256_json(manifest) != stated:
+        raise MmedgeError(f"{path} was changed after export: its hash does not match", "export the student again")
+    return manifest
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Open a bundle and check every file.
+
+    Raises:
+        MmedgeError: A file is missing, was added, or differs from its hash; the message names it.
+    """
+    manifest = read_manifest(folder)
+    files: dict[str, Any] = manifest["files"]
+    for name, stated in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise MmedgeError(f"{path} is missing from the bundle", "copy the bundle again, whole, or export again")
+        if path.stat().st_size != stated["bytes"] or sha256_file(path) != stated["sha256"]:
+            raise MmedgeError(f"{path} is damaged: its hash is not the manifest's", "copy the bundle again, or export again")
+    added = [str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file() and str(f.relative_to(folder)) not in files]
+    if unexpected := [name for name in added if name != MANIFEST]:
+        raise MmedgeError(f"{folder / unexpected[0]} does not belong to the bundle", "remove it, or export again")
+    return Bundle(
+        folder=folder,
+        family=manifest["family"],
+        precision=manifest["precision"],
+        prompts=StudentPrompts(**manifest["prompts"]),
+        special=SpecialTokens(**manifest["special_tokens"]),
+        judge=judge_by_name(manifest["task"]["judge"], manifest["task"]["labels"]),
+        max_input_tokens=manifest["max_input_tokens"],
+        max_answer_tokens=manifest["max_answer_tokens"],
+        max_rationale_tokens=manifest["max_rationale_tokens"],
+        manifest=manifest,
+    )

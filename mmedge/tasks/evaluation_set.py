@@ -1,0 +1,149 @@
+"""The evaluation set of a run: what export verifies against and bench measures with, in one JSON-lines file.
+
+    {"kind": "task", "name": "svamp", "judge": "expression", "labels": []}
+    {"kind": "question", "split": "test", "id": "svamp-test-0000", "question": "…", "choices": [], "label": "84 / 2"}
+    {"kind": "cot", "split": "verdict_test", "id": "svamp-train-0007", "sample": 2, "rationale": "…", "pseudo_label": "…",
+     "correct": false, "teacher_verdict": "wrong", …}
+
+It stands beside the student, so a bundle can be measured on a device that has neither the recipe's data nor the teacher.
+`validation` is for choices, every other split for final figures only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmedge.errors import MmedgeError
+from mmedge.storage import Json, iterate_jsonl, text_field, write_text
+from mmedge.tasks.base import ChainOfThought, Example
+from mmedge.tasks.judges import AnyJudge, judge_by_name
+
+FILE_NAME = "evaluation.jsonl"
+VALIDATION = "validation"
+
+
+@dataclass(frozen=True)
+class HeldOutCot:
+    """A chain of thought whose truth is known: its pseudo-label agrees with the human label or does not."""
+
+    example: Example
+    sample: int
+    cot: ChainOfThought
+    correct: bool
+    teacher_verdict: str | None
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Questions by split, chains of thought by split, and how answers are judged."""
+
+    task: str
+    judge: AnyJudge
+    questions: dict[str, tuple[Example, ...]]
+    cots: dict[str, tuple[HeldOutCot, ...]]
+
+    def tests(self) -> dict[str, tuple[Example, ...]]:
+        """Return the test splits: all but validation."""
+        return {split: examples for split, examples in self.questions.items() if split != VALIDATION}
+
+
+def _example_json(example: Example) -> Json:
+    return {"id": example.id, "question": example.question, "choices": list(example.choices), "label": example.label}
+
+
+def write_evaluation_set(path: Path, evaluation: EvaluationSet) -> None:
+    """Write an evaluation set, atomically."""
+    labels = list(getattr(evaluation.judge, "labels", ()))
+    lines: list[Json] = [{"kind": "task", "name": evaluation.task, "judge": evaluation.judge.name, "labels": labels}]
+    for split, examples in evaluation.questions.items():
+        lines += [{"kind": "question", "split": split, **_example_json(example)} for example in examples]
+    for split, cots in evaluation.cots.items():
+        lines += [
+            {
+                "kind": "cot",
+                "split": split,
+                **_example_json(held.example),
+                "sample": held.sample,
+                "rationale": held.cot.rationale,
+                "pseudo_label": held.cot.pseudo_label,
+                "correct": held.correct,
+                "teacher_verdict": held.teacher_verdict,
+            }
+            for held in cots
+        ]
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_evaluation_set(path: Path) -> EvaluationSet:
+    """Read an evaluation set.
+
+    Raises:
+        MmedgeError: The file is missing or a record is broken; the message names file and line.
+    """
+    if not path.is_file():
+        raise MmedgeError(
+            f"no evaluation set: {path}", "`mmedge distill` writes it beside the student; name it with --evaluation FILE"
+        )
+    task, judge = "", None
+    questions: dict[str, list[Example]] = {}
+    cots: dict[str, list[HeldOutCot]] = {}
+    for number, record in iterate_jsonl(path):
+        kind = record.get("kind")
+        if kind == "task":
+            task = text_field(record, "name", path, number)
+            try:
+                judge = judge_by_name(str(record.get("judge")), [str(label) for label in record.get("labels") or ()])
+            except ValueError as error:
+                raise MmedgeError(f"{path}:{number}: {error}") from None
+            continue
+        split = text_field(record, "split", path, number)
+        example = read_example(record, path, number)
+        if kind == "question":
+            questions.setdefault(split, []).append(example)
+        elif kind == "cot":
+            cot = ChainOfThought(str(record.get("rationale", "")), text_field(record, "pseudo_label", path, number))
+            correct, verdict = record.get("correct"), record.get("teacher_verdict")
+            if not isinstance(correct, bool):
+                raise MmedgeError(f"{path}:{number}: field 'correct' must be true or false")
+            held = HeldOutCot(example, int(record.get("sample") or 0), cot, correct, str(verdict) if verdict else None)
+            cots.setdefault(split, []).append(held)
+        else:
+            raise MmedgeError(f"{path}:{number}: field 'kind' must be task, question or cot, found {kind!r:.40}")
+    if judge is None:
+        raise MmedgeError(f"{path}: the first line must name the task and its judge")
+    return EvaluationSet(
+        task,
+        judge,
+        {split: tuple(examples) for split, examples in questions.items()},
+        {split: tuple(held) for split, held in cots.items()},
+    )
+
+
+def read_example(record: Json, path: Path | str, number: int) -> Example:
+    """Read a question from a JSON-lines record: `question`, and optional `id`, `choices`, `label`."""
+    choices = record.get("choices") or []
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        raise MmedgeError(f"{path}:{number}: field 'choices' must be a list of texts")
+    label = record.get("label")
+    if record.get("premise") is not None:
+        premise, hypothesis = (text_field(record, name, path, number) for name in ("premise", "hypothesis"))
+        question = f"Premise: {premise} Hypothesis: {hypothesis}"
+    else:
+        question = text_field(record, "question", path, number)
+    return Example(str(record.get("id", number)), question, None if label is None else str(label), tuple(choices))
+
+
+def evaluation_set_of(
+    task: str,
+    judge: AnyJudge,
+    validation: Sequence[Example],
+    tests: dict[str, tuple[Example, ...]],
+    cots: dict[str, Sequence[HeldOutCot]],
+) -> EvaluationSet:
+    """Put an evaluation set together."""
+    return EvaluationSet(
+        task, judge, {VALIDATION: tuple(validation), **tests}, {name: tuple(held) for name, held in cots.items()}
+    )

@@ -1,0 +1,77 @@
+"""Bench: the same questions to every variant, each in a process of its own, every figure with its uncertainty."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import is_one_line_error, mmedge
+
+
+@pytest.fixture(scope="module", params=["tiny_run", "llama_run"])
+def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    run: Path = request.getfixturevalue(request.param)
+    out = tmp_path_factory.mktemp("bench")
+    done = mmedge("bench", run, "--questions", "6", "--verdicts", "8", "--warmup", "1", "--out", out)
+    assert done.code == 0, done.err
+    return out, json.loads((out / "bench.json").read_text())
+
+
+def test_student_fp32_and_int8_stand_side_by_side(report: tuple[Path, dict[str, object]]) -> None:
+    variants = report[1]["variants"]
+    assert [variant["name"] for variant in variants] == ["torch fp32", "onnxruntime fp32", "onnxruntime int8"]  # type: ignore[index,attr-defined]
+    for variant in variants:  # type: ignore[attr-defined]
+        assert all(split["total"] == 6 and len(split["interval_95"]) == 2 for split in variant["answer_accuracy"].values())
+        latency = variant["latency_ms"]
+        assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
+        assert latency["count"] == len(variant["samples"]["seconds"])
+        assert 0 < variant["time_to_first_token_ms"]["p50"] < latency["p99"]
+        assert variant["verdict_accuracy"]["total"] == 8
+        assert variant["bytes_on_disk"] > 1000
+    torch_, exact, small = variants  # type: ignore[misc]
+    assert torch_["samples"]["answers"] == exact["samples"]["answers"]
+    assert small["bytes_on_disk"] < exact["bytes_on_disk"]
+
+
+def test_each_variant_has_a_memory_of_its_own(report: tuple[Path, dict[str, object]]) -> None:
+    torch_, exact, small = (variant["peak_memory_bytes"] for variant in report[1]["variants"])  # type: ignore[attr-defined]
+    assert 20e6 < small < torch_ and exact < torch_
+
+
+def test_the_table_says_machine_and_conditions(report: tuple[Path, dict[str, object]]) -> None:
+    text = (report[0] / "bench.md").read_text()
+    assert "onnxruntime int8" in text and "95 % Wilson" in text and "threads" in text
+
+
+def test_a_bundle_alone_is_measured_where_its_evaluation_set_is_named(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run / "bundle-int8", tmp_path / "bundle")
+    missing = mmedge("bench", tmp_path / "bundle", "--questions", "2")
+    assert is_one_line_error(missing) and "--evaluation" in missing.err
+    done = mmedge(
+        "bench",
+        tmp_path / "bundle",
+        "--questions",
+        "2",
+        "--verdicts",
+        "0",
+        "--evaluation",
+        tiny_run / "evaluation.jsonl",
+        "--json",
+        "-q",
+    )
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["variants"][0]["name"] == "onnxruntime int8"
+
+
+def test_a_damaged_variant_and_a_wrong_place_are_one_line(tiny_run: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_run / "bundle-int8", bundle)
+    (bundle / "config.json").write_text("{}")
+    found = mmedge("bench", bundle, "--evaluation", tiny_run / "evaluation.jsonl")
+    assert is_one_line_error(found) and "config.json is damaged" in found.err
+    for place, complaint in ((tmp_path / "none", "no such variant"), (tmp_path, "neither a run, a student nor a bundle")):
+        found = mmedge("bench", place)
+        assert is_one_line_error(found) and complaint in found.err

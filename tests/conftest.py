@@ -1,0 +1,201 @@
+"""Small real things that many tests share: runs of both student families, trained for a few steps and exported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parent.parent
+DATA = Path(os.environ.get("MMEDGE_DATA") or REPOSITORY.parent / "shared" / "data")
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+def mmedge(*arguments: str | Path, stdin: str | None = None, cwd: Path | None = None, timeout: float = 300) -> Finished:
+    """Run the command line in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mmedge.cli", *map(str, arguments)],
+        input=stdin if stdin is not None else "",
+        capture_output=True,
+        text=True,
+        cwd=cwd or REPOSITORY,
+        timeout=timeout,
+        check=False,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def is_one_line_error(found: Finished) -> bool:
+    """Whether a command failed as it should: exit code, one line of error, at most one line of advice, no traceback."""
+    lines = found.err.strip().splitlines()
+    shown = [line for line in lines if not line.startswith("  →")]
+    return found.code != 0 and "Traceback" not in found.err and len(shown) >= 1 and shown[-1].startswith("error: ")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real questions and annotations; tests that need it are skipped where it is absent."""
+    if not DATA.is_dir():
+        pytest.skip(f"no real data: set MMEDGE_DATA ({DATA} does not exist)")
+    return DATA
+
+
+TINY_SCRATCH = {
+    "d_model": 64,
+    "d_ff": 96,
+    "d_kv": 16,
+    "heads": 4,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "vocabulary": 500,
+}
+
+
+def tiny_recipe(**changes: object) -> dict[str, object]:
+    """Return the values of a recipe that trains in seconds."""
+    values: dict[str, object] = {
+        "name": "tiny",
+        "task": {"kind": "arithmetic", "train": 160, "test": 12},
+        "teacher": {"kind": "embedded", "cots_per_question": 2},
+        "student": {"source": "scratch", "scratch": TINY_SCRATCH},
+        "method": {"cots_per_visit": 1, "rehearsal": 0.25},
+        "training": {
+            "stage1": {"max_steps": 6, "batch_size": 8, "learning_rate": 2e-3, "evaluate_every": 3},
+            "stage2": {"max_steps": 12, "batch_size": 8, "learning_rate": 2e-3, "evaluate_every": 4},
+            "max_input_tokens": 160,
+            "max_target_tokens": 72,
+        },
+        "split": {"validation": 16, "verdict_test": 12},
+        "generation": {"max_answer_tokens": 12, "max_rationale_tokens": 24},
+    }
+    return values | changes
+
+
+def write_recipe(path: Path, values: dict[str, object]) -> Path:
+    """Write a recipe and return its path."""
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of an encoder-decoder from scratch, distilled and exported through the command line."""
+    folder = tmp_path_factory.mktemp("tiny")
+    recipe = write_recipe(folder / "tiny.yaml", tiny_recipe())
+    run = folder / "run"
+    for command in (["distill", recipe, "--out", run, "-q"], ["export", run, "-q"]):
+        done = mmedge(*command)
+        assert done.code == 0, done.err
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small random Llama: grouped attention, tied head, byte-level tokenizer."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    folder = tmp_path_factory.mktemp("llama")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["predict: explain: correct wrong uncertain solution: answer: how many apples"], trainer)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(fast) + 7,  # no round number: padding of blocks is exercised
+        hidden_size=64,
+        intermediate_size=112,  # no multiple of the quantization block
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        eos_token_id=0,
+        bos_token_id=0,
+        pad_token_id=0,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def own_task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A user's own task in JSON lines, with recorded chains of thought and self-evaluations."""
+    from mmedge.tasks.arithmetic import ArithmeticTask
+    from mmedge.teachers.embedded import EmbeddedTeacher
+
+    folder = tmp_path_factory.mktemp("own")
+    task = ArithmeticTask(train=80, test=8)
+    splits = task.load()
+    teacher = EmbeddedTeacher(task, cots_per_question=2)
+    cots = list(teacher.chains_of_thought(splits.train))
+    by_id = {example.id: example for example in splits.train}
+    evaluations = teacher.self_evaluations([(by_id[cot.example_id], cot) for cot in cots])
+    files: dict[str, list[dict[str, object]]] = {
+        "train": [{"id": e.id, "question": e.question, "label": e.label} for e in splits.train],
+        "test": [{"id": e.id, "question": e.question, "label": e.label} for e in splits.tests["new_combinations"]],
+        "cots": [{"id": c.example_id, "sample": c.sample, "teacher": "t", "text": c.text} for c in cots],
+        "evaluations": [
+            {"id": e.example_id, "sample": e.sample, "evaluation": e.text, "verdict": e.verdict} for e in evaluations
+        ],
+    }
+    paths = {}
+    for name, records in files.items():
+        paths[name] = folder / f"{name}.jsonl"
+        paths[name].write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return paths
+
+
+def own_recipe(own_task: dict[str, Path], student: Path) -> dict[str, object]:
+    """Return a recipe of a user's own task with recorded annotations and a student from a folder."""
+    return tiny_recipe(
+        name="own",
+        task={
+            "kind": "jsonl",
+            "train_file": str(own_task["train"]),
+            "test_files": {"test": str(own_task["test"])},
+            "judge": "expression",
+        },
+        teacher={"kind": "recorded", "cots": str(own_task["cots"]), "evaluations": str(own_task["evaluations"])},
+        student={"source": str(student)},
+        split={"validation": 8, "verdict_test": 8},
+    )
+
+
+@pytest.fixture(scope="session")
+def llama_run(tmp_path_factory: pytest.TempPathFactory, own_task: dict[str, Path], tiny_llama: Path) -> Path:
+    """A run of a decoder-only student from a folder, on a user's own task with recorded annotations."""
+    folder = tmp_path_factory.mktemp("llama_run")
+    recipe = write_recipe(folder / "own.yaml", own_recipe(own_task, tiny_llama))
+    run = folder / "run"
+    for command in (["distill", recipe, "--out", run, "-q"], ["export", run, "-q", "--max-accuracy-drop", "100"]):
+        done = mmedge(*command)
+        assert done.code == 0, done.err
+    return run

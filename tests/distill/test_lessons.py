@@ -1,0 +1,109 @@
+"""Lessons: sharing a context changes what is computed, not what is learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmedge.distill.lessons import (
+    Encoded,
+    Lesson,
+    Target,
+    branch_mask,
+    encode_lesson,
+    micro_batches,
+    reasoning_lessons,
+    token_losses,
+)
+from mmedge.distill.students import Student, build_scratch, load_student, resolve_source
+from mmedge.recipe import MethodSection, ScratchSection, StudentSection
+from mmedge.tasks import ChainOfThought, Example
+from mmedge.teachers.store import AnnotatedExample, EvaluatedCot
+from tests.conftest import TINY_SCRATCH
+
+LESSONS = (
+    Lesson(
+        "Luke scored 84 points after 2 rounds.\n",
+        (
+            Target("predict", "84 / 2", 0.75),
+            Target("predict", "84 * 2", 0.25),
+            Target("explain", "He scored 84 in 2 rounds.", 1.0),
+        ),
+    ),
+    Lesson(
+        "A question with other numbers, 5 and 6 and 7?\n", (Target("predict", "5 + 6", 1.0), Target("explain", "We add.", 1.0))
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def students(tiny_llama: Path) -> dict[str, Student]:
+    section = StudentSection(source=str(tiny_llama))
+    causal = load_student(section, resolve_source(section), 128, [], 0)
+    scratch = build_scratch(ScratchSection(**TINY_SCRATCH), ["predict: explain: He scored 84 points in 2 rounds."], 128, 0)
+    return {"decoder-only": causal, "encoder-decoder": scratch}
+
+
+@pytest.mark.parametrize("family", ["decoder-only", "encoder-decoder"])
+def test_shared_contexts_give_the_losses_of_separate_sequences(students: dict[str, Student], family: str) -> None:
+    student = students[family]
+    student.model.eval()
+    encoded = [encode_lesson(lesson, student.encoder, 64) for lesson in LESSONS]
+    with torch.no_grad():
+        found = token_losses(student.model, encoded, student.encoder, torch.device("cpu"))
+        expected = []
+        for lesson in encoded:
+            for target in lesson.targets:
+                context, read = torch.tensor([lesson.context]), torch.tensor([target.begun + target.ids])
+                if family == "decoder-only":
+                    logits = student.model(input_ids=torch.cat([context, read], 1)).logits
+                else:
+                    logits = student.model(input_ids=context, decoder_input_ids=read).logits
+                chances = logits[0, -len(target.ids) - 1 : -1].log_softmax(-1)
+                losses = -chances[range(len(target.ids)), list(target.ids)]
+                expected += [(round(float(loss), 3), target.weight, target.kind == "explain") for loss in losses]
+    got = zip(found.losses.tolist(), found.weights.tolist(), found.explains.tolist(), strict=True)
+    assert sorted((round(loss, 3), weight, explain) for loss, weight, explain in got) == pytest.approx(
+        sorted(expected), abs=2e-3
+    )
+
+
+def test_branches_do_not_see_each_other() -> None:
+    mask = branch_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]), torch.float32)[0, 0] == 0
+    assert mask.int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
+
+
+def test_every_chain_of_thought_becomes_a_target_and_pseudo_labels_count_by_share(students: dict[str, Student]) -> None:
+    cots = [EvaluatedCot(i, ChainOfThought(f"way {i}", label), ()) for i, label in enumerate(("1 + 1", "2", "1 + 1"))]
+    example = AnnotatedExample(Example("a", "What is 1 + 1?", "2"), tuple(cots))
+    encoder = students["decoder-only"].encoder
+    rationales = set()
+    for epoch in range(3):
+        lesson = reasoning_lessons([example], encoder, MethodSection(cots_per_visit=1), epoch)[0]
+        rationales |= {target.text for target in lesson.targets if target.kind == "explain"}
+        answers = {target.text: target.weight for target in lesson.targets if target.kind == "predict"}
+        assert answers == {"1 + 1": pytest.approx(2 / 3), "2": pytest.approx(1 / 3)}
+    assert rationales == {"way 0", "way 1", "way 2"}
+    whole = reasoning_lessons([example], encoder, MethodSection(labels="human"), 0)[0]
+    assert [(target.kind, target.text) for target in whole.targets] == [
+        ("predict", "2"),
+        ("explain", "way 0"),
+        ("explain", "way 1"),
+        ("explain", "way 2"),
+    ]
+
+
+def test_micro_batches_hold_everything_and_respect_the_limit() -> None:
+    lessons = [Encoded(tuple(range(length)), ()) for length in (5, 90, 12, 40, 41, 3)]
+    groups = micro_batches(lessons, 100)
+    assert sorted(len(lesson.context) for group in groups for lesson in group) == [3, 5, 12, 40, 41, 90]
+    assert all(len(group) == 1 or len(group) * max(lesson.tokens for lesson in group) <= 100 for group in groups)

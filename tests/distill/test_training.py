@@ -1,0 +1,154 @@
+"""Training: a kill changes nothing, other settings are refused, and the loss is what the method says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mmedge.distill.training import learning_rate_factor, step_seed
+from tests.conftest import REPOSITORY, is_one_line_error, mmedge, own_recipe, tiny_recipe, write_recipe
+
+
+def _scores(run: Path) -> dict[str, object]:
+    """Return everything in a run's metrics that does not depend on the clock."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    for stage in metrics["stages"].values():
+        del stage["seconds"]
+    del metrics["machine"]
+    return dict(metrics)
+
+
+def _kill_when(command: list[str], reached: object, seconds: float = 120) -> None:
+    """Start a command and kill it with SIGKILL as soon as `reached()` is true."""
+    process = subprocess.Popen([sys.executable, "-m", "mmedge.cli", *command], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + seconds
+    try:
+        while not reached():  # type: ignore[operator]
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline, "it never came so far"
+            time.sleep(0.01)
+    finally:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _steps_logged(run: Path, stage: str) -> int:
+    path = run / stage / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_killed_stage_continues_and_ends_as_if_nothing_had_happened(tmp_path: Path, stage: str) -> None:
+    values = tiny_recipe()
+    training = dict(values["training"])  # type: ignore[call-overload]
+    training |= {
+        "checkpoint_minutes": 0,
+        "stage1": {"max_steps": 24, "batch_size": 8, "learning_rate": 2e-3, "evaluate_every": 12},
+        "stage2": {"max_steps": 24, "batch_size": 8, "learning_rate": 2e-3, "evaluate_every": 8},
+    }
+    recipe = write_recipe(tmp_path / "r.yaml", values | {"training": training})
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done = mmedge("distill", recipe, "--out", whole, "-q")
+    assert done.code == 0, done.err
+    command = ["distill", str(recipe), "--out", str(cut), "-q"]
+    _kill_when(command, lambda: (cut / stage / "checkpoint" / "state.json").is_file() and _steps_logged(cut, stage) >= 1)
+    assert not (cut / stage / "done.json").exists()
+    again = mmedge("distill", recipe, "--out", cut)
+    assert again.code == 0, again.err
+    assert f"{stage}: continues from step" in again.err
+    assert _scores(cut) == _scores(whole)
+    weights = "student/model.safetensors"
+    assert (cut / weights).read_bytes() == (whole / weights).read_bytes()
+    lines = [json.loads(line)["step"] for line in (cut / stage / "metrics.jsonl").read_text().splitlines()]
+    assert lines == sorted(lines)
+
+
+def test_a_finished_run_is_kept_and_other_settings_are_refused(tiny_run: Path, tmp_path: Path) -> None:
+    recipe = tiny_run / "recipe.yaml"
+    before = (tiny_run / "student" / "model.safetensors").stat().st_mtime_ns
+    again = mmedge("distill", recipe, "--out", tiny_run)
+    assert again.code == 0 and "distilled already, kept" in again.err
+    assert (tiny_run / "student" / "model.safetensors").stat().st_mtime_ns == before
+    other = mmedge("distill", recipe, "--out", tiny_run, "--set", "method.alpha=0.7")
+    assert is_one_line_error(other)
+    assert "method.alpha = 0.5, not 0.7" in other.err
+
+
+def test_changed_data_are_noticed(own_task: dict[str, Path], tiny_llama: Path, tmp_path: Path) -> None:
+    cots = tmp_path / "cots.jsonl"
+    cots.write_bytes(own_task["cots"].read_bytes())
+    recipe = write_recipe(tmp_path / "r.yaml", own_recipe({**own_task, "cots": cots}, tiny_llama))
+    assert mmedge("annotate", recipe, "--out", tmp_path / "run", "-q").code == 0
+    cots.write_text(cots.read_text().replace("The answer is", "So the answer is"))
+    again = mmedge("annotate", recipe, "--out", tmp_path / "run", "-q")
+    assert is_one_line_error(again) and "its files have changed" in again.err
+
+
+def test_a_run_says_what_it_was(tiny_run: Path) -> None:
+    explanation = json.loads((tiny_run / "run.json").read_text())
+    assert explanation["machine"]["packages"]["torch"]
+    assert explanation["annotations"]["cots"] == {"parsed": 320}
+    metrics = json.loads((tiny_run / "metrics.json").read_text())
+    for when in ("before", "after"):
+        assert set(metrics[when]["answer"]) == {"validation", "new_combinations", "held_out_patterns"}
+        assert len(metrics[when]["answer"]["validation"]["interval_95"]) == 2
+        assert 0 <= metrics[when]["verdict"]["accuracy"]["value"] <= 1
+    assert [entry["step"] for entry in metrics["stages"]["stage2"]["validations"]] == [4, 8, 12]
+
+
+def test_no_self_evaluation_means_no_stage_1(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", tiny_recipe(method={"self_evaluation": False, "labels": "human"}))
+    done = mmedge("distill", recipe, "--out", tmp_path / "run", "-q")
+    assert done.code == 0, done.err
+    assert not (tmp_path / "run" / "stage1").exists()
+
+
+def test_early_stop_ends_a_stage_that_no_longer_improves(tmp_path: Path) -> None:
+    values = tiny_recipe(method={"self_evaluation": False})
+    stage2 = {"max_steps": 60, "batch_size": 4, "learning_rate": 1e-9, "evaluate_every": 2, "patience": 3}
+    values["training"] = dict(values["training"]) | {"stage2": stage2}  # type: ignore[call-overload]
+    recipe = write_recipe(tmp_path / "r.yaml", values)
+    assert mmedge("distill", recipe, "--out", tmp_path / "run", "-q").code == 0
+    stage = json.loads((tmp_path / "run" / "metrics.json").read_text())["stages"]["stage2"]
+    assert stage["steps"] == 8 and stage["planned_steps"] == 60
+
+
+def test_two_processes_do_not_work_on_one_run(tiny_run: Path) -> None:
+    import fcntl
+
+    with open(tiny_run / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = mmedge("distill", tiny_run / "recipe.yaml", "--out", tiny_run)
+    assert is_one_line_error(found) and "another process works on" in found.err
+
+
+def test_a_damaged_checkpoint_is_an_error_that_says_what_to_remove(tiny_run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    shutil.rmtree(run / "student")
+    weights = run / "stage2" / "best" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    found = mmedge("distill", run / "recipe.yaml", "--out", run)
+    assert is_one_line_error(found) and "remove that folder" in found.err
+
+
+def test_the_rate_rises_then_falls_to_zero() -> None:
+    factors = [learning_rate_factor(step, 10, 4) for step in range(11)]
+    assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert factors == [*factors[:5], *sorted(factors[5:], reverse=True)]
+    assert factors[10] == 0
+
+
+def test_each_step_has_its_own_seed() -> None:
+    seeds = {step_seed(seed, stage, step) for seed in (0, 1) for stage in ("stage1", "stage2") for step in range(50)}
+    assert len(seeds) == 200 and all(0 <= seed < 2**63 for seed in seeds)

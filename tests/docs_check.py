@@ -1,0 +1,118 @@
+"""`make docs-check`: every command that README.md and the recipes show is run, in a folder of its own.
+
+Commands are the lines that start with `$ mmedge` in README.md's console blocks, in their order, and the first comment lines of
+each recipe. They run as shown, but for two things: commands that train get `--set` options that make the training a matter of
+seconds (and a student from scratch, where the recipe names weights that are not here), and folders are those of a temporary
+directory. `make` commands are checked to be targets of the Makefile.
+
+    python -m tests.docs_check
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.conftest import DATA, REPOSITORY
+
+SMALL = (
+    "student.source=scratch",
+    "student.scratch={d_model: 64, d_ff: 96, d_kv: 16, heads: 4, encoder_layers: 1, decoder_layers: 1, vocabulary: 500}",
+    "training.stage1={max_steps: 3, batch_size: 8}",
+    "training.stage2={max_steps: 3, batch_size: 8}",
+    "split.validation=10",
+    "split.verdict_test=10",
+    "bench.questions=5",
+    "bench.verdicts=5",
+)
+SMALL_TASK = {"arithmetic": ("task.train=120", "task.test=6"), "data": ("task.limit=60",)}
+
+
+def readme_commands() -> list[str]:
+    """Return the commands of README.md's console blocks, continued lines joined."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.removeprefix("$ ").strip() for line in lines if line.startswith("$ ")]
+
+
+def recipe_commands() -> list[str]:
+    """Return the commands in the opening comments of the recipes."""
+    found = []
+    for path in sorted((REPOSITORY / "recipes").glob("*.yaml")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("#"):
+                break
+            if match := re.match(r"# (mmedge .+?)(?:\s{3,}.*)?$", line):
+                found.append(match[1])
+    return found
+
+
+def _small(command: str) -> list[str]:
+    """Return the command's words, with what makes its training small."""
+    words = shlex.split(command)
+    verb = words[1]
+    if verb not in ("quickstart", "distill"):
+        return words
+    recipe = next((word for word in words if word.endswith(".yaml")), "quickstart.yaml")
+    kind = "arithmetic" if "quickstart" in recipe or "arithmetic" in command else "data"
+    settings = (*SMALL, *SMALL_TASK[kind])
+    return [*words, *(part for setting in settings for part in ("--set", setting))]
+
+
+def main() -> int:
+    """Run all commands; return how many failed."""
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    failed = ran = 0
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        shutil.copytree(REPOSITORY / "recipes", place / "recipes")
+        shutil.copytree(REPOSITORY / "tests" / "docs", place, dirs_exist_ok=True)
+        for command in dict.fromkeys([*readme_commands(), *recipe_commands()]):
+            if command.startswith("make "):
+                if f"\n{command.split()[1]}:" not in makefile:
+                    print(f"FAILED {command}: no such target")
+                    failed += 1
+                continue
+            if not command.startswith("mmedge "):
+                continue
+            if "svamp" in command and not DATA.is_dir():
+                print(f"skipped (no MMEDGE_DATA): {command}")
+                continue
+            started = time.monotonic()
+            left, _, piped = command.partition(" < ")
+            words = _small(left)
+            given = (place / piped.strip()).read_text(encoding="utf-8") if piped else ""
+            done = subprocess.run(
+                [sys.executable, "-m", "mmedge.cli", *words[1:]],
+                cwd=place,
+                input=given,
+                capture_output=True,
+                text=True,
+                timeout=400,
+                check=False,
+                env={**_environment(), "MMEDGE_DATA": str(DATA.resolve())},
+            )
+            ran += 1
+            print(f"{'ok' if done.returncode == 0 else 'FAILED'} {time.monotonic() - started:5.1f} s  {command}", flush=True)
+            if done.returncode != 0:
+                failed += 1
+                print(done.stderr[-2000:])
+    print(f"docs-check: {ran} commands ran, {failed} failed")
+    return failed
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+
+
+if __name__ == "__main__":
+    sys.exit(min(1, main()))

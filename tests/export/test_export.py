@@ -1,0 +1,186 @@
+"""Export: the same model in ONNX and in int8, verified, and refused where it is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper, numpy_helper
+
+from mmedge.errors import MmedgeError
+from mmedge.export.quantize import BLOCK, quantize_blocks, quantize_model
+from mmedge.export.verify import Verification, check
+from mmedge.runtime.bundle import open_bundle
+from tests.conftest import REPOSITORY, is_one_line_error, mmedge, own_recipe, write_recipe
+
+
+@pytest.mark.parametrize("width", [32, 64, 112])
+def test_block_codes_are_within_half_a_step(width: int) -> None:
+    weight = np.random.default_rng(0).normal(size=(40, width)).astype(np.float32)
+    weight[3] = 0
+    codes, scales = quantize_blocks(weight)
+    restored = ((codes.astype(np.float32) - 128) * scales[:, :, None]).reshape(40, -1)[:, :width]
+    steps = np.repeat(scales, BLOCK, axis=1)[:, :width]
+    assert (np.abs(restored - weight) <= steps / 2 + 1e-7).all()
+    assert (restored[3] == 0).all()
+
+
+def test_a_quantized_graph_computes_nearly_the_same(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    table = rng.normal(size=(50, 64)).astype(np.float32)
+    weight = rng.normal(size=(64, 48)).astype(np.float32)
+    tensors = [numpy_helper.from_array(table, "table"), numpy_helper.from_array(weight, "weight")]
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["x"]),
+        helper.make_node("MatMul", ["x", "weight"], ["y"]),
+        helper.make_node("Transpose", ["table"], ["head"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "head"], ["z"]),
+    ]
+    inputs = [helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["n"])]
+    outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("y", "z")]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), tmp_path / "a.onnx")
+    report = quantize_model(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    assert (report.matrices, report.tables) == (2, 1)
+    assert report.bytes_after < 0.5 * report.bytes_before
+    kinds = {node.op_type for node in onnx.load(tmp_path / "b.onnx").graph.node}
+    assert kinds == {"GatherBlockQuantized", "MatMulNBits"}
+    ids = np.array([0, 7, 49])
+    expected, found = (ort.InferenceSession(tmp_path / name).run(None, {"ids": ids}) for name in ("a.onnx", "b.onnx"))
+    for left, right in zip(expected, found, strict=True):
+        assert np.abs(left - right).max() < 0.03 * np.abs(left).max()
+
+
+@pytest.mark.parametrize("family", ["tiny_run", "llama_run"])
+def test_bundles_are_the_student(family: str, request: pytest.FixtureRequest) -> None:
+    run: Path = request.getfixturevalue(family)
+    exact, small = (open_bundle(run / f"bundle-{precision}") for precision in ("fp32", "int8"))
+    verified = exact.manifest["verification"]
+    assert verified["same_answers"] == verified["questions"] > 0
+    assert verified["largest_difference"] < 1e-4
+    assert verified["top1_agreement"] == 1.0
+    assert small.manifest["verification"]["mean_kl"] < 0.05
+    assert small.size < 0.6 * exact.size
+
+
+def test_a_bundle_has_the_files_that_other_runtimes_expect(tiny_run: Path) -> None:
+    names = {path.name for path in (tiny_run / "bundle-int8").iterdir()}
+    assert {"encoder_model.onnx", "decoder_model_merged.onnx", "config.json", "tokenizer.json", "manifest.json"} <= names
+    assert not any(name.endswith((".py", ".bin", ".pt", ".pkl")) for name in names)
+    assert str(Path.home()) not in (tiny_run / "bundle-int8" / "manifest.json").read_text()
+
+
+def _verification(**changes: float) -> Verification:
+    values = {"questions": 20, "same_answers": 20, "largest_difference": 1e-6, "top1_agreement": 1.0, "mean_kl": 1e-6}
+    values |= {"accuracy_student": 0.8, "accuracy_bundle": 0.8} | changes
+    return Verification(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("precision", "changes", "complaint"),
+    [
+        ("fp32", {"same_answers": 19}, "1 of 20 greedy answers differ"),
+        ("fp32", {"largest_difference": 0.1}, "logits differ by 1.0e-01"),
+        ("int8", {"top1_agreement": 0.5}, "another token 50.0 %"),
+        ("int8", {"accuracy_bundle": 0.7}, "accuracy drops by 10.0 points"),
+        ("int8", {"mean_kl": float("nan")}, "not finite"),
+    ],
+)
+def test_a_bundle_that_differs_is_refused(precision: str, changes: dict[str, float], complaint: str) -> None:
+    check(_verification(), precision, 5.0)
+    with pytest.raises(MmedgeError, match=complaint):
+        check(_verification(**changes), precision, 5.0)
+
+
+def test_a_wrong_graph_is_refused_and_nothing_is_written(tiny_run: Path, tmp_path: Path) -> None:
+    """The float32 graphs of a killed export are tampered with: verification must see it."""
+    from mmedge.export.export import GRAPH_FORMAT, _float_graphs
+    from mmedge.progress import Progress
+    from mmedge.storage import sha256_file, sha256_json
+
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("bundle-*"))
+    details = json.loads((run / "student" / "mmedge.json").read_text())
+    weights = {"model.safetensors": sha256_file(run / "student" / "model.safetensors")}
+    key = sha256_json({"format": GRAPH_FORMAT, "weights": weights, "student": details["prompts"]})
+    _float_graphs(run / "student", details["family"], run / ".graphs", key, Progress(quiet=True))
+    path = run / ".graphs" / "encoder_model.onnx"
+    model = onnx.load(path)
+    largest = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    largest.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(largest), largest.name))
+    onnx.save(model, path)
+    found = mmedge("export", run, "--fp32")
+    assert is_one_line_error(found) and "the fp32 graphs are refused" in found.err
+    assert not (run / "bundle-fp32").exists()
+
+
+def test_a_finished_bundle_is_kept_and_a_damaged_one_made_anew(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    damaged = run / "bundle-int8" / "encoder_model.onnx"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    done = mmedge("export", run)
+    assert done.code == 0, done.err
+    assert "bundle-fp32: exported already, kept" in done.err
+    assert damaged.read_bytes() == content
+
+
+def test_a_killed_export_continues(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("bundle-*"))
+    process = subprocess.Popen([sys.executable, "-m", "mmedge.cli", "export", str(run), "-q"], cwd=REPOSITORY)
+    deadline = time.monotonic() + 120
+    while not (run / ".graphs" / "key.json").is_file():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    again = mmedge("export", run)
+    assert again.code == 0, again.err
+    assert "float32 graphs: made already, kept" in again.err
+    for precision in ("fp32", "int8"):
+        fresh, before = (open_bundle(place / f"bundle-{precision}").manifest["files"] for place in (run, tiny_run))
+        assert fresh == before
+    assert not [path.name for path in run.iterdir() if path.name.endswith(".tmp") or path.name == ".graphs"]
+
+
+def test_what_cannot_be_exported_is_one_line(tmp_path: Path, tiny_llama: Path) -> None:
+    for place, complaint in ((tmp_path / "none", "no such run or student"), (tiny_llama, "has no mmedge.json")):
+        found = mmedge("export", place, "--int8")
+        assert is_one_line_error(found) and complaint in found.err
+
+
+def test_a_pretrained_t5_v1_1_goes_through_the_chain(own_task: dict[str, Path], tmp_path: Path) -> None:
+    """Untied head, gated layers: what google/t5-v1_1-base is, at the size of a test."""
+    import torch
+    import transformers
+
+    from mmedge.distill.students import train_tokenizer
+
+    folder = tmp_path / "t5"
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["predict: explain: correct wrong uncertain solution: answer: 1 2 3"], 300)
+    config = transformers.T5Config(
+        vocab_size=-(-len(tokenizer) // 32) * 32, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0,
+    )  # fmt: skip
+    transformers.T5ForConditionalGeneration(config).save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    recipe = write_recipe(tmp_path / "r.yaml", own_recipe(own_task, folder))
+    for command in (["distill", recipe, "--out", tmp_path / "run", "-q"], ["export", tmp_path / "run", "--fp32", "-q"]):
+        done = mmedge(*command)
+        assert done.code == 0, done.err
+    manifest = open_bundle(tmp_path / "run" / "bundle-fp32").manifest
+    assert manifest["verification"]["largest_difference"] < 1e-4
+    assert manifest["student"]["origin"]["source"] == "t5"

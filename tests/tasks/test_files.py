@@ -1,0 +1,90 @@
+"""Tasks from JSON-lines files: SVAMP, CommonsenseQA, NLI and a user's own, and what is wrong with broken ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmedge.errors import MmedgeError
+from mmedge.tasks import build_task
+from mmedge.tasks.files import nli
+from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, render_question
+
+
+def _write(path: Path, *records: object) -> Path:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records), encoding="utf-8")
+    return path
+
+
+def _own(path: Path, **settings: object) -> dict[str, object]:
+    return {"kind": "jsonl", "train_file": str(path), "judge": "expression", **settings}
+
+
+def test_a_users_own_questions_are_read(tmp_path: Path) -> None:
+    path = _write(
+        tmp_path / "q.jsonl", {"question": "What is 2 + 2?", "label": 4}, {"id": "b", "question": "And 3?", "label": None}
+    )
+    first, second = build_task(_own(path)).load().train
+    assert (first.id, first.label) == ("q-000001", "4")
+    assert (second.id, second.label) == ("b", None)
+
+
+def test_choices_are_lettered_and_labels_may_be_letters(tmp_path: Path) -> None:
+    path = _write(tmp_path / "q.jsonl", {"question": "Which?", "choices": ["red", "blue"], "label": "B"})
+    example = build_task(_own(path, judge="choice")).load().train[0]
+    assert example.label == "blue"
+    assert render_question(example) == "Which? Choices: (a) red (b) blue"
+
+
+def test_nli_takes_names_numbers_and_anlis_letters(tmp_path: Path) -> None:
+    record = {"premise": "A dog runs.", "hypothesis": "An animal moves."}
+    _write(tmp_path / "train.jsonl", *({**record, "label": label} for label in ("entailment", 2, "n")))
+    _write(tmp_path / "test_r1.jsonl", {"uid": "x", **record, "label": "c"})
+    splits = nli(tmp_path).load()
+    assert [example.label for example in splits.train] == ["entailment", "contradiction", "neutral"]
+    assert splits.tests["test_r1"][0].id == "x"
+    assert splits.train[0].question == "Premise: A dog runs. Hypothesis: An animal moves."
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"question": "cut off', "q.jsonl:2: not a whole JSON object"),
+        ("[1, 2]", "q.jsonl:2: expected a JSON object"),
+        ('{"label": "4"}', "q.jsonl:2: field 'question' is missing"),
+        ('{"question": "", "label": "4"}', "q.jsonl:2: field 'question' must be non-empty"),
+        ('{"question": "x", "label": "four"}', "q.jsonl:2: the judge 'expression' cannot read the label 'four'"),
+        ('{"question": "x", "label": [4]}', "q.jsonl:2: field 'label' must be text or a number"),
+        ('{"question": "x", "choices": "ab", "label": "4"}', "q.jsonl:2: field 'choices' must be a list"),
+        ('{"id": "a", "question": "x", "label": "4"}', "q.jsonl:2: id 'a' was already used"),
+    ],
+)
+def test_a_broken_record_is_named_by_file_and_line(tmp_path: Path, line: str, complaint: str) -> None:
+    path = _write(tmp_path / "q.jsonl", {"id": "a", "question": "fine", "label": "4"}, line)
+    with pytest.raises(MmedgeError) as caught:
+        build_task(_own(path)).load()
+    assert complaint in str(caught.value)
+
+
+def test_missing_and_empty_files_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(MmedgeError, match="no such file"):
+        build_task(_own(tmp_path / "none.jsonl")).load()
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(MmedgeError, match="holds no examples"):
+        build_task(_own(tmp_path / "empty.jsonl")).load()
+    with pytest.raises(MmedgeError, match="MMEDGE_DATA"):
+        build_task({"kind": "svamp", "data": str(tmp_path / "nowhere")})
+
+
+def test_text_of_a_question_is_never_read_as_a_place_in_the_prompt() -> None:
+    assert DECODER_ONLY_PROMPTS.reasoning_context("What is {cot} and {question}?") == "What is {cot} and {question}?\n"
+
+
+def test_real_tasks_load(data: Path) -> None:
+    splits = build_task({"kind": "svamp", "data": str(data / "svamp")}).load()
+    assert (len(splits.train), len(splits.tests["test"])) == (800, 200)
+    assert splits.train[0].label == "84 / 2"
+    choice = build_task({"kind": "commonsenseqa", "data": str(data / "cqa"), "limit": 50}).load()
+    assert (len(choice.train), len(choice.tests["test"])) == (50, 1221)

@@ -1,0 +1,104 @@
+"""The command line: quick to start, light, and short in its errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, is_one_line_error, mmedge, tiny_recipe, write_recipe
+
+HEAVY = ("torch", "transformers", "onnxruntime", "numpy", "onnx", "optimum", "pydantic")
+
+
+def test_help_is_quick() -> None:
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "mmedge.cli", "--help"], capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.4, times
+    for command in ("quickstart", "annotate", "distill", "export", "bench", "run"):
+        assert command in done.stdout
+
+
+def test_help_and_import_load_nothing_heavy() -> None:
+    program = (
+        "import sys, mmedge\nfrom mmedge import cli\n"
+        "try:\n    cli.app(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_running_a_bundle_loads_neither_torch_nor_transformers(tiny_run: Path) -> None:
+    program = (
+        "import sys\nfrom mmedge.runtime import EdgeStudent\n"
+        f"print(EdgeStudent.open({str(tiny_run / 'bundle-int8')!r}).answer('What is 3 and 4?')[0].text)\n"
+        "assert not {'torch', 'transformers', 'onnx', 'optimum'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", ["distill", "annotate"])
+def test_bad_recipes_are_one_line(tmp_path: Path, command: str) -> None:
+    unknown = write_recipe(tmp_path / "unknown.yaml", tiny_recipe(colour="red"))
+    for recipe, complaint in ((tmp_path / "none.yaml", "no such file"), (unknown, "unknown field 'colour'")):
+        found = mmedge(command, recipe, "--out", tmp_path / "run")
+        assert is_one_line_error(found) and complaint in found.err
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_traceback_comes_only_with_debug(tmp_path: Path) -> None:
+    quiet, loud = mmedge("distill", tmp_path / "x.yaml"), mmedge("--debug", "distill", tmp_path / "x.yaml")
+    assert is_one_line_error(quiet)
+    assert "Traceback" in loud.err and loud.code != 0
+
+
+def test_labels_that_the_judge_cannot_parse_and_missing_annotations(tmp_path: Path) -> None:
+    questions = tmp_path / "q.jsonl"
+    questions.write_text('{"question": "Which?", "label": "a colour"}\n')
+    task = {"kind": "jsonl", "train_file": str(questions), "judge": "expression"}
+    recipe = write_recipe(
+        tmp_path / "r.yaml", tiny_recipe(task=task, teacher={"kind": "recorded", "cots": str(tmp_path / "c.jsonl")})
+    )
+    found = mmedge("distill", recipe, "--out", tmp_path / "run")
+    assert is_one_line_error(found) and "q.jsonl:1: the judge 'expression' cannot read the label" in found.err
+    questions.write_text("".join(f'{{"question": "Which {i}?", "label": "4"}}\n' for i in range(80)))
+    found = mmedge("distill", recipe, "--out", tmp_path / "run")
+    assert is_one_line_error(found) and "no such file" in found.err and "c.jsonl" in found.err
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", tiny_recipe())
+    (tmp_path / "file").write_text("in the way")
+    found = mmedge("distill", recipe, "--out", tmp_path / "file")
+    assert is_one_line_error(found) and "cannot write" in found.err
+
+
+def test_annotate_counts_what_it_could_read(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", tiny_recipe())
+    found = mmedge("annotate", recipe, "--out", tmp_path / "run", "-q")
+    assert found.code == 0, found.err
+    assert found.out.splitlines() == ["chains of thought: 320 parsed", "self-evaluations: 320 parsed"]
+
+
+def test_inspect_says_what_a_thing_is(tiny_run: Path, tmp_path: Path) -> None:
+    assert "kind: run" in mmedge("inspect", tiny_run).out
+    assert "kind: student" in mmedge("inspect", tiny_run / "student").out
+    assert "files match their hashes" in mmedge("inspect", tiny_run / "bundle-int8").out
+    assert is_one_line_error(mmedge("inspect", tmp_path))
+
+
+def test_the_source_executes_nothing_that_it_reads() -> None:
+    import re
+
+    forbidden = re.compile(
+        r"(?<![\w.])(?:eval|exec)\(|pickle\.load|torch\.load\(|trust_remote_code=True|shell=True|yaml\.load\("
+    )
+    for path in (REPOSITORY / "mmedge").rglob("*.py"):
+        assert not forbidden.search(path.read_text(encoding="utf-8")), path

@@ -1,0 +1,85 @@
+"""Recipes: a closed schema whose errors name the field and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmedge.errors import MmedgeError
+from mmedge.recipe import load_recipe, recipe_values, validate
+from tests.conftest import REPOSITORY, tiny_recipe, write_recipe
+
+RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_opens_with_its_command(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert f"mmedge distill recipes/{path.name} --out runs/{path.stem}" in path.read_text(encoding="utf-8")
+
+
+def test_settings_override_fields_and_make_sections(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "r.yaml", tiny_recipe())
+    recipe = load_recipe(path, ["training.stage2.max_steps=7", "bench.verdicts=3", "training.stage1.learning_rate=1e-3"])
+    assert recipe.training.stage2.max_steps == 7
+    assert recipe.bench.verdicts == 3
+    assert recipe.training.stage1.learning_rate == 1e-3
+
+
+def test_the_resolved_recipe_is_a_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path / "r.yaml", tiny_recipe()))
+    assert validate(yaml.safe_load(yaml.safe_dump(recipe_values(recipe))), "again") == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("trainin.x=1", "unknown field 'trainin'"),
+        ("training.stage1.max_step=3", "did you mean 'max_steps'?"),
+        ("task.kind=foo", "must be one of"),
+        ("seed=abc", "field 'seed': Input should be a valid integer"),
+        ("task.train=0", "field 'task.train': Input should be greater than 0, found 0"),
+        ("task.trian=5", "did you mean 'train'?"),
+        ("student.source=${HOME}/x", "unknown variable ${HOME}"),
+        ("teacher.flawed_share=2", "less than or equal to 1"),
+        ("training.stage2.epochs=3", "exactly one of max_steps and epochs"),
+        ("name=../x", "field 'name'"),
+        ("noequals", "expected section.field=value"),
+        ("name.x=3", "'name' is a value, not a section"),
+    ],
+)
+def test_an_error_names_the_field_and_what_is_allowed(tmp_path: Path, override: str, complaint: str) -> None:
+    path = write_recipe(tmp_path / "r.yaml", tiny_recipe())
+    with pytest.raises(MmedgeError) as caught:
+        load_recipe(path, [override])
+    assert complaint in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+def test_files_that_are_no_recipe(tmp_path: Path) -> None:
+    for content, complaint in (("a: [", "not valid YAML"), ("- 1", "a recipe is a mapping"), ("", "a recipe is a mapping")):
+        path = tmp_path / "bad.yaml"
+        path.write_text(content)
+        with pytest.raises(MmedgeError, match=complaint):
+            load_recipe(path)
+    with pytest.raises(MmedgeError, match="no such file"):
+        load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(MmedgeError, match="is a folder"):
+        load_recipe(tmp_path)
+
+
+def test_yaml_tags_execute_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "evil.yaml"
+    path.write_text(f"name: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']\n")
+    with pytest.raises(MmedgeError, match="not valid YAML"):
+        load_recipe(path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_data_folder_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMEDGE_DATA", str(tmp_path))
+    recipe = load_recipe(REPOSITORY / "recipes" / "svamp-smollm2.yaml")
+    assert recipe.task.data == f"{tmp_path}/svamp"  # type: ignore[union-attr]

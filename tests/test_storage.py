@@ -1,0 +1,88 @@
+"""Files that are never half there, and errors that name the line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmedge.errors import MmedgeError
+from mmedge.statistics import balanced_accuracy, percentile, proportion
+from mmedge.storage import atomic_file, atomic_folder, iterate_jsonl, read_json, remove_leftovers, write_json, write_text
+
+
+def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), atomic_file(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    for content in ("one", "two"):
+        with atomic_folder(target) as temporary:
+            (temporary / "file").write_text(content)
+    with pytest.raises(RuntimeError), atomic_folder(target) as temporary:
+        (temporary / "file").write_text("three")
+        raise RuntimeError
+    assert (target / "file").read_text() == "two"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".x.12345678.tmp").mkdir()
+    (tmp_path / ".y.12345678.tmp").write_text("half")
+    (tmp_path / "kept").write_text("whole")
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_full_disk_is_one_error_with_advice(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with (
+        pytest.raises(MmedgeError, match="free some disk space"),
+        atomic_file(tmp_path / "x"),
+        open("/dev/full", "w") as full,
+    ):
+        full.write("x" * 10000)
+        full.flush()
+
+
+def test_a_cut_off_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": ')
+    with pytest.raises(MmedgeError, match=r"x\.jsonl:3: not a whole JSON object"):
+        list(iterate_jsonl(path))
+
+
+def test_text_that_is_no_utf8_and_broken_json_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"\xff\xfe")
+    with pytest.raises(MmedgeError, match="no UTF-8"):
+        list(iterate_jsonl(tmp_path / "x"))
+    (tmp_path / "y").write_text("{\n 1")
+    with pytest.raises(MmedgeError, match="y:2:2: not valid JSON"):
+        read_json(tmp_path / "y")
+
+
+def test_infinity_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x.json", {"a": float("inf")})
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_the_interval_is_wilsons() -> None:
+    low, high = proportion([True] * 8 + [False] * 2).interval  # Wilson 1927, as statsmodels gives it
+    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
+    assert proportion([]).interval == (0, 1)
+    assert proportion([True] * 5).interval[1] == 1
+
+
+def test_always_saying_the_same_is_balanced_at_a_half() -> None:
+    assert balanced_accuracy([True] * 10, [True] * 9 + [False]) == 0.5
+    assert balanced_accuracy([True, False], [True, True]) is None
+    assert percentile([1, 2, 3, 4], 50) == 2.5
