@@ -207,7 +207,9 @@ def bench(
     questions: Annotated[Optional[int], typer.Option(min=1, help="Questions of each test split. Default: all.")] = None,
     verdicts: Annotated[int, typer.Option(min=0, help="Held-out chains of thought to judge.")] = 100,
     warmup: Annotated[int, typer.Option(min=0, help="Answers before timing starts.")] = 5,
-    threads: Annotated[Optional[int], typer.Option(min=1, help="Threads of each variant. Default: all cores.")] = None,
+    threads: Annotated[
+        Optional[int], typer.Option(min=1, help="Threads of each variant. Default: what a bundle asks for, else all cores.")
+    ] = None,
     evaluation: Annotated[Optional[Path], typer.Option(help="The evaluation set. Default: beside the first variant.")] = None,
     out: Annotated[
         Optional[Path], typer.Option(help="Where bench.json and bench.md go. Default: beside the first variant.")
@@ -288,7 +290,9 @@ def run(
     input_: Annotated[Optional[Path], typer.Option("--input", help="JSON lines with questions; - for standard input.")] = None,
     output: Annotated[Optional[Path], typer.Option("--output", help="JSON lines with answers; - for standard output.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 8,
-    threads: Annotated[Optional[int], typer.Option(min=1, help="Threads. Default: all cores.")] = None,
+    threads: Annotated[
+        Optional[int], typer.Option(min=1, help="Threads. Default: what the bundle asks for, else all cores.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a bundle: one question, a dialogue in the terminal, or JSON lines through files and pipes."""

@@ -110,7 +110,7 @@ TeacherSection = Annotated[Union[RecordedTeacherSection, EmbeddedTeacherSection]
 
 
 class ScratchSection(Section):
-    """The shape of a small T5 (v1.1 layers) built from nothing, with a tokenizer trained on the task's text."""
+    """The shape of a small T5 built from nothing, with a tokenizer trained on the task's text."""
 
     d_model: Positive = 192
     d_ff: Positive = 512
@@ -138,7 +138,8 @@ class StudentSection(Section):
 class MethodSection(Section):
     """Mind's Mirror: what is learned from.
 
-    `alpha` weighs the short task against the long one. `rehearsal` is the share of stage 2 that goes on learning to evaluate
+    `alpha` weighs the short task against the long one. `balance_verdicts` gives all verdicts the same weight in total, so that
+    a student is not drawn to the most frequent one. `rehearsal` is the share of stage 2 that goes on learning to evaluate
     (0: the paper's schedule). `cots_per_visit` is how many of a question's rationales one visit trains; they take turns from
     epoch to epoch (none given: all of them at every visit).
     """
@@ -146,6 +147,7 @@ class MethodSection(Section):
     labels: Literal["pseudo", "human"] = "pseudo"
     self_evaluation: bool = True
     alpha: Share = 0.5
+    balance_verdicts: bool = False
     rehearsal: Share = 0.0
     cots_per_visit: Positive | None = None
 

@@ -35,7 +35,7 @@ class BenchSettings:
         questions: How many questions of each test split; None for all.
         warmup_questions: How many answers each variant gives before timing starts.
         verdicts: How many held-out chains of thought are judged.
-        threads: Threads of each variant; all of the process's cores by default.
+        threads: Threads of each variant; by default what a bundle asks for, or else all of the process's cores.
     """
 
     questions: int | None = None
@@ -182,7 +182,6 @@ def bench(
         "task": questions.task,
         "questions": {split: len(examples) for split, examples in splits.items()},
         "machine": machine(),
-        "threads": settings.threads or len(os.sched_getaffinity(0)),
         "batch": 1,
         "variants": [
             _summary(variant, sample, peak, cots) for variant, sample, peak in zip(variants, samples, memory, strict=True)
@@ -243,6 +242,7 @@ def _summary(variant: Variant, sample: _Samples, peak: int, cots: Sequence[HeldO
     return {
         "name": variant.name,
         "folder": variant.folder.name,
+        "threads": variant.opened["threads"],
         "answer_accuracy": {split: proportion(outcomes).to_json() for split, outcomes in sample.answers.items()},
         "verdict_accuracy": proportion([s == a for s, a in zip(says_correct, actual, strict=True)]).to_json(),
         "verdict_balanced_accuracy": balanced_accuracy(says_correct, actual),

@@ -34,6 +34,7 @@ def rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         columns.append(("verdicts, balanced", lambda v: _number(v["verdict_balanced_accuracy"], 3)))
     base = variants[0]["latency_ms"]["p50"] if variants else 1.0
     columns += [
+        ("threads", lambda v: str(v["threads"])),
         ("ms/answer p50", lambda v: _number(v["latency_ms"]["p50"])),
         ("p90", lambda v: _number(v["latency_ms"]["p90"])),
         ("p99", lambda v: _number(v["latency_ms"]["p99"])),
@@ -52,7 +53,7 @@ def conditions(report: dict[str, Any]) -> str:
     counts = ", ".join(f"{count} {split}" for split, count in report["questions"].items())
     versions = " ".join(f"{name} {version}" for name, version in where["packages"].items())
     return (
-        f"{report['task']}: {counts} questions, batch {report['batch']}, {report['threads']} threads, {where['processor']}, "
+        f"{report['task']}: {counts} questions, batch {report['batch']}, {where['cores']} cores, {where['processor']}, "
         f"{where['memory_gb']} GB, Python {where['python']}, {versions}. Variants took turns on every question; brackets are "
         "95 % Wilson intervals; × time is relative to the first row."
     )

@@ -15,6 +15,7 @@ import os
 import resource
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,23 +28,36 @@ from mmedge.tasks.encoding import PromptEncoder
 from mmedge.tasks.prompts import VERDICTS, render_question
 
 
-def _open(folder: Path, threads: int | None) -> tuple[str, str, Engine, PromptEncoder, int]:
-    """Return kind, precision, engine, encoder and answer limit of a bundle or a student folder."""
+@dataclass(frozen=True)
+class _Opened:
+    """A variant, opened: what it runs on, and how to ask it."""
+
+    engine_name: str
+    precision: str
+    threads: int
+    engine: Engine
+    encoder: PromptEncoder
+    max_answer_tokens: int
+
+
+def _open(folder: Path, threads: int | None) -> _Opened:
+    cores = len(os.sched_getaffinity(0))
     if (folder / MANIFEST).is_file():
         from mmedge.runtime.student import EdgeStudent
 
         edge = EdgeStudent.open(folder, threads)
-        return "onnxruntime", edge.bundle.precision, edge.engine, edge.encoder, edge.bundle.max_answer_tokens
+        bundle = edge.bundle
+        used = threads or bundle.threads or cores
+        return _Opened("onnxruntime", bundle.precision, used, edge.engine, edge.encoder, bundle.max_answer_tokens)
     import torch
 
     from mmedge.distill.engine import TorchEngine
     from mmedge.distill.students import open_student, student_details
 
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or cores)
     student = open_student(folder)
     limit = student_details(folder)["recipe"]["generation"]["max_answer_tokens"]
-    return "torch", "fp32", TorchEngine(student), student.encoder, int(limit)
+    return _Opened("torch", "fp32", threads or cores, TorchEngine(student), student.encoder, int(limit))
 
 
 def peak_memory_bytes() -> int:
@@ -58,12 +72,13 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _reply(request: dict[str, Any], engine: Engine, encoder: PromptEncoder, limit: int) -> dict[str, Any]:
+def _reply(request: dict[str, Any], variant: _Opened) -> dict[str, Any]:
     if "memory" in request:
         return {"peak_memory_bytes": peak_memory_bytes()}
     record = request["example"]
     example = Example(record["id"], record["question"], None, tuple(record["choices"]))
     question = render_question(example)
+    engine, encoder = variant.engine, variant.encoder
     if "cot" in request:
         cot = ChainOfThought(request["cot"]["rationale"], request["cot"]["pseudo_label"])
         begun, tokens = encoder.verdict_tokens()
@@ -71,7 +86,7 @@ def _reply(request: dict[str, Any], engine: Engine, encoder: PromptEncoder, limi
         return {"verdict": VERDICTS[int(logits[0, tokens].argmax())]}
     started = time.perf_counter()
     prompt = encoder.prompt("predict", encoder.prompts.reasoning_context(question))
-    generation = engine.generate([prompt], limit)
+    generation = engine.generate([prompt], variant.max_answer_tokens)
     text = encoder.text(generation.tokens[0])
     return {
         "answer": text,
@@ -92,20 +107,21 @@ def serve(folder: Path, threads: int | None, requests: TextIO, replies: TextIO) 
 
     started = time.perf_counter()
     try:
-        engine_name, precision, engine, encoder, limit = _open(folder, threads)
+        variant = _open(folder, threads)
     except MmedgeError as error:
         say({"error": error.what, "hint": error.hint})
         return
     say(
         {
-            "engine": engine_name,
-            "precision": precision,
+            "engine": variant.engine_name,
+            "precision": variant.precision,
+            "threads": variant.threads,
             "load_seconds": time.perf_counter() - started,
             "bytes_on_disk": folder_size(folder),
         }
     )
     for line in requests:
-        say(_reply(json.loads(line), engine, encoder, limit))
+        say(_reply(json.loads(line), variant))
 
 
 def main() -> None:

@@ -233,7 +233,7 @@ def _distill(recipe: Recipe, run: Run, progress: Progress) -> dict[str, Any]:
     measure = _Measure(recipe, material, progress)
     before = _once(run.folder / "before.json", key, lambda: measure.everything(student, "untrained"))
     stages: dict[str, Any] = {}
-    lessons = evaluation_lessons(material.train, student.encoder)
+    lessons = evaluation_lessons(material.train, student.encoder, balance_verdicts=recipe.method.balance_verdicts)
     alpha = recipe.method.alpha
     after_stage1 = None
     if recipe.method.self_evaluation:
@@ -319,7 +319,7 @@ def _stage2_courses(recipe: Recipe, material: Material, student: Student, has_ev
         )
     ]
     if rehearsal:
-        lessons = evaluation_lessons(material.train, student.encoder)
+        lessons = evaluation_lessons(material.train, student.encoder, balance_verdicts=method.balance_verdicts)
         # as many evaluation lessons in a step as make them the rehearsal share of all its lessons
         batch = max(1, round(section.batch_size * rehearsal / (1 - rehearsal))) if rehearsal < 1 else section.batch_size
         courses.append(Course(lambda _: lessons, batch, method.alpha, rehearsal))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,17 +54,28 @@ def _shares(texts: Sequence[str], kind: Kind) -> list[Target]:
     return [Target(kind, text, count / len(texts)) for text, count in Counter(texts).items()]
 
 
-def evaluation_lessons(examples: Sequence[AnnotatedExample], encoder: PromptEncoder) -> list[Lesson]:
-    """Return stage 1's lessons: one for every chain of thought that has a self-evaluation."""
+def evaluation_lessons(
+    examples: Sequence[AnnotatedExample], encoder: PromptEncoder, *, balance_verdicts: bool = False
+) -> list[Lesson]:
+    """Return stage 1's lessons: one for every chain of thought that has a self-evaluation.
+
+    Args:
+        examples: What to learn from.
+        encoder: The student's prompts.
+        balance_verdicts: Weigh verdicts so that each has the same weight in total; the mean weight stays 1, and none is more
+            than four times the mean, so that a handful of rare verdicts cannot steer the training.
+    """
+    judged = [(annotated.example, evaluated) for annotated in examples for evaluated in annotated.cots if evaluated.evaluations]
+    counts = Counter(evaluation.verdict.value for _, evaluated in judged for evaluation in evaluated.evaluations)
+    total = sum(counts.values())
+    factors = {v: min(4.0, total / len(counts) / count) if balance_verdicts else 1.0 for v, count in counts.items()}
     lessons = []
-    for annotated in examples:
-        question = render_question(annotated.example)
-        for evaluated in annotated.cots:
-            if evaluated.evaluations:
-                verdicts = _shares([evaluation.verdict.value for evaluation in evaluated.evaluations], "predict")
-                rationales = _shares([evaluation.rationale for evaluation in evaluated.evaluations], "explain")
-                context = encoder.prompts.evaluation_context(question, evaluated.cot)
-                lessons.append(Lesson(context, (*verdicts, *rationales)))
+    for example, evaluated in judged:
+        verdicts = _shares([evaluation.verdict.value for evaluation in evaluated.evaluations], "predict")
+        verdicts = [replace(target, weight=target.weight * factors[target.text]) for target in verdicts]
+        rationales = _shares([evaluation.rationale for evaluation in evaluated.evaluations], "explain")
+        context = encoder.prompts.evaluation_context(render_question(example), evaluated.cot)
+        lessons.append(Lesson(context, (*verdicts, *rationales)))
     return lessons
 
 

@@ -243,7 +243,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> transformers.PreTr
 
 
 def build_scratch(section: ScratchSection, texts: Iterable[str], max_input_tokens: int, seed: int) -> Student:
-    """Build a small T5 (v1.1's gated layers, the original's tied head), random weights, a tokenizer trained on `texts`.
+    """Build a small T5 (the original form: ReLU layers, tied head), random weights, a tokenizer trained on `texts`.
 
     The tied head makes copying a number from the question nearly free to learn, which is most of what an answer is.
     """
@@ -257,7 +257,7 @@ def build_scratch(section: ScratchSection, texts: Iterable[str], max_input_token
         num_decoder_layers=section.decoder_layers,
         num_heads=section.heads,
         dropout_rate=section.dropout,
-        feed_forward_proj="gated-gelu",
+        feed_forward_proj="relu",
         tie_word_embeddings=True,
         pad_token_id=0,
         eos_token_id=1,

@@ -94,16 +94,25 @@ def quantize_model(source: Path, target: Path) -> QuantizationReport:
     before = sum(len(tensor.raw_data) for tensor in constants.values())
     added: dict[str, onnx.TensorProto] = {}
     matrices = tables = 0
-    for graph in graphs:
-        for index, node in enumerate(graph.node):
-            if node.op_type == "MatMul" and (weight := _matrix(node.input[1], constants, transposed)) is not None:
-                name = node.input[1]
-                if f"{name}.codes" not in added:
-                    matrices += 1
-                    codes, scales = quantize_blocks(weight)
-                    added[f"{name}.codes"] = numpy_helper.from_array(codes, f"{name}.codes")
-                    added[f"{name}.scales"] = numpy_helper.from_array(scales.reshape(-1), f"{name}.scales")
-                graph.node[index].CopyFrom(_product(node, name, weight.shape))
+    for graph in reversed(graphs):  # inner graphs first: a node is copied with what is inside it
+        nodes: list[onnx.NodeProto] = []
+        packed: set[str] = set()  # outputs of products that stand in an earlier node already
+        groups = _products_by_input(graph, constants, transposed)
+        for node in graph.node:
+            if node.op_type == "MatMul" and node.output[0] in packed:
+                continue
+            group = groups.get(node.input[0], []) if node.op_type == "MatMul" else []
+            if any(member.output[0] == node.output[0] for member in group):
+                names = [member.input[1] for member in group]
+                weights = [weight for name in names if (weight := _matrix(name, constants, transposed)) is not None]
+                key = "+".join(names)
+                if f"{key}.codes" not in added:
+                    matrices += len(names)
+                    codes, scales = quantize_blocks(np.concatenate(weights))
+                    added[f"{key}.codes"] = numpy_helper.from_array(codes, f"{key}.codes")
+                    added[f"{key}.scales"] = numpy_helper.from_array(scales.reshape(-1), f"{key}.scales")
+                nodes += _product(group, key, [weight.shape for weight in weights], added)
+                packed |= {member.output[0] for member in group}
             elif node.op_type == "Gather" and (table := _table(node, constants)) is not None:
                 name = node.input[0]
                 if f"{name}.table" not in added:
@@ -113,15 +122,35 @@ def quantize_model(source: Path, target: Path) -> QuantizationReport:
                     added[f"{name}.table_scales"] = numpy_helper.from_array(scales, f"{name}.table_scales")
                     zeros = np.full(scales.shape, ZERO_POINT, dtype=np.uint8)
                     added[f"{name}.table_zeros"] = numpy_helper.from_array(zeros, f"{name}.table_zeros")
-                graph.node[index].CopyFrom(_lookup(node, name))
-    _remove_unused(model, graphs)
+                nodes.append(_lookup(node, name))
+            else:
+                nodes.append(node)
+        rebuilt = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(rebuilt)
+    _remove_unused(model)
     model.graph.initializer.extend(added.values())
     if not any(opset.domain == CONTRIB for opset in model.opset_import):
         model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
-    after = sum(len(tensor.raw_data) for graph in graphs for tensor in graph.initializer)
+    after = sum(len(tensor.raw_data) for graph in _graphs(model.graph) for tensor in graph.initializer)
     large = after > _EXTERNAL_ABOVE
     onnx.save_model(model, str(target), save_as_external_data=large, location=f"{target.name}.data" if large else None)
     return QuantizationReport(matrices, tables, before, after)
+
+
+def _products_by_input(
+    graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto], transposed: dict[str, str]
+) -> dict[str, list[onnx.NodeProto]]:
+    """Return the products with constant matrices that each tensor goes into, in the graph's order.
+
+    Queries, keys and values, or gate and up projections, read the same tensor: packed into one product, its activations are
+    rounded once, and one larger node replaces several small ones.
+    """
+    groups: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        if node.op_type == "MatMul" and _matrix(node.input[1], constants, transposed) is not None:
+            groups.setdefault(node.input[0], []).append(onnx.NodeProto.FromString(node.SerializeToString()))
+    return groups
 
 
 def _matrix(name: str, constants: dict[str, onnx.TensorProto], transposed: dict[str, str]) -> NDArray[np.float32] | None:
@@ -144,19 +173,30 @@ def _table(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> NDAr
     return np.ascontiguousarray(numpy_helper.to_array(tensor))
 
 
-def _product(node: onnx.NodeProto, name: str, shape: tuple[int, ...]) -> onnx.NodeProto:
-    return helper.make_node(
+def _product(
+    group: list[onnx.NodeProto], key: str, shapes: list[tuple[int, ...]], added: dict[str, onnx.TensorProto]
+) -> list[onnx.NodeProto]:
+    """Return the nodes that compute a group of products of one input: one product, and a split where there are several."""
+    single = len(group) == 1
+    output = group[0].output[0] if single else f"{group[0].output[0]}.packed"
+    product = helper.make_node(
         "MatMulNBits",
-        [node.input[0], f"{name}.codes", f"{name}.scales"],
-        list(node.output),
-        name=node.name,
+        [group[0].input[0], f"{key}.codes", f"{key}.scales"],
+        [output],
+        name=group[0].name,
         domain=CONTRIB,
-        K=shape[1],
-        N=shape[0],
+        K=shapes[0][1],
+        N=sum(shape[0] for shape in shapes),
         bits=BITS,
         block_size=BLOCK,
         accuracy_level=COMPUTE_IN_INT8,
     )
+    if single:
+        return [product]
+    sizes = np.array([shape[0] for shape in shapes], dtype=np.int64)
+    added[f"{key}.sizes"] = numpy_helper.from_array(sizes, f"{key}.sizes")
+    outputs = [member.output[0] for member in group]
+    return [product, helper.make_node("Split", [output, f"{key}.sizes"], outputs, name=f"{group[0].name}.split", axis=-1)]
 
 
 def _lookup(node: onnx.NodeProto, name: str) -> onnx.NodeProto:
@@ -173,23 +213,22 @@ def _lookup(node: onnx.NodeProto, name: str) -> onnx.NodeProto:
     )
 
 
-def _remove_unused(model: onnx.ModelProto, graphs: list[onnx.GraphProto]) -> None:
+def _remove_unused(model: onnx.ModelProto) -> None:
     """Drop constants, and transposes of constants, that nothing reads any more."""
     while True:
+        graphs = list(_graphs(model.graph))
         used = {output.name for graph in graphs for output in graph.output}
         used |= {name for graph in graphs for node in graph.node for name in node.input}
-        removed = False
-        for graph in graphs:
-            kept_tensors = [tensor for tensor in graph.initializer if tensor.name in used]
-            kept_nodes = [
-                node for node in graph.node if node.op_type not in ("Transpose", "Constant") or node.output[0] in used
-            ]
-            if len(kept_tensors) < len(graph.initializer) or len(kept_nodes) < len(graph.node):
-                removed = True
-                del graph.initializer[:]
-                graph.initializer.extend(kept_tensors)
-                nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept_nodes]
-                del graph.node[:]
-                graph.node.extend(nodes)
-        if not removed:
+        unused_tensors = [(graph, tensor) for graph in graphs for tensor in graph.initializer if tensor.name not in used]
+        unused_nodes = [
+            (graph, node)
+            for graph in graphs
+            for node in graph.node
+            if node.op_type in ("Transpose", "Constant") and node.output[0] not in used
+        ]
+        for graph, tensor in unused_tensors:
+            graph.initializer.remove(tensor)
+        for graph, node in unused_nodes:
+            graph.node.remove(node)
+        if not unused_tensors and not unused_nodes:
             return

@@ -42,6 +42,7 @@ class Bundle:
         max_input_tokens: Longer inputs are cut.
         max_answer_tokens: The longest answer.
         max_rationale_tokens: The longest rationale or evaluation.
+        threads: How many threads serve it best; None for all cores.
         manifest: The whole manifest.
     """
 
@@ -54,6 +55,7 @@ class Bundle:
     max_input_tokens: int
     max_answer_tokens: int
     max_rationale_tokens: int
+    threads: int | None
     manifest: dict[str, Any]
 
     def graph(self, part: str) -> Path:
@@ -128,5 +130,6 @@ def open_bundle(folder: Path) -> Bundle:
         max_input_tokens=manifest["max_input_tokens"],
         max_answer_tokens=manifest["max_answer_tokens"],
         max_rationale_tokens=manifest["max_rationale_tokens"],
+        threads=manifest["threads"],
         manifest=manifest,
     )

@@ -250,8 +250,9 @@ def open_engine(bundle: Bundle, threads: int | None = None) -> Engine:
 
     Args:
         bundle: A checked bundle.
-        threads: Threads within one operation; all of the process's cores by default.
+        threads: Threads within one operation; by default what the bundle asks for, or else all of the process's cores.
     """
+    threads = threads or bundle.threads
     if bundle.family == "decoder-only":
         return DecoderOnlyEngine(bundle, threads)
     return EncoderDecoderEngine(bundle, threads)

@@ -87,7 +87,7 @@ class EdgeStudent:
 
     Args:
         bundle: A checked bundle.
-        threads: Threads within one operation; all of the process's cores by default.
+        threads: Threads within one operation; by default what the bundle asks for, or else all of the process's cores.
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:

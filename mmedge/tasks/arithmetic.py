@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 
 from mmedge.errors import MmedgeError
 from mmedge.tasks.base import ChainOfThought, Example, Splits, Unparsed
@@ -23,7 +24,7 @@ from mmedge.tasks.judges import ExpressionJudge
 from mmedge.tasks.reading import read_arithmetic
 
 LARGEST = 400  # no quantity of a problem, given or intermediate, is larger
-DISTRACTOR_SHARE = 0.3
+DISTRACTOR_SHARE = 0.2
 ONE_STEP_SHARE = 0.5
 
 _SOURCE_OPERATOR = {"direct": None, "product": "*", "sum": "+", "more_than": "+", "times_as_many": "*"}
@@ -171,7 +172,17 @@ def generate(rng: random.Random, *, held_out: bool) -> Problem:
         pattern = rng.choice(DISTRACTORS.held_out if held_out else DISTRACTORS.seen)
         parts.insert(rng.randint(0, 2), expand(pattern, slots | {"k": str(distractor)}, rng))
     text = " ".join(part for part in [*parts, question] if part)
-    return Problem(text, tuple(steps), thing, people[0], distractor)
+    return Problem(text, tuple(_in_reading_order(step, text) for step in steps), thing, people[0], distractor)
+
+
+def _in_reading_order(step: Step, text: str) -> Step:
+    """Return a sum or product of two given numbers with the operand first that the text names first, as people write it."""
+    if step.operator not in "+*" or step.left is None or step.right is None:
+        return step
+    words = re.findall(r"\d+", text)
+    if words.index(str(step.right)) < words.index(str(step.left)):
+        return replace(step, left=step.right, right=step.left)
+    return step
 
 
 @dataclass(frozen=True)

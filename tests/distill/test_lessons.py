@@ -13,13 +13,14 @@ from mmedge.distill.lessons import (
     Target,
     branch_mask,
     encode_lesson,
+    evaluation_lessons,
     micro_batches,
     reasoning_lessons,
     token_losses,
 )
 from mmedge.distill.students import Student, build_scratch, load_student, resolve_source
 from mmedge.recipe import MethodSection, ScratchSection, StudentSection
-from mmedge.tasks import ChainOfThought, Example
+from mmedge.tasks import ChainOfThought, Example, SelfEvaluation, Verdict
 from mmedge.teachers.store import AnnotatedExample, EvaluatedCot
 from tests.conftest import TINY_SCRATCH
 
@@ -107,3 +108,16 @@ def test_micro_batches_hold_everything_and_respect_the_limit() -> None:
     groups = micro_batches(lessons, 100)
     assert sorted(len(lesson.context) for group in groups for lesson in group) == [3, 5, 12, 40, 41, 90]
     assert all(len(group) == 1 or len(group) * max(lesson.tokens for lesson in group) <= 100 for group in groups)
+
+
+def test_balanced_verdicts_weigh_the_same_in_total(students: dict[str, Student]) -> None:
+    def judged(number: int, verdict: Verdict) -> AnnotatedExample:
+        cot = EvaluatedCot(0, ChainOfThought("way", "2"), (SelfEvaluation("Because.", verdict),))
+        return AnnotatedExample(Example(str(number), "What is 1 + 1?", "2"), (cot,))
+
+    examples = [judged(i, Verdict.WRONG if i < 3 else Verdict.CORRECT) for i in range(12)]
+    encoder = students["decoder-only"].encoder
+    for balanced, expected in ((False, (9, 3)), (True, (6, 6))):
+        targets = [lesson.targets[0] for lesson in evaluation_lessons(examples, encoder, balance_verdicts=balanced)]
+        sums = [sum(target.weight for target in targets if target.text == verdict) for verdict in ("correct", "wrong")]
+        assert sums == pytest.approx(expected)

@@ -30,7 +30,7 @@ def test_all_operations_and_one_and_two_steps_occur() -> None:
     assert all(operators[operator] > 0.08 * sum(operators.values()) for operator in "+-*/"), operators
     steps = Counter(len(problem.steps) for problem in problems)
     assert set(steps) == {1, 2} and min(steps.values()) > 500
-    assert 0.3 < sum(problem.distractor is not None for problem in problems) / len(problems) < 0.5
+    assert 0.15 < sum(problem.distractor is not None for problem in problems) / len(problems) < 0.25
 
 
 def test_every_problem_is_whole_and_its_label_uses_only_its_own_numbers() -> None:
