@@ -186,6 +186,8 @@ def sha256_file(path: Path) -> str:
         with open(path, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
+    except FileNotFoundError:
+        raise MmedgeError(f"no such file: {path}", "check the path") from None
     except OSError as error:
         raise MmedgeError(f"cannot read {path}: {error.strerror or error}") from None
     return digest.hexdigest()

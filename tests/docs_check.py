@@ -58,7 +58,7 @@ def _small(command: str) -> list[str]:
     """Return the command's words, with what makes its training small."""
     words = shlex.split(command)
     verb = words[1]
-    if verb not in ("quickstart", "distill"):
+    if verb not in ("quickstart", "annotate", "distill"):
         return words
     recipe = next((word for word in words if word.endswith(".yaml")), "quickstart.yaml")
     kind = "arithmetic" if "quickstart" in recipe or "arithmetic" in command else "data"

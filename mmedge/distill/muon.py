@@ -34,7 +34,7 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     return x.mT if tall else x
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(torch.optim.Optimizer):  # type: ignore[misc]
     """Momentum, orthogonalized.
 
     The step is scaled by 0.2·√max(rows, columns), which gives it the root mean square of AdamW's (Liu et al. 2025), so that one
@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
         """Take one step with the gradients that the parameters hold."""
         with torch.no_grad():
             for group in self.param_groups:

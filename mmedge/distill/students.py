@@ -7,6 +7,7 @@ Weights are safetensors or GGUF, never pickle; no code that comes with a model i
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ def load_student(
         return open_student(source.path, max_input_tokens)
     try:
         model, tokenizer = _from_pretrained(section, source)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except Exception as error:  # safetensors, tokenizers, gguf and transformers raise many types for a broken file
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         hint = "is the hub reachable, and the id right? a local folder or .gguf file works offline"
         raise MmedgeError(f"student.source: cannot load {source.name}: {reason}", hint) from error
@@ -231,12 +232,18 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> transformers.PreTr
         [pre_tokenizers.Metaspace(), pre_tokenizers.Split(pieces, behavior="isolated")]
     )
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
-    special = ["<pad>", "</s>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    alphabet = [*"0123456789+-*/().,:;?!='\"", "▁"]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary + len(special), special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocabulary,
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        initial_alphabet=[*"0123456789+-*/().,:;?!='\"", "▁"],
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    written = json.loads(tokenizer.to_str())
+    pieces_of = written["model"]["vocab"]
+    for byte in range(256):  # ordinary pieces: special ones would be left out of decoded text
+        pieces_of.setdefault(f"<0x{byte:02X}>", len(pieces_of))
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(written))
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
