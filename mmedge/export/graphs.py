@@ -8,6 +8,7 @@ import logging
 import warnings
 from pathlib import Path
 
+from mmedge.distill import compat
 from mmedge.errors import MmedgeError, missing_extra
 
 TASKS = {"encoder-decoder": "text2text-generation-with-past", "decoder-only": "text-generation-with-past"}
@@ -28,6 +29,7 @@ def export_graphs(student: Path, family: str, out: Path) -> None:
         from optimum.exporters.onnx import main_export
     except ImportError:
         raise missing_extra("optimum-onnx", "export") from None
+    compat.quiet()
     logging.getLogger("optimum").setLevel(logging.ERROR)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     printed = io.StringIO()
