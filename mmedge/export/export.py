@@ -21,7 +21,7 @@ from mmedge.tasks.evaluation_set import FILE_NAME, VALIDATION, EvaluationSet, re
 
 Precision = Literal["fp32", "int8"]
 # Below this, one product is done before a second thread is awake: a student of 1.2 M parameters answers in 8 ms with one thread
-# and in 17 ms with two (benchmarks/results/quickstart.md); SmolLM2's 135 M gain from every core.
+# and in 17 ms with two (measured on two cores); SmolLM2's 135 M gain from every core.
 SMALL_PARAMETERS = 10_000_000
 GRAPH_FORMAT = 2  # counts up when the same student would give other graphs
 _KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
