@@ -1,9 +1,9 @@
 """Muon, an optimizer for the inner matrices of a student that is built from scratch (Jordan et al. 2024).
 
 Each matrix moves along its momentum with all singular values brought near 1 by five Newton-Schulz iterations, so that no
-direction of it learns slowly. On the embedded task it needs about a quarter of AdamW's lessons. `torch.optim.Muon` computes
-the iterations in bfloat16, one matrix at a time, which takes longer than the rest of the step on a CPU without bfloat16
-arithmetic; here they run in float32, all matrices of a shape together.
+direction of it learns slowly. On the embedded task it reached with 9,600 lessons what AdamW reached with over 20,000.
+`torch.optim.Muon` computes the iterations in bfloat16, one matrix at a time, which took half of a step's time on a CPU
+without bfloat16 arithmetic; here they run in float32, all matrices of a shape together.
 """
 
 from __future__ import annotations
