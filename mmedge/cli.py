@@ -22,6 +22,7 @@ from mmedge import __version__
 from mmedge.errors import MmedgeError, missing_extra
 
 if TYPE_CHECKING:
+    from mmedge.bench.bench import BenchSettings
     from mmedge.progress import Progress
     from mmedge.recipe import Recipe
     from mmedge.runtime import EdgeStudent
@@ -102,7 +103,6 @@ def quickstart(
 ) -> None:
     """The whole chain on the embedded task, in minutes on two CPU cores."""
     _need("torch", "all")
-    from mmedge.bench.bench import BenchSettings
     from mmedge.bench.bench import bench as measure
     from mmedge.distill.distill import distill as train
     from mmedge.export.export import export as write
@@ -111,9 +111,7 @@ def quickstart(
     progress = _progress(quiet)
     metrics = train(recipe, out, progress)
     write(out, recipe.export.precisions, progress)
-    section = recipe.bench
-    settings = BenchSettings(section.questions, section.warmup_questions, section.verdicts, section.threads)
-    report = measure([out], settings, progress)
+    report = measure([out], _bench_settings(out, {}), progress)
     _save_report(report, out)
     _show_metrics(metrics)
     _show_report(report)
@@ -204,9 +202,15 @@ def export(
 @app.command()
 def bench(
     places: Annotated[list[Path], typer.Argument(metavar="VARIANT…", help="Runs, student folders, bundles.")],
-    questions: Annotated[Optional[int], typer.Option(min=1, help="Questions of each test split. Default: all.")] = None,
-    verdicts: Annotated[int, typer.Option(min=0, help="Held-out chains of thought to judge.")] = 100,
-    warmup: Annotated[int, typer.Option(min=0, help="Answers before timing starts.")] = 5,
+    questions: Annotated[
+        Optional[int], typer.Option(min=1, help="Questions of each test split. Default: the run's recipe, else all.")
+    ] = None,
+    verdicts: Annotated[
+        Optional[int], typer.Option(min=0, help="Held-out chains of thought to judge. Default: the run's recipe, else 100.")
+    ] = None,
+    warmup: Annotated[
+        Optional[int], typer.Option(min=0, help="Answers before timing starts. Default: the run's recipe, else 5.")
+    ] = None,
     threads: Annotated[
         Optional[int], typer.Option(min=1, help="Threads of each variant. Default: what a bundle asks for, else all cores.")
     ] = None,
@@ -218,11 +222,13 @@ def bench(
     quiet: Quiet = False,
 ) -> None:
     """Accuracy, latency, memory and size of variants, on the same questions, taking turns."""
-    from mmedge.bench.bench import BenchSettings, find_variants
     from mmedge.bench.bench import bench as measure
+    from mmedge.bench.bench import find_variants
 
     first = find_variants(places)[0]
-    report = measure(places, BenchSettings(questions, warmup, verdicts, threads), _progress(quiet), evaluation)
+    given = {"questions": questions, "warmup_questions": warmup, "verdicts": verdicts, "threads": threads}
+    settings = _bench_settings(places[0], {name: value for name, value in given.items() if value is not None})
+    report = measure(places, settings, _progress(quiet), evaluation)
     folder = out or first.resolve().parent
     _save_report(report, folder)
     if as_json:
@@ -230,6 +236,16 @@ def bench(
         return
     _show_report(report)
     typer.echo(f"written: {folder / 'bench.json'}, {folder / 'bench.md'}")
+
+
+def _bench_settings(place: Path, given: dict[str, int]) -> BenchSettings:
+    """Return what the command line says, then what the recipe of the run says, then the defaults."""
+    from mmedge.bench.bench import BenchSettings
+    from mmedge.recipe import BenchSection, load_recipe
+
+    path = place / "recipe.yaml"
+    section = load_recipe(path).bench if path.is_file() else BenchSection()
+    return BenchSettings(**{**section.model_dump(), **given})
 
 
 def _save_report(report: dict[str, Any], folder: Path) -> None:

@@ -141,10 +141,13 @@ class MethodSection(Section):
     `alpha` weighs the short task against the long one. `balance_verdicts` gives all verdicts the same weight in total, so that
     a student is not drawn to the most frequent one. `rehearsal` is the share of stage 2 that goes on learning to evaluate
     (0: the paper's schedule). `cots_per_visit` is how many of a question's rationales one visit trains; they take turns from
-    epoch to epoch (none given: all of them at every visit).
+    epoch to epoch (none given: all of them at every visit). `keep` chooses the chains of thought that stage 2 learns from: all
+    of them (the paper), those that agree with most others of their question, or those that the teacher itself judged correct;
+    stage 1 learns from all of them in any case.
     """
 
     labels: Literal["pseudo", "human"] = "pseudo"
+    keep: Literal["all", "self_consistent", "judged_correct"] = "all"
     self_evaluation: bool = True
     alpha: Share = 0.5
     balance_verdicts: bool = False
@@ -206,9 +209,14 @@ class GenerationSection(Section):
 
 
 class ExportSection(Section):
-    """Which precisions to write, and how close they must be to the student."""
+    """Which precisions to write, who writes the graphs, and how close they must be to the student.
+
+    `graphs`: `fused` are mmedge's own (T5), `optimum` is any architecture that optimum knows; `auto` takes fused ones where
+    there are any.
+    """
 
     precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
+    graphs: Literal["auto", "fused", "optimum"] = "auto"
     verify_questions: Positive = 32
     max_accuracy_drop: Annotated[float, Field(ge=0)] = 5.0
 
@@ -217,7 +225,6 @@ class BenchSection(Section):
     """How much to measure."""
 
     questions: Positive | None = None
-    latency_questions: Positive = 50
     warmup_questions: Positive = 5
     verdicts: Annotated[int, Field(ge=0)] = 100
     threads: Positive | None = None

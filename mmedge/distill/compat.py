@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,11 @@ MAJOR = int(transformers.__version__.split(".")[0])
 
 
 def gguf_arguments(file_name: str) -> dict[str, Any]:
-    """Return what `from_pretrained` needs to read a GGUF file as float32 weights."""
+    """Return what `from_pretrained` needs to read a GGUF file as float32 weights; its own progress bar is switched off."""
+    reader = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    bar = getattr(reader, "tqdm", None)
+    if isinstance(bar, type):
+        vars(reader)["tqdm"] = functools.partial(bar, disable=True)
     arguments: dict[str, Any] = {"gguf_file": file_name}
     if MAJOR >= 5 and hasattr(transformers, "GgufConfig"):
         arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)

@@ -24,6 +24,7 @@ from mmedge.tasks import Example, Splits, Task, build_task
 from mmedge.tasks.evaluation_set import FILE_NAME, HeldOutCot, evaluation_set_of, write_evaluation_set
 from mmedge.tasks.prompts import render_question
 from mmedge.teachers.collect import annotate
+from mmedge.teachers.selection import select
 from mmedge.teachers.store import AnnotatedExample, AnnotationStore, ReadingReport, read_annotations
 
 _DECIDES_TRAINING = ("seed", "student", "method", "training", "split", "generation")
@@ -309,10 +310,13 @@ def _write_evaluation_set(run: Run, material: Material) -> None:
 
 def _stage2_courses(recipe: Recipe, material: Material, student: Student, has_evaluations: bool) -> list[Course]:
     section, method = recipe.training.stage2, recipe.method
+    kept = select(material.train, method.keep, material.task.judge)
+    if method.labels == "pseudo" and not any(annotated.cots for annotated in kept):
+        raise MmedgeError(f"method.keep: {method.keep} leaves no chain of thought to learn from", "set it to all")
     rehearsal = method.rehearsal if method.self_evaluation and has_evaluations else 0.0
     courses = [
         Course(
-            lambda epoch: reasoning_lessons(material.train, student.encoder, method, epoch),
+            lambda epoch: reasoning_lessons(kept, student.encoder, method, epoch),
             section.batch_size,
             method.alpha,
             1 - rehearsal,

@@ -10,21 +10,21 @@ from typing import Any, Literal
 from mmedge import __version__
 from mmedge.distill.students import Student, open_student, student_details
 from mmedge.errors import MmedgeError
-from mmedge.export.graphs import export_graphs
+from mmedge.export.graphs import KEPT, choose_graphs, export_graphs
 from mmedge.export.quantize import quantize_model
 from mmedge.export.verify import check, compare
 from mmedge.progress import Progress
-from mmedge.runtime.bundle import GRAPHS, MANIFEST, open_bundle, read_manifest, seal
+from mmedge.runtime.bundle import GRAPHS, MANIFEST, Graphs, open_bundle, read_manifest, seal
 from mmedge.runtime.student import EdgeStudent
 from mmedge.storage import atomic_folder, folder_size, read_json, remove_leftovers, sha256_file, sha256_json, write_json
+from mmedge.tasks.encoding import Family
 from mmedge.tasks.evaluation_set import FILE_NAME, VALIDATION, EvaluationSet, read_evaluation_set
 
 Precision = Literal["fp32", "int8"]
 # Below this, one product is done before a second thread is awake: a student of 1.2 M parameters answers in 8 ms with one thread
 # and in 17 ms with two (measured on two cores); SmolLM2's 135 M gain from every core.
 SMALL_PARAMETERS = 10_000_000
-GRAPH_FORMAT = 2  # counts up when the same student would give other graphs
-_KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+GRAPH_FORMAT = 3  # counts up when the same student would give other graphs
 
 
 def find_student(place: Path) -> Path:
@@ -75,7 +75,8 @@ def export(
     settings = details["recipe"]["export"]
     drop = settings["max_accuracy_drop"] if max_accuracy_drop is None else max_accuracy_drop
     weights = {file.name: sha256_file(file) for file in sorted(folder.glob("*.safetensors"))}
-    key = sha256_json({"format": GRAPH_FORMAT, "weights": weights, "student": details["prompts"]})
+    writer = choose_graphs(folder, settings.get("graphs", "auto"))
+    key = sha256_json({"format": GRAPH_FORMAT, "graphs": writer, "weights": weights, "student": details["prompts"]})
     if out.is_dir():
         remove_leftovers(out)
     found: dict[str, dict[str, Any]] = {}
@@ -90,10 +91,12 @@ def export(
             found[precision] = kept
     if missing:
         graphs = out / ".graphs"
-        _float_graphs(folder, details["family"], graphs, key, progress)
+        _float_graphs(folder, details["family"], writer, graphs, key, progress)
         student = open_student(folder)
         for precision in missing:
-            found[precision] = _bundle(graphs, out, precision, student, details, key, questions, settings, drop, progress)
+            found[precision] = _bundle(
+                graphs, writer, out, precision, student, details, key, questions, settings, drop, progress
+            )
         shutil.rmtree(graphs, ignore_errors=True)
     return found
 
@@ -114,7 +117,7 @@ def _questions_hash(questions: EvaluationSet) -> str:
     return sha256_json(repr(questions.questions.get(VALIDATION, ())))
 
 
-def _float_graphs(student: Path, family: str, graphs: Path, key: str, progress: Progress) -> None:
+def _float_graphs(student: Path, family: Family, writer: Graphs, graphs: Path, key: str, progress: Progress) -> None:
     """Write the float32 graphs that all precisions start from, unless a killed export left them finished."""
     marker = graphs / "key.json"
     if marker.is_file() and read_json(marker).get("key") == key:
@@ -122,12 +125,13 @@ def _float_graphs(student: Path, family: str, graphs: Path, key: str, progress: 
         return
     progress.line("writing float32 graphs")
     with atomic_folder(graphs) as temporary:
-        export_graphs(student, family, temporary)
+        export_graphs(student, family, writer, temporary)
         write_json(temporary / "key.json", {"key": key})
 
 
 def _bundle(
     graphs: Path,
+    writer: Graphs,
     out: Path,
     precision: Precision,
     student: Student,
@@ -147,15 +151,15 @@ def _bundle(
     generation = details["recipe"]["generation"]
     with atomic_folder(target) as temporary:
         progress.line(f"{precision}: writing")
-        for name in _KEPT:
+        for name in KEPT:
             if (graphs / name).is_file():
                 shutil.copyfile(graphs / name, temporary / name)
-        for name in GRAPHS[details["family"]].values():
+        for part, name in GRAPHS[details["family"], writer].items():
             if precision == "fp32":
-                for part in graphs.glob(f"{name}*"):  # the graph, and its weights where they are a file of their own
-                    shutil.copyfile(part, temporary / part.name)
+                for file in graphs.glob(f"{name}*"):  # the graph, and its weights where they are a file of their own
+                    shutil.copyfile(file, temporary / file.name)
             else:
-                report = quantize_model(graphs / name, temporary / name)
+                report = quantize_model(graphs / name, temporary / name, many_rows=part == "encoder")
                 progress.line(
                     f"{precision}: {name}: {report.matrices} matrices, {report.tables} tables, "
                     f"{report.bytes_before / 1e6:.1f} → {report.bytes_after / 1e6:.1f} MB"
@@ -165,6 +169,7 @@ def _bundle(
             "recipe": details["recipe"]["name"],
             "precision": precision,
             "family": details["family"],
+            "graphs": writer,
             "task": {
                 "name": questions.task,
                 "judge": questions.judge.name,

@@ -1,30 +1,68 @@
-"""From a student folder to float32 ONNX graphs with a KV cache, through optimum."""
+"""From a student folder to float32 ONNX graphs with a KV cache: fused graphs of our own, or optimum's."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import shutil
 import warnings
 from pathlib import Path
+from typing import Literal
 
 from mmedge.distill import compat
 from mmedge.errors import MmedgeError, missing_extra
+from mmedge.runtime.bundle import Graphs
+from mmedge.storage import read_json
+from mmedge.tasks.encoding import Family
 
-TASKS = {"encoder-decoder": "text2text-generation-with-past", "decoder-only": "text-generation-with-past"}
+FUSED = ("t5",)
+KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TASKS: dict[Family, str] = {"encoder-decoder": "text2text-generation-with-past", "decoder-only": "text-generation-with-past"}
 
 
-def export_graphs(student: Path, family: str, out: Path) -> None:
+def choose_graphs(student: Path, wanted: Literal["auto", "fused", "optimum"]) -> Graphs:
+    """Return who writes a student's graphs: `auto` takes fused ones where there are any for its architecture.
+
+    Raises:
+        MmedgeError: Fused graphs are asked for, and there are none.
+    """
+    config = read_json(student / "config.json")
+    if wanted == "optimum":
+        return "optimum"
+    if config.get("model_type") in FUSED:
+        return "fused"
+    if wanted == "fused":
+        raise MmedgeError(
+            f"export.graphs: there are no fused graphs for {config.get('model_type')!r}", f"there are for: {', '.join(FUSED)}"
+        )
+    return "optimum"
+
+
+def export_graphs(student: Path, family: Family, graphs: Graphs, out: Path) -> None:
     """Write a student's graphs, tokenizer and configs into `out`.
 
     Args:
         student: A student folder in Hugging Face format.
         family: `encoder-decoder` or `decoder-only`.
-        out: An existing folder; gets `model.onnx`, or `encoder_model.onnx` and `decoder_model_merged.onnx`, and configs.
+        graphs: Who writes them.
+        out: An existing folder; gets the files that `runtime.bundle.GRAPHS` names, and configs.
 
     Raises:
-        MmedgeError: optimum is missing, or cannot export this architecture.
+        MmedgeError: optimum is missing, or the architecture cannot be exported.
     """
+    if graphs == "fused":
+        from mmedge.export.t5 import write_t5
+
+        write_t5(student, out)
+        for name in KEPT:
+            if (student / name).is_file():
+                shutil.copyfile(student / name, out / name)
+        return
+    _through_optimum(student, family, out)
+
+
+def _through_optimum(student: Path, family: Family, out: Path) -> None:
     try:
         from optimum.exporters.onnx import main_export
     except ImportError:

@@ -2,7 +2,7 @@
 
     bundle-int8/
         manifest.json                    this format; hashes of every other file, and of itself
-        encoder_model.onnx  decoder_model_merged.onnx      (encoder-decoder), or model.onnx (decoder-only)
+        encoder_model.onnx  decoder_model.onnx             (encoder-decoder), or model.onnx (decoder-only)
         tokenizer.json  config.json  …   as other runtimes expect them
 
 A bundle opens without network, torch or transformers, and refuses to open when a byte differs.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmedge.errors import MmedgeError
 from mmedge.storage import folder_size, read_json, sha256_file, sha256_json, write_json
@@ -20,11 +20,13 @@ from mmedge.tasks.encoding import Family, SpecialTokens
 from mmedge.tasks.judges import AnyJudge, judge_by_name
 from mmedge.tasks.prompts import StudentPrompts
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
-GRAPHS: dict[str, dict[str, str]] = {
-    "encoder-decoder": {"encoder": "encoder_model.onnx", "decoder": "decoder_model_merged.onnx"},
-    "decoder-only": {"decoder": "model.onnx"},
+Graphs = Literal["fused", "optimum"]  # who wrote them: mmedge.export, one fused node for each attention, or optimum
+GRAPHS: dict[tuple[Family, Graphs], dict[str, str]] = {
+    ("encoder-decoder", "fused"): {"encoder": "encoder_model.onnx", "decoder": "decoder_model.onnx"},
+    ("encoder-decoder", "optimum"): {"encoder": "encoder_model.onnx", "decoder": "decoder_model_merged.onnx"},
+    ("decoder-only", "optimum"): {"decoder": "model.onnx"},
 }
 
 
@@ -35,6 +37,7 @@ class Bundle:
     Attributes:
         folder: Where it lies.
         family: Which kind of student.
+        graphs: Who wrote the graphs, which decides their inputs and outputs.
         precision: `fp32` or `int8`.
         prompts: Its prompts.
         special: Its special tokens.
@@ -48,6 +51,7 @@ class Bundle:
 
     folder: Path
     family: Family
+    graphs: Graphs
     precision: str
     prompts: StudentPrompts
     special: SpecialTokens
@@ -60,7 +64,7 @@ class Bundle:
 
     def graph(self, part: str) -> Path:
         """Return the path of a graph: `decoder`, or `encoder`."""
-        return self.folder / GRAPHS[self.family][part]
+        return self.folder / GRAPHS[self.family, self.graphs][part]
 
     @property
     def size(self) -> int:
@@ -123,6 +127,7 @@ def open_bundle(folder: Path) -> Bundle:
     return Bundle(
         folder=folder,
         family=manifest["family"],
+        graphs=manifest["graphs"],
         precision=manifest["precision"],
         prompts=StudentPrompts(**manifest["prompts"]),
         special=SpecialTokens(**manifest["special_tokens"]),

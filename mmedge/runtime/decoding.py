@@ -3,8 +3,9 @@
 The present keys and values that one step gives are bound as the next step's past: they are handed over, not copied, and only
 the logits of a step come to Python. Works on token ids alone; knows no text, no tokenizer, no task.
 
-Graphs are those that optimum writes: `model.onnx` (decoder-only), or `encoder_model.onnx` and `decoder_model_merged.onnx`,
-whose `use_cache_branch` chooses between reading the encoder's states and reading its cached keys and values.
+Graphs are those that mmedge writes (`encoder_model.onnx` gives the cross-attention's keys and values, `decoder_model.onnx`
+takes them), or those that optimum writes: `model.onnx` (decoder-only), or `encoder_model.onnx` and
+`decoder_model_merged.onnx`, whose `use_cache_branch` chooses between reading the encoder's states and its cached keys.
 """
 
 from __future__ import annotations
@@ -189,8 +190,69 @@ class DecoderOnlyEngine:
         return logits[0, -len(target) :]
 
 
+class FusedEncoderDecoderEngine:
+    """Decodes `encoder_model.onnx` and `decoder_model.onnx` as mmedge writes them."""
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self._encoder = _Graph(bundle.graph("encoder"), threads)
+        self._decoder = _Graph(bundle.graph("decoder"), threads)
+        self._special = bundle.special
+        self._own = [name for name in self._decoder.past if ".decoder." in name]
+        self._shapes = [(self._decoder.inputs[name].shape[1], self._decoder.inputs[name].shape[3]) for name in self._own]
+        self._present = ["logits", *(name.replace("past_key_values", "present") for name in self._own)]
+
+    def _start(self, prompts: Sequence[Prompt]) -> tuple[Any, list[ort.OrtValue]]:
+        """Read the contexts; return a binding of the decoder that holds what stays the same, and an empty cache."""
+        ids, mask = left_padded([prompt.context for prompt in prompts], self._special.pad)
+        held = _value(mask)
+        cross = self._encoder.run({"input_ids": _value(ids), "attention_mask": held}, self._encoder.outputs)
+        binding = self._decoder.session.io_binding()
+        binding.bind_ortvalue_input("encoder_attention_mask", held)
+        for name, value in cross.items():
+            binding.bind_ortvalue_input(name.replace("present", "past_key_values"), value)
+        empty = [_value(np.zeros((len(prompts), heads, 0, width), dtype=np.float32)) for heads, width in self._shapes]
+        return binding, empty
+
+    def _read(
+        self, binding: Any, past: Sequence[ort.OrtValue], ids: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], Sequence[ort.OrtValue]]:
+        """Read (rows, new) tokens behind the cache; return (rows, new, vocabulary) logits and the longer cache."""
+        binding.bind_ortvalue_input("input_ids", _value(ids))
+        for name, value in zip(self._own, past, strict=True):
+            binding.bind_ortvalue_input(name, value)
+        binding.clear_binding_outputs()
+        for name in self._present:
+            binding.bind_output(name, "cpu")
+        self._decoder.session.run_with_iobinding(binding)
+        logits, *present = binding.get_outputs()
+        return logits.numpy(), present
+
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Generation:
+        state: dict[str, Any] = {}
+
+        def read(ids: NDArray[np.int64]) -> Logits:
+            logits, state["past"] = self._read(state["binding"], state["past"], ids)
+            return logits[:, -1]
+
+        def first() -> Logits:
+            state["binding"], state["past"] = self._start(prompts)
+            return read(np.array([prompt.begun for prompt in prompts], dtype=np.int64))
+
+        return greedy(
+            first, lambda tokens: read(tokens[:, None]), len(prompts), self._special.eos, self._special.pad, max_new_tokens
+        )
+
+    def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
+        ids = np.array([(*prompt.begun, *more) for prompt in prompts], dtype=np.int64)
+        return self._read(*self._start(prompts), ids)[0][:, -1]
+
+    def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:
+        ids = np.array([[*prompt.begun, *target[:-1]]], dtype=np.int64)
+        return self._read(*self._start([prompt]), ids)[0][0, -len(target) :]
+
+
 class EncoderDecoderEngine:
-    """Decodes `encoder_model.onnx` and `decoder_model_merged.onnx`."""
+    """Decodes `encoder_model.onnx` and `decoder_model_merged.onnx` as optimum writes them."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self._encoder = _Graph(bundle.graph("encoder"), threads)
@@ -255,4 +317,6 @@ def open_engine(bundle: Bundle, threads: int | None = None) -> Engine:
     threads = threads or bundle.threads
     if bundle.family == "decoder-only":
         return DecoderOnlyEngine(bundle, threads)
+    if bundle.graphs == "fused":
+        return FusedEncoderDecoderEngine(bundle, threads)
     return EncoderDecoderEngine(bundle, threads)

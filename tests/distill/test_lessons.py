@@ -15,12 +15,14 @@ from mmedge.distill.lessons import (
     encode_lesson,
     evaluation_lessons,
     micro_batches,
+    padded_tokens,
     reasoning_lessons,
     token_losses,
 )
 from mmedge.distill.students import Student, build_scratch, load_student, resolve_source
 from mmedge.recipe import MethodSection, ScratchSection, StudentSection
 from mmedge.tasks import ChainOfThought, Example, SelfEvaluation, Verdict
+from mmedge.tasks.encoding import Family
 from mmedge.teachers.store import AnnotatedExample, EvaluatedCot
 from tests.conftest import TINY_SCRATCH
 
@@ -104,11 +106,19 @@ def test_every_chain_of_thought_becomes_a_target_and_pseudo_labels_count_by_shar
     ]
 
 
-def test_micro_batches_hold_everything_and_respect_the_limit() -> None:
+@pytest.mark.parametrize("family", ["decoder-only", "encoder-decoder"])
+def test_micro_batches_hold_everything_and_respect_the_limit(family: Family) -> None:
     lessons = [Encoded(tuple(range(length)), ()) for length in (5, 90, 12, 40, 41, 3)]
-    groups = micro_batches(lessons, 100)
+    groups = micro_batches(lessons, family, 100, 10)
     assert sorted(len(lesson.context) for group in groups for lesson in group) == [3, 5, 12, 40, 41, 90]
-    assert all(len(group) == 1 or len(group) * max(lesson.tokens for lesson in group) <= 100 for group in groups)
+    assert all(len(group) == 1 or padded_tokens(group, family) <= 100 for group in groups)
+
+
+def test_micro_batches_weigh_padding_against_passes() -> None:
+    lessons = [Encoded(tuple(range(length)), ()) for length in (10, 100, 11, 99)]
+    lengths = [[lesson.tokens for lesson in group] for group in micro_batches(lessons, "decoder-only", 1000, 50)]
+    assert lengths == [[10, 11], [99, 100]]
+    assert len(micro_batches(lessons, "decoder-only", 1000, 500)) == 1
 
 
 def test_balanced_verdicts_weigh_the_same_in_total(students: dict[str, Student]) -> None:

@@ -1,0 +1,342 @@
+"""T5's graphs (T5, T5 v1.1, flan-T5), written straight from config and weights.
+
+    encoder_model.onnx     input_ids, attention_mask → the cross-attention's keys and values of every decoder layer
+    decoder_model.onnx     input_ids, cross keys and values, own past → logits, own present
+
+What makes them fast: attention is one `MultiHeadAttention` with the relative position bias inside, which is looked up in a
+table by distance (T5's buckets are computed here, once); queries, keys and values are one product; residual and norm are one
+`SkipSimplifiedLayerNormalization`; the encoder's states never leave its graph, since the decoder only needs keys and values.
+optimum's T5 decoder takes two branches, several hundred nodes and computes the buckets at every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+from safetensors import SafetensorError, safe_open
+
+from mmedge.errors import MmedgeError
+from mmedge.export.builder import CONTRIB, GraphBuilder, save
+from mmedge.storage import read_json
+
+Weights = Mapping[str, NDArray[np.float32]]
+ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"
+_BLOCKED = -3.0e38  # added to the score of a position that must not be seen; finite, so that no row becomes NaN
+_ACTIVATIONS = {"relu": ("Relu", ""), "gelu_new": ("FastGelu", CONTRIB)}
+
+
+@dataclass(frozen=True)
+class T5Shape:
+    """What the graphs need of a T5 config."""
+
+    width: int
+    heads: int
+    head_width: int
+    encoder_layers: int
+    decoder_layers: int
+    buckets: int
+    max_distance: int
+    epsilon: float
+    activation: str
+    gated: bool
+    scales_outputs: bool
+
+    @property
+    def inner(self) -> int:
+        """Width of all heads together; need not be the model's."""
+        return self.heads * self.head_width
+
+
+def read_shape(config: Mapping[str, Any]) -> T5Shape:
+    """Read a T5 config, as 4.57 or 5.x wrote it.
+
+    Raises:
+        MmedgeError: It asks for something that the graphs do not implement; the message names it.
+    """
+    form = str(config.get("feed_forward_proj", "relu"))
+    gated, activation = form.startswith("gated-"), form.removeprefix("gated-")
+    if gated and activation == "gelu":
+        activation = "gelu_new"  # as transformers reads it
+    if activation not in _ACTIVATIONS:
+        raise MmedgeError(
+            f"config.json: feed_forward_proj {form!r} is not implemented by the fused T5 graphs", "set export.graphs to optimum"
+        )
+    tied = bool(config.get("tie_word_embeddings", True))
+    return T5Shape(
+        width=int(config["d_model"]),
+        heads=int(config["num_heads"]),
+        head_width=int(config["d_kv"]),
+        encoder_layers=int(config["num_layers"]),
+        decoder_layers=int(config.get("num_decoder_layers") or config["num_layers"]),
+        buckets=int(config.get("relative_attention_num_buckets", 32)),
+        max_distance=int(config.get("relative_attention_max_distance", 128)),
+        epsilon=float(config.get("layer_norm_epsilon", 1e-6)),
+        activation=activation,
+        gated=gated,
+        scales_outputs=bool(config.get("scale_decoder_outputs", tied)),
+    )
+
+
+def bucket(distance: int, buckets: int, max_distance: int, *, bidirectional: bool) -> int:
+    """Return the bucket of a relative position (Raffel et al. 2020, section 2.1; exact for near, logarithmic for far).
+
+    Args:
+        distance: Position of the key minus position of the query.
+        buckets: How many there are.
+        max_distance: From here on all share the last one.
+        bidirectional: Half of the buckets are for keys behind the query; without, such keys all fall into the first.
+    """
+    first = 0
+    if bidirectional:
+        buckets //= 2
+        first = buckets if distance > 0 else 0
+        distance = abs(distance)
+    else:
+        distance = max(0, -distance)
+    exact = buckets // 2
+    if distance < exact:
+        return first + distance
+    # float32, as transformers computes it: a distance on the border between two buckets must fall on the same side
+    ratio = np.log(np.float32(distance) / np.float32(exact)) / np.float32(math.log(max_distance / exact))
+    return first + min(exact + int(ratio * np.float32(buckets - exact)), buckets - 1)
+
+
+def bias_table(weight: NDArray[np.float32], shape: T5Shape, *, bidirectional: bool) -> NDArray[np.float32]:
+    """Return the position bias by distance, (heads, distances).
+
+    Args:
+        weight: The learned bias, (buckets, heads).
+        shape: The model's shape.
+        bidirectional: Distances run from −max_distance to max_distance; without, the first entry blocks every key behind the
+            query, and the others are for keys 0, 1, … max_distance before it.
+    """
+    farthest = shape.max_distance
+    if bidirectional:
+        rows = [bucket(d, shape.buckets, farthest, bidirectional=True) for d in range(-farthest, farthest + 1)]
+        return np.ascontiguousarray(weight[rows].T)
+    rows = [bucket(-d, shape.buckets, farthest, bidirectional=False) for d in range(farthest + 1)]
+    blocked = np.full((shape.heads, 1), _BLOCKED, dtype=np.float32)
+    return np.concatenate([blocked, weight[rows].T], axis=1)
+
+
+def read_weights(folder: Path) -> dict[str, NDArray[np.float32]]:
+    """Read a student's safetensors as float32.
+
+    Raises:
+        MmedgeError: A file is damaged, or a weight is no finite number.
+    """
+    weights: dict[str, NDArray[np.float32]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(str(path), framework="np") as file:
+                for name in file.keys():  # noqa: SIM118 (no mapping)
+                    weights[name] = file.get_tensor(name).astype(np.float32)
+        except (SafetensorError, OSError, TypeError) as error:
+            raise MmedgeError(f"cannot read {path}: {error}", "distil the student again, or restore the folder") from None
+    for name, weight in weights.items():
+        if not np.isfinite(weight).all():
+            raise MmedgeError(f"{folder}: the weight {name} holds NaN or infinity", "distil again with a lower learning rate")
+    return weights
+
+
+def write_t5(student: Path, out: Path) -> None:
+    """Write the two graphs of a T5 student in float32.
+
+    Args:
+        student: A folder with `config.json` and safetensors.
+        out: An existing folder.
+
+    Raises:
+        MmedgeError: The config asks for what is not implemented, or a weight is missing or broken.
+    """
+    shape = read_shape(read_json(student / "config.json"))
+    weights = read_weights(student)
+    try:
+        encoder, decoder = encoder_graph(shape, weights), decoder_graph(shape, weights)
+    except KeyError as error:
+        raise MmedgeError(f"{student} has no weight {error}", "distil the student again, or restore the folder") from None
+    save(encoder.model(), out / ENCODER)
+    save(decoder.model(), out / DECODER)
+
+
+def _embedding(weights: Weights) -> NDArray[np.float32]:
+    names = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    return weights[next((name for name in names if name in weights), names[0])]
+
+
+def _norm(g: GraphBuilder, x: str, weight: NDArray[np.float32], epsilon: float, name: str) -> str:
+    """Return the root-mean-square norm of x."""
+    scale = g.constant(f"{name}.weight", weight)
+    return g.node("SimplifiedLayerNormalization", [x, scale], name, axis=-1, epsilon=epsilon, stash_type=1)
+
+
+def _add_norm(g: GraphBuilder, x: str, added: str, weight: NDArray[np.float32], epsilon: float, name: str) -> tuple[str, str]:
+    """Return the norm of x + added, and x + added."""
+    scale = g.constant(f"{name}.weight", weight)
+    found = g.nodes("SkipSimplifiedLayerNormalization", [x, added, scale], 4, name, CONTRIB, epsilon=epsilon)
+    return found[0], found[3]
+
+
+def _split_product(g: GraphBuilder, x: str, parts: list[NDArray[np.float32]], name: str) -> list[str]:
+    """Return the products of x with several matrices, computed as one."""
+    packed = g.product(x, np.concatenate(parts), name)
+    return g.nodes("Split", [packed, g.integers(*(len(part) for part in parts))], len(parts), f"{name}.split", axis=-1)
+
+
+def _feed_forward(g: GraphBuilder, x: str, weights: Weights, prefix: str, shape: T5Shape, name: str) -> str:
+    """Return T5's feed-forward layer."""
+    op, domain = _ACTIVATIONS[shape.activation]
+    if shape.gated:
+        gate, up = _split_product(g, x, [weights[f"{prefix}.wi_0.weight"], weights[f"{prefix}.wi_1.weight"]], f"{name}.wi")
+        hidden = g.node("Mul", [g.node(op, [gate], f"{name}.activation", domain), up], f"{name}.gated")
+    else:
+        hidden = g.node(op, [g.product(x, weights[f"{prefix}.wi.weight"], f"{name}.wi")], f"{name}.activation", domain)
+    return g.product(hidden, weights[f"{prefix}.wo.weight"], f"{name}.wo")
+
+
+def _projections(weights: Weights, prefix: str, names: str) -> list[NDArray[np.float32]]:
+    return [weights[f"{prefix}.{name}.weight"] for name in names]
+
+
+def encoder_graph(shape: T5Shape, weights: Weights) -> GraphBuilder:
+    """Return the encoder, down to every decoder layer's cross-attention keys and values, (batch, heads, length, width)."""
+    g = GraphBuilder("t5_encoder")
+    ids = g.input("input_ids", TensorProto.INT64, ("batch", "length"))
+    mask = g.node("Cast", [g.input("attention_mask", TensorProto.INT64, ("batch", "length"))], "mask", to=TensorProto.INT32)
+    length = g.node("Squeeze", [g.node("Shape", [ids], start=1, end=2), g.integers(0)], "length")
+    places = g.node("Range", [g.integer(0), length, g.integer(1)], "places")
+    distance = g.node(
+        "Sub", [g.node("Unsqueeze", [places, g.integers(0)]), g.node("Unsqueeze", [places, g.integers(1)])], "distance"
+    )
+    farthest = shape.max_distance
+    row = g.node("Add", [g.node("Clip", [distance, g.integer(-farthest), g.integer(farthest)]), g.integer(farthest)], "row")
+    learned = weights["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
+    table = g.constant("position_bias", bias_table(learned, shape, bidirectional=True)[None])
+    bias = g.node("Gather", [table, row], "bias", axis=2)  # (1, heads, length, length)
+
+    residual = g.node("Gather", [g.constant("embedding", _embedding(weights)), ids], "embedded")
+    x = _norm(g, residual, weights["encoder.block.0.layer.0.layer_norm.weight"], shape.epsilon, "encoder.0.norm")
+    for index in range(shape.encoder_layers):
+        block, name = f"encoder.block.{index}", f"encoder.{index}"
+        query, key, value = _split_product(
+            g, x, _projections(weights, f"{block}.layer.0.SelfAttention", "qkv"), f"{name}.attention.qkv"
+        )
+        attended = g.node(
+            "MultiHeadAttention",
+            [query, key, value, "", mask, bias],
+            f"{name}.attention",
+            CONTRIB,
+            num_heads=shape.heads,
+            scale=1.0,  # T5 has no 1/√width: its initial weights contain it
+        )
+        attended = g.product(attended, weights[f"{block}.layer.0.SelfAttention.o.weight"], f"{name}.attention.o")
+        x, residual = _add_norm(
+            g, residual, attended, weights[f"{block}.layer.1.layer_norm.weight"], shape.epsilon, f"{name}.feed_forward.norm"
+        )
+        fed = _feed_forward(g, x, weights, f"{block}.layer.1.DenseReluDense", shape, f"{name}.feed_forward")
+        last = index == shape.encoder_layers - 1
+        following = "encoder.final_layer_norm" if last else f"encoder.block.{index + 1}.layer.0.layer_norm"
+        x, residual = _add_norm(g, residual, fed, weights[f"{following}.weight"], shape.epsilon, f"encoder.{index + 1}.norm")
+
+    # all layers' keys and values in one product: (batch, length, 2 · layers, heads, width) → each (batch, heads, length, width)
+    parts = [
+        part
+        for index in range(shape.decoder_layers)
+        for part in _projections(weights, f"decoder.block.{index}.layer.1.EncDecAttention", "kv")
+    ]
+    packed = g.product(x, np.concatenate(parts), "cross.kv")
+    grouped = g.node("Reshape", [packed, g.integers(0, 0, len(parts) * shape.heads, shape.head_width)], "cross.heads")
+    turned = g.node("Transpose", [grouped], "cross.turned", perm=[0, 2, 1, 3])
+    split = g.nodes("Split", [turned], len(parts), "cross.split", axis=1, num_outputs=len(parts))
+    for index in range(shape.decoder_layers):
+        for offset, part in enumerate(("key", "value")):
+            name = f"present.{index}.encoder.{part}"
+            g.output(split[2 * index + offset], name, ("batch", shape.heads, "length", shape.head_width))
+    return g
+
+
+def decoder_graph(shape: T5Shape, weights: Weights) -> GraphBuilder:
+    """Return the decoder: one graph for the first tokens and for every later one, with a cache that may be empty."""
+    g = GraphBuilder("t5_decoder")
+    ids = g.input("input_ids", TensorProto.INT64, ("batch", "new"))
+    mask = g.node(
+        "Cast", [g.input("encoder_attention_mask", TensorProto.INT64, ("batch", "length"))], "mask", to=TensorProto.INT32
+    )
+    own: list[list[str]] = []
+    cross: list[list[str]] = []
+    for index in range(shape.decoder_layers):
+        for kept, where, size in ((own, "decoder", "past"), (cross, "encoder", "length")):
+            names = [f"past_key_values.{index}.{where}.{part}" for part in ("key", "value")]
+            dimensions = ("batch", shape.heads, size, shape.head_width)
+            kept.append([g.input(name, TensorProto.FLOAT, dimensions) for name in names])
+
+    past = g.node("Squeeze", [g.node("Shape", [own[0][0]], start=2, end=3), g.integers(0)], "past")
+    new = g.node("Squeeze", [g.node("Shape", [ids], start=1, end=2), g.integers(0)], "new")
+    total = g.node("Add", [past, new], "total")
+    queries = g.node("Unsqueeze", [g.node("Range", [past, total, g.integer(1)]), g.integers(1)], "queries")
+    keys = g.node("Unsqueeze", [g.node("Range", [g.integer(0), total, g.integer(1)]), g.integers(0)], "keys")
+    before = g.node("Clip", [g.node("Sub", [queries, keys]), g.integer(-1), g.integer(shape.max_distance)], "before")
+    row = g.node("Add", [before, g.integer(1)], "row")
+    learned = weights["decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
+    table = g.constant("position_bias", bias_table(learned, shape, bidirectional=False)[None])
+    bias = g.node("Gather", [table, row], "bias", axis=2)  # (1, heads, new, past + new)
+
+    embedding = _embedding(weights)
+    table = g.constant("embedding", embedding)
+    residual = g.node("Gather", [table, ids], "embedded")
+    x = _norm(g, residual, weights["decoder.block.0.layer.0.layer_norm.weight"], shape.epsilon, "decoder.0.norm")
+    for index in range(shape.decoder_layers):
+        block, name = f"decoder.block.{index}", f"decoder.{index}"
+        query, key, value = _split_product(
+            g, x, _projections(weights, f"{block}.layer.0.SelfAttention", "qkv"), f"{name}.attention.qkv"
+        )
+        attended, present_key, present_value = g.nodes(
+            "MultiHeadAttention",
+            [query, key, value, "", "", bias, *own[index]],
+            3,
+            f"{name}.attention",
+            CONTRIB,
+            num_heads=shape.heads,
+            scale=1.0,
+        )
+        for part, present in (("key", present_key), ("value", present_value)):
+            g.output(present, f"present.{index}.decoder.{part}", ("batch", shape.heads, "total", shape.head_width))
+        attended = g.product(attended, weights[f"{block}.layer.0.SelfAttention.o.weight"], f"{name}.attention.o")
+        x, residual = _add_norm(
+            g, residual, attended, weights[f"{block}.layer.1.layer_norm.weight"], shape.epsilon, f"{name}.cross.norm"
+        )
+        query = g.product(x, weights[f"{block}.layer.1.EncDecAttention.q.weight"], f"{name}.cross.q")
+        attended = g.node(
+            "MultiHeadAttention",
+            [query, *cross[index], "", mask],
+            f"{name}.cross",
+            CONTRIB,
+            num_heads=shape.heads,
+            scale=1.0,
+        )
+        attended = g.product(attended, weights[f"{block}.layer.1.EncDecAttention.o.weight"], f"{name}.cross.o")
+        x, residual = _add_norm(
+            g, residual, attended, weights[f"{block}.layer.2.layer_norm.weight"], shape.epsilon, f"{name}.feed_forward.norm"
+        )
+        fed = _feed_forward(g, x, weights, f"{block}.layer.2.DenseReluDense", shape, f"{name}.feed_forward")
+        last = index == shape.decoder_layers - 1
+        following = weights[
+            "decoder.final_layer_norm.weight" if last else f"decoder.block.{index + 1}.layer.0.layer_norm.weight"
+        ]
+        if last and shape.scales_outputs:
+            following = following * np.float32(shape.width**-0.5)  # T5's original form scales what goes into the head
+        x, residual = _add_norm(g, residual, fed, following, shape.epsilon, f"decoder.{index + 1}.norm")
+
+    if "lm_head.weight" in weights and not shape.scales_outputs:
+        logits = g.product(x, weights["lm_head.weight"], "head")
+    else:
+        logits = g.node("MatMul", [x, g.node("Transpose", [table], "head.weight", perm=[1, 0])], "head")
+    g.output(logits, "logits", ("batch", "new", len(embedding)))
+    return g
