@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -160,6 +161,14 @@ def distill(recipe: RecipePath, out: Out = None, overrides: Set = None, as_json:
     typer.echo(f"student: {folder / 'student'}")
 
 
+class GraphChoice(str, Enum):
+    """Who writes the graphs of a bundle."""
+
+    AUTO = "auto"
+    FUSED = "fused"
+    OPTIMUM = "optimum"
+
+
 @app.command()
 def export(
     place: Annotated[Path, typer.Argument(metavar="RUN|STUDENT", help="A run, or a student folder.")],
@@ -170,11 +179,15 @@ def export(
     max_accuracy_drop: Annotated[
         Optional[float], typer.Option(min=0, help="Refuse int8 that loses more points on validation questions.")
     ] = None,
+    graphs: Annotated[
+        Optional[GraphChoice],
+        typer.Option(help="Who writes the graphs: mmedge (fused, fast) or optimum (any architecture). Default: the recipe."),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Write ONNX bundles, verified against the student and refused where they differ. Without a precision: both."""
-    for package in ("torch", "optimum", "onnx"):
+    for package in ("torch", "onnx"):
         _need(package, "export")
     from mmedge.export.export import Precision, find_student
     from mmedge.export.export import export as write
@@ -185,7 +198,7 @@ def export(
         wanted.append("fp32")
     if int8 or not fp32:
         wanted.append("int8")
-    found = write(place, wanted, _progress(quiet), out, evaluation, max_accuracy_drop)
+    found = write(place, wanted, _progress(quiet), out, evaluation, max_accuracy_drop, graphs.value if graphs else None)
     if as_json:
         _print_json(found)
         return

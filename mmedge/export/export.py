@@ -10,7 +10,7 @@ from typing import Any, Literal
 from mmedge import __version__
 from mmedge.distill.students import Student, open_student, student_details
 from mmedge.errors import MmedgeError
-from mmedge.export.graphs import KEPT, choose_graphs, export_graphs
+from mmedge.export.graphs import KEPT, GraphChoice, choose_graphs, export_graphs
 from mmedge.export.quantize import quantize_model
 from mmedge.export.verify import check, compare
 from mmedge.progress import Progress
@@ -51,6 +51,7 @@ def export(
     out: Path | None = None,
     evaluation: Path | None = None,
     max_accuracy_drop: float | None = None,
+    graphs: GraphChoice | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Export a student.
 
@@ -61,6 +62,7 @@ def export(
         out: The folder that gets `bundle-fp32`, `bundle-int8`; that of the student by default.
         evaluation: The evaluation set to verify with; that beside the student by default.
         max_accuracy_drop: The largest loss of accuracy in points; the recipe's by default.
+        graphs: Who writes the graphs; as the recipe says by default.
 
     Returns:
         The manifest of each bundle by precision.
@@ -75,7 +77,7 @@ def export(
     settings = details["recipe"]["export"]
     drop = settings["max_accuracy_drop"] if max_accuracy_drop is None else max_accuracy_drop
     weights = {file.name: sha256_file(file) for file in sorted(folder.glob("*.safetensors"))}
-    writer = choose_graphs(folder, settings.get("graphs", "auto"))
+    writer = choose_graphs(folder, graphs or settings.get("graphs", "auto"))
     key = sha256_json({"format": GRAPH_FORMAT, "graphs": writer, "weights": weights, "student": details["prompts"]})
     if out.is_dir():
         remove_leftovers(out)
@@ -90,14 +92,14 @@ def export(
             progress.line(f"{bundle}: exported already, kept")
             found[precision] = kept
     if missing:
-        graphs = out / ".graphs"
-        _float_graphs(folder, details["family"], writer, graphs, key, progress)
+        floats = out / ".graphs"
+        _float_graphs(folder, details["family"], writer, floats, key, progress)
         student = open_student(folder)
         for precision in missing:
             found[precision] = _bundle(
-                graphs, writer, out, precision, student, details, key, questions, settings, drop, progress
+                floats, writer, out, precision, student, details, key, questions, settings, drop, progress
             )
-        shutil.rmtree(graphs, ignore_errors=True)
+        shutil.rmtree(floats, ignore_errors=True)
     return found
 
 

@@ -16,12 +16,13 @@ from mmedge.runtime.bundle import Graphs
 from mmedge.storage import read_json
 from mmedge.tasks.encoding import Family
 
+GraphChoice = Literal["auto", "fused", "optimum"]
 FUSED = ("t5",)
 KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 TASKS: dict[Family, str] = {"encoder-decoder": "text2text-generation-with-past", "decoder-only": "text-generation-with-past"}
 
 
-def choose_graphs(student: Path, wanted: Literal["auto", "fused", "optimum"]) -> Graphs:
+def choose_graphs(student: Path, wanted: GraphChoice) -> Graphs:
     """Return who writes a student's graphs: `auto` takes fused ones where there are any for its architecture.
 
     Raises:

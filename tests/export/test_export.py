@@ -75,7 +75,7 @@ def test_bundles_are_the_student(family: str, request: pytest.FixtureRequest) ->
 
 def test_a_bundle_has_the_files_that_other_runtimes_expect(tiny_run: Path) -> None:
     names = {path.name for path in (tiny_run / "bundle-int8").iterdir()}
-    assert {"encoder_model.onnx", "decoder_model_merged.onnx", "config.json", "tokenizer.json", "manifest.json"} <= names
+    assert {"encoder_model.onnx", "decoder_model.onnx", "config.json", "tokenizer.json", "manifest.json"} <= names
     assert not any(name.endswith((".py", ".bin", ".pt", ".pkl")) for name in names)
     assert str(Path.home()) not in (tiny_run / "bundle-int8" / "manifest.json").read_text()
 
@@ -112,8 +112,8 @@ def test_a_wrong_graph_is_refused_and_nothing_is_written(tiny_run: Path, tmp_pat
     shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("bundle-*"))
     details = json.loads((run / "student" / "mmedge.json").read_text())
     weights = {"model.safetensors": sha256_file(run / "student" / "model.safetensors")}
-    key = sha256_json({"format": GRAPH_FORMAT, "weights": weights, "student": details["prompts"]})
-    _float_graphs(run / "student", details["family"], run / ".graphs", key, Progress(quiet=True))
+    key = sha256_json({"format": GRAPH_FORMAT, "graphs": "fused", "weights": weights, "student": details["prompts"]})
+    _float_graphs(run / "student", details["family"], "fused", run / ".graphs", key, Progress(quiet=True))
     path = run / ".graphs" / "encoder_model.onnx"
     model = onnx.load(path)
     largest = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
