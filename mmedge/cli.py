@@ -39,6 +39,8 @@ app = typer.Typer(
     "Every command continues where it was interrupted when it is run again.",
 )
 
+BENCH_JOURNAL = ".bench.journal"
+
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/quickstart.yaml.")]
 Out = Annotated[Optional[Path], typer.Option(help="The run's folder. Default: runs/NAME, by the recipe's name.")]
 Set = Annotated[Optional[list[str]], typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the recipe.")]
@@ -112,7 +114,7 @@ def quickstart(
     progress = _progress(quiet)
     metrics = train(recipe, out, progress)
     write(out, recipe.export.precisions, progress)
-    report = measure([out], _bench_settings(out, {}), progress)
+    report = measure([out], _bench_settings(out, {}), progress, journal=out / BENCH_JOURNAL)
     _save_report(report, out)
     _show_metrics(metrics)
     _show_report(report)
@@ -241,8 +243,9 @@ def bench(
     first = find_variants(places)[0]
     given = {"questions": questions, "warmup_questions": warmup, "verdicts": verdicts, "threads": threads}
     settings = _bench_settings(places[0], {name: value for name, value in given.items() if value is not None})
-    report = measure(places, settings, _progress(quiet), evaluation)
     folder = out or first.resolve().parent
+    journal = folder / BENCH_JOURNAL
+    report = measure(places, settings, _progress(quiet), evaluation, journal)
     _save_report(report, folder)
     if as_json:
         _print_json(report)
@@ -267,6 +270,7 @@ def _save_report(report: dict[str, Any], folder: Path) -> None:
 
     write_json(folder / "bench.json", report)
     write_text(folder / "bench.md", markdown(report))
+    (folder / BENCH_JOURNAL).unlink(missing_ok=True)
 
 
 def _show_report(report: dict[str, Any]) -> None:
@@ -391,36 +395,46 @@ def _read_lines(source: Path | None) -> Iterator[Example]:
 def _answer_lines(
     student: EdgeStudent, source: Path | None, target: Path | None, batch: int, explain: bool, evaluate: bool
 ) -> None:
-    from mmedge.storage import atomic_file
+    from itertools import islice
 
-    def answers() -> Iterator[str]:
-        waiting: list[Example] = []
-        for example in _read_lines(source):
-            waiting.append(example)
-            if len(waiting) == batch:
-                yield from flush(waiting)
-                waiting = []
-        yield from flush(waiting)
-
-    def flush(examples: list[Example]) -> Iterator[str]:
+    def answered(examples: list[Example]) -> list[str]:
         found = student.answer(examples, explain=explain, evaluate=evaluate)
-        for example, answer in zip(examples, found, strict=True):
-            yield json.dumps({"id": example.id, **answer.to_json()}, ensure_ascii=False)
+        return [
+            json.dumps({"id": example.id, **answer.to_json()}, ensure_ascii=False)
+            for example, answer in zip(examples, found, strict=True)
+        ]
 
+    examples = _read_lines(source)
+    batches = iter(lambda: list(islice(examples, batch)), [])
     if target is None or str(target) == "-":
-        for line in answers():
-            sys.stdout.write(line + "\n")
+        for questions in batches:
+            sys.stdout.write("".join(line + "\n" for line in answered(questions)))
             sys.stdout.flush()
         return
+    from mmedge.storage import Journal, sha256_file, sha256_json, write_text
+
+    piped = source is None or str(source) == "-"
+    given = "" if piped or source is None else sha256_file(source)
+    key = sha256_json([student.bundle.manifest["files"], student.bundle.manifest["prompts"], given, batch, explain, evaluate])
     progress = _progress(False)
-    with (
-        atomic_file(target) as temporary,
-        open(temporary, "w", encoding="utf-8") as file,
-        progress.task("answers", total=None) as step,
-    ):
-        for line in answers():
-            file.write(line + "\n")
-            step.advance(1)
+    lines: list[str] = []
+    # what is finished waits beside the output until all is, so that a killed run continues (a pipe is read anew)
+    journal = Journal(target.with_name(f".{target.name}.journal"), os.urandom(8).hex() if piped else key)
+    if len(journal):
+        progress.line(f"continues: {len(journal)} batches are answered already")
+    try:
+        with progress.task("answers", total=None) as step:
+            for number, questions in enumerate(batches):
+                found = journal.get(str(number))
+                if found is None:
+                    found = answered(questions)
+                    journal.put(str(number), found)
+                lines += found
+                step.advance(len(questions))
+        write_text(target, "".join(line + "\n" for line in lines))
+        journal.remove()
+    finally:
+        journal.close()
 
 
 # ---------------------------------------------------------------------------------------------------- looking

@@ -49,12 +49,16 @@ class Section(BaseModel):
 
 
 class ArithmeticSection(Section):
-    """The embedded task: word problems written by a grammar."""
+    """The embedded task: word problems written by a grammar.
+
+    `train_distractors` is the share of training problems with a number that the answer does not need; the tests have 0.2.
+    """
 
     kind: Literal["arithmetic"]
     seed: int = 0
     train: Positive = 8000
     test: Positive = 400
+    train_distractors: Share = 0.2
 
 
 class DataFolderSection(Section):
@@ -110,7 +114,11 @@ TeacherSection = Annotated[Union[RecordedTeacherSection, EmbeddedTeacherSection]
 
 
 class ScratchSection(Section):
-    """The shape of a small T5 built from nothing, with a tokenizer trained on the task's text."""
+    """The shape of a small T5 built from nothing, with a tokenizer trained on the task's text.
+
+    `position_buckets` and `farthest_position` say how finely it tells distances apart: half of the buckets are for each side,
+    half of those are exact. T5's own 32 and 128 are for long texts.
+    """
 
     d_model: Positive = 192
     d_ff: Positive = 512
@@ -120,6 +128,8 @@ class ScratchSection(Section):
     decoder_layers: Positive = 2
     vocabulary: Annotated[int, Field(ge=300)] = 600
     dropout: Share = 0.0
+    position_buckets: Annotated[int, Field(ge=8)] = 32
+    farthest_position: Positive = 128
 
 
 class StudentSection(Section):
@@ -139,7 +149,8 @@ class MethodSection(Section):
     """Mind's Mirror: what is learned from.
 
     `alpha` weighs the short task against the long one. `balance_verdicts` gives all verdicts the same weight in total, so that
-    a student is not drawn to the most frequent one. `rehearsal` is the share of stage 2 that goes on learning to evaluate
+    a student is not drawn to the most frequent one; `contrast_verdicts` learns to evaluate from questions whose chains of
+    thought were judged differently, and from no others. `rehearsal` is the share of stage 2 that goes on learning to evaluate
     (0: the paper's schedule). `cots_per_visit` is how many of a question's rationales one visit trains; they take turns from
     epoch to epoch (none given: all of them at every visit). `keep` chooses the chains of thought that stage 2 learns from: all
     of them (the paper), those that agree with most others of their question, or those that the teacher itself judged correct;
@@ -151,6 +162,7 @@ class MethodSection(Section):
     self_evaluation: bool = True
     alpha: Share = 0.5
     balance_verdicts: bool = False
+    contrast_verdicts: bool = False
     rehearsal: Share = 0.0
     cots_per_visit: Positive | None = None
 
@@ -174,15 +186,22 @@ class StageSection(Section):
 
 
 class TrainingSection(Section):
-    """Both stages, and what they share."""
+    """Both stages, and what they share.
+
+    `optimizer: muon` and a `position_rate` above 1, which multiplies the learning rate of T5's position biases, are for
+    students from scratch. `select_by` says what stage 2's best checkpoint is: the one with the best answers on validation
+    questions, or with the best mean of answers and verdicts (balanced); the former may have forgotten how to judge.
+    """
 
     stage1: StageSection
     stage2: StageSection
     max_input_tokens: Positive = 512
     max_target_tokens: Positive = 256
     optimizer: Literal["adamw", "muon"] = "adamw"
+    position_rate: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    select_by: Literal["answers", "answers_and_verdicts"] = "answers"
     max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
     threads: Positive | None = None

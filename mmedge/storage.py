@@ -5,6 +5,7 @@ Knows nothing of tasks, students or bundles. A reader of any file written here f
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -168,6 +169,70 @@ def parse_json_line(line: str, path: Path | str, number: int) -> Json:
     if not isinstance(value, dict):
         raise MmedgeError(f"{path}:{number}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+class Journal:
+    """A file of finished pieces of a longer piece of work, so that it continues when it was killed.
+
+    Each piece is one line, flushed when it is finished. What belongs to another key, and a last line that was cut off, is
+    dropped.
+
+    Args:
+        path: The file; its folder is made.
+        key: Hash of everything that the pieces depend on.
+
+    Raises:
+        MmedgeError: It cannot be written.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path = path
+        self._pieces: dict[str, Any] = {}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.is_file() else []
+            if lines and lines[0] == key:
+                for line in lines[1:]:
+                    try:
+                        piece = json.loads(line)
+                        self._pieces[piece["name"]] = piece["value"]
+                    except (json.JSONDecodeError, KeyError, TypeError):
+                        continue
+            whole = "".join(self._line(name, value) for name, value in self._pieces.items())
+            write_text(path, f"{key}\n{whole}")
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
+        except OSError as error:
+            raise cannot_write(path, error) from None
+
+    @staticmethod
+    def _line(name: str, value: Any) -> str:
+        return json.dumps({"name": name, "value": value}, ensure_ascii=False) + "\n"
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def get(self, name: str) -> Any:
+        """Return what a finished piece gave, or None."""
+        return self._pieces.get(name)
+
+    def put(self, name: str, value: Any) -> None:
+        """Note that a piece is finished."""
+        try:
+            self._file.write(self._line(name, value))
+            self._file.flush()
+        except OSError as error:
+            raise cannot_write(self._path, error) from None
+        self._pieces[name] = value
+
+    def close(self) -> None:
+        """Close the file and keep it."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def remove(self) -> None:
+        """Close the file and remove it: the work is finished and its result written."""
+        self.close()
+        self._path.unlink(missing_ok=True)
 
 
 def text_field(record: Json, name: str, path: Path | str, number: int) -> str:

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +56,23 @@ def data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real data: set MMEDGE_DATA ({DATA} does not exist)")
     return DATA
+
+
+def killed_when_lines_are_there(arguments: Sequence[object], path: Path, lines: int) -> None:
+    """Start a command and kill it with SIGKILL once a file has so many lines."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mmedge.cli", *map(str, arguments)],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not path.is_file() or path.read_bytes().count(b"\n") < lines:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
 
 
 TINY_SCRATCH = {

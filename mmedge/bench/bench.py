@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from mmedge.progress import Progress
 from mmedge.runs import machine
 from mmedge.runtime.bundle import MANIFEST
 from mmedge.statistics import balanced_accuracy, percentile, proportion
-from mmedge.storage import Json
+from mmedge.storage import Journal, Json, sha256_file, sha256_json
 from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import FILE_NAME, EvaluationSet, HeldOutCot, read_evaluation_set
 
@@ -146,7 +146,11 @@ def find_variants(places: Sequence[Path]) -> list[Path]:
 
 
 def bench(
-    places: Sequence[Path], settings: BenchSettings, progress: Progress, evaluation: Path | None = None
+    places: Sequence[Path],
+    settings: BenchSettings,
+    progress: Progress,
+    evaluation: Path | None = None,
+    journal: Path | None = None,
 ) -> dict[str, Any]:
     """Measure variants on the same questions.
 
@@ -155,6 +159,8 @@ def bench(
         settings: How much to measure.
         progress: Where progress is shown.
         evaluation: The evaluation set; that beside the first variant by default.
+        journal: Where answers are kept until all are there, so that a bench that was killed continues; the caller removes it
+            when the report is written. Peak memory is that of the processes that finished.
 
     Returns:
         The report as a JSON-able value; `report.py` renders it.
@@ -163,21 +169,27 @@ def bench(
         MmedgeError: A variant cannot be opened, or the evaluation set is missing.
     """
     folders = find_variants(places)
-    questions = read_evaluation_set(evaluation or folders[0].resolve().parent / FILE_NAME)
+    source = evaluation or folders[0].resolve().parent / FILE_NAME
+    questions = read_evaluation_set(source)
     splits = {split: examples[: settings.questions] for split, examples in questions.tests().items()}
     if not any(splits.values()):
         raise MmedgeError("the evaluation set has no test questions")
     cots = next(iter(questions.cots.values()), ())[: settings.verdicts]
     variants: list[Variant] = []
+    kept = Journal(journal, _key(folders, settings, source)) if journal else None
+    if kept is not None and len(kept):
+        progress.line(f"continues: {len(kept)} answers and verdicts are there already")
     try:
         for folder in folders:
             progress.line(f"opening {folder}")
             variants.append(Variant(folder, settings.threads))
-        samples = _measure(variants, questions, splits, cots, settings.warmup_questions, progress)
+        samples = _measure(variants, questions, splits, cots, settings.warmup_questions, progress, kept)
         memory = [variant.ask({"memory": True})["peak_memory_bytes"] for variant in variants]
     finally:
         for variant in variants:
             variant.close()
+        if kept is not None:
+            kept.close()
     return {
         "task": questions.task,
         "questions": {split: len(examples) for split, examples in splits.items()},
@@ -187,6 +199,17 @@ def bench(
             _summary(variant, sample, peak, cots) for variant, sample, peak in zip(variants, samples, memory, strict=True)
         ],
     }
+
+
+def _key(folders: Sequence[Path], settings: BenchSettings, evaluation: Path) -> str:
+    """Return the hash of everything that the answers of a bench depend on: variants, settings, questions, machine."""
+    files = {
+        str(folder): {
+            path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors")
+        }
+        for folder in folders
+    }
+    return sha256_json({"variants": files, "settings": asdict(settings), "questions": sha256_file(evaluation), "on": machine()})
 
 
 def _request(example: Example) -> Json:
@@ -200,7 +223,21 @@ def _measure(
     cots: Sequence[HeldOutCot],
     warmup: int,
     progress: Progress,
+    kept: Journal | None,
 ) -> list[_Samples]:
+    def replies(name: str, request: Json, first: int) -> list[Json]:
+        """Return every variant's reply, in the variants' order; asked in turn from the `first` on, unless kept."""
+        if kept is not None and (before := kept.get(name)) is not None:
+            return list(before)
+        found: dict[int, Json] = {}
+        for offset in range(len(variants)):
+            index = (first + offset) % len(variants)
+            found[index] = variants[index].ask(request)
+        listed = [found[index] for index in range(len(variants))]
+        if kept is not None:
+            kept.put(name, listed)
+        return listed
+
     samples = [_Samples() for _ in variants]
     first_split = next(examples for examples in splits.values() if examples)
     for example in (first_split * warmup)[:warmup]:
@@ -209,17 +246,17 @@ def _measure(
     asked = 0
     with progress.task("answers", total=sum(map(len, splits.values()))) as step:
         for split, examples in splits.items():
-            for example in examples:
+            for number, example in enumerate(examples):
                 asked += 1
-                for offset in range(len(variants)):
-                    index = (asked + offset) % len(variants)
-                    _record(samples[index], split, example, variants[index].ask(_request(example)), questions)
+                for sample, reply in zip(samples, replies(f"{split}/{number}", _request(example), asked), strict=True):
+                    _record(sample, split, example, reply, questions)
                 step.advance(1)
     with progress.task("verdicts", total=len(cots)) as step:
-        for held in cots:
+        for number, held in enumerate(cots):
             cot = {"rationale": held.cot.rationale, "pseudo_label": held.cot.pseudo_label}
-            for variant, sample in zip(variants, samples, strict=True):
-                sample.verdicts.append(variant.ask({**_request(held.example), "cot": cot})["verdict"])
+            found = replies(f"verdict/{number}", {**_request(held.example), "cot": cot}, 0)
+            for sample, reply in zip(samples, found, strict=True):
+                sample.verdicts.append(reply["verdict"])
             step.advance(1)
     return samples
 

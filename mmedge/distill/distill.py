@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mmedge.distill.lessons import evaluation_lessons, reasoning_lessons
+from mmedge.distill.lessons import Lesson, evaluation_lessons, reasoning_lessons
 from mmedge.distill.scoring import JudgedCot, answer_accuracy, judged_cots, verdict_score
 from mmedge.distill.students import Student, load_student, resolve_source, save_student
 from mmedge.distill.training import Course, StageTrainer, Validation
@@ -19,6 +19,7 @@ from mmedge.errors import MmedgeError
 from mmedge.progress import Progress, duration
 from mmedge.recipe import Recipe, recipe_values
 from mmedge.runs import Run, machine, work_on
+from mmedge.statistics import Proportion
 from mmedge.storage import atomic_folder, read_json, sha256_json, write_json
 from mmedge.tasks import Example, Splits, Task, build_task
 from mmedge.tasks.evaluation_set import FILE_NAME, HeldOutCot, evaluation_set_of, write_evaluation_set
@@ -28,7 +29,7 @@ from mmedge.teachers.selection import select
 from mmedge.teachers.store import AnnotatedExample, AnnotationStore, ReadingReport, read_annotations
 
 _DECIDES_TRAINING = ("seed", "student", "method", "training", "split", "generation")
-LESSON_FORMAT = 1  # counts up when the same recipe would train differently
+LESSON_FORMAT = 2  # counts up when the same recipe would train differently
 
 
 @dataclass(frozen=True)
@@ -143,16 +144,25 @@ class _Measure:
         text = f"verdict accuracy {score.accuracy}, balanced {chosen:.3f}, on validation CoTs"
         return Validation(chosen, {"verdict": score.to_json()}, text)
 
-    def stage2(self, student: Student) -> Validation:
+    def answers(self, student: Student) -> Proportion:
         """Answers to validation questions."""
         limit = self.recipe.generation.max_answer_tokens
-        accuracy = answer_accuracy(student, self.material.task, self.questions, self.references, limit)
-        return Validation(accuracy.value, {"answer": accuracy.to_json()}, f"answer accuracy {accuracy} on validation questions")
+        return answer_accuracy(student, self.material.task, self.questions, self.references, limit)
+
+    def stage2(self, student: Student) -> Validation:
+        """Answers to validation questions, and verdicts on validation CoTs too where the recipe selects by both."""
+        accuracy = self.answers(student)
+        text = f"answer accuracy {accuracy} on validation questions"
+        if self.recipe.training.select_by == "answers" or not self.validation_cots:
+            return Validation(accuracy.value, {"answer": accuracy.to_json()}, text)
+        judged = self.stage1(student)
+        details = {"answer": accuracy.to_json(), **judged.details}
+        return Validation((accuracy.value + judged.score) / 2, details, f"{text}; {judged.text}")
 
     def everything(self, student: Student, when: str) -> dict[str, Any]:
         """All final figures: answers on validation and test questions, verdicts on held-out CoTs."""
         limit = self.recipe.generation.max_answer_tokens
-        answers = {"validation": self.stage2(student).details["answer"]}
+        answers = {"validation": self.answers(student).to_json()}
         for name, examples in self.material.splits.tests.items():
             labelled = [example for example in examples if example.label is not None]
             labels = [example.label for example in labelled if example.label is not None]
@@ -234,7 +244,7 @@ def _distill(recipe: Recipe, run: Run, progress: Progress) -> dict[str, Any]:
     measure = _Measure(recipe, material, progress)
     before = _once(run.folder / "before.json", key, lambda: measure.everything(student, "untrained"))
     stages: dict[str, Any] = {}
-    lessons = evaluation_lessons(material.train, student.encoder, balance_verdicts=recipe.method.balance_verdicts)
+    lessons = _evaluation_lessons(recipe, material, student)
     alpha = recipe.method.alpha
     after_stage1 = None
     if recipe.method.self_evaluation:
@@ -293,6 +303,21 @@ def _distill(recipe: Recipe, run: Run, progress: Progress) -> dict[str, Any]:
     return metrics
 
 
+def _evaluation_lessons(recipe: Recipe, material: Material, student: Student) -> list[Lesson]:
+    method = recipe.method
+    lessons = evaluation_lessons(
+        material.train,
+        student.encoder,
+        balance_verdicts=method.balance_verdicts,
+        contrast_verdicts=method.contrast_verdicts,
+    )
+    if method.contrast_verdicts and method.self_evaluation and not lessons:
+        raise MmedgeError(
+            "method.contrast_verdicts: no question has chains of thought that were judged differently", "set it to false"
+        )
+    return lessons
+
+
 def _write_evaluation_set(run: Run, material: Material) -> None:
     """Write what export verifies with and bench measures with beside the student, unless it is there."""
     path = run.folder / FILE_NAME
@@ -323,7 +348,7 @@ def _stage2_courses(recipe: Recipe, material: Material, student: Student, has_ev
         )
     ]
     if rehearsal:
-        lessons = evaluation_lessons(material.train, student.encoder, balance_verdicts=method.balance_verdicts)
+        lessons = _evaluation_lessons(recipe, material, student)
         # as many evaluation lessons in a step as make them the rehearsal share of all its lessons
         batch = max(1, round(section.batch_size * rehearsal / (1 - rehearsal))) if rehearsal < 1 else section.batch_size
         courses.append(Course(lambda _: lessons, batch, method.alpha, rehearsal))

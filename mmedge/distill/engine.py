@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmedge.distill.students import Student
-from mmedge.runtime.decoding import Generation, Logits, greedy, left_padded
+from mmedge.runtime.decoding import Generation, Logits, by_beginning, greedy, left_padded, right_padded
 from mmedge.tasks.encoding import Prompt
 
 
@@ -29,6 +29,11 @@ class TorchEngine:
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Generation:
         """Continue each prompt greedily until its end token or the limit."""
+        if self._student.family == "encoder-decoder":
+            return by_beginning(self._generate, prompts, max_new_tokens)
+        return self._generate(prompts, max_new_tokens)
+
+    def _generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Generation:
         steps = self._seq2seq(prompts) if self._student.family == "encoder-decoder" else self._causal(prompts)
         return greedy(*steps, len(prompts), self._special.eos, self._special.pad, max_new_tokens)
 
@@ -78,9 +83,15 @@ class TorchEngine:
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
         """Return the logits behind each prompt once `more` is written, (prompts, vocabulary)."""
         extended = [Prompt(prompt.context, (*prompt.begun, *more)) for prompt in prompts]
-        first, _ = self._seq2seq(extended) if self._student.family == "encoder-decoder" else self._causal(extended)
-        logits: Logits = first()
-        return logits
+        if self._student.family == "decoder-only":
+            logits: Logits = self._causal(extended)[0]()
+            return logits
+        ids, mask = left_padded([prompt.context for prompt in extended], self._special.pad)
+        written, last = right_padded([prompt.begun for prompt in extended], self._special.pad)
+        found = self._model(
+            input_ids=self._tensor(ids), attention_mask=self._tensor(mask), decoder_input_ids=self._tensor(written)
+        ).logits
+        return np.asarray(found[range(len(last)), last.tolist()].float().cpu().numpy())
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:

@@ -4,7 +4,8 @@ Stage 1, self-evaluation:  context = question and chain of thought;  predict →
 Stage 2, reasoning:        context = question;                       predict → answer,   explain → rationale
 
 Both tasks share their context, which is read once, whatever the number of targets. For an encoder-decoder each target is a row
-of the decoder. For a decoder-only student, task words and targets are branches behind the context that do not see each other:
+of the decoder, with the chain of thought in front of the task word where one is judged. For a decoder-only student, task words
+and targets are branches behind the context that do not see each other:
 
     context ─┬─ predict:  84 / 2 <eos>
              ├─ predict:  84 * 2 <eos>        (a pseudo-label of another CoT, weighted by its share)
@@ -25,7 +26,7 @@ import torch
 
 from mmedge.recipe import MethodSection
 from mmedge.tasks.encoding import Family, Kind, PromptEncoder
-from mmedge.tasks.prompts import render_question
+from mmedge.tasks.prompts import Context, render_question
 from mmedge.teachers.store import AnnotatedExample
 
 TASKS: tuple[Kind, Kind] = ("predict", "explain")
@@ -45,7 +46,7 @@ class Target:
 class Lesson:
     """A context and everything that is learned from it in one visit."""
 
-    context: str
+    context: Context
     targets: tuple[Target, ...]
 
 
@@ -55,7 +56,11 @@ def _shares(texts: Sequence[str], kind: Kind) -> list[Target]:
 
 
 def evaluation_lessons(
-    examples: Sequence[AnnotatedExample], encoder: PromptEncoder, *, balance_verdicts: bool = False
+    examples: Sequence[AnnotatedExample],
+    encoder: PromptEncoder,
+    *,
+    balance_verdicts: bool = False,
+    contrast_verdicts: bool = False,
 ) -> list[Lesson]:
     """Return stage 1's lessons: one for every chain of thought that has a self-evaluation.
 
@@ -64,7 +69,11 @@ def evaluation_lessons(
         encoder: The student's prompts.
         balance_verdicts: Weigh verdicts so that each has the same weight in total; the mean weight stays 1, and none is more
             than four times the mean, so that a handful of rare verdicts cannot steer the training.
+        contrast_verdicts: Take only questions whose chains of thought were judged differently: what is learned is then what
+            tells them apart, not which questions are hard.
     """
+    if contrast_verdicts:
+        examples = [annotated for annotated in examples if _judged_differently(annotated)]
     judged = [(annotated.example, evaluated) for annotated in examples for evaluated in annotated.cots if evaluated.evaluations]
     counts = Counter(evaluation.verdict.value for _, evaluated in judged for evaluation in evaluated.evaluations)
     total = sum(counts.values())
@@ -77,6 +86,10 @@ def evaluation_lessons(
         context = encoder.prompts.evaluation_context(render_question(example), evaluated.cot)
         lessons.append(Lesson(context, (*verdicts, *rationales)))
     return lessons
+
+
+def _judged_differently(annotated: AnnotatedExample) -> bool:
+    return len({evaluation.verdict for evaluated in annotated.cots for evaluation in evaluated.evaluations}) > 1
 
 
 def reasoning_lessons(
@@ -157,7 +170,10 @@ def encode_lesson(lesson: Lesson, encoder: PromptEncoder, max_target_tokens: int
     """Turn a lesson into tokens."""
     targets = tuple(
         EncodedTarget(
-            target.kind, target.weight, encoder.begun(target.kind), tuple(encoder.target(target.text, max_target_tokens))
+            target.kind,
+            target.weight,
+            encoder.begun(target.kind, lesson.context),
+            tuple(encoder.target(target.text, max_target_tokens)),
         )
         for target in lesson.targets
     )

@@ -18,7 +18,7 @@ from mmedge.progress import Progress
 from mmedge.statistics import Proportion, balanced_accuracy, proportion
 from mmedge.tasks import ChainOfThought, Example, Task, Verdict
 from mmedge.tasks.encoding import Kind, Prompt
-from mmedge.tasks.prompts import VERDICTS, render_question
+from mmedge.tasks.prompts import VERDICTS, Context, render_question
 from mmedge.teachers.store import AnnotatedExample
 
 _ROWS = 32  # prompts per generation batch: enough to fill two cores, little enough for a few hundred MB
@@ -84,7 +84,12 @@ def judged_cots(examples: Sequence[AnnotatedExample], task: Task) -> list[Judged
 
 
 def generate(
-    student: Student, kind: Kind, contexts: Sequence[str], max_new_tokens: int, progress: Progress | None = None, name: str = ""
+    student: Student,
+    kind: Kind,
+    contexts: Sequence[Context],
+    max_new_tokens: int,
+    progress: Progress | None = None,
+    name: str = "",
 ) -> list[str]:
     """Write greedily behind each prompt; texts come back in the prompts' order.
 
@@ -107,16 +112,16 @@ def generate(
     return texts
 
 
-def _batches(student: Student, kind: Kind, contexts: Sequence[str]) -> Iterator[tuple[list[int], list[Prompt]]]:
+def _batches(student: Student, kind: Kind, contexts: Sequence[Context]) -> Iterator[tuple[list[int], list[Prompt]]]:
     """Yield prompts of similar length together, with their places in `contexts`."""
     prompts = [student.encoder.prompt(kind, context) for context in contexts]
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].context))
+    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index].context) + len(prompts[index].begun), index))
     for first in range(0, len(order), _ROWS):
         rows = order[first : first + _ROWS]
         yield rows, [prompts[row] for row in rows]
 
 
-def verdict_probabilities(student: Student, contexts: Sequence[str]) -> torch.Tensor:
+def verdict_probabilities(student: Student, contexts: Sequence[Context]) -> torch.Tensor:
     """Return P(correct), P(wrong), P(uncertain) for each evaluation context, (contexts, 3), each row summing to 1."""
     more, tokens = student.encoder.verdict_tokens()
     engine = TorchEngine(student)

@@ -111,7 +111,9 @@ class _Lessons:
 def build_optimizers(model: Any, learning_rate: float, training: TrainingSection) -> list[torch.optim.Optimizer]:
     """Return the optimizers of a model: AdamW for all of it, or Muon for its inner matrices and AdamW for the rest.
 
-    Muon is for students from scratch; pretrained weights were made with Adam.
+    Muon is for students from scratch; pretrained weights were made with Adam. So is `training.position_rate`: T5's position
+    biases are added to scores that must differ by several units before a head looks at one place, and at the rate of the
+    embeddings they do not get there in a short training.
     """
     tables = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
     named = dict(model.named_parameters())
@@ -119,12 +121,15 @@ def build_optimizers(model: Any, learning_rate: float, training: TrainingSection
         inner = [p for name, p in named.items() if p.dim() == 2 and id(p) not in tables and "relative_attention" not in name]
     else:
         inner = []
-    chosen = {id(parameter) for parameter in inner}
+    positions = [parameter for name, parameter in named.items() if "relative_attention" in name]
+    chosen = {id(parameter) for parameter in (*inner, *positions)}
     rest = [parameter for parameter in named.values() if id(parameter) not in chosen]
     groups = [
         {"params": [parameter for parameter in rest if parameter.dim() > 1], "weight_decay": training.weight_decay},
         {"params": [parameter for parameter in rest if parameter.dim() <= 1], "weight_decay": 0.0},
     ]
+    if positions:
+        groups.append({"params": positions, "weight_decay": 0.0, "rate": training.position_rate})
     found: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, training.adam_beta2), fused=True)
     ]
@@ -272,7 +277,7 @@ class StageTrainer:
         rate = self.section.learning_rate * learning_rate_factor(step, self.steps, self.warmup)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("rate", 1.0)
         self.student.model.train()
         family = self.student.family
         sums, tokens = {"loss": 0.0, **{f"{kind}_loss": 0.0 for kind in TASKS}}, 0

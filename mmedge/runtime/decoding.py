@@ -96,6 +96,37 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[NDArray[np.int
     return ids, mask
 
 
+def right_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return ids (rows, longest), padding behind, and the place of each row's last token."""
+    ids = np.full((len(rows), max(map(len, rows))), pad, dtype=np.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+    return ids, np.array([len(row) - 1 for row in rows], dtype=np.int64)
+
+
+def by_beginning(
+    generate: Callable[[Sequence[Prompt], int], Generation], prompts: Sequence[Prompt], max_new_tokens: int
+) -> Generation:
+    """Generate for prompts of an encoder-decoder whose beginnings may be of unequal length: those of one length together.
+
+    A decoder's padding would have to be masked at every later step; only evaluations' rationales have unequal beginnings.
+    """
+    rows: dict[int, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows.setdefault(len(prompt.begun), []).append(row)
+    if len(rows) == 1:
+        return generate(prompts, max_new_tokens)
+    tokens: list[list[int]] = [[] for _ in prompts]
+    first, seconds, steps = [], 0.0, 0
+    for group in rows.values():
+        found = generate([prompts[row] for row in group], max_new_tokens)
+        for row, written in zip(group, found.tokens, strict=True):
+            tokens[row] = written
+        first.append(seconds + found.time_to_first_token)
+        seconds, steps = seconds + found.seconds, steps + found.steps
+    return Generation(tokens, first[0], seconds, steps)
+
+
 def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
     """Open a graph on the CPU.
 
@@ -228,6 +259,9 @@ class FusedEncoderDecoderEngine:
         return logits.numpy(), present
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Generation:
+        return by_beginning(self._generate, prompts, max_new_tokens)
+
+    def _generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Generation:
         state: dict[str, Any] = {}
 
         def read(ids: NDArray[np.int64]) -> Logits:
@@ -243,8 +277,8 @@ class FusedEncoderDecoderEngine:
         )
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
-        ids = np.array([(*prompt.begun, *more) for prompt in prompts], dtype=np.int64)
-        return self._read(*self._start(prompts), ids)[0][:, -1]
+        ids, last = right_padded([(*prompt.begun, *more) for prompt in prompts], self._special.pad)
+        return self._read(*self._start(prompts), ids)[0][np.arange(len(ids)), last]
 
     def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:
         ids = np.array([[*prompt.begun, *target[:-1]]], dtype=np.int64)
@@ -276,6 +310,9 @@ class EncoderDecoderEngine:
         return self._decoder.run(feeds, self._decoder.outputs)
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Generation:
+        return by_beginning(self._generate, prompts, max_new_tokens)
+
+    def _generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Generation:
         cache_branch = _value(np.array([True]))
         growing = [name for name in self._decoder.outputs if ".decoder." in name]
         state: dict[str, ort.OrtValue] = {}
@@ -297,9 +334,9 @@ class EncoderDecoderEngine:
         return greedy(first, step, len(prompts), self._special.eos, self._special.pad, max_new_tokens)
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
-        ids = np.array([(*prompt.begun, *more) for prompt in prompts], dtype=np.int64)
+        ids, last = right_padded([(*prompt.begun, *more) for prompt in prompts], self._special.pad)
         logits: Logits = self._read(self._encode(prompts), ids)["logits"].numpy()
-        return logits[:, -1]
+        return logits[np.arange(len(ids)), last]
 
     def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:
         ids = np.array([[*prompt.begun, *target[:-1]]], dtype=np.int64)

@@ -19,7 +19,7 @@ from mmedge.runtime.decoding import Engine, open_engine
 from mmedge.tasks.base import ChainOfThought, Example
 from mmedge.tasks.encoding import Kind, PromptEncoder
 from mmedge.tasks.expressions import ExpressionError, number_text, parse
-from mmedge.tasks.prompts import VERDICTS, render_question
+from mmedge.tasks.prompts import VERDICTS, Context, render_question
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class EdgeStudent:
             for row, evaluation in zip(shares, evaluations, strict=True)
         ]
 
-    def write(self, kind: Kind, contexts: Sequence[str], max_new_tokens: int) -> list[str]:
+    def write(self, kind: Kind, contexts: Sequence[Context], max_new_tokens: int) -> list[str]:
         """Write greedily behind each prompt, in one batch."""
         prompts = [self.encoder.prompt(kind, context) for context in contexts]
         generation = self.engine.generate(prompts, max_new_tokens)

@@ -34,9 +34,8 @@ def build_task(settings: Mapping[str, object]) -> Task:
     """
     kind = settings["kind"]
     if kind == "arithmetic":
-        return ArithmeticTask(
-            seed=_integer(settings, "seed", 0), train=_integer(settings, "train", 8000), test=_integer(settings, "test", 400)
-        )
+        known = ("seed", "train", "test", "train_distractors")
+        return ArithmeticTask(**{name: settings[name] for name in known if name in settings})  # type: ignore[arg-type]
     limit = settings.get("limit")
     capped = limit if isinstance(limit, int) else None
     if kind == "jsonl":
@@ -58,8 +57,3 @@ def build_task(settings: Mapping[str, object]) -> Task:
     if kind not in makers:
         raise MmedgeError(f"recipe: task.kind: unknown task {kind!r}", f"known: arithmetic, jsonl, {', '.join(makers)}")
     return makers[str(kind)](Path(str(settings["data"])), capped)
-
-
-def _integer(settings: Mapping[str, object], name: str, default: int) -> int:
-    value = settings.get(name)
-    return value if isinstance(value, int) else default

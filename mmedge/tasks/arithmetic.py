@@ -147,8 +147,14 @@ def _draw_numbers(plan: Plan, rng: random.Random) -> tuple[dict[str, int], list[
     return numbers, steps
 
 
-def generate(rng: random.Random, *, held_out: bool) -> Problem:
-    """Write one problem; with `held_out`, every part that has held-out sentence patterns uses one of them."""
+def generate(rng: random.Random, *, held_out: bool, distractors: float = DISTRACTOR_SHARE) -> Problem:
+    """Write one problem.
+
+    Args:
+        rng: Everything is drawn from it.
+        held_out: Whether every part that has held-out sentence patterns uses one of them.
+        distractors: How often there is a number that the answer does not need.
+    """
     while True:
         plan = rng.choice(ONE_STEP_PLANS if rng.random() < ONE_STEP_SHARE else TWO_STEP_PLANS)
         drawn = _draw_numbers(plan, rng)
@@ -167,7 +173,7 @@ def generate(rng: random.Random, *, held_out: bool) -> Problem:
     parts = [sentence(SOURCES[plan[0]], "n"), sentence(EVENTS[plan[1]], "e")]
     question = sentence(QUESTIONS[plan[2]], "q")
     distractor = None
-    if rng.random() < DISTRACTOR_SHARE:
+    if rng.random() < distractors:
         distractor = rng.choice([value for value in range(2, 60) if value not in numbers.values()])
         pattern = rng.choice(DISTRACTORS.held_out if held_out else DISTRACTORS.seen)
         parts.insert(rng.randint(0, 2), expand(pattern, slots | {"k": str(distractor)}, rng))
@@ -193,11 +199,14 @@ class ArithmeticTask:
         seed: Everything drawn depends on it and on nothing else.
         train: How many training problems.
         test: How many problems in each of the two test splits.
+        train_distractors: The share of training problems with a number that the answer does not need; in the tests it is 0.2
+            always. They are what a student learns last: with 0.2 it could answer four in five while it uses every number.
     """
 
     seed: int = 0
     train: int = 8000
     test: int = 400
+    train_distractors: float = DISTRACTOR_SHARE
     name: str = "arithmetic"
     judge: ExpressionJudge = field(default_factory=ExpressionJudge)
 
@@ -205,10 +214,10 @@ class ArithmeticTask:
         """Return the problems of each split by example id, and whether the split holds out sentence patterns."""
         splits: dict[str, tuple[dict[str, Problem], bool]] = {}
         seen: set[str] = set()
-        for split, size, held_out in (
-            ("new_combinations", self.test, False),
-            ("held_out_patterns", self.test, True),
-            ("train", self.train, False),
+        for split, size, held_out, distractors in (
+            ("new_combinations", self.test, False, DISTRACTOR_SHARE),
+            ("held_out_patterns", self.test, True, DISTRACTOR_SHARE),
+            ("train", self.train, False, self.train_distractors),
         ):
             rng = random.Random(f"arithmetic/{self.seed}/{split}")
             made: dict[str, Problem] = {}
@@ -217,7 +226,7 @@ class ArithmeticTask:
                 attempts += 1
                 if attempts > 20 * size + 1000:
                     raise MmedgeError(f"the grammar cannot write {size} different problems", "ask for fewer")
-                problem = generate(rng, held_out=held_out)
+                problem = generate(rng, held_out=held_out, distractors=distractors)
                 if problem.text not in seen:
                     seen.add(problem.text)
                     made[f"arithmetic-{split}-{len(made):05d}"] = problem

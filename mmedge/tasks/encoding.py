@@ -5,6 +5,7 @@ target. So a context encoded once serves every task, and what the student saw in
 
 Decoder-only:     reads and continues  [bos?] context | predict: |  84 / 2 [eos]
 Encoder-decoder:  reads  context [eos],  writes  [start] predict: | 84 / 2 [eos]
+                                          or     [start] solution: … | predict: | correct [eos]
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, Protocol
 
-from mmedge.tasks.prompts import VERDICTS, StudentPrompts
+from mmedge.tasks.prompts import VERDICTS, Context, StudentPrompts
 
 Family = Literal["encoder-decoder", "decoder-only"]
 Kind = Literal["predict", "explain"]
@@ -51,7 +52,8 @@ class Prompt:
 
     Attributes:
         context: The tokens that it reads, the same for both tasks.
-        begun: The tokens that what it writes begins with: the task word, behind an encoder-decoder's start token.
+        begun: The tokens that what it writes begins with: the task word, for an encoder-decoder behind its start token and the
+            chain of thought that it judges, if it judges one.
     """
 
     context: tuple[int, ...]
@@ -80,21 +82,22 @@ class PromptEncoder:
         clean = text.encode("utf-8", "replace").decode("utf-8")  # unpaired surrogates are no text to a tokenizer
         return list(self.tokenizer.encode(clean, add_special_tokens=False).ids)
 
-    def context(self, context: str) -> tuple[int, ...]:
+    def context(self, context: Context) -> tuple[int, ...]:
         """Return the tokens that both tasks share, cut to the longest input."""
         if self.family == "encoder-decoder":
-            return (*self._ids(context)[: self.max_input_tokens - 1], self.special.eos)
+            return (*self._ids(context.read)[: self.max_input_tokens - 1], self.special.eos)
         first = [self.special.bos] if self.special.bos is not None else []
-        return tuple((first + self._ids(context))[: self.max_input_tokens])
+        return tuple((first + self._ids(context.read))[: self.max_input_tokens])
 
-    def begun(self, kind: Kind) -> tuple[int, ...]:
-        """Return the tokens in front of what is written: the task word, behind an encoder-decoder's start token."""
+    def begun(self, kind: Kind, context: Context) -> tuple[int, ...]:
+        """Return the tokens in front of what is written; what a decoder is given to judge is cut to the longest input."""
         start = [self.special.start or 0] if self.family == "encoder-decoder" else []
-        return (*start, *self._ids(self.prompts.predict if kind == "predict" else self.prompts.explain))
+        written = self._ids(context.written)[: self.max_input_tokens] if context.written else []
+        return (*start, *written, *self._ids(self.prompts.predict if kind == "predict" else self.prompts.explain))
 
-    def prompt(self, kind: Kind, context: str) -> Prompt:
+    def prompt(self, kind: Kind, context: Context) -> Prompt:
         """Return a whole prompt."""
-        return Prompt(self.context(context), self.begun(kind))
+        return Prompt(self.context(context), self.begun(kind, context))
 
     def target(self, text: str, max_tokens: int) -> list[int]:
         """Return the tokens of a target with its end token; a longer one is cut and then has none."""

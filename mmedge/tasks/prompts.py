@@ -6,9 +6,11 @@
     Luke scored 84 points … solution: Luke … answer: 84 / 2         predict:   →  correct
     Luke scored 84 points … solution: Luke … answer: 84 / 2         explain:   →  Equal scoring over 2 rounds calls for …
 
-The paper puts the task word in front of the question. Here it stands behind it (for an encoder-decoder: at the start of what
-the decoder writes), so that the context is read once and shared by both tasks: in training, where that saves half of the
-tokens, and on the device, where answer, rationale and judgement follow from one reading. Bundles carry these prompts as text.
+The paper puts the task word in front of the question. Here it stands behind it (for an encoder-decoder: in what the decoder
+writes), so that the context is read once and shared by both tasks: in training, where that saves half of the tokens, and on
+the device, where answer, rationale and judgement follow from one reading. An encoder-decoder has the chain of thought that it
+judges in its decoder, as if it had just written it: judging then grows out of what it learned for reasoning, token by token,
+and the question need not be read again with it. Bundles carry these prompts as text.
 """
 
 from __future__ import annotations
@@ -38,15 +40,29 @@ def render_chain_of_thought(cot: ChainOfThought) -> str:
 
 
 @dataclass(frozen=True)
+class Context:
+    """What stands in front of a task word.
+
+    Attributes:
+        read: What the student reads: for an encoder-decoder, in its encoder.
+        written: What an encoder-decoder's decoder has in front of the task word; empty for a decoder-only student.
+    """
+
+    read: str
+    written: str = ""
+
+
+@dataclass(frozen=True)
 class StudentPrompts:
     """The templates of one student family.
 
     Attributes:
         question: The context of reasoning; has the place `{question}`.
-        solution: The context of self-evaluation; has the places `{question}` and `{cot}`.
+        solution: What is read for self-evaluation; has the places `{question}` and `{cot}`.
         predict: The task word of answer and verdict.
         explain: The task word of rationale and evaluation.
         target: What stands in front of every target.
+        judged: What an encoder-decoder's decoder has in front of the task word in self-evaluation; has the place `{cot}`.
     """
 
     question: str
@@ -54,14 +70,16 @@ class StudentPrompts:
     predict: str
     explain: str
     target: str
+    judged: str = ""
 
-    def reasoning_context(self, question: str) -> str:
+    def reasoning_context(self, question: str) -> Context:
         """Return the context that answer and rationale share."""
-        return _fill(self.question, question=question, cot="")
+        return Context(_fill(self.question, question=question, cot=""))
 
-    def evaluation_context(self, question: str, cot: ChainOfThought) -> str:
+    def evaluation_context(self, question: str, cot: ChainOfThought) -> Context:
         """Return the context that verdict and evaluation share."""
-        return _fill(self.solution, question=question, cot=render_chain_of_thought(cot))
+        places = {"question": question, "cot": render_chain_of_thought(cot)}
+        return Context(_fill(self.solution, **places), _fill(self.judged, **places))
 
     def to_json(self) -> dict[str, str]:
         return asdict(self)
@@ -73,7 +91,12 @@ def _fill(template: str, **places: str) -> str:
 
 
 ENCODER_DECODER_PROMPTS = StudentPrompts(
-    question="{question}", solution="{question} solution: {cot}", predict="predict:", explain="explain:", target=""
+    question="{question}",
+    solution="{question}",
+    predict="predict:",
+    explain="explain:",
+    target="",
+    judged="solution: {cot}",
 )
 
 DECODER_ONLY_PROMPTS = StudentPrompts(

@@ -212,7 +212,7 @@ class EmbeddedTeacher:
 
     def fingerprint(self) -> str:
         settings = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "task"}
-        task = {"seed": self.task.seed, "train": self.task.train, "test": self.task.test}
+        task = {name: getattr(self.task, name) for name in ("seed", "train", "test", "train_distractors")}
         return sha256_json({"kind": NAME, "version": 1, "task": task, **settings})
 
     def solution(self, problem: Problem, example_id: str, sample: int) -> Solution:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import is_one_line_error, mmedge
+from tests.conftest import is_one_line_error, killed_when_lines_are_there, mmedge
 
 
 @pytest.fixture(scope="module", params=["tiny_run", "llama_run"])
@@ -75,3 +76,18 @@ def test_a_damaged_variant_and_a_wrong_place_are_one_line(tiny_run: Path, tmp_pa
     for place, complaint in ((tmp_path / "none", "no such variant"), (tmp_path, "neither a run, a student nor a bundle")):
         found = mmedge("bench", place)
         assert is_one_line_error(found) and complaint in found.err
+
+
+def test_a_killed_bench_continues(tiny_run: Path, tmp_path: Path) -> None:
+    arguments = ["bench", tiny_run / "bundle-fp32", tiny_run / "bundle-int8", "--out", tmp_path]
+    killed_when_lines_are_there([*arguments, "-q"], tmp_path / ".bench.journal", 5)
+    done = mmedge(*arguments)
+    assert done.code == 0, done.err
+    kept = re.search(r"continues: (\d+) answers", done.err)
+    assert kept and int(kept[1]) >= 4
+    report = json.loads((tmp_path / "bench.json").read_text())
+    whole = sum(report["questions"].values())
+    assert all(variant["latency_ms"]["count"] == whole for variant in report["variants"])
+    assert not (tmp_path / ".bench.journal").exists()
+    again = mmedge(*arguments, "--questions", "2")
+    assert again.code == 0 and "continues" not in again.err

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mmedge.distill.lessons import (
+    TASKS,
     Encoded,
     Lesson,
     Target,
@@ -23,12 +24,13 @@ from mmedge.distill.students import Student, build_scratch, load_student, resolv
 from mmedge.recipe import MethodSection, ScratchSection, StudentSection
 from mmedge.tasks import ChainOfThought, Example, SelfEvaluation, Verdict
 from mmedge.tasks.encoding import Family
+from mmedge.tasks.prompts import Context
 from mmedge.teachers.store import AnnotatedExample, EvaluatedCot
 from tests.conftest import TINY_SCRATCH
 
 LESSONS = (
     Lesson(
-        "Luke scored 84 points after 2 rounds.\n",
+        Context("Luke scored 84 points after 2 rounds.\n"),
         (
             Target("predict", "84 / 2", 0.75),
             Target("predict", "84 * 2", 0.25),
@@ -36,7 +38,8 @@ LESSONS = (
         ),
     ),
     Lesson(
-        "A question with other numbers, 5 and 6 and 7?\n", (Target("predict", "5 + 6", 1.0), Target("explain", "We add.", 1.0))
+        Context("A question with other numbers, 5 and 6 and 7?\n"),
+        (Target("predict", "5 + 6", 1.0), Target("explain", "We add.", 1.0)),
     ),
 )
 
@@ -132,3 +135,32 @@ def test_balanced_verdicts_weigh_the_same_in_total(students: dict[str, Student])
         targets = [lesson.targets[0] for lesson in evaluation_lessons(examples, encoder, balance_verdicts=balanced)]
         sums = [sum(target.weight for target in targets if target.text == verdict) for verdict in ("correct", "wrong")]
         assert sums == pytest.approx(expected)
+
+
+def test_contrasted_lessons_come_from_questions_that_were_judged_differently(students: dict[str, Student]) -> None:
+    def annotated(name: str, *verdicts: Verdict) -> AnnotatedExample:
+        cots = [
+            EvaluatedCot(sample, ChainOfThought(f"way {sample}", "2"), (SelfEvaluation("Because.", verdict),))
+            for sample, verdict in enumerate(verdicts)
+        ]
+        return AnnotatedExample(Example(name, f"What is {name}?", "2"), tuple(cots))
+
+    right, wrong = Verdict.CORRECT, Verdict.WRONG
+    examples = [annotated("1", right, right), annotated("2", right, wrong), annotated("3", wrong), annotated("4", right)]
+    lessons = evaluation_lessons(examples, students["decoder-only"].encoder, contrast_verdicts=True)
+    assert [lesson.targets[0].text for lesson in lessons] == ["correct", "wrong"]
+    assert all("What is 2?" in lesson.context.read for lesson in lessons)
+
+
+def test_an_encoder_decoder_reads_the_question_alone_and_judges_what_its_decoder_has_written(
+    students: dict[str, Student],
+) -> None:
+    encoder = students["encoder-decoder"].encoder
+    cot = ChainOfThought("He scored 84 points", "84 / 2")
+    context = encoder.prompts.evaluation_context("Luke scored 84 points?", cot)
+    reasoning = encoder.prompts.reasoning_context("Luke scored 84 points?")
+    for kind in TASKS:
+        assert encoder.prompt(kind, context).context == encoder.prompt(kind, reasoning).context
+        assert "answer: 84 / 2" in encoder.text(encoder.prompt(kind, context).begun)
+    causal = students["decoder-only"].encoder
+    assert "answer: 84 / 2" in causal.text(causal.prompt("predict", causal.prompts.evaluation_context("Luke?", cot)).context)

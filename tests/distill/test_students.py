@@ -20,7 +20,7 @@ from mmedge.distill.students import (
 )
 from mmedge.errors import MmedgeError
 from mmedge.recipe import ScratchSection, StudentSection
-from mmedge.tasks.prompts import VERDICTS
+from mmedge.tasks.prompts import VERDICTS, Context
 from tests.conftest import TINY_SCRATCH
 
 
@@ -97,8 +97,8 @@ def test_a_saved_student_is_the_same_student(tmp_path: Path) -> None:
     folder.mkdir()
     save_student(student, folder, {"recipe": {}, "metrics": {}})
     again = open_student(folder)
-    prompt = student.encoder.prompt("predict", "some text 1")
-    assert again.encoder.prompt("predict", "some text 1") == prompt
+    prompt = student.encoder.prompt("predict", Context("some text 1"))
+    assert again.encoder.prompt("predict", Context("some text 1")) == prompt
     assert again.encoder.max_input_tokens == 96
     left, right = TorchEngine(student).forced_logits(prompt, [5, 6, 7]), TorchEngine(again).forced_logits(prompt, [5, 6, 7])
     assert (left == right).all()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mmedge.distill.training import learning_rate_factor, step_seed
+from mmedge.distill.training import build_optimizers, learning_rate_factor, step_seed
 from tests.conftest import REPOSITORY, is_one_line_error, mmedge, own_recipe, tiny_recipe, write_recipe
 
 
@@ -152,3 +152,40 @@ def test_the_rate_rises_then_falls_to_zero() -> None:
 def test_each_step_has_its_own_seed() -> None:
     seeds = {step_seed(seed, stage, step) for seed in (0, 1) for stage in ("stage1", "stage2") for step in range(50)}
     assert len(seeds) == 200 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_position_biases_learn_at_a_rate_of_their_own_and_every_parameter_once() -> None:
+    from mmedge.distill.students import build_scratch
+    from mmedge.recipe import ScratchSection, TrainingSection
+    from tests.conftest import TINY_SCRATCH
+
+    student = build_scratch(ScratchSection(**TINY_SCRATCH), ["some text"], 64, 0)
+    stage = {"max_steps": 1}
+    for optimizer in ("adamw", "muon"):
+        training = TrainingSection(stage1=stage, stage2=stage, optimizer=optimizer, position_rate=20)
+        groups = [group for found in build_optimizers(student.model, 1e-3, training) for group in found.param_groups]
+        held = [id(parameter) for group in groups for parameter in group["params"]]
+        assert sorted(held) == sorted(id(parameter) for parameter in student.model.parameters())
+        faster = [group for group in groups if group.get("rate", 1.0) == 20]
+        assert [tuple(parameter.shape) for group in faster for parameter in group["params"]] == [(32, 4), (32, 4)]
+
+
+def test_a_checkpoint_can_be_selected_by_answers_and_verdicts(tmp_path: Path) -> None:
+    values = tiny_recipe()
+    values["training"] = dict(values["training"]) | {"select_by": "answers_and_verdicts"}  # type: ignore[call-overload]
+    recipe = write_recipe(tmp_path / "r.yaml", values)
+    done = mmedge("distill", recipe, "--out", tmp_path / "run", "-q")
+    assert done.code == 0, done.err
+    stage = json.loads((tmp_path / "run" / "metrics.json").read_text())["stages"]["stage2"]
+    for entry in stage["validations"]:
+        verdict = entry["verdict"]["balanced_accuracy"]
+        verdict = entry["verdict"]["accuracy"]["value"] if verdict is None else verdict
+        assert entry["score"] == pytest.approx((entry["answer"]["value"] + verdict) / 2)
+    assert stage["best"]["score"] == max(entry["score"] for entry in stage["validations"])
+
+
+def test_nothing_to_contrast_is_one_line(tmp_path: Path) -> None:
+    values = tiny_recipe(method={"contrast_verdicts": True})
+    values["teacher"] = {"kind": "embedded", "cots_per_question": 1}
+    found = mmedge("distill", write_recipe(tmp_path / "r.yaml", values), "--out", tmp_path / "run", "-q")
+    assert is_one_line_error(found) and "no question has chains of thought that were judged differently" in found.err

@@ -14,7 +14,7 @@ from mmedge.runtime import EdgeStudent
 from mmedge.runtime.bundle import open_bundle
 from mmedge.tasks.base import ChainOfThought, Example
 from mmedge.tasks.evaluation_set import read_evaluation_set
-from tests.conftest import is_one_line_error, mmedge
+from tests.conftest import is_one_line_error, killed_when_lines_are_there, mmedge
 
 RUNS = ["tiny_run", "llama_run"]
 
@@ -172,3 +172,19 @@ def test_a_dialogue_in_a_terminal(tiny_run: Path) -> None:
 def test_wrong_uses_of_run_are_one_line(tiny_run: Path, arguments: list[str], complaint: str) -> None:
     found = mmedge("run", *(argument.replace("{run}", str(tiny_run)) for argument in arguments))
     assert is_one_line_error(found) and complaint in found.err
+
+
+def test_answers_to_a_file_continue_after_a_kill(tiny_run: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    source.write_text("".join(json.dumps({"id": i, "question": f"Ann has {i} apples. How many?"}) + "\n" for i in range(400)))
+    arguments = ["run", tiny_run / "bundle-fp32", "--input", source, "--output", target, "--batch", "2"]
+    killed_when_lines_are_there(arguments, tmp_path / ".answers.jsonl.journal", 10)
+    assert not target.exists()
+    done = mmedge(*arguments)
+    assert done.code == 0, done.err
+    assert "batches are answered already" in done.err
+    answers = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [answer["id"] for answer in answers] == [str(i) for i in range(400)]
+    whole = mmedge("run", tiny_run / "bundle-fp32", "--input", source, "--output", "-", "--batch", "2")
+    assert whole.out == target.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "questions.jsonl"]

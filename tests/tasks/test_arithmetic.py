@@ -33,6 +33,13 @@ def test_all_operations_and_one_and_two_steps_occur() -> None:
     assert 0.15 < sum(problem.distractor is not None for problem in problems) / len(problems) < 0.25
 
 
+def test_the_share_of_training_problems_with_a_distractor_is_ours_to_set_and_leaves_the_tests_alone() -> None:
+    harder = ArithmeticTask(train=600, test=150, train_distractors=0.6)
+    problems = list(harder.problems()["train"][0].values())
+    assert 0.5 < sum(problem.distractor is not None for problem in problems) / len(problems) < 0.7
+    assert harder.load().tests == TASK.load().tests
+
+
 def test_every_problem_is_whole_and_its_label_uses_only_its_own_numbers() -> None:
     for split, (problems, _) in TASK.problems().items():
         for problem in problems.values():

@@ -79,7 +79,7 @@ def test_missing_and_empty_files_are_errors(tmp_path: Path) -> None:
 
 
 def test_text_of_a_question_is_never_read_as_a_place_in_the_prompt() -> None:
-    assert DECODER_ONLY_PROMPTS.reasoning_context("What is {cot} and {question}?") == "What is {cot} and {question}?\n"
+    assert DECODER_ONLY_PROMPTS.reasoning_context("What is {cot} and {question}?").read == "What is {cot} and {question}?\n"
 
 
 def test_real_tasks_load(data: Path) -> None:
