@@ -64,7 +64,7 @@ def table(report: dict[str, Any]) -> Table:
     headings, body = rows(report)
     found = Table(title=f"bench: {report['task']}", caption=conditions(report), caption_justify="left")
     for heading in headings:
-        found.add_column(heading, justify="left" if heading == "variant" else "right")
+        found.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=heading == "variant")
     for row in body:
         found.add_row(*row)
     return found

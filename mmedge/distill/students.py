@@ -264,8 +264,6 @@ def build_scratch(section: ScratchSection, texts: Iterable[str], max_input_token
         num_decoder_layers=section.decoder_layers,
         num_heads=section.heads,
         dropout_rate=section.dropout,
-        relative_attention_num_buckets=section.position_buckets,
-        relative_attention_max_distance=section.farthest_position,
         feed_forward_proj="relu",
         tie_word_embeddings=True,
         pad_token_id=0,

@@ -113,7 +113,7 @@ def build_optimizers(model: Any, learning_rate: float, training: TrainingSection
 
     Muon is for students from scratch; pretrained weights were made with Adam. So is `training.position_rate`: T5's position
     biases are added to scores that must differ by several units before a head looks at one place, and at the rate of the
-    embeddings they do not get there in a short training.
+    embeddings they do not get there in a short training (embedded task, 600 steps: 72 % of answers with 1, 90 % with 20).
     """
     tables = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
     named = dict(model.named_parameters())

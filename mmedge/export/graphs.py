@@ -17,7 +17,7 @@ from mmedge.storage import read_json
 from mmedge.tasks.encoding import Family
 
 GraphChoice = Literal["auto", "fused", "optimum"]
-FUSED = ("t5",)
+FUSED = ("t5",)  # by `model_type`
 KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 TASKS: dict[Family, str] = {"encoder-decoder": "text2text-generation-with-past", "decoder-only": "text-generation-with-past"}
 
