@@ -32,6 +32,14 @@ def choose_graphs(student: Path, wanted: GraphChoice) -> Graphs:
     if wanted == "optimum":
         return "optimum"
     if config.get("model_type") in FUSED:
+        from mmedge.export.t5 import read_shape
+
+        try:
+            read_shape(config)
+        except MmedgeError:  # a T5 with something that our graphs do not have
+            if wanted == "auto":
+                return "optimum"
+            raise
         return "fused"
     if wanted == "fused":
         raise MmedgeError(

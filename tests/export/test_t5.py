@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from mmedge.errors import MmedgeError
+from mmedge.export.graphs import choose_graphs
 from mmedge.export.quantize import quantize_model, quantize_outputs
 from mmedge.export.t5 import DECODER, ENCODER, bucket, read_shape, write_t5
 from mmedge.runtime import EdgeStudent
@@ -138,10 +139,14 @@ def test_seven_bits_never_overflow_sixteen_in_pairs() -> None:
 
 
 @pytest.mark.parametrize(("change", "named"), [("gated-silu", "gated-silu"), ("tanh", "tanh")])
-def test_an_activation_that_the_graphs_do_not_have_is_refused_by_name(change: str, named: str) -> None:
+def test_an_activation_that_the_graphs_do_not_have_is_refused_by_name(change: str, named: str, tmp_path: Path) -> None:
     config = json.loads(_model().config.to_json_string()) | {"feed_forward_proj": change}
     with pytest.raises(MmedgeError, match=named):
         read_shape(config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert choose_graphs(tmp_path, "auto") == "optimum"
+    with pytest.raises(MmedgeError, match=named):
+        choose_graphs(tmp_path, "fused")
 
 
 def test_weights_that_are_no_numbers_are_found(tmp_path: Path) -> None:
