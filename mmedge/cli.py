@@ -9,6 +9,8 @@ mmedge run runs/quickstart/bundle-int8 "Ann has 3 apples and buys 4 more. How ma
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import sys
@@ -146,6 +148,10 @@ def annotate(recipe: RecipePath, out: Out = None, overrides: Set = None, as_json
     for kind, counts in (("chains of thought", report.cots), ("self-evaluations", report.evaluations)):
         listed = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none"
         typer.echo(f"{kind}: {listed}")
+    if not report.cots["parsed"]:
+        raise MmedgeError(
+            "no chain of thought could be read", "do the annotations' ids match the questions', and does each end in an answer?"
+        )
 
 
 @app.command()
@@ -246,12 +252,12 @@ def bench(
     folder = out or first.resolve().parent
     journal = folder / BENCH_JOURNAL
     report = measure(places, settings, _progress(quiet), evaluation, journal)
-    _save_report(report, folder)
+    name = _save_report(report, folder)
     if as_json:
         _print_json(report)
         return
     _show_report(report)
-    typer.echo(f"written: {folder / 'bench.json'}, {folder / 'bench.md'}")
+    typer.echo(f"written: {folder / f'{name}.json'}, {folder / f'{name}.md'}")
 
 
 def _bench_settings(place: Path, given: dict[str, int]) -> BenchSettings:
@@ -264,13 +270,20 @@ def _bench_settings(place: Path, given: dict[str, int]) -> BenchSettings:
     return BenchSettings(**{**section.model_dump(), **given})
 
 
-def _save_report(report: dict[str, Any], folder: Path) -> None:
+def _save_report(report: dict[str, Any], folder: Path) -> str:
+    """Write a report, beside a fuller one of the same task under a name of its own; return the name."""
     from mmedge.bench.report import markdown
-    from mmedge.storage import write_json, write_text
+    from mmedge.storage import read_json, write_json, write_text
 
-    write_json(folder / "bench.json", report)
-    write_text(folder / "bench.md", markdown(report))
+    name = "bench"
+    if (folder / "bench.json").is_file():
+        before = read_json(folder / "bench.json")
+        if before.get("task") == report["task"] and sum(before["questions"].values()) > sum(report["questions"].values()):
+            name = "bench-partial"
+    write_json(folder / f"{name}.json", report)
+    write_text(folder / f"{name}.md", markdown(report))
     (folder / BENCH_JOURNAL).unlink(missing_ok=True)
+    return name
 
 
 def _show_report(report: dict[str, Any]) -> None:
@@ -335,6 +348,8 @@ def run(
         raise MmedgeError("the question is empty")
     if input_ is not None and str(input_) != "-" and not input_.is_file():
         raise MmedgeError(f"no such file: {input_}", "it must hold one JSON object with a question in each line")
+    if input_ is not None and output is not None and output.exists() and input_.exists() and input_.samefile(output):
+        raise MmedgeError("--input and --output are the same file", "name another output")
     from mmedge.runtime import EdgeStudent
     from mmedge.tasks import Example
 
@@ -383,7 +398,7 @@ def _read_lines(source: Path | None) -> Iterator[Example]:
     from mmedge.tasks.evaluation_set import read_example
 
     name = "standard input" if source is None or str(source) == "-" else str(source)
-    file = sys.stdin if name == "standard input" else open(name, encoding="utf-8")  # noqa: SIM115 (closed by the process)
+    file = sys.stdin if name == "standard input" else open(name, encoding="utf-8-sig")  # noqa: SIM115 (closed by the process)
     try:
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -474,6 +489,10 @@ def _inspected(place: Path) -> dict[str, Any]:
         }
     if (place / "mmedge.json").is_file():
         details = read_json(place / "mmedge.json")
+        if not list(place.glob("*.safetensors")):
+            raise MmedgeError(
+                f"the student {place} has no weights: no *.safetensors in it", "distil it again, or restore the folder"
+            )
         return {
             "kind": "student",
             "family": details["family"],
@@ -498,6 +517,9 @@ def _inspected(place: Path) -> dict[str, Any]:
 def main() -> None:
     """Start from the command line: one-line errors, exit code 1; a traceback only with --debug."""
     debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a sign shows a question mark
+            stream.reconfigure(errors="replace")
     try:
         app()
     except MmedgeError as error:
@@ -517,6 +539,12 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            typer.echo(
+                "error: no space left to write to\n  → free some, or send the output elsewhere; then run it again", err=True
+            )
+            sys.exit(1)
         typer.echo(
             f"error: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}", err=True
         )

@@ -305,6 +305,9 @@ def validate(values: dict[str, Any], where: str) -> Recipe:
         raise MmedgeError(_explain(error, where)) from None
 
 
+_EITHER = {"max_steps": "epochs", "epochs": "max_steps"}
+
+
 def _override(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     parts = name.strip().split(".")
@@ -322,6 +325,8 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise MmedgeError(f"--set {override!r}: {part!r} is a value, not a section")
         target = inner
+    if value is not None and parts[-1] in _EITHER:
+        target.pop(_EITHER[parts[-1]], None)  # a stage has one length: what is set replaces what the file says
     target[parts[-1]] = value
 
 

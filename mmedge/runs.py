@@ -89,7 +89,8 @@ def work_on(folder: Path, recipe: Recipe) -> Iterator[Run]:
             raise MmedgeError(f"another process works on {folder}", "wait for it, or choose another --out folder") from None
         run = Run(folder)
         remove_leftovers(folder)
-        if run.recipe.is_file():
+        begun = any(path.exists() for path in (run.stage(1), run.stage(2), run.student))
+        if run.recipe.is_file() and begun:  # before training, the annotations alone say what they belong to
             _check_same(load_run_recipe(run), recipe, folder)
         write_recipe(recipe, run.recipe)
         yield run

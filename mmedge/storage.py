@@ -123,7 +123,7 @@ def read_text(path: Path) -> str:
         MmedgeError: It is missing, a folder, unreadable or no UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise MmedgeError(f"no such file: {path}", "check the path") from None
     except UnicodeDecodeError as error:
@@ -162,7 +162,7 @@ def parse_json_line(line: str, path: Path | str, number: int) -> Json:
     except json.JSONDecodeError as error:
         raise MmedgeError(
             f"{path}:{number}: not a whole JSON object: {error.msg} (column {error.colno})",
-            "each line must be one complete object; was the file cut off?",
+            'each line must be one complete object, such as {"question": "…"}; was the file cut off?',
         ) from None
     except RecursionError:
         raise MmedgeError(f"{path}:{number}: JSON nested too deeply") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 import time
@@ -102,3 +104,45 @@ def test_the_source_executes_nothing_that_it_reads() -> None:
     )
     for path in (REPOSITORY / "mmedge").rglob("*.py"):
         assert not forbidden.search(path.read_text(encoding="utf-8")), path
+
+
+def test_a_full_disk_behind_standard_output_is_one_line(tiny_run: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "mmedge.cli", "inspect", str(tiny_run / "bundle-fp32")],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=REPOSITORY,
+        )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.startswith("error: no space left") and "Traceback" not in done.stderr
+
+
+def test_a_terminal_without_utf_8_still_gets_its_result(tiny_run: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mmedge.cli", "inspect", str(tiny_run)],
+        capture_output=True, text=True, check=False, cwd=REPOSITORY, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_questions_are_never_overwritten_by_their_answers(tiny_run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('\ufeff{"question": "What is 1 + 1?"}\n', encoding="utf-8")
+    found = mmedge("run", tiny_run / "bundle-fp32", "--input", path, "--output", path)
+    assert is_one_line_error(found) and "the same file" in found.err
+    assert mmedge("run", tiny_run / "bundle-fp32", "--input", path, "--output", "-").code == 0  # a byte-order mark is no harm
+
+
+def test_a_recipe_that_failed_before_training_can_be_corrected_in_the_same_folder(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", tiny_recipe())
+    failed = mmedge("distill", recipe, "--out", tmp_path / "run", "--set", "split.validation=1000")
+    assert is_one_line_error(failed) and "lower split.validation" in failed.err
+    done = mmedge("distill", recipe, "--out", tmp_path / "run", "-q")
+    assert done.code == 0, done.err
+
+
+def test_a_smaller_bench_leaves_the_fuller_report(tiny_run: Path, tmp_path: Path) -> None:
+    for questions in ("3", "1"):
+        done = mmedge("bench", tiny_run / "bundle-fp32", "--questions", questions, "--verdicts", "1", "--out", tmp_path, "-q")
+        assert done.code == 0, done.err
+    assert json.loads((tmp_path / "bench.json").read_text())["questions"]["new_combinations"] == 3
+    assert json.loads((tmp_path / "bench-partial.json").read_text())["questions"]["new_combinations"] == 1

@@ -45,7 +45,6 @@ def test_the_resolved_recipe_is_a_recipe(tmp_path: Path) -> None:
         ("task.trian=5", "did you mean 'train'?"),
         ("student.source=${HOME}/x", "unknown variable ${HOME}"),
         ("teacher.flawed_share=2", "less than or equal to 1"),
-        ("training.stage2.epochs=3", "exactly one of max_steps and epochs"),
         ("name=../x", "field 'name'"),
         ("noequals", "expected section.field=value"),
         ("name.x=3", "'name' is a value, not a section"),
@@ -83,3 +82,13 @@ def test_the_data_folder_comes_from_the_environment(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("MMEDGE_DATA", str(tmp_path))
     recipe = load_recipe(REPOSITORY / "recipes" / "svamp-smollm2.yaml")
     assert recipe.task.data == f"{tmp_path}/svamp"  # type: ignore[union-attr]
+
+
+def test_a_length_that_is_set_replaces_the_other_kind(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text((REPOSITORY / "recipes" / "svamp-t5-base.yaml").read_text())
+    stage = load_recipe(path, ["training.stage1.max_steps=3"]).training.stage1
+    assert (stage.max_steps, stage.epochs) == (3, None)
+    path.write_text(path.read_text().replace("epochs: 50", "epochs: 50, max_steps: 3"))
+    with pytest.raises(MmedgeError, match="exactly one of max_steps and epochs"):
+        load_recipe(path)

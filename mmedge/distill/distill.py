@@ -87,7 +87,7 @@ def prepare(recipe: Recipe, run: Run, progress: Progress) -> Material:
     if not report.cots["parsed"]:
         raise MmedgeError(
             "none of the teacher's chains of thought belongs to a question of the task and could be read",
-            "do the ids of the annotations match those of the questions?",
+            "do the ids of the annotations match those of the questions, and does each end in an answer?",
         )
     digest = sha256_json([repr([trained, validated, tested]), repr(splits.tests)])
     return Material(task, splits, trained, validated, tested, report, digest)
@@ -319,9 +319,9 @@ def _evaluation_lessons(recipe: Recipe, material: Material, student: Student) ->
 
 
 def _write_evaluation_set(run: Run, material: Material) -> None:
-    """Write what export verifies with and bench measures with beside the student, unless it is there."""
+    """Write what export verifies with and bench measures with, unless it stands beside its student already."""
     path = run.folder / FILE_NAME
-    if path.is_file():
+    if path.is_file() and run.student.is_dir():
         return
     held = [
         HeldOutCot(judged.example, number, judged.cot, judged.correct, judged.teacher_verdict and judged.teacher_verdict.value)

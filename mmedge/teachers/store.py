@@ -125,7 +125,7 @@ class AnnotationStore:
 
     def add(self, annotations: Iterable[Annotation]) -> None:
         """Store annotations in one transaction; those that are there already stay as they are."""
-        rows = [tuple(vars(annotation).values()) for annotation in annotations]
+        rows = [tuple(map(_storable, vars(annotation).values())) for annotation in annotations]
         with self._transaction():
             self._connection.executemany("INSERT OR IGNORE INTO annotations VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
@@ -161,6 +161,11 @@ class AnnotationStore:
         """Note that a teacher has written everything that was asked of it."""
         with self._transaction():
             self._connection.execute("UPDATE collections SET finished = 1 WHERE fingerprint = ?", (fingerprint,))
+
+
+def _storable(value: object) -> object:
+    """Return a value as SQLite takes it: an unpaired surrogate is no text and becomes a question mark."""
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
 def read_annotations(

@@ -138,3 +138,9 @@ def test_a_broken_recording_is_named_by_file_and_line(tmp_path: Path, line: str,
     with pytest.raises(MmedgeError) as caught:
         list(RecordedTeacher(path).chains_of_thought([]))
     assert complaint in str(caught.value)
+
+
+def test_an_unpaired_surrogate_is_stored_as_a_question_mark(tmp_path: Path) -> None:
+    with AnnotationStore(tmp_path / "a.sqlite") as store:
+        store.add([Annotation("q", "cot", 0, 0, "First \ud800 1", None, "t", "o")])
+        assert [annotation.text for annotation in store.annotations("cot")] == ["First ? 1"]
