@@ -276,10 +276,12 @@ def _save_report(report: dict[str, Any], folder: Path) -> str:
     from mmedge.storage import read_json, write_json, write_text
 
     name = "bench"
-    if (folder / "bench.json").is_file():
+    try:
         before = read_json(folder / "bench.json")
-        if before.get("task") == report["task"] and sum(before["questions"].values()) > sum(report["questions"].values()):
+        if before["task"] == report["task"] and sum(before["questions"].values()) > sum(report["questions"].values()):
             name = "bench-partial"
+    except (MmedgeError, KeyError, TypeError, AttributeError):
+        pass  # none there, or none that is worth keeping
     write_json(folder / f"{name}.json", report)
     write_text(folder / f"{name}.md", markdown(report))
     (folder / BENCH_JOURNAL).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, is_one_line_error, mmedge, tiny_recipe, write_recipe
+from tests.conftest import REPOSITORY, is_one_line_error, mmedge, own_recipe, tiny_recipe, write_recipe
 
 HEAVY = ("torch", "transformers", "onnxruntime", "numpy", "onnx", "optimum", "pydantic")
 
@@ -146,3 +146,17 @@ def test_a_smaller_bench_leaves_the_fuller_report(tiny_run: Path, tmp_path: Path
         assert done.code == 0, done.err
     assert json.loads((tmp_path / "bench.json").read_text())["questions"]["new_combinations"] == 3
     assert json.loads((tmp_path / "bench-partial.json").read_text())["questions"]["new_combinations"] == 1
+
+
+def test_a_student_without_weights_is_no_student_to_inspect(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mmedge.json").write_text((tiny_run / "student" / "mmedge.json").read_text())
+    found = mmedge("inspect", tmp_path)
+    assert is_one_line_error(found) and "has no weights" in found.err
+
+
+def test_annotate_that_can_read_nothing_fails(own_task: dict[str, Path], tiny_llama: Path, tmp_path: Path) -> None:
+    values = own_recipe(own_task, tiny_llama)
+    (tmp_path / "cots.jsonl").write_text('{"id": "elsewhere", "sample": 0, "teacher": "t", "text": "It is 4."}\n')
+    values["teacher"] = {"kind": "recorded", "cots": str(tmp_path / "cots.jsonl")}
+    found = mmedge("annotate", write_recipe(tmp_path / "r.yaml", values), "--out", tmp_path / "run")
+    assert is_one_line_error(found) and "no chain of thought could be read" in found.err

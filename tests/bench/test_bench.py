@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import is_one_line_error, killed_when_lines_are_there, mmedge
+from tests.conftest import REPOSITORY, is_one_line_error, killed_when_lines_are_there, mmedge
 
 
 @pytest.fixture(scope="module", params=["tiny_run", "llama_run"])
@@ -91,3 +93,11 @@ def test_a_killed_bench_continues(tiny_run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / ".bench.journal").exists()
     again = mmedge(*arguments, "--questions", "2")
     assert again.code == 0 and "continues" not in again.err
+
+
+def test_the_script_about_verdicts_counts_every_chain_of_thought_and_answer(tiny_run: Path) -> None:
+    script = REPOSITORY / "benchmarks" / "quickstart_verdicts.py"
+    done = subprocess.run([sys.executable, str(script), str(tiny_run)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sum(int(count) for count in re.findall(r"^flaw .*: (\d+) CoTs", done.stdout, re.M)) == 56
+    assert len(re.findall(r"^own answers to \w+: \d+ of 12 right", done.stdout, re.M)) == 2

@@ -1,0 +1,59 @@
+"""What the quickstart student's verdicts find: by the kind of flaw in the teacher's CoTs, and on the student's own answers.
+
+python benchmarks/quickstart_verdicts.py runs/quickstart
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+from mmedge.runs import Run, load_run_recipe
+from mmedge.runtime import EdgeStudent
+from mmedge.statistics import balanced_accuracy
+from mmedge.tasks import ChainOfThought, build_task
+from mmedge.tasks.arithmetic import ArithmeticTask
+from mmedge.tasks.evaluation_set import FILE_NAME, read_evaluation_set
+from mmedge.tasks.prompts import render_question
+from mmedge.teachers.embedded import EmbeddedTeacher
+
+
+def main(folder: Path) -> None:
+    """Print both tables for a finished run of the embedded task."""
+    recipe = load_run_recipe(Run(folder))
+    task = build_task(recipe.task.model_dump())
+    assert isinstance(task, ArithmeticTask), "only the embedded task knows its flaws"
+    teacher = EmbeddedTeacher(task, **recipe.teacher.model_dump(exclude={"kind"}))
+    student = EdgeStudent.open(folder / "bundle-fp32")
+    evaluation = read_evaluation_set(folder / FILE_NAME)
+    held_out = {held.example.id for held in evaluation.cots["verdict_test"]}
+    held_out |= {example.id for example in evaluation.questions["validation"]}
+    problems = task.problems()["train"][0]
+    examples = [example for example in task.load().train if example.id in held_out]
+    by_id = {example.id: example for example in examples}
+    total, found, probability = Counter[str](), Counter[str](), Counter[str]()
+    for annotation in teacher.chains_of_thought(examples):
+        example = by_id[annotation.example_id]
+        cot = task.parse_chain_of_thought(annotation.text, example)
+        if not isinstance(cot, ChainOfThought):
+            continue
+        flaw = teacher.solution(problems[example.id], example.id, annotation.sample).flaw
+        kind = flaw.kind if flaw else "none"
+        judgement = student.judge([render_question(example)], [cot])[0]
+        total[kind] += 1
+        found[kind] += judgement.verdict != "correct"
+        probability[kind] += judgement.probability_correct
+    for kind, count in total.most_common():
+        print(f"flaw {kind}: {count} CoTs, {100 * found[kind] / count:.0f} % not called correct, mean P(correct) "
+              f"{probability[kind] / count:.2f}")  # fmt: skip
+    for split, questions in evaluation.tests().items():
+        answers = student.answer(questions, evaluate=True)
+        right = [task.judge.agrees(a.text, str(q.label), q.choices) for a, q in zip(answers, questions, strict=True)]
+        says = [a.judgement is not None and a.judgement.verdict == "correct" for a in answers]
+        balanced = balanced_accuracy(says, right)
+        print(f"own answers to {split}: {sum(right)} of {len(right)} right, {sum(says)} called correct, balanced {balanced}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
