@@ -8,7 +8,8 @@ activations per block and multiplies in int8. The embedding table becomes
 A graph that always reads many rows at once, an encoder, takes `DynamicQuantizeMatMul` instead: one scale for each output and
 one for all activations. On a CPU without VNNI, 30 rows × 128 × 384 take 27 µs with it, 35 µs in float32 and 204 µs with
 `MatMulNBits`, which is made for few rows (Zen 3, one thread). Weights then use 7 of the 8 bits: where int8 products are added
-in pairs in 16 bits (AVX2 without VNNI), 8 would overflow.
+in pairs in 16 bits (AVX2 without VNNI), 8 would overflow. The activations' scale is that of the
+whole batch, so answers in a batch may differ slightly from those to single questions.
 """
 
 from __future__ import annotations
