@@ -21,7 +21,7 @@ from mmedge.tasks.base import ChainOfThought, Example, Splits, Unparsed
 from mmedge.tasks.expressions import Expression, leaf, operation
 from mmedge.tasks.grammar import CONTAINERS, DISTRACTORS, EVENTS, NAMES, QUESTIONS, SOURCES, THINGS, Patterns, expand
 from mmedge.tasks.judges import ExpressionJudge
-from mmedge.tasks.reading import read_arithmetic
+from mmedge.tasks.reading import lacks_answer, read_arithmetic
 
 LARGEST = 400  # no quantity of a problem, given or intermediate, is larger
 DISTRACTOR_SHARE = 0.2
@@ -244,3 +244,7 @@ class ArithmeticTask:
     def parse_chain_of_thought(self, text: str, example: Example) -> ChainOfThought | Unparsed:
         """Read a chain of thought that ends in a number."""
         return read_arithmetic(text, example.question)
+
+    def lacks_answer(self, text: str, example: Example) -> Unparsed | None:
+        """Return why a chain of thought cannot be read, or None."""
+        return lacks_answer(text, example, self.judge)

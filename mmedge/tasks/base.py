@@ -120,3 +120,7 @@ class Task(Protocol):
     def parse_chain_of_thought(self, text: str, example: Example) -> ChainOfThought | Unparsed:
         """Read a teacher's raw text; anything that is not a whole rationale with an answer is an `Unparsed`."""
         ...
+
+    def lacks_answer(self, text: str, example: Example) -> Unparsed | None:
+        """Return why a teacher's raw text cannot be read, or None where it can; quick, for texts that arrive by the thousand."""
+        ...

@@ -17,7 +17,7 @@ from mmedge.errors import MmedgeError
 from mmedge.storage import Json, iterate_jsonl, text_field
 from mmedge.tasks.base import ChainOfThought, Example, Splits, Unparsed
 from mmedge.tasks.judges import AnyJudge, ChoiceJudge, ExpressionJudge, LabelJudge
-from mmedge.tasks.reading import one_paragraph, read_task_text
+from mmedge.tasks.reading import lacks_answer, one_paragraph, read_task_text
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 _NLI_NUMBERS = dict(zip(("0", "1", "2"), NLI_LABELS, strict=True))  # the order in which ANLI and SNLI number them
@@ -60,6 +60,10 @@ class FileTask:
     def parse_chain_of_thought(self, text: str, example: Example) -> ChainOfThought | Unparsed:
         """Read a chain of thought that ends in what this task's judge takes for an answer."""
         return read_task_text(text, example, self.judge)
+
+    def lacks_answer(self, text: str, example: Example) -> Unparsed | None:
+        """Return why a chain of thought cannot be read, or None."""
+        return lacks_answer(text, example, self.judge)
 
     def _read(self, path: Path, seen: dict[str, str]) -> tuple[Example, ...]:
         examples = []

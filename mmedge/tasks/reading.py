@@ -7,6 +7,7 @@ a sentence without a number, or in mid-sentence. Nothing here guesses: a text in
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -30,12 +31,24 @@ _MARKER = re.compile(
     r"(?:\s+choice)?\s*(?:\bis\b\s*:?|:|=|\bwould be\b|\bmust be\b)\s*",
     re.IGNORECASE,
 )
+_THINKING = re.compile(r"^\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
+_UNKNOWN = re.compile(r"\(\s*[A-Za-z]+\s*[-+*/]|[-+*/]\s*\(?\s*[A-Za-z]+\s*\)")  # `(some - 12)`, `(2 * x)`
+_PLAIN_NUMBER = re.compile(r"(?<![\d.,])\d{1,12}(?![\d.,]*\d)")
+_BARE = re.compile(r"[$€£]?\s*-?\d[\d,]*(?:\.\d+)?(?:\s+[A-Za-z]+){0,3}")
 _WHOLE_END = re.compile(r"[.!?)\]\"'”’]\s*$")
 
 
 def trim(text: str) -> str:
-    """Return the text up to where the teacher runs on into another question, without the label that it starts with."""
-    return _HEAD.sub("", _RUN_ON.split(text, maxsplit=1)[0]).strip()
+    """Return the text up to where the teacher runs on into another question, without the label that it starts with.
+
+    What a reasoning model thinks aloud before its answer (`<think>…</think>`) is left out too.
+    """
+    return _HEAD.sub("", _RUN_ON.split(_THINKING.sub("", text), maxsplit=1)[0]).strip()
+
+
+def runs_on(text: str) -> bool:
+    """Whether the teacher went on to another question after this one: a text that was cut off there is whole."""
+    return _RUN_ON.search(_THINKING.sub("", text)) is not None
 
 
 def one_paragraph(text: str) -> str:
@@ -58,6 +71,8 @@ def _first_line(text: str) -> str:
 def _stated_number(section: str) -> Expression | None:
     """Read the answer behind `the answer is`: an expression, or the first number of the line."""
     line = _first_line(section)
+    if _UNKNOWN.search(line.split(". ")[0]):
+        return None
     found = find_expressions(line)
     numbers = find_numbers(line)
     if found and not (numbers and numbers[0] not in found[0].expression.numbers()):
@@ -110,6 +125,8 @@ def read_arithmetic(text: str, question: str) -> ChainOfThought | Unparsed:
         return Unparsed.EMPTY
     for before, after in _answer_sections(body):
         stated = _stated_number(after)
+        if stated is None and _UNKNOWN.search(_first_line(after)):
+            return Unparsed.NO_ANSWER  # "The answer is (2 * x)."
         if stated is not None:
             rationale = one_paragraph(before) or one_paragraph(after)
             return ChainOfThought(rationale, expression_for(stated, before + " " + _first_line(after), question).text())
@@ -131,6 +148,10 @@ def _read_unmarked_arithmetic(body: str, question: str) -> ChainOfThought | Unpa
             answer = leaf(equations[-1].stated or Fraction(0))
             return ChainOfThought(one_paragraph(body), expression_for(answer, body, question).text())
     sentences = [part for part in re.split(r"(?<=[.!?])\s+", last_line.strip()) if part]
+    if not whole and len(sentences) > 3 and max(Counter(sentences).values()) >= 3:
+        return Unparsed.TRUNCATED  # it turned in circles until it was cut off
+    if _BARE.fullmatch(body):
+        whole = True  # "40 pounds"
     numbers = find_numbers(sentences[-1]) if sentences else []
     if not numbers:
         return Unparsed.NO_ANSWER if whole else Unparsed.TRUNCATED
@@ -145,9 +166,15 @@ def _read_unmarked_arithmetic(body: str, question: str) -> ChainOfThought | Unpa
 # ------------------------------------------------------------------------------------------------- choices
 
 
+_LETTERS = re.compile(r"\(([A-Za-z])\)")
+_SEVERAL = re.compile(r"\([A-Za-z]\)[^()]{0,40}?(?:\b(?:or|and)\b|,)\s*\([A-Za-z]\)")
+
+
 def _choice_named(text: str, choices: Sequence[str], judge: AnyJudge) -> str | None:
     """Return the choice that a piece of text names first: by letter in parentheses, by letter alone, or by its words."""
     line = _first_line(text)
+    if len(set(_LETTERS.findall(line.split(". ")[0]))) > 1 and _SEVERAL.search(line):
+        return None  # "(b) jail time or (e) going to prison"
     if match := re.match(r"\s*\(?([A-Za-z])\)", line) or re.match(r"\s*\(?([A-Za-z])\s*(?:[.,:;]|$)", line):
         return judge.canonical(match[1], choices)
     low = plain(line)
@@ -174,12 +201,14 @@ def read_choice(text: str, choices: Sequence[str], judge: AnyJudge) -> ChainOfTh
         return Unparsed.EMPTY
     for before, after in _answer_sections(body):
         named = _choice_named(after, choices, judge)
+        if named is None and _SEVERAL.search(_first_line(after)):
+            return Unparsed.AMBIGUOUS
         if named is None:
             mentioned = _choices_mentioned(_first_line(after).split(".")[0], choices)
             named = mentioned[0] if len(mentioned) == 1 else None
         if named is not None:
             return ChainOfThought(one_paragraph(before) or one_paragraph(after), named)
-    first = _choice_named(body, choices, judge) if not re.match(r"\s*[A-Za-z]\s", body) else None
+    first = _choice_named(body, choices, judge) if not re.match(r"\s*[A-Za-z][ \t]", body) else None
     if first is not None:
         return ChainOfThought(one_paragraph(body), first)
     mentioned = _choices_mentioned(body, choices)
@@ -213,10 +242,25 @@ def read_task_text(text: str, example: Example, judge: AnyJudge) -> ChainOfThoug
     return read_exact(text, judge)
 
 
+def lacks_answer(text: str, example: Example, judge: AnyJudge) -> Unparsed | None:
+    """Return why a chain of thought cannot be read, or None where it can: as reading it says, but several times faster."""
+    if judge.name == "expression":
+        last = None
+        for last in _MARKER.finditer(trim(text)):
+            pass
+        if last is not None:
+            line = _first_line(last.string[last.end() :])
+            if _PLAIN_NUMBER.search(line) and not _UNKNOWN.search(line):
+                return None
+    found = read_task_text(text, example, judge)
+    return found if isinstance(found, Unparsed) else None
+
+
 # ---------------------------------------------------------------------------------------- self-evaluations
 
 _VERDICT = re.compile(
-    r"\b(?:verdict|conclusion|judge?ment|the\s+(?:answer|solution|reasoning)\s+is)\b\s*(?:is|:|=)?\s*[*\"'(]*"
+    r"\b(?:verdict|conclusion|judge?ment|(?:the|this)\s+(?:given\s+|proposed\s+)?(?:answer|solution|reasoning)\s+is)\b"
+    r"[*\"']*\s*(?:is|:|=)?\s*[*\"'(]*"
     r"(correct|right|wrong|incorrect|uncertain|unsure)\b",
     re.IGNORECASE,
 )
