@@ -123,7 +123,14 @@ def _check_same(old: Recipe, new: Recipe, folder: Path) -> None:
             )
 
 
-_IGNORED = {"training.checkpoint_minutes"}
+_IGNORED = {"training.checkpoint_minutes"} | {  # how a teacher is reached decides nothing; what it wrote is in the store
+    f"teacher.{name}"
+    for name in (
+        *("base_url", "api_key_env", "concurrency", "timeout_seconds", "patience_minutes", "choices_per_request", "attempts"),
+        *("max_cost", "max_requests", "prices.input", "prices.output", "prices.currency"),
+        *("device", "batch_size", "threads"),
+    )
+}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -258,10 +258,14 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def canonical_json(value: Any) -> str:
+    """Return a JSON-able value as text, always the same for the same value: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def sha256_json(value: Any) -> str:
-    """Return the SHA-256 of a JSON-able value in canonical form (sorted keys, no spaces)."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    """Return the SHA-256 of a JSON-able value in canonical form."""
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def folder_size(path: Path) -> int:

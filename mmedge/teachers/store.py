@@ -252,8 +252,7 @@ class Reservation:
     cost: float
 
 
-NOTHING = Reservation(0, 0.0)
-BEAT_SECONDS = 10.0  # a collector shows this often that it lives
+POSTPONED = -1  # stands for the collector of a subject that is left for the next run
 DEAD_SECONDS = 90.0  # on another machine, one that was not seen for so long is taken for dead
 
 
@@ -400,7 +399,9 @@ class AnnotationStore:
         """Note that a collector has ended: what it claimed is free, what it reserved and did not spend too."""
         with self._transaction():
             self._free(collector)
-            self._connection.execute("UPDATE collectors SET reserved_requests = 0, reserved_cost = 0 WHERE id = ?", (collector,))
+            self._connection.execute(
+                "UPDATE collectors SET reserved_requests = 0, reserved_cost = 0 WHERE id = ?", (collector,)
+            )
 
     def _free(self, collector: int) -> None:
         self._connection.execute("UPDATE subjects SET collector = NULL WHERE collector = ?", (collector,))
@@ -432,12 +433,11 @@ class AnnotationStore:
         """
         run = self._connection.execute
         with self._transaction():
+            run("UPDATE subjects SET collector = NULL WHERE collector = ?", (POSTPONED,))
             run("CREATE TEMP TABLE IF NOT EXISTS chosen (example_id TEXT PRIMARY KEY) WITHOUT ROWID")
             run("DELETE FROM chosen")
             self._connection.executemany("INSERT INTO chosen VALUES (?)", [(id_,) for id_ in example_ids])
-            insert = (
-                "INSERT OR IGNORE INTO subjects (example_id, kind, sample, wanted, draws, state) VALUES (?, 'cot', 0, ?, ?, 'open')"
-            )
+            insert = "INSERT OR IGNORE INTO subjects (example_id, kind, sample, wanted, draws, state) VALUES (?, 'cot', 0, ?, ?, 'open')"
             self._connection.executemany(insert, [(id_, cots, cot_draws) for id_ in example_ids])
             if evaluations:
                 run(
@@ -457,13 +457,23 @@ class AnnotationStore:
     def open_work(self) -> tuple[int, int]:
         """Return how many planned subjects are open, and how many annotations they ask for."""
         query = "SELECT COUNT(*), COALESCE(SUM(wanted), 0) FROM subjects WHERE state = 'open' AND example_id IN chosen"
-        row = self._connection.execute(query).fetchone()
+        row = self.query(query)[0]
         return int(row[0]), int(row[1])
+
+    def postpone(self, subject: Subject) -> None:
+        """Leave a subject for the next collection."""
+        with self._transaction():
+            self._connection.execute("UPDATE subjects SET collector = ? WHERE number = ?", (POSTPONED, subject.number))
+
+    def claimed_by_others(self, collector: int) -> int:
+        """Return how many planned subjects others work on."""
+        query = "SELECT COUNT(*) FROM subjects WHERE collector IS NOT NULL AND collector NOT IN (?, ?) AND example_id IN chosen"
+        return int(self.query(query, (collector, POSTPONED))[0][0])
 
     def given_up(self) -> int:
         """Return how many planned subjects have fewer annotations than wanted, and will not get more."""
         query = "SELECT COUNT(*) FROM subjects WHERE state = 'given up' AND example_id IN chosen"
-        return int(self._connection.execute(query).fetchone()[0])
+        return int(self.query(query)[0][0])
 
     def claim(self, collector: int, count: int) -> list[tuple[Subject, tuple[Draw, ...]]]:
         """Claim up to `count` open subjects that nobody works on, with what was drawn for them before."""
@@ -539,7 +549,16 @@ class AnnotationStore:
                     cursor.executemany(
                         "INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                         [
-                            (subject.example_id, subject.kind, subject.sample, d.draw, row, d.finish, d.outcome, _storable(d.text))
+                            (
+                                subject.example_id,
+                                subject.kind,
+                                subject.sample,
+                                d.draw,
+                                row,
+                                d.finish,
+                                d.outcome,
+                                _storable(d.text),
+                            )
                             for d in request.draws
                         ],
                     )
@@ -629,15 +648,13 @@ class AnnotationStore:
 
     def spent(self) -> Reservation:
         """Return how many requests were sent, and what they cost."""
-        row = self._connection.execute("SELECT COALESCE(SUM(requests), 0), COALESCE(SUM(cost), 0) FROM totals").fetchone()
+        row = self.query("SELECT COALESCE(SUM(requests), 0), COALESCE(SUM(cost), 0) FROM totals")[0]
         return Reservation(int(row[0]), float(row[1]))
 
     def unsettled(self) -> Reservation:
         """Return the requests that killed collectors may have had in flight, and what they may have cost, at most."""
-        query = (
-            "SELECT COALESCE(SUM(reserved_requests), 0), COALESCE(SUM(reserved_cost), 0) FROM collectors WHERE ended IS NOT NULL"
-        )
-        row = self._connection.execute(query).fetchone()
+        query = "SELECT COALESCE(SUM(reserved_requests), 0), COALESCE(SUM(reserved_cost), 0) FROM collectors WHERE ended IS NOT NULL"
+        row = self.query(query)[0]
         return Reservation(int(row[0]), float(row[1]))
 
     def token_means(self) -> dict[str, tuple[int, float, float]]:
@@ -653,7 +670,10 @@ class AnnotationStore:
 
     def query(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Return the rows of a reading query."""
-        return self._connection.execute(statement, tuple(values)).fetchall()
+        try:
+            return self._connection.execute(statement, tuple(values)).fetchall()
+        except sqlite3.Error as error:
+            raise MmedgeError(f"cannot read {self.path}: {error}", _advice(error)) from None
 
     # -------------------------------------------------------------------------------------------- summaries
 
@@ -677,8 +697,6 @@ class AnnotationStore:
     def summaries(self) -> Iterator[tuple[str, str]]:
         """Yield the summaries of all questions (id, content)."""
         yield from self._connection.execute("SELECT example_id, content FROM summaries")
-
-
 
 
 def _advice(error: Exception) -> str:

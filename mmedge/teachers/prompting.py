@@ -1,0 +1,155 @@
+"""Prompts: readable template files, and the chat messages that are made of them.
+
+    === system
+    You solve word problems …
+    === user
+    Question: Luke scored 84 points …
+    === assistant
+    Luke scored 84 points in 2 rounds. … The answer is (84 / 2).
+    === user
+    Question: {question}
+
+A line `=== ROLE` begins a message; `{question}`, `{choices}`, `{labels}` and `{cot}` are filled in. The files of the built-in tasks
+lie in `templates/`; a user copies one (`mmedge annotate RECIPE --copy-prompts FOLDER`), edits it and names it in the recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmedge.errors import MmedgeError
+from mmedge.storage import read_text
+from mmedge.tasks import Example, Task
+from mmedge.tasks.reading import trim
+
+TEMPLATES = Path(__file__).parent / "templates"
+ROLES = ("system", "user", "assistant")
+PLACES = ("question", "choices", "labels", "cot")
+_HEADING = re.compile(r"^=== *(\w+)[ \t]*$", re.MULTILINE)
+_PLACE = re.compile(r"\{(\w+)\}")
+
+_BY_JUDGE = {"expression": "svamp", "choice": "commonsenseqa", "label": "label", "exact": "exact"}  # for tasks of one's own
+
+Message = tuple[str, str]  # role, content
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt with places to fill in.
+
+    Attributes:
+        source: Where it was read from, for errors.
+        messages: Role and text of each message; the last one is the user's.
+    """
+
+    source: str
+    messages: tuple[Message, ...]
+
+    def fill(self, example: Example, labels: Sequence[str] = (), cot: str = "") -> tuple[Message, ...]:
+        """Return the messages about a question.
+
+        Args:
+            example: The question.
+            labels: The labels of the task, where it has any.
+            cot: The chain of thought that is to be judged.
+        """
+        values = {
+            "question": example.question,
+            "choices": " ".join(f"({chr(ord('a') + index)}) {choice}" for index, choice in enumerate(example.choices)),
+            "labels": ", ".join(labels),
+            "cot": cot,
+        }
+        # one pass, so that text from a question is never read as a place; only the messages that have places are made anew
+        return tuple(
+            (role, _PLACE.sub(lambda match: values[match[1]], text) if "{" in text else text) for role, text in self.messages
+        )
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The two prompts of a teacher."""
+
+    cot: Template
+    evaluation: Template
+    labels: tuple[str, ...] = ()
+
+    def about_question(self, example: Example) -> tuple[Message, ...]:
+        """Return what asks for a chain of thought."""
+        return self.cot.fill(example, self.labels)
+
+    def about_cot(self, example: Example, text: str) -> tuple[Message, ...]:
+        """Return what asks for an evaluation of a chain of thought, given its raw text."""
+        return self.evaluation.fill(example, self.labels, trim(text))
+
+
+def read_template(path: Path, needs: Sequence[str]) -> Template:
+    """Read a template file.
+
+    Args:
+        path: The file.
+        needs: The places without which it could not work.
+
+    Raises:
+        MmedgeError: It is missing, empty, or has an unknown role or place; the message names file and line.
+    """
+    text = read_text(path)
+    headings = list(_HEADING.finditer(text))
+    if not headings or text[: headings[0].start()].strip():
+        raise MmedgeError(f"{path}:1: a prompt begins with a line such as '=== user'", f"see the files in {TEMPLATES}")
+    messages = []
+    for heading, following in zip(headings, [*headings[1:], None], strict=True):
+        line = text.count("\n", 0, heading.start()) + 1
+        role, content = heading[1], text[heading.end() : following.start() if following else len(text)].strip()
+        if role not in ROLES:
+            raise MmedgeError(f"{path}:{line}: unknown role {role!r}", f"it must be one of {', '.join(ROLES)}")
+        if not content:
+            raise MmedgeError(f"{path}:{line}: this message is empty")
+        for place in _PLACE.finditer(content):
+            if place[1] not in PLACES:
+                inside = text.index(place[0], heading.end())
+                known = ", ".join(f"{{{name}}}" for name in PLACES)
+                raise MmedgeError(f"{path}:{text.count(chr(10), 0, inside) + 1}: unknown place {place[0]}", f"known: {known}")
+        messages.append((role, content))
+    if messages[-1][0] != "user":
+        raise MmedgeError(f"{path}: the last message must be the user's", "add '=== user' and what is asked")
+    found = {place[1] for _, content in messages for place in _PLACE.finditer(content)}
+    for need in needs:
+        if need not in found:
+            raise MmedgeError(f"{path}: the place {{{need}}} is missing", "without it every question would be asked the same")
+    return Template(str(path), tuple(messages))
+
+
+def template_files(task: Task) -> dict[str, Path]:
+    """Return the built-in files for a task: by its name, or else by how its answers are judged."""
+    for name in (task.name, _BY_JUDGE.get(task.judge.name, "")):
+        files = {kind: TEMPLATES / f"{name}.{kind}.txt" for kind in ("cot", "evaluation")}
+        if all(path.is_file() for path in files.values()):
+            return files
+    raise MmedgeError(f"there is no built-in prompt for the task {task.name!r}", "name files of your own in teacher.prompts")
+
+
+def load_prompts(task: Task, cot: Path | None, evaluation: Path | None) -> Prompts:
+    """Return the prompts of a task, the built-in ones where no file is named."""
+    built_in = template_files(task) if cot is None or evaluation is None else {}
+    return Prompts(
+        read_template(cot or built_in["cot"], ("question",)),
+        read_template(evaluation or built_in["evaluation"], ("question", "cot")),
+        tuple(getattr(task.judge, "labels", ())),
+    )
+
+
+def sha256_messages(messages: Sequence[Message]) -> str:
+    """Return the hash of what is sent."""
+    digest = hashlib.sha256()
+    for role, content in messages:
+        digest.update(f"{role}\0{content}\0".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def shown(messages: Sequence[Message]) -> str:
+    """Return messages as a person reads them, in the form of a template file."""
+    return "\n".join(f"=== {role}\n{content}" for role, content in messages)

@@ -1,0 +1,122 @@
+"""Which texts are drawn for a question, in which order, with which seeds: plain arithmetic, without clock or network.
+
+    wanted 3, at most 6 draws:   draws 0 1 2  ─►  0 whole, 1 cut off, 2 the same as 0
+                                 draws 3 4    ─►  3 whole, 4 whole
+                                 accepted: 0 3 4, as samples 0 1 2
+
+Texts are drawn in waves of as many as are still missing; a wave is judged when all of it is there, in the order of the draws,
+never in the order of arrival. So a collection that was killed and continued, or shared by several collectors, holds what an
+undisturbed one holds, as far as the teacher gives the same text for the same prompt and seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mmedge.tasks import Example, Task, Unparsed
+from mmedge.tasks.reading import one_paragraph, read_self_evaluation, runs_on, trim
+from mmedge.teachers.store import ACCEPTED, IDENTICAL, WHOLE, Draw
+
+TRUNCATED, REFUSED, EMPTY = "truncated", "refused", "empty"
+_REFUSAL = re.compile(
+    r"^\s*(?:i['’]?m sorry|i am sorry|sorry,|i apologi[sz]e|as an ai\b|i (?:can(?:no|['’])t|am unable to|am not able to|won['’]t)\b)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far the collection of one subject is.
+
+    Attributes:
+        accepted: The draws that became annotations, in order.
+        became: What became of every whole text that was judged: `accepted` or `identical`.
+        missing: The draws to ask for now; empty where nothing more is asked for.
+    """
+
+    accepted: tuple[int, ...]
+    became: tuple[tuple[int, str], ...]
+    missing: tuple[int, ...]
+
+
+def standing(wanted: int, most: int, draws: Mapping[int, Draw], distinct: bool) -> Standing:
+    """Return what a subject has and what it still needs.
+
+    Args:
+        wanted: How many annotations it is to have.
+        most: How many texts may be drawn for it.
+        draws: What was drawn, by number.
+        distinct: Whether a text that was said before does not count.
+    """
+    accepted: list[int] = []
+    became: list[tuple[int, str]] = []
+    said: set[str] = set()
+    end = 0
+    while len(accepted) < wanted and end < most:
+        start, end = end, min(most, end + wanted - len(accepted))
+        missing = tuple(number for number in range(start, end) if number not in draws)
+        if missing:
+            return Standing(tuple(accepted), tuple(became), missing)
+        for number in range(start, end):
+            draw = draws[number]
+            if draw.outcome not in (WHOLE, ACCEPTED, IDENTICAL):
+                continue
+            words = same_words(draw.text) if distinct else ""
+            if distinct and words in said:
+                became.append((number, IDENTICAL))
+                continue
+            said.add(words)
+            accepted.append(number)
+            became.append((number, ACCEPTED))
+    return Standing(tuple(accepted), tuple(became), ())
+
+
+def same_words(text: str) -> str:
+    """Return what two texts share that say the same: words in lower case, up to where the teacher runs on."""
+    return one_paragraph(trim(text)).casefold()
+
+
+def outcome(text: str, finish: str, kind: str, task: Task, example: Example) -> str:
+    """Return what a text is: `whole`, or why it is none.
+
+    Args:
+        text: As it came.
+        finish: How the endpoint says it ended: `stop`, `length`, `content_filter`, or whatever else it says.
+        kind: `cot` or `evaluation`.
+        task: Reads chains of thought.
+        example: The question.
+    """
+    if finish in ("content_filter", "refusal"):
+        return REFUSED
+    if not text.strip():
+        return TRUNCATED if finish == "length" else EMPTY
+    if finish == "length" and not runs_on(text):
+        return TRUNCATED
+    if kind == "cot":
+        unread = task.lacks_answer(text, example)
+    else:
+        found = read_self_evaluation(text, None)
+        unread = found if isinstance(found, Unparsed) else None
+    if unread is None:
+        return WHOLE
+    return REFUSED if _REFUSAL.match(text) else unread.value
+
+
+def seed_for(seed: int, example_id: str, kind: str, sample: int, draw: int) -> int:
+    """Return the seed of a draw: 31 bits that depend on nothing but these."""
+    digest = hashlib.blake2b(f"{seed}/{example_id}/{kind}/{sample}/{draw}".encode("utf-8", "replace"), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def runs_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Return consecutive numbers as (first, how many)."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][0] + runs[-1][1]:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((number, 1))
+    return runs
