@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from mmedge.progress import Progress
     from mmedge.recipe import Recipe
     from mmedge.runtime import EdgeStudent
-    from mmedge.tasks import Example
+    from mmedge.tasks import Example, Task
+    from mmedge.teachers.collector import Asked
+    from mmedge.teachers.prompting import Prompts
 
 app = typer.Typer(
     add_completion=False,
@@ -127,31 +129,201 @@ def quickstart(
     )
 
 
+INCOMPLETE = 3  # exit code of a collection that stopped at a limit, or left something for the next run
+
+
 @app.command()
-def annotate(recipe: RecipePath, out: Out = None, overrides: Set = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Collect the teacher's chains of thought and self-evaluations into the run."""
-    from mmedge.runs import work_on
+def annotate(
+    recipe: RecipePath,
+    out: Out = None,
+    overrides: Set = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be asked, and what that costs.")] = False,
+    show_prompts: Annotated[bool, typer.Option("--show-prompts", help="Only print what would be sent.")] = False,
+    copy_prompts: Annotated[
+        Optional[Path], typer.Option(metavar="FOLDER", help="Only copy the prompts' template files, to be edited.")
+    ] = None,
+    max_cost: Annotated[
+        Optional[float], typer.Option(min=0, help="Stop before the run's bill, earlier collections included, exceeds this.")
+    ] = None,
+    max_requests: Annotated[Optional[int], typer.Option(min=0, help="Stop before the run has sent more requests.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Collect the teacher's chains of thought and self-evaluations into the run.
+
+    Run it again to continue; run it twice at once, and both share the work. Exit code 3: stopped at a limit, or something was
+    left for the next run.
+    """
     from mmedge.tasks import build_task
-    from mmedge.teachers.collect import annotate as collect
-    from mmedge.teachers.store import AnnotationStore, read_annotations
 
     loaded, folder = _load(recipe, overrides, out)
-    with work_on(folder, loaded) as run:
-        task = build_task(loaded.task.model_dump())
-        examples = task.load().train
-        with AnnotationStore(run.annotations) as store:
-            collect(loaded, task, examples, store, _progress(quiet))
-            _, report = read_annotations(store, task, examples)
-    if as_json:
-        _print_json({"run": str(folder), "questions": len(examples), **report.to_json()})
+    task = build_task(loaded.task.model_dump())
+    if show_prompts or copy_prompts is not None or dry_run:
+        _prepare_collection(loaded, folder, task, show_prompts, copy_prompts, as_json)
         return
-    for kind, counts in (("chains of thought", report.cots), ("self-evaluations", report.evaluations)):
-        listed = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none"
-        typer.echo(f"{kind}: {listed}")
-    if not report.cots["parsed"]:
+    from mmedge.runs import work_on
+    from mmedge.teachers.collect import Limits
+    from mmedge.teachers.collect import annotate as collect
+    from mmedge.teachers.store import AnnotationStore
+    from mmedge.teachers.summary import refresh, report
+
+    with work_on(folder, loaded, shared=True) as run:
+        examples = task.load().train
+        progress = _progress(quiet)
+        with AnnotationStore(run.annotations) as store:
+            collected = collect(loaded, task, examples, store, progress, Limits(max_cost, max_requests))
+            refresh(loaded, task, store, progress)
+            found = report(loaded, store)
+    if as_json:
+        _print_json({"run": str(folder), "complete": collected is None or collected.complete, **found})
+    else:
+        _show_collection(found, folder)
+    if collected is not None and not collected.complete:
+        if collected.stopped:
+            typer.echo(f"stopped: one more request could exceed {collected.stopped}; raise it and run again to continue", err=True)
+        if collected.postponed:
+            typer.echo(f"{collected.postponed} subjects failed too often; run it again to try them once more", err=True)
+        raise typer.Exit(INCOMPLETE)
+    if not found["cots"]["parsed"]:
         raise MmedgeError(
             "no chain of thought could be read", "do the annotations' ids match the questions', and does each end in an answer?"
         )
+
+
+def _prepare_collection(
+    recipe: Recipe, folder: Path, task: Task, show_prompts: bool, copy_prompts: Path | None, as_json: bool
+) -> None:
+    """Show what a collection would send, copy its templates, or say what it would cost; nothing is sent or made."""
+    from mmedge.recipe import SampledTeacherSection
+
+    section = recipe.teacher
+    if not isinstance(section, SampledTeacherSection):
+        raise MmedgeError(
+            f"the teacher {section.kind!r} is not asked: it has no prompts and no price",
+            "use one of the kinds openai and local",
+        )
+    if copy_prompts is not None:
+        from mmedge.storage import read_text, write_text
+        from mmedge.teachers.prompting import template_files
+
+        for kind, source in template_files(task).items():
+            target = copy_prompts / source.name
+            if target.exists():
+                raise MmedgeError(f"{target} exists already", "move it away, or name another folder")
+            write_text(target, read_text(source))
+            typer.echo(f"teacher.prompts.{kind}: {target}")
+        return
+    from mmedge.teachers.collect import asked_of, prompts_of
+
+    prompts, examples = prompts_of(section, task), task.load().train
+    if show_prompts:
+        from mmedge.teachers.prompting import shown
+
+        typer.echo(f"# a chain of thought for {examples[0].id}\n{shown(prompts.about_question(examples[0]))}\n")
+        judged = "(here stands the chain of thought that is judged)"
+        typer.echo(f"# an evaluation of it\n{shown(prompts.about_cot(examples[0], judged))}")
+        return
+    _show_estimate(recipe, folder, asked_of(section), prompts, examples, as_json)
+
+
+def _show_estimate(
+    recipe: Recipe, folder: Path, asked: Asked, prompts: Prompts, examples: tuple[Example, ...], as_json: bool
+) -> None:
+    from mmedge.recipe import OpenAITeacherSection
+    from mmedge.runs import Run
+    from mmedge.teachers.estimate import estimate
+    from mmedge.teachers.store import AnnotationStore
+
+    path = Run(folder).annotations
+    if path.is_file():
+        with AnnotationStore(path) as store:
+            found = estimate(examples, prompts, asked, store)
+    else:
+        found = estimate(examples, prompts, asked, None)
+    if as_json:
+        _print_json(found.to_json())
+        return
+    source = (
+        "as long as this teacher's texts so far" if found.measured else "assumed: 4 characters a token, texts as in the prompts"
+    )
+    typer.echo(f"{found.questions} questions; missing: {found.cots} chains of thought, {found.evaluations} self-evaluations")
+    typer.echo(f"requests: {found.requests:,}, at most {found.requests_at_most:,} where texts must be drawn again")
+    typer.echo(f"tokens: {found.prompt_tokens:,} read, {found.completion_tokens:,} written ({source})")
+    if isinstance(recipe.teacher, OpenAITeacherSection):
+        prices = recipe.teacher.prices
+        if prices.input or prices.output:
+            most = f"at most {found.cost_at_most:.2f} {prices.currency}"
+            typer.echo(
+                f"cost: about {found.cost:.2f} {prices.currency}; {most} if every text is as long as allowed and drawn again"
+            )
+        else:
+            typer.echo("cost: unknown; give teacher.prices (input and output, per million tokens) to have it worked out")
+
+
+def _show_collection(found: dict[str, Any], folder: Path) -> None:
+    from mmedge.teachers.report import yield_rows
+
+    for name, count, share in yield_rows(found):
+        typer.echo(f"{name}: {count} ({share})")
+    bill = found["bill"]
+    if bill is not None and bill["currency"] and bill["cost"]:
+        typer.echo(f"bill: {bill['cost']:.4f} {bill['currency']} for {bill['requests']:,} requests")
+    typer.echo(f"more: mmedge annotations {folder}")
+
+
+class ExportForm(str, Enum):
+    """How annotations are written."""
+
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
+@app.command("annotations")
+def annotations_report(
+    place: Annotated[Path, typer.Argument(metavar="RUN", help="A run with annotations.")],
+    html: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Also write a page to look at.")] = None,
+    export_to: Annotated[
+        Optional[Path], typer.Option("--export", metavar="FOLDER", help="Write all texts, as a recorded teacher reads them.")
+    ] = None,
+    form: Annotated[ExportForm, typer.Option("--format", help="How --export writes them.")] = ExportForm.JSONL,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """What the teacher's texts are worth: yield, agreement, correctness, verdicts, the bill, and what each choice would keep."""
+    from mmedge.runs import Run, load_run_recipe
+    from mmedge.tasks import build_task
+    from mmedge.teachers.store import AnnotationStore
+    from mmedge.teachers.summary import refresh, report
+
+    run = Run(place)
+    loaded = load_run_recipe(run)
+    if not run.annotations.is_file():
+        raise MmedgeError(f"{place} has no annotations", f"collect them: mmedge annotate RECIPE --out {place}")
+    task = build_task(loaded.task.model_dump())
+    with AnnotationStore(run.annotations) as store:
+        if export_to is not None:
+            from mmedge.teachers.exporting import export_annotations
+
+            for path, count in export_annotations(store, export_to, form.value).items():
+                typer.echo(f"{path}: {count} records", err=as_json)
+        refresh(loaded, task, store, _progress(quiet))
+        found = report(loaded, store)
+        if html is not None:
+            from mmedge.teachers.collect import most_read
+            from mmedge.teachers.report import page
+            from mmedge.teachers.summary import examples_to_show
+
+            page(found, examples_to_show(store, task, 12, most_read(loaded))).write(html)
+            typer.echo(f"written: {html}", err=True)
+    if as_json:
+        _print_json(found)
+        return
+    from rich.console import Console
+
+    from mmedge.teachers.report import tables
+
+    console = Console()
+    Console(width=max(console.width, 120)).print(tables(found))
 
 
 @app.command()
@@ -373,9 +545,7 @@ def _say(student: EdgeStudent, example: Example, explain: bool, evaluate: bool, 
     if explain and answer.rationale:
         typer.echo(f"because: {answer.rationale}")
     if answer.judgement is not None:
-        typer.echo(
-            f"verdict: {answer.judgement.verdict} (P(correct) = {answer.judgement.probability_correct:.2f}, not calibrated)"
-        )
+        typer.echo(f"verdict: {answer.judgement.verdict} (P(correct) = {answer.judgement.probability_correct:.2f}, not calibrated)")
         if answer.judgement.evaluation:
             typer.echo(f"evaluation: {answer.judgement.evaluation}")
 
@@ -543,13 +713,9 @@ def main() -> None:
             raise
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            typer.echo(
-                "error: no space left to write to\n  → free some, or send the output elsewhere; then run it again", err=True
-            )
+            typer.echo("error: no space left to write to\n  → free some, or send the output elsewhere; then run it again", err=True)
             sys.exit(1)
-        typer.echo(
-            f"error: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}", err=True
-        )
+        typer.echo(f"error: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}", err=True)
         typer.echo("  → this is a defect of mmedge; run it with --debug for the traceback", err=True)
         sys.exit(1)
 

@@ -396,9 +396,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     parts = name.strip().split(".")
     if not equals or not all(parts):
-        raise MmedgeError(
-            f"--set {override!r}: expected section.field=value", "for example --set training.stage2.max_steps=100"
-        )
+        raise MmedgeError(f"--set {override!r}: expected section.field=value", "for example --set training.stage2.max_steps=100")
     try:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError:

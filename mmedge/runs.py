@@ -70,8 +70,13 @@ class Run:
 
 
 @contextmanager
-def work_on(folder: Path, recipe: Recipe) -> Iterator[Run]:
+def work_on(folder: Path, recipe: Recipe, *, shared: bool = False) -> Iterator[Run]:
     """Open a run for one process, creating it or checking that it is this recipe's.
+
+    Args:
+        folder: The run's folder.
+        recipe: What it is made by.
+        shared: Let others who say so too work on it at the same time, as several collectors do.
 
     Raises:
         MmedgeError: Another process works on it, it was made by a recipe that differs in what decides the result, or the folder
@@ -84,11 +89,12 @@ def work_on(folder: Path, recipe: Recipe) -> Iterator[Run]:
         raise cannot_write(folder, error) from None
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             raise MmedgeError(f"another process works on {folder}", "wait for it, or choose another --out folder") from None
         run = Run(folder)
-        remove_leftovers(folder)
+        if not shared:
+            remove_leftovers(folder)
         begun = any(path.exists() for path in (run.stage(1), run.stage(2), run.student))
         if run.recipe.is_file() and begun:  # before training, the annotations alone say what they belong to
             _check_same(load_run_recipe(run), recipe, folder)

@@ -142,9 +142,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         show_progress=False,
     )
     tokenizer.train_from_iterator(["predict: explain: correct wrong uncertain solution: answer: how many apples"], trainer)
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
-    )
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -181,9 +179,7 @@ def own_task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "train": [{"id": e.id, "question": e.question, "label": e.label} for e in splits.train],
         "test": [{"id": e.id, "question": e.question, "label": e.label} for e in splits.tests["new_combinations"]],
         "cots": [{"id": c.example_id, "sample": c.sample, "teacher": "t", "text": c.text} for c in cots],
-        "evaluations": [
-            {"id": e.example_id, "sample": e.sample, "evaluation": e.text, "verdict": e.verdict} for e in evaluations
-        ],
+        "evaluations": [{"id": e.example_id, "sample": e.sample, "evaluation": e.text, "verdict": e.verdict} for e in evaluations],
     }
     paths = {}
     for name, records in files.items():

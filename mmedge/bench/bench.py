@@ -134,9 +134,7 @@ def find_variants(places: Sequence[Path]) -> list[Path]:
             inside = [place / "student", place / "bundle-fp32", place / "bundle-int8"]
             present = [folder for folder in inside if folder.is_dir()]
             if not present:
-                raise MmedgeError(
-                    f"the run {place} has neither student nor bundles yet", "finish mmedge distill and mmedge export"
-                )
+                raise MmedgeError(f"the run {place} has neither student nor bundles yet", "finish mmedge distill and mmedge export")
             found += present
         elif not place.exists():
             raise MmedgeError(f"no such variant: {place}", "name a run, a student folder or a bundle")
@@ -204,9 +202,7 @@ def bench(
 def _key(folders: Sequence[Path], settings: BenchSettings, evaluation: Path) -> str:
     """Return the hash of everything that the answers of a bench depend on: variants, settings, questions, machine."""
     files = {
-        str(folder): {
-            path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors")
-        }
+        str(folder): {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors")}
         for folder in folders
     }
     return sha256_json({"variants": files, "settings": asdict(settings), "questions": sha256_file(evaluation), "on": machine()})

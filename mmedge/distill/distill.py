@@ -24,7 +24,7 @@ from mmedge.storage import atomic_folder, read_json, sha256_json, write_json
 from mmedge.tasks import Example, Splits, Task, build_task
 from mmedge.tasks.evaluation_set import FILE_NAME, HeldOutCot, evaluation_set_of, write_evaluation_set
 from mmedge.tasks.prompts import render_question
-from mmedge.teachers.collect import annotate
+from mmedge.teachers.collect import annotate, most_read
 from mmedge.teachers.selection import select
 from mmedge.teachers.store import AnnotatedExample, AnnotationStore, ReadingReport, read_annotations
 
@@ -80,8 +80,10 @@ def prepare(recipe: Recipe, run: Run, progress: Progress) -> Material:
     splits = task.load()
     train, validation, verdict_test = split_examples(recipe, splits.train)
     with AnnotationStore(run.annotations) as store:
-        annotate(recipe, task, splits.train, store, progress)
-        read, report = read_annotations(store, task, splits.train)
+        collected = annotate(recipe, task, splits.train, store, progress)
+        if collected is not None and not collected.complete:
+            progress.line(f"annotations are not complete ({collected.stopped or 'some failed'}): training on those that are there")
+        read, report = read_annotations(store, task, splits.train, most_read(recipe))
     by_id = {annotated.example.id: annotated for annotated in read}
     trained, validated, tested = ([by_id[example.id] for example in part] for part in (train, validation, verdict_test))
     if not report.cots["parsed"]:
@@ -238,9 +240,7 @@ def _distill(recipe: Recipe, run: Run, progress: Progress) -> dict[str, Any]:
     texts = list(_tokenizer_texts(material)) if source.kind == "scratch" else []
     student = load_student(recipe.student, source, recipe.training.max_input_tokens, texts, recipe.seed)
     student.model.to(device)
-    progress.line(
-        f"student: {recipe.student.source}, {student.family}, {student.parameters / 1e6:.1f} M parameters, on {device}"
-    )
+    progress.line(f"student: {recipe.student.source}, {student.family}, {student.parameters / 1e6:.1f} M parameters, on {device}")
     measure = _Measure(recipe, material, progress)
     before = _once(run.folder / "before.json", key, lambda: measure.everything(student, "untrained"))
     stages: dict[str, Any] = {}
@@ -249,9 +249,7 @@ def _distill(recipe: Recipe, run: Run, progress: Progress) -> dict[str, Any]:
     after_stage1 = None
     if recipe.method.self_evaluation:
         if not lessons:
-            raise MmedgeError(
-                "the annotations hold no self-evaluations", "collect some, or set method.self_evaluation to false"
-            )
+            raise MmedgeError("the annotations hold no self-evaluations", "collect some, or set method.self_evaluation to false")
         course = Course(lambda _: lessons, recipe.training.stage1.batch_size, alpha, 1.0)
         stages["stage1"] = StageTrainer(
             student=student,
@@ -265,9 +263,7 @@ def _distill(recipe: Recipe, run: Run, progress: Progress) -> dict[str, Any]:
             seed=recipe.seed,
             progress=progress,
         ).run()
-        after_stage1 = _once(
-            run.folder / "after_stage1.json", key, lambda: {"verdict": measure.verdicts(student, "after stage 1")}
-        )
+        after_stage1 = _once(run.folder / "after_stage1.json", key, lambda: {"verdict": measure.verdicts(student, "after stage 1")})
     stages["stage2"] = StageTrainer(
         student=student,
         courses=_stage2_courses(recipe, material, student, bool(lessons)),

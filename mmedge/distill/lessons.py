@@ -260,9 +260,7 @@ def token_losses(model: Any, lessons: Sequence[Encoded], encoder: PromptEncoder,
     return _encoder_decoder_losses(model, lessons, encoder, device)
 
 
-def _encoder_decoder_losses(
-    model: Any, lessons: Sequence[Encoded], encoder: PromptEncoder, device: torch.device
-) -> TokenLosses:
+def _encoder_decoder_losses(model: Any, lessons: Sequence[Encoded], encoder: PromptEncoder, device: torch.device) -> TokenLosses:
     contexts = [lesson.context for lesson in lessons]
     read = _padded(contexts, encoder.special.pad).to(device)
     mask = _padded([[1] * len(context) for context in contexts], 0).to(device)

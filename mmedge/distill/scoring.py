@@ -173,9 +173,7 @@ def score_verdicts(verdicts: Sequence[str], cots: Sequence[JudgedCot]) -> Verdic
     says_correct = [verdict == Verdict.CORRECT.value for verdict in verdicts]
     actual = [judged.correct for judged in cots]
     teacher = [
-        verdict == judged.teacher_verdict.value
-        for verdict, judged in zip(verdicts, cots, strict=True)
-        if judged.teacher_verdict
+        verdict == judged.teacher_verdict.value for verdict, judged in zip(verdicts, cots, strict=True) if judged.teacher_verdict
     ]
     return VerdictScore(
         accuracy=proportion([said == true for said, true in zip(says_correct, actual, strict=True)]),

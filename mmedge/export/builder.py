@@ -66,9 +66,7 @@ class GraphBuilder:
         """Add a node with one output and return that output's name; an empty input name is an input left out."""
         return self.nodes(op, inputs, 1, name, domain, **attributes)[0]
 
-    def nodes(
-        self, op: str, inputs: Sequence[str], count: int, name: str = "", domain: str = "", **attributes: Any
-    ) -> list[str]:
+    def nodes(self, op: str, inputs: Sequence[str], count: int, name: str = "", domain: str = "", **attributes: Any) -> list[str]:
         """Add a node with several outputs and return their names."""
         label = name or f"{op}.{len(self._nodes)}"
         outputs = [label if count == 1 else f"{label}.{index}" for index in range(count)]

@@ -38,9 +38,7 @@ def find_student(place: Path) -> Path:
     if (place / "student").is_dir():
         return place / "student"
     if (place / "recipe.yaml").is_file():
-        raise MmedgeError(
-            f"the run {place} has no student yet", f"finish it: mmedge distill {place / 'recipe.yaml'} --out {place}"
-        )
+        raise MmedgeError(f"the run {place} has no student yet", f"finish it: mmedge distill {place / 'recipe.yaml'} --out {place}")
     return place
 
 
@@ -96,9 +94,7 @@ def export(
         _float_graphs(folder, details["family"], writer, floats, key, progress)
         student = open_student(folder)
         for precision in missing:
-            found[precision] = _bundle(
-                floats, writer, out, precision, student, details, key, questions, settings, drop, progress
-            )
+            found[precision] = _bundle(floats, writer, out, precision, student, details, key, questions, settings, drop, progress)
         shutil.rmtree(floats, ignore_errors=True)
     return found
 

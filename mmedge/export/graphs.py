@@ -10,8 +10,8 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
-from mmedge.distill import compat
 from mmedge.errors import MmedgeError, missing_extra
+from mmedge.pretrained import compat
 from mmedge.runtime.bundle import Graphs
 from mmedge.storage import read_json
 from mmedge.tasks.encoding import Family
@@ -94,9 +94,7 @@ def _through_optimum(student: Path, family: Family, out: Path) -> None:
             )
     except (OSError, ValueError, RuntimeError, KeyError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise MmedgeError(
-            f"optimum cannot export {student}: {reason}", "is the architecture supported by optimum-onnx?"
-        ) from error
+        raise MmedgeError(f"optimum cannot export {student}: {reason}", "is the architecture supported by optimum-onnx?") from error
     for leftover in ("decoder_model.onnx", "decoder_with_past_model.onnx"):  # both are inside the merged graph
         if family == "encoder-decoder":
             (out / leftover).unlink(missing_ok=True)

@@ -266,9 +266,7 @@ def decoder_graph(shape: T5Shape, weights: Weights) -> GraphBuilder:
     """Return the decoder: one graph for the first tokens and for every later one, with a cache that may be empty."""
     g = GraphBuilder("t5_decoder")
     ids = g.input("input_ids", TensorProto.INT64, ("batch", "new"))
-    mask = g.node(
-        "Cast", [g.input("encoder_attention_mask", TensorProto.INT64, ("batch", "length"))], "mask", to=TensorProto.INT32
-    )
+    mask = g.node("Cast", [g.input("encoder_attention_mask", TensorProto.INT64, ("batch", "length"))], "mask", to=TensorProto.INT32)
     own: list[list[str]] = []
     cross: list[list[str]] = []
     for index in range(shape.decoder_layers):
@@ -327,9 +325,7 @@ def decoder_graph(shape: T5Shape, weights: Weights) -> GraphBuilder:
         )
         fed = _feed_forward(g, x, weights, f"{block}.layer.2.DenseReluDense", shape, f"{name}.feed_forward")
         last = index == shape.decoder_layers - 1
-        following = weights[
-            "decoder.final_layer_norm.weight" if last else f"decoder.block.{index + 1}.layer.0.layer_norm.weight"
-        ]
+        following = weights["decoder.final_layer_norm.weight" if last else f"decoder.block.{index + 1}.layer.0.layer_norm.weight"]
         if last and shape.scales_outputs:
             following = following * np.float32(shape.width**-0.5)  # T5's original form scales what goes into the head
         x, residual = _add_norm(g, residual, fed, following, shape.epsilon, f"decoder.{index + 1}.norm")

@@ -145,9 +145,7 @@ class EdgeStudent:
 
     def judge(self, questions: Sequence[str], cots: Sequence[ChainOfThought], *, explain: bool = False) -> list[Judgement]:
         """Evaluate chains of thought, each on its rendered question; P(correct) comes from the verdict tokens' logits."""
-        contexts = [
-            self.bundle.prompts.evaluation_context(question, cot) for question, cot in zip(questions, cots, strict=True)
-        ]
+        contexts = [self.bundle.prompts.evaluation_context(question, cot) for question, cot in zip(questions, cots, strict=True)]
         begun, tokens = self.encoder.verdict_tokens()
         prompts = [self.encoder.prompt("predict", context) for context in contexts]
         logits = self.engine.next_logits(prompts, begun)[:, tokens].astype(np.float64)

@@ -144,6 +144,4 @@ def evaluation_set_of(
     cots: dict[str, Sequence[HeldOutCot]],
 ) -> EvaluationSet:
     """Put an evaluation set together."""
-    return EvaluationSet(
-        task, judge, {VALIDATION: tuple(validation), **tests}, {name: tuple(held) for name, held in cots.items()}
-    )
+    return EvaluationSet(task, judge, {VALIDATION: tuple(validation), **tests}, {name: tuple(held) for name, held in cots.items()})

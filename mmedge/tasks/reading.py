@@ -43,7 +43,11 @@ def trim(text: str) -> str:
 
     What a reasoning model thinks aloud before its answer (`<think>…</think>`) is left out too.
     """
-    return _HEAD.sub("", _RUN_ON.split(_THINKING.sub("", text), maxsplit=1)[0]).strip()
+    if "<think" in text:
+        text = _THINKING.sub("", text)
+    if "\n" in text:
+        text = _RUN_ON.split(text, maxsplit=1)[0]
+    return _HEAD.sub("", text).strip()
 
 
 def runs_on(text: str) -> bool:
@@ -245,12 +249,11 @@ def read_task_text(text: str, example: Example, judge: AnyJudge) -> ChainOfThoug
 def lacks_answer(text: str, example: Example, judge: AnyJudge) -> Unparsed | None:
     """Return why a chain of thought cannot be read, or None where it can: as reading it says, but several times faster."""
     if judge.name == "expression":
-        last = None
-        for last in _MARKER.finditer(trim(text)):
-            pass
-        if last is not None:
-            line = _first_line(last.string[last.end() :])
-            if _PLAIN_NUMBER.search(line) and not _UNKNOWN.search(line):
+        body = trim(text)
+        marker = _MARKER.search(body, max(0, body.rfind("answer") - 12))
+        if marker is not None:
+            line = _first_line(body[marker.end() :])
+            if "answer" not in line.lower() and _PLAIN_NUMBER.search(line) and not _UNKNOWN.search(line):
                 return None
     found = read_task_text(text, example, judge)
     return found if isinstance(found, Unparsed) else None
@@ -292,3 +295,11 @@ def read_self_evaluation(text: str, verdict: str | None) -> SelfEvaluation | Unp
         return Unparsed.NO_VERDICT
     rationale = one_paragraph(body[: matches[-1].start()]) or one_paragraph(body)
     return SelfEvaluation(rationale, _VERDICT_WORDS[matches[-1][1].lower()])
+
+
+def lacks_verdict(text: str) -> Unparsed | None:
+    """Return why a self-evaluation cannot be read that states its verdict in its text, or None where it can."""
+    body = trim(text)
+    if not body:
+        return Unparsed.EMPTY
+    return None if _VERDICT.search(body) else Unparsed.NO_VERDICT

@@ -1,45 +1,41 @@
 """What a teacher that is asked must be able to do: write texts for a prompt, and say how it failed when it could not.
 
-    reply = await writer.write(Call(messages, count=5, seed=17, max_tokens=512))
+    reply = await writer.write(Call(messages, wanted=5, seed=17, max_tokens=512))
 
 Implemented by `chat.py` (an endpoint) and `local.py` (a model on this machine). Knows nothing of questions or stores.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mmedge.teachers.prompting import Message
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A prompt and what is wanted for it.
 
     Attributes:
         messages: The chat.
-        count: How many texts are wanted; fewer may come.
+        wanted: How many texts are wanted; fewer may come.
         seed: For sampling, where the teacher takes one.
         max_tokens: The longest text.
     """
 
     messages: tuple[Message, ...]
-    count: int
+    wanted: int
     seed: int
     max_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(NamedTuple):
     """One text and how it ended: `stop`, `length`, `content_filter`, `refusal`, or whatever else was said."""
 
     text: str
     finish: str
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """The texts that came, and the tokens they took; `estimated` where nobody counted them."""
 
     texts: tuple[Text, ...]

@@ -16,6 +16,7 @@ import os
 import re
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from mmedge.errors import MmedgeError
@@ -45,7 +46,6 @@ class ChatEndpoint:
         extra: Further fields of every request.
         concurrency: The most calls at a time.
         timeout: Seconds until an answer must be there.
-        estimate: Whether prompts' tokens may be estimated from what was seen before.
     """
 
     base_url: str
@@ -64,7 +64,7 @@ class ChatEndpoint:
         self._http = HttpClient(self.base_url)
         self._dropped: set[str] = set()  # parameters that the endpoint does not take
         self._max_tokens_name = "max_tokens"
-        self._characters = self._tokens_of_characters = 0
+        self._fields: dict[tuple[int, int], str] = {}  # by count and longest text, until what the endpoint takes changes
         self._most_per_character = 0.0
 
     @property
@@ -82,9 +82,7 @@ class ChatEndpoint:
                 f"export {self.api_key_env}=…, or set teacher.api_key_env to null where no key is needed",
             )
         if any(not " " < character < "\x7f" for character in self._key):
-            raise MmedgeError(
-                f"the key in {self.api_key_env} has characters that no key has", "set it again, without line breaks"
-            )
+            raise MmedgeError(f"the key in {self.api_key_env} has characters that no key has", "set it again, without line breaks")
         self._headers = f"Authorization: Bearer {self._key}\r\n" if self._key else ""
         return self
 
@@ -94,21 +92,27 @@ class ChatEndpoint:
     def tokens(self, messages: tuple[Message, ...]) -> int:
         """Return how many tokens a prompt has at most: its bytes, or by the largest share seen in this run, and a tenth more."""
         if self._most_per_character:
-            characters = sum(len(content) for _, content in messages)
-            return int(characters * self._most_per_character * 1.1) + 8
+            return int(_characters(messages) * self._most_per_character * 1.1) + 8
         return sum(len(content.encode("utf-8", "replace")) + 8 for _, content in messages)
 
     def _body(self, call: Call) -> bytes:
+        fields = self._fields.get((call.wanted, call.max_tokens))
+        if fields is None:
+            fields = self._fields[call.wanted, call.max_tokens] = json.dumps(self._wanted(call))[:-1]
+        seed = "" if "seed" in self._dropped or "seed" in self.extra else f', "seed": {call.seed}'
+        beginning = _json_of_beginning(call.messages[:-1])
+        return f'{fields}{seed}, "messages": [{beginning}{_json_of(call.messages[-1])}]}}'.encode()
+
+    def _wanted(self, call: Call) -> dict[str, Any]:
+        """Return the fields of a request that are the same for many of them."""
         wanted: dict[str, Any] = {
             "model": self.model,
-            "messages": [{"role": role, "content": content} for role, content in call.messages],
             "temperature": self.temperature,
             self._max_tokens_name: call.max_tokens,
-            "seed": call.seed,
             "stream": False,
         }
-        if call.count > 1:
-            wanted["n"] = call.count
+        if call.wanted > 1:
+            wanted["n"] = call.wanted
         if self.top_p < 1:
             wanted["top_p"] = self.top_p
         if self.stop:
@@ -116,7 +120,7 @@ class ChatEndpoint:
         for name in self._dropped:
             wanted.pop(name, None)
         wanted.update(self.extra)
-        return json.dumps(wanted).encode()
+        return wanted
 
     async def write(self, call: Call) -> Reply:
         while True:
@@ -131,6 +135,7 @@ class ChatEndpoint:
             if response.status == 200:
                 return self._read(call, response)
             if response.status in (400, 422) and self._adapt(response):
+                self._fields.clear()
                 continue
             raise self._failure(response)
 
@@ -142,9 +147,7 @@ class ChatEndpoint:
             return True
         parameter = _field(response.body, "param")
         for name in _OPTIONAL:
-            named = (
-                parameter == name or f"'{name}'" in text or f'"{name}"' in text or f"`{name}`" in text or f"{name} must" in text
-            )
+            named = parameter == name or f"'{name}'" in text or f'"{name}"' in text or f"`{name}`" in text or f"{name} must" in text
             if named and name not in self._dropped and name != "temperature":
                 self._dropped.add(name)
                 return True
@@ -154,9 +157,7 @@ class ChatEndpoint:
         status, said = response.status, self._said(response)
         if status in (401, 403):
             source = (
-                f"the key in {self.api_key_env}"
-                if self.api_key_env
-                else "a request without a key (teacher.api_key_env is null)"
+                f"the key in {self.api_key_env}" if self.api_key_env else "a request without a key (teacher.api_key_env is null)"
             )
             return MmedgeError(f"{self.base_url} refuses {source}: {said}", "set the right key and run the same command again")
         if status == 404 or (status in (400, 422) and _NO_MODEL.search(f"{_field(response.body, 'code')} {said}".lower())):
@@ -171,9 +172,7 @@ class ChatEndpoint:
             )
         wait = _retry_after(response.headers)
         if status == 429 and "quota" in said.lower():
-            return MmedgeError(
-                f"{self.base_url}: {said}", "the account has no credit left; run the same command again when it has"
-            )
+            return MmedgeError(f"{self.base_url}: {said}", "the account has no credit left; run the same command again when it has")
         if status in (429, 503, 529):
             return AskingFailed("rate limited" if status == 429 else f"server error {status}", said, wait, overloaded=True)
         if status in (402,):
@@ -203,19 +202,38 @@ class ChatEndpoint:
             document = _document_of_stream(body)
         else:
             try:
-                document = json.loads(body)
+                document = json.loads(body.decode("utf-8"))
             except (ValueError, RecursionError):
                 raise AskingFailed("garbage", "the answer is no JSON") from None
         texts = _texts(document)
         usage = document.get("usage") if isinstance(document, dict) else None
         prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-        characters = sum(len(content) for _, content in call.messages)
+        characters = _characters(call.messages)
         if prompt is None or completion is None:
             written = sum(len(text.text) for text in texts)
             return Reply(texts, prompt or -(-characters // 4), completion or -(-written // 4), True)
         if characters:
             self._most_per_character = max(self._most_per_character, prompt / characters)
         return Reply(texts, prompt, completion, False)
+
+
+def _json_of(message: Message) -> str:
+    return json.dumps({"role": message[0], "content": message[1]})
+
+
+@lru_cache(maxsize=256)
+def _json_of_beginning(messages: tuple[Message, ...]) -> str:
+    """Return the messages that are the same in thousands of requests as JSON, each with its comma."""
+    return "".join(f"{_json_of(message)}, " for message in messages)
+
+
+@lru_cache(maxsize=256)
+def _characters_of_beginning(messages: tuple[Message, ...]) -> int:
+    return sum(len(content) for _, content in messages)
+
+
+def _characters(messages: tuple[Message, ...]) -> int:
+    return _characters_of_beginning(messages[:-1]) + len(messages[-1][1])
 
 
 def _texts(document: Any) -> tuple[Text, ...]:
@@ -226,9 +244,8 @@ def _texts(document: Any) -> tuple[Text, ...]:
     """
     choices = document.get("choices") if isinstance(document, dict) else None
     if not isinstance(choices, list) or not choices:
-        message = _error_message(document)
-        raise AskingFailed("garbage", message or "the answer has no choices")
-    found = []
+        raise AskingFailed("garbage", _error_message(document) or "the answer has no choices")
+    found: list[Text] = []
     for choice in choices:
         message = choice.get("message") if isinstance(choice, dict) else None
         if not isinstance(message, dict):

@@ -120,10 +120,8 @@ def asked_of(section: SampledTeacherSection, limits: Limits = NO_LIMITS) -> Aske
 
 def describe(section: SampledTeacherSection, prompts: Prompts) -> dict[str, object]:
     """Return what decides which texts a teacher that is asked writes: model, sampling, prompts."""
-    names = ("kind", "temperature", "top_p", "max_cot_tokens", "max_evaluation_tokens", "stop", "seed")
-    names += (
-        ("model", "extra") if isinstance(section, OpenAITeacherSection) else ("source", "revision", "dtype", "quantization")
-    )
+    names = ["kind", "temperature", "top_p", "max_cot_tokens", "max_evaluation_tokens", "stop", "seed"]
+    names += ("model", "extra") if isinstance(section, OpenAITeacherSection) else ("source", "revision", "dtype", "quantization")
     values = section.model_dump(mode="json")
     return {name: values[name] for name in names} | {
         "prompts": {"cot": prompts.cot.messages, "evaluation": prompts.evaluation.messages, "labels": prompts.labels}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 import signal
 import threading
@@ -189,7 +190,7 @@ class Collector:
         self._tasks: set[asyncio.Task[None]] = set()
         self._retrying = 0  # jobs that wait for their next attempt
         self._pause_until = 0.0
-        self._exposed = Reservation(0, 0.0)  # in flight, or not stored yet, at worst
+        self._exposed_requests, self._exposed_cost = 0, 0.0  # in flight, or not stored yet, at worst
         self._granted = Reservation(0, 0.0)
         self._records: list[tuple[RequestRecord, float]] = []
         self._settled: list[Settled] = []
@@ -305,14 +306,14 @@ class Collector:
                 continue
             if not job.messages:
                 self._word(job)
-            exposed = Reservation(self._exposed.requests + 1, self._exposed.cost + job.worst)
-            if self._limited and (exposed.requests > self._granted.requests or exposed.cost > self._granted.cost):
+            requests, cost = self._exposed_requests + 1, self._exposed_cost + job.worst
+            if self._limited and (requests > self._granted.requests or cost > self._granted.cost):
                 if self._unstored or self._tasks:
                     return  # what is in flight may cost less than it could
                 self._reserving = True
                 self._loop.create_task(self._reserve_or_stop(job))
                 return
-            self._exposed = exposed
+            self._exposed_requests, self._exposed_cost = requests, cost
             self._queue.popleft()
             self._sent += 1
             task = self._loop.create_task(self._perform(job))
@@ -564,9 +565,8 @@ class Collector:
             self._storing = False
             self._fail(error)
             return
-        exposed = self._exposed
-        cost = exposed.cost - sum(worst for _, worst in records)
-        self._exposed = Reservation(exposed.requests - len(records), max(0.0, cost))
+        self._exposed_requests -= len(records)
+        self._exposed_cost = max(0.0, self._exposed_cost - sum(worst for _, worst in records))
         texts = {
             (annotation.example_id, annotation.sample): annotation.text
             for item in settled
@@ -587,8 +587,8 @@ class Collector:
         if job is not None and not job.messages:
             self._word(job)
         each = job.worst if job is not None else 0.0
-        more = max(1, self._room() - self._exposed.requests) if self._queue else 0
-        wanted = Reservation(self._exposed.requests + more, self._exposed.cost + 1.5 * each * more)
+        more = max(1, self._room() - self._exposed_requests) if self._queue else 0
+        wanted = Reservation(self._exposed_requests + more, self._exposed_cost + 1.5 * each * more)
         granted, self._spent = await self._on_disk(
             self._store.reserve, self._number, wanted, self._limits if self._limited else None
         )
@@ -672,9 +672,14 @@ def run_event_loop(main: Coroutine[Any, Any, T]) -> T:
         loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     except ImportError:
         loop = asyncio.new_event_loop()
+    thresholds = gc.get_threshold()
+    gc.freeze()  # what is there stays: looking at it again and again for garbage costs a tenth of the time
+    gc.set_threshold(50_000, 20, 50)
     try:
         return loop.run_until_complete(main)
     finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
         try:
             loop.run_until_complete(_end_all())
             loop.run_until_complete(loop.shutdown_asyncgens())

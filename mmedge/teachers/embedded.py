@@ -86,9 +86,7 @@ def _calculate(operator: str, left: Fraction, right: Fraction) -> Fraction:
     return left / right if right else left
 
 
-def _work_out(
-    steps: Sequence[Step], slip: tuple[int, int] | None = None
-) -> list[tuple[str, Fraction, Fraction, Fraction, str]]:
+def _work_out(steps: Sequence[Step], slip: tuple[int, int] | None = None) -> list[tuple[str, Fraction, Fraction, Fraction, str]]:
     worked: list[tuple[str, Fraction, Fraction, Fraction, str]] = []
     result = Fraction(0)
     for index, step in enumerate(steps):

@@ -17,8 +17,7 @@ import base64
 import ssl
 import urllib.request
 from collections import deque
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import httptools
@@ -40,8 +39,7 @@ class HttpFailure(Exception):
         self.kind = kind
 
 
-@dataclass(frozen=True, slots=True)
-class HttpResponse:
+class HttpResponse(NamedTuple):
     """A whole response: its status, its headers with names in lower case, its body."""
 
     status: int
@@ -168,7 +166,11 @@ class HttpClient:
         path = self._url.path.rstrip("/")
         through_proxy = self._proxy is not None and self._tls is None
         self._prefix = f"http://{self._authority}{path}" if through_proxy else path
-        self._proxy_header = _proxy_credentials(self._proxy) if through_proxy else ""
+        self._query = f"?{self._url.query}" if self._url.query else ""
+        self._fixed = (
+            f" HTTP/1.1\r\nHost: {self._host_header}\r\nContent-Type: application/json\r\nAccept: application/json\r\n"
+            f"User-Agent: mmedge\r\n{_proxy_credentials(self._proxy) if through_proxy else ''}"
+        )
 
     @property
     def _port(self) -> int:
@@ -195,11 +197,7 @@ class HttpClient:
         Raises:
             HttpFailure: There was no whole response.
         """
-        query = f"?{self._url.query}" if self._url.query else ""
-        head = (
-            f"POST {self._prefix}{path}{query} HTTP/1.1\r\nHost: {self._host_header}\r\nContent-Type: application/json\r\n"
-            f"Accept: application/json\r\nUser-Agent: mmedge\r\n{self._proxy_header}{headers}Content-Length: {len(body)}\r\n\r\n"
-        )
+        head = f"POST {self._prefix}{path}{self._query}{self._fixed}{headers}Content-Length: {len(body)}\r\n\r\n"
         data = head.encode("latin-1", "replace") + body
         loop = asyncio.get_running_loop()
         while True:

@@ -19,6 +19,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from mmedge.errors import MmedgeError
@@ -63,10 +64,16 @@ class Template:
             "labels": ", ".join(labels),
             "cot": cot,
         }
-        # one pass, so that text from a question is never read as a place; only the messages that have places are made anew
-        return tuple(
-            (role, _PLACE.sub(lambda match: values[match[1]], text) if "{" in text else text) for role, text in self.messages
-        )
+        # one pass, so that text from a question is never read as a place
+        fixed = self.fixed
+        filled = ((role, _PLACE.sub(lambda match: values[match[1]], text)) for role, text in self.messages[len(fixed) :])
+        return (*fixed, *filled)
+
+    @cached_property
+    def fixed(self) -> tuple[Message, ...]:
+        """The messages in front of the first one that has a place: always the same."""
+        places = (index for index, (_, text) in enumerate(self.messages) if _PLACE.search(text))
+        return self.messages[: next(places, len(self.messages))]
 
 
 @dataclass(frozen=True)
@@ -142,12 +149,20 @@ def load_prompts(task: Task, cot: Path | None, evaluation: Path | None) -> Promp
     )
 
 
-def sha256_messages(messages: Sequence[Message]) -> str:
+def sha256_messages(messages: tuple[Message, ...]) -> str:
     """Return the hash of what is sent."""
-    digest = hashlib.sha256()
-    for role, content in messages:
-        digest.update(f"{role}\0{content}\0".encode("utf-8", "surrogatepass"))
+    digest = _hash_of_beginning(messages[:-1]).copy()
+    digest.update(_hashed(messages[-1]))
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _hash_of_beginning(messages: tuple[Message, ...]) -> hashlib._Hash:
+    return hashlib.sha256(b"".join(map(_hashed, messages)))
+
+
+def _hashed(message: Message) -> bytes:
+    return f"{message[0]}\0{message[1]}\0".encode("utf-8", "surrogatepass")
 
 
 def shown(messages: Sequence[Message]) -> str:

@@ -3,7 +3,7 @@
     jsonl              {"id": "svamp-train-0000", "sample": 1, "teacher": "llama-3", "text": " Rationale: To find …"}
                        {"id": "svamp-train-0000", "sample": 1, "evaluation": "The solution …", "verdict": "correct"}
     parquet            the same records as columns
-    tree_of_thought    [{"steps": [{"x": "\\"input\\":\\"Luke scored …\\"", "new_ys": ["Luke scored …"], "value_outputs_list": [["…"]]}]}]
+    tree_of_thought    [{"steps": [{"x": "…\\"Luke scored …\\"", "new_ys": ["Luke scored …"], "value_outputs_list": [["…"]]}]}]
                        (the logs that the paper's authors published: a question's texts, and evaluations of each)
     lists              ["Luke scored 84 points after 2 rounds. …", …]
                        (Distilling Step-by-Step: one text per question, in the order of the training questions)
@@ -73,7 +73,10 @@ class RecordedTeacher:
                             "lists go with the whole training set, in its order",
                         )
                     origin = f"{path.name}[{index}]"
-                    yield Annotation(examples[offset + index].id, "cot", 0, 0, text, None, path.stem, origin), f"{path}[{index}]"
+                    yield (
+                        Annotation(examples[offset + index].id, "cot", 0, 0, text, None, path.stem, origin),
+                        f"{path}[{index}]",
+                    )
                 offset += len(texts)
             elif form == "tree_of_thought":
                 for id_, sample, text, _, where in _trees(path, examples):

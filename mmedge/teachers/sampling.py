@@ -14,21 +14,20 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from mmedge.tasks import Example, Task, Unparsed
-from mmedge.tasks.reading import one_paragraph, read_self_evaluation, runs_on, trim
+from mmedge.tasks import Example, Task
+from mmedge.tasks.reading import lacks_verdict, one_paragraph, runs_on, trim
 from mmedge.teachers.store import ACCEPTED, IDENTICAL, WHOLE, Draw
 
 TRUNCATED, REFUSED, EMPTY = "truncated", "refused", "empty"
 _REFUSAL = re.compile(
-    r"^\s*(?:i['’]?m sorry|i am sorry|sorry,|i apologi[sz]e|as an ai\b|i (?:can(?:no|['’])t|am unable to|am not able to|won['’]t)\b)",
+    r"^\s*(?:i['’]?m sorry|i am sorry|sorry,|i apologi[sz]e|as an ai\b|i can(?:no|['’])t\b|i won['’]t\b|i am (?:un|not )able to\b)",
     re.IGNORECASE,
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """How far the collection of one subject is.
 
     Attributes:
@@ -51,6 +50,9 @@ def standing(wanted: int, most: int, draws: Mapping[int, Draw], distinct: bool) 
         draws: What was drawn, by number.
         distinct: Whether a text that was said before does not count.
     """
+    if not draws:
+        return Standing((), (), tuple(range(min(wanted, most))))
+    distinct = distinct and wanted > 1
     accepted: list[int] = []
     became: list[tuple[int, str]] = []
     said: set[str] = set()
@@ -95,11 +97,7 @@ def outcome(text: str, finish: str, kind: str, task: Task, example: Example) -> 
         return TRUNCATED if finish == "length" else EMPTY
     if finish == "length" and not runs_on(text):
         return TRUNCATED
-    if kind == "cot":
-        unread = task.lacks_answer(text, example)
-    else:
-        found = read_self_evaluation(text, None)
-        unread = found if isinstance(found, Unparsed) else None
+    unread = task.lacks_answer(text, example) if kind == "cot" else lacks_verdict(text)
     if unread is None:
         return WHOLE
     return REFUSED if _REFUSAL.match(text) else unread.value

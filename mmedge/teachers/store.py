@@ -14,6 +14,7 @@ endpoints or models.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sqlite3
@@ -21,9 +22,9 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmedge.errors import MmedgeError
 from mmedge.tasks import ChainOfThought, Example, SelfEvaluation, Task, Unparsed
@@ -158,8 +159,7 @@ class ReadingReport:
         return {"cots": dict(self.cots), "evaluations": dict(self.evaluations)}
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(NamedTuple):
     """What is collected together: the chains of thought of one question, or the evaluations of one chain of thought.
 
     Attributes:
@@ -179,8 +179,7 @@ class Subject:
     draws: int
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
+class Draw(NamedTuple):
     """One text that came back for a subject, whatever became of it."""
 
     draw: int
@@ -189,8 +188,7 @@ class Draw:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class RequestRecord:
+class RequestRecord(NamedTuple):
     """One request to a teacher and how it ended; times in seconds, cost in the currency of the price table.
 
     Attributes:
@@ -225,8 +223,7 @@ class RequestRecord:
     draws: tuple[Draw, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(NamedTuple):
     """A subject that needs no more texts: which draws became annotations, and the evaluations that it now calls for.
 
     Attributes:
@@ -304,17 +301,14 @@ class AnnotationStore:
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:
-            try:
+            with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back itself
                 self._connection.execute("ROLLBACK")
-            except sqlite3.Error:
-                pass  # SQLite has rolled back itself
 
     def close(self) -> None:
         """Close the file, its log merged into it."""
-        try:
+        # where another process reads it, or the disk is full, the log stays beside the file and is merged later
+        with contextlib.suppress(sqlite3.Error):
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except sqlite3.Error:
-            pass  # another process reads it, or the disk is full: the log stays beside the file and is merged later
         self._connection.close()
 
     def __enter__(self) -> AnnotationStore:
@@ -329,7 +323,10 @@ class AnnotationStore:
             self._add(annotations)
 
     def _add(self, annotations: Iterable[Annotation]) -> None:
-        rows = [tuple(map(_storable, vars(annotation).values())) for annotation in annotations]
+        rows = [
+            (a.example_id, a.kind, a.sample, a.evaluation, _storable(a.text), _storable(a.verdict), a.teacher, a.origin)
+            for a in annotations
+        ]
         self._connection.executemany("INSERT OR IGNORE INTO annotations VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
         self._connection.executemany("INSERT OR IGNORE INTO stale VALUES (?)", {(row[0],) for row in rows})
 
@@ -399,9 +396,7 @@ class AnnotationStore:
         """Note that a collector has ended: what it claimed is free, what it reserved and did not spend too."""
         with self._transaction():
             self._free(collector)
-            self._connection.execute(
-                "UPDATE collectors SET reserved_requests = 0, reserved_cost = 0 WHERE id = ?", (collector,)
-            )
+            self._connection.execute("UPDATE collectors SET reserved_requests = 0, reserved_cost = 0 WHERE id = ?", (collector,))
 
     def _free(self, collector: int) -> None:
         self._connection.execute("UPDATE subjects SET collector = NULL WHERE collector = ?", (collector,))
@@ -437,7 +432,9 @@ class AnnotationStore:
             run("CREATE TEMP TABLE IF NOT EXISTS chosen (example_id TEXT PRIMARY KEY) WITHOUT ROWID")
             run("DELETE FROM chosen")
             self._connection.executemany("INSERT INTO chosen VALUES (?)", [(id_,) for id_ in example_ids])
-            insert = "INSERT OR IGNORE INTO subjects (example_id, kind, sample, wanted, draws, state) VALUES (?, 'cot', 0, ?, ?, 'open')"
+            insert = (
+                "INSERT OR IGNORE INTO subjects (example_id, kind, sample, wanted, draws, state) VALUES (?, 'cot', 0, ?, ?, 'open')"
+            )
             self._connection.executemany(insert, [(id_, cots, cot_draws) for id_ in example_ids])
             if evaluations:
                 run(
@@ -488,11 +485,16 @@ class AnnotationStore:
                 "RETURNING number, example_id, kind, sample, wanted, draws",
                 (collector, count),
             ).fetchall()
-        claimed = []
-        for row in sorted(rows):
-            subject = Subject(*row)
-            claimed.append((subject, self.draws(subject)))
-        return claimed
+            begun = {
+                row[0]
+                for row in self._connection.execute(
+                    "SELECT number FROM subjects s WHERE collector = ? AND EXISTS (SELECT 1 FROM responses r "
+                    "WHERE r.example_id = s.example_id AND r.kind = s.kind AND r.sample = s.sample)",
+                    (collector,),
+                )
+            }
+        subjects = [Subject(*row) for row in sorted(rows)]
+        return [(subject, self.draws(subject) if subject.number in begun else ()) for subject in subjects]
 
     def draws(self, subject: Subject) -> tuple[Draw, ...]:
         """Return what was drawn for a subject before; accepted texts included."""
@@ -503,7 +505,7 @@ class AnnotationStore:
         ).fetchall()
         if not any(row[2] == ACCEPTED for row in rows):
             return tuple(Draw(*row) for row in rows)
-        texts = {annotation_draw: text for annotation_draw, text in self._accepted_texts(subject, rows)}
+        texts = dict(self._accepted_texts(subject, rows))
         return tuple(Draw(draw, finish, outcome, texts.get(draw, text)) for draw, finish, outcome, text in rows)
 
     def _accepted_texts(self, subject: Subject, rows: Sequence[tuple[int, str, str, str]]) -> Iterator[tuple[int, str]]:
@@ -516,105 +518,94 @@ class AnnotationStore:
 
     def record(self, collector: int, requests: Sequence[RequestRecord], settled: Sequence[Settled]) -> list[Subject]:
         """Store how requests ended and which subjects are settled, in one transaction; return the follow-up subjects."""
-        connection = self._connection
+        many = self._connection.executemany
+        final = {(item.subject.number, draw): became for item in settled for draw, became in item.became}
+        totals: dict[tuple[str, str], list[float]] = {}
+        outcomes: Counter[tuple[str, str]] = Counter()
         with self._transaction():
-            cursor = connection.cursor()
-            totals: dict[tuple[str, str], list[float]] = {}
-            outcomes: Counter[tuple[str, str]] = Counter()
-            for request in requests:
+            next_id = 1 + self._connection.execute("SELECT COALESCE(MAX(id), 0) FROM requests").fetchone()[0]
+            request_rows, response_rows = [], []
+            for id_, request in enumerate(requests, start=next_id):
                 subject = request.subject
-                row = cursor.execute(
-                    "INSERT INTO requests VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                place = (subject.example_id, subject.kind, subject.sample)
+                estimated = int(request.tokens_estimated)
+                sums = (1, request.prompt_tokens, request.completion_tokens, estimated, request.cost, request.seconds)
+                request_rows.append(
                     (
-                        collector,
-                        request.configuration,
-                        subject.example_id,
-                        subject.kind,
-                        subject.sample,
-                        request.first_draw,
-                        request.wanted,
-                        request.seed,
-                        request.prompt_sha256,
-                        request.started,
-                        request.seconds,
-                        request.status,
-                        _storable(request.detail),
-                        request.prompt_tokens,
-                        request.completion_tokens,
-                        int(request.tokens_estimated),
-                        request.cost,
-                    ),
-                ).lastrowid
-                if request.draws:
-                    cursor.executemany(
-                        "INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                        [
-                            (
-                                subject.example_id,
-                                subject.kind,
-                                subject.sample,
-                                d.draw,
-                                row,
-                                d.finish,
-                                d.outcome,
-                                _storable(d.text),
-                            )
-                            for d in request.draws
-                        ],
+                        *(id_, collector, request.configuration, *place, request.first_draw, request.wanted, request.seed),
+                        *(request.prompt_sha256, request.started, request.seconds, request.status, _storable(request.detail)),
+                        *sums[1:5],
                     )
-                sums = totals.setdefault((subject.kind, request.status), [0, 0, 0, 0, 0.0, 0.0])
-                numbers = (
-                    1,
-                    request.prompt_tokens,
-                    request.completion_tokens,
-                    int(request.tokens_estimated),
-                    request.cost,
-                    request.seconds,
                 )
-                for index, number in enumerate(numbers):
-                    sums[index] += number
-                outcomes.update((subject.kind, draw.outcome) for draw in request.draws)
-            follow_ups = self._settle(collector, settled, outcomes)
-            for (kind, status), sums in totals.items():
-                cursor.execute(
-                    "INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-                    "requests = requests + excluded.requests, prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
-                    "completion_tokens = completion_tokens + excluded.completion_tokens, "
-                    "tokens_estimated = tokens_estimated + excluded.tokens_estimated, cost = cost + excluded.cost, "
-                    "seconds = seconds + excluded.seconds",
-                    (kind, status, *sums),
-                )
-            for (kind, outcome), count in outcomes.items():
-                cursor.execute(
-                    "INSERT INTO outcomes VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count",
-                    (kind, outcome, count),
-                )
+                total = totals.setdefault((subject.kind, request.status), [0.0] * len(sums))
+                for index, number in enumerate(sums):
+                    total[index] += number
+                for draw in request.draws:
+                    became = final.pop((subject.number, draw.draw), None) or draw.outcome
+                    text = "" if became == ACCEPTED else _storable(draw.text)  # an accepted one stands in `annotations`
+                    response_rows.append((*place, draw.draw, id_, draw.finish, became, text))
+                    outcomes[subject.kind, became] += 1
+            many(f"INSERT INTO requests VALUES ({', '.join('?' * 18)})", request_rows)
+            many("INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)", response_rows)
+            follow_ups = self._settle(collector, settled, final, outcomes)
+            many(
+                "INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                "requests = requests + excluded.requests, prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
+                "completion_tokens = completion_tokens + excluded.completion_tokens, "
+                "tokens_estimated = tokens_estimated + excluded.tokens_estimated, cost = cost + excluded.cost, "
+                "seconds = seconds + excluded.seconds",
+                [(*key, *sums) for key, sums in totals.items()],
+            )
+            many(
+                "INSERT INTO outcomes VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count",
+                [(*key, count) for key, count in outcomes.items()],
+            )
         return follow_ups
 
-    def _settle(self, collector: int, settled: Sequence[Settled], outcomes: Counter[tuple[str, str]]) -> list[Subject]:
-        """Write the annotations of settled subjects, their state, and the subjects that follow from them."""
-        run = self._connection.execute
-        follow_ups = []
-        for item in settled:
-            subject = item.subject
-            self._add(item.annotations)
-            for draw, outcome in item.became:
-                place = (subject.example_id, subject.kind, subject.sample, draw)
-                text = ", text = ''" if outcome == ACCEPTED else ""  # it stands in `annotations`
-                where = "example_id = ? AND kind = ? AND sample = ? AND draw = ? AND outcome = ?"
-                if run(f"UPDATE responses SET outcome = ?{text} WHERE {where}", (outcome, *place, WHOLE)).rowcount:
-                    outcomes[subject.kind, outcome] += 1
-                    outcomes[subject.kind, WHOLE] -= 1
-            run("UPDATE subjects SET state = ?, collector = NULL WHERE number = ?", (item.state, subject.number))
-            for follow_up in item.follow_ups:
-                row = run(
-                    "INSERT OR IGNORE INTO subjects (example_id, kind, sample, wanted, draws, state, collector) "
-                    "VALUES (?, ?, ?, ?, ?, 'open', ?) RETURNING number",
-                    (follow_up.example_id, follow_up.kind, follow_up.sample, follow_up.wanted, follow_up.draws, collector),
-                ).fetchone()
-                if row is not None:
-                    follow_ups.append(replace(follow_up, number=int(row[0])))
-        return follow_ups
+    def _settle(
+        self,
+        collector: int,
+        settled: Sequence[Settled],
+        earlier: dict[tuple[int, int], str],
+        outcomes: Counter[tuple[str, str]],
+    ) -> list[Subject]:
+        """Write the annotations of settled subjects, their state, and the subjects that follow from them.
+
+        Args:
+            collector: Who settled them.
+            settled: The subjects.
+            earlier: What became of whole texts that were stored before, by subject number and draw.
+            outcomes: Counts to be kept right.
+        """
+        if not settled:
+            return []
+        run, many = self._connection.execute, self._connection.executemany
+        self._add(annotation for item in settled for annotation in item.annotations)
+        by_number = {item.subject.number: item.subject for item in settled} if earlier else {}
+        for (number, draw), became in earlier.items():
+            subject = by_number[number]
+            text = ", text = ''" if became == ACCEPTED else ""
+            where = "example_id = ? AND kind = ? AND sample = ? AND draw = ? AND outcome = ?"
+            values = (became, subject.example_id, subject.kind, subject.sample, draw, WHOLE)
+            if run(f"UPDATE responses SET outcome = ?{text} WHERE {where}", values).rowcount:
+                outcomes[subject.kind, became] += 1
+                outcomes[subject.kind, WHOLE] -= 1
+        states = [(item.state, item.subject.number) for item in settled]
+        many("UPDATE subjects SET state = ?, collector = NULL WHERE number = ?", states)
+        following = [follow_up for item in settled for follow_up in item.follow_ups]
+        if not following:
+            return []
+        first = 1 + run("SELECT COALESCE(MAX(number), 0) FROM subjects").fetchone()[0]
+        numbered = {first + index: subject._replace(number=first + index) for index, subject in enumerate(following)}
+        many(
+            "INSERT OR IGNORE INTO subjects VALUES (?, ?, ?, ?, ?, ?, 'open', ?)",
+            [
+                (number, each.example_id, each.kind, each.sample, each.wanted, each.draws, collector)
+                for number, each in numbered.items()
+            ],
+        )
+        there = run("SELECT number FROM subjects WHERE number >= ? ORDER BY number", (first,)).fetchall()
+        return [numbered[row[0]] for row in there]
 
     def reserve(self, collector: int, wanted: Reservation, limits: Reservation | None) -> tuple[Reservation, Reservation]:
         """Reserve requests and cost for what a collector may have in flight, as far as the limits allow.
@@ -653,7 +644,9 @@ class AnnotationStore:
 
     def unsettled(self) -> Reservation:
         """Return the requests that killed collectors may have had in flight, and what they may have cost, at most."""
-        query = "SELECT COALESCE(SUM(reserved_requests), 0), COALESCE(SUM(reserved_cost), 0) FROM collectors WHERE ended IS NOT NULL"
+        query = (
+            "SELECT COALESCE(SUM(reserved_requests), 0), COALESCE(SUM(reserved_cost), 0) FROM collectors WHERE ended IS NOT NULL"
+        )
         row = self.query(query)[0]
         return Reservation(int(row[0]), float(row[1]))
 
@@ -733,9 +726,11 @@ def _is_alive(process: str) -> bool:
     return _process(number) == process
 
 
-def _storable(value: object) -> object:
-    """Return a value as SQLite takes it: an unpaired surrogate is no text and becomes a question mark."""
-    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
+def _storable(value: str | None) -> str | None:
+    """Return text as SQLite takes it: an unpaired surrogate is no text and becomes a question mark."""
+    if value is None or value.isascii():
+        return value
+    return value.encode("utf-8", "replace").decode("utf-8")
 
 
 def read_annotations(
@@ -743,6 +738,9 @@ def read_annotations(
     task: Task,
     examples: Sequence[Example],
     most: tuple[int | None, int | None] = (None, None),
+    *,
+    some: bool = False,
+    each: dict[str, ReadingReport] | None = None,
 ) -> tuple[list[AnnotatedExample], ReadingReport]:
     """Read everything a store holds about some examples.
 
@@ -751,29 +749,36 @@ def read_annotations(
         task: Says how texts are read.
         examples: The questions.
         most: How many chains of thought per question and evaluations per chain are read at most, the first ones; None for all.
+        some: Whether these are few of the store's questions, so that the others are not even looked at.
+        each: Filled with a report for every question, where given.
 
     Returns:
         The examples in their order with what could be read of them, and the counts of what could not.
     """
     report = ReadingReport()
     known = {example.id: example for example in examples}
+    ids = list(known) if some else None
     evaluations: dict[tuple[str, int], list[SelfEvaluation]] = {}
-    for annotation in store.annotations("evaluation"):
+
+    def reports(annotation: Annotation) -> Iterator[ReadingReport]:
+        yield report
+        if each is not None:
+            yield each.setdefault(annotation.example_id, ReadingReport())
+
+    for annotation in store.annotations("evaluation", ids):
         if annotation.example_id in known and _within(annotation.sample, most[0]) and _within(annotation.evaluation, most[1]):
             evaluation = read_self_evaluation(annotation.text, annotation.verdict)
-            if isinstance(evaluation, Unparsed):
-                report.evaluations[evaluation.value] += 1
-            else:
-                report.evaluations["parsed"] += 1
+            for counted in reports(annotation):
+                counted.evaluations[evaluation.value if isinstance(evaluation, Unparsed) else "parsed"] += 1
+            if not isinstance(evaluation, Unparsed):
                 evaluations.setdefault((annotation.example_id, annotation.sample), []).append(evaluation)
     cots: dict[str, list[EvaluatedCot]] = {}
-    for annotation in store.annotations("cot"):
+    for annotation in store.annotations("cot", ids):
         if annotation.example_id in known and _within(annotation.sample, most[0]):
             cot = task.parse_chain_of_thought(annotation.text, known[annotation.example_id])
-            if isinstance(cot, Unparsed):
-                report.cots[cot.value] += 1
-            else:
-                report.cots["parsed"] += 1
+            for counted in reports(annotation):
+                counted.cots[cot.value if isinstance(cot, Unparsed) else "parsed"] += 1
+            if not isinstance(cot, Unparsed):
                 judged = tuple(evaluations.get((annotation.example_id, annotation.sample), ()))
                 cots.setdefault(annotation.example_id, []).append(EvaluatedCot(annotation.sample, cot, judged))
     return [AnnotatedExample(example, tuple(cots.get(example.id, ()))) for example in examples], report

@@ -71,9 +71,7 @@ def test_every_held_out_problem_uses_a_held_out_pattern() -> None:
 
 def test_splits_share_no_question_and_are_the_same_every_time() -> None:
     splits = TASK.load()
-    texts = [
-        example.question for example in (*splits.train, *splits.tests["new_combinations"], *splits.tests["held_out_patterns"])
-    ]
+    texts = [example.question for example in (*splits.train, *splits.tests["new_combinations"], *splits.tests["held_out_patterns"])]
     assert len(texts) == len(set(texts)) == 1800
     assert ArithmeticTask(train=1500, test=150).load() == splits
     assert ArithmeticTask(seed=1, train=1500, test=150).load() != splits

@@ -1,7 +1,7 @@
 """An OpenAI-compatible endpoint of the tests' own: what it answers depends on prompt and seed alone, and it counts what it served.
 
-    with Endpoint(delay=0.0) as endpoint:
-        …  endpoint.url  endpoint.served
+with Endpoint(delay=0.0) as endpoint:
+    …  endpoint.url  endpoint.served
 """
 
 from __future__ import annotations

@@ -29,9 +29,7 @@ ANNOTATED = AnnotatedExample(
 )
 
 
-@pytest.mark.parametrize(
-    ("how", "kept"), [("all", [0, 1, 2, 3, 4]), ("self_consistent", [0, 1, 4]), ("judged_correct", [0, 2])]
-)
+@pytest.mark.parametrize(("how", "kept"), [("all", [0, 1, 2, 3, 4]), ("self_consistent", [0, 1, 4]), ("judged_correct", [0, 2])])
 def test_each_choice_keeps_what_it_says(how: Selection, kept: list[int]) -> None:
     (found,) = select([ANNOTATED], how, ExpressionJudge())
     assert [evaluated.sample for evaluated in found.cots] == kept

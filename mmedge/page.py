@@ -1,0 +1,106 @@
+"""Pages to look at: one HTML file each, with nothing in it that is fetched from elsewhere.
+
+    page = Page("Annotations of svamp")
+    page.heading("Yield")
+    page.table(["", "count"], [["parsed", "97"]])
+    page.bars([("correct", 573, "71.6 %")])
+    page.write(Path("annotations.html"))
+
+All text is escaped: what a teacher wrote is shown, never interpreted.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmedge.storage import write_text
+
+_STYLE = """
+:root { color-scheme: light dark;
+        --ink: #1b1f24; --paper: #ffffff; --soft: #f2f4f7; --line: #d6dbe1; --mark: #2f6fdb; --dim: #5a6572; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ed; --paper: #14181d; --soft: #1e242b; --line: #343c46; --mark: #6ea0f5; --dim: #9aa5b1; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
+       font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
+p { margin: .25rem 0 .75rem; max-width: 60rem; } .dim { color: var(--dim); }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+td + td, th + th { text-align: right; } th { font-weight: 600; }
+.bars { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr max-content; gap: .3rem .8rem; align-items: center; }
+.bars i { display: block; height: .9rem; background: var(--mark); border-radius: 2px; min-width: 1px; }
+.bars .track { background: var(--soft); border-radius: 2px; }
+details { border: 1px solid var(--line); border-radius: 6px; padding: .5rem .8rem; margin: .5rem 0; }
+summary { cursor: pointer; } pre { white-space: pre-wrap; font: .9rem/1.45 ui-monospace, monospace; margin: .3rem 0; }
+.text { background: var(--soft); border-radius: 6px; padding: .4rem .7rem; margin: .4rem 0; }
+"""
+
+
+class Page:
+    """A page that grows from top to bottom.
+
+    Args:
+        title: Its heading.
+        subtitle: A line below it.
+    """
+
+    def __init__(self, title: str, subtitle: str = "") -> None:
+        self._title = title
+        self._parts = [f"<h1>{html.escape(title)}</h1>"]
+        if subtitle:
+            self._parts.append(f'<p class="dim">{html.escape(subtitle)}</p>')
+
+    def heading(self, text: str, note: str = "") -> None:
+        """Begin a section, with a sentence that says what is to be seen."""
+        self._parts.append(f"<h2>{html.escape(text)}</h2>")
+        if note:
+            self.note(note)
+
+    def note(self, text: str) -> None:
+        """Add a sentence."""
+        self._parts.append(f'<p class="dim">{html.escape(text)}</p>')
+
+    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Add a table whose first column names what the others count."""
+        head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        self._parts.append(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+
+    def bars(self, bars: Sequence[tuple[str, float, str]], largest: float | None = None) -> None:
+        """Add horizontal bars: name, length, and the words behind it. Lengths are shares of `largest`, or of the longest bar."""
+        top = largest or max((length for _, length, _ in bars), default=0) or 1
+        cells = []
+        for name, length, words in bars:
+            width = max(0.0, min(100.0, 100 * length / top))
+            cells.append(
+                f'<span>{html.escape(name)}</span><span class="track"><i style="width:{width:.2f}%"></i></span>'
+                f"<span>{html.escape(words)}</span>"
+            )
+        self._parts.append(f'<div class="bars">{"".join(cells)}</div>')
+
+    def details(self, summary: str, texts: Sequence[tuple[str, str]]) -> None:
+        """Add something to unfold: texts, each with a line that says what it is."""
+        inside = "".join(
+            f'<div class="text"><span class="dim">{html.escape(what)}</span><pre>{html.escape(text)}</pre></div>'
+            for what, text in texts
+        )
+        self._parts.append(f"<details><summary>{html.escape(summary)}</summary>{inside}</details>")
+
+    def text(self) -> str:
+        """Return the whole page."""
+        return (
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+            f"<title>{html.escape(self._title)}</title><style>{_STYLE}</style></head><body>\n"
+            + "\n".join(self._parts)
+            + "\n</body></html>\n"
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the page, atomically."""
+        write_text(path, self.text())

@@ -1,0 +1,305 @@
+"""The teacher on this machine: a transformers model that writes for a batch of prompts at a time.
+
+Sampling is Gumbel's: to every logit comes noise from the text's own seed, and the largest sum is taken, which draws exactly from
+the softmax. So a text depends on its prompt and seed, and not on which others were in its batch (but for the last bits of a
+float). A batch that does not fit into memory is halved, for good. Torch is imported when the model is loaded, not before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmedge.errors import MmedgeError, missing_extra
+from mmedge.pretrained.sources import load, resolve
+from mmedge.teachers.asking import AskingFailed, Call, Reply, Text
+from mmedge.teachers.prompting import Message
+
+_Waiting = tuple[Call, "asyncio.Future[Reply]"]
+
+
+@dataclass
+class LocalModel:
+    """A `Writer` that is a model in this process.
+
+    Attributes:
+        source: Hub id, folder, `.gguf` file, or `package:NAME/FILE`.
+        revision: Of a hub id.
+        tokenizer: Where the tokenizer comes from, where not from the source.
+        dtype: `auto` is bfloat16 on a GPU that has it, float16 on another, float32 on a CPU.
+        quantization: `none`, or bitsandbytes' `int8` or `nf4`.
+        device: `auto`, `cpu` or `cuda`.
+        batch_size: Prompts at a time, at first.
+        threads: For a CPU; None for all cores.
+        temperature: For sampling; 0 takes the likeliest token.
+        top_p: For sampling.
+        stop: Where texts end.
+    """
+
+    source: str
+    revision: str | None = None
+    tokenizer: str | None = None
+    dtype: str = "auto"
+    quantization: str = "none"
+    device: str = "auto"
+    batch_size: int = 16
+    threads: int | None = None
+    temperature: float = 0.7
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._waiting: deque[_Waiting] = deque()
+        self._arrived = asyncio.Event()
+        self._room = self.batch_size
+
+    @property
+    def name(self) -> str:
+        return self.source if self.source.startswith("package:") or not Path(self.source).exists() else Path(self.source).name
+
+    @property
+    def parallel(self) -> tuple[int, int]:
+        return 2 * self.batch_size, 2 * self.batch_size
+
+    def tokens(self, messages: tuple[Message, ...]) -> int:
+        """Return how many tokens a prompt has at most: its bytes; nobody pays for them."""
+        return sum(len(content.encode("utf-8", "replace")) for _, content in messages)
+
+    async def __aenter__(self) -> LocalModel:
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, self._load)
+        self._serving = loop.create_task(self._serve())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._serving
+        for _, future in self._waiting:
+            future.cancel()
+        self._thread.shutdown(wait=True)
+
+    async def write(self, call: Call) -> Reply:
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting.append((call, future))
+        self._arrived.set()
+        return await future
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._arrived.clear()
+            if not self._waiting:
+                await self._arrived.wait()
+            await asyncio.sleep(0.01)  # those that were sent together shall be written together
+            batch = [self._waiting.popleft() for _ in range(min(self._room, len(self._waiting)))]
+            batch = [(call, future) for call, future in batch if not future.done()]
+            if not batch:
+                continue
+            try:
+                replies = await loop.run_in_executor(self._thread, self._write_batch, [call for call, _ in batch])
+            except MemoryError as error:
+                if len(batch) == 1:
+                    problem = MmedgeError(
+                        f"out of memory for a single prompt: {error}",
+                        "use a smaller teacher, teacher.quantization, or shorter texts",
+                    )
+                    batch[0][1].set_exception(problem)
+                    continue
+                self._room = max(1, len(batch) // 2)
+                self._waiting.extendleft(reversed(batch))
+            except Exception as error:
+                reason = str(error).strip().split("\n")[0][:200]
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(MmedgeError(f"{self.name}: {type(error).__name__}: {reason}"))
+            else:
+                for (_, future), reply in zip(batch, replies, strict=True):
+                    if future.done():
+                        continue
+                    if isinstance(reply, AskingFailed):
+                        future.set_exception(reply)
+                    else:
+                        future.set_result(reply)
+
+    # ------------------------------------------------------------------------------------------------- torch
+
+    def _load(self) -> None:
+        try:
+            import torch
+            import transformers
+        except ImportError as error:
+            raise missing_extra(error.name or "torch", "distill") from None
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise MmedgeError("teacher.device: no CUDA device here", "set it to auto or cpu")
+        cuda = self.device != "cpu" and torch.cuda.is_available()
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        dtype = getattr(torch, self.dtype) if self.dtype != "auto" else torch.float32
+        if self.dtype == "auto" and cuda:
+            dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        source = resolve(self.source, self.revision, "teacher.source")
+        arguments: dict[str, Any] = {"dtype": dtype}
+        if self.quantization != "none":
+            arguments |= self._quantized(source.kind, dtype, "cuda" if cuda else "cpu")
+        model, self._tokenizer = load(source, self.revision, self.tokenizer, "teacher.source", **arguments)
+        self._model = model.eval() if self.quantization != "none" else model.eval().to("cuda" if cuda else "cpu")
+        self._generation = transformers.GenerationConfig(
+            do_sample=False, num_beams=1, eos_token_id=self._ends(), pad_token_id=self._padding()
+        )
+        self._encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
+        if self._encoder_decoder:
+            self._generation.decoder_start_token_id = model.config.decoder_start_token_id
+
+    def _quantized(self, kind: str, dtype: Any, device: str) -> dict[str, Any]:
+        """Return what `from_pretrained` needs for bitsandbytes."""
+        from importlib.util import find_spec
+
+        if find_spec("bitsandbytes") is None:
+            raise missing_extra("bitsandbytes", "gpu")
+        if kind == "gguf":
+            raise MmedgeError(
+                "teacher.quantization: a .gguf file has its own and is read as plain numbers", "set it to none, or name a folder"
+            )
+        import transformers
+
+        if self.quantization == "int8":
+            config = transformers.BitsAndBytesConfig(load_in_8bit=True)
+        else:
+            config = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+        return {"quantization_config": config, "device_map": {"": device}}
+
+    def _ends(self) -> list[int]:
+        """Return the tokens that end a text, by the model's own settings and by its tokenizer's."""
+        known = [self._tokenizer.eos_token_id, self._model.config.eos_token_id]
+        settings = getattr(self._model, "generation_config", None)
+        known.append(getattr(settings, "eos_token_id", None))
+        ends = [end for each in known for end in (each if isinstance(each, (list, tuple)) else [each]) if end is not None]
+        return list(dict.fromkeys(int(end) for end in ends)) or [0]
+
+    def _padding(self) -> int:
+        return int(self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else self._ends()[0])
+
+    def _prompt(self, messages: tuple[Message, ...]) -> list[int]:
+        """Return the tokens of a chat: by the model's own template, or as a plain transcript where it has none."""
+        chat = [{"role": role, "content": content} for role, content in messages]
+        if getattr(self._tokenizer, "chat_template", None):
+            ids = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
+        else:
+            lines = [content for _, content in messages]
+            ids = self._tokenizer("\n\n".join(lines) + "\n")["input_ids"]
+        return list(ids)
+
+    def _write_batch(self, calls: list[Call]) -> list[Reply | AskingFailed]:
+        """Write one text for each call.
+
+        Raises:
+            MemoryError: The batch does not fit.
+        """
+        import torch
+
+        prompts = [self._prompt(call.messages) for call in calls]
+        longest = getattr(self._model.config, "max_position_embeddings", None)
+        replies: list[Reply | AskingFailed | None] = [None] * len(calls)
+        fitting = []
+        for index, (call, prompt) in enumerate(zip(calls, prompts, strict=True)):
+            if longest and not self._encoder_decoder and len(prompt) + call.max_tokens > longest:
+                what = f"{len(prompt)} tokens of prompt and {call.max_tokens} of text, but the model has room for {longest}"
+                replies[index] = AskingFailed("rejected", what, rejected=True)
+            else:
+                fitting.append(index)
+        if fitting:
+            try:
+                texts = self._generate([calls[index] for index in fitting], [prompts[index] for index in fitting])
+            except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+                said = str(error).lower()
+                if isinstance(error, RuntimeError) and "memory" not in said and "alloc" not in said:
+                    raise
+                problem = MemoryError(str(error).split("\n")[0][:120])
+            else:
+                for index, text in zip(fitting, texts, strict=True):
+                    replies[index] = text
+                return [reply for reply in replies if reply is not None]
+            gc.collect()  # outside of `except`: until here the traceback holds on to what did not fit
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            raise problem
+        return [reply for reply in replies if reply is not None]
+
+    def _generate(self, calls: list[Call], prompts: list[list[int]]) -> list[Reply]:
+        import torch
+        import transformers
+
+        width = max(map(len, prompts))
+        pad = self._padding()
+        left = not self._encoder_decoder
+        ids = [[pad] * (width - len(p)) + p if left else p + [pad] * (width - len(p)) for p in prompts]
+        mask = [[0] * (width - len(p)) + [1] * len(p) if left else [1] * len(p) + [0] * (width - len(p)) for p in prompts]
+        device = self._model.device
+        processors = transformers.LogitsProcessorList()
+        if self.temperature > 0:
+            processors.append(_SeededSampling([call.seed for call in calls], self.temperature, self.top_p))
+        longest = max(call.max_tokens for call in calls)
+        stops = {"stop_strings": list(self.stop), "tokenizer": self._tokenizer} if self.stop else {}
+        with torch.inference_mode():
+            output = self._model.generate(
+                input_ids=torch.tensor(ids, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                generation_config=self._generation,
+                max_new_tokens=longest,
+                logits_processor=processors,
+                **stops,
+            )
+        start = 1 if self._encoder_decoder else width
+        return [
+            self._reply(row[start:], call, len(prompt)) for row, call, prompt in zip(output.tolist(), calls, prompts, strict=True)
+        ]
+
+    def _reply(self, tokens: list[int], call: Call, prompt_tokens: int) -> Reply:
+        ends = set(self._ends())
+        end = next((index for index, token in enumerate(tokens) if token in ends), None)
+        finish = "stop" if end is not None and end < call.max_tokens else "length"
+        written = tokens[: min(call.max_tokens, len(tokens) if end is None else end)]
+        text = self._tokenizer.decode(written, skip_special_tokens=True)
+        for stop in self.stop:
+            if stop in text:
+                text, finish = text.split(stop, 1)[0], "stop"
+        return Reply((Text(text, finish),), prompt_tokens, len(written), False)
+
+
+class _SeededSampling:
+    """A logits processor after which the largest score is a sample: Gumbel noise from each row's own generator is added.
+
+    Args:
+        seeds: One for each row.
+        temperature: Divides the logits.
+        top_p: The likeliest tokens that together have this probability can be drawn, and no others.
+    """
+
+    def __init__(self, seeds: list[int], temperature: float, top_p: float) -> None:
+        import torch
+
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._temperature, self._top_p = temperature, top_p
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """Return scores of shape (rows, vocabulary) with noise."""
+        import torch
+
+        scores = scores.float() / self._temperature
+        if self._top_p < 1:
+            ordered, order = scores.sort(dim=-1, descending=True)
+            before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+            scores = scores.masked_fill(
+                torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, before >= self._top_p), -torch.inf
+            )
+        uniform = torch.stack([torch.rand(scores.shape[-1], generator=generator) for generator in self._generators])
+        noise = -torch.log(-torch.log(uniform.clamp(1e-10, 1 - 1e-7)))
+        return scores + noise.to(scores.device)
