@@ -246,10 +246,10 @@ class HttpClient:
     async def _open(self) -> _Connection:
         loop = asyncio.get_running_loop()
         if self._proxy is None:
-            _, connection = await loop.create_connection(_Connection, self._url.hostname, self._port, ssl=self._tls)
+            _, connection = await loop.create_connection(_Connection, self._url.hostname or "", self._port, ssl=self._tls)
             return connection
         port = self._proxy.port or 8080
-        _, connection = await loop.create_connection(_Connection, self._proxy.hostname, port)
+        _, connection = await loop.create_connection(_Connection, self._proxy.hostname or "", port)
         if self._tls is None:
             return connection
         credentials = _proxy_credentials(self._proxy)

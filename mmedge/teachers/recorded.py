@@ -84,12 +84,12 @@ class RecordedTeacher:
             else:
                 for number, record in _records(path, form):
                     id_, sample = text_field(record, "id", path, number), _sample(record, path, number)
-                    text = record.get("text")
-                    if not isinstance(text, str):
+                    written = record.get("text")
+                    if not isinstance(written, str):
                         raise MmedgeError(f"{path}:{number}: field 'text' must be text")
                     origin = f"{path.name}:{number}"
                     teacher = str(record.get("teacher") or "unknown")
-                    yield Annotation(id_, "cot", sample, 0, text, None, teacher, origin), f"{path}:{number}"
+                    yield Annotation(id_, "cot", sample, 0, written, None, teacher, origin), f"{path}:{number}"
 
     def self_evaluations(self, cots: Sequence[tuple[Example, Annotation]]) -> Iterator[Annotation]:
         known = {(cot.example_id, cot.sample) for _, cot in cots}
@@ -111,10 +111,10 @@ class RecordedTeacher:
         path = self.evaluations
         for number, record in _records(path, self._form(path)):
             key = (text_field(record, "id", path, number), _sample(record, path, number))
-            text, verdict = record.get("evaluation"), record.get("verdict")
-            if not isinstance(text, str) or not isinstance(verdict, (str, type(None))):
+            written, verdict = record.get("evaluation"), record.get("verdict")
+            if not isinstance(written, str) or not isinstance(verdict, (str, type(None))):
                 raise MmedgeError(f"{path}:{number}: fields 'evaluation' and 'verdict' must be text")
-            yield from numbered(key, text, verdict, str(record.get("teacher") or "teacher"), f"{path.name}:{number}")
+            yield from numbered(key, written, verdict, str(record.get("teacher") or "teacher"), f"{path.name}:{number}")
 
     def _form(self, path: Path) -> str:
         if self.format != "auto":

@@ -40,6 +40,15 @@ def text_for(messages: list[dict[str, str]], seed: int) -> str:
     return f"First {left}, then {right}. {left} + {right} = {left + right}. The answer is ({left} + {right})."
 
 
+async def end_all() -> None:
+    """End everything that a server still does."""
+    left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    await asyncio.sleep(0)
+
+
 @dataclass
 class Endpoint:
     """A server in a thread.
@@ -48,7 +57,7 @@ class Endpoint:
         handler: Answers a request; None for the usual answer.
         delay: Seconds until it answers.
         knows_n: Whether it gives as many texts as `n` asks for.
-        log: A file that gets one line per served request, so that it outlives the one who asked.
+        served: Every request that was answered.
     """
 
     handler: Handler | None = None
@@ -78,8 +87,10 @@ class Endpoint:
         return self
 
     def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(end_all(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+        self._loop.close()
 
     @property
     def url(self) -> str:

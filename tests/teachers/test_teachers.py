@@ -116,7 +116,7 @@ def test_what_cannot_be_read_is_counted_by_reason(own_task: dict[str, Path], tmp
     texts = ["", "We take the numbers and", "There is no telling.", "3 + 4 = 7. The answer is 7."]
     dirty.write_text("".join(json.dumps({"id": id_, "sample": i, "text": text}) + "\n" for i, text in enumerate(texts)))
     with AnnotationStore(tmp_path / "s.sqlite") as store:
-        store.add(RecordedTeacher(dirty).chains_of_thought(examples))
+        store.add(RecordedTeacher((dirty,)).chains_of_thought(examples))
         read, report = read_annotations(store, task, examples)
     assert dict(report.cots) == {"empty": 1, "cut off": 1, "no answer found": 1, "parsed": 1}
     assert [evaluated.cot.pseudo_label for evaluated in read[0].cots] == ["3 + 4"]
@@ -136,7 +136,7 @@ def test_a_broken_recording_is_named_by_file_and_line(tmp_path: Path, line: str,
     path = tmp_path / "cots.jsonl"
     path.write_text('{"id": "a", "sample": 0, "text": "fine"}\n' + line + "\n")
     with pytest.raises(MmedgeError) as caught:
-        list(RecordedTeacher(path).chains_of_thought([]))
+        list(RecordedTeacher((path,)).chains_of_thought([]))
     assert complaint in str(caught.value)
 
 
