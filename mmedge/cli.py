@@ -702,7 +702,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:  # typer turns the former into exit code 130, without a word
+        if isinstance(ended, SystemExit) and ended.code != 130:
+            raise
         typer.echo("interrupted; run the same command again to continue", err=True)
         sys.exit(130)
     except MemoryError:

@@ -34,7 +34,7 @@ from mmedge.teachers.store import AnnotationStore, Draw, RequestRecord, Reservat
 T = TypeVar("T")
 
 COMMIT_SECONDS = 0.02  # how long what came back waits for company before it is stored
-FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0  # seconds between attempts of one call, doubled each time
+FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0  # seconds until a call that failed is tried again
 FAILURES_OF_ONE = 8  # a call that fails so often while others succeed is left for the next run
 FAILURES_AT_FIRST = 5  # so many failures in a row before anything ever succeeded end the collection
 REJECTIONS_AT_FIRST = 5
@@ -275,7 +275,7 @@ class Collector:
                 if not self._tasks or self._interrupted > 1:
                     return
             else:
-                if not self._nothing_to_claim and len(self._queue) < self._window.limit:
+                if not self._nothing_to_claim and len(self._queue) < self._room():
                     await self._claim()
                 self._send()
                 if not (self._queue or self._tasks or self._retrying or self._unstored) and await self._is_finished():
@@ -304,6 +304,11 @@ class Collector:
             if job.work.closed:
                 self._queue.popleft()
                 continue
+            if self._per_request is not None and job.count > self._per_request:  # queued before that was known
+                rest = _Job(job.work, job.first + self._per_request, job.count - self._per_request)
+                job.count = self._per_request
+                self._queue.insert(1, rest)
+                job.worst, job.messages = 0.0, ()
             if not job.messages:
                 self._word(job)
             requests, cost = self._exposed_requests + 1, self._exposed_cost + job.worst
@@ -337,7 +342,7 @@ class Collector:
     def _performed(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._send()
-        if len(self._queue) < self._window.limit or self._ending:
+        if len(self._queue) < self._room() or self._ending:
             self._wake.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(error if isinstance(error, MmedgeError) else MmedgeError(f"{type(error).__name__}: {error}"))
@@ -349,7 +354,7 @@ class Collector:
     # ------------------------------------------------------------------------------------------------- work
 
     async def _claim(self) -> None:
-        count = max(64, 2 * int(self._window.limit)) - len(self._queue)
+        count = max(4, 2 * self._room()) - len(self._queue)  # no more than is soon asked: others may be waiting for work
         claimed = await self._on_disk(self._claimed, count)
         self._nothing_to_claim = len(claimed) < count
         for subject, draws, cot in claimed:
@@ -534,7 +539,9 @@ class Collector:
                 return
         wait = failed.retry_after
         if wait is None:
-            wait = min(LONGEST_RETRY, FIRST_RETRY * 2 ** min(job.attempts - 1, 7)) * (0.5 + random.random())
+            # short where the endpoint answers others, longer and longer where it answers nobody
+            doublings = max(min(job.attempts - 1, 2), min(self._failures_in_a_row // self._room(), 7))
+            wait = min(LONGEST_RETRY, FIRST_RETRY * 2**doublings) * (0.5 + random.random())
         else:
             wait += random.random() * min(1.0, wait)
         self._retrying += 1
@@ -565,8 +572,11 @@ class Collector:
             self._storing = False
             self._fail(error)
             return
+        worst = sum(worst for _, worst in records)
         self._exposed_requests -= len(records)
-        self._exposed_cost = max(0.0, self._exposed_cost - sum(worst for _, worst in records))
+        self._exposed_cost = max(0.0, self._exposed_cost - worst)
+        # what was spent is no longer granted; how much is left is asked below
+        self._granted = Reservation(self._granted.requests - len(records), self._granted.cost - worst)
         texts = {
             (annotation.example_id, annotation.sample): annotation.text
             for item in settled
