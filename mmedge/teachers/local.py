@@ -265,8 +265,8 @@ class LocalModel:
     def _reply(self, tokens: list[int], call: Call, prompt_tokens: int) -> Reply:
         ends = set(self._ends())
         end = next((index for index, token in enumerate(tokens) if token in ends), None)
-        finish = "stop" if end is not None and end < call.max_tokens else "length"
         written = tokens[: min(call.max_tokens, len(tokens) if end is None else end)]
+        finish = "stop" if len(written) < call.max_tokens else "length"
         text = self._tokenizer.decode(written, skip_special_tokens=True)
         for stop in self.stop:
             if stop in text:

@@ -1,7 +1,7 @@
 """A proxy of the tests' own between a collector and an endpoint that lets three of ten requests go wrong, each in another way.
 
-    with FaultyProxy(endpoint.port, share=0.3, seed=1) as proxy:
-        …  proxy.url  proxy.faults
+with FaultyProxy(endpoint.port, share=0.3, seed=1) as proxy:
+    …  proxy.url  proxy.faults
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class FaultyProxy:
             if fault:
                 self.faults[fault] += 1
             if fault == "429":
-                writer.write(b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 0.05\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+                writer.write(
+                    b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 0.05\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+                )
             elif fault == "500":
                 writer.write(b"HTTP/1.1 500 Broken\r\nContent-Length: 6\r\nConnection: close\r\n\r\nbroken")
             elif fault == "reset":

@@ -41,7 +41,7 @@ def test_a_text_that_differs_in_case_spaces_or_what_follows_the_next_question_sa
 
 @given(st.permutations(range(7)), st.lists(st.sampled_from(["a", "b", "c", "d", ""]), min_size=7, max_size=7))
 def test_the_order_of_arrival_decides_nothing(order: list[int], texts: list[str]) -> None:
-    drawn = {number: draw for number, draw in _draws(*texts).items()}
+    drawn = _draws(*texts)
     shuffled = {number: drawn[number] for number in order}
     assert standing(3, 7, drawn, True) == standing(3, 7, shuffled, True)
 

@@ -1,0 +1,154 @@
+"""The teacher on this machine: seeds, batches, memory, number types, and the same recipe as for an endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmedge.errors import MmedgeError
+from mmedge.recipe import validate
+from mmedge.teachers.asking import AskingFailed, Call, Reply
+from mmedge.teachers.local import LocalModel, _SeededSampling
+from tests.teachers.test_collector import collect, held, values
+
+MESSAGES = [(("user", f"How many plums are {number} plums and {number + 1} plums?" * number),) for number in range(1, 7)]
+
+
+def write(model: LocalModel, *calls: Call) -> list[Reply | BaseException]:
+    async def all_at_once() -> list[Reply | BaseException]:
+        async with model:
+            return await asyncio.gather(*map(model.write, calls), return_exceptions=True)
+
+    return asyncio.run(all_at_once())
+
+
+def calls(max_tokens: int = 12) -> list[Call]:
+    return [Call(messages, 1, 100 + number, max_tokens) for number, messages in enumerate(MESSAGES)]
+
+
+def test_a_text_depends_on_its_prompt_and_seed_and_not_on_its_batch(tiny_llama: Path) -> None:
+    together = write(LocalModel(str(tiny_llama), batch_size=6), *calls())
+    alone = write(LocalModel(str(tiny_llama), batch_size=1), *reversed(calls()))[::-1]
+    assert together == alone
+    other = write(LocalModel(str(tiny_llama), batch_size=6), *(call._replace(seed=call.seed + 50) for call in calls()))
+    assert other != together
+    greedy = [write(LocalModel(str(tiny_llama), temperature=0), *calls()) for _ in range(2)]
+    assert greedy[0] == greedy[1]
+    for reply in together:
+        assert isinstance(reply, Reply) and len(reply.texts) == 1
+        assert 0 < reply.completion_tokens <= 12 and reply.prompt_tokens > 5 and not reply.estimated
+
+
+def test_seeded_noise_samples_from_the_softmax() -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -4.0])
+    draws = 6000
+    sampling = _SeededSampling(list(range(draws)), temperature=0.7, top_p=1.0)
+    drawn = sampling(None, logits.repeat(draws, 1)).argmax(-1)
+    shares = torch.bincount(drawn, minlength=5) / draws
+    assert torch.allclose(shares, (logits / 0.7).softmax(-1), atol=0.02)
+    nucleus = _SeededSampling(list(range(draws)), temperature=0.7, top_p=0.75)
+    assert set(nucleus(None, logits.repeat(draws, 1)).argmax(-1).tolist()) == {0}  # it has 0.76 alone
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_everything_is_written(tiny_llama: Path) -> None:
+    model = LocalModel(str(tiny_llama), batch_size=6)
+    sizes: list[int] = []
+
+    async def all_at_once() -> list[Reply]:
+        async with model:
+            generate = model._model.generate
+
+            def small_memory(input_ids: Any, **settings: Any) -> Any:
+                sizes.append(len(input_ids))
+                if len(input_ids) > 2:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+                return generate(input_ids=input_ids, **settings)
+
+            model._model.generate = small_memory
+            return await asyncio.gather(*map(model.write, calls()))
+
+    replies = asyncio.run(all_at_once())
+    assert replies == write(LocalModel(str(tiny_llama)), *calls())
+    assert sizes == [6, 3, 1, 1, 1, 1, 1, 1] or sizes == [6, 3, 2, 2, 2] or sizes[:2] == [6, 3]
+
+
+def test_memory_that_is_too_small_for_one_prompt_is_one_error(tiny_llama: Path) -> None:
+    model = LocalModel(str(tiny_llama))
+
+    async def once() -> None:
+        async with model:
+
+            def no_memory(**_: Any) -> Any:
+                raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+
+            model._model.generate = no_memory
+            await model.write(calls()[0])
+
+    with pytest.raises(MmedgeError, match="out of memory for a single prompt"):
+        asyncio.run(once())
+
+
+def test_a_prompt_that_the_model_has_no_room_for_is_rejected_alone(tiny_llama: Path) -> None:
+    long = Call((("user", "plums " * 800),), 1, 1, 12)
+    first, second = write(LocalModel(str(tiny_llama)), long, calls()[0])
+    assert isinstance(first, AskingFailed) and first.rejected and "room for 512" in first.detail
+    assert isinstance(second, Reply)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"dtype": "bfloat16"}, {"quantization": "int8"}, {"quantization": "nf4"}], ids=lambda s: "-".join(s.values())
+)
+def test_number_types(tiny_llama: Path, settings: dict[str, Any]) -> None:
+    if "quantization" in settings:
+        pytest.importorskip("bitsandbytes")
+    replies = write(LocalModel(str(tiny_llama), temperature=0, **settings), *calls())
+    assert all(isinstance(reply, Reply) for reply in replies), replies
+
+
+def test_texts_end_where_they_are_told_to(tiny_llama: Path) -> None:
+    usual = write(LocalModel(str(tiny_llama), temperature=2.0), *calls(24))
+    assert all(isinstance(reply, Reply) for reply in usual)
+    texts = [reply.texts[0].text for reply in usual if isinstance(reply, Reply)]
+    stop = next(sign for text in texts for sign in text[1:] if sign.isascii() and sign.isprintable())
+    cut = write(LocalModel(str(tiny_llama), temperature=2.0, stop=(stop,)), *calls(24))
+    for before, reply in zip(texts, cut, strict=True):
+        assert isinstance(reply, Reply)
+        assert reply.texts[0].text == before.split(stop)[0]
+        assert reply.texts[0].finish == ("stop" if stop in before else "length")
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"source": "/no/such/folder"}, "teacher.source: /no/such/folder is no teacher"),
+        ({"source": "package:no-such-package/x.gguf"}, "'no-such-package' is not installed"),
+        ({"device": "cuda"}, "no CUDA device here"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_is_one_error(tiny_llama: Path, settings: dict[str, Any], complaint: str) -> None:
+    if settings.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one here")
+    with pytest.raises(MmedgeError, match=complaint):
+        write(LocalModel(**{"source": str(tiny_llama)} | settings), *calls())
+
+
+def test_a_local_teacher_takes_the_place_of_an_endpoint_in_a_recipe(tmp_path: Path, tiny_llama: Path) -> None:
+    recipe = values("http://unused/")
+    local = {"kind": "local", "source": str(tiny_llama), "cots_per_question": 2, "evaluations_per_cot": 1, "attempts": 2}
+    short = {"max_cot_tokens": 8, "max_evaluation_tokens": 8, "batch_size": 8}
+    (tmp_path / "cot.txt").write_text("=== user\n{question}")
+    (tmp_path / "judge.txt").write_text("=== user\n{question} {cot}")
+    prompts = {"cot": str(tmp_path / "cot.txt"), "evaluation": str(tmp_path / "judge.txt")}
+    recipe["teacher"] = local | short | {"prompts": prompts}
+    recipe["task"]["train"] = 4
+    for attempt in ("one", "two"):
+        (tmp_path / attempt).mkdir()
+        found = collect(tmp_path / attempt, validate(recipe, "r"))
+        # random weights write no answers; the texts are drawn, kept apart, and given up
+        assert found.complete and found.given_up == 4 and found.requests == 16
+    assert len(held(tmp_path / "one")["responses"]) == 4 * 4
+    assert held(tmp_path / "one") == held(tmp_path / "two")
