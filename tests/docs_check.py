@@ -2,8 +2,9 @@
 
 Commands are the lines that start with `$ mmedge` in README.md's console blocks, in their order, and the first comment lines of
 each recipe. They run as shown, but for two things: commands that train get `--set` options that make the training a matter of
-seconds (and a student from scratch, where the recipe names weights that are not here), and folders are those of a temporary
-directory. `make` commands are checked to be targets of the Makefile.
+seconds (and a student from scratch, where the recipe names weights that are not here); teachers that are asked are an endpoint
+of the tests' own and a model rigged to answer; folders are those of a temporary directory. `make` commands are checked to be
+targets of the Makefile.
 
     python -m tests.docs_check
 """
@@ -20,6 +21,8 @@ import time
 from pathlib import Path
 
 from tests.conftest import DATA, REPOSITORY
+from tests.rigged_model import write_rigged_model
+from tests.teachers.endpoint import Endpoint
 
 SMALL = (
     "student.source=scratch",
@@ -49,20 +52,25 @@ def recipe_commands() -> list[str]:
         for line in path.read_text(encoding="utf-8").splitlines():
             if not line.startswith("#"):
                 break
-            if match := re.match(r"# (mmedge .+?)(?:\s{3,}.*)?$", line):
+            if match := re.match(r"#\s+(mmedge .+?)(?:\s{3,}.*)?$", line):
                 found.append(match[1])
     return found
 
 
-def _small(command: str) -> list[str]:
-    """Return the command's words, with what makes its training small."""
+def _small(command: str, asked: dict[str, tuple[str, ...]]) -> list[str]:
+    """Return the command's words, with what makes its training small.
+
+    Args:
+        command: As it is shown.
+        asked: Settings for recipes whose teacher is asked, by a part of the recipe's name.
+    """
     words = shlex.split(command)
     verb = words[1]
     if verb not in ("quickstart", "annotate", "distill"):
         return words
     recipe = next((word for word in words if word.endswith(".yaml")), "quickstart.yaml")
     kind = "arithmetic" if "quickstart" in recipe or "arithmetic" in command else "data"
-    settings = (*SMALL, *SMALL_TASK[kind])
+    settings = (*SMALL, *SMALL_TASK[kind], *next((found for name, found in asked.items() if name in recipe), ()))
     return [*words, *(part for setting in settings for part in ("--set", setting))]
 
 
@@ -70,8 +78,11 @@ def main() -> int:
     """Run all commands; return how many failed."""
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     failed = ran = 0
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, Endpoint() as endpoint:
         place = Path(folder)
+        rigged = write_rigged_model(place / "rigged")
+        counts = ("teacher.cots_per_question=3", "teacher.evaluations_per_cot=1")
+        asked = {"endpoint": (f"teacher.base_url={endpoint.url}", *counts), "local": (f"teacher.source={rigged}", *counts)}
         shutil.copytree(REPOSITORY / "recipes", place / "recipes")
         shutil.copytree(REPOSITORY / "tests" / "docs", place, dirs_exist_ok=True)
         for command in dict.fromkeys([*readme_commands(), *recipe_commands()]):
@@ -87,7 +98,7 @@ def main() -> int:
                 continue
             started = time.monotonic()
             left, _, piped = command.partition(" < ")
-            words = _small(left)
+            words = _small(left, asked)
             given = (place / piped.strip()).read_text(encoding="utf-8") if piped else ""
             done = subprocess.run(
                 [sys.executable, "-m", "mmedge.cli", *words[1:]],
@@ -111,7 +122,7 @@ def main() -> int:
 def _environment() -> dict[str, str]:
     import os
 
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": "for-the-check"}
 
 
 if __name__ == "__main__":

@@ -152,7 +152,8 @@ def _read_unmarked_arithmetic(body: str, question: str) -> ChainOfThought | Unpa
             answer = leaf(equations[-1].stated or Fraction(0))
             return ChainOfThought(one_paragraph(body), expression_for(answer, body, question).text())
     sentences = [part for part in re.split(r"(?<=[.!?])\s+", last_line.strip()) if part]
-    if not whole and len(sentences) > 3 and max(Counter(sentences).values()) >= 3:
+    said = [part for part in re.split(r"(?<=[.!?])\s+|\n", body) if part]
+    if not whole and len(said) > 3 and (max(Counter(said).values()) >= 3 or len(set(said)) <= 2):
         return Unparsed.TRUNCATED  # it turned in circles until it was cut off
     if _BARE.fullmatch(body):
         whole = True  # "40 pounds"

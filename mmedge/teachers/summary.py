@@ -293,7 +293,7 @@ def bill(recipe: Recipe, store: AnnotationStore) -> dict[str, Any] | None:
     outcomes: dict[str, dict[str, int]] = {"cot": {}, "evaluation": {}}
     for kind, outcome, count in store.query("SELECT kind, outcome, count FROM outcomes WHERE count > 0 ORDER BY count DESC"):
         outcomes[kind][outcome] = count
-    section = recipe.teacher
+    prices = recipe.teacher.prices if isinstance(recipe.teacher, OpenAITeacherSection) else None
     answered = [row for row in rows if row[1] == "ok"]
     requests = sum(row[2] for row in answered)
     return {
@@ -305,7 +305,7 @@ def bill(recipe: Recipe, store: AnnotationStore) -> dict[str, Any] | None:
         "completion_tokens": int(sum(row[4] for row in rows)),
         "requests_with_estimated_tokens": int(sum(row[5] for row in rows)),
         "cost": sum(row[6] for row in rows),
-        "currency": section.prices.currency if isinstance(section, OpenAITeacherSection) else None,
+        "currency": prices.currency if prices is not None and (prices.input or prices.output) else None,
         "seconds_per_answer": _share(sum(row[7] for row in answered), requests),
         "in_flight_when_killed": {"requests_at_most": unsettled.requests, "cost_at_most": unsettled.cost},
     }

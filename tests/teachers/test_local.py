@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mmedge.errors import MmedgeError
 from mmedge.recipe import validate
 from mmedge.teachers.asking import AskingFailed, Call, Reply
 from mmedge.teachers.local import LocalModel, _SeededSampling
+from tests.rigged_model import write_rigged_model
 from tests.teachers.test_collector import collect, held, values
 
 MESSAGES = [(("user", f"How many plums are {number} plums and {number + 1} plums?" * number),) for number in range(1, 7)]
@@ -115,10 +117,10 @@ def test_texts_end_where_they_are_told_to(tiny_llama: Path) -> None:
     texts = [reply.texts[0].text for reply in usual if isinstance(reply, Reply)]
     stop = next(sign for text in texts for sign in text[1:] if sign.isascii() and sign.isprintable())
     cut = write(LocalModel(str(tiny_llama), temperature=2.0, stop=(stop,)), *calls(24))
-    for before, reply in zip(texts, cut, strict=True):
-        assert isinstance(reply, Reply)
-        assert reply.texts[0].text == before.split(stop)[0]
-        assert reply.texts[0].finish == ("stop" if stop in before else "length")
+    for before, reply in zip(usual, cut, strict=True):
+        assert isinstance(reply, Reply) and isinstance(before, Reply)
+        text, finish = before.texts[0]
+        assert reply.texts[0] == (text.split(stop)[0], "stop" if stop in text else finish)
 
 
 @pytest.mark.parametrize(
@@ -152,3 +154,16 @@ def test_a_local_teacher_takes_the_place_of_an_endpoint_in_a_recipe(tmp_path: Pa
         assert found.complete and found.given_up == 4 and found.requests == 16
     assert len(held(tmp_path / "one")["responses"]) == 4 * 4
     assert held(tmp_path / "one") == held(tmp_path / "two")
+
+
+def test_a_whole_collection_by_a_local_teacher(tmp_path: Path) -> None:
+    recipe = values("http://unused/")
+    local = {"kind": "local", "source": str(write_rigged_model(tmp_path / "model")), "batch_size": 16, "attempts": 6}
+    recipe["teacher"] = local | {"cots_per_question": 3, "evaluations_per_cot": 2, "max_cot_tokens": 40}
+    recipe["task"]["train"] = 5
+    found = collect(tmp_path, validate(recipe, "r"))
+    assert found.complete and not found.given_up
+    annotations = held(tmp_path)["annotations"]
+    assert Counter(row[1] for row in annotations) == {"cot": 15, "evaluation": 30}
+    assert len({(row[0], row[4]) for row in annotations if row[1] == "cot"}) == 15
+    assert {row[6] for row in annotations} == {"model"}
