@@ -4,7 +4,8 @@
     python benchmarks/collector.py throughput --peers    the same requests by the `openai` package and by aiohttp, where installed
     python benchmarks/collector.py summary               `mmedge annotations` on a store of a million annotations
 
-The ideal rate of the first is 512 / 0.2 s = 2,560 requests a second. Server and collector are processes of their own; the
+The ideal rate of the first is 512 / 0.2 s = 2,560 requests a second; `steady` is the median second, without start and end.
+Server and collector are processes of their own; the
 collector's processor time is that of its whole process, storing, reading and judging every text included. The last line is JSON.
 """
 
@@ -16,10 +17,12 @@ import json
 import multiprocessing
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +148,17 @@ def throughput(questions: int) -> dict[str, Any]:
             wall, processor = time.perf_counter() - wall, time.process_time() - processor
             assert found is not None and found.complete and not found.errors
             stored = store.count("cot") + store.count("evaluation")
+            finished = [row[0] for row in store.query("SELECT started + seconds FROM requests")]
+    seconds = Counter(int(moment - min(finished)) for moment in finished)
+    steady = statistics.median(seconds[second] for second in range(2, max(seconds)))
     return {
         "requests": found.requests,
         "annotations": stored,
         "seconds": round(wall, 2),
         "requests_per_second": round(found.requests / wall, 1),
         "share_of_ideal": round(found.requests / wall / IDEAL, 3),
+        "steady_requests_per_second": steady,
+        "steady_share_of_ideal": round(steady / IDEAL, 3),
         "cores_used": round(processor / wall, 3),
         "microseconds_per_request": round(1e6 * processor / found.requests, 1),
     }

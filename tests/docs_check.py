@@ -81,7 +81,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, Endpoint() as endpoint:
         place = Path(folder)
         rigged = write_rigged_model(place / "rigged")
-        counts = ("teacher.cots_per_question=3", "teacher.evaluations_per_cot=1")
+        counts = ("teacher.cots_per_question=3", "teacher.evaluations_per_cot=1", "task.limit=6")
         asked = {"endpoint": (f"teacher.base_url={endpoint.url}", *counts), "local": (f"teacher.source={rigged}", *counts)}
         shutil.copytree(REPOSITORY / "recipes", place / "recipes")
         shutil.copytree(REPOSITORY / "tests" / "docs", place, dirs_exist_ok=True)

@@ -73,7 +73,7 @@ class ChatEndpoint:
 
     @property
     def parallel(self) -> tuple[int, int]:
-        return min(32, self.concurrency), self.concurrency
+        return min(self.concurrency, max(32, self.concurrency // 4)), self.concurrency
 
     async def __aenter__(self) -> ChatEndpoint:
         if self.api_key_env and not self._key:

@@ -33,7 +33,7 @@ from mmedge.teachers.store import AnnotationStore, Draw, RequestRecord, Reservat
 
 T = TypeVar("T")
 
-COMMIT_SECONDS = 0.02  # how long what came back waits for company before it is stored
+COMMIT_SECONDS = 0.05  # how long what came back waits for company before it is stored
 FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0  # seconds until a call that failed is tried again
 FAILURES_OF_ONE = 8  # a call that fails so often while others succeed is left for the next run
 FAILURES_AT_FIRST = 5  # so many failures in a row before anything ever succeeded end the collection
