@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from mmedge.recipe import (
     EmbeddedTeacherSection,
@@ -152,6 +153,11 @@ def annotate(
         endpoint = section.base_url if isinstance(section, OpenAITeacherSection) else "this machine"
         configuration = store.configuration(canonical_json(description | {"endpoint": endpoint}))
         writer, asked = build_writer(section), asked_of(section, limits)
+        if asked.max_cost is not None and not any(asked.prices):
+            raise MmedgeError(
+                "a maximal cost needs prices: teacher.prices says what a million tokens cost",
+                "set teacher.prices.input and teacher.prices.output, or limit the requests (--max-requests)",
+            )
         return Collector(store, writer, task, examples, prompts, asked, configuration, progress).run()
     teacher = build_teacher(section, task)
     fingerprint = teacher.fingerprint()

@@ -641,7 +641,7 @@ class Collector:
                 try:
                     if not self._limited:
                         await self._reserve()
-                    elif not self._tasks:
+                    else:
                         await self._on_disk(self._store.bury_dead, self._number)
                 except MmedgeError as error:
                     self._fail(error)

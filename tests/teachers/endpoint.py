@@ -40,7 +40,7 @@ def text_for(messages: list[dict[str, str]], seed: int) -> str:
     return f"First {left}, then {right}. {left} + {right} = {left + right}. The answer is ({left} + {right})."
 
 
-async def end_all() -> None:
+async def _end_all() -> None:
     """End everything that a server still does."""
     left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in left:
@@ -49,9 +49,47 @@ async def end_all() -> None:
     await asyncio.sleep(0)
 
 
+class ThreadedServer:
+    """A server in a thread of its own, at a port that is free."""
+
+    port = 0
+
+    def __enter__(self) -> Any:
+        self._loop = asyncio.new_event_loop()
+        started = threading.Event()
+
+        async def serve() -> None:
+            server = await asyncio.start_server(self._connection, "127.0.0.1", 0, backlog=1024, limit=1 << 22)
+            self.port = server.sockets[0].getsockname()[1]
+            started.set()
+
+        def run() -> None:
+            asyncio.set_event_loop(self._loop)
+            self._loop.run_until_complete(serve())
+            self._loop.run_forever()
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+        started.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(_end_all(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raise NotImplementedError
+
+
 @dataclass
-class Endpoint:
-    """A server in a thread.
+class Endpoint(ThreadedServer):
+    """An endpoint.
 
     Attributes:
         handler: Answers a request; None for the usual answer.
@@ -66,35 +104,6 @@ class Endpoint:
     served: list[dict[str, Any]] = field(default_factory=list)
     in_flight: int = 0
     most_in_flight: int = 0
-
-    def __enter__(self) -> Endpoint:
-        self._loop = asyncio.new_event_loop()
-        started = threading.Event()
-
-        async def serve() -> None:
-            self._server = await asyncio.start_server(self._connection, "127.0.0.1", 0, backlog=1024, limit=1 << 22)
-            self.port = self._server.sockets[0].getsockname()[1]
-            started.set()
-
-        def run() -> None:
-            asyncio.set_event_loop(self._loop)
-            self._loop.run_until_complete(serve())
-            self._loop.run_forever()
-
-        self._thread = threading.Thread(target=run, daemon=True)
-        self._thread.start()
-        started.wait(10)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(end_all(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tests.teachers.endpoint import end_all
+from tests.teachers.endpoint import ThreadedServer
 
 FAULTS = ("429", "500", "reset", "stall", "half response", "garbage")
 
 
 @dataclass
-class FaultyProxy:
-    """A proxy in a thread; every connection carries one request.
+class FaultyProxy(ThreadedServer):
+    """A proxy; every connection carries one request.
 
     Attributes:
         port_behind: The endpoint's port on this machine.
@@ -37,35 +36,8 @@ class FaultyProxy:
     faults: Counter[str] = field(default_factory=Counter)
     passed: int = 0
 
-    def __enter__(self) -> FaultyProxy:
+    def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
-        self._loop = asyncio.new_event_loop()
-        started = threading.Event()
-
-        async def serve() -> None:
-            server = await asyncio.start_server(self._connection, "127.0.0.1", 0, backlog=512, limit=1 << 22)
-            self.port = server.sockets[0].getsockname()[1]
-            started.set()
-
-        def run() -> None:
-            asyncio.set_event_loop(self._loop)
-            self._loop.run_until_complete(serve())
-            self._loop.run_forever()
-
-        self._thread = threading.Thread(target=run, daemon=True)
-        self._thread.start()
-        started.wait(10)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(end_all(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

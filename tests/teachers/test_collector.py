@@ -210,6 +210,12 @@ def test_the_bill_never_exceeds_the_maximal_cost(tmp_path: Path, undisturbed: di
     assert held(tmp_path) == undisturbed
 
 
+def test_a_maximal_cost_without_prices_is_refused(tmp_path: Path) -> None:
+    with Endpoint() as endpoint, pytest.raises(MmedgeError, match="needs prices"):
+        collect(tmp_path, validate(values(endpoint.url), "r"), Limits(max_cost=1.0))
+    assert endpoint.served == []
+
+
 def test_what_a_killed_collector_may_have_spent_counts_against_the_limit(tmp_path: Path) -> None:
     with Endpoint(delay=5) as endpoint:
         recipe = write_recipe(tmp_path / "r.yaml", values(endpoint.url, max_requests=10, timeout_seconds=30))
