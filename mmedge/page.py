@@ -34,6 +34,11 @@ td + td, th + th { text-align: right; } th { font-weight: 600; }
 .bars { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr max-content; gap: .3rem .8rem; align-items: center; }
 .bars i { display: block; height: .9rem; background: var(--mark); border-radius: 2px; min-width: 1px; }
 .bars .track { background: var(--soft); border-radius: 2px; }
+.scroll + .bars { margin-top: 1rem; }
+@media (max-width: 40rem) {
+  .bars { grid-template-columns: 1fr max-content; grid-auto-flow: row dense; }
+  .bars .track { grid-column: 1 / -1; margin-bottom: .4rem; }
+}
 details { border: 1px solid var(--line); border-radius: 6px; padding: .5rem .8rem; margin: .5rem 0; }
 summary { cursor: pointer; } pre { white-space: pre-wrap; font: .9rem/1.45 ui-monospace, monospace; margin: .3rem 0; }
 .text { background: var(--soft); border-radius: 6px; padding: .4rem .7rem; margin: .4rem 0; }

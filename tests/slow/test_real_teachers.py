@@ -110,7 +110,7 @@ def test_a_collection_from_a_real_server_through_a_faulty_proxy(which: str, data
         command = [str(SERVERS.with_name("transformers")), "serve", "--port", str(port), "--log_level", "warning"]
     with server(command, tmp_path / "server.log", port), FaultyProxy(port, share=0.3, seed=7, stall=300) as proxy:
         teacher = {"kind": "openai", "base_url": proxy.url, "model": model, "api_key_env": None, "concurrency": parallel}
-        path = write_recipe(tmp_path / "r.yaml", recipe(data, tmp_path, teacher | {"timeout_seconds": 120, "patience_minutes": 30}))
+        path = write_recipe(tmp_path / "r.yaml", recipe(data, tmp_path, teacher | {"timeout_seconds": 60, "patience_minutes": 30}))
         found = mmedge("annotate", path, "--out", tmp_path / "run", "--json", timeout=7200)
     assert found.code == 0, found.err
     print(found.out, dict(proxy.faults), file=sys.stderr)
