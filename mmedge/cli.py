@@ -266,6 +266,9 @@ def _show_collection(found: dict[str, Any], folder: Path) -> None:
     for name, count, share in yield_rows(found):
         typer.echo(f"{name}: {count} ({share})")
     bill = found["bill"]
+    if bill is not None and bill["failed"]:
+        failed = ", ".join(f"{count} {status}" for status, count in bill["failed"].items())
+        typer.echo(f"requests failed: {failed} (of {bill['requests']:,})")
     if bill is not None and bill["currency"] and bill["cost"]:
         typer.echo(f"bill: {bill['cost']:.4f} {bill['currency']} for {bill['requests']:,} requests")
     typer.echo(f"more: mmedge annotations {folder}")

@@ -133,7 +133,10 @@ class ChatEndpoint:
                     ) from None
                 raise AskingFailed(failure.kind, self._clean(str(failure)), overloaded=failure.kind == "timeout") from None
             if response.status == 200:
-                return self._read(call, response)
+                try:
+                    return self._read(call, response)
+                except AskingFailed as failed:
+                    raise AskingFailed(failed.status, self._clean(failed.detail)) from None
             if response.status in (400, 422) and self._adapt(response):
                 self._fields.clear()
                 continue
@@ -242,9 +245,11 @@ def _texts(document: Any) -> tuple[Text, ...]:
     Raises:
         AskingFailed: It is none, or not whole.
     """
+    if said := _error_message(document):
+        raise AskingFailed("server error", said)  # with status 200, as some do
     choices = document.get("choices") if isinstance(document, dict) else None
     if not isinstance(choices, list) or not choices:
-        raise AskingFailed("garbage", _error_message(document) or "the answer has no choices")
+        raise AskingFailed("garbage", "the answer has no choices")
     found: list[Text] = []
     for choice in choices:
         message = choice.get("message") if isinstance(choice, dict) else None
@@ -289,8 +294,10 @@ def _document_of_stream(body: bytes) -> dict[str, Any]:
             event = json.loads(data)
         except (ValueError, RecursionError):
             raise AskingFailed("garbage", "an event of the stream is no JSON") from None
+        if said := _error_message(event):
+            raise AskingFailed("server error", said)
         if not isinstance(event, dict) or not isinstance(event.get("choices"), list):
-            raise AskingFailed("garbage", _error_message(event) or "an event of the stream has no choices")
+            raise AskingFailed("garbage", "an event of the stream has no choices")
         usage = event.get("usage") or usage
         for choice in event["choices"]:
             delta = choice.get("delta") if isinstance(choice, dict) else None

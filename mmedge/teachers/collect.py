@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mmedge.errors import MmedgeError
+from mmedge.errors import MmedgeError, missing_extra
 from mmedge.progress import Progress
 from mmedge.recipe import (
     EmbeddedTeacherSection,
@@ -58,7 +58,10 @@ def build_teacher(section: RecordedTeacherSection | EmbeddedTeacherSection, task
 def build_writer(section: SampledTeacherSection) -> Writer:
     """Return who is asked, where the recipe's teacher is one that is asked."""
     if isinstance(section, OpenAITeacherSection):
-        from mmedge.teachers.chat import ChatEndpoint
+        try:
+            from mmedge.teachers.chat import ChatEndpoint
+        except ImportError as error:
+            raise missing_extra(error.name or "httptools", "annotate") from None
 
         return ChatEndpoint(
             base_url=section.base_url,

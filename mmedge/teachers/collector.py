@@ -38,6 +38,7 @@ FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0  # seconds until a call that failed is tr
 FAILURES_OF_ONE = 8  # a call that fails so often while others succeed is left for the next run
 FAILURES_AT_FIRST = 5  # so many failures in a row before anything ever succeeded end the collection
 REJECTIONS_AT_FIRST = 5
+MAYBE_BILLED = ("timeout", "dropped", "garbage")  # failures after which the endpoint may ask money for what did not arrive
 UNLIMITED = 10**15
 
 
@@ -192,11 +193,12 @@ class Collector:
         self._pause_until = 0.0
         self._exposed_requests, self._exposed_cost = 0, 0.0  # in flight, or not stored yet, at worst
         self._granted = Reservation(0, 0.0)
+        self._dearest = 0.0  # the most that a request seen so far may cost
         self._records: list[tuple[RequestRecord, float]] = []
         self._settled: list[Settled] = []
         self._storing = self._reserving = self._closing = False
         self._nothing_to_claim = False
-        self._stopped = ""
+        self._stopped = self._last_rejection = ""
         self._failure: MmedgeError | None = None
         self._interrupted = 0
         self._sent = self._succeeded = self._rejected = self._postponed = self._failures_in_a_row = 0
@@ -255,6 +257,8 @@ class Collector:
             with contextlib.suppress(MmedgeError):
                 await self._on_disk(self._store.leave, self._number)
             self._disk.shutdown()
+        if self._failure is None and self._rejected and not self._succeeded:
+            self._failure = self._all_rejected()
         if self._failure is not None:
             raise self._failure
         if self._interrupted:
@@ -277,6 +281,8 @@ class Collector:
             else:
                 if not self._nothing_to_claim and len(self._queue) < self._room():
                     await self._claim()
+                if not self._limited and not self._granted.requests:
+                    await self._reserve()  # before anything is sent
                 self._send()
                 if not (self._queue or self._tasks or self._retrying or self._unstored) and await self._is_finished():
                     return
@@ -445,7 +451,7 @@ class Collector:
         try:
             reply = await self._writer.write(call)
         except AskingFailed as failed:
-            record(failed.status, failed.detail)
+            record(failed.status, failed.detail, **self._maybe_billed(job, failed))
             self._errors[failed.status] += 1
             self._failed(job, failed, begun)
         except MmedgeError as error:
@@ -467,6 +473,14 @@ class Collector:
             self._last_success = time.monotonic()
             self._window.succeeded(full)
             self._answered(job, draws)
+
+    def _maybe_billed(self, job: _Job, failed: AskingFailed) -> dict[str, Any]:
+        """Return the tokens and the cost, at worst, of a request that the endpoint may have worked on though no answer came."""
+        if failed.status not in MAYBE_BILLED or not any(self._asked.prices):
+            return {}
+        prompt, completion = self._writer.tokens(job.messages), job.count * self._longest(job.work)
+        cost = self._asked.cost(prompt, completion)
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "tokens_estimated": True, "cost": cost}
 
     def _read(self, job: _Job, reply: Reply) -> tuple[Draw, ...]:
         work = job.work
@@ -500,13 +514,9 @@ class Collector:
         now = time.monotonic()
         if failed.rejected:
             self._rejected += 1
+            self._last_rejection = failed.detail
             if not self._succeeded and self._rejected >= REJECTIONS_AT_FIRST:
-                self._fail(
-                    MmedgeError(
-                        f"{self._writer.name} rejects every request: {failed.detail}",
-                        "check the teacher's section in the recipe",
-                    )
-                )
+                self._fail(self._all_rejected())
             if not job.work.closed:
                 subject = job.work.subject
                 now_ = standing(subject.wanted, subject.draws, job.work.draws, distinct=subject.kind == "cot")
@@ -546,6 +556,10 @@ class Collector:
             wait += random.random() * min(1.0, wait)
         self._retrying += 1
         self._loop.call_later(wait, self._retry, job)
+
+    def _all_rejected(self) -> MmedgeError:
+        what = f"{self._writer.name} rejects every request: {self._last_rejection}"
+        return MmedgeError(what, "check the teacher's section in the recipe")
 
     def _retry(self, job: _Job) -> None:
         self._retrying -= 1
@@ -596,8 +610,12 @@ class Collector:
         job = job or (self._queue[0] if self._queue else None)
         if job is not None and not job.messages:
             self._word(job)
-        each = job.worst if job is not None else 0.0
-        more = max(1, self._room() - self._exposed_requests) if self._queue else 0
+        self._dearest = max(self._dearest, job.worst if job is not None else 0.0)
+        if self._limited:
+            each = job.worst if job is not None else 0.0
+            more = max(1, self._room() - self._exposed_requests) if self._queue else 0
+        else:  # as many as may ever be in flight: nobody waits for what is reserved
+            each, more = self._dearest, self._writer.parallel[1]
         wanted = Reservation(self._exposed_requests + more, self._exposed_cost + 1.5 * each * more)
         granted, self._spent = await self._on_disk(
             self._store.reserve, self._number, wanted, self._limits if self._limited else None

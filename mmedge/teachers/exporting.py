@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from mmedge.errors import missing_extra
+from mmedge.errors import MmedgeError, missing_extra
 from mmedge.storage import atomic_file
 from mmedge.teachers.store import AnnotationStore
 
@@ -30,6 +30,8 @@ def export_annotations(store: AnnotationStore, folder: Path, form: Literal["json
     written = {}
     for kind, name in (("cot", "cots"), ("evaluation", "evaluations")):
         path = folder / f"{name}.{form}"
+        if path.exists():
+            raise MmedgeError(f"{path} exists already", "move it away, or name another folder")
         with atomic_file(path) as temporary:
             write = _write_jsonl if form == "jsonl" else _write_parquet
             written[path] = write(temporary, _records(store, kind), kind)

@@ -62,16 +62,13 @@ class RecordedTeacher:
 
     def _all_cots(self, examples: Sequence[Example]) -> Iterator[tuple[Annotation, str]]:
         offset = 0
+        if all(self._form(path) == "lists" for path in self.cots):
+            _check_count(self.cots, len(examples))
         for path in self.cots:
             form = self._form(path)
             if form == "lists":
                 texts = _list_of_texts(path)
-                for index, text in enumerate(texts):
-                    if offset + index >= len(examples):
-                        raise MmedgeError(
-                            f"{path}: {offset + len(texts)} texts, but the task has {len(examples)} training questions",
-                            "lists go with the whole training set, in its order",
-                        )
+                for index, text in enumerate(texts[: max(0, len(examples) - offset)]):
                     origin = f"{path.name}[{index}]"
                     yield (
                         Annotation(examples[offset + index].id, "cot", 0, 0, text, None, path.stem, origin),
@@ -147,6 +144,17 @@ def _records(path: Path, form: str) -> Records:
                 yield number, record
     except (pyarrow.ArrowException, OSError) as error:
         raise MmedgeError(f"{path} is no Parquet file: {str(error).splitlines()[0][:120]}") from None
+
+
+def _check_count(paths: Sequence[Path], questions: int) -> None:
+    """Refuse lists that cannot belong to the questions: nothing but the order says which text is whose."""
+    texts = sum(len(_list_of_texts(path)) for path in paths)
+    if texts != questions:
+        names = ", ".join(path.name for path in paths)
+        raise MmedgeError(
+            f"{names}: {texts} texts, but the task has {questions} training questions",
+            "lists go with the whole training set, in its order: name all of its files, and set no task.limit",
+        )
 
 
 def _list_of_texts(path: Path) -> list[str]:

@@ -91,6 +91,9 @@ def bill_rows(found: dict[str, Any]) -> Rows:
     ]
     if bill["currency"]:
         rows.append(["cost", f"{bill['cost']:.4f} {bill['currency']}"])
+        lost = bill["of_which_for_answers_that_did_not_arrive_at_most"]
+        if lost:
+            rows.append(["of which for answers that did not arrive whole (at most)", f"{lost:.4f} {bill['currency']}"])
     killed = bill["in_flight_when_killed"]
     if killed["requests_at_most"]:
         cost = f", {killed['cost_at_most']:.4f} {bill['currency']}" if bill["currency"] else ""

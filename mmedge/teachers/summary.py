@@ -305,6 +305,7 @@ def bill(recipe: Recipe, store: AnnotationStore) -> dict[str, Any] | None:
         "completion_tokens": int(sum(row[4] for row in rows)),
         "requests_with_estimated_tokens": int(sum(row[5] for row in rows)),
         "cost": sum(row[6] for row in rows),
+        "of_which_for_answers_that_did_not_arrive_at_most": sum(row[6] for row in rows if row[1] != "ok"),
         "currency": prices.currency if prices is not None and (prices.input or prices.output) else None,
         "seconds_per_answer": _share(sum(row[7] for row in answered), requests),
         "in_flight_when_killed": {"requests_at_most": unsettled.requests, "cost_at_most": unsettled.cost},

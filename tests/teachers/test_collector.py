@@ -308,6 +308,25 @@ def test_a_hopeless_endpoint_ends_the_command_with_one_line(tmp_path: Path, stat
         assert store.spent().requests == len(endpoint.served)
 
 
+def test_a_few_questions_that_are_all_rejected_say_why(tmp_path: Path) -> None:
+    with Endpoint(handler=lambda _: (413, {}, b'{"error": {"message": "too long"}}')) as endpoint:
+        recipe = values(endpoint.url)
+        recipe["task"]["train"] = 2
+        with pytest.raises(MmedgeError, match="rejects every request: too long"):
+            collect(tmp_path, validate(recipe, "r"))
+
+
+def test_what_may_have_been_billed_though_it_did_not_arrive_is_in_the_bill(tmp_path: Path) -> None:
+    turns = iter([None, (200, {}, b"{half"), (429, {}, b"{}")])
+    with Endpoint(handler=lambda _: next(turns, None)) as endpoint:
+        recipe = values(endpoint.url, prices={"input": 10.0, "output": 30.0}, max_cot_tokens=40, evaluations_per_cot=0)
+        found = collect(tmp_path, validate(recipe, "r"))
+        whole = sum(1e-6 * (100 * 10 + 20 * request.get("n", 1) * 30) for request in endpoint.served) - 2 * 1e-6 * (1000 + 3000)
+    lost = found.spent.cost - whole
+    assert found.errors == {"garbage": 1, "rate limited": 1}
+    assert 1e-6 * 5 * 40 * 30 < lost < 0.01  # its texts at their longest, and its prompt
+
+
 def test_an_endpoint_out_of_reach_ends_the_command_with_one_line(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", values("http://127.0.0.1:9/v1"))
     found = mmedge("annotate", recipe, "--out", tmp_path)

@@ -98,7 +98,7 @@ def test_distilling_step_by_steps_lists_are_imported_in_the_order_of_the_questio
     assert len(texts) == 800
     same = RecordedTeacher((data / "svamp" / "teacher_cots.jsonl",), max_cots=1)
     assert texts == {cot.example_id: cot.text for cot in same.chains_of_thought(examples)}
-    with pytest.raises(MmedgeError, match="500 texts, but the task has 10"):
+    with pytest.raises(MmedgeError, match="800 texts, but the task has 10"):
         list(teacher.chains_of_thought(examples[:10]))
 
 
