@@ -163,7 +163,9 @@ class ChatEndpoint:
                 f"the key in {self.api_key_env}" if self.api_key_env else "a request without a key (teacher.api_key_env is null)"
             )
             return MmedgeError(f"{self.base_url} refuses {source}: {said}", "set the right key and run the same command again")
-        if status == 404 or (status in (400, 422) and _NO_MODEL.search(f"{_field(response.body, 'code')} {said}".lower())):
+        if status in (404, 405, 410) or (
+            status in (400, 422) and _NO_MODEL.search(f"{_field(response.body, 'code')} {said}".lower())
+        ):
             return MmedgeError(
                 f"{self.base_url} does not know the model {self.model!r}, or has no /chat/completions: {said}",
                 "check teacher.model and teacher.base_url (most end in /v1)",

@@ -33,6 +33,7 @@ from mmedge.teachers.store import AnnotationStore, Draw, RequestRecord, Reservat
 
 T = TypeVar("T")
 
+SILENT_SECONDS = 5.0  # after so long without a success the display says what goes wrong
 COMMIT_SECONDS = 0.05  # how long what came back waits for company before it is stored
 FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0  # seconds until a call that failed is tried again
 FAILURES_OF_ONE = 8  # a call that fails so often while others succeed is left for the next run
@@ -198,7 +199,7 @@ class Collector:
         self._settled: list[Settled] = []
         self._storing = self._reserving = self._closing = False
         self._nothing_to_claim = False
-        self._stopped = self._last_rejection = ""
+        self._stopped = self._last_rejection = self._last_failure = ""
         self._failure: MmedgeError | None = None
         self._interrupted = 0
         self._sent = self._succeeded = self._rejected = self._postponed = self._failures_in_a_row = 0
@@ -512,6 +513,7 @@ class Collector:
 
     def _failed(self, job: _Job, failed: AskingFailed, begun: float) -> None:
         now = time.monotonic()
+        self._last_failure = f"{failed.status} ({failed.detail[:60]})"
         if failed.rejected:
             self._rejected += 1
             self._last_rejection = failed.detail
@@ -650,6 +652,8 @@ class Collector:
             details: dict[str, object] = {"requests/s": f"{rate:.1f}", "in flight": len(self._tasks)}
             if self._errors:
                 details["errors"] = sum(self._errors.values())
+                if now - self._last_success > SILENT_SECONDS:
+                    details["the last:"] = self._last_failure
             if any(self._asked.prices):
                 details["cost"] = f"{self._spent.cost:.4g}"
             self._step.advance(advanced, **details)
