@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from mmedge import __version__
-from mmedge.errors import MmedgeError, missing_extra
+from mmedge.errors import MmedgeError, missing_extra, printable
 
 if TYPE_CHECKING:
     from mmedge.bench.bench import BenchSettings
@@ -178,6 +178,8 @@ def annotate(
         _print_json({"run": str(folder), "complete": collected is None or collected.complete, **found})
     else:
         _show_collection(found, folder)
+    if collected is not None and collected.given_up and not as_json:
+        typer.echo(f"{collected.given_up} subjects have fewer texts than wanted: every attempt allowed (teacher.attempts) was made")
     if collected is not None and not collected.complete:
         if collected.stopped:
             typer.echo(f"stopped: one more request could exceed {collected.stopped}; raise it and run again to continue", err=True)
@@ -219,9 +221,9 @@ def _prepare_collection(
     if show_prompts:
         from mmedge.teachers.prompting import shown
 
-        typer.echo(f"# a chain of thought for {examples[0].id}\n{shown(prompts.about_question(examples[0]))}\n")
+        typer.echo(printable(f"# a chain of thought for {examples[0].id}\n{shown(prompts.about_question(examples[0]))}\n"))
         judged = "(here stands the chain of thought that is judged)"
-        typer.echo(f"# an evaluation of it\n{shown(prompts.about_cot(examples[0], judged))}")
+        typer.echo(printable(f"# an evaluation of it\n{shown(prompts.about_cot(examples[0], judged))}"))
         return
     _show_estimate(recipe, folder, asked_of(section), prompts, examples, as_json)
 
@@ -266,6 +268,9 @@ def _show_collection(found: dict[str, Any], folder: Path) -> None:
     for name, count, share in yield_rows(found):
         typer.echo(f"{name}: {count} ({share})")
     bill = found["bill"]
+    texts = bill["texts"]["cot"] if bill is not None else {}
+    if 2 * texts.get("identical", 0) > sum(texts.values()):
+        typer.echo("most chains of thought said the same as another: does the endpoint heed teacher.temperature?")
     if bill is not None and bill["failed"]:
         failed = ", ".join(f"{count} {status}" for status, count in bill["failed"].items())
         typer.echo(f"requests failed: {failed} (of {bill['requests']:,})")
@@ -700,7 +705,7 @@ def main() -> None:
     except MmedgeError as error:
         if debug:
             raise
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {printable(str(error))}", err=True)
         sys.exit(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

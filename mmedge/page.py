@@ -15,6 +15,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmedge.errors import printable
 from mmedge.storage import write_text
 
 _STYLE = """
@@ -45,6 +46,16 @@ summary { cursor: pointer; } pre { white-space: pre-wrap; font: .9rem/1.45 ui-mo
 """
 
 
+_LONGEST = 5000  # characters of one text that are shown
+
+
+def _shown(text: str) -> str:
+    """Return text as HTML: escaped, without signs that steer or turn it, and not longer than anybody reads."""
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]} … ({len(text) - _LONGEST:,} more characters)"
+    return html.escape(printable(text))
+
+
 class Page:
     """A page that grows from top to bottom.
 
@@ -55,24 +66,24 @@ class Page:
 
     def __init__(self, title: str, subtitle: str = "") -> None:
         self._title = title
-        self._parts = [f"<h1>{html.escape(title)}</h1>"]
+        self._parts = [f"<h1>{_shown(title)}</h1>"]
         if subtitle:
-            self._parts.append(f'<p class="dim">{html.escape(subtitle)}</p>')
+            self._parts.append(f'<p class="dim">{_shown(subtitle)}</p>')
 
     def heading(self, text: str, note: str = "") -> None:
         """Begin a section, with a sentence that says what is to be seen."""
-        self._parts.append(f"<h2>{html.escape(text)}</h2>")
+        self._parts.append(f"<h2>{_shown(text)}</h2>")
         if note:
             self.note(note)
 
     def note(self, text: str) -> None:
         """Add a sentence."""
-        self._parts.append(f'<p class="dim">{html.escape(text)}</p>')
+        self._parts.append(f'<p class="dim">{_shown(text)}</p>')
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Add a table whose first column names what the others count."""
-        head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        head = "".join(f"<th>{_shown(heading)}</th>" for heading in headings)
+        body = "".join("<tr>" + "".join(f"<td>{_shown(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         self._parts.append(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
 
     def bars(self, bars: Sequence[tuple[str, float, str]], largest: float | None = None) -> None:
@@ -82,18 +93,17 @@ class Page:
         for name, length, words in bars:
             width = max(0.0, min(100.0, 100 * length / top))
             cells.append(
-                f'<span>{html.escape(name)}</span><span class="track"><i style="width:{width:.2f}%"></i></span>'
-                f"<span>{html.escape(words)}</span>"
+                f'<span>{_shown(name)}</span><span class="track"><i style="width:{width:.2f}%"></i></span>'
+                f"<span>{_shown(words)}</span>"
             )
         self._parts.append(f'<div class="bars">{"".join(cells)}</div>')
 
     def details(self, summary: str, texts: Sequence[tuple[str, str]]) -> None:
         """Add something to unfold: texts, each with a line that says what it is."""
         inside = "".join(
-            f'<div class="text"><span class="dim">{html.escape(what)}</span><pre>{html.escape(text)}</pre></div>'
-            for what, text in texts
+            f'<div class="text"><span class="dim">{_shown(what)}</span><pre>{_shown(text)}</pre></div>' for what, text in texts
         )
-        self._parts.append(f"<details><summary>{html.escape(summary)}</summary>{inside}</details>")
+        self._parts.append(f"<details><summary>{_shown(summary)}</summary>{inside}</details>")
 
     def text(self) -> str:
         """Return the whole page."""
@@ -101,7 +111,7 @@ class Page:
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-            f"<title>{html.escape(self._title)}</title><style>{_STYLE}</style></head><body>\n"
+            f"<title>{_shown(self._title)}</title><style>{_STYLE}</style></head><body>\n"
             + "\n".join(self._parts)
             + "\n</body></html>\n"
         )

@@ -13,9 +13,10 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from mmedge.errors import MmedgeError
 from mmedge.storage import read_text, write_text
@@ -168,10 +169,29 @@ class OpenAITeacherSection(SampledTeacherSection):
     timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
     patience_minutes: Annotated[float, Field(ge=0)] = 10.0
     choices_per_request: Positive | None = None
-    extra: dict[str, str | int | float | bool | None] = {}
+    extra: dict[str, JsonValue] = {}
     prices: PricesSection = PricesSection()
     max_cost: Annotated[float, Field(ge=0)] | None = None
     max_requests: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _no_secrets_and_no_doubles(self) -> OpenAITeacherSection:
+        parts = urlsplit(self.base_url)
+        if parts.username or parts.password or _SECRET_PARAMETER.search(parts.query):
+            raise ValueError(
+                "base_url: it carries a password or key, which would be written into the run; put the key into the environment "
+                "variable that api_key_env names"
+            )
+        doubled = sorted(_FIELDS_OF_REQUESTS & self.extra.keys())
+        if doubled:
+            raise ValueError(f"extra: {doubled[0]!r} is set by other fields of the teacher's section")
+        return self
+
+
+_SECRET_PARAMETER = re.compile(r"(?:^|&)[^=&]*(?:key|token|secret|password|sig)[^=&]*=", re.IGNORECASE)
+_FIELDS_OF_REQUESTS = frozenset(
+    ("model", "messages", "n", "seed", "stream", "max_tokens", "max_completion_tokens", "temperature", "top_p", "stop")
+)
 
 
 class LocalTeacherSection(SampledTeacherSection):

@@ -109,7 +109,7 @@ def load_run_recipe(run: Run) -> Recipe:
         MmedgeError: The folder is no run.
     """
     if not run.recipe.is_file():
-        raise MmedgeError(f"{run.folder} is no run: it has no recipe.yaml", "make one with mmedge distill RECIPE --out FOLDER")
+        raise MmedgeError(f"{run.folder} is no run: it has no recipe.yaml", "make one: mmedge annotate RECIPE --out FOLDER")
     try:
         values = yaml.safe_load(read_text(run.recipe))
     except yaml.YAMLError as error:

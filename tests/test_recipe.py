@@ -18,7 +18,8 @@ RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
 def test_every_recipe_is_valid_and_opens_with_its_command(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    assert f"mmedge distill recipes/{path.name} --out runs/{path.stem}" in path.read_text(encoding="utf-8")
+    verb = "annotate" if recipe.teacher.kind in ("openai", "local") else "distill"
+    assert f"mmedge {verb} recipes/{path.name} --out runs/{path.stem}" in path.read_text(encoding="utf-8")
 
 
 def test_settings_override_fields_and_make_sections(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ the collector. What is asked is described in the store, word by word, so that a 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -152,7 +153,7 @@ def annotate(
     if isinstance(section, SampledTeacherSection):
         prompts = prompts_of(section, task)
         description = describe(section, prompts)
-        store.begin(sha256_json(description))
+        _begin(store, description)
         endpoint = section.base_url if isinstance(section, OpenAITeacherSection) else "this machine"
         configuration = store.configuration(canonical_json(description | {"endpoint": endpoint}))
         writer, asked = build_writer(section), asked_of(section, limits)
@@ -164,7 +165,7 @@ def annotate(
         return Collector(store, writer, task, examples, prompts, asked, configuration, progress).run()
     teacher = build_teacher(section, task)
     fingerprint = teacher.fingerprint()
-    if store.begin(fingerprint):
+    if store.begin(fingerprint, replace_unfinished=True):
         return None
     by_id = {example.id: example for example in examples}
     with progress.task("chains of thought", total=None) as step:
@@ -178,6 +179,30 @@ def annotate(
             step.advance(len(batch))
     store.finish(fingerprint)
     return None
+
+
+def _begin(store: AnnotationStore, description: dict[str, object]) -> None:
+    """Note that a teacher that is asked begins; where another one did before, say in what it differs.
+
+    Raises:
+        MmedgeError: Another teacher's annotations are in this store.
+    """
+    try:
+        store.begin(sha256_json(description))
+    except MmedgeError:
+        for (content,) in store.query("SELECT content FROM configurations"):
+            before, now = json.loads(content), json.loads(canonical_json(description))
+            changed = [
+                name if name == "prompts" else f"{name} ({before.get(name)!r:.40}, now {now[name]!r:.40})"
+                for name in now
+                if before.get(name) != now[name]
+            ]
+            if changed:
+                raise MmedgeError(
+                    f"{store.path} holds annotations of a teacher that differs in {', '.join(changed)}",
+                    "choose another --out folder, or set it back",
+                ) from None
+        raise
 
 
 def most_read(recipe: Recipe) -> tuple[int | None, int | None]:

@@ -194,6 +194,7 @@ class Collector:
         self._pause_until = 0.0
         self._exposed_requests, self._exposed_cost = 0, 0.0  # in flight, or not stored yet, at worst
         self._granted = Reservation(0, 0.0)
+        self._rejected_early: list[_Work] = []  # before anything had succeeded
         self._dearest = 0.0  # the most that a request seen so far may cost
         self._records: list[tuple[RequestRecord, float]] = []
         self._settled: list[Settled] = []
@@ -241,8 +242,8 @@ class Collector:
         try:
             async with self._writer:
                 with self._signals():
-                    committing = self._loop.create_task(self._commit_forever())
-                    beating = self._loop.create_task(self._beat_forever())
+                    committing = self._in_background(self._commit_forever())
+                    beating = self._in_background(self._beat_forever())
                     try:
                         await self._send_forever()
                     finally:
@@ -323,7 +324,7 @@ class Collector:
                 if self._unstored or self._tasks:
                     return  # what is in flight may cost less than it could
                 self._reserving = True
-                self._loop.create_task(self._reserve_or_stop(job))
+                self._in_background(self._reserve_or_stop(job))
                 return
             self._exposed_requests, self._exposed_cost = requests, cost
             self._queue.popleft()
@@ -351,8 +352,17 @@ class Collector:
         self._send()
         if len(self._queue) < self._room() or self._ending:
             self._wake.set()
+        self._ended(task)
+
+    def _in_background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start work that nobody waits for; when it fails, the collection ends."""
+        task = self._loop.create_task(work)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(error if isinstance(error, MmedgeError) else MmedgeError(f"{type(error).__name__}: {error}"))
+            self._fail(_as_mmedge_error(error))
 
     def _fail(self, error: MmedgeError) -> None:
         self._failure = self._failure or error
@@ -471,6 +481,8 @@ class Collector:
             )
             self._succeeded += 1
             self._failures_in_a_row = 0
+            while self._rejected_early:
+                self._give_up(self._rejected_early.pop())
             self._last_success = time.monotonic()
             self._window.succeeded(full)
             self._answered(job, draws)
@@ -519,10 +531,11 @@ class Collector:
             self._last_rejection = failed.detail
             if not self._succeeded and self._rejected >= REJECTIONS_AT_FIRST:
                 self._fail(self._all_rejected())
-            if not job.work.closed:
-                subject = job.work.subject
-                now_ = standing(subject.wanted, subject.draws, job.work.draws, distinct=subject.kind == "cot")
-                self._settle(job.work, now_.accepted, now_.became)
+            if not self._succeeded:
+                job.work.closed = True  # it may be the recipe's fault, and not this question's: nothing is given up for it
+                self._rejected_early.append(job.work)
+            elif not job.work.closed:
+                self._give_up(job.work)
             return
         if failed.overloaded:
             self._window.overloaded(begun, now)
@@ -546,7 +559,7 @@ class Collector:
             if job.failures >= FAILURES_OF_ONE and not job.work.closed:
                 self._postponed += 1
                 job.work.closed = True
-                self._loop.create_task(self._on_disk(self._store.postpone, job.work.subject))
+                self._in_background(self._on_disk(self._store.postpone, job.work.subject))
             if job.work.closed:
                 return
         wait = failed.retry_after
@@ -558,6 +571,12 @@ class Collector:
             wait += random.random() * min(1.0, wait)
         self._retrying += 1
         self._loop.call_later(wait, self._retry, job)
+
+    def _give_up(self, work: _Work) -> None:
+        """Settle a subject with what it has."""
+        subject = work.subject
+        now = standing(subject.wanted, subject.draws, work.draws, distinct=subject.kind == "cot")
+        self._settle(work, now.accepted, now.became)
 
     def _all_rejected(self) -> MmedgeError:
         what = f"{self._writer.name} rejects every request: {self._last_rejection}"
@@ -583,10 +602,10 @@ class Collector:
         self._records, self._settled, self._storing = [], [], True
         try:
             follow_ups = await self._on_disk(self._store.record, self._number, [record for record, _ in records], settled)
-        except MmedgeError as error:
+        except Exception as error:
             self._records, self._settled = records + self._records, settled + self._settled
             self._storing = False
-            self._fail(error)
+            self._fail(_as_mmedge_error(error))
             return
         worst = sum(worst for _, worst in records)
         self._exposed_requests -= len(records)
@@ -650,6 +669,8 @@ class Collector:
                 rate, sent, at = (self._sent - sent) / (now - at), self._sent, now
             advanced, self._advanced = self._advanced, 0
             details: dict[str, object] = {"requests/s": f"{rate:.1f}", "in flight": len(self._tasks)}
+            if self._pause_until - now > 1:
+                details["waiting, as the endpoint asks,"] = duration(self._pause_until - now)
             if self._errors:
                 details["errors"] = sum(self._errors.values())
                 if now - self._last_success > SILENT_SECONDS:
@@ -688,6 +709,12 @@ class Collector:
         if self._interrupted == 1 and self._tasks:
             self._progress.line(f"interrupted: waiting for {len(self._tasks)} requests that were sent; again to leave them")
         self._wake.set()
+
+
+def _as_mmedge_error(error: BaseException) -> MmedgeError:
+    if isinstance(error, MmedgeError):
+        return error
+    return MmedgeError(f"{type(error).__name__}: {str(error)[:200]}", "what came before is stored; this is a defect of mmedge")
 
 
 _HOPELESS = {

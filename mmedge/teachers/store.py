@@ -279,6 +279,8 @@ class AnnotationStore:
             return
         with self._transaction():
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0 and self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+                raise MmedgeError(f"{self.path} is a database of another program", "move it away, or choose another --out")
             if version > len(MIGRATIONS):
                 raise MmedgeError(f"{self.path} was written by a newer mmedge", "update mmedge")
             for migration in MIGRATIONS[version:]:
@@ -349,13 +351,23 @@ class AnnotationStore:
         query = "SELECT COUNT(*) FROM annotations WHERE kind = ?"
         return int(self._connection.execute(query, (kind,)).fetchone()[0])
 
-    def begin(self, fingerprint: str) -> bool:
+    def begin(self, fingerprint: str, *, replace_unfinished: bool = False) -> bool:
         """Note that a teacher starts collecting; return whether it had finished before.
+
+        Args:
+            fingerprint: Says who it is.
+            replace_unfinished: Remove what another one had left unfinished; for teachers that cost nothing.
 
         Raises:
             MmedgeError: Another teacher's annotations are in this store.
         """
         rows = self._connection.execute("SELECT fingerprint, finished FROM collections").fetchall()
+        asked = self._connection.execute("SELECT EXISTS (SELECT 1 FROM requests)").fetchone()[0]
+        if replace_unfinished and rows and rows[0][0] != fingerprint and not rows[0][1] and not asked:
+            with self._transaction():
+                for table in ("annotations", "collections", "stale", "summaries"):
+                    self._connection.execute(f"DELETE FROM {table}")
+            rows = []
         if any(row[0] != fingerprint for row in rows):
             raise MmedgeError(
                 f"{self.path} holds another teacher's annotations (or its files, model, prompts or sampling have changed)",
@@ -543,7 +555,7 @@ class AnnotationStore:
                 for draw in request.draws:
                     became = final.pop((subject.number, draw.draw), None) or draw.outcome
                     text = "" if became == ACCEPTED else _storable(draw.text)  # an accepted one stands in `annotations`
-                    response_rows.append((*place, draw.draw, id_, draw.finish, became, text))
+                    response_rows.append((*place, draw.draw, id_, _storable(draw.finish), became, text))
                     outcomes[subject.kind, became] += 1
             many(f"INSERT INTO requests VALUES ({', '.join('?' * 18)})", request_rows)
             many("INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)", response_rows)

@@ -133,6 +133,7 @@ def _as_folder(folder: Path) -> Path:
     import torch
 
     model, tokenizer = load(resolve(WEIGHTS, None, "test"), None, None, "test", dtype=torch.float32)
+    model.generation_config.do_sample = True  # without it `transformers serve` heeds no temperature, and every text is the same
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
     return folder

@@ -56,6 +56,14 @@ def test_a_request_carries_what_the_api_asks_for() -> None:
     assert len(reply.texts) == 3 and (reply.prompt_tokens, reply.completion_tokens, reply.estimated) == (100, 60, False)
 
 
+def test_counts_of_tokens_that_cannot_be_are_estimated() -> None:
+    for count in (-5, 10**30, "many", True, 1.5):
+        body = completion("fine", usage={"prompt_tokens": count, "completion_tokens": 3})
+        with answers(200, body) as endpoint:
+            reply = ask(endpoint)
+        assert reply.estimated and 0 < reply.prompt_tokens < 100
+
+
 def test_unusual_text_comes_through_unchanged() -> None:
     odd = 'Quotes " and \\ and \u2028 and 😀 and \u0000 and {question}'
     with answers(200, completion(odd)) as endpoint:

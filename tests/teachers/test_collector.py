@@ -210,6 +210,15 @@ def test_the_bill_never_exceeds_the_maximal_cost(tmp_path: Path, undisturbed: di
     assert held(tmp_path) == undisturbed
 
 
+def test_another_teacher_is_refused_and_what_differs_is_named(tmp_path: Path) -> None:
+    with Endpoint() as endpoint:
+        collect(tmp_path, validate(values(endpoint.url, cots_per_question=1, evaluations_per_cot=0), "r"))
+        with pytest.raises(MmedgeError, match=r"differs in temperature \(0.7, now 0.9\)"):
+            collect(tmp_path, validate(values(endpoint.url, temperature=0.9), "r"))
+        same = values(endpoint.url, cots_per_question=1, evaluations_per_cot=0, concurrency=3, timeout_seconds=9)
+        assert collect(tmp_path, validate(same, "r")).requests == 0  # how it is reached decides nothing
+
+
 def test_a_maximal_cost_without_prices_is_refused(tmp_path: Path) -> None:
     with Endpoint() as endpoint, pytest.raises(MmedgeError, match="needs prices"):
         collect(tmp_path, validate(values(endpoint.url), "r"), Limits(max_cost=1.0))
@@ -280,6 +289,14 @@ def test_a_question_that_always_fails_is_left_for_the_next_run(tmp_path: Path) -
     assert len(held(tmp_path)["annotations"]) == QUESTIONS
 
 
+def test_an_endpoint_that_always_says_the_same_is_noticed(tmp_path: Path) -> None:
+    with Endpoint(handler=lambda _: (200, {}, completion("3 + 4 = 7. The answer is 7."))) as endpoint:
+        recipe = write_recipe(tmp_path / "r.yaml", values(endpoint.url, evaluations_per_cot=0, attempts=2))
+        found = mmedge("annotate", recipe, "--out", tmp_path / "run")
+    assert found.code == 0 and "does the endpoint heed teacher.temperature?" in found.out
+    assert f"{QUESTIONS} subjects have fewer texts than wanted" in found.out
+
+
 def test_texts_that_are_no_answers_are_kept_apart_and_given_up_at_last(tmp_path: Path) -> None:
     with Endpoint(handler=lambda _: (200, {}, completion("I cannot", "", finish="length"))) as endpoint:
         found = collect(tmp_path, validate(values(endpoint.url, attempts=2), "r"))
@@ -314,6 +331,22 @@ def test_a_few_questions_that_are_all_rejected_say_why(tmp_path: Path) -> None:
         recipe["task"]["train"] = 2
         with pytest.raises(MmedgeError, match="rejects every request: too long"):
             collect(tmp_path, validate(recipe, "r"))
+        endpoint.handler = None  # it was the recipe's fault, or the endpoint's: no question is given up for it
+        assert collect(tmp_path, validate(recipe, "r")).complete
+    assert Counter(row[1] for row in held(tmp_path)["annotations"]) == {"cot": 2 * COTS, "evaluation": 2 * COTS * EVALUATIONS}
+
+
+def test_one_question_that_is_rejected_is_given_up_alone(tmp_path: Path) -> None:
+    recipe = validate(values("http://x/"), "r")
+    words = build_task(recipe.task.model_dump()).load().train[0].question
+
+    def picky(asked: dict[str, Any]) -> tuple[int, dict[str, str], bytes] | None:
+        return (400, {}, b"{}") if words in asked["messages"][-1]["content"] else None
+
+    with Endpoint(handler=picky) as endpoint:
+        found = collect(tmp_path, validate(values(endpoint.url, evaluations_per_cot=0), "r"))
+        assert found.complete and found.given_up == 1
+    assert len(held(tmp_path)["annotations"]) == (QUESTIONS - 1) * COTS
 
 
 def test_what_may_have_been_billed_though_it_did_not_arrive_is_in_the_bill(tmp_path: Path) -> None:
@@ -406,6 +439,32 @@ def test_a_store_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> N
     with AnnotationStore(path) as store:
         assert [annotation.text for annotation in store.annotations("cot")] == ["The answer is 4."]
         assert store.stale("key") == ["a"]
+
+
+def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "annotations.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+    with pytest.raises(MmedgeError, match="a database of another program"):
+        AnnotationStore(path)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("theirs",)]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "complaint"),
+    [
+        ({"base_url": "http://me:secret@localhost/v1"}, "carries a password or key"),
+        ({"base_url": "http://localhost/v1?api_key=secret"}, "carries a password or key"),
+        ({"extra": {"n": 7}}, "'n' is set by other fields"),
+        ({"extra": {"max_tokens": 100000}}, "'max_tokens' is set by other fields"),
+    ],
+)
+def test_recipes_that_would_write_a_secret_or_break_a_limit(tmp_path: Path, teacher: dict[str, Any], complaint: str) -> None:
+    recipe = values("http://localhost/v1") | {"teacher": values("http://localhost/v1")["teacher"] | teacher}
+    found = mmedge("annotate", write_recipe(tmp_path / "r.yaml", recipe), "--out", tmp_path / "run")
+    assert is_one_line_error(found) and complaint in found.err and "secret" not in found.err, found.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_many_read_while_one_writes(tmp_path: Path) -> None:

@@ -150,6 +150,22 @@ def test_what_is_no_parquet_file_is_one_line(tmp_path: Path, own_task: dict[str,
     assert is_one_line_error(found) and "is no Parquet file" in found.err
 
 
+def test_a_recording_that_was_mended_is_read_anew(tmp_path: Path, own_task: dict[str, Path]) -> None:
+    recipe = validate(own_recipe(own_task, tmp_path), "r")
+    task = build_task(recipe.task.model_dump())
+    examples = task.load().train
+    values = own_recipe(own_task, tmp_path)
+    path = tmp_path / "mine.jsonl"
+    values["teacher"] = {"kind": "recorded", "cots": str(path)}
+    path.write_text(json.dumps({"id": examples[0].id, "sample": 0, "text": "The answer is 4."}) + "\n{broken\n")
+    with AnnotationStore(tmp_path / "s.sqlite") as store:
+        with pytest.raises(MmedgeError, match=r"mine\.jsonl:2"):
+            annotate(validate(values, "r"), task, examples, store, Progress(quiet=True))
+        path.write_text(json.dumps({"id": examples[0].id, "sample": 0, "text": "The answer is 5."}) + "\n")
+        annotate(validate(values, "r"), task, examples, store, Progress(quiet=True))
+        assert [cot.text for cot in store.annotations("cot")] == ["The answer is 5."]
+
+
 def test_a_list_that_is_longer_than_the_task_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "texts.json"
     path.write_text(json.dumps(["The answer is 42.", "The answer is 43."]))
