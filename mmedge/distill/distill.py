@@ -25,8 +25,9 @@ from mmedge.tasks import Example, Splits, Task, build_task
 from mmedge.tasks.evaluation_set import FILE_NAME, HeldOutCot, evaluation_set_of, write_evaluation_set
 from mmedge.tasks.prompts import render_question
 from mmedge.teachers.collect import annotate, most_read
+from mmedge.teachers.reading import AnnotatedExample, ReadingReport, read_annotations
 from mmedge.teachers.selection import select
-from mmedge.teachers.store import AnnotatedExample, AnnotationStore, ReadingReport, read_annotations
+from mmedge.teachers.store import AnnotationStore
 
 _DECIDES_TRAINING = ("seed", "student", "method", "training", "split", "generation")
 LESSON_FORMAT = 2  # counts up when the same recipe would train differently

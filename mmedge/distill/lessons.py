@@ -27,7 +27,7 @@ import torch
 from mmedge.recipe import MethodSection
 from mmedge.tasks.encoding import Family, Kind, PromptEncoder
 from mmedge.tasks.prompts import Context, render_question
-from mmedge.teachers.store import AnnotatedExample
+from mmedge.teachers.reading import AnnotatedExample
 
 TASKS: tuple[Kind, Kind] = ("predict", "explain")
 IGNORED = -100

@@ -19,7 +19,7 @@ from mmedge.statistics import Proportion, balanced_accuracy, proportion
 from mmedge.tasks import ChainOfThought, Example, Task, Verdict
 from mmedge.tasks.encoding import Kind, Prompt
 from mmedge.tasks.prompts import VERDICTS, Context, render_question
-from mmedge.teachers.store import AnnotatedExample
+from mmedge.teachers.reading import AnnotatedExample
 
 _ROWS = 32  # prompts per generation batch: enough to fill two cores, little enough for a few hundred MB
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmedge.page import Page
-from mmedge.teachers.store import AnnotatedExample
+from mmedge.teachers.reading import AnnotatedExample
 from mmedge.teachers.summary import KEEPS, text_of
 
 _KEEP_WORDS = {"all": "all (the paper)", "self_consistent": "self-consistent", "judged_correct": "judged correct"}

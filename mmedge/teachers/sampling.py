@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 from mmedge.tasks import Example, Task
 from mmedge.tasks.reading import lacks_verdict, one_paragraph, runs_on, trim
-from mmedge.teachers.store import ACCEPTED, IDENTICAL, WHOLE, Draw
+from mmedge.teachers.schema import ACCEPTED, IDENTICAL, WHOLE
+from mmedge.teachers.store import Draw
 
 TRUNCATED, REFUSED, EMPTY = "truncated", "refused", "empty"
 _REFUSAL = re.compile(

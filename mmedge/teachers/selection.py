@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Literal
 
 from mmedge.tasks.base import Example, Judge, Verdict
-from mmedge.teachers.store import AnnotatedExample, EvaluatedCot
+from mmedge.teachers.reading import AnnotatedExample, EvaluatedCot
 
 Selection = Literal["all", "self_consistent", "judged_correct"]
 

@@ -6,7 +6,7 @@
     responses     every text that came back, with how it finished and what became of it
     summaries     what the texts of a question say, kept so that a report over a million of them takes a second
 
-Parsing happens when it is read: `read_annotations` returns what a task understands, and counts what it does not and why.
+Raw texts are stored; what they say is found out when they are read (`reading.py`).
 A kill at any moment leaves a store that opens and is continued; nothing is stored twice. Several processes may work on one
 store: each claims subjects before it works on them, and the claims of one that died are free again. Knows nothing of prompts,
 endpoints or models.
@@ -22,141 +22,13 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmedge.errors import MmedgeError
-from mmedge.tasks import ChainOfThought, Example, SelfEvaluation, Task, Unparsed
-from mmedge.tasks.reading import read_self_evaluation
 from mmedge.teachers.base import Annotation
-
-WHOLE, ACCEPTED, IDENTICAL = "whole", "accepted", "identical"  # outcomes of whole texts: not settled yet, taken, said before
-
-MIGRATIONS = (
-    """
-    CREATE TABLE annotations (
-        example_id TEXT NOT NULL,
-        kind TEXT NOT NULL CHECK (kind IN ('cot', 'evaluation')),
-        sample INTEGER NOT NULL,
-        evaluation INTEGER NOT NULL,
-        text TEXT NOT NULL,
-        verdict TEXT,
-        teacher TEXT NOT NULL,
-        origin TEXT NOT NULL,
-        PRIMARY KEY (example_id, kind, sample, evaluation)
-    ) WITHOUT ROWID;
-    CREATE TABLE collections (fingerprint TEXT PRIMARY KEY, finished INTEGER NOT NULL);
-    """,
-    """
-    CREATE TABLE collectors (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        host TEXT NOT NULL,
-        process TEXT NOT NULL,
-        started REAL NOT NULL,
-        seen REAL NOT NULL,
-        ended REAL,
-        reserved_requests INTEGER NOT NULL DEFAULT 0,
-        reserved_cost REAL NOT NULL DEFAULT 0
-    );
-    CREATE TABLE subjects (
-        number INTEGER PRIMARY KEY,
-        example_id TEXT NOT NULL,
-        kind TEXT NOT NULL CHECK (kind IN ('cot', 'evaluation')),
-        sample INTEGER NOT NULL,
-        wanted INTEGER NOT NULL,
-        draws INTEGER NOT NULL,
-        state TEXT NOT NULL CHECK (state IN ('open', 'done', 'given up')),
-        collector INTEGER,
-        UNIQUE (example_id, kind, sample)
-    );
-    CREATE INDEX free_subjects ON subjects (number) WHERE state = 'open' AND collector IS NULL;
-    CREATE INDEX claimed_subjects ON subjects (collector) WHERE collector IS NOT NULL;
-    CREATE TABLE configurations (id INTEGER PRIMARY KEY, content TEXT NOT NULL UNIQUE);
-    CREATE TABLE requests (
-        id INTEGER PRIMARY KEY,
-        collector INTEGER NOT NULL,
-        configuration INTEGER NOT NULL,
-        example_id TEXT NOT NULL,
-        kind TEXT NOT NULL,
-        sample INTEGER NOT NULL,
-        first_draw INTEGER NOT NULL,
-        wanted INTEGER NOT NULL,
-        seed INTEGER NOT NULL,
-        prompt_sha256 TEXT NOT NULL,
-        started REAL NOT NULL,
-        seconds REAL NOT NULL,
-        status TEXT NOT NULL,
-        detail TEXT NOT NULL,
-        prompt_tokens INTEGER NOT NULL,
-        completion_tokens INTEGER NOT NULL,
-        tokens_estimated INTEGER NOT NULL,
-        cost REAL NOT NULL
-    );
-    CREATE TABLE responses (
-        example_id TEXT NOT NULL,
-        kind TEXT NOT NULL,
-        sample INTEGER NOT NULL,
-        draw INTEGER NOT NULL,
-        request INTEGER NOT NULL,
-        finish TEXT NOT NULL,
-        outcome TEXT NOT NULL,
-        text TEXT NOT NULL,
-        PRIMARY KEY (example_id, kind, sample, draw)
-    ) WITHOUT ROWID;
-    CREATE TABLE totals (
-        kind TEXT NOT NULL,
-        status TEXT NOT NULL,
-        requests INTEGER NOT NULL,
-        prompt_tokens INTEGER NOT NULL,
-        completion_tokens INTEGER NOT NULL,
-        tokens_estimated INTEGER NOT NULL,
-        cost REAL NOT NULL,
-        seconds REAL NOT NULL,
-        PRIMARY KEY (kind, status)
-    ) WITHOUT ROWID;
-    CREATE TABLE outcomes (
-        kind TEXT NOT NULL, outcome TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (kind, outcome)
-    ) WITHOUT ROWID;
-    CREATE TABLE stale (example_id TEXT PRIMARY KEY) WITHOUT ROWID;
-    CREATE TABLE summaries (example_id TEXT PRIMARY KEY, content TEXT NOT NULL) WITHOUT ROWID;
-    CREATE TABLE readings (key TEXT PRIMARY KEY);
-    INSERT INTO stale SELECT DISTINCT example_id FROM annotations;
-    """,
-)
-
-
-@dataclass(frozen=True)
-class EvaluatedCot:
-    """A parsed chain of thought with its parsed self-evaluations."""
-
-    sample: int
-    cot: ChainOfThought
-    evaluations: tuple[SelfEvaluation, ...]
-
-
-@dataclass(frozen=True)
-class AnnotatedExample:
-    """An example with everything about it that could be read."""
-
-    example: Example
-    cots: tuple[EvaluatedCot, ...]
-
-
-@dataclass
-class ReadingReport:
-    """How much of a store could be read.
-
-    Attributes:
-        cots: Counts of chains of thought by `parsed` or by the reason why not.
-        evaluations: The same for self-evaluations, whatever became of the chain of thought that they judge.
-    """
-
-    cots: Counter[str] = field(default_factory=Counter)
-    evaluations: Counter[str] = field(default_factory=Counter)
-
-    def to_json(self) -> dict[str, dict[str, int]]:
-        return {"cots": dict(self.cots), "evaluations": dict(self.evaluations)}
+from mmedge.teachers.schema import ACCEPTED, MIGRATIONS, WHOLE
 
 
 class Subject(NamedTuple):
@@ -743,58 +615,3 @@ def _storable(value: str | None) -> str | None:
     if value is None or value.isascii():
         return value
     return value.encode("utf-8", "replace").decode("utf-8")
-
-
-def read_annotations(
-    store: AnnotationStore,
-    task: Task,
-    examples: Sequence[Example],
-    most: tuple[int | None, int | None] = (None, None),
-    *,
-    some: bool = False,
-    each: dict[str, ReadingReport] | None = None,
-) -> tuple[list[AnnotatedExample], ReadingReport]:
-    """Read everything a store holds about some examples.
-
-    Args:
-        store: The store.
-        task: Says how texts are read.
-        examples: The questions.
-        most: How many chains of thought per question and evaluations per chain are read at most, the first ones; None for all.
-        some: Whether these are few of the store's questions, so that the others are not even looked at.
-        each: Filled with a report for every question, where given.
-
-    Returns:
-        The examples in their order with what could be read of them, and the counts of what could not.
-    """
-    report = ReadingReport()
-    known = {example.id: example for example in examples}
-    ids = list(known) if some else None
-    evaluations: dict[tuple[str, int], list[SelfEvaluation]] = {}
-
-    def reports(annotation: Annotation) -> Iterator[ReadingReport]:
-        yield report
-        if each is not None:
-            yield each.setdefault(annotation.example_id, ReadingReport())
-
-    for annotation in store.annotations("evaluation", ids):
-        if annotation.example_id in known and _within(annotation.sample, most[0]) and _within(annotation.evaluation, most[1]):
-            evaluation = read_self_evaluation(annotation.text, annotation.verdict)
-            for counted in reports(annotation):
-                counted.evaluations[evaluation.value if isinstance(evaluation, Unparsed) else "parsed"] += 1
-            if not isinstance(evaluation, Unparsed):
-                evaluations.setdefault((annotation.example_id, annotation.sample), []).append(evaluation)
-    cots: dict[str, list[EvaluatedCot]] = {}
-    for annotation in store.annotations("cot", ids):
-        if annotation.example_id in known and _within(annotation.sample, most[0]):
-            cot = task.parse_chain_of_thought(annotation.text, known[annotation.example_id])
-            for counted in reports(annotation):
-                counted.cots[cot.value if isinstance(cot, Unparsed) else "parsed"] += 1
-            if not isinstance(cot, Unparsed):
-                judged = tuple(evaluations.get((annotation.example_id, annotation.sample), ()))
-                cots.setdefault(annotation.example_id, []).append(EvaluatedCot(annotation.sample, cot, judged))
-    return [AnnotatedExample(example, tuple(cots.get(example.id, ()))) for example in examples], report
-
-
-def _within(number: int, most: int | None) -> bool:
-    return most is None or number < most

@@ -23,8 +23,9 @@ from mmedge.storage import sha256_file, sha256_json
 from mmedge.tasks import Task, Verdict
 from mmedge.tasks.judges import plain
 from mmedge.teachers.collect import most_read
+from mmedge.teachers.reading import AnnotatedExample, ReadingReport, read_annotations
 from mmedge.teachers.selection import Selection, select
-from mmedge.teachers.store import AnnotatedExample, AnnotationStore, ReadingReport, read_annotations
+from mmedge.teachers.store import AnnotationStore
 
 READER_VERSION = 1  # goes up when texts are read or summed up in another way
 KEEPS: tuple[Selection, ...] = ("all", "self_consistent", "judged_correct")

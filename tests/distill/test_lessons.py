@@ -25,7 +25,7 @@ from mmedge.recipe import MethodSection, ScratchSection, StudentSection
 from mmedge.tasks import ChainOfThought, Example, SelfEvaluation, Verdict
 from mmedge.tasks.encoding import Family
 from mmedge.tasks.prompts import Context
-from mmedge.teachers.store import AnnotatedExample, EvaluatedCot
+from mmedge.teachers.reading import AnnotatedExample, EvaluatedCot
 from tests.conftest import TINY_SCRATCH
 
 LESSONS = (

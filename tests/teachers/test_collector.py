@@ -24,7 +24,8 @@ from mmedge.recipe import Recipe, validate
 from mmedge.tasks import build_task
 from mmedge.teachers.collect import Limits, annotate
 from mmedge.teachers.collector import Collected, Window
-from mmedge.teachers.store import MIGRATIONS, AnnotationStore
+from mmedge.teachers.schema import MIGRATIONS
+from mmedge.teachers.store import AnnotationStore
 from tests.conftest import REPOSITORY, is_one_line_error, mmedge, write_recipe
 from tests.teachers.endpoint import Endpoint, completion
 from tests.teachers.faulty_proxy import FAULTS, FaultyProxy

@@ -18,8 +18,9 @@ from mmedge.tasks.judges import ExpressionJudge
 from mmedge.tasks.reading import read_self_evaluation
 from mmedge.teachers.collect import annotate
 from mmedge.teachers.exporting import export_annotations
+from mmedge.teachers.reading import read_annotations
 from mmedge.teachers.recorded import RecordedTeacher
-from mmedge.teachers.store import AnnotationStore, read_annotations
+from mmedge.teachers.store import AnnotationStore
 from tests.conftest import is_one_line_error, mmedge, own_recipe, write_recipe
 
 LUKE = Example("a", "Luke scored 84 points after 2 rounds. How many per round?", "42")

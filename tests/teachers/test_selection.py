@@ -6,8 +6,8 @@ import pytest
 
 from mmedge.tasks import ChainOfThought, Example, SelfEvaluation, Verdict
 from mmedge.tasks.judges import ExpressionJudge
+from mmedge.teachers.reading import AnnotatedExample, EvaluatedCot
 from mmedge.teachers.selection import Selection, select
-from mmedge.teachers.store import AnnotatedExample, EvaluatedCot
 
 RIGHT, WRONG, UNSURE = Verdict.CORRECT, Verdict.WRONG, Verdict.UNCERTAIN
 

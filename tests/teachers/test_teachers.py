@@ -16,8 +16,9 @@ from mmedge.tasks.arithmetic import ArithmeticTask
 from mmedge.teachers.base import Annotation
 from mmedge.teachers.collect import annotate
 from mmedge.teachers.embedded import FLAWS, EmbeddedTeacher
+from mmedge.teachers.reading import read_annotations
 from mmedge.teachers.recorded import RecordedTeacher
-from mmedge.teachers.store import AnnotationStore, read_annotations
+from mmedge.teachers.store import AnnotationStore
 from tests.conftest import own_recipe, tiny_recipe, write_recipe
 
 TASK = ArithmeticTask(train=700, test=10)
