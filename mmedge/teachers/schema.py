@@ -45,7 +45,6 @@ MIGRATIONS = (
         UNIQUE (example_id, kind, sample)
     );
     CREATE INDEX free_subjects ON subjects (number) WHERE state = 'open' AND collector IS NULL;
-    CREATE INDEX claimed_subjects ON subjects (collector) WHERE collector IS NOT NULL;
     CREATE TABLE configurations (id INTEGER PRIMARY KEY, content TEXT NOT NULL UNIQUE);
     CREATE TABLE requests (
         id INTEGER PRIMARY KEY,

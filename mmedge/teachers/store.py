@@ -15,6 +15,7 @@ endpoints or models.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import sqlite3
@@ -372,9 +373,9 @@ class AnnotationStore:
             begun = {
                 row[0]
                 for row in self._connection.execute(
-                    "SELECT number FROM subjects s WHERE collector = ? AND EXISTS (SELECT 1 FROM responses r "
-                    "WHERE r.example_id = s.example_id AND r.kind = s.kind AND r.sample = s.sample)",
-                    (collector,),
+                    "SELECT number FROM subjects s WHERE number IN (SELECT value FROM json_each(?)) AND EXISTS (SELECT 1 "
+                    "FROM responses r WHERE r.example_id = s.example_id AND r.kind = s.kind AND r.sample = s.sample)",
+                    (json.dumps([row[0] for row in rows]),),
                 )
             }
         subjects = [Subject(*row) for row in sorted(rows)]
