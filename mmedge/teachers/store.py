@@ -243,7 +243,7 @@ class AnnotationStore:
             rows = []
         if any(row[0] != fingerprint for row in rows):
             raise MmedgeError(
-                f"{self.path} holds another teacher's annotations (or its files, model, prompts or sampling have changed)",
+                f"{self.path} holds another teacher's annotations (or its files have changed)",
                 "choose another --out folder",
             )
         if rows:
