@@ -342,11 +342,42 @@ def distill(recipe: RecipePath, out: Out = None, overrides: Set = None, as_json:
     from mmedge.distill.distill import distill as train
 
     metrics = train(loaded, folder, _progress(quiet))
+    if not _is_main_process():
+        return
     if as_json:
         _print_json(metrics)
         return
     _show_metrics(metrics)
     typer.echo(f"student: {folder / 'student'}")
+
+
+@app.command()
+def ablate(recipe: RecipePath, out: Out = None, overrides: Set = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Compare the paper's methods on this task: labels only, one and several CoTs, with and without self-evaluation."""
+    loaded, folder = _load(recipe, overrides, out)
+    _need("torch", "distill")
+    from mmedge.distill.ablation import ablate as compare
+
+    results = compare(loaded, folder, _progress(quiet))
+    if not _is_main_process():
+        return
+    if as_json:
+        _print_json(results)
+        return
+    from rich.console import Console
+
+    from mmedge.distill.ablation_report import caption, rich_tables
+
+    console = Console(width=max(Console().width, 180))
+    for table in rich_tables(results):
+        console.print(table)
+    console.print(caption(results), highlight=False)
+    typer.echo(f"figures: {folder / 'ablation.html'}")
+
+
+def _is_main_process() -> bool:
+    """Whether this process is the one that speaks, where `torchrun` started several."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class GraphChoice(str, Enum):

@@ -234,39 +234,71 @@ class ScratchSection(Section):
     dropout: Share = 0.0
 
 
+class LoraSection(Section):
+    """Low-rank adapters (Hu et al. 2021) instead of training all weights; they are merged into the student at the end.
+
+    `targets` are the names of the layers that get one, or `all-linear`: every linear layer but the head. What is trained, and
+    so what a checkpoint holds, is the adapters alone; the learning rate may be ten times that of full training.
+    """
+
+    rank: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    dropout: Share = 0.0
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
 class StudentSection(Section):
     """Where the student's weights come from.
 
     `source` is a hub id, a local folder, a `.gguf` file, `package:NAME/FILE` (a file inside an installed Python package), or
-    `scratch`.
+    `scratch`. `lora` trains adapters instead of all weights.
     """
 
     source: PathText
     revision: str | None = None
     tokenizer: PathText | None = None
     scratch: ScratchSection = ScratchSection()
+    lora: LoraSection | None = None
 
 
 class MethodSection(Section):
     """Mind's Mirror: what is learned from.
 
-    `alpha` weighs the short task against the long one. `balance_verdicts` gives all verdicts the same weight in total, so that
-    a student is not drawn to the most frequent one; `contrast_verdicts` learns to evaluate from questions whose chains of
-    thought were judged differently, and from no others. `rehearsal` is the share of stage 2 that goes on learning to evaluate
-    (0: the paper's schedule). `cots_per_visit` is how many of a question's rationales one visit trains; they take turns from
-    epoch to epoch (none given: all of them at every visit). `keep` chooses the chains of thought that stage 2 learns from: all
-    of them (the paper), those that agree with most others of their question, or those that the teacher itself judged correct;
-    stage 1 learns from all of them in any case.
+    `labels` says what the right answer is: the pseudo-label of every CoT, weighted by how many say it (the paper without human
+    labels), the `majority` of a question's CoTs, or the `human` label. `rationales: false` learns answers alone, the standard
+    way to fine-tune. `max_cots` learns from the first so many chains of thought of a question and their evaluations.
+
+    `schedule` is `sequential` (stage 1 learns to evaluate, stage 2 to reason: the paper) or `joint` (one stage learns both at
+    once). `rehearsal` is the share of stage 2 that goes on learning to evaluate (0: the paper's schedule; with `joint` the
+    share that evaluation has in all). Its lessons count as much as their number says, unless `evaluation_weight` gives them
+    another weight in the loss. `alpha` weighs the short task against the long one. `balance_verdicts` gives all verdicts the
+    same weight in total, so that a student is not drawn to the most frequent one; `contrast_verdicts` learns to evaluate from
+    questions whose chains of thought were judged differently, and from no others.
+
+    `cots_per_visit` is how many of a question's rationales one visit trains; they take turns from epoch to epoch (none given:
+    all of them at every visit). `keep` chooses the chains of thought that stage 2 learns from: all of them (the paper), those
+    that agree with most others of their question, or those that the teacher itself judged correct; stage 1 learns from all of
+    them in any case.
     """
 
-    labels: Literal["pseudo", "human"] = "pseudo"
+    labels: Literal["pseudo", "majority", "human"] = "pseudo"
+    rationales: bool = True
+    max_cots: Positive | None = None
     keep: Literal["all", "self_consistent", "judged_correct"] = "all"
     self_evaluation: bool = True
+    schedule: Literal["sequential", "joint"] = "sequential"
     alpha: Share = 0.5
     balance_verdicts: bool = False
     contrast_verdicts: bool = False
-    rehearsal: Share = 0.0
+    rehearsal: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    evaluation_weight: Annotated[float, Field(gt=0, lt=1)] | None = None
     cots_per_visit: Positive | None = None
+
+    @model_validator(mode="after")
+    def _joint_needs_a_share(self) -> MethodSection:
+        if self.schedule == "joint" and self.self_evaluation and not self.rehearsal:
+            raise ValueError("rehearsal: a joint schedule needs the share that evaluation has in it, such as 0.3")
+        return self
 
 
 class StageSection(Section):
@@ -287,12 +319,29 @@ class StageSection(Section):
         return self
 
 
+HOW_NOT_WHAT = (  # settings of training that change how it is computed, and not what is learned
+    "checkpoint_minutes",
+    "threads",
+    "device",
+    "micro_batch_tokens",
+    "gradient_checkpointing",
+    "compile",
+    "tensorboard",
+)
+
+
 class TrainingSection(Section):
     """Both stages, and what they share.
 
     `optimizer: muon` and a `position_rate` above 1, which multiplies the learning rate of T5's position biases, are for
     students from scratch. `select_by` says what stage 2's best checkpoint is: the one with the best answers on validation
     questions, or with the best mean of answers and verdicts (balanced); the former may have forgotten how to judge.
+
+    `precision` is the number type that the passes compute in; weights, their moments and the loss stay float32 (mixed
+    precision). `micro_batch_tokens` bounds the padded tokens of one pass: a step's gradient is accumulated over as many passes
+    as its batch needs, so it changes memory and speed but no result; a pass that does not fit is halved. `gradient_checkpointing`
+    computes activations twice instead of keeping them. `compile` lets `torch.compile` build the passes, which pays for long
+    trainings on a GPU. `tensorboard` writes event files beside the metrics.
     """
 
     stage1: StageSection
@@ -308,6 +357,11 @@ class TrainingSection(Section):
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
     threads: Positive | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    micro_batch_tokens: Positive | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    tensorboard: bool = False
 
 
 class SplitSection(Section):
@@ -351,6 +405,32 @@ class BenchSection(Section):
     threads: Positive | None = None
 
 
+RowName = Literal["standard", "one_cot", "one_cot_self_evaluation", "cots", "cots_self_evaluation"]
+ROWS: tuple[RowName, ...] = ("standard", "one_cot", "one_cot_self_evaluation", "cots", "cots_self_evaluation")
+
+
+class AblationSection(Section):
+    """What `mmedge ablate` compares.
+
+    `rows` are the paper's methods: labels only, one CoT, one CoT with self-evaluation, all CoTs, all CoTs with self-evaluation.
+    `more` are further rows by name, each the last of those with other settings of `method`, such as
+    `paper_schedule: {rehearsal: 0}`. Every row is trained with each of `labels` and from every one of `seeds`.
+
+    `equal` is the budget that all rows share: `lessons` (as many visits to a question or a chain of thought, over both stages,
+    as the last of the paper's rows takes), `steps` (as many optimizer steps over both stages), `stage2` (as many steps of
+    stage 2, with stage 1 on top), or `none`: the recipe's own lengths, as epochs of each row's own material (`epochs` may give
+    a row its own, as the paper does).
+    """
+
+    rows: Annotated[tuple[RowName, ...], Field(min_length=1)] = ROWS
+    more: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], dict[str, JsonValue]] = {}
+    labels: Annotated[tuple[Literal["pseudo", "majority", "human"], ...], Field(min_length=1)] = ("pseudo", "human")
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    equal: Literal["lessons", "steps", "stage2", "none"] = "lessons"
+    epochs: dict[str, tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]]] = {}
+    keep_students: bool = False
+
+
 class Recipe(Section):
     """A whole recipe."""
 
@@ -365,11 +445,24 @@ class Recipe(Section):
     generation: GenerationSection = GenerationSection()
     export: ExportSection = ExportSection()
     bench: BenchSection = BenchSection()
+    ablation: AblationSection = AblationSection()
 
     @model_validator(mode="after")
     def _teacher_fits_task(self) -> Recipe:
         if self.teacher.kind == "embedded" and self.task.kind != "arithmetic":
             raise ValueError("teacher.kind: 'embedded' knows the task 'arithmetic' only; use 'recorded'")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_are_methods(self) -> Recipe:
+        for name, settings in self.ablation.more.items():
+            if name in ROWS:
+                raise ValueError(f"ablation.more: {name!r} is a row of the paper's; give yours another name")
+            if unknown := sorted(settings.keys() - MethodSection.model_fields.keys()):
+                raise ValueError(f"ablation.more.{name}: {unknown[0]!r} is no setting of method")
+            MethodSection.model_validate(self.method.model_dump() | settings)
+        if unknown := sorted(self.ablation.epochs.keys() - {*ROWS, *self.ablation.more}):
+            raise ValueError(f"ablation.epochs: there is no row {unknown[0]!r}")
         return self
 
 

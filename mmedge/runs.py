@@ -29,7 +29,7 @@ import yaml
 
 from mmedge import __version__
 from mmedge.errors import MmedgeError
-from mmedge.recipe import Recipe, recipe_values, validate, write_recipe
+from mmedge.recipe import HOW_NOT_WHAT, Recipe, recipe_values, validate, write_recipe
 from mmedge.storage import cannot_write, read_text, remove_leftovers
 
 _DECISIVE = ("name", "seed", "task", "teacher", "student", "method", "training", "split", "generation")
@@ -129,7 +129,9 @@ def _check_same(old: Recipe, new: Recipe, folder: Path) -> None:
             )
 
 
-_IGNORED = {"training.checkpoint_minutes"} | {  # how a teacher is reached decides nothing; what it wrote is in the store
+_IGNORED = {
+    f"training.{name}" for name in HOW_NOT_WHAT
+} | {  # how a teacher is reached decides nothing; what it wrote is in the store
     f"teacher.{name}"
     for name in (
         *("base_url", "api_key_env", "concurrency", "timeout_seconds", "patience_minutes", "choices_per_request", "attempts"),

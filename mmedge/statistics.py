@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 Z_95 = 1.959963984540054  # the 97.5th percentile of the standard normal distribution
 
@@ -135,3 +139,132 @@ class ClusteredShare:
             return "–"
         low, high = self.interval
         return f"{100 * self.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
+    """Return how often a positive one scores higher than a negative one (ties count half); None when a class is absent.
+
+    The area under the receiver operating characteristic, by ranks (Mann and Whitney 1947).
+    """
+    values, truth = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    if not positives or not negatives:
+        return None
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(count) - (count - 1) / 2)[place]
+    return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval.
+
+    Attributes:
+        value: The estimate.
+        low: Lower end of the interval.
+        high: Upper end.
+        p: How likely so large a difference from zero is by chance, two-sided; None for what is no difference.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"value": self.value, "interval_95": [self.low, self.high]} | ({} if self.p is None else {"p": self.p})
+
+
+RESAMPLES = 10_000
+
+
+Table = Sequence[Sequence[float]]
+
+
+def _resampled(successes: NDArray[np.float64], trials: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """Return the mean of `RESAMPLES` tables whose rows (trainings) and columns (questions) are drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    seeds, questions = successes.shape
+    drawn = np.empty(RESAMPLES)
+    for start in range(0, RESAMPLES, 500):
+        many = min(500, RESAMPLES - start)
+        of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=many) / seeds
+        of_questions = rng.multinomial(questions, np.full(questions, 1 / questions), size=many).astype(float)
+        summed = np.einsum("rs,sq,rq->r", of_seeds, successes, of_questions, optimize=True)
+        drawn[start : start + many] = summed / np.maximum(of_questions @ trials, 1)
+    return drawn
+
+
+def mean_over_seeds(successes: Table, trials: Sequence[int] | None = None, seed: int = 0) -> Estimate:
+    """Return the share of successes over several trainings and the same questions, with an interval over both.
+
+    A bootstrap that draws questions and trainings, so that the interval says what another test set and another seed would
+    give (Efron and Tibshirani 1993, percentile interval). With one training it is about questions alone.
+
+    Args:
+        successes: For each training, how many successes each question had.
+        trials: How many trials each question had; one where this is None.
+        seed: Of the resampling.
+    """
+    table = np.asarray(successes, dtype=float)
+    counts = np.ones(table.shape[1]) if trials is None else np.asarray(trials, dtype=float)
+    value = float(table.sum() / (counts.sum() * len(table)))
+    if value in (0.0, 1.0):  # resampling what is all the same shows no variation
+        return Estimate(value, *_wilson(value, table.shape[1]))
+    low, high = np.percentile(_resampled(table, counts, seed), [2.5, 97.5])
+    return Estimate(value, float(low), float(high))
+
+
+def auroc_over_seeds(scores: Table, positive: Sequence[bool], groups: Sequence[str], seed: int = 0) -> Estimate | None:
+    """Return the mean AUROC of several trainings on the same items, with an interval over trainings and groups of items.
+
+    Args:
+        scores: For each training, a score for each item.
+        positive: Whether each item is a positive one.
+        groups: The question that each item belongs to; questions are drawn whole.
+        seed: Of the resampling.
+
+    Returns:
+        None where one class is absent.
+    """
+    found = [auroc(row, positive) for row in scores]
+    if not found or found[0] is None:
+        return None
+    table, truth = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
+    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    members = [np.flatnonzero(member == group) for group in range(int(member.max()) + 1)]
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(RESAMPLES // 10):
+        items = np.concatenate([members[group] for group in rng.integers(len(members), size=len(members))])
+        values = [auroc(list(table[row, items]), list(truth[items])) for row in rng.integers(len(table), size=len(table))]
+        if values[0] is not None:
+            drawn.append(float(np.mean([value for value in values if value is not None])))
+    low, high = np.percentile(drawn, [2.5, 97.5]) if drawn else (0.0, 1.0)
+    return Estimate(float(np.mean([value for value in found if value is not None])), float(low), float(high))
+
+
+def paired_difference(new: Table, base: Table, seed: int = 0) -> Estimate:
+    """Return by how much the share of successes differs, paired by training and question, with interval and p.
+
+    The interval is that of `mean_over_seeds`, on the differences. With one training, p is McNemar's exact test on the
+    questions on which the two differ (McNemar 1947); with more, the share of resampled differences on the other side of zero,
+    doubled.
+    """
+    difference = np.asarray(new, dtype=float) - np.asarray(base, dtype=float)
+    drawn = _resampled(difference, np.ones(difference.shape[1]), seed)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    if len(difference) == 1:
+        p = mcnemar(int((difference > 0).sum()), int((difference < 0).sum()))
+    else:
+        p = min(1.0, 2 * min(float((drawn <= 0).mean()), float((drawn >= 0).mean())) + 1 / RESAMPLES)
+    return Estimate(float(difference.mean()), float(low), float(high), p)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Return the two-sided exact p of McNemar's test: how likely so uneven a split of the changed questions is by chance."""
+    changed, fewer = gained + lost, min(gained, lost)
+    if not changed:
+        return 1.0
+    tail = sum(math.comb(changed, count) for count in range(fewer + 1)) / 2**changed
+    return float(min(1.0, 2 * tail))

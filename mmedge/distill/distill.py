@@ -2,192 +2,33 @@
 
 from __future__ import annotations
 
-import random
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from mmedge.distill.adapters import add_adapters, merge_adapters
+from mmedge.distill.checks import check_targets
+from mmedge.distill.curves import write_training_page
+from mmedge.distill.devices import Devices
 from mmedge.distill.lessons import Lesson, evaluation_lessons, reasoning_lessons
-from mmedge.distill.scoring import JudgedCot, answer_accuracy, judged_cots, verdict_score
+from mmedge.distill.material import Material, majority_labels, prepare, tokenizer_texts
+from mmedge.distill.measure import Measure
+from mmedge.distill.scoring import judged_cots
 from mmedge.distill.students import Student, load_student, resolve_source, save_student
-from mmedge.distill.training import Course, StageTrainer, Validation
+from mmedge.distill.training import Course, StageTrainer
 from mmedge.errors import MmedgeError
+from mmedge.pretrained.sources import ModelSource
 from mmedge.progress import Progress, duration
-from mmedge.recipe import Recipe, recipe_values
+from mmedge.recipe import HOW_NOT_WHAT, MethodSection, Recipe, StageSection, recipe_values
 from mmedge.runs import Run, machine, work_on
-from mmedge.statistics import Proportion
 from mmedge.storage import atomic_folder, read_json, sha256_json, write_json
-from mmedge.tasks import Example, Splits, Task, build_task
 from mmedge.tasks.evaluation_set import FILE_NAME, HeldOutCot, evaluation_set_of, write_evaluation_set
-from mmedge.tasks.prompts import render_question
-from mmedge.teachers.collect import annotate, most_read
-from mmedge.teachers.reading import AnnotatedExample, ReadingReport, read_annotations
 from mmedge.teachers.selection import select
-from mmedge.teachers.store import AnnotationStore
 
-_DECIDES_TRAINING = ("seed", "student", "method", "training", "split", "generation")
-LESSON_FORMAT = 2  # counts up when the same recipe would train differently
-
-
-@dataclass(frozen=True)
-class Material:
-    """Everything a distillation learns from and is measured by.
-
-    Attributes:
-        task: The task.
-        splits: Its examples.
-        train: Annotated training questions.
-        validation: Annotated questions for every choice.
-        verdict_test: Annotated questions whose chains of thought test verdicts at the end.
-        report: How much of the annotations could be read.
-        hash: Hash of all of it.
-    """
-
-    task: Task
-    splits: Splits
-    train: list[AnnotatedExample]
-    validation: list[AnnotatedExample]
-    verdict_test: list[AnnotatedExample]
-    report: ReadingReport
-    hash: str
-
-
-def split_examples(recipe: Recipe, examples: Sequence[Example]) -> tuple[list[Example], list[Example], list[Example]]:
-    """Cut training, validation and verdict-test questions out of the annotated ones; the same for the same seed and ids.
-
-    Raises:
-        MmedgeError: Fewer than half of the questions would be left to train on.
-    """
-    held_out = recipe.split.validation + recipe.split.verdict_test
-    if held_out > len(examples) // 2:
-        raise MmedgeError(
-            f"split: {held_out} questions held out of {len(examples)} leave too few to train on",
-            "lower split.validation or split.verdict_test",
-        )
-    order = sorted(range(len(examples)), key=lambda index: examples[index].id)
-    random.Random(f"split/{recipe.split.seed}").shuffle(order)
-    validation, verdict_test = order[: recipe.split.validation], order[recipe.split.validation : held_out]
-    rest = sorted(order[held_out:])
-    return [examples[i] for i in rest], [examples[i] for i in sorted(validation)], [examples[i] for i in sorted(verdict_test)]
-
-
-def prepare(recipe: Recipe, run: Run, progress: Progress) -> Material:
-    """Load the task, collect what the teacher has not written yet, and read it."""
-    task = build_task(recipe.task.model_dump())
-    splits = task.load()
-    train, validation, verdict_test = split_examples(recipe, splits.train)
-    with AnnotationStore(run.annotations) as store:
-        collected = annotate(recipe, task, splits.train, store, progress)
-        if collected is not None and not collected.complete:
-            progress.line(f"annotations are not complete ({collected.stopped or 'some failed'}): training on those that are there")
-        read, report = read_annotations(store, task, splits.train, most_read(recipe))
-    by_id = {annotated.example.id: annotated for annotated in read}
-    trained, validated, tested = ([by_id[example.id] for example in part] for part in (train, validation, verdict_test))
-    if not report.cots["parsed"]:
-        raise MmedgeError(
-            "none of the teacher's chains of thought belongs to a question of the task and could be read",
-            "do the ids of the annotations match those of the questions, and does each end in an answer?",
-        )
-    digest = sha256_json([repr([trained, validated, tested]), repr(splits.tests)])
-    return Material(task, splits, trained, validated, tested, report, digest)
-
-
-def reference(annotated: AnnotatedExample) -> str | None:
-    """Return what validation takes for the right answer: the human label, or else the pseudo-label of most CoTs."""
-    if annotated.example.label is not None:
-        return annotated.example.label
-    labels = Counter(evaluated.cot.pseudo_label for evaluated in annotated.cots)
-    return labels.most_common(1)[0][0] if labels else None
-
-
-def _tokenizer_texts(material: Material) -> Iterator[str]:
-    """Yield the training texts that a tokenizer from scratch learns from."""
-    for annotated in material.train[:4000]:
-        yield f"predict: explain: correct wrong uncertain {render_question(annotated.example)} solution: answer:"
-        for evaluated in annotated.cots:
-            yield f"{evaluated.cot.rationale} {evaluated.cot.pseudo_label}"
-            for evaluation in evaluated.evaluations:
-                yield f"{evaluation.rationale} {evaluation.verdict.value}"
-
-
-def _device(recipe: Recipe) -> torch.device:
-    wanted = recipe.training.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise MmedgeError("training.device: no CUDA device here", "set it to auto or cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-@dataclass
-class _Measure:
-    """Measures a student on the questions and chains of thought of a run."""
-
-    recipe: Recipe
-    material: Material
-    progress: Progress
-
-    def __post_init__(self) -> None:
-        task = self.material.task
-        pairs = [(annotated.example, reference(annotated)) for annotated in self.material.validation]
-        self.questions = [example for example, answer in pairs if answer is not None]
-        self.references = [answer for _, answer in pairs if answer is not None]
-        if not self.questions:
-            raise MmedgeError("no validation question has a label or a readable CoT", "raise split.validation")
-        self.validation_cots = judged_cots(self.material.validation, task)
-        self.test_cots = judged_cots(self.material.verdict_test, task)
-
-    def stage1(self, student: Student) -> Validation:
-        """Verdicts on validation CoTs: balanced accuracy, or plain where one class is missing."""
-        score = verdict_score(student, self.validation_cots)
-        assert score is not None  # stage 1 has lessons, so there are evaluations
-        chosen = score.balanced if score.balanced is not None else score.accuracy.value
-        text = f"verdict accuracy {score.accuracy}, balanced {chosen:.3f}, on validation CoTs"
-        return Validation(chosen, {"verdict": score.to_json()}, text)
-
-    def answers(self, student: Student) -> Proportion:
-        """Answers to validation questions."""
-        limit = self.recipe.generation.max_answer_tokens
-        return answer_accuracy(student, self.material.task, self.questions, self.references, limit)
-
-    def stage2(self, student: Student) -> Validation:
-        """Answers to validation questions, and verdicts on validation CoTs too where the recipe selects by both."""
-        accuracy = self.answers(student)
-        text = f"answer accuracy {accuracy} on validation questions"
-        if self.recipe.training.select_by == "answers" or not self.validation_cots:
-            return Validation(accuracy.value, {"answer": accuracy.to_json()}, text)
-        judged = self.stage1(student)
-        details = {"answer": accuracy.to_json(), **judged.details}
-        return Validation((accuracy.value + judged.score) / 2, details, f"{text}; {judged.text}")
-
-    def everything(self, student: Student, when: str) -> dict[str, Any]:
-        """All final figures: answers on validation and test questions, verdicts on held-out CoTs."""
-        limit = self.recipe.generation.max_answer_tokens
-        answers = {"validation": self.answers(student).to_json()}
-        for name, examples in self.material.splits.tests.items():
-            labelled = [example for example in examples if example.label is not None]
-            labels = [example.label for example in labelled if example.label is not None]
-            found = answer_accuracy(
-                student, self.material.task, labelled, labels, limit, self.progress, f"answers to {name}, {when}"
-            )
-            answers[name] = found.to_json()
-            self.progress.line(f"{when}: answer accuracy on {name}: {found}")
-        return {"answer": answers, "verdict": self.verdicts(student, when)}
-
-    def verdicts(self, student: Student, when: str) -> dict[str, Any] | None:
-        """Verdicts on the chains of thought of the verdict test."""
-        cots: list[JudgedCot] = self.test_cots
-        found = verdict_score(student, cots)
-        if found is None:
-            return None
-        balanced = "–" if found.balanced is None else f"{found.balanced:.3f}"
-        self.progress.line(
-            f"{when}: verdict accuracy on {len(cots)} held-out CoTs: {found.accuracy}, balanced {balanced}"
-            f" (always 'correct': {found.always_correct})"
-        )
-        return found.to_json()
+LESSON_FORMAT = 3  # counts up when the same recipe would train differently
+_OF_STAGE_1 = ("self_evaluation", "max_cots", "alpha", "balance_verdicts", "contrast_verdicts")
 
 
 def distill(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
@@ -204,80 +45,216 @@ def distill(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
     Raises:
         MmedgeError: Anything the user can mend; what was finished is kept.
     """
-    with work_on(out, recipe) as run:
-        return _distill(recipe, run, progress)
+    with Devices(recipe.training) as devices:
+        shown = progress if devices.main else Progress(quiet=True)
+        with work_on(out, recipe) if devices.main else nullcontext(Run(out)) as run:
+            return _distill(recipe, run, shown, devices)
 
 
-def _distill(recipe: Recipe, run: Run, progress: Progress) -> dict[str, Any]:
-    if recipe.training.threads:
-        torch.set_num_threads(recipe.training.threads)
-    device = _device(recipe)
+def prepared(recipe: Recipe, run: Run, progress: Progress, devices: Devices) -> Material:
+    """Return a run's material; the main process collects it, and the others read what it has collected."""
+    if devices.main:
+        material = prepare(recipe, run, progress)
+        devices.wait()
+        return material
+    devices.wait()
+    return prepare(recipe, run, progress)
+
+
+def rehearsed(method: MethodSection, batch: int) -> int:
+    """Return how many evaluation lessons stand beside `batch` reasoning lessons: the rehearsal share of them all."""
+    share = method.rehearsal if method.self_evaluation else 0.0
+    return max(1, round(batch * share / (1 - share))) if share else 0
+
+
+@dataclass
+class Curriculum:
+    """Both stages of one method, on one material, from one student.
+
+    Attributes:
+        recipe: Method, seed, lengths and rates.
+        material: What is learned from.
+        source: The student's weights.
+        measure: How it is validated.
+        progress: Where progress is shown.
+        devices: Where it is trained.
+        observe: Called when there is something new to look at.
+    """
+
+    recipe: Recipe
+    material: Material
+    source: ModelSource
+    measure: Measure
+    progress: Progress
+    devices: Devices
+    observe: Callable[[], None] | None = None
+
+    def __post_init__(self) -> None:
+        self._taught = self.material.limited(self.recipe.method.max_cots)
+
+    # -------------------------------------------------------------------------------------------- what it depends on
+
+    @property
+    def has_stage1(self) -> bool:
+        """Whether there is a stage of its own for learning to evaluate."""
+        return self.recipe.method.self_evaluation and self.recipe.method.schedule == "sequential"
+
+    def key1(self) -> str:
+        """Return the hash of everything that stage 1 depends on, and nothing else: methods that share it train it once."""
+        values = recipe_values(self.recipe)
+        training = {name: value for name, value in values["training"].items() if name not in (*HOW_NOT_WHAT, "stage2", "select_by")}
+        method = {name: values["method"][name] for name in _OF_STAGE_1}
+        return sha256_json(self._base() | {"stage": 1, "training": training, "method": method})
+
+    def key2(self) -> str:
+        """Return the hash of everything that stage 2 depends on."""
+        values = recipe_values(self.recipe)
+        training = {name: value for name, value in values["training"].items() if name not in HOW_NOT_WHAT}
+        stage1 = self.key1() if self.has_stage1 else None
+        rest = {"training": training, "method": values["method"], "generation": values["generation"]}
+        return sha256_json(self._base() | {"stage": 2, "stage1": stage1} | rest)
+
+    def _base(self) -> dict[str, Any]:
+        student = self.recipe.student
+        return {
+            "format": LESSON_FORMAT,
+            "data": self.material.hash,
+            "seed": self.recipe.seed,
+            "student": [self.source.fingerprint, student.lora.model_dump() if student.lora else None],
+        }
+
+    # ------------------------------------------------------------------------------------------------------ the work
+
+    def student(self) -> Student:
+        """Return the student that the training starts from."""
+        section, seed = self.recipe.student, self.recipe.seed
+        texts = list(tokenizer_texts(self.material)) if self.source.kind == "scratch" else []
+        student = load_student(section, self.source, self.recipe.training.max_input_tokens, texts, seed)
+        if section.lora is not None:
+            add_adapters(student, section.lora, seed)
+        student.model.to(self.devices.device)
+        check_targets(self.recipe, self._taught, student, self.progress)
+        return student
+
+    def evaluation_lessons(self, student: Student) -> list[Lesson]:
+        """Return what stage 1 and rehearsal teach.
+
+        Raises:
+            MmedgeError: There is nothing of it.
+        """
+        method = self.recipe.method
+        lessons = evaluation_lessons(
+            self._taught.train,
+            student.encoder,
+            balance_verdicts=method.balance_verdicts,
+            contrast_verdicts=method.contrast_verdicts,
+        )
+        if not lessons and method.contrast_verdicts:
+            raise MmedgeError(
+                "method.contrast_verdicts: no question has chains of thought that were judged differently", "set it to false"
+            )
+        if not lessons:
+            raise MmedgeError("the annotations hold no self-evaluations", "collect some, or set method.self_evaluation to false")
+        return lessons
+
+    def stage1(self, student: Student, folder: Path) -> dict[str, Any]:
+        """Teach a student to evaluate; its weights are those of the best validation afterwards."""
+        lessons, section = self.evaluation_lessons(student), self.recipe.training.stage1
+        course = Course(lambda _: lessons, section.batch_size, self.recipe.method.alpha, 1.0)
+        return self._trainer(student, [course], section, 1, folder).run()
+
+    def stage2(self, student: Student, folder: Path) -> dict[str, Any]:
+        """Teach a student to reason, and by the recipe to go on evaluating."""
+        courses = self.stage2_courses(student)
+        return self._trainer(student, courses, self.recipe.training.stage2, 2, folder).run()
+
+    def _trainer(self, student: Student, courses: list[Course], section: StageSection, number: int, folder: Path) -> StageTrainer:
+        validate = self.measure.stage1 if number == 1 else self.measure.stage2
+        return StageTrainer(
+            student=student,
+            courses=courses,
+            section=section,
+            training=self.recipe.training,
+            validate=lambda: validate(student),
+            folder=folder,
+            name=f"stage{number}",
+            key=self.key1() if number == 1 else self.key2(),
+            seed=self.recipe.seed,
+            progress=self.progress,
+            devices=self.devices,
+            observe=self.observe,
+        )
+
+    def rehearsed(self) -> int:
+        """Return how many evaluation lessons a step of stage 2 has beside its reasoning lessons."""
+        return rehearsed(self.recipe.method, self.recipe.training.stage2.batch_size)
+
+    def stage2_courses(self, student: Student) -> list[Course]:
+        """Return what stage 2 teaches: to reason, and to evaluate where that is rehearsed or learned jointly."""
+        section, method = self.recipe.training.stage2, self.recipe.method
+        judge = self.material.task.judge
+        kept = select(self._taught.train, method.keep, judge)
+        majority = majority_labels(self._taught.train, judge) if method.labels == "majority" else None
+        if method.labels == "pseudo" and not any(annotated.cots for annotated in kept):
+            raise MmedgeError(f"method.keep: {method.keep} leaves no chain of thought to learn from", "set it to all")
+        if method.labels == "human" and not any(annotated.example.label is not None for annotated in kept):
+            raise MmedgeError("method.labels: the training questions have no human labels", "set it to pseudo or majority")
+        count = self.rehearsed()
+        weight = (method.evaluation_weight or method.rehearsal) if count else 0.0
+        courses = [
+            Course(
+                lambda epoch: reasoning_lessons(kept, student.encoder, method, epoch, majority),
+                section.batch_size,
+                method.alpha,
+                1 - weight,
+            )
+        ]
+        if count:
+            lessons = self.evaluation_lessons(student)
+            courses.append(Course(lambda _: lessons, count, method.alpha, weight, "evaluation_"))
+        return courses
+
+
+def _distill(recipe: Recipe, run: Run, progress: Progress, devices: Devices) -> dict[str, Any]:
     source = resolve_source(recipe.student)
-    material = prepare(recipe, run, progress)
-    settings = {name: recipe_values(recipe)[name] for name in _DECIDES_TRAINING}
-    settings["training"].pop("checkpoint_minutes")
-    base = {
-        "format": LESSON_FORMAT,
-        "data": material.hash,
-        "student": source.fingerprint,
-        "recipe": settings,
-    }
-    key = sha256_json(base)
-    _write_evaluation_set(run, material)
+    material = prepared(recipe, run, progress, devices)
+    measure = Measure(recipe, material, progress)
+    curriculum = Curriculum(recipe, material, source, measure, progress, devices)
+    key = curriculum.key2()
+    if devices.main:
+        _write_evaluation_set(run, material)
     if run.metrics.is_file() and run.student.is_dir():
         metrics = read_json(run.metrics)
         if metrics.get("key") == key:
             progress.line(f"{run.folder}: distilled already, kept")
             return dict(metrics)
-    write_json(
-        run.explanation,
-        {"recipe": recipe.name, "seed": recipe.seed, "data_hash": material.hash, "student": source.name, "device": str(device)}
-        | {"student_fingerprint": source.fingerprint, "annotations": material.report.to_json(), "machine": machine()},
-    )
+    devices.wait()  # or a fellow would find what another is about to write
+    if devices.main:
+        _write_explanation(recipe, run, material, source, devices)
     progress.line(
         f"{len(material.train)} training questions, {len(material.validation)} for validation, annotations: "
         + ", ".join(f"{count} CoTs {reason}" for reason, count in material.report.cots.items())
     )
-    texts = list(_tokenizer_texts(material)) if source.kind == "scratch" else []
-    student = load_student(recipe.student, source, recipe.training.max_input_tokens, texts, recipe.seed)
-    student.model.to(device)
-    progress.line(f"student: {recipe.student.source}, {student.family}, {student.parameters / 1e6:.1f} M parameters, on {device}")
-    measure = _Measure(recipe, material, progress)
-    before = _once(run.folder / "before.json", key, lambda: measure.everything(student, "untrained"))
+    student = curriculum.student()
+    progress.line(
+        f"student: {recipe.student.source}, {student.family}, {student.parameters / 1e6:.1f} M parameters, on {devices.describe()}"
+    )
+    if devices.main:
+        curriculum.observe = lambda: write_training_page(run.folder, title=f"Training of {recipe.name}", finished=False)
+
+    def kept(path: Path, wanted: str, compute: Callable[[], Any]) -> Any:
+        return devices.from_main(lambda: once(path, wanted, compute))
+
+    before = kept(run.folder / "before.json", key, lambda: measure.everything(student, "untrained"))
     stages: dict[str, Any] = {}
-    lessons = _evaluation_lessons(recipe, material, student)
-    alpha = recipe.method.alpha
     after_stage1 = None
-    if recipe.method.self_evaluation:
-        if not lessons:
-            raise MmedgeError("the annotations hold no self-evaluations", "collect some, or set method.self_evaluation to false")
-        course = Course(lambda _: lessons, recipe.training.stage1.batch_size, alpha, 1.0)
-        stages["stage1"] = StageTrainer(
-            student=student,
-            courses=[course],
-            section=recipe.training.stage1,
-            training=recipe.training,
-            validate=lambda: measure.stage1(student),
-            folder=run.stage(1),
-            name="stage1",
-            key=key,
-            seed=recipe.seed,
-            progress=progress,
-        ).run()
-        after_stage1 = _once(run.folder / "after_stage1.json", key, lambda: {"verdict": measure.verdicts(student, "after stage 1")})
-    stages["stage2"] = StageTrainer(
-        student=student,
-        courses=_stage2_courses(recipe, material, student, bool(lessons)),
-        section=recipe.training.stage2,
-        training=recipe.training,
-        validate=lambda: measure.stage2(student),
-        folder=run.stage(2),
-        name="stage2",
-        key=key,
-        seed=recipe.seed,
-        progress=progress,
-    ).run()
-    after = measure.everything(student, "distilled")
+    if curriculum.has_stage1:
+        stages["stage1"] = curriculum.stage1(student, run.stage(1))
+        verdicts = run.folder / "after_stage1.json"
+        after_stage1 = kept(verdicts, curriculum.key1(), lambda: {"verdict": measure.verdicts(student, "after stage 1")})
+    stages["stage2"] = curriculum.stage2(student, run.stage(2))
+    merge_adapters(student)
+    after = devices.from_main(lambda: measure.everything(student, "distilled"))
     metrics = {
         "key": key,
         "before": before,
@@ -287,32 +264,26 @@ def _distill(recipe: Recipe, run: Run, progress: Progress) -> dict[str, Any]:
         "annotations": material.report.to_json(),
         "machine": machine(),
     }
-    with atomic_folder(run.student) as temporary:
-        details = {
-            "recipe": recipe_values(recipe),
-            "metrics": {"before": before, "after_stage1": after_stage1, "after": after},
-            "data_hash": material.hash,
-        }
-        save_student(student, temporary, details)
-    write_json(run.metrics, metrics)
+    if devices.main:
+        with atomic_folder(run.student) as temporary:
+            details = {
+                "recipe": recipe_values(recipe),
+                "metrics": {"before": before, "after_stage1": after_stage1, "after": after},
+                "data_hash": material.hash,
+            }
+            save_student(student, temporary, details)
+        write_json(run.metrics, metrics)
+        write_training_page(run.folder, title=f"Training of {recipe.name}", finished=True)
+    devices.wait()
     seconds = sum(stage["seconds"] for stage in stages.values())
-    progress.line(f"student written to {run.student} (trained for {duration(seconds)})")
+    progress.line(f"student written to {run.student} (trained for {duration(seconds)}); curves: {run.folder / 'training.html'}")
     return metrics
 
 
-def _evaluation_lessons(recipe: Recipe, material: Material, student: Student) -> list[Lesson]:
-    method = recipe.method
-    lessons = evaluation_lessons(
-        material.train,
-        student.encoder,
-        balance_verdicts=method.balance_verdicts,
-        contrast_verdicts=method.contrast_verdicts,
-    )
-    if method.contrast_verdicts and method.self_evaluation and not lessons:
-        raise MmedgeError(
-            "method.contrast_verdicts: no question has chains of thought that were judged differently", "set it to false"
-        )
-    return lessons
+def _write_explanation(recipe: Recipe, run: Run, material: Material, source: ModelSource, devices: Devices) -> None:
+    values = {"recipe": recipe.name, "seed": recipe.seed, "data_hash": material.hash, "student": source.name}
+    values |= {"device": devices.describe(), "processes": devices.count, "student_fingerprint": source.fingerprint}
+    write_json(run.explanation, values | {"annotations": material.report.to_json(), "machine": machine()})
 
 
 def _write_evaluation_set(run: Run, material: Material) -> None:
@@ -330,29 +301,7 @@ def _write_evaluation_set(run: Run, material: Material) -> None:
     write_evaluation_set(path, evaluation)
 
 
-def _stage2_courses(recipe: Recipe, material: Material, student: Student, has_evaluations: bool) -> list[Course]:
-    section, method = recipe.training.stage2, recipe.method
-    kept = select(material.train, method.keep, material.task.judge)
-    if method.labels == "pseudo" and not any(annotated.cots for annotated in kept):
-        raise MmedgeError(f"method.keep: {method.keep} leaves no chain of thought to learn from", "set it to all")
-    rehearsal = method.rehearsal if method.self_evaluation and has_evaluations else 0.0
-    courses = [
-        Course(
-            lambda epoch: reasoning_lessons(kept, student.encoder, method, epoch),
-            section.batch_size,
-            method.alpha,
-            1 - rehearsal,
-        )
-    ]
-    if rehearsal:
-        lessons = _evaluation_lessons(recipe, material, student)
-        # as many evaluation lessons in a step as make them the rehearsal share of all its lessons
-        batch = max(1, round(section.batch_size * rehearsal / (1 - rehearsal))) if rehearsal < 1 else section.batch_size
-        courses.append(Course(lambda _: lessons, batch, method.alpha, rehearsal))
-    return courses
-
-
-def _once(path: Path, key: str, measure: Any) -> Any:
+def once(path: Path, key: str, measure: Callable[[], Any]) -> Any:
     """Return what was measured before under the same key, or measure it and keep it."""
     if path.is_file():
         kept = read_json(path)

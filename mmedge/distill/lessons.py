@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,21 +93,34 @@ def _judged_differently(annotated: AnnotatedExample) -> bool:
 
 
 def reasoning_lessons(
-    examples: Sequence[AnnotatedExample], encoder: PromptEncoder, method: MethodSection, epoch: int
+    examples: Sequence[AnnotatedExample],
+    encoder: PromptEncoder,
+    method: MethodSection,
+    epoch: int,
+    majority: Mapping[str, str] | None = None,
 ) -> list[Lesson]:
     """Return stage 2's lessons for one epoch: one for every question.
 
     All pseudo-labels count at every visit, weighted by their share; `cots_per_visit` rationales take turns over the epochs,
-    so that every chain of thought is a target. With human labels, the label is the only answer.
+    so that every chain of thought is a target. With human labels, or with those of the majority, the label is the only answer.
+
+    Args:
+        examples: What to learn from.
+        encoder: The student's prompts.
+        method: Which labels, and which rationales.
+        epoch: Decides whose turn it is.
+        majority: The answer of most chains of thought by the question's id; needed for majority labels only.
     """
     lessons = []
     for annotated in examples:
         example, cots = annotated.example, annotated.cots
         if method.labels == "human":
             answers = [example.label] if example.label is not None else []
+        elif method.labels == "majority":
+            answers = [majority[example.id]] if majority is not None and example.id in majority else []
         else:
             answers = [evaluated.cot.pseudo_label for evaluated in cots]
-        per_visit = min(method.cots_per_visit or len(cots), len(cots))
+        per_visit = min(method.cots_per_visit or len(cots), len(cots)) if method.rationales else 0
         turn = [cots[(epoch * per_visit + offset) % len(cots)] for offset in range(per_visit)]
         targets = _shares(answers, "predict") + _shares([evaluated.cot.rationale for evaluated in turn], "explain")
         if targets:
@@ -253,26 +266,65 @@ class TokenLosses:
     explains: torch.Tensor
 
 
-def token_losses(model: Any, lessons: Sequence[Encoded], encoder: PromptEncoder, device: torch.device) -> TokenLosses:
-    """Run some lessons through the model in one pass; the head is computed for learned positions only."""
-    if encoder.family == "decoder-only":
-        return _decoder_only_losses(model, lessons, encoder, device)
-    return _encoder_decoder_losses(model, lessons, encoder, device)
+class LessonPass(torch.nn.Module):  # type: ignore[misc]
+    """One pass of lessons through a model, as a module, so that whoever wraps modules (DDP, FSDP, autocast) can wrap it.
+
+    Args:
+        model: The student's model.
+        encoder: Its prompts and special tokens.
+        compiled: Let `torch.compile` build the model's forward pass.
+    """
+
+    def __init__(self, model: Any, encoder: PromptEncoder, *, compiled: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self._encoder = encoder
+        parts = [model.get_decoder()] if encoder.family == "decoder-only" else [model.get_decoder(), model.get_encoder()]
+        # in a list, so that a compiled part is no module of this one: its parameters would be there twice
+        self._parts = [[torch.compile(part, dynamic=True) for part in parts] if compiled else parts]
+
+    def forward(self, lessons: Sequence[Encoded], factors: dict[str, float]) -> torch.Tensor:
+        """Return (3,): the loss, and the weighted sums of the short and of the long task's token losses.
+
+        Args:
+            lessons: What goes through the model together.
+            factors: What each task's sum is multiplied by in the loss.
+        """
+        found = self.token_losses(lessons)
+        weighted = found.losses * found.weights
+        predict, explain = weighted[~found.explains].sum(), weighted[found.explains].sum()
+        loss = factors["predict"] * predict + factors["explain"] * explain
+        return torch.stack([loss, predict.detach(), explain.detach()])
+
+    def token_losses(self, lessons: Sequence[Encoded]) -> TokenLosses:
+        """Run some lessons through the model in one pass; the head is computed for learned positions only."""
+        device = self.model.get_input_embeddings().weight.device
+        if self._encoder.family == "decoder-only":
+            return _decoder_only_losses(self.model, self._parts[0][0], lessons, self._encoder, device)
+        decoder, encoder = self._parts[0]
+        return _encoder_decoder_losses(self.model, encoder, decoder, lessons, self._encoder, device)
 
 
-def _encoder_decoder_losses(model: Any, lessons: Sequence[Encoded], encoder: PromptEncoder, device: torch.device) -> TokenLosses:
+def _encoder_decoder_losses(
+    model: Any,
+    encoder: Any,
+    decoder: Any,
+    lessons: Sequence[Encoded],
+    prompts: PromptEncoder,
+    device: torch.device,
+) -> TokenLosses:
     contexts = [lesson.context for lesson in lessons]
-    read = _padded(contexts, encoder.special.pad).to(device)
+    read = _padded(contexts, prompts.special.pad).to(device)
     mask = _padded([[1] * len(context) for context in contexts], 0).to(device)
-    states = model.get_encoder()(input_ids=read, attention_mask=mask).last_hidden_state
+    states = encoder(input_ids=read, attention_mask=mask).last_hidden_state
     losses, weights, explains = [], [], []
     for kind in TASKS:  # short and long targets apart, or most of what the decoder computes is padding
         rows = [(place, target) for place, lesson in enumerate(lessons) for target in lesson.targets if target.kind == kind]
         if not rows:
             continue
         row = torch.tensor([place for place, _ in rows], device=device)
-        hidden = model.get_decoder()(
-            input_ids=_padded([target.read for _, target in rows], encoder.special.pad).to(device),
+        hidden = decoder(
+            input_ids=_padded([target.read for _, target in rows], prompts.special.pad).to(device),
             encoder_hidden_states=states[row],
             encoder_attention_mask=mask[row],
             use_cache=False,
@@ -286,7 +338,9 @@ def _encoder_decoder_losses(model: Any, lessons: Sequence[Encoded], encoder: Pro
     return TokenLosses(torch.cat(losses), torch.cat(weights), torch.cat(explains))
 
 
-def _decoder_only_losses(model: Any, lessons: Sequence[Encoded], encoder: PromptEncoder, device: torch.device) -> TokenLosses:
+def _decoder_only_losses(
+    model: Any, decoder: Any, lessons: Sequence[Encoded], encoder: PromptEncoder, device: torch.device
+) -> TokenLosses:
     tokens: list[list[int]] = []
     positions: list[list[int]] = []
     branches: list[list[int]] = []
@@ -310,7 +364,7 @@ def _decoder_only_losses(model: Any, lessons: Sequence[Encoded], encoder: Prompt
         labels.append(label)
         sources.append(source)
     branch_of = _padded(branches, -1).to(device)
-    hidden = model.get_decoder()(
+    hidden = decoder(
         input_ids=_padded(tokens, encoder.special.pad).to(device),
         position_ids=_padded(positions, 0).to(device),
         attention_mask=branch_mask(branch_of, model.dtype),

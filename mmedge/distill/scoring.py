@@ -7,7 +7,7 @@ first token that tells the verdicts apart; no sampling.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch
 from mmedge.distill.engine import TorchEngine
 from mmedge.distill.students import Student
 from mmedge.progress import Progress
-from mmedge.statistics import Proportion, balanced_accuracy, proportion
+from mmedge.statistics import Proportion, auroc, balanced_accuracy, proportion
 from mmedge.tasks import ChainOfThought, Example, Task, Verdict
 from mmedge.tasks.encoding import Kind, Prompt
 from mmedge.tasks.prompts import VERDICTS, Context, render_question
@@ -48,6 +48,7 @@ class VerdictScore:
     Attributes:
         accuracy: The share of chains of thought whose verdict is right; `uncertain` counts as "not correct".
         balanced: The mean of both classes' recalls, 0.5 for a student that always says the same; None with one class only.
+        auroc: How often P(correct) is higher for a right chain of thought than for a wrong one; None where it is not known.
         always_correct: What always saying `correct` would score.
         agrees_with_teacher: The share on which student and teacher give the same verdict.
     """
@@ -56,11 +57,13 @@ class VerdictScore:
     balanced: float | None
     always_correct: Proportion
     agrees_with_teacher: Proportion
+    auroc: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
             "accuracy": self.accuracy.to_json(),
             "balanced_accuracy": self.balanced,
+            "auroc": self.auroc,
             "always_correct": self.always_correct.to_json(),
             "agrees_with_teacher": self.agrees_with_teacher.to_json(),
         }
@@ -131,17 +134,7 @@ def verdict_probabilities(student: Student, contexts: Sequence[Context]) -> torc
     return found
 
 
-def score_answers(answers: Sequence[str], examples: Sequence[Example], task: Task, references: Sequence[str]) -> Proportion:
-    """Return the share of answers that the task's judge accepts."""
-    return proportion(
-        [
-            task.judge.agrees(answer, reference, example.choices)
-            for answer, example, reference in zip(answers, examples, references, strict=True)
-        ]
-    )
-
-
-def answer_accuracy(
+def answers_right(
     student: Student,
     task: Task,
     examples: Sequence[Example],
@@ -149,23 +142,46 @@ def answer_accuracy(
     max_new_tokens: int,
     progress: Progress | None = None,
     name: str = "answers",
-) -> Proportion:
-    """Let a student answer and return how often it is right, against one reference for each example."""
+) -> list[bool]:
+    """Let a student answer, and return for each example whether the task's judge accepts it, against one reference each."""
     if not examples:
-        return Proportion(0, 0)
+        return []
     contexts = [student.encoder.prompts.reasoning_context(render_question(example)) for example in examples]
     answers = generate(student, "predict", contexts, max_new_tokens, progress, name)
-    return score_answers(answers, examples, task, references)
+    return [
+        task.judge.agrees(answer, reference, example.choices)
+        for answer, example, reference in zip(answers, examples, references, strict=True)
+    ]
 
 
-def verdict_score(student: Student, cots: Sequence[JudgedCot]) -> VerdictScore | None:
+@dataclass(frozen=True)
+class Verdicts:
+    """What a student said of some chains of thought.
+
+    Attributes:
+        confidences: P(correct) of each.
+        correct: Whether each is right.
+        said_correct: Whether the student says so.
+        score: How well that agrees.
+    """
+
+    confidences: list[float]
+    correct: list[bool]
+    said_correct: list[bool]
+    score: VerdictScore
+
+
+def verdicts_of(student: Student, cots: Sequence[JudgedCot]) -> Verdicts | None:
     """Let a student judge chains of thought; None where there are none."""
     if not cots:
         return None
     prompts = student.encoder.prompts
     contexts = [prompts.evaluation_context(render_question(judged.example), judged.cot) for judged in cots]
-    chosen = verdict_probabilities(student, contexts).argmax(-1).tolist()
-    return score_verdicts([VERDICTS[index] for index in chosen], cots)
+    probabilities = verdict_probabilities(student, contexts)
+    said = [VERDICTS[index] for index in probabilities.argmax(-1).tolist()]
+    confidences = probabilities[:, VERDICTS.index(Verdict.CORRECT.value)].tolist()
+    score = replace(score_verdicts(said, cots), auroc=auroc(confidences, [judged.correct for judged in cots]))
+    return Verdicts(confidences, [judged.correct for judged in cots], [v == Verdict.CORRECT.value for v in said], score)
 
 
 def score_verdicts(verdicts: Sequence[str], cots: Sequence[JudgedCot]) -> VerdictScore:

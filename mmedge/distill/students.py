@@ -39,12 +39,14 @@ class Student:
         tokenizer: The fast tokenizer that is saved with it.
         encoder: Encodes prompts and targets with the same tokenizer.
         origin: Where the weights came from, for the record.
+        adapted: The model's adapters, while there are any; they stand inside `model`.
     """
 
     model: Any
     tokenizer: transformers.PreTrainedTokenizerFast
     encoder: PromptEncoder
     origin: dict[str, Any]
+    adapted: Any = None
 
     @property
     def family(self) -> Family:

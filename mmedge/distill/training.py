@@ -1,9 +1,9 @@
 """One stage of training: batches, loss, checkpoints, selection on validation, and resuming as if nothing had happened.
 
 Every random draw of a step depends on (seed, stage, step), so a stage that is killed and resumed takes the same steps as one
-that is not. A stage's folder holds
+that is not, on however many processes. A stage's folder holds
 
-    checkpoint/   model, optimizer and position, replaced whole every few minutes
+    checkpoint/   what is trained, optimizer and position, replaced whole every few minutes
     best/         the weights of the best validation so far
     metrics.jsonl one line every few steps and one for each validation
     done.json     what the stage ended with, and the hash of everything it depends on
@@ -11,32 +11,36 @@ that is not. A stage's folder holds
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from mmedge.distill.devices import Devices
 from mmedge.distill.lessons import (
     TASKS,
     Encoded,
     Lesson,
+    LessonPass,
     encode_lesson,
     epoch_order,
     micro_batches,
-    token_losses,
     weight_sums,
 )
-from mmedge.distill.muon import Muon
+from mmedge.distill.optimizers import build_optimizers, learning_rate_factor
 from mmedge.distill.students import Student
-from mmedge.errors import MmedgeError
+from mmedge.distill.weights import load_weights, put_weights, read_tensors, save_weights
+from mmedge.errors import MmedgeError, missing_extra
 from mmedge.progress import Progress
 from mmedge.recipe import StageSection, TrainingSection
 from mmedge.storage import atomic_folder, read_json, remove_leftovers, write_json
@@ -47,6 +51,8 @@ MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # padded tokens in one pass; 
 PASS_COST = {"cpu": 64, "cpu small": 1024, "cuda": 4096}
 SMALL_PARAMETERS = 10_000_000
 LOG_EVERY = 10
+SELECTABLE = 20  # validation items below which a checkpoint's score says nothing: 95 % intervals are wider than ±20 points
+NO_FACTORS: dict[str, float] = dict.fromkeys(TASKS, 0.0)
 
 
 @dataclass(frozen=True)
@@ -58,12 +64,14 @@ class Course:
         batch: How many of them one step takes.
         alpha: Weight of the short task's loss; the long one has 1 − alpha.
         share: Weight of this course's loss in the step's.
+        name: What its losses are called in the log, in front of `predict_loss` and `explain_loss`.
     """
 
     lessons: Callable[[int], Sequence[Lesson]]
     batch: int
     alpha: float
     share: float
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,15 +82,17 @@ class Validation:
         score: What checkpoints are selected by; larger is better.
         details: Everything measured, for the record.
         text: One line for the reader.
+        count: How many questions or chains of thought the score rests on.
     """
 
     score: float
     details: dict[str, Any]
     text: str
+    count: int
 
 
 class _Lessons:
-    """Lessons by step, encoded once per epoch's content."""
+    """Lessons by step, each encoded once."""
 
     def __init__(self, course: Course, student: Student, max_target_tokens: int, seed: int, name: str) -> None:
         self._course, self._student, self._limit = course, student, max_target_tokens
@@ -108,73 +118,35 @@ class _Lessons:
         return self._encoded[lesson]
 
 
-def build_optimizers(model: Any, learning_rate: float, training: TrainingSection) -> list[torch.optim.Optimizer]:
-    """Return the optimizers of a model: AdamW for all of it, or Muon for its inner matrices and AdamW for the rest.
-
-    Muon is for students from scratch; pretrained weights were made with Adam. So is `training.position_rate`: T5's position
-    biases are added to scores that must differ by several units before a head looks at one place, and at the rate of the
-    embeddings they do not get there in a short training (embedded task, 600 steps: 72 % of answers with 1, 90 % with 20).
-    """
-    tables = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
-    named = dict(model.named_parameters())
-    if training.optimizer == "muon":
-        inner = [p for name, p in named.items() if p.dim() == 2 and id(p) not in tables and "relative_attention" not in name]
-    else:
-        inner = []
-    positions = [parameter for name, parameter in named.items() if "relative_attention" in name]
-    chosen = {id(parameter) for parameter in (*inner, *positions)}
-    rest = [parameter for parameter in named.values() if id(parameter) not in chosen]
-    groups = [
-        {"params": [parameter for parameter in rest if parameter.dim() > 1], "weight_decay": training.weight_decay},
-        {"params": [parameter for parameter in rest if parameter.dim() <= 1], "weight_decay": 0.0},
-    ]
-    if positions:
-        groups.append({"params": positions, "weight_decay": 0.0, "rate": training.position_rate})
-    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, training.adam_beta2), fused=True)]
-    if inner:
-        found.append(Muon(inner, lr=learning_rate, weight_decay=training.weight_decay))
-    return found
-
-
-def learning_rate_factor(step: int, total: int, warmup: int) -> float:
-    """Return the share of the peak rate at a step: linear warm-up, then linear decay to zero."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return max(0.0, (total - step) / max(1, total - warmup))
-
-
 def step_seed(seed: int, stage: str, step: int) -> int:
     """Return the seed of everything random in one step."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{stage}/{step}".encode()).digest()[:8], "big") >> 1
 
 
-def _unique_state(model: Any) -> dict[str, torch.Tensor]:
-    """Return a model's tensors by name, tied ones once."""
-    seen: dict[int, str] = {}
-    state = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() not in seen or tensor.numel() == 0:
-            seen[tensor.data_ptr()] = name
-            state[name] = tensor.detach().contiguous()
-    return state
+def dealt(lessons: Sequence[Encoded], count: int) -> list[list[Encoded]]:
+    """Share lessons out among processes so that each has about as many tokens: the longest first, to and fro."""
+    if count == 1:
+        return [list(lessons)]
+    hands: list[list[Encoded]] = [[] for _ in range(count)]
+    for place, lesson in enumerate(sorted(lessons, key=lambda item: -item.tokens)):
+        turn, position = divmod(place, count)
+        hands[position if turn % 2 == 0 else count - 1 - position].append(lesson)
+    return hands
 
 
-def load_weights(model: Any, path: Path) -> None:
-    """Load the tensors that `_unique_state` gave into the model they came from.
+@dataclass(frozen=True)
+class _Pass:
+    """Some lessons that go through the model together.
 
-    Raises:
-        MmedgeError: The file is damaged or of another model.
+    Attributes:
+        course: The number of the course they are of.
+        lessons: The lessons.
+        factors: What each task's summed loss is multiplied by.
     """
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise MmedgeError(f"cannot read {path}: {error}", "remove that folder and run the same command again") from None
-    expected = _unique_state(model)
-    if set(state) != set(expected) or any(state[name].shape != expected[name].shape for name in state):
-        raise MmedgeError(f"{path} holds another model's weights", "choose another --out folder")
-    with torch.no_grad():
-        for name, tensor in expected.items():
-            tensor.copy_(state[name])
+
+    course: int
+    lessons: list[Encoded]
+    factors: dict[str, float]
 
 
 class StageTrainer:
@@ -191,6 +163,8 @@ class StageTrainer:
         key: Hash of everything the result depends on.
         seed: The recipe's seed.
         progress: Where progress is shown.
+        devices: Where it is trained.
+        observe: Called when there is something new to look at, not more often than every few seconds.
     """
 
     def __init__(
@@ -205,13 +179,16 @@ class StageTrainer:
         key: str,
         seed: int,
         progress: Progress,
+        devices: Devices,
+        observe: Callable[[], None] | None = None,
     ) -> None:
-        self.student, self.section, self.training = student, section, training
+        self.student, self.section, self.training, self.devices = student, section, training, devices
         self.courses, self.validate, self.folder, self.name, self.key, self.seed = courses, validate, folder, name, key, seed
-        self.progress = progress
-        self.device = next(student.model.parameters()).device
-        small = self.device.type == "cpu" and student.parameters < SMALL_PARAMETERS
-        self._pass_cost = PASS_COST["cpu small" if small else self.device.type]
+        self.progress, self._observe, self._observed = progress, observe, 0.0
+        kind = devices.device.type
+        small = kind == "cpu" and student.parameters < SMALL_PARAMETERS
+        self._pass_cost = PASS_COST["cpu small" if small else kind]
+        self._most_tokens = training.micro_batch_tokens or MICRO_BATCH_TOKENS[kind]
         self._sources = [
             _Lessons(course, student, training.max_target_tokens, seed, f"{name}/{number}") for number, course in enumerate(courses)
         ]
@@ -221,13 +198,17 @@ class StageTrainer:
         self.steps = section.max_steps or max(1, round((section.epochs or 1) * per_epoch))
         self.warmup = round(section.warmup_share * self.steps)
         self.evaluate_every = section.evaluate_every or max(1, min(per_epoch, self.steps // 5 or 1))
-        self.optimizers = build_optimizers(student.model, section.learning_rate, training)
+        self.module: torch.nn.Module
+        self.optimizers: list[torch.optim.Optimizer]
+        self._prepared: list[torch.optim.Optimizer]
         self.step = 0
         self.best: dict[str, Any] | None = None
         self.since_best = 0
         self.seconds = 0.0
         self.tokens = 0
+        self.skipped = 0
         self.history: list[dict[str, Any]] = []
+        self._board: Any = None
 
     # -------------------------------------------------------------------------------------------- the work
 
@@ -238,15 +219,18 @@ class StageTrainer:
             What `done.json` says: steps, tokens, seconds, the best validation and all others.
 
         Raises:
-            MmedgeError: The loss is no number any more, the disk is full, or the folder holds another stage.
+            MmedgeError: The loss is no number any more, a single lesson does not fit into memory, the disk is full, or the
+                folder holds another stage.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.folder)
+        if self.devices.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.folder)
+        self.devices.wait()
         finished = self._finished()
         if finished is not None:
             load_weights(self.student.model, self.folder / "best" / "model.safetensors")
             return finished
-        self._resume()
+        self._begin()
         started, last_checkpoint = time.monotonic() - self.seconds, time.monotonic()
         torch.set_grad_enabled(True)
         with self.progress.task(self.name.replace("stage", "stage "), self.steps, self.step) as shown:
@@ -258,72 +242,141 @@ class StageTrainer:
                 rate = f"{self.tokens / max(self.seconds, 1e-9):.0f} tokens/s"
                 shown.advance(1, loss=f"{losses['loss']:.3f}", rate=rate)
                 if self.step % LOG_EVERY == 0 or self.step == self.steps:
-                    self._log({"step": self.step, **losses, "tokens": self.tokens, "seconds": round(self.seconds, 1)})
+                    counts = {"tokens": self.tokens, "seconds": round(self.seconds, 1)}
+                    self._log({"step": self.step, "steps": self.steps, **losses, **counts})
                 if self.step % self.evaluate_every == 0 or self.step == self.steps:
                     self._validate()
                     self.seconds = time.monotonic() - started
                     self._checkpoint()
                     last_checkpoint = time.monotonic()
-                elif time.monotonic() - last_checkpoint > 60 * self.training.checkpoint_minutes:
+                elif self._is_time(last_checkpoint):
                     self._checkpoint()
                     last_checkpoint = time.monotonic()
         return self._finish()
 
     def _train_step(self, step: int) -> tuple[dict[str, float], int]:
-        torch.manual_seed(step_seed(self.seed, self.name, step))
         rate = self.section.learning_rate * learning_rate_factor(step, self.steps, self.warmup)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("rate", 1.0)
-        self.student.model.train()
-        family = self.student.family
-        sums, tokens = {"loss": 0.0, **{f"{kind}_loss": 0.0 for kind in TASKS}}, 0
-        for number, (course, source) in enumerate(zip(self.courses, self._sources, strict=True)):
-            lessons = source.batch(step)
-            totals = weight_sums(lessons)
-            factors = _task_factors(course.alpha, totals)
-            for group_of in micro_batches(lessons, family, MICRO_BATCH_TOKENS[self.device.type], self._pass_cost):
-                found = token_losses(self.student.model, group_of, self.student.encoder, self.device)
-                weighted = found.losses * found.weights
-                parts = {"predict": weighted[~found.explains].sum(), "explain": weighted[found.explains].sum()}
-                loss: torch.Tensor = course.share * torch.stack([factors[kind] * part for kind, part in parts.items()]).sum()
-                loss.backward()
-                sums["loss"] += float(loss.detach())
-                for kind, part in parts.items():
-                    if number == 0 and totals[kind]:
-                        sums[f"{kind}_loss"] += float(part.detach()) / totals[kind]
-                tokens += sum(lesson.tokens for lesson in group_of)
-        if not math.isfinite(sums["loss"]):
-            raise MmedgeError(
-                f"{self.name}: the loss is no number at step {step + 1}",
-                f"lower training.{self.name}.learning_rate and choose another --out folder",
-            )
-        torch.nn.utils.clip_grad_norm_(self.student.model.parameters(), self.training.max_gradient_norm)
-        for optimizer in self.optimizers:
+        batches = [source.batch(step) for source in self._sources]
+        totals = [weight_sums(lessons) for lessons in batches]
+        while True:
+            try:
+                sums = self._gradients(step, batches, totals)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                self._halve(error, batches)
+        losses = self._losses(sums, totals)
+        if not math.isfinite(losses["loss"]):
+            raise self._no_number("the loss is no number", step)
+        norm = self.devices.clip(self.module, self.training.max_gradient_norm)
+        if not math.isfinite(norm):
+            if self.training.precision != "float16":
+                raise self._no_number("the gradient is no number", step)
+            self.skipped += 1  # float16 overflowed: the step is left out and the loss scaled down, as is usual
+            if self.skipped > max(50, self.steps // 4):
+                raise self._no_number("most gradients are too large for float16", step)
+        for optimizer in self._prepared:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return sums, tokens
+        losses["learning_rate"] = rate
+        return losses, sum(lesson.tokens for lessons in batches for lesson in lessons)
+
+    def _gradients(self, step: int, batches: Sequence[Sequence[Encoded]], totals: Sequence[dict[str, float]]) -> torch.Tensor:
+        """Add up the step's gradient; return (courses, 3): each course's loss, and its tasks' weighted sums, over all processes."""
+        torch.manual_seed(step_seed(self.seed, self.name, step) + self.devices.index)
+        self.module.train()
+        passes = self._passes(batches, totals)
+        sums = torch.zeros(len(self.courses), 3, device=self.devices.device)
+        for number, one in enumerate(passes):
+            last = number == len(passes) - 1
+            with nullcontext() if last else self.devices.alone(self.module):
+                found = self.module(one.lessons, one.factors)
+                # every process averages the others' gradients in, and what is wanted is their sum
+                self.devices.backward(found[0] * self.devices.count)
+            if one.factors is not NO_FACTORS:
+                sums[one.course] += found.detach()
+        return self.devices.total(sums)
+
+    def _passes(self, batches: Sequence[Sequence[Encoded]], totals: Sequence[dict[str, float]]) -> list[_Pass]:
+        """Cut a step's batches into this process's passes; every process has as many, the missing ones without weight."""
+        hands: list[list[_Pass]] = [[] for _ in range(self.devices.count)]
+        for number, (course, lessons, sums) in enumerate(zip(self.courses, batches, totals, strict=True)):
+            factors: dict[str, float] = {kind: course.share * f for kind, f in _task_factors(course.alpha, sums).items()}
+            for hand, share in zip(hands, dealt(lessons, self.devices.count), strict=True):
+                cut = micro_batches(share, self.student.family, self._most_tokens, self._pass_cost) if share else []
+                hand += [_Pass(number, group, factors) for group in cut]
+        most = max(map(len, hands))
+        idle = _Pass(0, [min(batches[0], key=lambda lesson: lesson.tokens)], NO_FACTORS)
+        mine = hands[self.devices.index]
+        return mine + [idle] * (most - len(mine))
+
+    def _losses(self, sums: torch.Tensor, totals: Sequence[dict[str, float]]) -> dict[str, float]:
+        """Return the step's loss, and each task's mean over its tokens."""
+        found = sums.tolist()
+        losses = {"loss": sum(row[0] for row in found)}
+        for course, row, total in zip(self.courses, found, totals, strict=True):
+            for kind, part in zip(TASKS, row[1:], strict=True):
+                if total[kind]:
+                    losses[f"{course.name}{kind}_loss"] = part / total[kind]
+        return losses
+
+    def _halve(self, error: Exception, batches: Sequence[Sequence[Encoded]]) -> None:
+        """Make passes smaller after one that did not fit into memory, or give up where they cannot be."""
+        longest = max(lesson.tokens for lessons in batches for lesson in lessons)
+        hint = "lower training.micro_batch_tokens or training.max_input_tokens, or set training.gradient_checkpointing"
+        if self.devices.count > 1:
+            raise MmedgeError(f"{self.name}: a pass of {self._most_tokens} tokens does not fit into memory", hint) from error
+        if self._most_tokens <= longest:
+            raise MmedgeError(f"{self.name}: a single lesson of {longest} tokens does not fit into memory", hint) from error
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self._most_tokens = max(longest, self._most_tokens // 2)
+        if self.devices.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.progress.line(f"{self.name}: a pass did not fit into memory; going on with {self._most_tokens} tokens in each")
+
+    def _no_number(self, what: str, step: int) -> MmedgeError:
+        lower = f"lower training.{self.name}.learning_rate"
+        hint = f"{lower}, or set training.precision to bfloat16" if self.training.precision == "float16" else lower
+        return MmedgeError(f"{self.name}: {what} at step {step + 1}", f"{hint} and choose another --out folder")
 
     def _validate(self) -> None:
-        self.student.model.eval()
-        found = self.validate()
+        self._gather()
+        if self.devices.main:
+            self.student.model.eval()
+        found = self.devices.from_main(self.validate)
         entry = {"step": self.step, "score": found.score, **found.details}
         self.history.append(entry)
         self._log({"validation": entry, "step": self.step})
         self.progress.line(f"{self.name} step {self.step}/{self.steps}: {found.text}")
-        if self.best is None or found.score > self.best["score"]:
+        selectable = found.count >= SELECTABLE
+        if not selectable and len(self.history) == 1:
+            self.progress.line(
+                f"{self.name}: {found.count} validation items are too few to choose a checkpoint by; the last one is taken"
+            )
+        if self.best is None or not selectable or found.score > self.best["score"]:
             self.best, self.since_best = entry, 0
-            with atomic_folder(self.folder / "best") as temporary:
-                save_file(_unique_state(self.student.model), temporary / "model.safetensors")
+            if self.devices.main:
+                with atomic_folder(self.folder / "best") as temporary:
+                    save_weights(self.student.model, temporary / "model.safetensors")
         else:
             self.since_best += 1
+
+    def _is_time(self, last_checkpoint: float) -> bool:
+        """Whether a checkpoint is due; the main process's clock decides, and is not asked at every step."""
+        if self.devices.count > 1 and self.step % LOG_EVERY:
+            return False
+        return self.devices.from_main(lambda: time.monotonic() - last_checkpoint > 60 * self.training.checkpoint_minutes)
 
     def _stopped_early(self) -> bool:
         return self.section.patience is not None and self.since_best >= self.section.patience
 
     def _finish(self) -> dict[str, Any]:
         assert self.best is not None  # the last step always validates
-        load_weights(self.student.model, self.folder / "best" / "model.safetensors")
         done = {
             "key": self.key,
             "steps": self.step,
@@ -333,8 +386,15 @@ class StageTrainer:
             "best": self.best,
             "validations": self.history,
         }
-        write_json(self.folder / "done.json", done)
-        remove_tree(self.folder / "checkpoint")
+        if self.devices.main:
+            write_json(self.folder / "done.json", done)
+            shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+        self.devices.wait()
+        del self.module, self.optimizers, self._prepared
+        self.devices.release()
+        load_weights(self.student.model, self.folder / "best" / "model.safetensors")
+        if self._board is not None:
+            self._board.close()
         return done
 
     def _finished(self) -> dict[str, Any] | None:
@@ -350,50 +410,106 @@ class StageTrainer:
     # -------------------------------------------------------------------------------------- durable points
 
     def _log(self, entry: dict[str, Any]) -> None:
+        if not self.devices.main:
+            return
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+        if self._board is not None:
+            for name, value in _flat_numbers(entry):
+                self._board.add_scalar(f"{self.name}/{name}", value, entry["step"])
+        if self._observe is not None and ("validation" in entry or time.monotonic() - self._observed > 5):
+            self._observe()
+            self._observed = time.monotonic()
+
+    def _begin(self) -> None:
+        """Take up a checkpoint, where there is one, and get model and optimizers ready to train."""
+        model = self.student.model
+        state, moments = self._checkpointed()
+        whole = model
+        if self.devices.sharded:
+            model = copy.deepcopy(model)  # the student's own stays whole: it is what validates and is written
+        if self.training.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            if any(not parameter.requires_grad for parameter in model.parameters()):
+                model.enable_input_require_grads()
+        self.optimizers = build_optimizers(model, self.section.learning_rate, self.training)
+        lessons = LessonPass(model, self.student.encoder, compiled=self.training.compile)
+        self.module, self._prepared = self.devices.prepare(lessons, self.optimizers)
+        self.optimizers = [getattr(optimizer, "optimizer", optimizer) for optimizer in self._prepared]
+        if state is not None:
+            self._take_up(state, moments)
+        elif self.devices.main:
+            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+        assert whole is self.student.model
+        if self.training.tensorboard and self.devices.main:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise missing_extra("tensorboard", "tensorboard") from None
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
+
+    def _gather(self) -> None:
+        """Bring the weights that are spread over the processes into the student, where they are."""
+        if self.devices.sharded:
+            state = self.devices.whole_weights(self.module)
+            if self.devices.main:
+                names = {f"model.{name}" for name in dict(self.student.model.named_parameters())}
+                put_weights(self.student.model, {n.removeprefix("model."): t for n, t in state.items() if n in names}, "this run")
 
     def _checkpoint(self) -> None:
-        names = {id(parameter): name for name, parameter in self.student.model.named_parameters()}
-        state = {
-            f"{part}:{names[id(parameter)]}": tensor
-            for optimizer in self.optimizers
-            for parameter, parts in optimizer.state.items()
-            for part, tensor in parts.items()
-        }
+        self._gather()
+        moments = self._moments()
+        if not self.devices.main:
+            return
         with atomic_folder(self.folder / "checkpoint") as temporary:
-            save_file(_unique_state(self.student.model), temporary / "model.safetensors")
-            save_file(state, temporary / "optimizer.safetensors")
-            write_json(
-                temporary / "state.json",
-                {
-                    "key": self.key,
-                    "step": self.step,
-                    "best": self.best,
-                    "since_best": self.since_best,
-                    "seconds": self.seconds,
-                    "tokens": self.tokens,
-                    "history": self.history,
-                },
-            )
+            save_weights(self.student.model, temporary / "model.safetensors")
+            save_file(moments, temporary / "optimizer.safetensors")
+            values = {
+                "key": self.key,
+                "step": self.step,
+                "best": self.best,
+                "since_best": self.since_best,
+                "seconds": self.seconds,
+                "tokens": self.tokens,
+                "history": self.history,
+            }
+            write_json(temporary / "state.json", values)
 
-    def _resume(self) -> None:
+    def _moments(self) -> dict[str, torch.Tensor]:
+        """Return what the optimizers remember, as `part:parameter`; whole tensors, in the main process."""
+        names = {id(parameter): name for name, parameter in self.module.named_parameters()}
+        found = {}
+        for optimizer in self.optimizers:
+            for parameter, parts in optimizer.state.items():
+                for part, tensor in parts.items():
+                    whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+                    found[f"{part}:{_plain_name(names[id(parameter)])}"] = whole.detach().cpu().contiguous()
+        return found
+
+    def _checkpointed(self) -> tuple[dict[str, Any] | None, dict[str, torch.Tensor]]:
+        """Load a checkpoint's weights into the student; return its position and what the optimizers remembered."""
         folder = self.folder / "checkpoint"
         if not (folder / "state.json").is_file():
-            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
-            return
+            return None, {}
         state = read_json(folder / "state.json")
         if state["key"] != self.key:
             raise _other_settings(self.folder)
         load_weights(self.student.model, folder / "model.safetensors")
-        parameters = dict(self.student.model.named_parameters())
+        return state, read_tensors(folder / "optimizer.safetensors")
+
+    def _take_up(self, state: dict[str, Any], moments: dict[str, torch.Tensor]) -> None:
+        parameters = {_plain_name(name): parameter for name, parameter in self.module.named_parameters()}
         owner = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        for name, tensor in load_file(folder / "optimizer.safetensors").items():
-            part, _, parameter = name.partition(":")
-            owner[id(parameters[parameter])].state[parameters[parameter]][part] = tensor.to(self.device)
+        for name, tensor in moments.items():
+            part, _, of = name.partition(":")
+            parameter = parameters.get(of)
+            if parameter is None or id(parameter) not in owner:
+                raise MmedgeError(f"{self.folder}/checkpoint is of another model", "remove that folder and run it again")
+            owner[id(parameter)].state[parameter][part] = _like(tensor.to(self.devices.device), parameter)
         self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
         self.seconds, self.tokens, self.history = state["seconds"], state["tokens"], state["history"]
-        self._cut_metrics()
+        if self.devices.main:
+            self._cut_metrics()
         self.progress.line(f"{self.name}: continues from step {self.step}")
 
     def _cut_metrics(self) -> None:
@@ -413,12 +529,36 @@ def _task_factors(alpha: float, totals: dict[str, float]) -> dict[str, float]:
     return {kind: (share / whole / totals[kind] if kind in present else 0.0) for kind, share in shares.items()}
 
 
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _plain_name(name: str) -> str:
+    """Return a parameter's name without what DDP and FSDP put in front of it, as it is called in the student's model."""
+    parts = [part for part in name.split(".") if part not in ("module", "_fsdp_wrapped_module", "_orig_mod")]
+    return ".".join(parts[1:] if parts[0] == "model" and len(parts) > 1 else parts)
+
+
+def _like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Return a whole tensor cut as a parameter is that is spread over processes; as it is where it is not."""
+    if tensor.dim() and hasattr(parameter, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        cut: torch.Tensor = distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+        return cut
+    return tensor
+
+
+def _flat_numbers(entry: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """Return every number of a nested record with its path."""
+    found: list[tuple[str, float]] = []
+    for name, value in entry.items():
+        if isinstance(value, dict):
+            found += _flat_numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found.append((prefix + name, float(value)))
+    return found
+
+
 def _other_settings(folder: Path) -> MmedgeError:
     return MmedgeError(f"{folder} was trained with other settings or other data", "choose another --out folder")
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder that is no longer needed, where it exists."""
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)

@@ -11,6 +11,7 @@ from mmedge.distill.lessons import (
     TASKS,
     Encoded,
     Lesson,
+    LessonPass,
     Target,
     branch_mask,
     encode_lesson,
@@ -18,7 +19,6 @@ from mmedge.distill.lessons import (
     micro_batches,
     padded_tokens,
     reasoning_lessons,
-    token_losses,
 )
 from mmedge.distill.students import Student, build_scratch, load_student, resolve_source
 from mmedge.recipe import MethodSection, ScratchSection, StudentSection
@@ -58,7 +58,7 @@ def test_shared_contexts_give_the_losses_of_separate_sequences(students: dict[st
     student.model.eval()
     encoded = [encode_lesson(lesson, student.encoder, 64) for lesson in LESSONS]
     with torch.no_grad():
-        found = token_losses(student.model, encoded, student.encoder, torch.device("cpu"))
+        found = LessonPass(student.model, student.encoder).token_losses(encoded)
         expected = []
         for lesson in encoded:
             for target in lesson.targets:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mmedge.distill.training import build_optimizers, learning_rate_factor, step_seed
+from mmedge.distill.optimizers import build_optimizers, learning_rate_factor
+from mmedge.distill.training import step_seed
 from tests.conftest import REPOSITORY, is_one_line_error, mmedge, own_recipe, tiny_recipe, write_recipe
 
 
@@ -112,7 +113,7 @@ def test_no_self_evaluation_means_no_stage_1(tmp_path: Path) -> None:
 
 
 def test_early_stop_ends_a_stage_that_no_longer_improves(tmp_path: Path) -> None:
-    values = tiny_recipe(method={"self_evaluation": False})
+    values = tiny_recipe(method={"self_evaluation": False}, split={"validation": 24, "verdict_test": 8})
     stage2 = {"max_steps": 60, "batch_size": 4, "learning_rate": 1e-9, "evaluate_every": 2, "patience": 3}
     values["training"] = dict(values["training"]) | {"stage2": stage2}  # type: ignore[call-overload]
     recipe = write_recipe(tmp_path / "r.yaml", values)

@@ -1,0 +1,360 @@
+"""`mmedge ablate`: the paper's comparison of methods on one's own task, every row trained with the same budget.
+
+    RUN/ablation/stage1/KEY/       stage 1, trained once for all rows that share it
+    RUN/ablation/rows/NAME/        one training: a row, a kind of label, a seed
+    RUN/ablation.json  .md  .html  the comparison so far, rewritten after every training
+
+A killed comparison continues: finished trainings are found by the hash of what they depend on.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mmedge.distill.ablation_report import write_reports
+from mmedge.distill.adapters import merge_adapters
+from mmedge.distill.curves import write_training_page
+from mmedge.distill.devices import Devices
+from mmedge.distill.distill import Curriculum, once, prepared, rehearsed
+from mmedge.distill.lessons import evaluation_lessons
+from mmedge.distill.material import Material
+from mmedge.distill.measure import Measure
+from mmedge.distill.scoring import Verdicts
+from mmedge.distill.students import Student, resolve_source, save_student
+from mmedge.pretrained.sources import ModelSource
+from mmedge.progress import Progress
+from mmedge.recipe import ROWS, MethodSection, Recipe, StageSection, recipe_values
+from mmedge.runs import Run, machine, work_on
+from mmedge.statistics import Estimate, auroc_over_seeds, balanced_accuracy, mean_over_seeds, paired_difference
+from mmedge.storage import atomic_folder, read_json, write_json
+
+TITLES = {
+    "standard": "labels only",
+    "one_cot": "1 CoT",
+    "one_cot_self_evaluation": "1 CoT + self-evaluation",
+    "cots": "{m} CoTs",
+    "cots_self_evaluation": "{m} CoTs + self-evaluation",
+}
+LARGEST_ROW = "cots_self_evaluation"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One training of a comparison.
+
+    Attributes:
+        row: Which method.
+        labels: Which labels.
+        seed: Which seed.
+        recipe: The recipe of just this training.
+    """
+
+    row: str
+    labels: str
+    seed: int
+    recipe: Recipe
+
+
+def method_of(recipe: Recipe, row: str, labels: str) -> MethodSection:
+    """Return a row's method: one of the paper's, all chains of thought kept, or one that the recipe adds.
+
+    The standard row with pseudo-labels learns the label of the first chain of thought, as the row with one does.
+    """
+    base = recipe.method.model_dump() | {"labels": labels}
+    if row not in ROWS:
+        return MethodSection.model_validate(base | {"self_evaluation": True} | recipe.ablation.more[row])
+    evaluates, one = row.endswith("self_evaluation"), row.startswith("one_cot")
+    changes: dict[str, Any] = {"self_evaluation": evaluates, "keep": "all", "max_cots": 1 if one else recipe.method.max_cots}
+    if one and recipe.method.contrast_verdicts:  # one chain of thought differs from no other
+        changes |= {"contrast_verdicts": False, "balance_verdicts": True}
+    if row == "standard":
+        changes |= {"rationales": False, "max_cots": 1 if labels == "pseudo" else recipe.method.max_cots}
+    return MethodSection.model_validate(base | changes)
+
+
+def plan(recipe: Recipe, material: Material, student: Student) -> list[Unit]:
+    """Return every training of a comparison, in the order in which they are done: all rows of a seed before the next seed."""
+    section = recipe.ablation
+    budget = _Budget(recipe, material, student)
+    units = []
+    for seed in section.seeds:
+        for labels in section.labels:
+            for row in (*section.rows, *section.more):
+                method = method_of(recipe, row, labels)
+                stage1, stage2 = budget.stages(row, method)
+                training = recipe.training.model_copy(update={"stage1": stage1, "stage2": stage2})
+                units.append(
+                    Unit(row, labels, seed, recipe.model_copy(update={"seed": seed, "method": method, "training": training}))
+                )
+    return units
+
+
+class _Budget:
+    """How long each row's stages are."""
+
+    def __init__(self, recipe: Recipe, material: Material, student: Student) -> None:
+        self._recipe, self._material, self._student = recipe, material, student
+        whole = method_of(recipe, LARGEST_ROW, recipe.ablation.labels[0])
+        self._stage1, self._stage2 = self._written(LARGEST_ROW, whole)
+        training = recipe.training
+        lessons = training.stage2.batch_size + rehearsed(whole, training.stage2.batch_size)
+        self._lessons = self._stage1 * training.stage1.batch_size + self._stage2 * lessons
+
+    def stages(self, row: str, method: MethodSection) -> tuple[StageSection, StageSection]:
+        """Return both stages of a row, their lengths in steps, with as many validations as the recipe's have."""
+        training, equal = self._recipe.training, self._recipe.ablation.equal
+        batch = training.stage2.batch_size
+        has_stage1 = method.self_evaluation and method.schedule == "sequential"
+        stage1, stage2 = self._stage1, self._stage2
+        if equal == "none":
+            stage1, stage2 = self._written(row, method)
+        elif equal == "lessons":
+            left = self._lessons - (stage1 * training.stage1.batch_size if has_stage1 else 0)
+            stage2 = max(1, round(left / (batch + rehearsed(method, batch))))
+        elif equal == "steps" and not has_stage1:
+            stage2 += stage1
+        return self._section(training.stage1, stage1, self._stage1), self._section(training.stage2, stage2, self._stage2)
+
+    def _written(self, row: str, method: MethodSection) -> tuple[int, int]:
+        """Return both lengths as the recipe writes them, epochs counted in the row's own lessons."""
+        training = self._recipe.training
+        taught = self._material.limited(method.max_cots)
+        contrast = {"contrast_verdicts": method.contrast_verdicts}
+        evaluations = len(evaluation_lessons(taught.train, self._student.encoder, **contrast)) if method.self_evaluation else 0
+        own = self._recipe.ablation.epochs.get(row)
+        lengths = []
+        for number, (section, count) in enumerate(((training.stage1, evaluations), (training.stage2, len(taught.train)))):
+            per_epoch = math.ceil(count / section.batch_size)
+            if own is not None:
+                lengths.append(max(1, round(own[number] * per_epoch)))
+            else:
+                lengths.append(section.max_steps or max(1, round((section.epochs or 1) * per_epoch)))
+        return lengths[0], lengths[1]
+
+    @staticmethod
+    def _section(section: StageSection, steps: int, planned: int) -> StageSection:
+        validations = max(1, round(planned / section.evaluate_every)) if section.evaluate_every else 5
+        return section.model_copy(
+            update={"max_steps": steps, "epochs": None, "evaluate_every": math.ceil(steps / validations), "patience": None}
+        )
+
+
+def ablate(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
+    """Compare the paper's methods.
+
+    Args:
+        recipe: Task, teacher, student, training, and what to compare (`ablation`).
+        out: The run's folder; a comparison that was interrupted continues.
+        progress: Where progress is shown.
+
+    Returns:
+        What `ablation.json` says.
+
+    Raises:
+        MmedgeError: Anything the user can mend; finished trainings are kept.
+    """
+    with Devices(recipe.training) as devices:
+        shown = progress if devices.main else Progress(quiet=True)
+        with work_on(out, recipe) if devices.main else nullcontext(Run(out)) as run:
+            return _Ablation(recipe, run, shown, devices).run()
+
+
+class _Ablation:
+    def __init__(self, recipe: Recipe, run: Run, progress: Progress, devices: Devices) -> None:
+        self.recipe, self.place, self.progress, self.devices = recipe, run, progress, devices
+        self.folder = run.folder / "ablation"
+        self.source: ModelSource = resolve_source(recipe.student)
+        self.material = prepared(recipe, run, progress, devices)
+        self.cots = max((len(a.cots) for a in self.material.train), default=0)
+        if recipe.method.max_cots:
+            self.cots = min(self.cots, recipe.method.max_cots)
+
+    def run(self) -> dict[str, Any]:
+        self.units = plan(self.recipe, self.material, self._curriculum(self.recipe).student())
+        found: list[dict[str, Any]] = []
+        results: dict[str, Any] = {}
+        trained = 0
+        for number, unit in enumerate(self.units, start=1):
+            curriculum = self._curriculum(unit.recipe)
+            folder = self.folder / "rows" / f"{unit.labels}-{unit.row}-seed{unit.seed}-{curriculum.key2()[:12]}"
+            done = self.devices.from_main(partial(_result, folder / "result.json"))
+            if done is None:
+                words = f"{self._title(unit.row)}, {unit.labels} labels, seed {unit.seed}"
+                self.progress.line(f"training {number} of {len(self.units)}: {words}")
+                done = self._train(unit, curriculum, folder)
+                trained += 1
+            found.append(done)
+            if trained or number == len(self.units):
+                results = self._summary(found)
+                if self.devices.main:
+                    write_reports(results, self.place.folder)
+        kept = len(self.units) - trained
+        if kept:
+            self.progress.line(f"{kept} of {len(self.units)} trainings were there already and kept")
+        return results
+
+    def _curriculum(self, recipe: Recipe) -> Curriculum:
+        measure = Measure(recipe, self.material, self.progress)
+        return Curriculum(recipe, self.material, self.source, measure, self.progress, self.devices)
+
+    def _title(self, row: str) -> str:
+        return TITLES.get(row, row).format(m=self.cots)
+
+    def _train(self, unit: Unit, curriculum: Curriculum, folder: Path) -> dict[str, Any]:
+        measure, main = curriculum.measure, self.devices.main
+        if main:
+            folder.mkdir(parents=True, exist_ok=True)
+            curriculum.observe = lambda: write_training_page(folder, title=f"Training of {folder.name}", finished=False)
+        student = curriculum.student()
+        stages: dict[str, Any] = {}
+        middle = None
+        if curriculum.has_stage1:
+            place = self.folder / "stage1" / curriculum.key1()[:12]
+            stages["stage1"] = curriculum.stage1(student, place)
+            middle = self.devices.from_main(
+                lambda: once(
+                    place / "verdicts.json",
+                    curriculum.key1(),
+                    lambda: _verdicts(measure.held_out_verdicts(student, "after stage 1")),
+                )
+            )
+        stages["stage2"] = curriculum.stage2(student, folder / "stage2")
+        merge_adapters(student)
+
+        def outcomes() -> dict[str, Any]:
+            answers = {name: [int(right) for right in found] for name, found in measure.tests(student, "at the end").items()}
+            judged = measure.held_out_verdicts(student, "at the end") if unit.recipe.method.self_evaluation else None
+            return {"tests": answers, "verdicts": _verdicts(judged)}
+
+        training, method = unit.recipe.training, unit.recipe.method
+        result: dict[str, Any] = {
+            "row": unit.row,
+            "labels": unit.labels,
+            "seed": unit.seed,
+            "method": method.model_dump(mode="json"),
+            "stages": stages,
+            "lessons": sum(
+                stage["steps"]
+                * (training.stage1.batch_size if name == "stage1" else training.stage2.batch_size + curriculum.rehearsed())
+                for name, stage in stages.items()
+            ),
+            "after_stage1": middle,
+            **self.devices.from_main(outcomes),
+        }
+        if main:
+            if self.recipe.ablation.keep_students:
+                with atomic_folder(folder / "student") as temporary:
+                    save_student(student, temporary, {"recipe": recipe_values(unit.recipe), "data_hash": self.material.hash})
+            write_training_page(folder, title=f"Training of {folder.name}", finished=True)
+            write_json(folder / "result.json", result)
+            shutil.rmtree(folder / "stage2" / "best", ignore_errors=True)  # nothing needs the weights any more
+        self.devices.wait()
+        return result
+
+    # ------------------------------------------------------------------------------------------------- the table
+
+    def _summary(self, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return the comparison of what has been trained so far."""
+        section = self.recipe.ablation
+        rows = []
+        for labels in section.labels:
+            above: list[dict[str, Any]] = []
+            for row in (*section.rows, *section.more):
+                results = [result for result in found if result["row"] == row and result["labels"] == labels]
+                if not results:
+                    continue
+                rows.append(self._row(row, labels, results, above))
+                if row in ROWS:  # rows of one's own are all compared with the last of the paper's
+                    above = results
+        return {
+            "recipe": self.recipe.name,
+            "equal": section.equal,
+            "seeds": list(section.seeds),
+            "trainings": {"done": len(found), "planned": len(self.units)},
+            "cots": self.cots,
+            "test_questions": {name: len(outcomes) for name, outcomes in found[0]["tests"].items()},
+            "verdict_cots": len(self._held_out()),
+            "rows": rows,
+            "machine": machine(),
+        }
+
+    def _row(self, row: str, labels: str, results: Sequence[dict[str, Any]], above: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        tests: dict[str, Any] = {}
+        for name in results[0]["tests"]:
+            tests[name] = mean_over_seeds([result["tests"][name] for result in results]).to_json()
+            tests[name]["by_seed"] = {result["seed"]: _mean(result["tests"][name]) for result in results}
+            pairs = [(a, b) for a in results for b in above if a["seed"] == b["seed"]]
+            if pairs:
+                difference = paired_difference([a["tests"][name] for a, _ in pairs], [b["tests"][name] for _, b in pairs])
+                tests[name]["difference"] = difference.to_json() | {"against": self._title(above[0]["row"]), "seeds": len(pairs)}
+        trained = [sum(stage["seconds"] for stage in result["stages"].values()) for result in results]
+        return {
+            "row": row,
+            "title": self._title(row),
+            "labels": labels,
+            "method": results[0]["method"],
+            "seeds": [result["seed"] for result in results],
+            "tests": tests,
+            "after_stage1": self._judged([result["after_stage1"] for result in results]),
+            "verdicts": self._judged([result["verdicts"] for result in results]),
+            "steps": {name: stage["steps"] for name, stage in results[0]["stages"].items()},
+            "lessons": results[0]["lessons"],
+            "tokens": round(_mean([sum(stage["tokens"] for stage in result["stages"].values()) for result in results])),
+            "seconds": round(_mean(trained), 1),
+            "validations": [
+                [(entry["step"], entry["answer"]["value"]) for entry in result["stages"]["stage2"]["validations"]]
+                for result in results
+            ],
+        }
+
+    def _held_out(self) -> list[str]:
+        return [judged.example.id for judged in Measure(self.recipe, self.material, self.progress).test_cots]
+
+    def _judged(self, verdicts: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+        """Return accuracy, balanced accuracy and AUROC of several trainings' verdicts on the same chains of thought."""
+        known = [found for found in verdicts if found]
+        if not known:
+            return None
+        questions = self._held_out()
+        order = sorted(set(questions))
+        place = {question: number for number, question in enumerate(order)}
+        successes = [[0] * len(order) for _ in known]
+        trials = [0] * len(order)
+        for question in questions:
+            trials[place[question]] += 1
+        for number, found in enumerate(known):
+            for question, said, true in zip(questions, found["said_correct"], found["correct"], strict=True):
+                successes[number][place[question]] += said == true
+        balanced = [balanced_accuracy(found["said_correct"], found["correct"]) for found in known]
+        area = auroc_over_seeds([found["confidences"] for found in known], known[0]["correct"], questions)
+        return {
+            "accuracy": mean_over_seeds(successes, trials).to_json(),
+            "balanced_accuracy": _mean([value for value in balanced if value is not None]) if None not in balanced else None,
+            "auroc": area.to_json() if isinstance(area, Estimate) else None,
+        }
+
+
+def _result(path: Path) -> dict[str, Any] | None:
+    """Return a finished training's result, where there is one."""
+    return read_json(path) if path.is_file() else None
+
+
+def _verdicts(found: Verdicts | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "confidences": [round(value, 5) for value in found.confidences],
+        "correct": [int(value) for value in found.correct],
+        "said_correct": [int(value) for value in found.said_correct],
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,179 @@
+"""A comparison of methods as a table, as JSON, as Markdown, and as a page with figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmedge.charts import IntervalRow, Series, interval_chart, line_chart, standalone
+from mmedge.page import Page
+from mmedge.progress import duration
+from mmedge.storage import write_json, write_text
+
+EQUAL = {
+    "lessons": "every row takes as many lessons (visits to a question or a chain of thought, both stages together)",
+    "steps": "every row takes as many optimizer steps, both stages together",
+    "stage2": "every row takes as many steps of stage 2; stage 1 comes on top",
+    "none": "every row trains as long as the recipe says",
+}
+
+
+def headings(results: dict[str, Any]) -> list[str]:
+    """Return the table's headings."""
+    tests = [name for test in results["test_questions"] for name in (test, "against the row above")]
+    return ["", *tests, "verdicts after stage 1", "verdicts at the end", "steps", "lessons", "tokens", "time"]
+
+
+def table_rows(results: dict[str, Any], labels: str) -> list[list[str]]:
+    """Return the table of one kind of labels, a row for each method."""
+    rows = []
+    for row in results["rows"]:
+        if row["labels"] != labels:
+            continue
+        cells = [row["title"]]
+        for test in results["test_questions"]:
+            found = row["tests"][test]
+            cells += [_share(found), _difference(found.get("difference"))]
+        steps = " + ".join(str(count) for count in row["steps"].values())
+        cells += [
+            _judged(row["after_stage1"]),
+            _judged(row["verdicts"]),
+            steps,
+            f"{row['lessons']:,}",
+            f"{row['tokens'] / 1000:,.0f} k",
+        ]
+        rows.append([*cells, duration(row["seconds"])])
+    return rows
+
+
+def _share(found: dict[str, Any]) -> str:
+    low, high = found["interval_95"]
+    return f"{100 * found['value']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _difference(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    low, high = found["interval_95"]
+    p = "p < 0.001" if found["p"] < 0.001 else f"p = {found['p']:.3f}"
+    return f"{100 * found['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}], {p}"
+
+
+def _judged(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    balanced = "" if found["balanced_accuracy"] is None else f", balanced {100 * found['balanced_accuracy']:.1f}"
+    area = "" if found["auroc"] is None else f", AUROC {found['auroc']['value']:.3f}"
+    return f"{_share(found['accuracy'])}{balanced}{area}"
+
+
+def caption(results: dict[str, Any]) -> str:
+    """Return what a reader must know about the table."""
+    done, planned = results["trainings"]["done"], results["trainings"]["planned"]
+    questions = ", ".join(f"{name}: {count}" for name, count in results["test_questions"].items())
+    unfinished = f" {done} of {planned} trainings are done." if done < planned else ""
+    return (
+        f"Seeds {', '.join(map(str, results['seeds']))}; {EQUAL[results['equal']]}. Test questions: {questions}; verdicts on"
+        f" {results['verdict_cots']} held-out chains of thought. Brackets are 95 % intervals over questions and seeds (bootstrap);"
+        " differences are in points, paired by question and seed, p by bootstrap, with one seed by McNemar's exact test; rows that"
+        f" the recipe adds are compared with the last of the paper's.{unfinished}"
+    )
+
+
+def kinds_of_labels(results: dict[str, Any]) -> list[str]:
+    """Return the kinds of labels that have rows, in order."""
+    return list(dict.fromkeys(row["labels"] for row in results["rows"]))
+
+
+def figure(results: dict[str, Any], test: str) -> str:
+    """Return a chart of every row's accuracy on a test."""
+    rows = []
+    for row in results["rows"]:
+        value, (low, high) = row["tests"][test]["value"], row["tests"][test]["interval_95"]
+        words, group = f"{100 * value:.1f} %", f"{row['labels']} labels"
+        rows.append(IntervalRow(row["title"], value, low, high, words=words, group=group))
+    return interval_chart(rows, x_label=f"answers right: {test}", percent=True)
+
+
+def _curves(results: dict[str, Any], labels: str) -> str:
+    """Return the validation accuracy over the steps of stage 2, mean over the seeds."""
+    series = []
+    for row in results["rows"]:
+        if row["labels"] == labels:
+            runs = row["validations"]
+            points = [(run[0][0], sum(entry[1] for entry in run) / len(run)) for run in zip(*runs, strict=False)]
+            series.append(Series(row["title"], points))
+    return line_chart(
+        series, x_label="step of stage 2", y_label="answers right on validation questions", percent=True, markers=True
+    )
+
+
+def _verdict_figure(results: dict[str, Any]) -> str | None:
+    rows = []
+    for row in results["rows"]:
+        for when, found in (("after stage 1", row["after_stage1"]), ("at the end", row["verdicts"])):
+            if found is not None and found["auroc"] is not None:
+                value = found["auroc"]["value"]
+                low, high = found["auroc"]["interval_95"]
+                name = f"{row['title']}, {row['labels']}"
+                rows.append(IntervalRow(name, value, low, high, words=f"{value:.3f}", group=when))
+    return interval_chart(rows, x_label="AUROC of P(correct) on held-out chains of thought") if rows else None
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Return the comparison as Markdown."""
+    parts = [f"# Comparison of methods: {results['recipe']}", caption(results)]
+    for labels in kinds_of_labels(results):
+        lines = [headings(results), ["---"] * len(headings(results)), *table_rows(results, labels)]
+        parts += [f"## {labels} labels", "\n".join("| " + " | ".join(line) + " |" for line in lines)]
+    machine = results["machine"]
+    packages = machine["packages"]
+    versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers") if name in packages)
+    parts.append(
+        f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, {versions}, mmedge {machine['mmedge']}."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _page(results: dict[str, Any]) -> Page:
+    page = Page(f"Comparison of methods: {results['recipe']}", caption(results))
+    for test in results["test_questions"]:
+        page.heading(f"Answers: {test}")
+        page.figure(figure(results, test))
+    for labels in kinds_of_labels(results):
+        page.heading(f"Table, {labels} labels")
+        page.table(headings(results), table_rows(results, labels))
+    verdicts = _verdict_figure(results)
+    if verdicts is not None:
+        page.heading("Telling right from wrong", "How often a right chain of thought gets a higher P(correct) than a wrong one.")
+        page.figure(verdicts)
+    for labels in kinds_of_labels(results):
+        page.heading(f"While it learned, {labels} labels")
+        page.figure(_curves(results, labels))
+    return page
+
+
+def write_reports(results: dict[str, Any], folder: Path) -> None:
+    """Write `ablation.json`, `ablation.md`, `ablation.html`, and a figure for each test as SVG."""
+    write_json(folder / "ablation.json", results)
+    write_text(folder / "ablation.md", markdown(results))
+    _page(results).write(folder / "ablation.html")
+    for number, test in enumerate(results["test_questions"]):
+        name = "ablation.svg" if number == 0 else f"ablation-{number + 1}.svg"
+        write_text(folder / name, standalone(figure(results, test)))
+
+
+def rich_tables(results: dict[str, Any]) -> Sequence[Any]:
+    """Return a table for the terminal for each kind of labels."""
+    from rich.table import Table
+
+    tables = []
+    for labels in kinds_of_labels(results):
+        table = Table(title=f"{results['recipe']}, {labels} labels", show_lines=True)
+        for heading in headings(results):
+            table.add_column(heading)
+        for row in table_rows(results, labels):
+            table.add_row(*row)
+        tables.append(table)
+    return tables

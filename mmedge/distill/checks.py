@@ -1,0 +1,67 @@
+"""What is checked before a student is trained: that it can read the inputs and write the targets.
+
+A tokenizer that has no sign for a label, or a limit that cuts it off, would teach the student something else, and nobody would
+see why it is bad.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mmedge.distill.material import Material
+from mmedge.distill.students import Student
+from mmedge.errors import MmedgeError
+from mmedge.progress import Progress
+from mmedge.recipe import Recipe
+from mmedge.tasks.prompts import VERDICTS, render_question
+
+TOLERATED = 0.02  # share of targets that may be spoiled, with a warning: a few odd signs in hundreds of texts
+
+
+def check_targets(recipe: Recipe, material: Material, student: Student, progress: Progress) -> None:
+    """Refuse a training whose answers or verdicts the student cannot write; warn of what is cut off.
+
+    Raises:
+        MmedgeError: More than a few of them cannot be written, or are longer than a target may be.
+    """
+    limit = recipe.training.max_target_tokens
+    verdicts = list(VERDICTS) if recipe.method.self_evaluation else []
+    for what, texts in (("the verdict", verdicts), ("the answer", list(_answers(recipe, material)))):
+        spoiled = [(text, becomes) for text in texts if (becomes := _written(student, text)) is not None]
+        if len(spoiled) > TOLERATED * len(texts):
+            text, becomes = spoiled[0]
+            raise MmedgeError(
+                f"the student's tokenizer cannot write {what} {text!r:.60}: it becomes {becomes!r:.60}"
+                f" ({len(spoiled)} of {len(texts)})",
+                "choose another student, or labels that it can write",
+            )
+        if spoiled:
+            progress.line(f"warning: {len(spoiled)} of {len(texts)} answers hold signs that the student cannot write")
+        long = [text for text in texts if len(student.encoder.target(text, limit + 1)) > limit]
+        if len(long) > TOLERATED * len(texts):
+            raise MmedgeError(
+                f"{what} {long[0]!r:.60} is longer than {limit} tokens ({len(long)} of {len(texts)})",
+                "raise training.max_target_tokens",
+            )
+    contexts = [student.encoder.prompts.reasoning_context(render_question(a.example)) for a in material.train[:500]]
+    cut = sum(len(student.encoder.context(context)) >= student.encoder.max_input_tokens for context in contexts)
+    if cut:
+        progress.line(
+            f"warning: {cut} of {len(contexts)} questions are cut off at {student.encoder.max_input_tokens} tokens"
+            " (training.max_input_tokens)"
+        )
+
+
+def _answers(recipe: Recipe, material: Material) -> Iterator[str]:
+    for annotated in material.train[:2000]:
+        if recipe.method.labels == "human":
+            if annotated.example.label is not None:
+                yield annotated.example.label
+        else:
+            yield from {evaluated.cot.pseudo_label for evaluated in annotated.cots}
+
+
+def _written(student: Student, text: str) -> str | None:
+    """Return what the student's tokens of a text say, where it is not the text."""
+    becomes = student.encoder.text(student.encoder.target(text, 100_000))
+    return None if "".join(becomes.split()) == "".join(text.split()) else becomes

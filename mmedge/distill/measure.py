@@ -1,0 +1,99 @@
+"""Measuring a student on a run's questions and chains of thought: validation while it trains, everything at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mmedge.distill.material import Material, reference
+from mmedge.distill.scoring import Verdicts, answers_right, judged_cots, verdicts_of
+from mmedge.distill.students import Student
+from mmedge.distill.training import Validation
+from mmedge.errors import MmedgeError
+from mmedge.progress import Progress
+from mmedge.recipe import Recipe
+from mmedge.statistics import Proportion, proportion
+
+
+@dataclass
+class Measure:
+    """Measures students of one recipe.
+
+    Attributes:
+        recipe: Says how long answers may be, and what checkpoints are selected by.
+        material: The questions and chains of thought.
+        progress: Where progress is shown.
+    """
+
+    recipe: Recipe
+    material: Material
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        task = self.material.task
+        pairs = [(annotated.example, reference(annotated)) for annotated in self.material.validation]
+        self.questions = [example for example, answer in pairs if answer is not None]
+        self.references = [answer for _, answer in pairs if answer is not None]
+        if not self.questions:
+            raise MmedgeError("no validation question has a label or a readable CoT", "raise split.validation")
+        self.validation_cots = judged_cots(self.material.validation, task)
+        self.test_cots = judged_cots(self.material.verdict_test, task)
+
+    def stage1(self, student: Student) -> Validation:
+        """Verdicts on validation CoTs: balanced accuracy, or plain where one class is missing."""
+        found = verdicts_of(student, self.validation_cots)
+        assert found is not None  # stage 1 has lessons, so there are evaluations
+        score = found.score
+        chosen = score.balanced if score.balanced is not None else score.accuracy.value
+        text = f"verdict accuracy {score.accuracy}, balanced {chosen:.3f}, on validation CoTs"
+        return Validation(chosen, {"verdict": score.to_json()}, text, len(self.validation_cots))
+
+    def _answers(self, student: Student) -> Proportion:
+        limit = self.recipe.generation.max_answer_tokens
+        return proportion(answers_right(student, self.material.task, self.questions, self.references, limit))
+
+    def stage2(self, student: Student) -> Validation:
+        """Answers to validation questions, and verdicts on validation CoTs too where the recipe selects by both."""
+        accuracy = self._answers(student)
+        text = f"answer accuracy {accuracy} on validation questions"
+        both = self.recipe.training.select_by == "answers_and_verdicts" and self.recipe.method.self_evaluation
+        if not both or not self.validation_cots:
+            return Validation(accuracy.value, {"answer": accuracy.to_json()}, text, accuracy.total)
+        judged = self.stage1(student)
+        details = {"answer": accuracy.to_json(), **judged.details}
+        return Validation((accuracy.value + judged.score) / 2, details, f"{text}; {judged.text}", accuracy.total)
+
+    def tests(self, student: Student, when: str) -> dict[str, list[bool]]:
+        """Return for every labelled test question whether it is answered right, by test."""
+        limit = self.recipe.generation.max_answer_tokens
+        found = {}
+        for name, examples in self.material.splits.tests.items():
+            labelled = [example for example in examples if example.label is not None]
+            labels = [example.label for example in labelled if example.label is not None]
+            task, shown = self.material.task, f"answers to {name}, {when}"
+            found[name] = answers_right(student, task, labelled, labels, limit, self.progress, shown)
+            self.progress.line(f"{when}: answer accuracy on {name}: {proportion(found[name])}")
+        return found
+
+    def everything(self, student: Student, when: str) -> dict[str, Any]:
+        """All final figures: answers on validation and test questions, verdicts on held-out CoTs."""
+        answers = {"validation": self._answers(student).to_json()}
+        answers |= {name: proportion(outcomes).to_json() for name, outcomes in self.tests(student, when).items()}
+        return {"answer": answers, "verdict": self.verdicts(student, when)}
+
+    def held_out_verdicts(self, student: Student, when: str) -> Verdicts | None:
+        """Verdicts on the chains of thought of the verdict test; None where there are none."""
+        found = verdicts_of(student, self.test_cots)
+        if found is not None:
+            score = found.score
+            balanced, auroc = ("–" if value is None else f"{value:.3f}" for value in (score.balanced, score.auroc))
+            self.progress.line(
+                f"{when}: verdict accuracy on {len(self.test_cots)} held-out CoTs: {score.accuracy}, balanced {balanced},"
+                f" AUROC {auroc} (always 'correct': {score.always_correct})"
+            )
+        return found
+
+    def verdicts(self, student: Student, when: str) -> dict[str, Any] | None:
+        """The score of `held_out_verdicts`."""
+        found = self.held_out_verdicts(student, when)
+        return found.score.to_json() if found is not None else None
