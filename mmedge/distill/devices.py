@@ -56,11 +56,12 @@ class Devices:
             cpu=on_cpu,
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=LONGEST_WAIT),
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             ],
         )
         if self._accelerator.distributed_type not in _SUPPORTED:
             raise MmedgeError(f"training with {self._accelerator.distributed_type.value} is not supported", "use DDP or FSDP")
+        self._sharded = bool(self._accelerator.distributed_type == DistributedType.FSDP)
         if training.threads:
             torch.set_num_threads(training.threads)
 
@@ -95,7 +96,7 @@ class Devices:
     @property
     def sharded(self) -> bool:
         """Whether each process holds a part of the weights only."""
-        return bool(self._accelerator.distributed_type == DistributedType.FSDP)
+        return self._sharded
 
     def describe(self) -> str:
         """Return words for where the training runs."""
