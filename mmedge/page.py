@@ -4,6 +4,7 @@
     page.heading("Yield")
     page.table(["", "count"], [["parsed", "97"]])
     page.bars([("correct", 573, "71.6 %")])
+    page.figure(line_chart(lines, x_label="step", y_label="loss"), "Losses of stage 1.")
     page.write(Path("annotations.html"))
 
 All text is escaped: what a teacher wrote is shown, never interpreted.
@@ -30,7 +31,8 @@ body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 4rem; background: 
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
 p { margin: .25rem 0 .75rem; max-width: 60rem; } .dim { color: var(--dim); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
+         overflow-wrap: break-word; }
 td + td, th + th { text-align: right; } th { font-weight: 600; }
 .bars { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr max-content; gap: .3rem .8rem; align-items: center; }
 .bars i { display: block; height: .9rem; background: var(--mark); border-radius: 2px; min-width: 1px; }
@@ -40,6 +42,9 @@ td + td, th + th { text-align: right; } th { font-weight: 600; }
   .bars { grid-template-columns: 1fr max-content; grid-auto-flow: row dense; }
   .bars .track { grid-column: 1 / -1; margin-bottom: .4rem; }
 }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem 1.5rem; }
+.figures { margin: .75rem 0 1rem; } figure { margin: 0; min-width: 0; }
+figcaption { color: var(--dim); font-size: .9rem; margin-top: .25rem; max-width: 37.5rem; }
 details { border: 1px solid var(--line); border-radius: 6px; padding: .5rem .8rem; margin: .5rem 0; }
 summary { cursor: pointer; } pre { white-space: pre-wrap; font: .9rem/1.45 ui-monospace, monospace; margin: .3rem 0; }
 .text { background: var(--soft); border-radius: 6px; padding: .4rem .7rem; margin: .4rem 0; }
@@ -47,6 +52,7 @@ summary { cursor: pointer; } pre { white-space: pre-wrap; font: .9rem/1.45 ui-mo
 
 
 _LONGEST = 5000  # characters of one text that are shown
+_FIGURES = '<div class="figures">'
 
 
 def _shown(text: str) -> str:
@@ -62,10 +68,12 @@ class Page:
     Args:
         title: Its heading.
         subtitle: A line below it.
+        refresh_seconds: After how many seconds a browser reads the page again; None for never.
     """
 
-    def __init__(self, title: str, subtitle: str = "") -> None:
+    def __init__(self, title: str, subtitle: str = "", refresh_seconds: int | None = None) -> None:
         self._title = title
+        self._refresh_seconds = refresh_seconds
         self._parts = [f"<h1>{_shown(title)}</h1>"]
         if subtitle:
             self._parts.append(f'<p class="dim">{_shown(subtitle)}</p>')
@@ -98,6 +106,20 @@ class Page:
             )
         self._parts.append(f'<div class="bars">{"".join(cells)}</div>')
 
+    def figure(self, svg: str, caption: str = "") -> None:
+        """Add a chart of `mmedge.charts`, as it is; figures that follow each other share a row where there is room.
+
+        Raises:
+            ValueError: It is no SVG element.
+        """
+        if not svg.startswith("<svg ") or not svg.endswith("</svg>"):
+            raise ValueError("a figure is one SVG element")
+        words = f"<figcaption>{_shown(caption)}</figcaption>" if caption else ""
+        before = ""
+        if self._parts[-1].startswith(_FIGURES):
+            before = self._parts.pop().removeprefix(_FIGURES).removesuffix("</div>")
+        self._parts.append(f"{_FIGURES}{before}<figure>{svg}{words}</figure></div>")
+
     def details(self, summary: str, texts: Sequence[tuple[str, str]]) -> None:
         """Add something to unfold: texts, each with a line that says what it is."""
         inside = "".join(
@@ -107,11 +129,12 @@ class Page:
 
     def text(self) -> str:
         """Return the whole page."""
+        refresh = "" if self._refresh_seconds is None else f'<meta http-equiv="refresh" content="{self._refresh_seconds:d}">'
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-            f"<title>{_shown(self._title)}</title><style>{_STYLE}</style></head><body>\n"
+            f"{refresh}<title>{_shown(self._title)}</title><style>{_STYLE}</style></head><body>\n"
             + "\n".join(self._parts)
             + "\n</body></html>\n"
         )
