@@ -16,7 +16,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 
 from mmedge.errors import printable
 
@@ -24,8 +23,8 @@ _WIDTH = 480  # units of every viewBox; a page shows one as 0.7 to 1.25 CSS pixe
 _PLOT_HEIGHT = 220
 _ROW, _TALL_ROW = 26, 42  # of an interval chart: name beside the whisker, name above it
 _LINE = 19  # from one line of text to the next
-_FONT, _SMALL = 13.5, 12.5
-_MOST_POINTS = 600  # that one line is drawn with
+_FONT, _SMALL = 14.0, 13.0
+_MOST_POINTS = 400  # that one line is drawn with
 _LARGEST, _SMALLEST = 1e100, 1e-100  # what counts as a measurement; the second on a log scale
 _STYLE = "display:block;width:100%;max-width:37.5rem;height:auto"
 _FILE_WIDTH, _FILE_MARGIN = 720, 12
@@ -101,7 +100,7 @@ def line_chart(
     """Return lines over a common x axis as SVG; intervals become shaded bands.
 
     A point that is not finite interrupts its line, and one that stands alone becomes a dot. Of thousands of points about
-    600 are drawn, the extremes among them. The scales are those of the data.
+    400 are drawn, the extremes among them. The scales are those of the data.
 
     Args:
         series: The lines, in the order of the legend.
@@ -113,7 +112,7 @@ def line_chart(
         log_y: Whether the y axis is logarithmic; points below 1e-100 then count as not measured.
     """
     looks = [_look(index, one.dashed) for index, one in enumerate(series)]
-    found = [_measured(one, log_y) for one in series]
+    found = [_drawn(one, log_y) for one in series]
     measured = [point for points in found for point in points if point is not None]
     label = f"{y_label} against {x_label}: {', '.join(one.name for one in series)}"
     if not measured:
@@ -132,7 +131,8 @@ def line_chart(
         y_axis = _linear_axis(low, high, bottom, top, 5, percent=percent)
     left = max(_width(text, _SMALL) for _, text in y_axis.ticks) + 10
     steps = [point[0] for point in measured]
-    x_axis = _linear_axis(min(steps), max(steps), left, _WIDTH - 24.0, 6, snug=True)
+    whole = all(step == math.floor(step) for step in steps)
+    x_axis = _linear_axis(min(steps), max(steps), left, _WIDTH - 24.0, 6, snug=True, least_step=1.0 if whole else 0.0)
 
     parts = [_text(0, _SMALL + 1, y_label, _WIDTH, colour=_DIM), *above]
     for value, text in y_axis.ticks:
@@ -151,10 +151,11 @@ def line_chart(
     dots: list[str] = []
     for one, points, (colour, dash) in zip(series, found, looks, strict=True):
         name = _clean(one.name)
-        for run in _runs(_thinned(points), lambda point: point is not None):
-            bands += _bands(run, x_axis, y_axis, colour)
-            if len(run) > 1:
-                lines.append(_polyline(run, x_axis, y_axis, colour, dash, name))
+        runs = _runs(points)
+        lines += _line([run for run in runs if len(run) > 1], x_axis, y_axis, colour, dash, name)
+        for run in runs:
+            if one.low is not None:
+                bands += _bands(run, x_axis, y_axis, colour)
             if markers or len(run) == 1:
                 dots += [_dot(x_axis.place(point[0]), y_axis.place(point[1]), colour, _told(name, point, percent)) for point in run]
     return _svg(bottom + 44, label, parts + bands + lines + dots)
@@ -244,35 +245,40 @@ def _fixed(svg: str) -> str:
 # ------------------------------------------------------------------------------------------------- axes
 
 
-@dataclass(frozen=True)
 class _Axis:
-    """A scale: values from `low` to `high` lie between `start` and `end`, in units of the viewBox."""
+    """A scale on which `low` lies at `start` and `high` at `end`, in units of the viewBox."""
 
-    low: float
-    high: float
-    start: float
-    end: float
-    ticks: list[tuple[float, str]]
-    log: bool = False
+    def __init__(
+        self, low: float, high: float, start: float, end: float, ticks: list[tuple[float, str]], log: bool = False
+    ) -> None:
+        self.low, self.ticks, self._log = low, ticks, log
+        if log:
+            low, high = math.log(low), math.log(high)
+        self._scale = (end - start) / (high - low)
+        self._offset = start - self._scale * low
 
     def place(self, value: float) -> float:
-        value = min(max(value, self.low), self.high)
-        if self.log:
-            share = math.log(value / self.low) / math.log(self.high / self.low)
-        else:
-            share = (value - self.low) / (self.high - self.low)
-        return self.start + share * (self.end - self.start)
+        """Return where a value lies."""
+        return self._offset + self._scale * (math.log(value) if self._log else value)
 
 
 def _linear_axis(
-    low: float, high: float, start: float, end: float, count: int, *, percent: bool = False, snug: bool = False
+    low: float,
+    high: float,
+    start: float,
+    end: float,
+    count: int,
+    *,
+    percent: bool = False,
+    snug: bool = False,
+    least_step: float = 0.0,
 ) -> _Axis:
     """Return an axis with about `count` round ticks; it ends at ticks, or, where it is `snug`, where the data ends."""
     floor, ceiling = (0.0, 1.0) if percent and low >= 0 and high <= 1 else (-math.inf, math.inf)
     if high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-90):
         pad = 0.05 if percent else 0.1 * abs(high) if abs(high) > 1e-80 else 0.5
         low, high = max(low - pad, floor), min(high + pad, ceiling)
-    step = _round_step((high - low) / count)
+    step = max(_round_step((high - low) / count), least_step)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     if snug:
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -317,12 +323,14 @@ def _tick_texts(values: list[float], step: float, percent: bool) -> list[tuple[f
     digits = max(0, -math.floor(math.log10(step / unit) + 1e-6))
     if digits > 6 or largest / unit >= 1e15:
         return [(value, _signed(f"{value / unit:.3g}{suffix}")) for value in values]
-    return [(value, _signed(f"{round(value / unit, digits) + 0.0:,.{digits}f}{suffix}")) for value in values]
+    texts = [f"{round(value / unit, digits) + 0.0:,.{digits}f}{suffix}" for value in values]  # + 0.0 makes −0 a 0
+    return [(value, _signed(text) if value or percent else "0") for value, text in zip(values, texts, strict=True)]
 
 
 def _short(value: float) -> str:
+    """Return a positive number without more signs than it needs."""
     for unit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if 10 * unit <= value < 1e4 * unit:
+        if max(unit, 1e4) <= value < 1e4 * unit:
             return f"{value / unit:g}{suffix}"
     return _signed(f"{value:g}")
 
@@ -345,36 +353,56 @@ def _is_measured(value: float) -> bool:
     return -_LARGEST < value < _LARGEST
 
 
-def _measured(series: Series, log_y: bool) -> list[_Point | None]:
-    """Return a series' points, with None for those that cannot be drawn."""
+def _are_measured(values: Sequence[float], least: float) -> bool:
+    return least < min(values) and max(values) < _LARGEST and not math.isnan(sum(values))  # a sum with NaN is NaN
+
+
+def _drawn(series: Series, log_y: bool) -> list[_Point | None]:
+    """Return the points that a series is drawn with, with None for those that are not measured."""
     least = _SMALLEST if log_y else -_LARGEST
-    none = [math.nan] * len(series.points)
-    low, high = series.low if series.low is not None else none, series.high if series.high is not None else none
-    return [
-        (x, y, low_end, high_end) if -_LARGEST < x < _LARGEST and least < y < _LARGEST else None
-        for (x, y), low_end, high_end in zip(series.points, low, high, strict=True)
-    ]
+    points, low, high = series.points, series.low, series.high
+    indices: Sequence[int] = range(len(points))
+    if len(points) > _MOST_POINTS:
+        indices = _kept([x for x, _ in points], [y for _, y in points], least)
+    found: list[_Point | None] = []
+    for index in indices:
+        x, y = points[index]
+        ends = (math.nan, math.nan) if low is None or high is None else (low[index], high[index])
+        found.append((x, y, *ends) if _is_measured(x) and least < y < _LARGEST else None)
+    return found
 
 
-def _thinned(points: list[_Point | None]) -> list[_Point | None]:
-    """Return at most 600 points: the two ends, and the lowest and the highest of each of 299 stretches between them."""
-    if len(points) <= _MOST_POINTS:
-        return points
-    found: list[_Point | None] = [points[0]]
+def thinned(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
+    """Return the points that a line through many would be drawn with; quicker than to make all of them first."""
+    if len(x) <= _MOST_POINTS:
+        return list(zip(x, y, strict=True))
+    return [(x[index], y[index]) for index in _kept(x, y, -_LARGEST)]
+
+
+def _kept(xs: Sequence[float], ys: Sequence[float], least: float) -> list[int]:
+    """Return which of many points are kept: the two ends, the lowest and the highest of each of many stretches, and all gaps."""
+    lows = highs = ys
+    gaps: list[int] = []
+    if not (_are_measured(xs, -_LARGEST) and _are_measured(ys, least)):
+        gaps = [index for index, (x, y) in enumerate(zip(xs, ys, strict=True)) if not (least < y < _LARGEST and _is_measured(x))]
+        low_or_gap, high_or_gap = list(ys), list(ys)
+        for index in gaps:
+            low_or_gap[index], high_or_gap[index] = math.inf, -math.inf
+        lows, highs = low_or_gap, high_or_gap
+    kept = {0, len(ys) - 1, *gaps}
     stretches = _MOST_POINTS // 2 - 1
-    inner = len(points) - 2
-    for index in range(stretches):
-        stretch = points[1 + index * inner // stretches : 1 + (index + 1) * inner // stretches]
-        there = [point for point in stretch if point is not None]
-        lowest, highest = min(there, key=itemgetter(1), default=None), max(there, key=itemgetter(1), default=None)
-        for point in stretch:
-            if (point is None and found[-1] is not None) or (point is not None and (point is lowest or point is highest)):
-                found.append(point)
-    return [*found, points[-1]]
+    inner = len(ys) - 2
+    for number in range(stretches):
+        start, end = 1 + number * inner // stretches, 1 + (number + 1) * inner // stretches
+        stretch = lows[start:end]
+        kept.add(start + stretch.index(min(stretch)))
+        stretch = highs[start:end]
+        kept.add(start + stretch.index(max(stretch)))
+    return sorted(kept)
 
 
-def _runs(points: Sequence[_Point | None], belongs: Callable[[_Point | None], bool]) -> list[list[_Point]]:
-    """Return the stretches of neighbouring points that belong."""
+def _runs(points: Sequence[_Point | None], belongs: Callable[[_Point], bool] = lambda _: True) -> list[list[_Point]]:
+    """Return the stretches of neighbouring points that are measured and belong."""
     runs: list[list[_Point]] = [[]]
     for point in points:
         if point is not None and belongs(point):
@@ -393,30 +421,34 @@ def _look(index: int, dashed: bool) -> tuple[str, str]:
     return _COLOURS[index % len(_COLOURS)], "7 4" if dashed else _DASHES[turn]
 
 
-def _polyline(run: list[_Point], x_axis: _Axis, y_axis: _Axis, colour: str, dash: str, name: str) -> str:
-    places = " ".join(f"{x_axis.place(point[0]):.1f},{y_axis.place(point[1]):.1f}" for point in run)
+def _line(runs: list[list[_Point]], x_axis: _Axis, y_axis: _Axis, colour: str, dash: str, name: str) -> list[str]:
+    """Return the line of a series, interrupted between its runs."""
+    if not runs:
+        return []
+    places = "M".join(" ".join([f"{x_axis.place(x):.1f},{y_axis.place(y):.1f}" for x, y, _, _ in run]) for run in runs)
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
-    width = 2 if len(run) < 200 else 1.3
-    return (
-        f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="{width}" stroke-linejoin="round"{dashes}>'
-        f"<title>{html.escape(name)}</title></polyline>"
-    )
+    width = 2 if sum(map(len, runs)) < 150 else 1.3
+    return [
+        f'<path class="line" d="M{places}" fill="none" stroke="{colour}" stroke-width="{width}" stroke-linejoin="round"{dashes}>'
+        f"<title>{html.escape(name)}</title></path>"
+    ]
 
 
 def _bands(run: list[_Point], x_axis: _Axis, y_axis: _Axis, colour: str) -> list[str]:
     """Return the shaded intervals of a run; the interval of a point alone is a whisker."""
     parts = []
-    for band in _runs(run, lambda point: point is not None and _is_measured(point[2]) and _is_measured(point[3])):
+    for band in _runs(run, lambda point: _is_measured(point[2]) and _is_measured(point[3])):
+        xs = [f"{x_axis.place(point[0]):.1f}" for point in band]
+        lower, upper = (
+            [f"{y_axis.place(max(point[end], y_axis.low)):.1f}" for point in band] for end in (2, 3)
+        )  # a log scale has no place for an end at 0
         if len(band) == 1:
-            x = x_axis.place(band[0][0])
-            parts.append(
-                f'<path class="band" d="M{x:.1f} {y_axis.place(band[0][2]):.1f}V{y_axis.place(band[0][3]):.1f}" stroke="{colour}"'
-                ' stroke-width="5" stroke-opacity="0.25"/>'
-            )
-            continue
-        upper = [f"{x_axis.place(point[0]):.1f},{y_axis.place(point[3]):.1f}" for point in band]
-        lower = [f"{x_axis.place(point[0]):.1f},{y_axis.place(point[2]):.1f}" for point in reversed(band)]
-        parts.append(f'<polygon class="band" points="{" ".join(upper + lower)}" fill="{colour}" fill-opacity="0.16"/>')
+            path = f"M{xs[0]} {lower[0]}V{upper[0]}"
+            parts.append(f'<path class="band" d="{path}" stroke="{colour}" stroke-width="5" stroke-opacity="0.3"/>')
+        else:
+            there = [f"{x},{y}" for x, y in zip(xs, upper, strict=True)]
+            back = [f"{x},{y}" for x, y in zip(xs[::-1], lower[::-1], strict=True)]
+            parts.append(f'<polygon class="band" points="{" ".join(there + back)}" fill="{colour}" fill-opacity="0.22"/>')
     return parts
 
 
