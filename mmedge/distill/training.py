@@ -46,9 +46,10 @@ from mmedge.recipe import StageSection, TrainingSection
 from mmedge.storage import atomic_folder, read_json, remove_leftovers, write_json
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # padded tokens in one pass; bounds memory, changes no result
-# What starting one more pass costs, in tokens: little beside 135 M parameters on a CPU, where a token takes 7 ms; a student of
-# 1 M does a token in 0.05 ms and a pass's operations take 20 ms to start; a GPU wants few, full passes.
-PASS_COST = {"cpu": 64, "cpu small": 1024, "cuda": 4096}
+# What starting one more pass costs, in tokens: on a CPU little beside a token of 50 to 150 M parameters (a step of 16 lessons,
+# T5 small's shape: 3.5 s with 64, 3.0 with 200, 4.0 in one pass; SmolLM2-135M: 10.3, 10.5, 18.9 s); a student of 1 M does a token
+# in 0.05 ms and a pass's operations take 20 ms to start; a GPU wants few, full passes.
+PASS_COST = {"cpu": 160, "cpu small": 1024, "cuda": 4096}
 SMALL_PARAMETERS = 10_000_000
 LOG_EVERY = 10
 SELECTABLE = 20  # validation items below which a checkpoint's score says nothing: 95 % intervals are wider than ±20 points

@@ -26,7 +26,12 @@ def _torchrun(*arguments: object, module: str = "mmedge") -> subprocess.Popen[st
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", module]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
-        [*command, *map(str, arguments)], cwd=REPOSITORY, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*command, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 
@@ -147,7 +152,9 @@ def test_adapters_for_layers_that_do_not_exist_are_one_line(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("settings", [{"precision": "bfloat16"}, {"gradient_checkpointing": True, "micro_batch_tokens": 300}])
-def test_other_ways_to_compute_learn_nearly_the_same(tmp_path: Path, alone: Path, long_recipe: Path, settings: dict[str, Any]) -> None:
+def test_other_ways_to_compute_learn_nearly_the_same(
+    tmp_path: Path, alone: Path, long_recipe: Path, settings: dict[str, Any]
+) -> None:
     overrides = [word for name, value in settings.items() for word in ("--set", f"training.{name}={value}")]
     done = mmedge("distill", long_recipe, "--out", tmp_path / "run", "-q", *overrides)
     assert done.code == 0, done.err
@@ -208,5 +215,5 @@ def test_a_pass_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.
     trainer("a").run()
     assert max(seen) > most and max(seen[-3:]) <= most
     most = 3
-    with pytest.raises(MmedgeError, match="a single lesson of .* does not fit"):
+    with pytest.raises(MmedgeError, match=r"a single lesson of .* does not fit"):
         trainer("b").run()
