@@ -16,7 +16,7 @@ Z_95 = 1.959963984540054  # the 97.5th percentile of the standard normal distrib
 def _wilson(p: float, n: float) -> tuple[float, float]:
     centre = (p + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
     half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(p * (1 - p) / n + Z_95**2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))  # rounding must not leave p outside
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from mmedge.distill.ablation_report import write_reports
 from mmedge.distill.adapters import merge_adapters
 from mmedge.distill.curves import write_training_page
 from mmedge.distill.devices import Devices
-from mmedge.distill.distill import Curriculum, once, prepared, rehearsed
+from mmedge.distill.distill import Curriculum, once, prepared, rehearsed, write_measuring_set
 from mmedge.distill.lessons import evaluation_lessons
 from mmedge.distill.material import Material
 from mmedge.distill.measure import Measure
@@ -32,7 +32,7 @@ from mmedge.pretrained.sources import ModelSource
 from mmedge.progress import Progress
 from mmedge.recipe import ROWS, MethodSection, Recipe, StageSection, recipe_values
 from mmedge.runs import Run, machine, work_on
-from mmedge.statistics import Estimate, auroc_over_seeds, balanced_accuracy, mean_over_seeds, paired_difference
+from mmedge.statistics import Estimate, auroc_over_seeds, balanced_accuracy, mean_over_seeds, paired_difference, proportion
 from mmedge.storage import atomic_folder, read_json, write_json
 
 TITLES = {
@@ -250,8 +250,11 @@ class _Ablation:
         }
         if main:
             if self.recipe.ablation.keep_students:
+                write_measuring_set(folder, self.material)
+                after = {"answer": {name: proportion(list(map(bool, right))).to_json() for name, right in result["tests"].items()}}
+                details = {"recipe": recipe_values(unit.recipe), "metrics": {"after": after}, "data_hash": self.material.hash}
                 with atomic_folder(folder / "student") as temporary:
-                    save_student(student, temporary, {"recipe": recipe_values(unit.recipe), "data_hash": self.material.hash})
+                    save_student(student, temporary, details)
             write_training_page(folder, title=f"Training of {folder.name}", finished=True)
             write_json(folder / "result.json", result)
             shutil.rmtree(folder / "stage2" / "best", ignore_errors=True)  # nothing needs the weights any more
@@ -289,7 +292,7 @@ class _Ablation:
         tests: dict[str, Any] = {}
         for name in results[0]["tests"]:
             tests[name] = mean_over_seeds([result["tests"][name] for result in results]).to_json()
-            tests[name]["by_seed"] = {result["seed"]: _mean(result["tests"][name]) for result in results}
+            tests[name]["by_seed"] = {str(result["seed"]): _mean(result["tests"][name]) for result in results}
             pairs = [(a, b) for a in results for b in above if a["seed"] == b["seed"]]
             if pairs:
                 difference = paired_difference([a["tests"][name] for a, _ in pairs], [b["tests"][name] for _, b in pairs])

@@ -222,7 +222,7 @@ def _distill(recipe: Recipe, run: Run, progress: Progress, devices: Devices) -> 
     curriculum = Curriculum(recipe, material, source, measure, progress, devices)
     key = curriculum.key2()
     if devices.main:
-        _write_evaluation_set(run, material)
+        write_measuring_set(run.folder, material)
     if run.metrics.is_file() and run.student.is_dir():
         metrics = read_json(run.metrics)
         if metrics.get("key") == key:
@@ -286,10 +286,10 @@ def _write_explanation(recipe: Recipe, run: Run, material: Material, source: Mod
     write_json(run.explanation, values | {"annotations": material.report.to_json(), "machine": machine()})
 
 
-def _write_evaluation_set(run: Run, material: Material) -> None:
+def write_measuring_set(folder: Path, material: Material) -> None:
     """Write what export verifies with and bench measures with, unless it stands beside its student already."""
-    path = run.folder / FILE_NAME
-    if path.is_file() and run.student.is_dir():
+    path = folder / FILE_NAME
+    if path.is_file() and (folder / "student").is_dir():
         return
     held = [
         HeldOutCot(judged.example, number, judged.cot, judged.correct, judged.teacher_verdict and judged.teacher_verdict.value)

@@ -1,0 +1,153 @@
+"""The comparison of methods: every row there, shared work done once, equal budgets, killed and continued."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmedge.distill.ablation import method_of
+from mmedge.errors import MmedgeError
+from mmedge.recipe import ROWS, Recipe, validate
+from tests.conftest import REPOSITORY, is_one_line_error, mmedge, tiny_recipe, write_recipe
+
+
+def _recipe(**ablation: object) -> dict[str, object]:
+    section = {"seeds": [0, 1], "labels": ["pseudo", "human"], "rows": list(ROWS), **ablation}
+    return tiny_recipe(ablation=section)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A comparison that was killed in its middle and run again."""
+    folder = tmp_path_factory.mktemp("ablation")
+    recipe = write_recipe(folder / "r.yaml", _recipe(seeds=[0], more={"paper_schedule": {"rehearsal": 0.0}}))
+    run = folder / "run"
+    command = [sys.executable, "-m", "mmedge", "ablate", str(recipe), "--out", str(run), "-q"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while len(list(run.glob("ablation/rows/*/result.json"))) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {path: path.stat().st_mtime_ns for path in run.glob("ablation/rows/*/result.json")}
+    again = mmedge("ablate", recipe, "--out", run, "--json")
+    assert again.code == 0, again.err
+    assert f"{len(finished)} of 12 trainings were there already and kept" in again.err
+    assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
+    return run, json.loads(again.out)
+
+
+def test_every_row_is_there_and_compared_with_the_one_above(compared: tuple[Path, dict[str, Any]]) -> None:
+    run, found = compared
+    assert [row["row"] for row in found["rows"]] == [*ROWS, "paper_schedule"] * 2
+    assert found["trainings"] == {"done": 12, "planned": 12}
+    for number, row in enumerate(found["rows"]):
+        for test in row["tests"].values():
+            low, high = test["interval_95"]
+            assert 0 <= low <= test["value"] <= high <= 1
+            assert ("difference" in test) == (number % 6 > 0)
+        evaluates = "self_evaluation" in row["row"] or row["row"] == "paper_schedule"
+        assert (row["verdicts"] is not None) == evaluates == (row["after_stage1"] is not None)
+    against = [row["tests"]["new_combinations"].get("difference", {}).get("against") for row in found["rows"][:6]]
+    titles = [row["title"] for row in found["rows"][:5]]
+    assert against == [None, *titles[:4], titles[4]]
+    assert json.loads((run / "ablation.json").read_text()) == found
+
+
+def test_all_rows_take_as_many_lessons_and_shared_stages_are_trained_once(compared: tuple[Path, dict[str, Any]]) -> None:
+    run, found = compared
+    lessons = [row["lessons"] for row in found["rows"]]
+    assert max(lessons) - min(lessons) <= 8 + 3  # a step of stage 2
+    assert len(list((run / "ablation" / "stage1").iterdir())) == 2  # with one CoT and with all; shared by labels and schedules
+    assert not list(run.glob("ablation/rows/*/stage2/best"))
+
+
+def test_the_page_and_the_table_say_what_the_json_says(compared: tuple[Path, dict[str, Any]]) -> None:
+    run, found = compared
+    page, text = (run / "ablation.html").read_text(), (run / "ablation.md").read_text()
+    assert page.count("<svg") >= 4 and (run / "ablation.svg").read_text().startswith("<svg")
+    for row in found["rows"]:
+        low, high = row["tests"]["new_combinations"]["interval_95"]
+        shown = f"{100 * row['tests']['new_combinations']['value']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        assert shown in page and shown in text and row["title"] in text
+
+
+def test_further_seeds_continue_and_students_can_be_kept(compared: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    run, _ = compared
+    settings = ["--set", "ablation.rows=[standard]", "--set", "ablation.labels=[human]", "--set", "ablation.more={}"]
+    settings += ["--set", "ablation.seeds=[0, 1]", "--set", "ablation.keep_students=true"]
+    again = mmedge("ablate", run / "recipe.yaml", "--out", run, "--json", *settings)
+    assert again.code == 0, again.err
+    assert "1 of 2 trainings were there already and kept" in again.err
+    (row,) = json.loads(again.out)["rows"]
+    assert row["seeds"] == [0, 1] and set(row["tests"]["new_combinations"]["by_seed"]) == {"0", "1"}
+    (student,) = run.glob("ablation/rows/human-standard-seed1-*/student")
+    assert mmedge("inspect", student).code == 0
+    exported = mmedge("export", student, "--int8", "-q")
+    assert exported.code == 0, exported.err
+
+
+def _parsed(**changes: object) -> Recipe:
+    return validate(tiny_recipe(**changes), "test")
+
+
+def test_rows_are_the_papers_methods() -> None:
+    recipe = _parsed(method={"keep": "judged_correct", "contrast_verdicts": True, "rehearsal": 0.25, "cots_per_visit": 1})
+    standard, one, one_evaluates, many, many_evaluates = (method_of(recipe, row, "pseudo") for row in ROWS)
+    assert not standard.rationales and standard.max_cots == 1 and not standard.self_evaluation
+    assert method_of(recipe, "standard", "human").max_cots is None
+    assert one.max_cots == 1 and one_evaluates.max_cots == 1 and many.max_cots is None
+    assert [method.self_evaluation for method in (one, one_evaluates, many, many_evaluates)] == [False, True, False, True]
+    assert all(method.keep == "all" for method in (standard, one, one_evaluates, many, many_evaluates))
+    assert many_evaluates.contrast_verdicts and one_evaluates.balance_verdicts and not one_evaluates.contrast_verdicts
+
+
+@pytest.mark.parametrize(
+    ("ablation", "word"),
+    [
+        ({"more": {"mine": {"rehersal": 0.3}}}, "rehersal"),
+        ({"more": {"cots": {"rehearsal": 0.3}}}, "is a row of the paper's"),
+        ({"more": {"mine": {"schedule": "joint", "rehearsal": 0}}}, "rehearsal"),
+        ({"epochs": {"nothing": [1, 2]}}, "there is no row 'nothing'"),
+        ({"rows": ["everything"]}, "rows"),
+        ({"seeds": []}, "seeds"),
+    ],
+)
+def test_a_comparison_that_makes_no_sense_is_one_line(ablation: dict[str, object], word: str, tmp_path: Path) -> None:
+    with pytest.raises(MmedgeError) as caught:
+        _parsed(ablation=ablation)
+    assert word in str(caught.value) and "\n" not in caught.value.what
+
+
+def test_budgets_in_epochs_are_the_rows_own(tmp_path: Path) -> None:
+    epochs = {"standard": [0, 2], "cots_self_evaluation": [0.5, 1]}
+    values = _recipe(seeds=[0], labels=["human"], rows=["standard", "cots_self_evaluation"], equal="none", epochs=epochs)
+    recipe = write_recipe(tmp_path / "r.yaml", values)
+    done = mmedge("ablate", recipe, "--out", tmp_path / "run", "--json", "-q")
+    assert done.code == 0, done.err
+    standard, whole = json.loads(done.out)["rows"]
+    per_epoch = -(-(160 - 28) // 8)
+    assert standard["steps"] == {"stage2": 2 * per_epoch}
+    assert whole["steps"] == {"stage1": round(0.5 * (132 * 2 / 8)), "stage2": per_epoch}
+
+
+def test_human_labels_that_are_not_there_are_one_line(own_task: dict[str, Path], tiny_llama: Path, tmp_path: Path) -> None:
+    from tests.conftest import own_recipe
+
+    values = own_recipe(own_task, tiny_llama)
+    values["ablation"] = {"seeds": [0], "labels": ["human"], "rows": ["standard"]}
+    lines = [json.loads(line) for line in own_task["train"].read_text().splitlines()]
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "label"}) + "\n" for line in lines))
+    values["task"] = dict(values["task"]) | {"train_file": str(bare)}  # type: ignore[call-overload]
+    done = mmedge("ablate", write_recipe(tmp_path / "r.yaml", values), "--out", tmp_path / "run", "-q")
+    assert is_one_line_error(done) and "no human labels" in done.err
