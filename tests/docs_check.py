@@ -1,7 +1,7 @@
 """`make docs-check`: every command that README.md and the recipes show is run, in a folder of its own.
 
-Commands are the lines that start with `$ mmedge` in README.md's console blocks, in their order, and the first comment lines of
-each recipe. They run as shown, but for two things: commands that train get `--set` options that make the training a matter of
+Commands are the lines that start with `$ mmedge` or `$ torchrun` in README.md's console blocks, in their order, and the
+first comment lines of each recipe. They run as shown, but for two things: commands that train get `--set` options that make the training a matter of
 seconds (and a student from scratch, where the recipe names weights that are not here); teachers that are asked are an endpoint
 of the tests' own and a model rigged to answer; folders are those of a temporary directory. `make` commands are checked to be
 targets of the Makefile.
@@ -34,6 +34,7 @@ SMALL = (
     "bench.questions=5",
     "bench.verdicts=5",
 )
+_RUN_AS = {"mmedge": ("mmedge.cli",), "torchrun": ("torch.distributed.run", "--standalone")}
 SMALL_TASK = {"arithmetic": ("task.train=120", "task.test=6"), "data": ("task.limit=60",)}
 
 
@@ -65,12 +66,13 @@ def _small(command: str, asked: dict[str, tuple[str, ...]]) -> list[str]:
         asked: Settings for recipes whose teacher is asked, by a part of the recipe's name.
     """
     words = shlex.split(command)
-    verb = words[1]
-    if verb not in ("quickstart", "annotate", "distill"):
+    verb = words[words.index("mmedge") + 1]
+    if verb not in ("quickstart", "annotate", "distill", "ablate"):
         return words
     recipe = next((word for word in words if word.endswith(".yaml")), "quickstart.yaml")
-    kind = "arithmetic" if "quickstart" in recipe or "arithmetic" in command else "data"
-    settings = (*SMALL, *SMALL_TASK[kind], *next((found for name, found in asked.items() if name in recipe), ()))
+    kind = "arithmetic" if "quickstart" in recipe or "embedded" in recipe or "arithmetic" in command else "data"
+    comparison = ("ablation.seeds=[0]", "ablation.labels=[pseudo]") if verb == "ablate" else ()
+    settings = (*SMALL, *comparison, *SMALL_TASK[kind], *next((found for name, found in asked.items() if name in recipe), ()))
     return [*words, *(part for setting in settings for part in ("--set", setting))]
 
 
@@ -91,7 +93,7 @@ def main() -> int:
                     print(f"FAILED {command}: no such target")
                     failed += 1
                 continue
-            if not command.startswith("mmedge "):
+            if not command.startswith(("mmedge ", "torchrun ")):
                 continue
             if "svamp" in command and not DATA.is_dir():
                 print(f"skipped (no MMEDGE_DATA): {command}")
@@ -101,7 +103,7 @@ def main() -> int:
             words = _small(left, asked)
             given = (place / piped.strip()).read_text(encoding="utf-8") if piped else ""
             done = subprocess.run(
-                [sys.executable, "-m", "mmedge.cli", *words[1:]],
+                [sys.executable, "-m", *_RUN_AS[words[0]], *words[1:]],
                 cwd=place,
                 input=given,
                 capture_output=True,

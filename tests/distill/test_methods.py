@@ -1,0 +1,124 @@
+"""What a method teaches, and what is refused before it would spoil a student."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmedge.distill.lessons import reasoning_lessons
+from mmedge.distill.material import majority_labels
+from mmedge.distill.students import build_scratch
+from mmedge.recipe import MethodSection, ScratchSection
+from mmedge.tasks import ChainOfThought, Example
+from mmedge.tasks.judges import ExpressionJudge
+from mmedge.teachers.reading import AnnotatedExample, EvaluatedCot
+from tests.conftest import is_one_line_error, mmedge, own_recipe, tiny_recipe, write_recipe
+
+
+def _annotated(answers: list[str], label: str | None = "7") -> AnnotatedExample:
+    cots = tuple(EvaluatedCot(n, ChainOfThought(f"because {n}", answer), ()) for n, answer in enumerate(answers))
+    return AnnotatedExample(Example("q", "What?", label), cots)
+
+
+def _targets(method: MethodSection, annotated: AnnotatedExample) -> list[tuple[str, str, float]]:
+    section = ScratchSection(d_model=32, d_ff=48, d_kv=8, heads=2, encoder_layers=1, decoder_layers=1, vocabulary=300)
+    encoder = build_scratch(section, ["What?"], 64, 0).encoder
+    majority = majority_labels([annotated], ExpressionJudge())
+    (lesson,) = reasoning_lessons([annotated], encoder, method, 0, majority)
+    return [(target.kind, target.text, target.weight) for target in lesson.targets]
+
+
+def test_labels_are_those_of_all_cots_of_most_or_of_people() -> None:
+    annotated = _annotated(["8", "3 + 4", "7", "8", "7"])
+    pseudo = _targets(MethodSection(rationales=False), annotated)
+    assert sorted(pseudo) == [("predict", "3 + 4", 0.2), ("predict", "7", 0.4), ("predict", "8", 0.4)]
+    assert _targets(MethodSection(labels="majority", rationales=False), annotated) == [("predict", "3 + 4", 1.0)]
+    assert _targets(MethodSection(labels="human", rationales=False), annotated) == [("predict", "7", 1.0)]
+    with_rationales = _targets(MethodSection(labels="human"), annotated)
+    assert len(with_rationales) == 6 and sum(kind == "explain" for kind, _, _ in with_rationales) == 5
+
+
+def test_a_joint_schedule_has_one_stage_that_learns_both(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", tiny_recipe(method={"schedule": "joint", "rehearsal": 0.4, "cots_per_visit": 1}))
+    run = tmp_path / "run"
+    done = mmedge("distill", recipe, "--out", run, "-q")
+    assert done.code == 0, done.err
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert list(metrics["stages"]) == ["stage2"] and metrics["after_stage1"] is None
+    logged = [json.loads(line) for line in (run / "stage2" / "metrics.jsonl").read_text().splitlines()]
+    assert any("evaluation_predict_loss" in line and "predict_loss" in line for line in logged)
+    assert (run / "training.html").read_text().count("<svg") >= 2
+
+
+def test_evaluation_weight_changes_the_loss_and_nothing_else(tmp_path: Path) -> None:
+    losses = {}
+    for weight in (0.25, 0.6):
+        method = {"rehearsal": 0.25, "cots_per_visit": 1, "evaluation_weight": weight}
+        training = dict(tiny_recipe()["training"]) | {"stage2": {"max_steps": 1, "batch_size": 8}}  # type: ignore[call-overload]
+        recipe = write_recipe(tmp_path / f"{weight}.yaml", tiny_recipe(method=method, training=training))
+        assert mmedge("distill", recipe, "--out", tmp_path / str(weight), "-q").code == 0
+        lines = (tmp_path / str(weight) / "stage2" / "metrics.jsonl").read_text().splitlines()
+        losses[weight] = json.loads(lines[0])
+    few, many = losses[0.25], losses[0.6]
+    parts = [name for name in few if name.endswith("_loss")]
+    assert len(parts) == 4 and all(few[name] == pytest.approx(many[name]) for name in parts)
+    for weight, found in losses.items():
+        reasoning = (found["predict_loss"] + found["explain_loss"]) / 2
+        evaluation = (found["evaluation_predict_loss"] + found["evaluation_explain_loss"]) / 2
+        assert found["loss"] == pytest.approx((1 - weight) * reasoning + weight * evaluation, rel=1e-5)
+
+
+def test_labels_that_the_student_cannot_write_are_one_line(own_task: dict[str, Path], tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    words = [
+        "<pad>",
+        "</s>",
+        "<unk>",
+        *["correct", "wrong", "uncertain", "predict:", "explain:", "the", "of", "a", "is"],
+        *"0123456789+-*/()",
+    ]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    config = T5Config(
+        vocab_size=64,
+        d_model=16,
+        d_kv=8,
+        d_ff=16,
+        num_layers=1,
+        num_heads=2,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    folder = tmp_path / "student"
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    recipe = write_recipe(tmp_path / "r.yaml", own_recipe(own_task, folder))
+    done = mmedge("distill", recipe, "--out", tmp_path / "run", "-q")
+    assert is_one_line_error(done) and "tokenizer cannot write the answer" in done.err
+
+
+def test_targets_that_are_cut_off_are_one_line(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", tiny_recipe())
+    done = mmedge("distill", recipe, "--out", tmp_path / "run", "-q", "--set", "training.max_target_tokens=2")
+    assert is_one_line_error(done) and "training.max_target_tokens" in done.err
+
+
+def test_a_loss_that_is_no_number_ends_in_one_line(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", tiny_recipe())
+    rate = "training.stage1={max_steps: 200, batch_size: 8, learning_rate: 1.0e+30, warmup_share: 0}"
+    done = mmedge("distill", recipe, "--out", tmp_path / "run", "-q", "--set", rate)
+    assert is_one_line_error(done) and "no number at step" in done.err and "lower training.stage1.learning_rate" in done.err
+
+
+def test_a_validation_split_too_small_to_choose_by_is_said_and_the_last_weights_are_taken(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", tiny_recipe(split={"validation": 5, "verdict_test": 4}))
+    done = mmedge("distill", recipe, "--out", tmp_path / "run")
+    assert done.code == 0 and "5 validation items are too few to choose a checkpoint by" in done.err
+    stage = json.loads((tmp_path / "run" / "metrics.json").read_text())["stages"]["stage2"]
+    assert stage["best"]["step"] == stage["steps"]

@@ -1,0 +1,106 @@
+"""Statistics: against values worked out by hand or by simulation, and at the edges."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmedge.statistics import Proportion, auroc, auroc_over_seeds, mcnemar, mean_over_seeds, paired_difference
+
+
+def test_auroc_is_the_share_of_pairs_in_order() -> None:
+    assert auroc([0.9, 0.8, 0.3, 0.1], [True, True, False, False]) == 1.0
+    assert auroc([0.1, 0.9], [True, False]) == 0.0
+    assert auroc([0.5, 0.5, 0.5], [True, False, True]) == 0.5
+    assert auroc([0.9, 0.2, 0.5, 0.5], [True, True, False, False]) == 0.5
+    assert auroc([0.1, 0.2], [True, True]) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=40))
+def test_auroc_agrees_with_counting(items: list[tuple[int, bool]]) -> None:
+    good = [score for score, positive in items if positive]
+    bad = [score for score, positive in items if not positive]
+    found = auroc([score for score, _ in items], [positive for _, positive in items])
+    if not good or not bad:
+        assert found is None
+    else:
+        wins = sum((g > b) + 0.5 * (g == b) for g in good for b in bad)
+        assert found == pytest.approx(wins / (len(good) * len(bad)))
+
+
+def test_mcnemar_is_the_exact_binomial() -> None:
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(5, 0) == pytest.approx(2 / 32)
+    assert mcnemar(0, 5) == mcnemar(5, 0)
+    assert mcnemar(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 1024)
+    assert mcnemar(4, 4) == 1.0
+
+
+@given(st.integers(0, 50), st.integers(1, 50))
+def test_a_proportion_lies_in_its_interval(successes: int, total: int) -> None:
+    found = Proportion(min(successes, total), total)
+    low, high = found.interval
+    assert 0 <= low <= found.value <= high <= 1
+
+
+def test_intervals_over_questions_cover_the_truth_about_as_often_as_they_say() -> None:
+    rng = random.Random(1)
+    covered = 0
+    for trial in range(120):
+        outcomes = [[rng.random() < 0.7 for _ in range(150)]]
+        found = mean_over_seeds(outcomes, seed=trial)
+        covered += found.low <= 0.7 <= found.high
+    assert 0.88 <= covered / 120 <= 1.0
+
+
+def test_differences_between_seeds_widen_the_interval() -> None:
+    rng = random.Random(2)
+    alike = [[rng.random() < 0.6 for _ in range(200)] for _ in range(4)]
+    unlike = [[rng.random() < p for _ in range(200)] for p in (0.3, 0.5, 0.7, 0.9)]
+    narrow, wide = mean_over_seeds(alike), mean_over_seeds(unlike)
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+def test_questions_with_several_trials_are_weighed_by_them() -> None:
+    found = mean_over_seeds([[3, 0, 1]], [3, 3, 2])
+    assert found.value == pytest.approx(4 / 8)
+    assert 0 <= found.low < found.value < found.high <= 1
+
+
+def test_what_is_all_right_has_an_interval_too() -> None:
+    found = mean_over_seeds([[1] * 20])
+    assert found.value == 1 and found.low == pytest.approx(Proportion(20, 20).interval[0]) and found.high == 1
+
+
+def test_a_real_difference_is_found_and_none_is_not() -> None:
+    rng = np.random.default_rng(3)
+    base = (rng.random((3, 300)) < 0.5).astype(float)
+    better = np.maximum(base, rng.random((3, 300)) < 0.2)
+    found = paired_difference(better.tolist(), base.tolist())
+    assert found.p is not None and found.p < 0.01 and found.low > 0
+    same = paired_difference(base.tolist(), base.tolist())
+    assert same.value == 0 and same.p == 1.0
+    assert paired_difference([[1, 1, 0, 1]], [[0, 1, 0, 0]]).p == mcnemar(2, 0)
+
+
+def test_false_alarms_are_as_rare_as_the_p_says() -> None:
+    rng = np.random.default_rng(4)
+    alarms = 0
+    for trial in range(60):
+        one, other = (rng.random((1, 120)) < 0.6).tolist(), (rng.random((1, 120)) < 0.6).tolist()
+        alarms += (paired_difference(one, other, seed=trial).p or 0) < 0.05
+    assert alarms <= 9
+
+
+def test_auroc_over_seeds_draws_whole_questions() -> None:
+    truth = [True, False] * 20
+    groups = [f"q{number // 2}" for number in range(40)]
+    rng = random.Random(5)
+    scores = [[(0.7 if true else 0.3) + rng.gauss(0, 0.3) for true in truth] for _ in range(3)]
+    found = auroc_over_seeds(scores, truth, groups)
+    assert found is not None and 0.5 < found.low < found.value < found.high < 1
+    assert auroc_over_seeds([[0.1, 0.2]], [True, True], ["a", "b"]) is None
