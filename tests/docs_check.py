@@ -1,10 +1,10 @@
 """`make docs-check`: every command that README.md and the recipes show is run, in a folder of its own.
 
 Commands are the lines that start with `$ mmedge` or `$ torchrun` in README.md's console blocks, in their order, and the
-first comment lines of each recipe. They run as shown, but for two things: commands that train get `--set` options that make the training a matter of
-seconds (and a student from scratch, where the recipe names weights that are not here); teachers that are asked are an endpoint
-of the tests' own and a model rigged to answer; folders are those of a temporary directory. `make` commands are checked to be
-targets of the Makefile.
+first comment lines of each recipe. They run as shown, but for two things: commands that train get `--set` options that make
+the training a matter of seconds (and a student from scratch, where the recipe names weights that are not here); teachers that
+are asked are an endpoint of the tests' own and a model rigged to answer; folders are those of a temporary directory. `make`
+commands are checked to be targets of the Makefile.
 
     python -m tests.docs_check
 """
