@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from mmedge.distill.measure import Measure
 from mmedge.distill.scoring import Verdicts
 from mmedge.distill.students import Student, resolve_source, save_student
 from mmedge.pretrained.sources import ModelSource
-from mmedge.progress import Progress
+from mmedge.progress import Progress, duration
 from mmedge.recipe import ROWS, MethodSection, Recipe, StageSection, recipe_values
 from mmedge.runs import Run, machine, work_on
 from mmedge.statistics import Estimate, auroc_over_seeds, balanced_accuracy, mean_over_seeds, paired_difference, proportion
@@ -180,16 +181,18 @@ class _Ablation:
         self.units = plan(self.recipe, self.material, self._curriculum(self.recipe).student())
         found: list[dict[str, Any]] = []
         results: dict[str, Any] = {}
-        trained = 0
+        trained, seconds = 0, 0.0
         for number, unit in enumerate(self.units, start=1):
             curriculum = self._curriculum(unit.recipe)
             folder = self.folder / "rows" / f"{unit.labels}-{unit.row}-seed{unit.seed}-{curriculum.key2()[:12]}"
             done = self.devices.from_main(partial(_result, folder / "result.json"))
             if done is None:
+                left = f", about {duration(seconds / trained * (len(self.units) - number + 1))} left" if trained else ""
                 words = f"{self._title(unit.row)}, {unit.labels} labels, seed {unit.seed}"
-                self.progress.line(f"training {number} of {len(self.units)}: {words}")
+                self.progress.line(f"training {number} of {len(self.units)}{left}: {words}")
+                started = time.monotonic()
                 done = self._train(unit, curriculum, folder)
-                trained += 1
+                trained, seconds = trained + 1, seconds + time.monotonic() - started
             found.append(done)
             if trained or number == len(self.units):
                 results = self._summary(found)

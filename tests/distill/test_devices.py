@@ -92,7 +92,7 @@ def alone(long_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("module", ["mmedge", "tests.fsdp_on_cpu"])
+@pytest.mark.parametrize("module", ["mmedge", pytest.param("tests.fsdp_on_cpu", marks=pytest.mark.slow)])
 def test_two_processes_learn_what_one_learns_killed_and_resumed_too(
     long_recipe: Path, alone: Path, tmp_path: Path, module: str
 ) -> None:
