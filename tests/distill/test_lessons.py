@@ -17,7 +17,6 @@ from mmedge.distill.lessons import (
     encode_lesson,
     evaluation_lessons,
     micro_batches,
-    packed,
     padded_tokens,
     reasoning_lessons,
 )
@@ -115,38 +114,14 @@ def test_micro_batches_hold_everything_and_respect_the_limit(family: Family) -> 
     lessons = [Encoded(tuple(range(length)), ()) for length in (5, 90, 12, 40, 41, 3)]
     groups = micro_batches(lessons, family, 100, 10)
     assert sorted(len(lesson.context) for group in groups for lesson in group) == [3, 5, 12, 40, 41, 90]
-    for group in groups:
-        whole = padded_tokens(group) if family == "encoder-decoder" else sum(lesson.tokens for lesson in group)
-        assert len(group) == 1 or whole <= 100
+    assert all(len(group) == 1 or padded_tokens(group, family) <= 100 for group in groups)
 
 
 def test_micro_batches_weigh_padding_against_passes() -> None:
     lessons = [Encoded(tuple(range(length)), ()) for length in (10, 100, 11, 99)]
-    lengths = [[lesson.tokens for lesson in group] for group in micro_batches(lessons, "encoder-decoder", 1000, 50)]
+    lengths = [[lesson.tokens for lesson in group] for group in micro_batches(lessons, "decoder-only", 1000, 50)]
     assert lengths == [[10, 11], [99, 100]]
-    assert len(micro_batches(lessons, "encoder-decoder", 1000, 500)) == 1
-
-
-def test_rows_are_filled() -> None:
-    lessons = [Encoded(tuple(range(length)), ()) for length in (60, 100, 90, 100, 30, 20)]
-    rows = packed(lessons, 200)
-    assert sorted(lesson.tokens for row in rows for lesson in row) == [20, 30, 60, 90, 100, 100]
-    assert [sum(lesson.tokens for lesson in row) for row in rows] == [200, 200]
-    assert packed(lessons, 50)[0] == [lessons[1]]  # the longest decides
-    assert len(micro_batches(lessons, "decoder-only", 1000, 50)) == 1
-
-
-def test_lessons_in_one_row_do_not_see_each_other() -> None:
-    branch, owner = torch.tensor([[0, 0, 1, 0, 1, -1]]), torch.tensor([[0, 0, 0, 1, 1, -1]])
-    mask = branch_mask(branch, torch.float32, owner)[0, 0] == 0
-    assert mask.int().tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [0, 0, 0, 1, 0, 0],
-        [0, 0, 0, 1, 1, 0],
-        [0, 0, 0, 0, 0, 1],
-    ]
+    assert len(micro_batches(lessons, "decoder-only", 1000, 500)) == 1
 
 
 def test_balanced_verdicts_weigh_the_same_in_total(students: dict[str, Student]) -> None:
