@@ -419,7 +419,7 @@ class AblationSection(Section):
     `equal` is the budget that all rows share: `lessons` (as many visits to a question or a chain of thought, over both stages,
     as the last of the paper's rows takes), `steps` (as many optimizer steps over both stages), `stage2` (as many steps of
     stage 2, with stage 1 on top), or `none`: the recipe's own lengths, as epochs of each row's own material (`epochs` may give
-    a row its own, as the paper does).
+    a row its own, as the paper does). No row stops early (`patience`), and all validate equally often.
     """
 
     rows: Annotated[tuple[RowName, ...], Field(min_length=1)] = ROWS
@@ -461,6 +461,9 @@ class Recipe(Section):
             if unknown := sorted(settings.keys() - MethodSection.model_fields.keys()):
                 raise ValueError(f"ablation.more.{name}: {unknown[0]!r} is no setting of method")
             MethodSection.model_validate(self.method.model_dump() | settings)
+        for name in ("rows", "labels", "seeds"):
+            if len(set(getattr(self.ablation, name))) < len(getattr(self.ablation, name)):
+                raise ValueError(f"ablation.{name}: something stands there twice")
         if unknown := sorted(self.ablation.epochs.keys() - {*ROWS, *self.ablation.more}):
             raise ValueError(f"ablation.epochs: there is no row {unknown[0]!r}")
         return self

@@ -7,6 +7,7 @@ Everything but the choice of FSDP is accelerate's own path: its plugin, its wrap
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import accelerate
@@ -23,7 +24,7 @@ class ShardingAccelerator(accelerate.Accelerator):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
+            fsdp_version=int(os.environ.get("FSDP_VERSION", "2")),  # accelerate's own variable
             auto_wrap_policy="transformer_based_wrap",
             transformer_cls_names_to_wrap=["T5Block"],
             cpu_ram_efficient_loading=False,

@@ -27,7 +27,7 @@ from mmedge.distill.distill import Curriculum, once, prepared, rehearsed, write_
 from mmedge.distill.lessons import evaluation_lessons
 from mmedge.distill.material import Material
 from mmedge.distill.measure import Measure
-from mmedge.distill.scoring import Verdicts
+from mmedge.distill.scoring import Verdicts, judged_cots
 from mmedge.distill.students import Student, resolve_source, save_student
 from mmedge.pretrained.sources import ModelSource
 from mmedge.progress import Progress, duration
@@ -174,6 +174,7 @@ class _Ablation:
         self.source: ModelSource = resolve_source(recipe.student)
         self.material = prepared(recipe, run, progress, devices)
         self.cots = max((len(a.cots) for a in self.material.train), default=0)
+        self.held_out = [judged.example.id for judged in judged_cots(self.material.verdict_test, self.material.task)]
         if recipe.method.max_cots:
             self.cots = min(self.cots, recipe.method.max_cots)
 
@@ -282,11 +283,11 @@ class _Ablation:
         return {
             "recipe": self.recipe.name,
             "equal": section.equal,
-            "seeds": list(section.seeds),
+            "seeds": sorted({result["seed"] for result in found}),
             "trainings": {"done": len(found), "planned": len(self.units)},
             "cots": self.cots,
             "test_questions": {name: len(outcomes) for name, outcomes in found[0]["tests"].items()},
-            "verdict_cots": len(self._held_out()),
+            "verdict_cots": len(self.held_out),
             "rows": rows,
             "machine": machine(),
         }
@@ -320,15 +321,12 @@ class _Ablation:
             ],
         }
 
-    def _held_out(self) -> list[str]:
-        return [judged.example.id for judged in Measure(self.recipe, self.material, self.progress).test_cots]
-
     def _judged(self, verdicts: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
         """Return accuracy, balanced accuracy and AUROC of several trainings' verdicts on the same chains of thought."""
         known = [found for found in verdicts if found]
         if not known:
             return None
-        questions = self._held_out()
+        questions = self.held_out
         order = sorted(set(questions))
         place = {question: number for number, question in enumerate(order)}
         successes = [[0] * len(order) for _ in known]

@@ -73,11 +73,24 @@ def caption(results: dict[str, Any]) -> str:
     done, planned = results["trainings"]["done"], results["trainings"]["planned"]
     questions = ", ".join(f"{name}: {count}" for name, count in results["test_questions"].items())
     unfinished = f" {done} of {planned} trainings are done." if done < planned else ""
+    seeds = results["seeds"]
     return (
-        f"Seeds {', '.join(map(str, results['seeds']))}; {EQUAL[results['equal']]}. Test questions: {questions}; verdicts on"
-        f" {results['verdict_cots']} held-out chains of thought. Brackets are 95 % intervals over questions and seeds (bootstrap);"
-        " differences are in points, paired by question and seed, p by bootstrap, with one seed by McNemar's exact test; rows that"
-        f" the recipe adds are compared with the last of the paper's.{unfinished}"
+        f"{'Seeds' if len(seeds) > 1 else 'Seed'} {', '.join(map(str, seeds))}; {EQUAL[results['equal']]}. Test questions:"
+        f" {questions}; verdicts on {results['verdict_cots']} held-out chains of thought. {_uncertainty(len(seeds))} Rows that the"
+        f" recipe adds are compared with the last of the paper's.{unfinished}"
+    )
+
+
+def _uncertainty(seeds: int) -> str:
+    """Return what brackets and p mean, which depends on whether there is more than one training of a row."""
+    if seeds == 1:
+        return (
+            "Brackets are 95 % intervals over questions (bootstrap); with one seed they say nothing of how much another training"
+            " would differ. Differences are in points, paired by question, p by McNemar's exact test."
+        )
+    return (
+        "Brackets are 95 % intervals over questions and seeds (bootstrap); differences are in points, paired by question and seed,"
+        " p by bootstrap."
     )
 
 
@@ -131,7 +144,7 @@ def markdown(results: dict[str, Any]) -> str:
     packages = machine["packages"]
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers") if name in packages)
     parts.append(
-        f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, {versions}, mmedge {machine['mmedge']}."
+        f"{machine['processor']}, cores: {machine['cores']}, Python {machine['python']}, {versions}, mmedge {machine['mmedge']}."
     )
     return "\n\n".join(parts) + "\n"
 

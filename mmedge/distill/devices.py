@@ -62,6 +62,13 @@ class Devices:
         if self._accelerator.distributed_type not in _SUPPORTED:
             raise MmedgeError(f"training with {self._accelerator.distributed_type.value} is not supported", "use DDP or FSDP")
         self._sharded = bool(self._accelerator.distributed_type == DistributedType.FSDP)
+        if self._sharded and self._accelerator.state.fsdp_plugin.fsdp_version != 2:
+            raise MmedgeError(
+                "FSDP: the first version keeps weights in a form that checkpoints do not know",
+                "set fsdp_version: 2 in accelerate's configuration",
+            )
+        if self._sharded and training.optimizer == "muon":
+            raise MmedgeError("training.optimizer: muon needs whole matrices, which FSDP cuts up", "set it to adamw, or use DDP")
         if training.threads:
             torch.set_num_threads(training.threads)
 

@@ -39,7 +39,7 @@ from mmedge.distill.lessons import (
 )
 from mmedge.distill.optimizers import build_optimizers, learning_rate_factor
 from mmedge.distill.students import Student
-from mmedge.distill.weights import load_weights, put_weights, read_tensors, save_weights
+from mmedge.distill.weights import load_weights, put_weights, read_tensors, save_weights, trained_state
 from mmedge.errors import MmedgeError, missing_extra
 from mmedge.progress import Progress
 from mmedge.recipe import StageSection, TrainingSection
@@ -454,8 +454,8 @@ class StageTrainer:
         if self.devices.sharded:
             state = self.devices.whole_weights(self.module)
             if self.devices.main:
-                names = {f"model.{name}" for name in dict(self.student.model.named_parameters())}
-                put_weights(self.student.model, {n.removeprefix("model."): t for n, t in state.items() if n in names}, "this run")
+                wanted = trained_state(self.student.model)
+                put_weights(self.student.model, {name: state[f"model.{name}"] for name in wanted}, "this run")
 
     def _checkpoint(self) -> None:
         self._gather()

@@ -74,6 +74,7 @@ def test_all_rows_take_as_many_lessons_and_shared_stages_are_trained_once(compar
 def test_the_page_and_the_table_say_what_the_json_says(compared: tuple[Path, dict[str, Any]]) -> None:
     run, found = compared
     page, text = (run / "ablation.html").read_text(), (run / "ablation.md").read_text()
+    assert "Seed 0;" in text and "with one seed they say nothing of how much another training would differ" in text
     assert page.count("<svg") >= 4 and (run / "ablation.svg").read_text().startswith("<svg")
     for row in found["rows"]:
         low, high = row["tests"]["new_combinations"]["interval_95"]
@@ -120,6 +121,7 @@ def test_rows_are_the_papers_methods() -> None:
         ({"epochs": {"nothing": [1, 2]}}, "there is no row 'nothing'"),
         ({"rows": ["everything"]}, "rows"),
         ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 1]}, "ablation.seeds: something stands there twice"),
     ],
 )
 def test_a_comparison_that_makes_no_sense_is_one_line(ablation: dict[str, object], word: str, tmp_path: Path) -> None:

@@ -119,6 +119,46 @@ def test_two_processes_learn_what_one_learns_killed_and_resumed_too(
     assert metrics["stages"]["stage2"]["steps"] == 40
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("version", "setting", "word"),
+    [("1", "seed=0", "set fsdp_version: 2"), ("2", "training.optimizer=muon", "muon needs whole matrices")],
+)
+def test_what_sharded_weights_cannot_do_is_said(
+    long_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, setting: str, word: str
+) -> None:
+    monkeypatch.setenv("FSDP_VERSION", version)
+    process = _torchrun("distill", long_recipe, "--out", tmp_path / "run", "--set", setting, module="tests.fsdp_on_cpu")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode != 0 and word in output and not (tmp_path / "run" / "stage1").exists()
+
+
+@pytest.mark.slow
+def test_adapters_with_sharded_weights(tmp_path: Path) -> None:
+    student = {"source": "scratch", "scratch": TINY_SCRATCH, "lora": {"rank": 4}}
+    recipe = write_recipe(tmp_path / "r.yaml", tiny_recipe(student=student))
+    done = mmedge("distill", recipe, "--out", tmp_path / "one", "-q")
+    assert done.code == 0, done.err
+    _ended(_torchrun("distill", recipe, "--out", tmp_path / "two", module="tests.fsdp_on_cpu"))
+    one, two = _losses(tmp_path / "one"), _losses(tmp_path / "two")
+    assert [entry[2] for entry in two] == pytest.approx([entry[2] for entry in one], rel=1e-3)
+
+
+def test_events_for_tensorboard_are_written_where_they_are_wanted(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = write_recipe(tmp_path / "r.yaml", tiny_recipe())
+    run = tmp_path / "run"
+    done = mmedge("distill", recipe, "--out", run, "-q", "--set", "training.tensorboard=true")
+    assert done.code == 0, done.err
+    events = EventAccumulator(str(run / "stage2" / "tensorboard"))
+    events.Reload()
+    logged = [json.loads(line) for line in (run / "stage2" / "metrics.jsonl").read_text().splitlines()]
+    losses = [(line["step"], pytest.approx(line["loss"])) for line in logged if "loss" in line]
+    assert [(event.step, event.value) for event in events.Scalars("stage2/loss")] == losses
+    assert len(events.Scalars("stage2/validation/answer/value")) == 3
+
+
 def test_lessons_are_dealt_so_that_all_have_as_much_to_do() -> None:
     lessons = [Encoded(tuple(range(length)), ()) for length in (50, 3, 20, 31, 8, 40, 12, 25)]
     for count in (1, 2, 3, 8, 11):
