@@ -71,8 +71,11 @@ def _small(command: str, asked: dict[str, tuple[str, ...]]) -> list[str]:
         return words
     recipe = next((word for word in words if word.endswith(".yaml")), "quickstart.yaml")
     kind = "arithmetic" if "quickstart" in recipe or "embedded" in recipe or "arithmetic" in command else "data"
+    small = SMALL
+    if "ablation-embedded" in recipe:  # it begins from a student that an earlier command makes
+        small = tuple(setting for setting in SMALL if not setting.startswith("student."))
     comparison = ("ablation.seeds=[0]", "ablation.labels=[pseudo]") if verb == "ablate" else ()
-    settings = (*SMALL, *comparison, *SMALL_TASK[kind], *next((found for name, found in asked.items() if name in recipe), ()))
+    settings = (*small, *comparison, *SMALL_TASK[kind], *next((found for name, found in asked.items() if name in recipe), ()))
     return [*words, *(part for setting in settings for part in ("--set", setting))]
 
 
