@@ -135,7 +135,8 @@ def train_ours(kind: str, steps: int, batch: int, precision: str, compiled: bool
         trainer._train_step = timed  # type: ignore[method-assign]
         trainer.run()
         lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return {"losses": [line["loss"] for line in lines if "loss" in line], "seconds": _spans(ends)}
+    per_step = visits * len(examples()) / len(known)  # on average; a question has four chains of thought or fewer
+    return {"losses": [line["loss"] for line in lines if "loss" in line], "seconds": _spans(ends), "examples_per_step": per_step}
 
 
 def train_published(kind: str, steps: int, batch: int, precision: str, compiled: bool) -> dict[str, Any]:
@@ -216,7 +217,7 @@ def train_published(kind: str, steps: int, batch: int, precision: str, compiled:
             data_collator=lambda some: {kind: padded([row[kind] for row in some]) for kind in ("predict", "explain")},
             callbacks=[Clock()],
         ).train()
-    return {"losses": losses, "seconds": _spans(ends)}
+    return {"losses": losses, "seconds": _spans(ends), "examples_per_step": batch}
 
 
 def _spans(ends: list[float]) -> list[float]:
@@ -275,10 +276,8 @@ def main() -> None:
     for number in range(arguments.rounds):
         for name in sorted(MANNERS, reverse=number % 2 == 1):
             found[name].append(run(name, arguments))
-            print(f"round {number + 1}, {name}: {_words(found[name][-1], arguments.batch)}", flush=True)
-    rates = {
-        name: [arguments.batch * len(one["seconds"][1:]) / sum(one["seconds"][1:]) for one in runs] for name, runs in found.items()
-    }
+            print(f"round {number + 1}, {name}: {_words(found[name][-1])}", flush=True)
+    rates = {name: [_rate(one) for one in runs] for name, runs in found.items()}
     ratios = {
         name: [ours / theirs for ours, theirs in zip(rates[name], rates["published"], strict=True)] for name in ("ours", "grouped")
     }
@@ -304,10 +303,15 @@ def main() -> None:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _words(one: dict[str, Any], batch: int) -> str:
+def _rate(one: dict[str, Any]) -> float:
+    """Return examples per second after the first step."""
     spans = one["seconds"][1:]
+    return float(one["examples_per_step"] * len(spans) / sum(spans))
+
+
+def _words(one: dict[str, Any]) -> str:
     losses = ", ".join(f"{loss:.4f}" for loss in one["losses"])
-    return f"{batch * len(spans) / sum(spans):.2f} examples/s after the first step, losses {losses}, peak {one['peak_mb']:.0f} MB"
+    return f"{_rate(one):.2f} examples/s after the first step, losses {losses}, peak {one['peak_mb']:.0f} MB"
 
 
 if __name__ == "__main__":
