@@ -391,12 +391,14 @@ class GraphChoice(str, Enum):
 @app.command()
 def export(
     place: Annotated[Path, typer.Argument(metavar="RUN|STUDENT", help="A run, or a student folder.")],
-    int8: Annotated[bool, typer.Option("--int8", help="Write bundle-int8: block-wise 8-bit weights, int8 arithmetic.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Write bundle-int8: 8-bit weights in blocks, int8 arithmetic.")] = False,
+    int4: Annotated[bool, typer.Option("--int4", help="Write bundle-int4: 4-bit weights, calibrated (GPTQ).")] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="Write bundle-fp32.")] = False,
     out: Annotated[Optional[Path], typer.Option(help="Where bundles go. Default: beside the student.")] = None,
     evaluation: Annotated[Optional[Path], typer.Option(help="The evaluation set. Default: beside the student.")] = None,
     max_accuracy_drop: Annotated[
-        Optional[float], typer.Option(min=0, help="Refuse int8 that loses more points on validation questions.")
+        Optional[float],
+        typer.Option(min=0, help="Points of accuracy on validation questions that may be lost. Default: the recipe's."),
     ] = None,
     graphs: Annotated[
         Optional[GraphChoice],
@@ -405,18 +407,18 @@ def export(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write ONNX bundles, verified against the student and refused where they differ. Without a precision: both."""
+    """Write ONNX bundles, verified against the student and refused where they differ. Without a precision: the recipe's.
+
+    Where rounding costs more accuracy than is allowed, the products that cost most are kept in finer numbers until it holds.
+    """
     for package in ("torch", "onnx"):
         _need(package, "export")
     from mmedge.export.export import Precision, find_student
     from mmedge.export.export import export as write
 
     find_student(place)
-    wanted: list[Precision] = []
-    if fp32 or not int8:
-        wanted.append("fp32")
-    if int8 or not fp32:
-        wanted.append("int8")
+    asked: dict[Precision, bool] = {"fp32": fp32, "int8": int8, "int4": int4}
+    wanted = [precision for precision, is_asked in asked.items() if is_asked] or None
     found = write(place, wanted, _progress(quiet), out, evaluation, max_accuracy_drop, graphs.value if graphs else None)
     if as_json:
         _print_json(found)

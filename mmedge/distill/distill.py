@@ -27,6 +27,7 @@ from mmedge.storage import atomic_folder, read_json, sha256_json, write_json
 from mmedge.tasks.evaluation_set import FILE_NAME, HeldOutCot, evaluation_set_of, write_evaluation_set
 from mmedge.teachers.selection import select
 
+CALIBRATION_QUESTIONS = 64
 LESSON_FORMAT = 3  # counts up when the same recipe would train differently
 _OF_STAGE_1 = ("self_evaluation", "max_cots", "alpha", "balance_verdicts", "contrast_verdicts")
 
@@ -296,8 +297,10 @@ def write_measuring_set(folder: Path, material: Material) -> None:
         for number, judged in enumerate(judged_cots(material.verdict_test, material.task))
     ]
     validation = [annotated.example for annotated in material.validation]
-    task = material.task
-    evaluation = evaluation_set_of(task.name, task.judge, validation, material.splits.tests, {"verdict_test": held})  # type: ignore[arg-type]
+    step = max(1, len(material.train) // CALIBRATION_QUESTIONS)
+    calibration = [annotated.example for annotated in material.train[::step][:CALIBRATION_QUESTIONS]]
+    task, tests = material.task, material.splits.tests
+    evaluation = evaluation_set_of(task.name, task.judge, validation, calibration, tests, {"verdict_test": held})  # type: ignore[arg-type]
     write_evaluation_set(path, evaluation)
 
 

@@ -87,11 +87,11 @@ class TorchEngine:
             logits: Logits = self._causal(extended)[0]()
             return logits
         ids, mask = left_padded([prompt.context for prompt in extended], self._special.pad)
-        written, last = right_padded([prompt.begun for prompt in extended], self._special.pad)
+        written, counts = right_padded([prompt.begun for prompt in extended], self._special.pad)
         found = self._model(
             input_ids=self._tensor(ids), attention_mask=self._tensor(mask), decoder_input_ids=self._tensor(written)
         ).logits
-        return np.asarray(found[range(len(last)), last.tolist()].float().cpu().numpy())
+        return np.asarray(found[range(len(counts)), (counts - 1).tolist()].float().cpu().numpy())
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:

@@ -1,42 +1,123 @@
 """Writing an ONNX graph as a forward pass: each call adds a node and returns the name of what it computes.
 
-    g = GraphBuilder("encoder")
-    x = g.node("Gather", [g.constant("embedding", table), ids])
-    x = g.product(x, weight, "encoder.0.q")
+    with DataFile(out / "model.onnx.data") as data:
+        g = GraphBuilder("decoder", data, rounding)
+        x = g.lookup(ids, table, "embedding")
+        x = g.product(x, weight, "layers.0.attention.qkv")
+        g.save(out / "model.onnx")
 
-Knows ONNX and nothing of any architecture.
+Weights go into the data file as they come, so that no more than one matrix is in memory; several graphs may share one file, and
+a weight that two nodes read is written once. Knows ONNX and its quantized operators, and nothing of any architecture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from mmedge.export.rounding import FLOAT32, NumberFormat, RoundedMatrix
+
 OPSET = 21
 IR_VERSION = 10  # what ONNX Runtime 1.22, the oldest that the core takes, reads
 CONTRIB = "com.microsoft"
-EXTERNAL_ABOVE = 1_800_000_000  # bytes; protobuf's limit is 2 GB
+SMALL = 1024  # bytes; smaller constants stay in the graph, where ONNX Runtime can fold them
+ALIGNMENT = 4096  # so that a weight can be mapped into memory where it lies
+COMPUTE_IN_INT8 = 4  # MatMulNBits' accuracy_level
+
+
+class Rounding(Protocol):
+    """Decides in which numbers each matrix is kept, and rounds it."""
+
+    def number_format(self, name: str, shape: tuple[int, ...], *, table: bool = False) -> NumberFormat:
+        """Return the numbers of a matrix, (outputs, inputs), by what is computed with it; a table is also looked up in."""
+        ...
+
+    def rounded(self, name: str, weight: NDArray[np.float32], format_: NumberFormat) -> RoundedMatrix:
+        """Return a matrix in numbers of few bits."""
+        ...
+
+
+class KeepFloat:
+    """The rounding of a float32 graph: none."""
+
+    def number_format(self, name: str, shape: tuple[int, ...], *, table: bool = False) -> NumberFormat:
+        return FLOAT32
+
+    def rounded(self, name: str, weight: NDArray[np.float32], format_: NumberFormat) -> RoundedMatrix:
+        raise NotImplementedError
+
+
+class DataFile:
+    """The file that holds the weights of one or several graphs, each weight once.
+
+    Args:
+        path: Where it goes; the graphs that refer to it must lie in the same folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: BinaryIO = path.open("wb")
+        self._places: dict[str, tuple[int, int]] = {}
+
+    def __enter__(self) -> DataFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    def write(self, key: str, array: NDArray[Any]) -> None:
+        """Append a weight, unless one of the same key is there.
+
+        Raises:
+            ValueError: The one that is there is of another size.
+        """
+        if key in self._places:
+            if self._places[key][1] != array.nbytes:
+                raise ValueError(f"two different weights are called {key!r}")
+            return
+        start = self._file.tell()
+        self._file.write(b"\0" * (-start % ALIGNMENT))
+        start = self._file.tell()
+        self._file.write(np.ascontiguousarray(array).data)
+        self._places[key] = (start, array.nbytes)
+
+    def tensor(self, key: str, name: str, type_: int, shape: Sequence[int]) -> onnx.TensorProto:
+        """Return a tensor of a graph whose content is a weight in this file."""
+        start, length = self._places[key]
+        tensor = TensorProto(name=name, data_type=type_, dims=shape, data_location=TensorProto.EXTERNAL)
+        for entry, value in (("location", self.path.name), ("offset", start), ("length", length)):
+            tensor.external_data.add(key=entry, value=str(value))
+        return tensor
 
 
 class GraphBuilder:
     """A graph that grows node by node.
 
-    Attributes:
+    Args:
         name: The graph's name; nodes and values are called after what they compute.
+        data: Where weights go; without it they stay in the graph.
+        rounding: In which numbers.
+
+    Attributes:
+        name: The graph's name.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, data: DataFile | None = None, rounding: Rounding | None = None) -> None:
         self.name = name
+        self._data = data
+        self._rounding = rounding or KeepFloat()
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
+        self._tables: dict[str, RoundedMatrix] = {}
 
     def input(self, name: str, type_: int, shape: Sequence[int | str]) -> str:
         """Declare an input; dimensions given as text are free."""
@@ -51,7 +132,12 @@ class GraphBuilder:
     def constant(self, name: str, array: NDArray[Any]) -> str:
         """Return a constant; the same name stands for the same array."""
         if name not in self._constants:
-            self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+            if self._data is not None and array.nbytes > SMALL:
+                self._data.write(name, array)
+                type_ = helper.np_dtype_to_tensor_dtype(array.dtype)
+                self._constants[name] = self._data.tensor(name, name, type_, array.shape)
+            else:
+                self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
         return name
 
     def integers(self, *values: int) -> str:
@@ -73,15 +159,120 @@ class GraphBuilder:
         self._nodes.append(helper.make_node(op, list(inputs), outputs, name=label, domain=domain, **attributes))
         return outputs
 
-    def product(self, x: str, weight: NDArray[np.float32], name: str) -> str:
-        """Return x · weightᵀ.
+    def output_names(self, op: str, inputs: Sequence[str], names: Sequence[str], domain: str = "", **attributes: Any) -> list[str]:
+        """Add a node whose outputs have given names, as a graph's outputs need them, and return these."""
+        self._nodes.append(helper.make_node(op, list(inputs), list(names), name=names[0], domain=domain, **attributes))
+        return list(names)
+
+    def declare(self, name: str, shape: Sequence[int | str], type_: int = TensorProto.FLOAT) -> None:
+        """Declare that a value that has the right name already is an output."""
+        self._outputs.append(helper.make_tensor_value_info(name, type_, list(shape)))
+
+    def norm(self, x: str, weight: NDArray[np.float32], epsilon: float, name: str) -> str:
+        """Return the root-mean-square norm of x (Zhang and Sennrich 2019)."""
+        scale = self.constant(f"{name}.weight", weight)
+        return self.node("SimplifiedLayerNormalization", [x, scale], name, axis=-1, epsilon=epsilon, stash_type=1)
+
+    def add_norm(self, x: str, added: str, weight: NDArray[np.float32], epsilon: float, name: str) -> tuple[str, str]:
+        """Return the norm of x + added, and x + added."""
+        scale = self.constant(f"{name}.weight", weight)
+        found = self.nodes("SkipSimplifiedLayerNormalization", [x, added, scale], 4, name, CONTRIB, epsilon=epsilon)
+        return found[0], found[3]
+
+    @property
+    def size(self) -> int:
+        """How many nodes it has."""
+        return len(self._nodes)
+
+    # ---------------------------------------------------------------------------------------------- weights
+
+    def product(self, x: str, weight: NDArray[np.float32], name: str, bias: NDArray[np.float32] | None = None) -> str:
+        """Return x · weightᵀ + bias, in the numbers that the rounding chooses for `name`.
 
         Args:
             x: (…, inputs).
             weight: (outputs, inputs), as torch keeps it.
             name: What it computes.
+            bias: (outputs,).
         """
-        return self.node("MatMul", [x, self.constant(f"{name}.weight", weight.T)], name)
+        format_ = self._rounding.number_format(name, weight.shape)
+        added = [] if bias is None else [self.constant(f"{name}.bias", bias)]
+        if format_.bits == 32:
+            found = self.node("MatMul", [x, self.constant(f"{name}.weight", weight.T)], name)
+            return self.node("Add", [found, *added], f"{name}.biased") if added else found
+        if not format_.block:
+            rounded = self._rounding.rounded(name, weight, format_)
+            codes, scales = self.constant(f"{name}.codes", rounded.codes.T), self.constant(f"{name}.scales", rounded.scales)
+            return self.node("DynamicQuantizeMatMul", [x, codes, scales, "", *added], name, CONTRIB)
+        return self._blocks_product(x, weight, name, format_, added)
+
+    def head(self, x: str, weight: NDArray[np.float32], name: str) -> str:
+        """Return x · weightᵀ for x (rows, inputs); a table of the same name that is looked up in is the same weight, kept once."""
+        format_ = self._rounding.number_format(name, weight.shape, table=True)
+        if format_.bits == 32:
+            return self.node("Gemm", [x, self.constant(f"{name}.weight", weight)], f"{name}.head", transB=1)
+        return self._blocks_product(x, weight, name, format_, [], node=f"{name}.head")
+
+    def lookup(self, ids: str, table: NDArray[np.float32], name: str) -> str:
+        """Return rows of a table, (entries, width)."""
+        format_ = self._rounding.number_format(name, table.shape, table=True)
+        if format_.bits == 32:
+            return self.node("Gather", [self.constant(f"{name}.weight", table), ids], f"{name}.row")
+        rounded = self._rounded(name, table, format_, table=True)
+        codes = self._shaped(f"{name}.codes", f"{name}.table", rounded.codes.reshape(len(table), -1))
+        scales = self._shaped(f"{name}.scales", f"{name}.table_scales", rounded.scales)
+        inputs = [codes, ids, scales]
+        if rounded.zeros is not None:
+            inputs.append(self._shaped(f"{name}.zeros", f"{name}.table_zeros", rounded.zeros))
+        return self.node(
+            "GatherBlockQuantized",
+            inputs,
+            f"{name}.row",
+            CONTRIB,
+            bits=format_.bits,
+            block_size=format_.block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+
+    def _rounded(self, name: str, weight: NDArray[np.float32], format_: NumberFormat, *, table: bool = False) -> RoundedMatrix:
+        if name in self._tables:
+            return self._tables[name]
+        found = self._rounding.rounded(name, weight, format_)
+        if table:  # read twice, as embedding and as head
+            self._tables[name] = found
+        return found
+
+    def _shaped(self, key: str, name: str, array: NDArray[Any]) -> str:
+        """Return a constant that shares its bytes in the data file with others of the same key, whatever their shapes."""
+        if name not in self._constants:
+            if self._data is None:
+                return self.constant(name, array)
+            self._data.write(key, array)
+            type_ = helper.np_dtype_to_tensor_dtype(array.dtype)
+            self._constants[name] = self._data.tensor(key, name, type_, array.shape)
+        return name
+
+    def _blocks_product(
+        self, x: str, weight: NDArray[np.float32], name: str, format_: NumberFormat, added: list[str], node: str = ""
+    ) -> str:
+        rounded = self._rounded(name, weight, format_)
+        inputs = [x, self._shaped(f"{name}.codes", f"{name}.codes", rounded.codes)]
+        inputs.append(self._shaped(f"{name}.scales", f"{name}.scales", rounded.scales))
+        zeros = "" if rounded.zeros is None else self._shaped(f"{name}.zeros", f"{name}.zeros", rounded.zeros)
+        if zeros or added:
+            inputs += [zeros, "", *added]
+        return self.node(
+            "MatMulNBits",
+            inputs,
+            node or name,
+            CONTRIB,
+            K=weight.shape[1],
+            N=weight.shape[0],
+            bits=format_.bits,
+            block_size=format_.block,
+            accuracy_level=COMPUTE_IN_INT8,
+        )
 
     def model(self) -> onnx.ModelProto:
         """Return the finished model.
@@ -93,9 +284,6 @@ class GraphBuilder:
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="mmedge")
 
-
-def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model, its weights into a file beside it where they are too large for one."""
-    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    large = size > EXTERNAL_ABOVE
-    onnx.save_model(model, str(path), save_as_external_data=large, location=f"{path.name}.data" if large else None)
+    def save(self, path: Path) -> None:
+        """Write the graph; its weights are in the data file beside it."""
+        path.write_bytes(self.model().SerializeToString())

@@ -1,30 +1,42 @@
-"""`mmedge export`: student → ONNX graphs → int8 → verified, sealed bundles; resumable, and refused where they differ."""
+"""`mmedge export`: student → ONNX graphs → int8, int4 → verified, sealed bundles; resumable, and refused where they differ.
+
+A bundle that loses more accuracy than it may is not given up at once: the products whose rounding costs most are kept in
+finer numbers, more and more of them, until it holds.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import numpy as np
 
 from mmedge import __version__
 from mmedge.distill.students import Student, open_student, student_details
 from mmedge.errors import MmedgeError
-from mmedge.export.graphs import KEPT, GraphChoice, choose_graphs, export_graphs
+from mmedge.export.calibration import Observed, observe
+from mmedge.export.graphs import GraphChoice, choose_graphs, copy_configs, fused_products, write_fused, write_through_optimum
+from mmedge.export.numbers import FORMATS, HIGHER, PRECISIONS, Numbers, Precision
 from mmedge.export.quantize import quantize_model
-from mmedge.export.verify import check, compare
-from mmedge.progress import Progress
-from mmedge.runtime.bundle import GRAPHS, MANIFEST, Graphs, open_bundle, read_manifest, seal
+from mmedge.export.rounding import NumberFormat
+from mmedge.export.verify import Reference, Verification, problems
+from mmedge.export.weights import WeightFiles
+from mmedge.progress import Progress, duration
+from mmedge.runtime.bundle import GRAPHS, MANIFEST, open_bundle, read_manifest, seal
 from mmedge.runtime.student import EdgeStudent
 from mmedge.storage import atomic_folder, folder_size, read_json, remove_leftovers, sha256_file, sha256_json, write_json
-from mmedge.tasks.encoding import Family
-from mmedge.tasks.evaluation_set import FILE_NAME, VALIDATION, EvaluationSet, read_evaluation_set
+from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, VALIDATION, EvaluationSet, read_evaluation_set
 
-Precision = Literal["fp32", "int8"]
+__all__ = ["PRECISIONS", "Precision", "export", "find_student"]
 # Below this, one product is done before a second thread is awake: a student of 1.2 M parameters answers in 8 ms with one thread
 # and in 17 ms with two (measured on two cores); SmolLM2's 135 M gain from every core.
 SMALL_PARAMETERS = 10_000_000
-GRAPH_FORMAT = 3  # counts up when the same student would give other graphs
+FIRST_SHARE = 1 / 8  # of the products that are kept in finer numbers when accuracy asks for it; doubled until it holds
+GRAPH_FORMAT = 4  # counts up when the same student would give other graphs
 
 
 def find_student(place: Path) -> Path:
@@ -44,7 +56,7 @@ def find_student(place: Path) -> Path:
 
 def export(
     place: Path,
-    precisions: Sequence[Precision],
+    precisions: Sequence[Precision] | None,
     progress: Progress,
     out: Path | None = None,
     evaluation: Path | None = None,
@@ -55,9 +67,9 @@ def export(
 
     Args:
         place: A run, or a student folder.
-        precisions: Which bundles to write.
+        precisions: Which bundles to write; those of the recipe by default.
         progress: Where progress is shown.
-        out: The folder that gets `bundle-fp32`, `bundle-int8`; that of the student by default.
+        out: The folder that gets `bundle-fp32`, `bundle-int8`, `bundle-int4`; that of the student by default.
         evaluation: The evaluation set to verify with; that beside the student by default.
         max_accuracy_drop: The largest loss of accuracy in points; the recipe's by default.
         graphs: Who writes the graphs; as the recipe says by default.
@@ -69,105 +81,189 @@ def export(
         MmedgeError: The student cannot be exported, or a bundle is not the same model.
     """
     folder = find_student(place)
-    details = student_details(folder)
     out = out or folder.parent
+    details = student_details(folder)
     questions = read_evaluation_set(evaluation or folder.parent / FILE_NAME)
-    settings = details["recipe"]["export"]
-    drop = settings["max_accuracy_drop"] if max_accuracy_drop is None else max_accuracy_drop
-    weights = {file.name: sha256_file(file) for file in sorted(folder.glob("*.safetensors"))}
-    writer = choose_graphs(folder, graphs or settings.get("graphs", "auto"))
-    key = sha256_json({"format": GRAPH_FORMAT, "graphs": writer, "weights": weights, "student": details["prompts"]})
+    exporter = _Exporter(folder, details, out, questions, max_accuracy_drop, graphs, progress)
     if out.is_dir():
         remove_leftovers(out)
-    found: dict[str, dict[str, Any]] = {}
-    missing: list[Precision] = []
-    for precision in precisions:
-        bundle = out / f"bundle-{precision}"
-        kept = _kept(bundle, key, questions, drop)
-        if kept is None:
-            missing.append(precision)
-        else:
-            progress.line(f"{bundle}: exported already, kept")
-            found[precision] = kept
-    if missing:
-        floats = out / ".graphs"
-        _float_graphs(folder, details["family"], writer, floats, key, progress)
-        student = open_student(folder)
-        for precision in missing:
-            found[precision] = _bundle(floats, writer, out, precision, student, details, key, questions, settings, drop, progress)
-        shutil.rmtree(floats, ignore_errors=True)
-    return found
-
-
-def _kept(bundle: Path, key: str, questions: EvaluationSet, drop: float) -> dict[str, Any] | None:
-    """Return the manifest of a bundle that was exported before from the same student and holds, or None."""
-    if not (bundle / MANIFEST).is_file():
-        return None
     try:
-        manifest = open_bundle(bundle).manifest
-    except MmedgeError:
-        return None  # damaged or of an older format: exported anew
-    same = manifest["key"] == key and manifest["max_accuracy_drop"] == drop
-    return manifest if same and manifest["verified_on"] == _questions_hash(questions) else None
+        return {precision: exporter.bundle(precision) for precision in precisions or exporter.precisions}
+    finally:
+        exporter.close()
 
 
 def _questions_hash(questions: EvaluationSet) -> str:
-    return sha256_json(repr(questions.questions.get(VALIDATION, ())))
+    return sha256_json(repr([questions.questions.get(split, ()) for split in (VALIDATION, CALIBRATION)]))
 
 
-def _float_graphs(student: Path, family: Family, writer: Graphs, graphs: Path, key: str, progress: Progress) -> None:
-    """Write the float32 graphs that all precisions start from, unless a killed export left them finished."""
-    marker = graphs / "key.json"
-    if marker.is_file() and read_json(marker).get("key") == key:
-        progress.line("float32 graphs: made already, kept")
-        return
-    progress.line("writing float32 graphs")
-    with atomic_folder(graphs) as temporary:
-        export_graphs(student, family, writer, temporary)
-        write_json(temporary / "key.json", {"key": key})
+class _Exporter:
+    """Writes the bundles of one student; what several of them need is made once."""
 
-
-def _bundle(
-    graphs: Path,
-    writer: Graphs,
-    out: Path,
-    precision: Precision,
-    student: Student,
-    details: dict[str, Any],
-    key: str,
-    questions: EvaluationSet,
-    settings: dict[str, Any],
-    drop: float,
-    progress: Progress,
-) -> dict[str, Any]:
-    target = out / f"bundle-{precision}"
-    examples = questions.questions.get(VALIDATION, ())[: settings["verify_questions"]]
-    if not examples:
-        raise MmedgeError(
-            "the evaluation set has no validation questions to verify with", "raise split.validation and distil again"
+    def __init__(
+        self,
+        folder: Path,
+        details: dict[str, Any],
+        out: Path,
+        questions: EvaluationSet,
+        max_accuracy_drop: float | None,
+        graphs: GraphChoice | None,
+        progress: Progress,
+    ) -> None:
+        self._folder, self._out, self._questions, self._progress = folder, out, questions, progress
+        self._details = details
+        self.precisions: Sequence[Precision] = self._details["recipe"]["export"]["precisions"]
+        settings, self._limits = self._details["recipe"]["export"], self._details["recipe"]["generation"]
+        self._drop = settings["max_accuracy_drop"] if max_accuracy_drop is None else max_accuracy_drop
+        self._examples = questions.questions.get(VALIDATION, ())[: settings.get("verify_questions")]
+        if not self._examples:
+            raise MmedgeError(
+                "the evaluation set has no validation questions to verify with", "raise split.validation and distil again"
+            )
+        self._writer, why = choose_graphs(folder, graphs or settings.get("graphs", "auto"))
+        if why:
+            progress.line(f"graphs by optimum: {why}")
+        weights = {file.name: sha256_file(file) for file in sorted(folder.glob("*.safetensors"))}
+        self._key = sha256_json(
+            {"format": GRAPH_FORMAT, "graphs": self._writer, "weights": weights, "student": self._details["prompts"]}
         )
-    generation = details["recipe"]["generation"]
-    with atomic_folder(target) as temporary:
-        progress.line(f"{precision}: writing")
-        for name in KEPT:
-            if (graphs / name).is_file():
-                shutil.copyfile(graphs / name, temporary / name)
-        for part, name in GRAPHS[details["family"], writer].items():
-            if precision == "fp32":
-                for file in graphs.glob(f"{name}*"):  # the graph, and its weights where they are a file of their own
-                    shutil.copyfile(file, temporary / file.name)
-            else:
-                report = quantize_model(graphs / name, temporary / name, many_rows=part == "encoder")
-                progress.line(
-                    f"{precision}: {name}: {report.matrices} matrices, {report.tables} tables, "
-                    f"{report.bytes_before / 1e6:.1f} → {report.bytes_after / 1e6:.1f} MB"
+        self._floats = out / ".graphs"
+        self._seen: dict[str, Observed] | None = None
+        self._with_gradients = False
+
+    def close(self) -> None:
+        """Remove what only the writing needed."""
+        shutil.rmtree(self._floats, ignore_errors=True)
+
+    @cached_property
+    def _student(self) -> Student:
+        return open_student(self._folder)
+
+    @cached_property
+    def _reference(self) -> Reference:
+        self._progress.line(f"the student answers {len(self._examples)} validation questions")
+        return Reference(self._student, self._examples, self._questions.judge, self._limits["max_answer_tokens"])
+
+    def _observed(self, *, gradients: bool) -> Mapping[str, Observed]:
+        """Return what goes through the products on calibration questions; nothing where there are none."""
+        examples = self._questions.questions.get(CALIBRATION, ())
+        if not examples or self._writer != "fused":
+            return {}
+        if self._seen is None or (gradients and not self._with_gradients):
+            products = fused_products(self._folder)
+            limits = self._limits["max_answer_tokens"], self._limits["max_rationale_tokens"]
+            self._seen = observe(self._student, examples, products, *limits, self._progress, gradients=gradients)
+            self._with_gradients = gradients
+        return self._seen
+
+    def bundle(self, precision: Precision) -> dict[str, Any]:
+        """Write one bundle, unless one that holds is there, and return its manifest."""
+        target = self._out / f"bundle-{precision}"
+        kept = self._kept(target)
+        if kept is not None:
+            self._progress.line(f"{target}: exported already, kept")
+            return kept
+        with atomic_folder(target) as temporary:
+            found = self._within_budget(precision, temporary)
+        self._progress.line(
+            f"{target}: {folder_size(target) / 1e6:.1f} MB, {found.same_answers}/{found.questions} answers as the "
+            f"student's, top-1 agreement {100 * found.top1_agreement:.2f} %, KL {found.mean_kl:.1e}"
+        )
+        return read_manifest(target)
+
+    def _kept(self, bundle: Path) -> dict[str, Any] | None:
+        """Return the manifest of a bundle that was exported before from the same student and holds, or None."""
+        if not (bundle / MANIFEST).is_file():
+            return None
+        try:
+            manifest = open_bundle(bundle).manifest
+        except MmedgeError:
+            return None  # damaged or of an older format: exported anew
+        same = manifest["key"] == self._key and manifest["max_accuracy_drop"] == self._drop
+        return manifest if same and manifest["verified_on"] == _questions_hash(self._questions) else None
+
+    def _within_budget(self, precision: Precision, folder: Path) -> Verification:
+        """Fill a folder with a bundle that loses no more accuracy than it may, as coarse as that allows."""
+        exceptions: dict[str, NumberFormat] = {}
+        history: list[dict[str, Any]] = []
+        costs: list[tuple[str, float, int]] = []
+        share = FIRST_SHARE
+        while True:
+            numbers = Numbers(precision, exceptions, self._observed(gradients=False) if precision == "int4" else {})
+            manifest = self._fill(folder, precision, numbers)
+            found = self._reference.compare(EdgeStudent.open(folder))
+            said = problems(found, precision, self._drop)
+            history.append({"kept_finer": len(exceptions), "problems": said, "accuracy_drop": found.drop, "mean_kl": found.mean_kl})
+            if not said:
+                break
+            finer = HIGHER.get(precision) if self._writer == "fused" else None
+            if finer is None or share > 1:
+                raise MmedgeError(
+                    f"the {precision} graphs are refused: {'; '.join(said)}",
+                    "no bundle was written; see the student's own accuracy first",
                 )
+            costs = costs or self._costs(precision)
+            if not costs:
+                raise MmedgeError(
+                    f"the {precision} graphs are refused: {'; '.join(said)}",
+                    "distil again for an evaluation set with calibration questions, or allow more with --max-accuracy-drop",
+                )
+            exceptions = dict.fromkeys((name for name, _, _ in costs[: max(1, round(share * len(costs)))]), finer)
+            if share == 1:
+                exceptions |= dict.fromkeys(numbers.written, finer)  # the tables too
+            self._progress.line(f"{precision}: {'; '.join(said)}; keeping {len(exceptions)} products in {finer}")
+            share = min(1.0, share * 2) if share < 1 else 2.0
+        layers = {name: str(format_) for name, (format_, _) in numbers.written.items()}
+        whole = {
+            **manifest,
+            "numbers": {"exceptions": {name: str(exceptions[name]) for name in exceptions}, "layers": layers},
+            "budget": history,
+            "sensitivity": [{"product": name, "loss": loss, "bytes": size} for name, loss, size in costs],
+            "verification": found.to_json(),
+        }
+        seal(folder, whole)
+        return found
+
+    def _costs(self, precision: Precision) -> list[tuple[str, float, int]]:
+        """Return for each product the loss that its rounding costs and the bytes that finer numbers cost, the worst first."""
+        observed = self._observed(gradients=True)
+        numbers = Numbers(precision, observed=observed)
+        weights, products = WeightFiles(self._folder), fused_products(self._folder)
+        found = []
+        with self._progress.task("what each product's rounding costs", len(observed)) as step:
+            for name, seen in observed.items():
+                weight = np.concatenate([weights[part] for part in products[name]])
+                format_ = numbers.number_format(name, weight.shape)
+                size = weight.size * (HIGHER[precision].bits - format_.bits) // 8
+                if size > 0:
+                    change = numbers.rounded(name, weight, format_).restored() - weight
+                    found.append((name, seen.loss_of(change), size))
+                step.advance(1)
+        return sorted(found, key=lambda cost: -cost[1] / cost[2])
+
+    def _fill(self, folder: Path, precision: Precision, numbers: Numbers) -> dict[str, Any]:
+        """Write and seal a bundle's files, and return its manifest so far."""
+        shutil.rmtree(folder)
+        folder.mkdir()
+        self._progress.line(f"{precision}: writing")
+        started = time.monotonic()
+        if self._writer == "fused":
+            nodes: int | None = write_fused(self._folder, folder, numbers)
+            copy_configs(self._folder, folder)
+        else:
+            nodes = None
+            self._fill_from_optimum(folder, precision)
+        seconds = time.monotonic() - started
+        size = folder_size(folder)
+        self._progress.line(f"{precision}: {size / 1e6:.1f} MB in {duration(seconds)}; verifying")
+        details = self._details
+        questions = self._questions
         manifest = {
             "mmedge": __version__,
             "recipe": details["recipe"]["name"],
             "precision": precision,
             "family": details["family"],
-            "graphs": writer,
+            "graphs": self._writer,
             "task": {
                 "name": questions.task,
                 "judge": questions.judge.name,
@@ -176,21 +272,36 @@ def _bundle(
             "prompts": details["prompts"],
             "special_tokens": details["special_tokens"],
             "max_input_tokens": details["max_input_tokens"],
-            "max_answer_tokens": generation["max_answer_tokens"],
-            "max_rationale_tokens": generation["max_rationale_tokens"],
+            "max_answer_tokens": self._limits["max_answer_tokens"],
+            "max_rationale_tokens": self._limits["max_rationale_tokens"],
             "threads": 1 if details["parameters"] < SMALL_PARAMETERS else None,
             "student": {"parameters": details["parameters"], "origin": details["origin"], "metrics": details["metrics"]},
-            "key": key,
+            "key": self._key,
             "verified_on": _questions_hash(questions),
-            "max_accuracy_drop": drop,
+            "max_accuracy_drop": self._drop,
+            "written": {"seconds": round(seconds, 2), "decoder_nodes": nodes, "bytes": size},
         }
-        seal(temporary, manifest)
-        progress.line(f"{precision}: verifying on {len(examples)} validation questions")
-        verification = compare(student, EdgeStudent.open(temporary), examples, questions.judge, generation["max_answer_tokens"])
-        check(verification, precision, drop)
-        seal(temporary, {**manifest, "verification": verification.to_json()})
-    progress.line(
-        f"{target}: {folder_size(target) / 1e6:.1f} MB, {verification.same_answers}/{verification.questions} answers as the "
-        f"student's, top-1 agreement {100 * verification.top1_agreement:.2f} %, KL {verification.mean_kl:.1e}"
-    )
-    return read_manifest(target)
+        seal(folder, manifest)
+        return manifest
+
+    def _fill_from_optimum(self, folder: Path, precision: Precision) -> None:
+        """Take optimum's float32 graphs, written once for all precisions, and round them."""
+        marker, family = self._floats / "key.json", self._details["family"]
+        if marker.is_file() and read_json(marker).get("key") == self._key:
+            self._progress.line("float32 graphs: made already, kept")
+        else:
+            self._progress.line("writing float32 graphs")
+            with atomic_folder(self._floats) as temporary:
+                write_through_optimum(self._folder, family, temporary)
+                write_json(temporary / "key.json", {"key": self._key})
+        copy_configs(self._floats, folder)
+        for part, name in GRAPHS[family, self._writer].items():
+            if precision == "fp32":
+                for file in self._floats.glob(f"{name}*"):  # the graph, and its weights where they are a file of their own
+                    shutil.copyfile(file, folder / file.name)
+                continue
+            report = quantize_model(self._floats / name, folder / name, many_rows=part == "encoder", format_=FORMATS[precision])
+            self._progress.line(
+                f"{precision}: {name}: {report.matrices} matrices, {report.tables} tables, "
+                f"{report.bytes_before / 1e6:.1f} → {report.bytes_after / 1e6:.1f} MB"
+            )

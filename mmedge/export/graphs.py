@@ -11,67 +11,92 @@ from pathlib import Path
 from typing import Literal
 
 from mmedge.errors import MmedgeError, missing_extra
+from mmedge.export import llama, t5
+from mmedge.export.builder import Rounding
+from mmedge.export.weights import WeightFiles
 from mmedge.pretrained import compat
 from mmedge.runtime.bundle import Graphs
 from mmedge.storage import read_json
 from mmedge.tasks.encoding import Family
 
 GraphChoice = Literal["auto", "fused", "optimum"]
-FUSED = ("t5",)  # by `model_type`
+FUSED = {"t5": t5, **dict.fromkeys(llama.MODEL_TYPES, llama)}  # by `model_type`
 KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 TASKS: dict[Family, str] = {"encoder-decoder": "text2text-generation-with-past", "decoder-only": "text-generation-with-past"}
 
 
-def choose_graphs(student: Path, wanted: GraphChoice) -> Graphs:
-    """Return who writes a student's graphs: `auto` takes fused ones where there are any for its architecture.
+def choose_graphs(student: Path, wanted: GraphChoice) -> tuple[Graphs, str | None]:
+    """Return who writes a student's graphs, and why not mmedge where it is not: `auto` takes fused graphs where there are any.
 
     Raises:
-        MmedgeError: Fused graphs are asked for, and there are none.
+        MmedgeError: Fused graphs are asked for, and there are none, or they do not implement what the config asks for.
     """
     config = read_json(student / "config.json")
     if wanted == "optimum":
-        return "optimum"
-    if config.get("model_type") in FUSED:
-        from mmedge.export.t5 import read_shape
-
+        return "optimum", None
+    kind = config.get("model_type")
+    if kind in FUSED:
         try:
-            read_shape(config)
-        except MmedgeError:  # a T5 with something that our graphs do not have
+            FUSED[kind].read_shape(config)
+        except MmedgeError as error:  # something that our graphs do not have
             if wanted == "auto":
-                return "optimum"
+                return "optimum", str(error)
             raise
-        return "fused"
+        return "fused", None
     if wanted == "fused":
-        raise MmedgeError(
-            f"export.graphs: there are no fused graphs for {config.get('model_type')!r}", f"there are for: {', '.join(FUSED)}"
-        )
-    return "optimum"
+        raise MmedgeError(f"export.graphs: there are no fused graphs for {kind!r}", f"there are for: {', '.join(FUSED)}")
+    return "optimum", f"there are no fused graphs for {kind!r}"
 
 
-def export_graphs(student: Path, family: Family, graphs: Graphs, out: Path) -> None:
-    """Write a student's graphs, tokenizer and configs into `out`.
+def write_fused(student: Path, out: Path, rounding: Rounding | None = None) -> int:
+    """Write a student's graphs ourselves.
+
+    Args:
+        student: A student folder in Hugging Face format.
+        out: An existing folder; gets the files that `runtime.bundle.GRAPHS` names, and weights.
+        rounding: In which numbers; float32 by default.
+
+    Returns:
+        How many nodes the decoder has.
+
+    Raises:
+        MmedgeError: The config asks for what is not implemented, or a weight is missing or broken.
+    """
+    config = read_json(student / "config.json")
+    try:
+        if config["model_type"] == "t5":
+            return t5.write_t5(t5.read_shape(config), WeightFiles(student), out, rounding)
+        return llama.write_llama(llama.read_shape(config), WeightFiles(student), out, rounding)
+    except KeyError as error:
+        raise MmedgeError(f"{student} has no weight {error}", "distil the student again, or restore the folder") from None
+
+
+def fused_products(student: Path) -> dict[str, tuple[str, ...]]:
+    """Return the weights that each product of a student's fused graphs multiplies by, by the product's name."""
+    config = read_json(student / "config.json")
+    if config["model_type"] == "t5":
+        return t5.product_weights(t5.read_shape(config))
+    return llama.product_weights(llama.read_shape(config))
+
+
+def copy_configs(student: Path, out: Path) -> None:
+    """Copy what other runtimes expect beside the graphs: configs and tokenizer."""
+    for name in KEPT:
+        if (student / name).is_file():
+            shutil.copyfile(student / name, out / name)
+
+
+def write_through_optimum(student: Path, family: Family, out: Path) -> None:
+    """Let optimum write a student's float32 graphs, tokenizer and configs.
 
     Args:
         student: A student folder in Hugging Face format.
         family: `encoder-decoder` or `decoder-only`.
-        graphs: Who writes them.
-        out: An existing folder; gets the files that `runtime.bundle.GRAPHS` names, and configs.
+        out: An existing folder.
 
     Raises:
         MmedgeError: optimum is missing, or the architecture cannot be exported.
     """
-    if graphs == "fused":
-        from mmedge.export.t5 import write_t5
-
-        write_t5(student, out)
-        for name in KEPT:
-            if (student / name).is_file():
-                shutil.copyfile(student / name, out / name)
-        return
-    _through_optimum(student, family, out)
-
-
-def _through_optimum(student: Path, family: Family, out: Path) -> None:
     try:
         from optimum.exporters.onnx import main_export
     except ImportError:

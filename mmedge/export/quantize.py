@@ -1,15 +1,9 @@
-"""int8: block-wise weights, and arithmetic in int8.
+"""Few bits for graphs that somebody else wrote: float32 graphs of optimum become block-wise int8 or int4 ones.
 
-Every product with a constant matrix becomes one `MatMulNBits` (ONNX Runtime's contrib operator): weights in 8 bits, one
-float32 scale for each block of 32 along the input, rounded symmetrically, computed at accuracy level 4, which quantizes
-activations per block and multiplies in int8. The embedding table becomes
-`GatherBlockQuantized`, with the same blocks.
-
-A graph that always reads many rows at once, an encoder, takes `DynamicQuantizeMatMul` instead: one scale for each output and
-one for all activations. On a CPU without VNNI, 30 rows × 128 × 384 take 27 µs with it, 35 µs in float32 and 204 µs with
-`MatMulNBits`, which is made for few rows (Zen 3, one thread). Weights then use 7 of the 8 bits: where int8 products are added
-in pairs in 16 bits (AVX2 without VNNI), 8 would overflow. The activations' scale is that of the
-whole batch, so answers in a batch may differ slightly from those to single questions.
+Every product with a constant matrix becomes one `MatMulNBits` (ONNX Runtime's contrib operator), computed at accuracy level 4,
+which quantizes activations per block and multiplies in int8. The embedding table becomes `GatherBlockQuantized`, with the same
+blocks. A graph that always reads many rows at once, an encoder, takes `DynamicQuantizeMatMul` instead; the activations' scale is
+then that of the whole batch, so answers in a batch may differ slightly from those to single questions.
 """
 
 from __future__ import annotations
@@ -23,12 +17,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from mmedge.export.builder import CONTRIB, save
+from mmedge.export.builder import COMPUTE_IN_INT8, CONTRIB
+from mmedge.export.rounding import INT8, SMALLEST, NumberFormat, round_blocks, round_outputs
 
-BLOCK = 32  # the finest block that the CPU kernels take; finer blocks follow outliers better
-BITS = 8
-ZERO_POINT = 128
-COMPUTE_IN_INT8 = 4  # MatMulNBits' accuracy_level
+EXTERNAL_ABOVE = 1_800_000_000  # bytes; protobuf's limit is 2 GB
 
 
 @dataclass(frozen=True)
@@ -39,27 +31,6 @@ class QuantizationReport:
     tables: int
     bytes_before: int
     bytes_after: int
-
-
-def quantize_blocks(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Round the rows of a matrix to 8 bits in blocks.
-
-    Args:
-        weight: (rows, width).
-
-    Returns:
-        Codes (rows, blocks, 32), where 128 stands for zero, and scales (rows, blocks); a width that is no multiple of 32 is
-        filled with zeros.
-    """
-    rows, width = weight.shape
-    blocks = -(-width // BLOCK)
-    padded = np.zeros((rows, blocks * BLOCK), dtype=np.float32)
-    padded[:, :width] = weight
-    grouped = padded.reshape(rows, blocks, BLOCK)
-    scales = np.abs(grouped).max(axis=2) / 127
-    safe = np.where(scales == 0, 1, scales)
-    codes = np.clip(np.rint(grouped / safe[:, :, None]), -127, 127) + ZERO_POINT
-    return codes.astype(np.uint8), scales.astype(np.float32)
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -86,27 +57,14 @@ def _sources(graphs: list[onnx.GraphProto]) -> tuple[dict[str, onnx.TensorProto]
     return constants, transposed
 
 
-def quantize_outputs(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Round the rows of a matrix to 7 bits, one scale each.
-
-    Args:
-        weight: (outputs, inputs).
-
-    Returns:
-        Codes from -63 to 63, (outputs, inputs), and scales (outputs,).
-    """
-    scales = np.abs(weight).max(axis=1) / 63
-    codes = np.rint(weight / np.where(scales == 0, 1, scales)[:, None])
-    return codes.astype(np.int8), scales.astype(np.float32)
-
-
-def quantize_model(source: Path, target: Path, *, many_rows: bool = False) -> QuantizationReport:
-    """Write the int8 form of a graph.
+def quantize_model(source: Path, target: Path, *, many_rows: bool = False, format_: NumberFormat = INT8) -> QuantizationReport:
+    """Write a graph in few bits.
 
     Args:
         source: A float32 graph.
-        target: Where the int8 graph goes.
+        target: Where the other goes.
         many_rows: Whether the graph always reads many rows at once, as an encoder does.
+        format_: The numbers, symmetric; for many rows they are int8 with one scale for each output in any case.
     """
     model = onnx.load(str(source))
     graphs = list(_graphs(model.graph))
@@ -129,22 +87,21 @@ def quantize_model(source: Path, target: Path, *, many_rows: bool = False) -> Qu
                 if f"{key}.codes" not in added:
                     matrices += len(names)
                     whole = np.concatenate(weights)
-                    codes, scales = quantize_outputs(whole) if many_rows else quantize_blocks(whole)
-                    stored = np.ascontiguousarray(codes.T) if many_rows else codes
+                    rounded = round_outputs(whole) if many_rows else round_blocks(whole, format_)
+                    stored = np.ascontiguousarray(rounded.codes.T) if many_rows else rounded.codes
                     added[f"{key}.codes"] = numpy_helper.from_array(stored, f"{key}.codes")
-                    added[f"{key}.scales"] = numpy_helper.from_array(scales.reshape(-1), f"{key}.scales")
-                nodes += _product(group, key, [weight.shape for weight in weights], added, many_rows=many_rows)
+                    added[f"{key}.scales"] = numpy_helper.from_array(rounded.scales, f"{key}.scales")
+                nodes += _product(group, key, [weight.shape for weight in weights], added, None if many_rows else format_)
                 packed |= {member.output[0] for member in group}
-            elif node.op_type == "Gather" and (table := _table(node, constants)) is not None:
+            elif node.op_type == "Gather" and (table := _table(node, constants, format_)) is not None:
                 name = node.input[0]
                 if f"{name}.table" not in added:
                     tables += 1
-                    codes, scales = quantize_blocks(table)
-                    added[f"{name}.table"] = numpy_helper.from_array(codes.reshape(table.shape), f"{name}.table")
-                    added[f"{name}.table_scales"] = numpy_helper.from_array(scales, f"{name}.table_scales")
-                    zeros = np.full(scales.shape, ZERO_POINT, dtype=np.uint8)
-                    added[f"{name}.table_zeros"] = numpy_helper.from_array(zeros, f"{name}.table_zeros")
-                nodes.append(_lookup(node, name))
+                    rounded = round_blocks(table, format_)
+                    codes = rounded.codes.reshape(len(table), -1)
+                    added[f"{name}.table"] = numpy_helper.from_array(codes, f"{name}.table")
+                    added[f"{name}.table_scales"] = numpy_helper.from_array(rounded.scales, f"{name}.table_scales")
+                nodes.append(_lookup(node, name, format_))
             else:
                 nodes.append(node)
         rebuilt = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
@@ -155,7 +112,8 @@ def quantize_model(source: Path, target: Path, *, many_rows: bool = False) -> Qu
     if not any(opset.domain == CONTRIB for opset in model.opset_import):
         model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
     after = sum(len(tensor.raw_data) for graph in _graphs(model.graph) for tensor in graph.initializer)
-    save(model, target)
+    large = after > EXTERNAL_ABOVE
+    onnx.save_model(model, str(target), save_as_external_data=large, location=f"{target.name}.data" if large else None)
     return QuantizationReport(matrices, tables, before, after)
 
 
@@ -177,19 +135,19 @@ def _products_by_input(
 def _matrix(name: str, constants: dict[str, onnx.TensorProto], transposed: dict[str, str]) -> NDArray[np.float32] | None:
     """Return the constant right factor of a product as (outputs, inputs), or None where it is none worth quantizing."""
     tensor = constants.get(transposed.get(name, name))
-    if tensor is None or len(tensor.dims) != 2 or tensor.data_type != TensorProto.FLOAT or min(tensor.dims) < BLOCK:
+    if tensor is None or len(tensor.dims) != 2 or tensor.data_type != TensorProto.FLOAT or min(tensor.dims) < SMALLEST:
         return None
     weight = numpy_helper.to_array(tensor)
     return np.ascontiguousarray(weight if name in transposed else weight.T)
 
 
-def _table(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> NDArray[np.float32] | None:
+def _table(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], format_: NumberFormat) -> NDArray[np.float32] | None:
     """Return an embedding table, (entries, width): a constant of two dimensions whose width is a multiple of the block."""
     tensor = constants.get(node.input[0])
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
     if tensor is None or len(tensor.dims) != 2 or tensor.data_type != TensorProto.FLOAT or axis != 0:
         return None
-    if tensor.dims[1] % BLOCK or tensor.dims[0] < BLOCK:
+    if tensor.dims[1] % format_.block or tensor.dims[0] < SMALLEST:
         return None
     return np.ascontiguousarray(numpy_helper.to_array(tensor))
 
@@ -199,14 +157,16 @@ def _product(
     key: str,
     shapes: list[tuple[int, ...]],
     added: dict[str, onnx.TensorProto],
-    *,
-    many_rows: bool,
+    format_: NumberFormat | None,
 ) -> list[onnx.NodeProto]:
-    """Return the nodes that compute a group of products of one input: one product, and a split where there are several."""
+    """Return the nodes that compute a group of products of one input: one product, and a split where there are several.
+
+    Without numbers, weights have one scale for each output.
+    """
     single = len(group) == 1
     output = group[0].output[0] if single else f"{group[0].output[0]}.packed"
     inputs = [group[0].input[0], f"{key}.codes", f"{key}.scales"]
-    if many_rows:
+    if format_ is None:
         product = helper.make_node("DynamicQuantizeMatMul", inputs, [output], name=group[0].name, domain=CONTRIB)
     else:
         product = helper.make_node(
@@ -217,8 +177,8 @@ def _product(
             domain=CONTRIB,
             K=shapes[0][1],
             N=sum(shape[0] for shape in shapes),
-            bits=BITS,
-            block_size=BLOCK,
+            bits=format_.bits,
+            block_size=format_.block,
             accuracy_level=COMPUTE_IN_INT8,
         )
     if single:
@@ -229,15 +189,15 @@ def _product(
     return [product, helper.make_node("Split", [output, f"{key}.sizes"], outputs, name=f"{group[0].name}.split", axis=-1)]
 
 
-def _lookup(node: onnx.NodeProto, name: str) -> onnx.NodeProto:
+def _lookup(node: onnx.NodeProto, name: str, format_: NumberFormat) -> onnx.NodeProto:
     return helper.make_node(
         "GatherBlockQuantized",
-        [f"{name}.table", node.input[1], f"{name}.table_scales", f"{name}.table_zeros"],
+        [f"{name}.table", node.input[1], f"{name}.table_scales"],
         list(node.output),
         name=node.name,
         domain=CONTRIB,
-        bits=BITS,
-        block_size=BLOCK,
+        bits=format_.bits,
+        block_size=format_.block,
         gather_axis=0,
         quantize_axis=1,
     )

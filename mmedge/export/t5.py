@@ -1,12 +1,13 @@
 """T5's graphs (T5, T5 v1.1, flan-T5), written straight from config and weights.
 
     encoder_model.onnx     input_ids, attention_mask → the cross-attention's keys and values of every decoder layer
-    decoder_model.onnx     input_ids, cross keys and values, own past → logits, own present
+    decoder_model.onnx     input_ids, wanted, lengths, total, starts, cross keys and values, own past → logits, own present
 
-What makes them fast: attention is one `MultiHeadAttention` with the relative position bias inside, which is looked up in a
-table by distance (T5's buckets are computed here, once); queries, keys and values are one product; residual and norm are one
-`SkipSimplifiedLayerNormalization`; the encoder's states never leave its graph, since the decoder only needs keys and values.
-optimum's T5 decoder takes two branches, several hundred nodes and computes the buckets at every step.
+What makes them fast: attention is one node with the relative position bias as an input, which is looked up in a table by
+distance (T5's buckets are computed here, once); the decoder's own attention appends to its cache in place; queries, keys and
+values are one product; residual and norm are one `SkipSimplifiedLayerNormalization`; the encoder's states never leave its
+graph, since the decoder only needs keys and values. optimum's T5 decoder takes two branches, several hundred nodes and
+computes the buckets at every step.
 """
 
 from __future__ import annotations
@@ -20,15 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
-from safetensors import SafetensorError, safe_open
 
 from mmedge.errors import MmedgeError
-from mmedge.export.builder import CONTRIB, GraphBuilder, save
-from mmedge.storage import read_json
+from mmedge.export.builder import CONTRIB, DataFile, GraphBuilder, Rounding
+from mmedge.export.weights import Weights
 
-Weights = Mapping[str, NDArray[np.float32]]
 ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"
-_BLOCKED = -3.0e38  # added to the score of a position that must not be seen; finite, so that no row becomes NaN
+DATA = "weights.data"
 _ACTIVATIONS = {"relu": ("Relu", ""), "gelu_new": ("FastGelu", CONTRIB)}
 
 
@@ -114,74 +113,62 @@ def bias_table(weight: NDArray[np.float32], shape: T5Shape, *, bidirectional: bo
     Args:
         weight: The learned bias, (buckets, heads).
         shape: The model's shape.
-        bidirectional: Distances run from −max_distance to max_distance; without, the first entry blocks every key behind the
-            query, and the others are for keys 0, 1, … max_distance before it.
+        bidirectional: Distances run from −max_distance to max_distance; without, from 0, the query's own place, to max_distance
+            before it.
     """
     farthest = shape.max_distance
     if bidirectional:
         rows = [bucket(d, shape.buckets, farthest, bidirectional=True) for d in range(-farthest, farthest + 1)]
         return np.ascontiguousarray(weight[rows].T)
     rows = [bucket(-d, shape.buckets, farthest, bidirectional=False) for d in range(farthest + 1)]
-    blocked = np.full((shape.heads, 1), _BLOCKED, dtype=np.float32)
-    return np.concatenate([blocked, weight[rows].T], axis=1)
+    return np.ascontiguousarray(weight[rows].T)
 
 
-def read_weights(folder: Path) -> dict[str, NDArray[np.float32]]:
-    """Read a student's safetensors as float32.
+def product_weights(shape: T5Shape) -> dict[str, tuple[str, ...]]:
+    """Return the weights that each product of the graphs multiplies by, below each other, by the product's name."""
+    wi = ("wi_0", "wi_1") if shape.gated else ("wi",)
+    found: dict[str, tuple[str, ...]] = {}
+    for side, layers in (("encoder", shape.encoder_layers), ("decoder", shape.decoder_layers)):
+        for index in range(layers):
+            block, name = f"{side}.block.{index}.layer", f"{side}.{index}"
+            found[f"{name}.attention.qkv"] = tuple(f"{block}.0.SelfAttention.{part}.weight" for part in "qkv")
+            found[f"{name}.attention.o"] = (f"{block}.0.SelfAttention.o.weight",)
+            if side == "decoder":
+                found[f"{name}.cross.q"] = (f"{block}.1.EncDecAttention.q.weight",)
+                found[f"{name}.cross.o"] = (f"{block}.1.EncDecAttention.o.weight",)
+            dense = f"{block}.{1 if side == 'encoder' else 2}.DenseReluDense"
+            found[f"{name}.feed_forward.wi"] = tuple(f"{dense}.{part}.weight" for part in wi)
+            found[f"{name}.feed_forward.wo"] = (f"{dense}.wo.weight",)
+    found["cross.kv"] = tuple(
+        f"decoder.block.{index}.layer.1.EncDecAttention.{part}.weight" for index in range(shape.decoder_layers) for part in "kv"
+    )
+    if not shape.scales_outputs:
+        found["head"] = ("lm_head.weight",)
+    return found
 
-    Raises:
-        MmedgeError: A file is damaged, or a weight is no finite number.
-    """
-    weights: dict[str, NDArray[np.float32]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(str(path), framework="np") as file:
-                for name in file.keys():  # noqa: SIM118 (no mapping)
-                    weights[name] = file.get_tensor(name).astype(np.float32)
-        except (SafetensorError, OSError, TypeError) as error:
-            raise MmedgeError(f"cannot read {path}: {error}", "distil the student again, or restore the folder") from None
-    for name, weight in weights.items():
-        if not np.isfinite(weight).all():
-            raise MmedgeError(f"{folder}: the weight {name} holds NaN or infinity", "distil again with a lower learning rate")
-    return weights
 
-
-def write_t5(student: Path, out: Path) -> None:
-    """Write the two graphs of a T5 student in float32.
+def write_t5(shape: T5Shape, weights: Weights, out: Path, rounding: Rounding | None = None) -> int:
+    """Write the two graphs of a student, which share one file of weights.
 
     Args:
-        student: A folder with `config.json` and safetensors.
+        shape: Its shape.
+        weights: Its weights.
         out: An existing folder.
+        rounding: In which numbers; float32 by default.
 
-    Raises:
-        MmedgeError: The config asks for what is not implemented, or a weight is missing or broken.
+    Returns:
+        How many nodes the decoder has.
     """
-    shape = read_shape(read_json(student / "config.json"))
-    weights = read_weights(student)
-    try:
-        encoder, decoder = encoder_graph(shape, weights), decoder_graph(shape, weights)
-    except KeyError as error:
-        raise MmedgeError(f"{student} has no weight {error}", "distil the student again, or restore the folder") from None
-    save(encoder.model(), out / ENCODER)
-    save(decoder.model(), out / DECODER)
+    with DataFile(out / DATA) as data:
+        encoder_graph(shape, weights, data, rounding).save(out / ENCODER)
+        decoder = decoder_graph(shape, weights, data, rounding)
+        decoder.save(out / DECODER)
+    return decoder.size
 
 
 def _embedding(weights: Weights) -> NDArray[np.float32]:
     names = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
     return weights[next((name for name in names if name in weights), names[0])]
-
-
-def _norm(g: GraphBuilder, x: str, weight: NDArray[np.float32], epsilon: float, name: str) -> str:
-    """Return the root-mean-square norm of x."""
-    scale = g.constant(f"{name}.weight", weight)
-    return g.node("SimplifiedLayerNormalization", [x, scale], name, axis=-1, epsilon=epsilon, stash_type=1)
-
-
-def _add_norm(g: GraphBuilder, x: str, added: str, weight: NDArray[np.float32], epsilon: float, name: str) -> tuple[str, str]:
-    """Return the norm of x + added, and x + added."""
-    scale = g.constant(f"{name}.weight", weight)
-    found = g.nodes("SkipSimplifiedLayerNormalization", [x, added, scale], 4, name, CONTRIB, epsilon=epsilon)
-    return found[0], found[3]
 
 
 def _split_product(g: GraphBuilder, x: str, parts: list[NDArray[np.float32]], name: str) -> list[str]:
@@ -205,9 +192,9 @@ def _projections(weights: Weights, prefix: str, names: str) -> list[NDArray[np.f
     return [weights[f"{prefix}.{name}.weight"] for name in names]
 
 
-def encoder_graph(shape: T5Shape, weights: Weights) -> GraphBuilder:
+def encoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None, rounding: Rounding | None = None) -> GraphBuilder:
     """Return the encoder, down to every decoder layer's cross-attention keys and values, (batch, heads, length, width)."""
-    g = GraphBuilder("t5_encoder")
+    g = GraphBuilder("t5_encoder", data, rounding)
     ids = g.input("input_ids", TensorProto.INT64, ("batch", "length"))
     mask = g.node("Cast", [g.input("attention_mask", TensorProto.INT64, ("batch", "length"))], "mask", to=TensorProto.INT32)
     length = g.node("Squeeze", [g.node("Shape", [ids], start=1, end=2), g.integers(0)], "length")
@@ -218,11 +205,11 @@ def encoder_graph(shape: T5Shape, weights: Weights) -> GraphBuilder:
     farthest = shape.max_distance
     row = g.node("Add", [g.node("Clip", [distance, g.integer(-farthest), g.integer(farthest)]), g.integer(farthest)], "row")
     learned = weights["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
-    table = g.constant("position_bias", bias_table(learned, shape, bidirectional=True)[None])
+    table = g.constant("encoder.position_bias", bias_table(learned, shape, bidirectional=True)[None])
     bias = g.node("Gather", [table, row], "bias", axis=2)  # (1, heads, length, length)
 
-    residual = g.node("Gather", [g.constant("embedding", _embedding(weights)), ids], "embedded")
-    x = _norm(g, residual, weights["encoder.block.0.layer.0.layer_norm.weight"], shape.epsilon, "encoder.0.norm")
+    residual = g.lookup(ids, _embedding(weights), "embedding")
+    x = g.norm(residual, weights["encoder.block.0.layer.0.layer_norm.weight"], shape.epsilon, "encoder.0.norm")
     for index in range(shape.encoder_layers):
         block, name = f"encoder.block.{index}", f"encoder.{index}"
         query, key, value = _split_product(
@@ -237,13 +224,13 @@ def encoder_graph(shape: T5Shape, weights: Weights) -> GraphBuilder:
             scale=1.0,  # T5 has no 1/√width: its initial weights contain it
         )
         attended = g.product(attended, weights[f"{block}.layer.0.SelfAttention.o.weight"], f"{name}.attention.o")
-        x, residual = _add_norm(
-            g, residual, attended, weights[f"{block}.layer.1.layer_norm.weight"], shape.epsilon, f"{name}.feed_forward.norm"
+        x, residual = g.add_norm(
+            residual, attended, weights[f"{block}.layer.1.layer_norm.weight"], shape.epsilon, f"{name}.feed_forward.norm"
         )
         fed = _feed_forward(g, x, weights, f"{block}.layer.1.DenseReluDense", shape, f"{name}.feed_forward")
         last = index == shape.encoder_layers - 1
         following = "encoder.final_layer_norm" if last else f"encoder.block.{index + 1}.layer.0.layer_norm"
-        x, residual = _add_norm(g, residual, fed, weights[f"{following}.weight"], shape.epsilon, f"encoder.{index + 1}.norm")
+        x, residual = g.add_norm(residual, fed, weights[f"{following}.weight"], shape.epsilon, f"encoder.{index + 1}.norm")
 
     # all layers' keys and values in one product: (batch, length, 2 · layers, heads, width) → each (batch, heads, length, width)
     parts = [
@@ -262,53 +249,59 @@ def encoder_graph(shape: T5Shape, weights: Weights) -> GraphBuilder:
     return g
 
 
-def decoder_graph(shape: T5Shape, weights: Weights) -> GraphBuilder:
-    """Return the decoder: one graph for the first tokens and for every later one, with a cache that may be empty."""
-    g = GraphBuilder("t5_decoder")
+def decoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None, rounding: Rounding | None = None) -> GraphBuilder:
+    """Return the decoder: one graph for the first tokens and for every later one, with a cache that may be empty.
+
+    Rows are padded behind; `starts` holds the place of each row's first new token, `lengths` that of its last.
+    """
+    g = GraphBuilder("t5_decoder", data, rounding)
     ids = g.input("input_ids", TensorProto.INT64, ("batch", "new"))
+    wanted = g.input("wanted", TensorProto.INT64, ("rows",))
+    lengths = g.input("lengths", TensorProto.INT32, ("batch",))
+    total = g.input("total", TensorProto.INT32, ())
+    starts = g.input("starts", TensorProto.INT64, ("batch",))
     mask = g.node("Cast", [g.input("encoder_attention_mask", TensorProto.INT64, ("batch", "length"))], "mask", to=TensorProto.INT32)
     own: list[list[str]] = []
     cross: list[list[str]] = []
     for index in range(shape.decoder_layers):
-        for kept, where, size in ((own, "decoder", "past"), (cross, "encoder", "length")):
+        for kept, where, size in ((own, "decoder", "capacity"), (cross, "encoder", "length")):
             names = [f"past_key_values.{index}.{where}.{part}" for part in ("key", "value")]
             dimensions = ("batch", shape.heads, size, shape.head_width)
             kept.append([g.input(name, TensorProto.FLOAT, dimensions) for name in names])
 
-    past = g.node("Squeeze", [g.node("Shape", [own[0][0]], start=2, end=3), g.integers(0)], "past")
     new = g.node("Squeeze", [g.node("Shape", [ids], start=1, end=2), g.integers(0)], "new")
-    total = g.node("Add", [past, new], "total")
-    queries = g.node("Unsqueeze", [g.node("Range", [past, total, g.integer(1)]), g.integers(1)], "queries")
-    keys = g.node("Unsqueeze", [g.node("Range", [g.integer(0), total, g.integer(1)]), g.integers(0)], "keys")
-    before = g.node("Clip", [g.node("Sub", [queries, keys]), g.integer(-1), g.integer(shape.max_distance)], "before")
-    row = g.node("Add", [before, g.integer(1)], "row")
+    places = g.node("Range", [g.integer(0), new, g.integer(1)], "places")
+    queries = g.node("Add", [g.node("Unsqueeze", [starts, g.integers(1)]), places], "queries")  # (batch, new)
+    keys = g.node("Range", [g.integer(0), g.node("Cast", [total], "keys.count", to=TensorProto.INT64), g.integer(1)], "keys")
+    distance = g.node("Sub", [g.node("Unsqueeze", [queries, g.integers(2)]), keys], "distance")
+    before = g.node("Clip", [distance, g.integer(0), g.integer(shape.max_distance)], "before")  # keys behind are not seen at all
     learned = weights["decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
-    table = g.constant("position_bias", bias_table(learned, shape, bidirectional=False)[None])
-    bias = g.node("Gather", [table, row], "bias", axis=2)  # (1, heads, new, past + new)
+    table = g.constant("decoder.position_bias", bias_table(learned, shape, bidirectional=False))
+    bias = g.node("Transpose", [g.node("Gather", [table, before], "bias.heads", axis=1)], "bias", perm=[1, 0, 2, 3])
 
-    embedding = _embedding(weights)
-    table = g.constant("embedding", embedding)
-    residual = g.node("Gather", [table, ids], "embedded")
-    x = _norm(g, residual, weights["decoder.block.0.layer.0.layer_norm.weight"], shape.epsilon, "decoder.0.norm")
+    residual = g.lookup(ids, _embedding(weights), "embedding")
+    x = g.norm(residual, weights["decoder.block.0.layer.0.layer_norm.weight"], shape.epsilon, "decoder.0.norm")
     for index in range(shape.decoder_layers):
         block, name = f"decoder.block.{index}", f"decoder.{index}"
         query, key, value = _split_product(
             g, x, _projections(weights, f"{block}.layer.0.SelfAttention", "qkv"), f"{name}.attention.qkv"
         )
-        attended, present_key, present_value = g.nodes(
-            "MultiHeadAttention",
-            [query, key, value, "", "", bias, *own[index]],
-            3,
-            f"{name}.attention",
+        present = [f"present.{index}.decoder.{part}" for part in ("key", "value")]
+        attended, *_ = g.output_names(
+            "GroupQueryAttention",
+            [query, key, value, *own[index], lengths, total, "", "", "", bias],
+            [f"{name}.attention", *present],
             CONTRIB,
             num_heads=shape.heads,
+            kv_num_heads=shape.heads,
+            do_rotary=0,
             scale=1.0,
         )
-        for part, present in (("key", present_key), ("value", present_value)):
-            g.output(present, f"present.{index}.decoder.{part}", ("batch", shape.heads, "total", shape.head_width))
+        for output in present:
+            g.declare(output, ("batch", shape.heads, "capacity", shape.head_width))
         attended = g.product(attended, weights[f"{block}.layer.0.SelfAttention.o.weight"], f"{name}.attention.o")
-        x, residual = _add_norm(
-            g, residual, attended, weights[f"{block}.layer.1.layer_norm.weight"], shape.epsilon, f"{name}.cross.norm"
+        x, residual = g.add_norm(
+            residual, attended, weights[f"{block}.layer.1.layer_norm.weight"], shape.epsilon, f"{name}.cross.norm"
         )
         query = g.product(x, weights[f"{block}.layer.1.EncDecAttention.q.weight"], f"{name}.cross.q")
         attended = g.node(
@@ -320,19 +313,19 @@ def decoder_graph(shape: T5Shape, weights: Weights) -> GraphBuilder:
             scale=1.0,
         )
         attended = g.product(attended, weights[f"{block}.layer.1.EncDecAttention.o.weight"], f"{name}.cross.o")
-        x, residual = _add_norm(
-            g, residual, attended, weights[f"{block}.layer.2.layer_norm.weight"], shape.epsilon, f"{name}.feed_forward.norm"
+        x, residual = g.add_norm(
+            residual, attended, weights[f"{block}.layer.2.layer_norm.weight"], shape.epsilon, f"{name}.feed_forward.norm"
         )
         fed = _feed_forward(g, x, weights, f"{block}.layer.2.DenseReluDense", shape, f"{name}.feed_forward")
         last = index == shape.decoder_layers - 1
         following = weights["decoder.final_layer_norm.weight" if last else f"decoder.block.{index + 1}.layer.0.layer_norm.weight"]
         if last and shape.scales_outputs:
             following = following * np.float32(shape.width**-0.5)  # T5's original form scales what goes into the head
-        x, residual = _add_norm(g, residual, fed, following, shape.epsilon, f"decoder.{index + 1}.norm")
+        x, residual = g.add_norm(residual, fed, following, shape.epsilon, f"decoder.{index + 1}.norm")
 
-    if "lm_head.weight" in weights and not shape.scales_outputs:
-        logits = g.product(x, weights["lm_head.weight"], "head")
-    else:
-        logits = g.node("MatMul", [x, g.node("Transpose", [table], "head.weight", perm=[1, 0])], "head")
-    g.output(logits, "logits", ("batch", "new", len(embedding)))
+    flat = g.node("Reshape", [x, g.integers(-1, shape.width)], "flat")
+    x = g.node("Gather", [flat, wanted], "wanted.states", axis=0)
+    untied = "lm_head.weight" in weights and not shape.scales_outputs
+    head = weights["lm_head.weight"] if untied else _embedding(weights)
+    g.output(g.head(x, head, "head" if untied else "embedding"), "logits", ("rows", len(head)))
     return g

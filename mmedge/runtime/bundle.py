@@ -3,6 +3,7 @@
     bundle-int8/
         manifest.json                    this format; hashes of every other file, and of itself
         encoder_model.onnx  decoder_model.onnx             (encoder-decoder), or model.onnx (decoder-only)
+        weights.data                     what those graphs read
         tokenizer.json  config.json  …   as other runtimes expect them
 
 A bundle opens without network, torch or transformers, and refuses to open when a byte differs.
@@ -20,12 +21,13 @@ from mmedge.tasks.encoding import Family, SpecialTokens
 from mmedge.tasks.judges import AnyJudge, judge_by_name
 from mmedge.tasks.prompts import StudentPrompts
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 Graphs = Literal["fused", "optimum"]  # who wrote them: mmedge.export, one fused node for each attention, or optimum
 GRAPHS: dict[tuple[Family, Graphs], dict[str, str]] = {
     ("encoder-decoder", "fused"): {"encoder": "encoder_model.onnx", "decoder": "decoder_model.onnx"},
     ("encoder-decoder", "optimum"): {"encoder": "encoder_model.onnx", "decoder": "decoder_model_merged.onnx"},
+    ("decoder-only", "fused"): {"decoder": "model.onnx"},
     ("decoder-only", "optimum"): {"decoder": "model.onnx"},
 }
 
@@ -38,7 +40,7 @@ class Bundle:
         folder: Where it lies.
         family: Which kind of student.
         graphs: Who wrote the graphs, which decides their inputs and outputs.
-        precision: `fp32` or `int8`.
+        precision: `fp32`, `int8` or `int4`.
         prompts: Its prompts.
         special: Its special tokens.
         judge: How answers of its task are judged.

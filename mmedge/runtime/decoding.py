@@ -3,9 +3,10 @@
 The present keys and values that one step gives are bound as the next step's past: they are handed over, not copied, and only
 the logits of a step come to Python. Works on token ids alone; knows no text, no tokenizer, no task.
 
-Graphs are those that mmedge writes (`encoder_model.onnx` gives the cross-attention's keys and values, `decoder_model.onnx`
-takes them), or those that optimum writes: `model.onnx` (decoder-only), or `encoder_model.onnx` and
-`decoder_model_merged.onnx`, whose `use_cache_branch` chooses between reading the encoder's states and its cached keys.
+Graphs are those that mmedge writes (`model.onnx`, decoder-only, or `encoder_model.onnx`, which gives the cross-attention's keys
+and values, and `decoder_model.onnx`, which takes them; their own cache grows in place), or those that optimum writes:
+`model.onnx`, or `encoder_model.onnx` and `decoder_model_merged.onnx`, whose `use_cache_branch` chooses between reading the
+encoder's states and its cached keys.
 """
 
 from __future__ import annotations
@@ -97,11 +98,11 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[NDArray[np.int
 
 
 def right_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return ids (rows, longest), padding behind, and the place of each row's last token."""
+    """Return ids (rows, longest), padding behind, and how many tokens each row has, (rows,)."""
     ids = np.full((len(rows), max(map(len, rows))), pad, dtype=np.int64)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = row
-    return ids, np.array([len(row) - 1 for row in rows], dtype=np.int64)
+    return ids, np.array([len(row) for row in rows], dtype=np.int64)
 
 
 def by_beginning(
@@ -221,68 +222,124 @@ class DecoderOnlyEngine:
         return logits[0, -len(target) :]
 
 
-class FusedEncoderDecoderEngine:
+class _Reading:
+    """A batch of token sequences that a fused decoder has read so far, their cache in one place from first to last.
+
+    Args:
+        graph: The decoder.
+        rows: Sequences.
+        capacity: The most tokens of any.
+        held: Inputs that stay the same.
+    """
+
+    def __init__(self, graph: _Graph, rows: int, capacity: int, held: dict[str, ort.OrtValue] | None = None) -> None:
+        self._session = graph.session
+        self._binding = graph.session.io_binding()
+        self._lengths = np.zeros(rows, dtype=np.int64)
+        self._names = [name for name in ("input_ids", "wanted", "lengths", "total", "starts") if name in graph.inputs]
+        held = held or {}
+        for name, value in held.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name in graph.past:
+            if name not in held:
+                _, heads, _, width = graph.inputs[name].shape
+                cache = _value(np.zeros((rows, heads, capacity, width), dtype=np.float32))
+                self._binding.bind_ortvalue_input(name, cache)
+                self._binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
+        self._bound: dict[str, ort.OrtValue] = {}
+        self._shape = (0, 0)
+
+    def read(self, ids: NDArray[np.int64], counts: NDArray[np.int64], wanted: NDArray[np.int64]) -> Logits:
+        """Read more tokens: at the beginning, or one for each row, or several for a single row.
+
+        Args:
+            ids: (rows, new), padded behind.
+            counts: (rows,), how many of each row's are tokens.
+            wanted: (n,), whose logits are wanted: places in the flat (rows · new).
+
+        Returns:
+            (n, vocabulary).
+        """
+        starts, self._lengths = self._lengths, self._lengths + counts
+        last, total = (self._lengths - 1).astype(np.int32), np.array(self._lengths.max(), dtype=np.int32)
+        fed: dict[str, NDArray[Any]] = {"input_ids": ids, "wanted": wanted, "lengths": last, "total": total, "starts": starts}
+        if (ids.shape[1], len(wanted)) == self._shape:
+            for name in self._names:
+                self._bound[name].update_inplace(np.ascontiguousarray(fed[name]))
+        else:
+            self._bound = {name: _value(fed[name]) for name in self._names}
+            for name, value in self._bound.items():
+                self._binding.bind_ortvalue_input(name, value)
+            self._binding.bind_output("logits", "cpu")
+            self._shape = (ids.shape[1], len(wanted))
+        self._session.run_with_iobinding(self._binding)
+        logits: Logits = self._binding.get_outputs()[-1].numpy().copy()  # the next run writes into the same memory
+        return logits
+
+
+class _FusedEngine:
+    """Decodes a decoder as mmedge writes it; subclasses say what it is given at the beginning."""
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self._decoder = _Graph(bundle.graph("decoder"), threads)
+        self._special = bundle.special
+
+    def _begin(
+        self, prompts: Sequence[Prompt], more: Sequence[int] = (), room: int = 0
+    ) -> tuple[_Reading, NDArray[np.int64], NDArray[np.int64]]:
+        """Return a reading with room for `room` tokens more, and the tokens that it reads first: (rows, longest), and how many."""
+        raise NotImplementedError
+
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Generation:
+        rows = np.arange(len(prompts), dtype=np.int64)
+        state: dict[str, _Reading] = {}
+
+        def first() -> Logits:
+            state["reading"], ids, counts = self._begin(prompts, room=max_new_tokens)
+            return state["reading"].read(ids, counts, rows * ids.shape[1] + counts - 1)
+
+        def step(tokens: NDArray[np.int64]) -> Logits:
+            return state["reading"].read(tokens[:, None], np.ones_like(rows), rows)
+
+        return greedy(first, step, len(prompts), self._special.eos, self._special.pad, max_new_tokens)
+
+    def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
+        reading, ids, counts = self._begin(prompts, more)
+        return reading.read(ids, counts, np.arange(len(ids), dtype=np.int64) * ids.shape[1] + counts - 1)
+
+    def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:
+        reading, ids, counts = self._begin([prompt], target[:-1])
+        return reading.read(ids, counts, np.arange(ids.shape[1] - len(target), ids.shape[1], dtype=np.int64))
+
+
+class FusedDecoderOnlyEngine(_FusedEngine):
+    """Decodes `model.onnx` as mmedge writes it."""
+
+    def _begin(
+        self, prompts: Sequence[Prompt], more: Sequence[int] = (), room: int = 0
+    ) -> tuple[_Reading, NDArray[np.int64], NDArray[np.int64]]:
+        ids, counts = right_padded([(*prompt.context, *prompt.begun, *more) for prompt in prompts], self._special.pad)
+        return _Reading(self._decoder, len(ids), ids.shape[1] + room), ids, counts
+
+
+class FusedEncoderDecoderEngine(_FusedEngine):
     """Decodes `encoder_model.onnx` and `decoder_model.onnx` as mmedge writes them."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        super().__init__(bundle, threads)
         self._encoder = _Graph(bundle.graph("encoder"), threads)
-        self._decoder = _Graph(bundle.graph("decoder"), threads)
-        self._special = bundle.special
-        self._own = [name for name in self._decoder.past if ".decoder." in name]
-        self._shapes = [(self._decoder.inputs[name].shape[1], self._decoder.inputs[name].shape[3]) for name in self._own]
-        self._present = ["logits", *(name.replace("past_key_values", "present") for name in self._own)]
 
-    def _start(self, prompts: Sequence[Prompt]) -> tuple[Any, list[ort.OrtValue]]:
-        """Read the contexts; return a binding of the decoder that holds what stays the same, and an empty cache."""
-        ids, mask = left_padded([prompt.context for prompt in prompts], self._special.pad)
-        held = _value(mask)
-        cross = self._encoder.run({"input_ids": _value(ids), "attention_mask": held}, self._encoder.outputs)
-        binding = self._decoder.session.io_binding()
-        binding.bind_ortvalue_input("encoder_attention_mask", held)
-        for name, value in cross.items():
-            binding.bind_ortvalue_input(name.replace("present", "past_key_values"), value)
-        empty = [_value(np.zeros((len(prompts), heads, 0, width), dtype=np.float32)) for heads, width in self._shapes]
-        return binding, empty
-
-    def _read(
-        self, binding: Any, past: Sequence[ort.OrtValue], ids: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], Sequence[ort.OrtValue]]:
-        """Read (rows, new) tokens behind the cache; return (rows, new, vocabulary) logits and the longer cache."""
-        binding.bind_ortvalue_input("input_ids", _value(ids))
-        for name, value in zip(self._own, past, strict=True):
-            binding.bind_ortvalue_input(name, value)
-        binding.clear_binding_outputs()
-        for name in self._present:
-            binding.bind_output(name, "cpu")
-        self._decoder.session.run_with_iobinding(binding)
-        logits, *present = binding.get_outputs()
-        return logits.numpy(), present
-
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Generation:
-        return by_beginning(self._generate, prompts, max_new_tokens)
-
-    def _generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Generation:
-        state: dict[str, Any] = {}
-
-        def read(ids: NDArray[np.int64]) -> Logits:
-            logits, state["past"] = self._read(state["binding"], state["past"], ids)
-            return logits[:, -1]
-
-        def first() -> Logits:
-            state["binding"], state["past"] = self._start(prompts)
-            return read(np.array([prompt.begun for prompt in prompts], dtype=np.int64))
-
-        return greedy(
-            first, lambda tokens: read(tokens[:, None]), len(prompts), self._special.eos, self._special.pad, max_new_tokens
-        )
-
-    def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
-        ids, last = right_padded([(*prompt.begun, *more) for prompt in prompts], self._special.pad)
-        return self._read(*self._start(prompts), ids)[0][np.arange(len(ids)), last]
-
-    def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:
-        ids = np.array([[*prompt.begun, *target[:-1]]], dtype=np.int64)
-        return self._read(*self._start([prompt]), ids)[0][0, -len(target) :]
+    def _begin(
+        self, prompts: Sequence[Prompt], more: Sequence[int] = (), room: int = 0
+    ) -> tuple[_Reading, NDArray[np.int64], NDArray[np.int64]]:
+        contexts, mask = left_padded([prompt.context for prompt in prompts], self._special.pad)
+        seen = _value(mask)
+        cross = self._encoder.run({"input_ids": _value(contexts), "attention_mask": seen}, self._encoder.outputs)
+        held = {"encoder_attention_mask": seen} | {
+            name.replace("present", "past_key_values"): value for name, value in cross.items()
+        }
+        ids, counts = right_padded([(*prompt.begun, *more) for prompt in prompts], self._special.pad)
+        return _Reading(self._decoder, len(ids), ids.shape[1] + room, held), ids, counts
 
 
 class EncoderDecoderEngine:
@@ -334,9 +391,9 @@ class EncoderDecoderEngine:
         return greedy(first, step, len(prompts), self._special.eos, self._special.pad, max_new_tokens)
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
-        ids, last = right_padded([(*prompt.begun, *more) for prompt in prompts], self._special.pad)
+        ids, counts = right_padded([(*prompt.begun, *more) for prompt in prompts], self._special.pad)
         logits: Logits = self._read(self._encode(prompts), ids)["logits"].numpy()
-        return logits[np.arange(len(ids)), last]
+        return logits[np.arange(len(ids)), counts - 1]
 
     def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:
         ids = np.array([[*prompt.begun, *target[:-1]]], dtype=np.int64)
@@ -353,7 +410,7 @@ def open_engine(bundle: Bundle, threads: int | None = None) -> Engine:
     """
     threads = threads or bundle.threads
     if bundle.family == "decoder-only":
-        return DecoderOnlyEngine(bundle, threads)
+        return FusedDecoderOnlyEngine(bundle, threads) if bundle.graphs == "fused" else DecoderOnlyEngine(bundle, threads)
     if bundle.graphs == "fused":
         return FusedEncoderDecoderEngine(bundle, threads)
     return EncoderDecoderEngine(bundle, threads)

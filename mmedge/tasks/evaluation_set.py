@@ -6,7 +6,7 @@
      "correct": false, "teacher_verdict": "wrong", …}
 
 It stands beside the student, so a bundle can be measured on a device that has neither the recipe's data nor the teacher.
-`validation` is for choices, every other split for final figures only.
+`calibration` are training questions; `validation` is for choices, every other split for final figures only.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mmedge.tasks.judges import AnyJudge, judge_by_name
 
 FILE_NAME = "evaluation.jsonl"
 VALIDATION = "validation"
+CALIBRATION = "calibration"  # training questions that show export what the student computes with
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class EvaluationSet:
     cots: dict[str, tuple[HeldOutCot, ...]]
 
     def tests(self) -> dict[str, tuple[Example, ...]]:
-        """Return the test splits: all but validation."""
-        return {split: examples for split, examples in self.questions.items() if split != VALIDATION}
+        """Return the test splits: all but validation and calibration."""
+        return {split: examples for split, examples in self.questions.items() if split not in (VALIDATION, CALIBRATION)}
 
 
 def _example_json(example: Example) -> Json:
@@ -140,8 +141,10 @@ def evaluation_set_of(
     task: str,
     judge: AnyJudge,
     validation: Sequence[Example],
+    calibration: Sequence[Example],
     tests: dict[str, tuple[Example, ...]],
     cots: dict[str, Sequence[HeldOutCot]],
 ) -> EvaluationSet:
     """Put an evaluation set together."""
-    return EvaluationSet(task, judge, {VALIDATION: tuple(validation), **tests}, {name: tuple(held) for name, held in cots.items()})
+    chosen = {VALIDATION: tuple(validation), CALIBRATION: tuple(calibration), **tests}
+    return EvaluationSet(task, judge, chosen, {name: tuple(held) for name, held in cots.items()})

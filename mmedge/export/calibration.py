@@ -1,0 +1,149 @@
+"""What a student computes with: the inputs of every product on calibration questions, and how much its outputs matter.
+
+One pass forward gives the inputs' second moments, which GPTQ rounds by; one backward gives the loss's gradient at each
+product's outputs, and with both the loss that rounding a matrix costs, to second order: ½ Σ gᵢ² (Δ H Δᵀ)ᵢᵢ, where Δ is what
+rounding changes, H the inputs' second moments, and g² the outputs' mean squared gradients (the diagonal of the empirical
+Fisher information, as in Kim et al. 2023, SqueezeLLM).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mmedge.distill.lessons import TASKS, Lesson, LessonPass, Target, encode_lesson
+from mmedge.distill.scoring import generate
+from mmedge.distill.students import Student
+from mmedge.progress import Progress
+from mmedge.tasks.base import Example
+from mmedge.tasks.prompts import render_question
+
+EXPLAINED = 16  # questions whose rationale is also written, which takes most of the time
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What went through a product.
+
+    Attributes:
+        moments: The mean of x · xᵀ over its inputs, (inputs, inputs).
+        gradients: The mean square of the loss's gradient at its outputs, (outputs,); None where it was not asked for.
+    """
+
+    moments: NDArray[np.float32]
+    gradients: NDArray[np.float32] | None
+
+    def loss_of(self, change: NDArray[np.float32]) -> float:
+        """Return the loss that a change of the matrix, (outputs, inputs), costs, in nats a token, to second order."""
+        if self.gradients is None:
+            raise ValueError("observed without gradients")
+        moved = ((change @ self.moments) * change).sum(axis=1)
+        return float(0.5 * (moved * self.gradients).sum())
+
+
+class _Watch:
+    """Sums up what goes through the modules of one product."""
+
+    def __init__(self, modules: Sequence[Any], *, gradients: bool) -> None:
+        self.moments: torch.Tensor | None = None
+        self.squares: list[torch.Tensor | None] = [None] * len(modules)
+        self.rows = 0
+        self._handles = [modules[0].register_forward_pre_hook(self._inputs)]
+        if gradients:
+            for index, module in enumerate(modules):
+                self._handles.append(module.register_full_backward_hook(self._backward(index)))
+
+    def _inputs(self, module: Any, inputs: Any) -> None:
+        rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
+        self.rows += len(rows)
+        found = rows.T @ rows
+        self.moments = found if self.moments is None else self.moments.add_(found)
+
+    def _backward(self, index: int) -> Any:
+        def seen(module: Any, inputs: Any, outputs: Any) -> None:
+            gradient = outputs[0].detach().reshape(-1, outputs[0].shape[-1]).float()
+            found, before = (gradient**2).sum(0), self.squares[index]
+            self.squares[index] = found if before is None else before + found
+
+        return seen
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def observed(self, tokens: int) -> Observed | None:
+        if self.moments is None:
+            return None
+        gradients = None
+        if all(square is not None for square in self.squares):
+            gradients = (torch.cat([square for square in self.squares if square is not None]) / tokens).cpu().numpy()
+        return Observed((self.moments / self.rows).cpu().numpy(), gradients)
+
+
+def observe(
+    student: Student,
+    questions: Sequence[Example],
+    products: Mapping[str, tuple[str, ...]],
+    max_answer_tokens: int,
+    max_rationale_tokens: int,
+    progress: Progress,
+    *,
+    gradients: bool = False,
+) -> dict[str, Observed]:
+    """Let a student read questions and its own answers and rationales, and watch its products.
+
+    Args:
+        student: The torch student; its weights do not change.
+        questions: Calibration questions.
+        products: The weights of each product by its name.
+        max_answer_tokens: The longest answer.
+        max_rationale_tokens: The longest rationale.
+        progress: Where progress is shown.
+        gradients: Whether the loss's gradients are wanted too, which takes twice as long.
+
+    Returns:
+        What went through each product, by name; products that nothing went through are left out.
+    """
+    model = student.model.eval()
+    contexts = [student.encoder.prompts.reasoning_context(render_question(example)) for example in questions]
+    answers = generate(student, "predict", contexts, max_answer_tokens)
+    rationales = generate(student, "explain", contexts[:EXPLAINED], max_rationale_tokens)
+    modules = dict(model.named_modules())
+    named = {
+        name: [modules[weight.removesuffix(".weight")] for weight in weights]
+        for name, weights in products.items()
+        if all(weight.removesuffix(".weight") in modules for weight in weights)
+    }
+    watches = {name: _Watch(group, gradients=gradients) for name, group in named.items()}
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    table = model.get_input_embeddings().weight
+    lessons = LessonPass(model, student.encoder)
+    learned = 0
+    try:
+        for parameter in wanted:
+            parameter.requires_grad_(parameter is table)  # gradients flow through the network, and stop at nobody's weights
+        with progress.task("calibrating", len(contexts)) as step, torch.set_grad_enabled(gradients):
+            for index, (context, answer) in enumerate(zip(contexts, answers, strict=True)):
+                targets = [Target("predict", answer, 1.0)]
+                if index < len(rationales):
+                    targets.append(Target("explain", rationales[index], 1.0))
+                longest = max(max_answer_tokens, max_rationale_tokens)
+                encoded = encode_lesson(Lesson(context, tuple(targets)), student.encoder, longest)
+                loss = lessons([encoded], dict.fromkeys(TASKS, 1.0))[0]  # one at a time: no padding among the inputs
+                learned += sum(len(target.ids) for target in encoded.targets)
+                if gradients:
+                    loss.backward()
+                    table.grad = None
+                step.advance(1)
+    finally:
+        for watch in watches.values():
+            watch.close()
+        for parameter, needed in wanted.items():
+            parameter.requires_grad_(needed)
+    found = {name: watch.observed(max(1, learned)) for name, watch in watches.items()}
+    return {name: seen for name, seen in found.items() if seen is not None}

@@ -1,0 +1,302 @@
+"""The graph of Llama-type decoders (Llama, SmolLM2, TinyLlama, Mistral, Qwen 2, 2.5 and 3), from config and weights.
+
+    model.onnx   input_ids (batch, new), wanted (rows), lengths (batch), total (), own past → logits (rows, vocabulary), present
+
+One `GroupQueryAttention` a layer turns queries and keys, appends to the cache in place, and attends; queries, keys and values
+are one product, gate and up another; residual and norm are one node. Ten nodes a layer, against the two hundred and forty of
+a traced graph. Behind the last attention only the `wanted` positions go on: whoever needs the last one pays for one.
+
+Rows are padded behind. `lengths` holds each row's last place, so that padding is neither seen nor counted, and a row's cache
+is contiguous whatever its neighbours are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from mmedge.errors import MmedgeError
+from mmedge.export.builder import CONTRIB, DataFile, GraphBuilder, Rounding
+from mmedge.export.weights import Weights
+
+DECODER = "model.onnx"
+DATA = "weights.data"
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+POSITIONS = 4096  # the longest text that the graph reads, unless the model itself reads less
+_ACTIVATIONS = ("silu", "swish")
+# settings that change what is computed, and the value with which they change nothing
+_NEUTRAL: dict[str, Any] = {
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "logits_scaling": 1.0,
+    "logit_scale": 1.0,
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "attention_multiplier": None,
+    "partial_rotary_factor": 1.0,
+    "num_local_experts": None,
+    "num_experts": None,
+    "quantization_config": None,
+    "alibi": False,
+}
+
+
+@dataclass(frozen=True)
+class LlamaShape:
+    """What the graph needs of a config.
+
+    Attributes:
+        width: Of the states between layers.
+        layers: How many.
+        heads: Query heads.
+        kv_heads: Heads of keys and values; as many as `heads`, or fewer (grouped queries).
+        head_width: Of one head.
+        epsilon: Of the norms.
+        tied: Whether the head is the embedding.
+        window: How many positions back a token sees in each layer; None for all.
+        norms_heads: Whether queries and keys are normed, head by head (Qwen 3).
+        frequencies: Of the rotary embedding, (head_width / 2,).
+        positions: The longest text.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    epsilon: float
+    tied: bool
+    window: tuple[int | None, ...]
+    norms_heads: bool
+    frequencies: tuple[float, ...]
+    positions: int
+
+
+def read_shape(config: Mapping[str, Any]) -> LlamaShape:
+    """Read a config, as transformers 4.57 or 5.x wrote it.
+
+    Raises:
+        MmedgeError: It asks for something that the graph does not implement; the message names it.
+    """
+    kind = config.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise _refused("model_type", kind)
+    for name, neutral in _NEUTRAL.items():
+        if config.get(name, neutral) not in (neutral, None):
+            raise _refused(name, config[name])
+    activation = config.get("hidden_act", "silu")
+    if activation not in _ACTIVATIONS:
+        raise _refused("hidden_act", activation)
+    heads = int(config["num_attention_heads"])
+    head_width = int(config.get("head_dim") or config["hidden_size"] // heads)
+    if head_width % 16:  # what ONNX Runtime turns
+        raise _refused("head_dim", head_width)
+    longest = int(config.get("max_position_embeddings") or POSITIONS)
+    return LlamaShape(
+        width=int(config["hidden_size"]),
+        layers=int(config["num_hidden_layers"]),
+        heads=heads,
+        kv_heads=int(config.get("num_key_value_heads") or heads),
+        head_width=head_width,
+        epsilon=float(config.get("rms_norm_eps", 1e-6)),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        window=_windows(config),
+        norms_heads=kind == "qwen3",
+        frequencies=tuple(_frequencies(config, head_width).tolist()),
+        positions=min(longest, POSITIONS),
+    )
+
+
+def _refused(name: str, value: Any) -> MmedgeError:
+    return MmedgeError(f"config.json: {name} {value!r} is not implemented by the fused graphs", "set export.graphs to optimum")
+
+
+def _windows(config: Mapping[str, Any]) -> tuple[int | None, ...]:
+    """Return each layer's sliding window."""
+    layers = int(config["num_hidden_layers"])
+    window = config.get("sliding_window")
+    types = config.get("layer_types")
+    if types is not None:
+        if unknown := sorted(set(types) - {"full_attention", "sliding_attention"}):
+            raise _refused("layer_types", unknown[0])
+        return tuple(int(window) if kind == "sliding_attention" and window else None for kind in types)
+    if config["model_type"] == "mistral":
+        return (int(window) if window else None,) * layers
+    if config["model_type"] in ("qwen2", "qwen3") and config.get("use_sliding_window") and window:
+        first = int(config.get("max_window_layers", layers))
+        return tuple(int(window) if index >= first else None for index in range(layers))
+    return (None,) * layers
+
+
+def _frequencies(config: Mapping[str, Any], head_width: int) -> NDArray[np.float64]:
+    """Return the rotary embedding's frequencies (Su et al. 2021), scaled as `rope_scaling` says.
+
+    `llama3` stretches wavelengths that are longer than the original context, leaves short ones, and goes smoothly from one to
+    the other between (Llama 3.1's release).
+    """
+    scaling = dict(config.get("rope_parameters") or {}) or dict(config.get("rope_scaling") or {})
+    base = float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if float(scaling.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise _refused("partial_rotary_factor", scaling["partial_rotary_factor"])
+    frequencies: NDArray[np.float64] = base ** (-np.arange(0, head_width, 2, dtype=np.float64) / head_width)
+    if kind == "default":
+        return frequencies
+    if kind == "linear":
+        return frequencies / float(scaling["factor"])
+    if kind == "llama3":
+        factor, original = float(scaling["factor"]), float(scaling["original_max_position_embeddings"])
+        low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+        turns = original * frequencies / (2 * math.pi)  # of each frequency within the original context
+        share = np.clip((turns - low) / (high - low), 0, 1)
+        return (1 - share) * frequencies / factor + share * frequencies
+    raise _refused("rope_scaling", kind)
+
+
+def product_weights(shape: LlamaShape) -> dict[str, tuple[str, ...]]:
+    """Return the weights that each product of the graph multiplies by, below each other, by the product's name."""
+    found: dict[str, tuple[str, ...]] = {}
+    for index in range(shape.layers):
+        prefix, name = f"model.layers.{index}", f"layers.{index}"
+        found[f"{name}.attention.qkv"] = tuple(f"{prefix}.self_attn.{part}_proj.weight" for part in "qkv")
+        found[f"{name}.attention.o"] = (f"{prefix}.self_attn.o_proj.weight",)
+        found[f"{name}.feed_forward.gate_up"] = (f"{prefix}.mlp.gate_proj.weight", f"{prefix}.mlp.up_proj.weight")
+        found[f"{name}.feed_forward.down"] = (f"{prefix}.mlp.down_proj.weight",)
+    if not shape.tied:
+        found["head"] = ("lm_head.weight",)
+    return found
+
+
+def write_llama(shape: LlamaShape, weights: Weights, out: Path, rounding: Rounding | None = None) -> int:
+    """Write the graph of a student.
+
+    Args:
+        shape: Its shape.
+        weights: Its weights.
+        out: An existing folder.
+        rounding: In which numbers; float32 by default.
+
+    Returns:
+        How many nodes the graph has.
+    """
+    with DataFile(out / DATA) as data:
+        graph = decoder_graph(shape, weights, data, rounding)
+        graph.save(out / DECODER)
+    return graph.size
+
+
+def decoder_graph(
+    shape: LlamaShape, weights: Weights, data: DataFile | None = None, rounding: Rounding | None = None
+) -> GraphBuilder:
+    """Return the graph: one for the prompt and for every later step, with a cache that may be empty."""
+    g = GraphBuilder("llama_decoder", data, rounding)
+    ids = g.input("input_ids", TensorProto.INT64, ("batch", "new"))
+    wanted = g.input("wanted", TensorProto.INT64, ("rows",))
+    lengths = g.input("lengths", TensorProto.INT32, ("batch",))
+    total = g.input("total", TensorProto.INT32, ())
+    past = [
+        [g.input(f"past_key_values.{i}.{part}", TensorProto.FLOAT, ("batch", shape.kv_heads, "capacity", shape.head_width))
+         for part in ("key", "value")]
+        for i in range(shape.layers)
+    ]  # fmt: skip
+    angles = np.arange(shape.positions, dtype=np.float64)[:, None] * np.array(shape.frequencies)[None]
+    turns = [g.constant(f"rotary.{name}", turn(angles).astype(np.float32)) for name, turn in (("cos", np.cos), ("sin", np.sin))]
+
+    embedding = weights["model.embed_tokens.weight"]
+    residual = g.lookup(ids, embedding, "embedding")
+    vocabulary = len(embedding)
+    del embedding
+    x = g.norm(residual, weights["model.layers.0.input_layernorm.weight"], shape.epsilon, "layers.0.norm")
+    for index in range(shape.layers):
+        prefix, name, last = f"model.layers.{index}", f"layers.{index}", index == shape.layers - 1
+        attended = _attention(g, x, shape, weights, index, past[index], [lengths, total, *turns])
+        if last:
+            residual = _wanted(g, residual, wanted, shape.width)
+            attended = _wanted(g, attended, wanted, shape.heads * shape.head_width)
+        attended = g.product(
+            attended,
+            weights[f"{prefix}.self_attn.o_proj.weight"],
+            f"{name}.attention.o",
+            weights.get(f"{prefix}.self_attn.o_proj.bias"),
+        )
+        x, residual = g.add_norm(
+            residual, attended, weights[f"{prefix}.post_attention_layernorm.weight"], shape.epsilon, f"{name}.feed_forward.norm"
+        )
+        fed = _feed_forward(g, x, weights, f"{prefix}.mlp", f"{name}.feed_forward")
+        following = weights["model.norm.weight" if last else f"model.layers.{index + 1}.input_layernorm.weight"]
+        x, residual = g.add_norm(residual, fed, following, shape.epsilon, "norm" if last else f"layers.{index + 1}.norm")
+    if shape.tied or "lm_head.weight" not in weights:
+        logits = g.head(x, weights["model.embed_tokens.weight"], "embedding")
+    else:
+        logits = g.head(x, weights["lm_head.weight"], "head")
+    g.output(logits, "logits", ("rows", vocabulary))
+    return g
+
+
+def _wanted(g: GraphBuilder, x: str, wanted: str, width: int) -> str:
+    """Return rows of x, (batch, new, width), by their places in (batch · new)."""
+    flat = g.node("Reshape", [x, g.integers(-1, width)], f"{x}.flat")
+    return g.node("Gather", [flat, wanted], f"{x}.wanted", axis=0)
+
+
+def _attention(g: GraphBuilder, x: str, shape: LlamaShape, weights: Weights, index: int, past: list[str], places: list[str]) -> str:
+    """Return what a layer's heads attend to, (batch, new, heads · width)."""
+    prefix, name = f"model.layers.{index}.self_attn", f"layers.{index}.attention"
+    parts = ("q_proj", "k_proj", "v_proj")
+    matrix = np.concatenate([weights[f"{prefix}.{part}.weight"] for part in parts])
+    bias = None
+    if f"{prefix}.q_proj.bias" in weights:
+        bias = np.concatenate([weights[f"{prefix}.{part}.bias"] for part in parts])
+    packed = g.product(x, matrix, f"{name}.qkv", bias)
+    queries, keys, values = packed, "", ""
+    if shape.norms_heads:
+        widths = [shape.heads * shape.head_width, *[shape.kv_heads * shape.head_width] * 2]
+        queries, keys, values = g.nodes("Split", [packed, g.integers(*widths)], 3, f"{name}.split", axis=-1)
+        queries = _head_norm(g, queries, shape.heads, shape, weights[f"{prefix}.q_norm.weight"], f"{name}.queries")
+        keys = _head_norm(g, keys, shape.kv_heads, shape, weights[f"{prefix}.k_norm.weight"], f"{name}.keys")
+    window = shape.window[index]
+    present = [f"present.{index}.{part}" for part in ("key", "value")]
+    attended, *_ = g.output_names(
+        "GroupQueryAttention",
+        [queries, keys, values, *past, *places],
+        [name, *present],
+        CONTRIB,
+        num_heads=shape.heads,
+        kv_num_heads=shape.kv_heads,
+        do_rotary=1,
+        rotary_interleaved=0,
+        local_window_size=-1 if window is None else window,
+        scale=shape.head_width**-0.5,
+    )
+    for output in present:
+        g.declare(output, ("batch", shape.kv_heads, "capacity", shape.head_width))
+    return attended
+
+
+def _head_norm(g: GraphBuilder, x: str, heads: int, shape: LlamaShape, weight: NDArray[np.float32], name: str) -> str:
+    """Return x with every head normed on its own."""
+    apart = g.node("Reshape", [x, g.integers(0, 0, heads, shape.head_width)], f"{name}.apart")
+    normed = g.norm(apart, weight, shape.epsilon, f"{name}.norm")
+    return g.node("Reshape", [normed, g.integers(0, 0, heads * shape.head_width)], f"{name}.together")
+
+
+def _feed_forward(g: GraphBuilder, x: str, weights: Weights, prefix: str, name: str) -> str:
+    """Return the gated feed-forward layer (SwiGLU, Shazeer 2020)."""
+    parts = ("gate_proj", "up_proj")
+    matrices = [weights[f"{prefix}.{part}.weight"] for part in parts]
+    bias = None
+    if f"{prefix}.up_proj.bias" in weights:
+        bias = np.concatenate([weights[f"{prefix}.{part}.bias"] for part in parts])
+    packed = g.product(x, np.concatenate(matrices), f"{name}.gate_up", bias)
+    sizes = g.integers(*(len(matrix) for matrix in matrices))
+    gate, up = g.nodes("Split", [packed, sizes], 2, f"{name}.split", axis=-1)
+    opened = g.node("QuickGelu", [gate], f"{name}.silu", CONTRIB, alpha=1.0)  # x · sigmoid(x): SiLU in one node
+    hidden = g.node("Mul", [opened, up], f"{name}.gated")
+    return g.product(hidden, weights[f"{prefix}.down_proj.weight"], f"{name}.down", weights.get(f"{prefix}.down_proj.bias"))

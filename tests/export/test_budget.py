@@ -1,0 +1,111 @@
+"""The accuracy budget: what rounding costs is foreseen, and what costs most is kept in finer numbers until it holds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mmedge.distill.engine import TorchEngine
+from mmedge.distill.students import open_student
+from mmedge.errors import MmedgeError
+from mmedge.export import verify
+from mmedge.export.calibration import observe
+from mmedge.export.export import export
+from mmedge.export.graphs import fused_products
+from mmedge.export.numbers import Numbers
+from mmedge.export.rounding import INT4
+from mmedge.progress import Progress
+from mmedge.runtime.bundle import open_bundle
+from mmedge.tasks.evaluation_set import CALIBRATION, VALIDATION, read_evaluation_set
+from mmedge.tasks.prompts import render_question
+
+QUIET = Progress(quiet=True)
+
+
+def _copied(run: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(run, folder / "run", ignore=shutil.ignore_patterns("bundle-*")))
+
+
+@pytest.mark.parametrize("family", ["tiny_run", "llama_run"])
+def test_the_foreseen_cost_of_a_product_is_near_the_measured_one(family: str, request: pytest.FixtureRequest) -> None:
+    run: Path = request.getfixturevalue(family)
+    student = open_student(run / "student")
+    questions = read_evaluation_set(run / "evaluation.jsonl").questions
+    assert not {example.id for example in questions[CALIBRATION]} & {example.id for example in questions[VALIDATION]}
+    products = fused_products(run / "student")
+    seen = observe(student, questions[CALIBRATION], products, 12, 24, QUIET, gradients=True)
+    assert set(seen) == set(products)
+    contexts = [student.encoder.prompts.reasoning_context(render_question(example)) for example in questions[CALIBRATION]]
+    written = [[5, 9, 11, 7, 6, 13]] * len(contexts)
+
+    def logits() -> Any:
+        engine = TorchEngine(student)
+        pairs = zip(contexts, written, strict=True)
+        return [engine.forced_logits(student.encoder.prompt("predict", context), target) for context, target in pairs]
+
+    before, weights = logits(), dict(student.model.named_parameters())
+    numbers, foreseen, measured = Numbers("int4"), [], []
+    for name, parts in products.items():
+        kept = {part: weights[part].detach().clone() for part in parts}
+        change = 0.0
+        for part, weight in kept.items():
+            rounded = torch.from_numpy(numbers.rounded(name, weight.numpy(), INT4).restored())
+            weights[part].data.copy_(rounded)
+        whole = np.concatenate([weights[part].detach().numpy() - kept[part].numpy() for part in parts])
+        foreseen.append(seen[name].loss_of(whole))
+        change = float(np.mean([verify._kl(left, right).mean() for left, right in zip(before, logits(), strict=True)]))
+        measured.append(change)
+        for part, weight in kept.items():
+            weights[part].data.copy_(weight)
+    ranks = [np.argsort(np.argsort(values)) for values in (foreseen, measured)]
+    assert np.corrcoef(*ranks)[0, 1] > 0.5
+    assert all(not parameter.grad_fn and parameter.requires_grad for parameter in student.model.parameters())
+
+
+def test_what_costs_most_is_kept_finer_until_it_holds(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _copied(tiny_run, tmp_path)
+    calls = []
+
+    def twice(found: Any, precision: str, drop: float) -> list[str]:
+        calls.append(found)
+        return ["too bad"] if len(calls) < 3 else []
+
+    monkeypatch.setattr("mmedge.export.export.problems", twice)
+    manifest = export(run, ["int4"], QUIET)["int4"]
+    assert [step["problems"] for step in manifest["budget"]] == [["too bad"], ["too bad"], []]
+    kept = [step["kept_finer"] for step in manifest["budget"]]
+    assert kept[0] == 0 < kept[1] < kept[2]
+    costs = manifest["sensitivity"]
+    worst = {cost["product"] for cost in costs[: kept[2]]}
+    assert manifest["numbers"]["exceptions"] == dict.fromkeys(worst, "int8")
+    assert {name for name, format_ in manifest["numbers"]["layers"].items() if format_ == "int8"} >= worst
+    per_byte = [cost["loss"] / cost["bytes"] for cost in costs]
+    assert per_byte == sorted(per_byte, reverse=True)
+    assert open_bundle(run / "bundle-int4").manifest["verification"] == json.loads(json.dumps(calls[-1].to_json()))
+
+
+def test_where_nothing_helps_it_is_refused(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _copied(tiny_run, tmp_path)
+    monkeypatch.setattr("mmedge.export.export.problems", lambda *_: ["far too bad"])
+    with pytest.raises(MmedgeError, match="the int4 graphs are refused: far too bad"):
+        export(run, ["int4"], QUIET)
+    assert not [path.name for path in run.iterdir() if path.name.startswith("bundle-") or path.name.endswith(".tmp")]
+
+
+def test_without_calibration_questions_the_error_says_what_to_do(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _copied(tiny_run, tmp_path)
+    path = run / "evaluation.jsonl"
+    lines = [line for line in path.read_text().splitlines(keepends=True) if f'"{CALIBRATION}"' not in line]
+    path.write_text("".join(lines))
+    monkeypatch.setattr("mmedge.export.export.problems", lambda *_: ["bad"])
+    with pytest.raises(MmedgeError, match="refused: bad") as caught:
+        export(run, ["int8"], QUIET)
+    assert "distil again" in str(caught.value.hint)

@@ -1,0 +1,64 @@
+"""Rounding: codes are within half a step, and calibrated codes change the products least."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmedge.export.gptq import round_calibrated
+from mmedge.export.rounding import INT4, INT8, NumberFormat, round_blocks
+
+FORMATS = [INT8, INT4, NumberFormat(8, 32, symmetric=False), NumberFormat(4, 32, symmetric=False), NumberFormat(4, 16)]
+
+
+def _weight(rows: int = 40, width: int = 128) -> Any:
+    weight = np.random.default_rng(0).normal(size=(rows, width)).astype(np.float32)
+    weight[3] = 0
+    return weight
+
+
+@pytest.mark.parametrize("format_", FORMATS, ids=lambda format_: f"{format_}-{format_.block}-{format_.symmetric}")
+@pytest.mark.parametrize("width", [32, 64, 112])
+def test_codes_are_the_nearest(format_: NumberFormat, width: int) -> None:
+    weight = _weight(width=width)
+    rounded = round_blocks(weight, format_)
+    restored = rounded.restored()
+    assert restored.shape == weight.shape and (restored[3] == 0).all()
+    steps = np.repeat(np.abs(rounded.scales), format_.block, axis=1)[:, :width]
+    off = np.abs(restored - weight)
+    within = off <= steps / 2 + 1e-6
+    assert within.all() if format_ == INT8 else within.mean() > 0.9  # in fewer bits the largest weights may be cut
+    assert rounded.codes.nbytes == 40 * rounded.scales.shape[1] * format_.block * format_.bits // 8
+
+
+def test_searching_the_scale_beats_the_full_range_and_asymmetry_helps_what_is_not_centred() -> None:
+    weight = _weight()
+    grouped = weight.reshape(40, -1, 32)
+    step = np.abs(grouped).max(axis=-1, keepdims=True) / 7
+    plain = np.rint(grouped / np.where(step == 0, 1, step)) * step
+    found = round_blocks(weight, INT4).restored()
+    assert ((found - weight) ** 2).mean() < 0.9 * ((plain.reshape(weight.shape) - weight) ** 2).mean()
+    shifted = weight + 2
+    symmetric, asymmetric = (round_blocks(shifted, NumberFormat(4, 32, kind)).restored() for kind in (True, False))
+    assert ((asymmetric - shifted) ** 2).mean() < 0.5 * ((symmetric - shifted) ** 2).mean()
+
+
+def _inputs(width: int, rows: int) -> Any:
+    """Inputs that depend on each other, as a network's do, with one that never comes."""
+    rng = np.random.default_rng(1)
+    inputs = rng.normal(size=(rows, width // 4)) @ rng.normal(size=(width // 4, width)) + 0.3 * rng.normal(size=(rows, width))
+    inputs[:, 5] = 0
+    return inputs.astype(np.float32)
+
+
+@pytest.mark.parametrize("format_", [INT4, NumberFormat(4, 32, symmetric=False)])
+@pytest.mark.parametrize("width", [128, 112, 320])
+def test_gptq_changes_products_far_less_than_rounding_to_the_nearest(format_: NumberFormat, width: int) -> None:
+    weight, (seen, fresh) = _weight(width=width), np.split(_inputs(width, 900), [500])
+    moments = (seen.T @ seen / len(seen)).astype(np.float32)
+    nearest, calibrated = round_blocks(weight, format_), round_calibrated(weight, format_, moments)
+    assert calibrated.codes.shape == nearest.codes.shape
+    errors = [float((((rounded.restored() - weight) @ fresh.T) ** 2).mean()) for rounded in (nearest, calibrated)]
+    assert errors[1] < 0.5 * errors[0]
