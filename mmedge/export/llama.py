@@ -3,7 +3,7 @@
     model.onnx   input_ids (batch, new), wanted (rows), lengths (batch), total (), own past → logits (rows, vocabulary), present
 
 One `GroupQueryAttention` a layer turns queries and keys, appends to the cache in place, and attends; queries, keys and values
-are one product, gate and up another; residual and norm are one node. Ten nodes a layer, against the two hundred and forty of
+are one product; residual and norm are one node. Ten nodes a layer, against the two hundred and forty of
 a traced graph. Behind the last attention only the `wanted` positions go on: whoever needs the last one pays for one.
 
 Rows are padded behind. `lengths` holds each row's last place, so that padding is neither seen nor counted, and a row's cache
@@ -167,8 +167,8 @@ def product_weights(shape: LlamaShape) -> dict[str, tuple[str, ...]]:
         prefix, name = f"model.layers.{index}", f"layers.{index}"
         found[f"{name}.attention.qkv"] = tuple(f"{prefix}.self_attn.{part}_proj.weight" for part in "qkv")
         found[f"{name}.attention.o"] = (f"{prefix}.self_attn.o_proj.weight",)
-        found[f"{name}.feed_forward.gate_up"] = (f"{prefix}.mlp.gate_proj.weight", f"{prefix}.mlp.up_proj.weight")
-        found[f"{name}.feed_forward.down"] = (f"{prefix}.mlp.down_proj.weight",)
+        for part in ("gate", "up", "down"):
+            found[f"{name}.feed_forward.{part}"] = (f"{prefix}.mlp.{part}_proj.weight",)
     if not shape.tied:
         found["head"] = ("lm_head.weight",)
     return found
@@ -233,10 +233,10 @@ def decoder_graph(
         following = weights["model.norm.weight" if last else f"model.layers.{index + 1}.input_layernorm.weight"]
         x, residual = g.add_norm(residual, fed, following, shape.epsilon, "norm" if last else f"layers.{index + 1}.norm")
     if shape.tied or "lm_head.weight" not in weights:
-        logits = g.head(x, weights["model.embed_tokens.weight"], "embedding")
+        g.head(x, weights["model.embed_tokens.weight"], "embedding", "logits")
     else:
-        logits = g.head(x, weights["lm_head.weight"], "head")
-    g.output(logits, "logits", ("rows", vocabulary))
+        g.head(x, weights["lm_head.weight"], "head", "logits")
+    g.declare("logits", ("rows", vocabulary))
     return g
 
 
@@ -288,15 +288,14 @@ def _head_norm(g: GraphBuilder, x: str, heads: int, shape: LlamaShape, weight: N
 
 
 def _feed_forward(g: GraphBuilder, x: str, weights: Weights, prefix: str, name: str) -> str:
-    """Return the gated feed-forward layer (SwiGLU, Shazeer 2020)."""
-    parts = ("gate_proj", "up_proj")
-    matrices = [weights[f"{prefix}.{part}.weight"] for part in parts]
-    bias = None
-    if f"{prefix}.up_proj.bias" in weights:
-        bias = np.concatenate([weights[f"{prefix}.{part}.bias"] for part in parts])
-    packed = g.product(x, np.concatenate(matrices), f"{name}.gate_up", bias)
-    sizes = g.integers(*(len(matrix) for matrix in matrices))
-    gate, up = g.nodes("Split", [packed, sizes], 2, f"{name}.split", axis=-1)
+    """Return the gated feed-forward layer (SwiGLU, Shazeer 2020).
+
+    Gate and up are two products: one of both would have to be split, which costs a copy and no node less.
+    """
+    gate, up = (
+        g.product(x, weights[f"{prefix}.{part}_proj.weight"], f"{name}.{part}", weights.get(f"{prefix}.{part}_proj.bias"))
+        for part in ("gate", "up")
+    )
     opened = g.node("QuickGelu", [gate], f"{name}.silu", CONTRIB, alpha=1.0)  # x · sigmoid(x): SiLU in one node
     hidden = g.node("Mul", [opened, up], f"{name}.gated")
     return g.product(hidden, weights[f"{prefix}.down_proj.weight"], f"{name}.down", weights.get(f"{prefix}.down_proj.bias"))

@@ -137,8 +137,7 @@ def product_weights(shape: T5Shape) -> dict[str, tuple[str, ...]]:
                 found[f"{name}.cross.q"] = (f"{block}.1.EncDecAttention.q.weight",)
                 found[f"{name}.cross.o"] = (f"{block}.1.EncDecAttention.o.weight",)
             dense = f"{block}.{1 if side == 'encoder' else 2}.DenseReluDense"
-            found[f"{name}.feed_forward.wi"] = tuple(f"{dense}.{part}.weight" for part in wi)
-            found[f"{name}.feed_forward.wo"] = (f"{dense}.wo.weight",)
+            found |= {f"{name}.feed_forward.{part}": (f"{dense}.{part}.weight",) for part in (*wi, "wo")}
     found["cross.kv"] = tuple(
         f"decoder.block.{index}.layer.1.EncDecAttention.{part}.weight" for index in range(shape.decoder_layers) for part in "kv"
     )
@@ -181,7 +180,7 @@ def _feed_forward(g: GraphBuilder, x: str, weights: Weights, prefix: str, shape:
     """Return T5's feed-forward layer."""
     op, domain = _ACTIVATIONS[shape.activation]
     if shape.gated:
-        gate, up = _split_product(g, x, [weights[f"{prefix}.wi_0.weight"], weights[f"{prefix}.wi_1.weight"]], f"{name}.wi")
+        gate, up = (g.product(x, weights[f"{prefix}.{part}.weight"], f"{name}.{part}") for part in ("wi_0", "wi_1"))
         hidden = g.node("Mul", [g.node(op, [gate], f"{name}.activation", domain), up], f"{name}.gated")
     else:
         hidden = g.node(op, [g.product(x, weights[f"{prefix}.wi.weight"], f"{name}.wi")], f"{name}.activation", domain)
@@ -283,13 +282,12 @@ def decoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None
     x = g.norm(residual, weights["decoder.block.0.layer.0.layer_norm.weight"], shape.epsilon, "decoder.0.norm")
     for index in range(shape.decoder_layers):
         block, name = f"decoder.block.{index}", f"decoder.{index}"
-        query, key, value = _split_product(
-            g, x, _projections(weights, f"{block}.layer.0.SelfAttention", "qkv"), f"{name}.attention.qkv"
-        )
+        matrix = np.concatenate(_projections(weights, f"{block}.layer.0.SelfAttention", "qkv"))
+        packed = g.product(x, matrix, f"{name}.attention.qkv")
         present = [f"present.{index}.decoder.{part}" for part in ("key", "value")]
         attended, *_ = g.output_names(
             "GroupQueryAttention",
-            [query, key, value, *own[index], lengths, total, "", "", "", bias],
+            [packed, "", "", *own[index], lengths, total, "", "", "", bias],
             [f"{name}.attention", *present],
             CONTRIB,
             num_heads=shape.heads,
@@ -327,5 +325,6 @@ def decoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None
     x = g.node("Gather", [flat, wanted], "wanted.states", axis=0)
     untied = "lm_head.weight" in weights and not shape.scales_outputs
     head = weights["lm_head.weight"] if untied else _embedding(weights)
-    g.output(g.head(x, head, "head" if untied else "embedding"), "logits", ("rows", len(head)))
+    g.head(x, head, "head" if untied else "embedding", "logits")
+    g.declare("logits", ("rows", len(head)))
     return g

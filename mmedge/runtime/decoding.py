@@ -156,6 +156,7 @@ class _Graph:
         self.inputs = {item.name: item for item in self.session.get_inputs()}
         self.past = [name for name in self.inputs if name.startswith("past_key_values.")]
         self.outputs = [item.name for item in self.session.get_outputs()]
+        self.vocabulary = next((item.shape[-1] for item in self.session.get_outputs() if item.name == "logits"), 0)
 
     def empty_past(self, rows: int, length: int) -> dict[str, ort.OrtValue]:
         """Return a cache of `length` zero positions."""
@@ -246,8 +247,8 @@ class _Reading:
                 cache = _value(np.zeros((rows, heads, capacity, width), dtype=np.float32))
                 self._binding.bind_ortvalue_input(name, cache)
                 self._binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
-        self._bound: dict[str, ort.OrtValue] = {}
-        self._shape = (0, 0)
+        self._vocabulary = graph.vocabulary
+        self._steps = False  # whether what is bound is one token for each row
 
     def read(self, ids: NDArray[np.int64], counts: NDArray[np.int64], wanted: NDArray[np.int64]) -> Logits:
         """Read more tokens: at the beginning, or one for each row, or several for a single row.
@@ -258,23 +259,49 @@ class _Reading:
             wanted: (n,), whose logits are wanted: places in the flat (rows · new).
 
         Returns:
-            (n, vocabulary).
+            (n, vocabulary), in memory that is the reading's own: to be copied by whoever outlives it or its next call.
         """
         starts, self._lengths = self._lengths, self._lengths + counts
-        last, total = (self._lengths - 1).astype(np.int32), np.array(self._lengths.max(), dtype=np.int32)
-        fed: dict[str, NDArray[Any]] = {"input_ids": ids, "wanted": wanted, "lengths": last, "total": total, "starts": starts}
-        if (ids.shape[1], len(wanted)) == self._shape:
-            for name in self._names:
-                self._bound[name].update_inplace(np.ascontiguousarray(fed[name]))
-        else:
-            self._bound = {name: _value(fed[name]) for name in self._names}
-            for name, value in self._bound.items():
-                self._binding.bind_ortvalue_input(name, value)
-            self._binding.bind_output("logits", "cpu")
-            self._shape = (ids.shape[1], len(wanted))
+        fed: dict[str, NDArray[Any]] = {
+            "input_ids": ids,
+            "wanted": wanted,
+            "lengths": (self._lengths - 1).astype(np.int32),
+            "total": np.array(self._lengths.max(), dtype=np.int32),
+            "starts": starts,
+        }
+        self._seen = self._bind({name: fed[name] for name in self._names}, len(wanted))
+        self._steps = False
         self._session.run_with_iobinding(self._binding)
-        logits: Logits = self._binding.get_outputs()[-1].numpy().copy()  # the next run writes into the same memory
-        return logits
+        return self._logits
+
+    def step(self, tokens: NDArray[np.int64]) -> Logits:
+        """Read one token of each row, (rows,), and return the logits behind it, (rows, vocabulary), until the next call."""
+        if not self._steps:
+            rows = np.arange(len(tokens), dtype=np.int64)
+            logits = self.read(tokens[:, None], np.ones_like(rows), rows)
+            self._steps = True
+            return logits
+        self._lengths += 1  # from here on everything is written where the runtime reads it
+        seen = self._seen
+        seen["input_ids"][:, 0] = tokens
+        seen["lengths"] += 1
+        seen["total"] += 1
+        if "starts" in seen:
+            seen["starts"] += 1
+        self._session.run_with_iobinding(self._binding)
+        return self._logits
+
+    def _bind(self, fed: dict[str, NDArray[Any]], wanted: int) -> dict[str, NDArray[Any]]:
+        """Bind inputs and a place for the logits, and return what is bound as arrays in the same memory."""
+        self._held_values = {name: _value(array) for name, array in fed.items()}
+        for name, value in self._held_values.items():
+            self._binding.bind_ortvalue_input(name, value)
+        # a place of its own: asking the binding for its outputs would wrap the whole cache, half a millisecond a step
+        logits = _value(np.empty((wanted, self._vocabulary), dtype=np.float32))
+        self._binding.bind_ortvalue_output("logits", logits)
+        self._held_values["logits"] = logits
+        self._logits: Logits = logits.numpy()
+        return {name: value.numpy() for name, value in self._held_values.items() if name in fed}
 
 
 class _FusedEngine:
@@ -298,18 +325,17 @@ class _FusedEngine:
             state["reading"], ids, counts = self._begin(prompts, room=max_new_tokens)
             return state["reading"].read(ids, counts, rows * ids.shape[1] + counts - 1)
 
-        def step(tokens: NDArray[np.int64]) -> Logits:
-            return state["reading"].read(tokens[:, None], np.ones_like(rows), rows)
-
-        return greedy(first, step, len(prompts), self._special.eos, self._special.pad, max_new_tokens)
+        return greedy(
+            first, lambda tokens: state["reading"].step(tokens), len(prompts), self._special.eos, self._special.pad, max_new_tokens
+        )
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
         reading, ids, counts = self._begin(prompts, more)
-        return reading.read(ids, counts, np.arange(len(ids), dtype=np.int64) * ids.shape[1] + counts - 1)
+        return np.array(reading.read(ids, counts, np.arange(len(ids), dtype=np.int64) * ids.shape[1] + counts - 1))
 
     def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:
         reading, ids, counts = self._begin([prompt], target[:-1])
-        return reading.read(ids, counts, np.arange(ids.shape[1] - len(target), ids.shape[1], dtype=np.int64))
+        return np.array(reading.read(ids, counts, np.arange(ids.shape[1] - len(target), ids.shape[1], dtype=np.int64)))
 
 
 class FusedDecoderOnlyEngine(_FusedEngine):

