@@ -404,6 +404,10 @@ def export(
         Optional[GraphChoice],
         typer.Option(help="Who writes the graphs: mmedge (fused, fast) or optimum (any architecture). Default: the recipe."),
     ] = None,
+    trim_vocab: Annotated[
+        Optional[bool],
+        typer.Option("--trim-vocab/--whole-vocab", help="Keep only the pieces that the task needs. Default: the recipe."),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -419,7 +423,7 @@ def export(
     find_student(place)
     asked: dict[Precision, bool] = {"fp32": fp32, "int8": int8, "int4": int4}
     wanted = [precision for precision, is_asked in asked.items() if is_asked] or None
-    found = write(place, wanted, _progress(quiet), out, evaluation, max_accuracy_drop, graphs.value if graphs else None)
+    found = write(place, wanted, _progress(quiet), out, evaluation, max_accuracy_drop, graphs.value if graphs else None, trim_vocab)
     if as_json:
         _print_json(found)
         return

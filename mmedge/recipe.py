@@ -388,13 +388,14 @@ class ExportSection(Section):
 
     `graphs`: `fused` are mmedge's own (T5, and Llama-type decoders), `optimum` is any architecture that optimum knows; `auto`
     takes fused ones where there are any. `max_accuracy_drop` is in points, on `verify_questions` validation questions (all by
-    default); matrices that cost more stay in finer numbers.
+    default); matrices that cost more stay in finer numbers. `trim_vocab` keeps only the pieces that the task needs.
     """
 
     precisions: tuple[Literal["fp32", "int8", "int4"], ...] = ("fp32", "int8")
     graphs: Literal["auto", "fused", "optimum"] = "auto"
     verify_questions: Positive | None = None
     max_accuracy_drop: Annotated[float, Field(ge=0)] = 1.0
+    trim_vocab: bool = False
 
 
 class BenchSection(Section):

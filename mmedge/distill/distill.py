@@ -12,7 +12,7 @@ from mmedge.distill.adapters import add_adapters, merge_adapters
 from mmedge.distill.checks import check_targets
 from mmedge.distill.curves import write_training_page
 from mmedge.distill.devices import Devices
-from mmedge.distill.lessons import Lesson, evaluation_lessons, reasoning_lessons
+from mmedge.distill.lessons import Lesson, evaluation_lessons, pieces_of, reasoning_lessons
 from mmedge.distill.material import Material, majority_labels, prepare, tokenizer_texts
 from mmedge.distill.measure import Measure
 from mmedge.distill.scoring import judged_cots
@@ -272,7 +272,7 @@ def _distill(recipe: Recipe, run: Run, progress: Progress, devices: Devices) -> 
                 "metrics": {"before": before, "after_stage1": after_stage1, "after": after},
                 "data_hash": material.hash,
             }
-            save_student(student, temporary, details)
+            save_student(student, temporary, details, task_pieces(student, material, recipe))
         write_json(run.metrics, metrics)
         write_training_page(run.folder, title=f"Training of {recipe.name}", finished=True)
     devices.wait()
@@ -302,6 +302,12 @@ def write_measuring_set(folder: Path, material: Material) -> None:
     task, tests = material.task, material.splits.tests
     evaluation = evaluation_set_of(task.name, task.judge, validation, calibration, tests, {"verdict_test": held})  # type: ignore[arg-type]
     write_evaluation_set(path, evaluation)
+
+
+def task_pieces(student: Student, material: Material, recipe: Recipe) -> list[int]:
+    """Return the ids of the tokens that a task is made of: questions, chains of thought, evaluations and answers."""
+    examples = [*material.train, *material.validation, *material.verdict_test]
+    return pieces_of(examples, student.encoder, recipe.training.max_target_tokens)
 
 
 def once(path: Path, key: str, measure: Callable[[], Any]) -> Any:

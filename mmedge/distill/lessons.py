@@ -129,6 +129,32 @@ def reasoning_lessons(
     return lessons
 
 
+def pieces_of(examples: Sequence[AnnotatedExample], encoder: PromptEncoder, max_target_tokens: int) -> list[int]:
+    """Return the ids of all tokens that a student reads or writes when it learns from some examples, rising.
+
+    Args:
+        examples: Annotated questions.
+        encoder: The student's prompts.
+        max_target_tokens: The longest target.
+    """
+    found: set[int] = set()
+    for annotated in examples:
+        question = render_question(annotated.example)
+        contexts = [encoder.prompts.reasoning_context(question)]
+        texts = [text for text in (annotated.example.label, *annotated.example.choices) if text]
+        for evaluated in annotated.cots:
+            contexts.append(encoder.prompts.evaluation_context(question, evaluated.cot))
+            texts += [evaluated.cot.rationale, evaluated.cot.pseudo_label]
+            texts += [text for evaluation in evaluated.evaluations for text in (evaluation.rationale, evaluation.verdict.value)]
+        for context in contexts:
+            found.update(encoder.context(context))
+            for kind in TASKS:
+                found.update(encoder.begun(kind, context))
+        for text in texts:
+            found.update(encoder.target(text, max_target_tokens))
+    return sorted(found)
+
+
 def epoch_order(count: int, seed: int, stage: str, epoch: int) -> list[int]:
     """Return a shuffled order of `count` lessons that depends on seed, stage and epoch alone."""
     order = list(range(count))

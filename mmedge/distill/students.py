@@ -7,7 +7,7 @@ Weights are safetensors or GGUF, never pickle; no code that comes with a model i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, ENCODER_DECODER_PROMPTS, 
 
 SCRATCH = "scratch"
 FORMAT = 1
+PIECES = "pieces.json"
 
 
 @dataclass
@@ -179,10 +180,18 @@ def build_scratch(section: ScratchSection, texts: Iterable[str], max_input_token
 # ------------------------------------------------------------------------------------------------- on disk
 
 
-def save_student(student: Student, folder: Path, details: dict[str, Any]) -> None:
-    """Write a student in Hugging Face format with `mmedge.json` beside it; the caller makes the folder atomic."""
+def save_student(student: Student, folder: Path, details: dict[str, Any], pieces: Sequence[int]) -> None:
+    """Write a student in Hugging Face format with `mmedge.json` beside it; the caller makes the folder atomic.
+
+    Args:
+        student: The student.
+        folder: Where it goes.
+        details: What `mmedge.json` says besides.
+        pieces: The ids of the tokens that its task is made of, which `mmedge export --trim-vocab` keeps.
+    """
     student.model.save_pretrained(folder, safe_serialization=True)
     student.tokenizer.save_pretrained(folder)
+    write_json(folder / PIECES, list(pieces))
     write_json(
         folder / "mmedge.json",
         {

@@ -6,6 +6,7 @@ finer numbers, more and more of them, until it holds.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from mmedge import __version__
-from mmedge.distill.students import Student, open_student, student_details
+from mmedge.distill.students import PIECES, Student, open_student, student_details
 from mmedge.errors import MmedgeError
 from mmedge.export.calibration import Observed, observe
 from mmedge.export.graphs import GraphChoice, choose_graphs, copy_configs, fused_products, write_fused, write_through_optimum
 from mmedge.export.numbers import FORMATS, HIGHER, PRECISIONS, Numbers, Precision
 from mmedge.export.quantize import quantize_model
 from mmedge.export.rounding import NumberFormat
+from mmedge.export.trim import TrimmedVocabulary, trim
 from mmedge.export.verify import Reference, Verification, problems
 from mmedge.export.weights import WeightFiles
 from mmedge.progress import Progress, duration
@@ -30,6 +32,7 @@ from mmedge.runtime.bundle import GRAPHS, MANIFEST, open_bundle, read_manifest, 
 from mmedge.runtime.student import EdgeStudent
 from mmedge.storage import atomic_folder, folder_size, read_json, remove_leftovers, sha256_file, sha256_json, write_json
 from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, VALIDATION, EvaluationSet, read_evaluation_set
+from mmedge.tasks.prompts import render_question
 
 __all__ = ["PRECISIONS", "Precision", "export", "find_student"]
 # Below this, one product is done before a second thread is awake: a student of 1.2 M parameters answers in 8 ms with one thread
@@ -62,6 +65,7 @@ def export(
     evaluation: Path | None = None,
     max_accuracy_drop: float | None = None,
     graphs: GraphChoice | None = None,
+    trim_vocabulary: bool | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Export a student.
 
@@ -73,6 +77,7 @@ def export(
         evaluation: The evaluation set to verify with; that beside the student by default.
         max_accuracy_drop: The largest loss of accuracy in points; the recipe's by default.
         graphs: Who writes the graphs; as the recipe says by default.
+        trim_vocabulary: Keep only the pieces that the task needs; as the recipe says by default.
 
     Returns:
         The manifest of each bundle by precision.
@@ -84,7 +89,7 @@ def export(
     out = out or folder.parent
     details = student_details(folder)
     questions = read_evaluation_set(evaluation or folder.parent / FILE_NAME)
-    exporter = _Exporter(folder, details, out, questions, max_accuracy_drop, graphs, progress)
+    exporter = _Exporter(folder, details, out, questions, max_accuracy_drop, graphs, trim_vocabulary, progress)
     if out.is_dir():
         remove_leftovers(out)
     try:
@@ -95,6 +100,14 @@ def export(
 
 def _questions_hash(questions: EvaluationSet) -> str:
     return sha256_json(repr([questions.questions.get(split, ()) for split in (VALIDATION, CALIBRATION)]))
+
+
+def _write_trimmed(vocabulary: TrimmedVocabulary, folder: Path) -> None:
+    """Write the trimmed tokenizer over the whole one, and the new ids into the configs."""
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary.tokenizer, ensure_ascii=False), encoding="utf-8")
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).is_file():
+            write_json(folder / name, vocabulary.renumbered(read_json(folder / name)))
 
 
 class _Exporter:
@@ -108,6 +121,7 @@ class _Exporter:
         questions: EvaluationSet,
         max_accuracy_drop: float | None,
         graphs: GraphChoice | None,
+        trim_vocabulary: bool | None,
         progress: Progress,
     ) -> None:
         self._folder, self._out, self._questions, self._progress = folder, out, questions, progress
@@ -123,9 +137,18 @@ class _Exporter:
         self._writer, why = choose_graphs(folder, graphs or settings.get("graphs", "auto"))
         if why:
             progress.line(f"graphs by optimum: {why}")
+        self._trims = settings.get("trim_vocab", False) if trim_vocabulary is None else trim_vocabulary
+        if self._trims and self._writer != "fused":
+            raise MmedgeError("only mmedge's own graphs can have their vocabulary trimmed", "export without --trim-vocab")
         weights = {file.name: sha256_file(file) for file in sorted(folder.glob("*.safetensors"))}
         self._key = sha256_json(
-            {"format": GRAPH_FORMAT, "graphs": self._writer, "weights": weights, "student": self._details["prompts"]}
+            {
+                "format": GRAPH_FORMAT,
+                "graphs": self._writer,
+                "weights": weights,
+                "student": self._details["prompts"],
+                "trimmed": self._trims,
+            }
         )
         self._floats = out / ".graphs"
         self._seen: dict[str, Observed] | None = None
@@ -143,6 +166,27 @@ class _Exporter:
     def _reference(self) -> Reference:
         self._progress.line(f"the student answers {len(self._examples)} validation questions")
         return Reference(self._student, self._examples, self._questions.judge, self._limits["max_answer_tokens"])
+
+    @cached_property
+    def _vocabulary(self) -> TrimmedVocabulary | None:
+        """What is kept of the vocabulary; None for all of it."""
+        if not self._trims:
+            return None
+        path = self._folder / PIECES
+        if not path.is_file():
+            raise MmedgeError(f"{self._folder} has no {PIECES}: it was made by an older version", "distil the student again")
+        encoder, used = self._student.encoder, set(read_json(path))
+        for example in (example for examples in self._questions.questions.values() for example in examples):
+            used.update(encoder.context(encoder.prompts.reasoning_context(render_question(example))))
+            for text in (example.label, *example.choices):
+                used.update(encoder.target(text, self._details["max_input_tokens"]) if text else ())
+        for target, _ in self._reference.forced:
+            used.update(target)
+        begun, verdicts = encoder.verdict_tokens()
+        used.update(begun, verdicts, (number for number in self._details["special_tokens"].values() if number is not None))
+        found = trim((self._folder / "tokenizer.json").read_text(encoding="utf-8"), used)
+        self._progress.line(f"vocabulary: {len(found.kept):,} of {found.of:,} pieces kept")
+        return found
 
     def _observed(self, *, gradients: bool) -> Mapping[str, Observed]:
         """Return what goes through the products on calibration questions; nothing where there are none."""
@@ -191,7 +235,7 @@ class _Exporter:
         while True:
             numbers = Numbers(precision, exceptions, self._observed(gradients=False) if precision == "int4" else {})
             manifest = self._fill(folder, precision, numbers)
-            found = self._reference.compare(EdgeStudent.open(folder))
+            found = self._reference.compare(EdgeStudent.open(folder), self._vocabulary.kept if self._vocabulary else None)
             said = problems(found, precision, self._drop)
             history.append({"kept_finer": len(exceptions), "problems": said, "accuracy_drop": found.drop, "mean_kl": found.mean_kl})
             if not said:
@@ -248,8 +292,11 @@ class _Exporter:
         self._progress.line(f"{precision}: writing")
         started = time.monotonic()
         if self._writer == "fused":
-            nodes: int | None = write_fused(self._folder, folder, numbers)
+            vocabulary = self._vocabulary
+            nodes: int | None = write_fused(self._folder, folder, numbers, vocabulary.kept if vocabulary else None)
             copy_configs(self._folder, folder)
+            if vocabulary:
+                _write_trimmed(vocabulary, folder)
         else:
             nodes = None
             self._fill_from_optimum(folder, precision)
@@ -258,6 +305,9 @@ class _Exporter:
         self._progress.line(f"{precision}: {size / 1e6:.1f} MB in {duration(seconds)}; verifying")
         details = self._details
         questions = self._questions
+        special = details["special_tokens"]
+        if self._vocabulary:
+            special = self._vocabulary.renumbered(special)
         manifest = {
             "mmedge": __version__,
             "recipe": details["recipe"]["name"],
@@ -270,7 +320,8 @@ class _Exporter:
                 "labels": list(getattr(questions.judge, "labels", ())),
             },
             "prompts": details["prompts"],
-            "special_tokens": details["special_tokens"],
+            "special_tokens": special,
+            "vocabulary": {"kept": len(self._vocabulary.kept), "of": self._vocabulary.of} if self._vocabulary else None,
             "max_input_tokens": details["max_input_tokens"],
             "max_answer_tokens": self._limits["max_answer_tokens"],
             "max_rationale_tokens": self._limits["max_rationale_tokens"],

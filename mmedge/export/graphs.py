@@ -7,13 +7,15 @@ import io
 import logging
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from mmedge.errors import MmedgeError, missing_extra
 from mmedge.export import llama, t5
 from mmedge.export.builder import Rounding
-from mmedge.export.weights import WeightFiles
+from mmedge.export.trim import TrimmedWeights
+from mmedge.export.weights import WeightFiles, Weights
 from mmedge.pretrained import compat
 from mmedge.runtime.bundle import Graphs
 from mmedge.storage import read_json
@@ -48,13 +50,14 @@ def choose_graphs(student: Path, wanted: GraphChoice) -> tuple[Graphs, str | Non
     return "optimum", f"there are no fused graphs for {kind!r}"
 
 
-def write_fused(student: Path, out: Path, rounding: Rounding | None = None) -> int:
+def write_fused(student: Path, out: Path, rounding: Rounding | None = None, kept: Sequence[int] | None = None) -> int:
     """Write a student's graphs ourselves.
 
     Args:
         student: A student folder in Hugging Face format.
         out: An existing folder; gets the files that `runtime.bundle.GRAPHS` names, and weights.
         rounding: In which numbers; float32 by default.
+        kept: The pieces whose rows embedding and head keep; all by default.
 
     Returns:
         How many nodes the decoder has.
@@ -63,10 +66,13 @@ def write_fused(student: Path, out: Path, rounding: Rounding | None = None) -> i
         MmedgeError: The config asks for what is not implemented, or a weight is missing or broken.
     """
     config = read_json(student / "config.json")
+    weights: Weights = WeightFiles(student)
+    if kept is not None:
+        weights = TrimmedWeights(weights, kept)
     try:
         if config["model_type"] == "t5":
-            return t5.write_t5(t5.read_shape(config), WeightFiles(student), out, rounding)
-        return llama.write_llama(llama.read_shape(config), WeightFiles(student), out, rounding)
+            return t5.write_t5(t5.read_shape(config), weights, out, rounding)
+        return llama.write_llama(llama.read_shape(config), weights, out, rounding)
     except KeyError as error:
         raise MmedgeError(f"{student} has no weight {error}", "distil the student again, or restore the folder") from None
 

@@ -15,6 +15,7 @@ import numpy as np
 from mmedge.distill.engine import TorchEngine
 from mmedge.distill.scoring import generate
 from mmedge.distill.students import Student
+from mmedge.errors import MmedgeError
 from mmedge.runtime.decoding import Engine
 from mmedge.runtime.student import EdgeStudent
 from mmedge.statistics import paired_difference
@@ -77,14 +78,14 @@ class Reference:
     """
 
     def __init__(self, student: Student, examples: Sequence[Example], judge: AnyJudge, max_answer_tokens: int) -> None:
-        self.examples, self._judge, self._limit = examples, judge, max_answer_tokens
+        self.examples, self._judge, self._limit, self._encoder = examples, judge, max_answer_tokens, student.encoder
         self.contexts = [student.encoder.prompts.reasoning_context(render_question(example)) for example in examples]
         self.answers = generate(student, "predict", self.contexts, max_answer_tokens)
         engine: Engine = TorchEngine(student)
         self.forced = []
         for context, answer in zip(self.contexts, self.answers, strict=True):
             prompt, target = student.encoder.prompt("predict", context), student.encoder.target(answer, max_answer_tokens)
-            self.forced.append((prompt, target, engine.forced_logits(prompt, target)))
+            self.forced.append((target, engine.forced_logits(prompt, target)))
         self.right = self._outcomes(self.answers)
 
     def _outcomes(self, texts: Sequence[str]) -> list[bool]:
@@ -94,12 +95,26 @@ class Reference:
             if example.label is not None
         ]
 
-    def compare(self, bundle: EdgeStudent) -> Verification:
-        """Ask a bundle the same questions and compare answers and logits."""
+    def compare(self, bundle: EdgeStudent, kept: Sequence[int] | None = None) -> Verification:
+        """Ask a bundle the same questions and compare answers and logits.
+
+        Args:
+            bundle: The bundle.
+            kept: The student's ids of the pieces that the bundle's vocabulary has; all by default.
+
+        Raises:
+            MmedgeError: The bundle's tokenizer cuts an answer into other pieces.
+        """
         answers, differences, agreements, divergences = [], [], [], []
-        for context, (prompt, target, left) in zip(self.contexts, self.forced, strict=True):
+        for context, answer, (target, left) in zip(self.contexts, self.answers, self.forced, strict=True):
             answers.append(bundle.write("predict", [context], self._limit)[0])
-            right = bundle.engine.forced_logits(prompt, target)
+            own = bundle.encoder.target(answer, self._limit)
+            if (own if kept is None else [kept[number] for number in own]) != list(target):
+                raise MmedgeError(
+                    f"the bundle's tokenizer cuts {answer!r} otherwise than the student's", "export without --trim-vocab"
+                )
+            right = bundle.engine.forced_logits(bundle.encoder.prompt("predict", context), own)
+            left = left if kept is None else left[:, list(kept)]
             differences.append(float(np.abs(left - right).max() / max(1.0, np.abs(left).max())))
             agreements += (left.argmax(-1) == right.argmax(-1)).tolist()
             divergences += _kl(left, right).tolist()

@@ -171,6 +171,21 @@ def test_few_bits_are_near_and_batches_are_no_matter(name: str, precision: str, 
             assert np.abs(row - engine.next_logits([prompt], [7])[0]).max() < 1e-4
 
 
+@pytest.mark.parametrize("name", ["t5", "t5 v1.1", "SmolLM2: grouped, tied", "Qwen 3: untied"])
+def test_a_trimmed_vocabulary_leaves_the_other_logits_as_they_are(name: str, tmp_path: Path) -> None:
+    random_model(name).save_pretrained(tmp_path)
+    kept = [*range(10), *range(30, 61), 99]
+    small = tmp_path / "small"
+    small.mkdir()
+    write_fused(tmp_path, tmp_path)
+    write_fused(tmp_path, small, kept=kept)
+    whole, trimmed = opened(tmp_path, name), opened(small, name)
+    new = Prompt((3, 12, 40, 7, 41, 22), (0, 15))
+    old = Prompt(*(tuple(kept[number] for number in part) for part in (new.context, new.begun)))
+    expected = whole.forced_logits(old, [kept[5], kept[40], kept[41]])[:, kept]
+    assert np.abs(trimmed.forced_logits(new, [5, 40, 41]) - expected).max() < 1e-5
+
+
 def test_a_tied_table_is_kept_once(tmp_path: Path) -> None:
     model = random_model("SmolLM2: grouped, tied", vocab_size=4000)
     model.save_pretrained(tmp_path)
