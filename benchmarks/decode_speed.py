@@ -170,8 +170,8 @@ def make_student(model: str, folder: Path) -> None:
     transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
 
 
-def write_ours(student: Path, place: Path) -> dict[str, tuple[str, Path]]:
-    """Write mmedge's graphs in every precision."""
+def write_ours(student: Path, place: Path, pieces: int | None) -> dict[str, tuple[str, Path]]:
+    """Write mmedge's graphs in every precision, and with so many pieces of the vocabulary only."""
     from mmedge.export.graphs import write_fused
     from mmedge.export.numbers import PRECISIONS, Numbers
 
@@ -184,6 +184,12 @@ def write_ours(student: Path, place: Path) -> dict[str, tuple[str, Path]]:
             write_fused(student, folder, Numbers(precision))
             print(f"mmedge {precision}: written in {time.perf_counter() - started:.1f} s", file=sys.stderr)
         found[f"mmedge {precision}"] = ("fused", folder)
+        if pieces and precision != "fp32":
+            folder = place / f"mmedge-{precision}-{pieces}"
+            if not (folder / "weights.data").is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+                write_fused(student, folder, Numbers(precision), range(pieces))
+            found[f"mmedge {precision}, {pieces:,} pieces"] = ("fused", folder)
     return found
 
 
@@ -327,6 +333,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=PYTHON", help="interpreters of genai and llama")
+    parser.add_argument("--pieces", type=int, help="also with a vocabulary trimmed to so many pieces")
     parser.add_argument("--place", type=Path, help="where models are kept between runs; a temporary folder by default")
     parser.add_argument("--out", type=Path, help="every sample, as JSON")
     options = parser.parse_args()
@@ -344,7 +351,7 @@ def main() -> None:
         student.mkdir(parents=True, exist_ok=True)
         t5 = options.model in T5
         make_student(options.model, student)
-        variants = write_ours(student, place) | write_optimum(student, place, t5=t5)
+        variants = write_ours(student, place, options.pieces) | write_optimum(student, place, t5=t5)
         if not t5 and "genai" in pythons:
             variants |= write_genai(student, place, pythons["genai"])
         if not t5 and "llama" in pythons:

@@ -408,6 +408,9 @@ def export(
         Optional[bool],
         typer.Option("--trim-vocab/--whole-vocab", help="Keep only the pieces that the task needs. Default: the recipe."),
     ] = None,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Find out what rounding each product costs; shown in export.html.")
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -423,7 +426,17 @@ def export(
     find_student(place)
     asked: dict[Precision, bool] = {"fp32": fp32, "int8": int8, "int4": int4}
     wanted = [precision for precision, is_asked in asked.items() if is_asked] or None
-    found = write(place, wanted, _progress(quiet), out, evaluation, max_accuracy_drop, graphs.value if graphs else None, trim_vocab)
+    found = write(
+        place,
+        wanted,
+        _progress(quiet),
+        out,
+        evaluation,
+        max_accuracy_drop,
+        graphs.value if graphs else None,
+        trim_vocab,
+        sensitivity=sensitivity,
+    )
     if as_json:
         _print_json(found)
         return

@@ -23,6 +23,7 @@ from mmedge.export.calibration import Observed, observe
 from mmedge.export.graphs import GraphChoice, choose_graphs, copy_configs, fused_products, write_fused, write_through_optimum
 from mmedge.export.numbers import FORMATS, HIGHER, PRECISIONS, Numbers, Precision
 from mmedge.export.quantize import quantize_model
+from mmedge.export.report import write_report
 from mmedge.export.rounding import NumberFormat
 from mmedge.export.trim import TrimmedVocabulary, trim
 from mmedge.export.verify import Reference, Verification, problems
@@ -38,6 +39,7 @@ __all__ = ["PRECISIONS", "Precision", "export", "find_student"]
 # Below this, one product is done before a second thread is awake: a student of 1.2 M parameters answers in 8 ms with one thread
 # and in 17 ms with two (measured on two cores); SmolLM2's 135 M gain from every core.
 SMALL_PARAMETERS = 10_000_000
+REPORT = "export.html"
 FIRST_SHARE = 1 / 8  # of the products that are kept in finer numbers when accuracy asks for it; doubled until it holds
 GRAPH_FORMAT = 4  # counts up when the same student would give other graphs
 
@@ -66,6 +68,8 @@ def export(
     max_accuracy_drop: float | None = None,
     graphs: GraphChoice | None = None,
     trim_vocabulary: bool | None = None,
+    *,
+    sensitivity: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Export a student.
 
@@ -78,6 +82,7 @@ def export(
         max_accuracy_drop: The largest loss of accuracy in points; the recipe's by default.
         graphs: Who writes the graphs; as the recipe says by default.
         trim_vocabulary: Keep only the pieces that the task needs; as the recipe says by default.
+        sensitivity: Find out what rounding each product costs even where the accuracy holds.
 
     Returns:
         The manifest of each bundle by precision.
@@ -89,13 +94,17 @@ def export(
     out = out or folder.parent
     details = student_details(folder)
     questions = read_evaluation_set(evaluation or folder.parent / FILE_NAME)
-    exporter = _Exporter(folder, details, out, questions, max_accuracy_drop, graphs, trim_vocabulary, progress)
+    exporter = _Exporter(folder, details, out, questions, max_accuracy_drop, graphs, trim_vocabulary, progress, sensitivity)
     if out.is_dir():
         remove_leftovers(out)
     try:
-        return {precision: exporter.bundle(precision) for precision in precisions or exporter.precisions}
+        found: dict[str, dict[str, Any]] = {}
+        for precision in precisions or exporter.precisions:
+            found[precision] = exporter.bundle(precision)
+        write_report(out / REPORT, exporter.written())
     finally:
         exporter.close()
+    return found
 
 
 def _questions_hash(questions: EvaluationSet) -> str:
@@ -123,6 +132,7 @@ class _Exporter:
         graphs: GraphChoice | None,
         trim_vocabulary: bool | None,
         progress: Progress,
+        sensitivity: bool,
     ) -> None:
         self._folder, self._out, self._questions, self._progress = folder, out, questions, progress
         self._details = details
@@ -140,6 +150,7 @@ class _Exporter:
         self._trims = settings.get("trim_vocab", False) if trim_vocabulary is None else trim_vocabulary
         if self._trims and self._writer != "fused":
             raise MmedgeError("only mmedge's own graphs can have their vocabulary trimmed", "export without --trim-vocab")
+        self._wants_costs = sensitivity and self._writer == "fused"
         weights = {file.name: sha256_file(file) for file in sorted(folder.glob("*.safetensors"))}
         self._key = sha256_json(
             {
@@ -200,6 +211,18 @@ class _Exporter:
             self._with_gradients = gradients
         return self._seen
 
+    def written(self) -> dict[str, dict[str, Any]]:
+        """Return the manifests of all bundles of this student that are there, by precision."""
+        found: dict[str, dict[str, Any]] = {}
+        for precision in PRECISIONS:
+            try:
+                manifest = read_manifest(self._out / f"bundle-{precision}")
+            except MmedgeError:
+                continue  # none, or one of another version
+            if manifest["key"] == self._key:
+                found[precision] = manifest
+        return found
+
     def bundle(self, precision: Precision) -> dict[str, Any]:
         """Write one bundle, unless one that holds is there, and return its manifest."""
         target = self._out / f"bundle-{precision}"
@@ -223,6 +246,8 @@ class _Exporter:
             manifest = open_bundle(bundle).manifest
         except MmedgeError:
             return None  # damaged or of an older format: exported anew
+        if self._wants_costs and manifest["precision"] != "fp32" and not manifest["sensitivity"]:
+            return None
         same = manifest["key"] == self._key and manifest["max_accuracy_drop"] == self._drop
         return manifest if same and manifest["verified_on"] == _questions_hash(self._questions) else None
 
@@ -257,6 +282,8 @@ class _Exporter:
                 exceptions |= dict.fromkeys(numbers.written, finer)  # the tables too
             self._progress.line(f"{precision}: {'; '.join(said)}; keeping {len(exceptions)} products in {finer}")
             share = min(1.0, share * 2) if share < 1 else 2.0
+        if self._wants_costs and precision != "fp32":
+            costs = costs or self._costs(precision)
         layers = {name: str(format_) for name, (format_, _) in numbers.written.items()}
         whole = {
             **manifest,

@@ -90,6 +90,19 @@ def test_what_costs_most_is_kept_finer_until_it_holds(tiny_run: Path, tmp_path: 
     assert open_bundle(run / "bundle-int4").manifest["verification"] == json.loads(json.dumps(calls[-1].to_json()))
 
 
+def test_the_report_shows_what_rounding_costs(tiny_run: Path, tmp_path: Path) -> None:
+    run = _copied(tiny_run, tmp_path)
+    export(run, ["fp32", "int8"], QUIET, max_accuracy_drop=100)
+    page = (run / "export.html").read_text()
+    assert "int8" in page and "int4" not in page and "<svg" not in page
+    manifest = export(run, ["int4"], QUIET, max_accuracy_drop=100, sensitivity=True)["int4"]
+    page = (run / "export.html").read_text()
+    assert "<svg" in page and "decoder attention.qkv" in page
+    assert all(f"{manifest['verification']['mean_kl']:.1e}" in page and name in page for name in ("fp32", "int8", "int4"))
+    assert {cost["product"].split(".")[0] for cost in manifest["sensitivity"]} <= {"decoder", "cross", "head", "embedding"}
+    assert export(run, ["int4"], QUIET, max_accuracy_drop=100, sensitivity=True)["int4"] == manifest
+
+
 def test_where_nothing_helps_it_is_refused(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = _copied(tiny_run, tmp_path)
     monkeypatch.setattr("mmedge.export.export.problems", lambda *_: ["far too bad"])

@@ -1,0 +1,113 @@
+"""`export.html`: what bundles of a student there are, how they compare with it, and what rounding each product costs."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmedge.charts import Series, line_chart
+from mmedge.page import Page
+from mmedge.progress import duration
+
+_LAYER = re.compile(r"^(?:(encoder|decoder)\.|layers\.)(\d+)\.(.+)$")
+
+
+def write_report(path: Path, manifests: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the page of an export.
+
+    Args:
+        path: Where it goes.
+        manifests: The manifest of each bundle by precision.
+    """
+    first = next(iter(manifests.values()))
+    page = Page(f"Bundles of {first['recipe']}", f"{first['student']['parameters']:,} parameters, graphs: {first['graphs']}")
+    page.heading(
+        "Bundles",
+        "Compared with the torch student on validation questions; agreement and divergence are over the tokens of its own answers.",
+    )
+    page.table(
+        [
+            "bundle",
+            "size",
+            "same answers",
+            "top-1 agreement",
+            "KL, nats a token",
+            "accuracy",
+            "change, points",
+            "numbers",
+            "written in",
+        ],
+        [_row(precision, manifest) for precision, manifest in manifests.items()],
+    )
+    for precision, manifest in manifests.items():
+        _budget(page, precision, manifest)
+        _sensitivity(page, precision, manifest.get("sensitivity") or ())
+    page.write(path)
+
+
+def _row(precision: str, manifest: Mapping[str, Any]) -> list[str]:
+    checked = manifest["verification"]
+    change = checked["accuracy_change"]
+    accuracy = "–"
+    if checked["accuracy_student"] is not None:
+        accuracy = f"{100 * checked['accuracy_student']:.1f} → {100 * checked['accuracy_bundle']:.1f} %"
+    kinds = Counter(manifest.get("numbers", {}).get("layers", {}).values())
+    return [
+        precision,
+        f"{sum(file['bytes'] for file in manifest['files'].values()) / 1e6:.1f} MB",
+        f"{checked['same_answers']} of {checked['questions']}",
+        f"{100 * checked['top1_agreement']:.2f} %",
+        f"{checked['mean_kl']:.1e}",
+        accuracy,
+        "–" if change is None else f"{change[0]:+.1f} [{change[1]:+.1f}, {change[2]:+.1f}]",
+        ", ".join(f"{count} in {kind}" for kind, count in kinds.most_common()) or precision,
+        duration(manifest["written"]["seconds"]),
+    ]
+
+
+def _budget(page: Page, precision: str, manifest: Mapping[str, Any]) -> None:
+    """Add what was tried before the accuracy held, where it did not at once."""
+    history = manifest.get("budget") or ()
+    if len(history) < 2:
+        return
+    title = f"{precision}: kept within {manifest['max_accuracy_drop']:g} points"
+    page.heading(title, "The products whose rounding costs most stay in finer numbers, more of them each time.")
+    page.table(
+        ["products kept finer", "accuracy lost, points", "KL, nats a token", "what was wrong"],
+        [
+            [
+                str(step["kept_finer"]),
+                "–" if step["accuracy_drop"] is None else f"{step['accuracy_drop']:.1f}",
+                f"{step['mean_kl']:.1e}",
+                "; ".join(step["problems"]) or "nothing",
+            ]
+            for step in history
+        ],
+    )
+
+
+def _sensitivity(page: Page, precision: str, costs: Sequence[Mapping[str, Any]]) -> None:
+    """Add the loss that each product's rounding is foreseen to cost, layer by layer."""
+    if not costs:
+        return
+    lines: dict[str, list[tuple[float, float]]] = {}
+    others = []
+    for cost in costs:
+        match = _LAYER.match(cost["product"])
+        if match is None:
+            others.append(cost)
+            continue
+        side, layer, part = match.groups()
+        lines.setdefault(f"{side} {part}" if side else part, []).append((float(layer), float(cost["loss"])))
+    page.heading(
+        f"{precision}: what rounding each product costs",
+        "The loss foreseen to second order, in nats a token, from inputs and gradients on calibration questions.",
+    )
+    series = [Series(name, sorted(points)) for name, points in sorted(lines.items())]
+    if series:
+        page.figure(line_chart(series, x_label="layer", y_label="loss, nats a token", log_y=True, markers=True))
+    worst = [*others, *costs][: len(others) + 10]
+    page.bars([(cost["product"], cost["loss"], f"{cost['loss']:.1e} nats, {cost['bytes'] / 1e6:.1f} MB") for cost in worst])
