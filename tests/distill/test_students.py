@@ -95,7 +95,7 @@ def test_a_saved_student_is_the_same_student(tmp_path: Path) -> None:
     student = build_scratch(ScratchSection(**TINY_SCRATCH), ["predict: explain: some text 1 2 3"], 96, 3)
     folder = tmp_path / "student"
     folder.mkdir()
-    save_student(student, folder, {"recipe": {}, "metrics": {}})
+    save_student(student, folder, {"recipe": {}, "metrics": {}}, [5, 6])
     again = open_student(folder)
     prompt = student.encoder.prompt("predict", Context("some text 1"))
     assert again.encoder.prompt("predict", Context("some text 1")) == prompt

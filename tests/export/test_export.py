@@ -97,8 +97,8 @@ def test_a_bundle_that_differs_has_problems(precision: str, changes: dict[str, f
 def test_a_wrong_graph_is_refused_and_nothing_is_written(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedding's sign is turned behind the exporter's back: verification must see it."""
 
-    def tampered(student: Path, out: Path, rounding: Any = None) -> int:
-        nodes = write_fused(student, out, rounding)
+    def tampered(student: Path, out: Path, *how: Any) -> int:
+        nodes = write_fused(student, out, *how)
         weights = np.memmap(out / "weights.data", dtype=np.float32, mode="r+")
         weights[: len(weights) // 2] *= -1
         weights.flush()
