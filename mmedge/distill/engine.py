@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from mmedge.distill.students import Student
-from mmedge.runtime.decoding import Generation, Logits, by_beginning, greedy, left_padded, right_padded
+from mmedge.runtime.decoding import Engine
+from mmedge.runtime.generation import GREEDY, Decoding, Generation, Logits, by_beginning, decode, left_padded, right_padded
 from mmedge.tasks.encoding import Prompt
 
 
@@ -27,15 +28,19 @@ class TorchEngine:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Generation:
-        """Continue each prompt greedily until its end token or the limit."""
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
+        """Continue each prompt until its end token or the limit."""
         if self._student.family == "encoder-decoder":
-            return by_beginning(self._generate, prompts, max_new_tokens)
-        return self._generate(prompts, max_new_tokens)
+            return by_beginning(self._generate, prompts, max_new_tokens, how)
+        return self._generate(prompts, max_new_tokens, how)
 
-    def _generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Generation:
+    def _generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding) -> Generation:
         steps = self._seq2seq(prompts) if self._student.family == "encoder-decoder" else self._causal(prompts)
-        return greedy(*steps, len(prompts), self._special.eos, self._special.pad, max_new_tokens)
+        return decode(*steps, len(prompts), self._special.eos, self._special.pad, max_new_tokens, how)
+
+    def conversation(self) -> Engine:
+        """Return itself: everything is read anew each time."""
+        return self
 
     def _causal(self, prompts: Sequence[Prompt]) -> tuple[Any, Any]:
         ids, mask = left_padded([prompt.context + prompt.begun for prompt in prompts], self._special.pad)

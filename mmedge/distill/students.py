@@ -191,6 +191,9 @@ def save_student(student: Student, folder: Path, details: dict[str, Any], pieces
     """
     student.model.save_pretrained(folder, safe_serialization=True)
     student.tokenizer.save_pretrained(folder)
+    copied = folder / "tokenizer.model"
+    if copied.is_file() and copied.open("rb").read(4) == b"GGUF":
+        copied.unlink()  # a tokenizer read from a .gguf file takes that whole file along as its vocabulary
     write_json(folder / PIECES, list(pieces))
     write_json(
         folder / "mmedge.json",

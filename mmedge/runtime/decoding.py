@@ -1,56 +1,49 @@
-"""Greedy decoding of ONNX graphs with a KV cache that never leaves the runtime.
-
-The present keys and values that one step gives are bound as the next step's past: they are handed over, not copied, and only
-the logits of a step come to Python. Works on token ids alone; knows no text, no tokenizer, no task.
+"""Decoding of ONNX graphs with a KV cache that never leaves the runtime.
 
 Graphs are those that mmedge writes (`model.onnx`, decoder-only, or `encoder_model.onnx`, which gives the cross-attention's keys
-and values, and `decoder_model.onnx`, which takes them; their own cache grows in place), or those that optimum writes:
+and values, and `decoder_model.onnx`, which takes them; their own cache is written in place), or those that optimum writes:
 `model.onnx`, or `encoder_model.onnx` and `decoder_model_merged.onnx`, whose `use_cache_branch` chooses between reading the
-encoder's states and its cached keys.
+encoder's states and its cached keys. Those that mmedge writes can be conversed with: what was read once stays read. Works on
+token ids alone; knows no text, no tokenizer, no task.
 """
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
-from mmedge.errors import MmedgeError
 from mmedge.runtime.bundle import Bundle
+from mmedge.runtime.drafting import Drafter, Luck, PhraseBook, StepCosts
+from mmedge.runtime.generation import (
+    GREEDY,
+    Decoding,
+    Generation,
+    Logits,
+    Tokens,
+    Writer,
+    by_beginning,
+    decode,
+    left_padded,
+    right_padded,
+)
+from mmedge.runtime.graphs import Graph, Reading, bound
 from mmedge.tasks.encoding import Prompt
 
-Logits = NDArray[np.float32]
+__all__ = ["Decoding", "Engine", "Generation", "Logits", "open_engine"]
 
-
-@dataclass(frozen=True)
-class Generation:
-    """What was written behind each prompt.
-
-    Attributes:
-        tokens: New tokens of each row, without the end token.
-        time_to_first_token: Seconds from the call to the first token (prompt read included).
-        seconds: Seconds of the whole call.
-        steps: How many decoding steps were taken, the first included.
-    """
-
-    tokens: list[list[int]]
-    time_to_first_token: float
-    seconds: float
-    steps: int
+STEPPED = 4  # a batch whose rows have at most so many tokens more to read takes them one by one, and nothing is read twice
+LEAVES = 0.75  # a batch is made smaller when no more than this share of its rows still writes
 
 
 class Engine(Protocol):
     """Something that continues token sequences; bundles and torch students both are."""
 
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Generation:
-        """Continue each prompt greedily until its end token or the limit."""
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
+        """Continue each prompt until its end token or the limit."""
         ...
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
@@ -61,140 +54,27 @@ class Engine(Protocol):
         """Return the logits that predict each token of `target`, (len(target), vocabulary)."""
         ...
 
-
-def greedy(
-    first: Callable[[], Logits], step: Callable[[NDArray[np.int64]], Logits], rows: int, eos: int, pad: int, limit: int
-) -> Generation:
-    """Run the greedy loop: `first` reads the prompts, `step` takes the (rows,) tokens just written."""
-    started = time.perf_counter()
-    written: list[list[int]] = [[] for _ in range(rows)]
-    open_ = np.ones(rows, dtype=bool)
-    logits = first()
-    first_token = 0.0
-    steps = 0
-    while True:
-        steps += 1
-        tokens = np.where(open_, logits.argmax(-1), pad)
-        if steps == 1:
-            first_token = time.perf_counter() - started
-        open_ &= tokens != eos
-        for row in np.flatnonzero(open_):
-            written[row].append(int(tokens[row]))
-        if not open_.any() or steps >= limit:
-            break
-        logits = step(tokens.astype(np.int64))
-    return Generation(written, first_token, time.perf_counter() - started, steps)
-
-
-def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return ids and mask, each (rows, longest), padding in front."""
-    width = max(map(len, rows))
-    ids = np.full((len(rows), width), pad, dtype=np.int64)
-    mask = np.zeros((len(rows), width), dtype=np.int64)
-    for index, row in enumerate(rows):
-        ids[index, width - len(row) :] = row
-        mask[index, width - len(row) :] = 1
-    return ids, mask
-
-
-def right_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return ids (rows, longest), padding behind, and how many tokens each row has, (rows,)."""
-    ids = np.full((len(rows), max(map(len, rows))), pad, dtype=np.int64)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = row
-    return ids, np.array([len(row) for row in rows], dtype=np.int64)
-
-
-def by_beginning(
-    generate: Callable[[Sequence[Prompt], int], Generation], prompts: Sequence[Prompt], max_new_tokens: int
-) -> Generation:
-    """Generate for prompts of an encoder-decoder whose beginnings may be of unequal length: those of one length together.
-
-    A decoder's padding would have to be masked at every later step; only evaluations' rationales have unequal beginnings.
-    """
-    rows: dict[int, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        rows.setdefault(len(prompt.begun), []).append(row)
-    if len(rows) == 1:
-        return generate(prompts, max_new_tokens)
-    tokens: list[list[int]] = [[] for _ in prompts]
-    first, seconds, steps = [], 0.0, 0
-    for group in rows.values():
-        found = generate([prompts[row] for row in group], max_new_tokens)
-        for row, written in zip(group, found.tokens, strict=True):
-            tokens[row] = written
-        first.append(seconds + found.time_to_first_token)
-        seconds, steps = seconds + found.seconds, steps + found.steps
-    return Generation(tokens, first[0], seconds, steps)
-
-
-def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
-    """Open a graph on the CPU.
-
-    Raises:
-        MmedgeError: ONNX Runtime cannot read it.
-    """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    options.inter_op_num_threads = 1
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises its own types, which share no public base
-        raise MmedgeError(f"ONNX Runtime cannot open {path}: {str(error)[:200]}", "export the student again") from error
-
-
-def _value(array: NDArray[Any]) -> ort.OrtValue:
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-
-
-class _Graph:
-    """A session with the names and shapes of its cache."""
-
-    def __init__(self, path: Path, threads: int | None) -> None:
-        self.session = open_session(path, threads)
-        self.inputs = {item.name: item for item in self.session.get_inputs()}
-        self.past = [name for name in self.inputs if name.startswith("past_key_values.")]
-        self.outputs = [item.name for item in self.session.get_outputs()]
-        self.vocabulary = next((item.shape[-1] for item in self.session.get_outputs() if item.name == "logits"), 0)
-
-    def empty_past(self, rows: int, length: int) -> dict[str, ort.OrtValue]:
-        """Return a cache of `length` zero positions."""
-        values = {}
-        for name in self.past:
-            shape = self.inputs[name].shape
-            heads, width = shape[1], shape[3]
-            values[name] = _value(np.zeros((rows, heads, length, width), dtype=np.float32))
-        return values
-
-    def run(self, feeds: dict[str, ort.OrtValue], wanted: Sequence[str]) -> dict[str, ort.OrtValue]:
-        """Run once; inputs are bound where they lie, outputs stay in the runtime."""
-        binding = self.session.io_binding()
-        for name, value in feeds.items():
-            if name in self.inputs:
-                binding.bind_ortvalue_input(name, value)
-        for name in wanted:
-            binding.bind_output(name, "cpu")
-        self.session.run_with_iobinding(binding)
-        return dict(zip(wanted, binding.get_outputs(), strict=True))
+    def conversation(self) -> Engine:
+        """Return an engine that remembers what its prompts have in common from call to call; for one thread at a time."""
+        ...
 
 
 class DecoderOnlyEngine:
     """Decodes `model.onnx`."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        self._graph = _Graph(bundle.graph("decoder"), threads)
+        self._graph = Graph(bundle.graph("decoder"), threads)
         self._special = bundle.special
 
     def _run(
-        self, ids: NDArray[np.int64], mask: NDArray[np.int64], positions: NDArray[np.int64], past: dict[str, ort.OrtValue]
+        self, ids: Tokens, mask: Tokens, positions: Tokens, past: dict[str, ort.OrtValue]
     ) -> tuple[Logits, dict[str, ort.OrtValue]]:
-        feeds = {"input_ids": _value(ids), "attention_mask": _value(mask), "position_ids": _value(positions), **past}
+        feeds = {"input_ids": bound(ids), "attention_mask": bound(mask), "position_ids": bound(positions), **past}
         found = self._graph.run(feeds, self._graph.outputs)
         logits: Logits = found.pop("logits").numpy()
         return logits, {name.replace("present", "past_key_values"): value for name, value in found.items()}
 
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Generation:
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
         ids, mask = left_padded([prompt.context + prompt.begun for prompt in prompts], self._special.pad)
         positions = np.maximum(mask.cumsum(1) - 1, 0)
         state: dict[str, Any] = {"mask": mask, "last": positions[:, -1:]}
@@ -203,13 +83,13 @@ class DecoderOnlyEngine:
             logits, state["past"] = self._run(ids, mask, positions, self._graph.empty_past(len(prompts), 0))
             return logits[:, -1]
 
-        def step(tokens: NDArray[np.int64]) -> Logits:
+        def step(tokens: Tokens) -> Logits:
             state["mask"] = np.concatenate([state["mask"], np.ones((len(prompts), 1), dtype=np.int64)], axis=1)
             state["last"] = state["last"] + 1
             logits, state["past"] = self._run(tokens[:, None], state["mask"], state["last"], state["past"])
             return logits[:, -1]
 
-        return greedy(first, step, len(prompts), self._special.eos, self._special.pad, max_new_tokens)
+        return decode(first, step, len(prompts), self._special.eos, self._special.pad, max_new_tokens, how)
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
         ids, mask = left_padded([(*prompt.context, *prompt.begun, *more) for prompt in prompts], self._special.pad)
@@ -222,130 +102,54 @@ class DecoderOnlyEngine:
         logits = self._run(ids, np.ones_like(ids), positions, self._graph.empty_past(1, 0))[0]
         return logits[0, -len(target) :]
 
-
-class _Reading:
-    """A batch of token sequences that a fused decoder has read so far, their cache in one place from first to last.
-
-    Args:
-        graph: The decoder.
-        rows: Sequences.
-        capacity: The most tokens of any.
-        held: Inputs that stay the same.
-    """
-
-    def __init__(self, graph: _Graph, rows: int, capacity: int, held: dict[str, ort.OrtValue] | None = None) -> None:
-        self._session = graph.session
-        self._binding = graph.session.io_binding()
-        self._lengths = np.zeros(rows, dtype=np.int64)
-        self._names = [name for name in ("input_ids", "wanted", "lengths", "total", "starts") if name in graph.inputs]
-        held = held or {}
-        for name, value in held.items():
-            self._binding.bind_ortvalue_input(name, value)
-        for name in graph.past:
-            if name not in held:
-                _, heads, _, width = graph.inputs[name].shape
-                cache = _value(np.zeros((rows, heads, capacity, width), dtype=np.float32))
-                self._binding.bind_ortvalue_input(name, cache)
-                self._binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
-        self._vocabulary = graph.vocabulary
-        self._steps = False  # whether what is bound is one token for each row
-
-    def read(self, ids: NDArray[np.int64], counts: NDArray[np.int64], wanted: NDArray[np.int64]) -> Logits:
-        """Read more tokens: at the beginning, or one for each row, or several for a single row.
-
-        Args:
-            ids: (rows, new), padded behind.
-            counts: (rows,), how many of each row's are tokens.
-            wanted: (n,), whose logits are wanted: places in the flat (rows · new).
-
-        Returns:
-            (n, vocabulary), in memory that is the reading's own: to be copied by whoever outlives it or its next call.
-        """
-        starts, self._lengths = self._lengths, self._lengths + counts
-        fed: dict[str, NDArray[Any]] = {
-            "input_ids": ids,
-            "wanted": wanted,
-            "lengths": (self._lengths - 1).astype(np.int32),
-            "total": np.array(self._lengths.max(), dtype=np.int32),
-            "starts": starts,
-        }
-        self._seen = self._bind({name: fed[name] for name in self._names}, len(wanted))
-        self._steps = False
-        self._session.run_with_iobinding(self._binding)
-        return self._logits
-
-    def step(self, tokens: NDArray[np.int64]) -> Logits:
-        """Read one token of each row, (rows,), and return the logits behind it, (rows, vocabulary), until the next call."""
-        if not self._steps:
-            rows = np.arange(len(tokens), dtype=np.int64)
-            logits = self.read(tokens[:, None], np.ones_like(rows), rows)
-            self._steps = True
-            return logits
-        self._lengths += 1  # from here on everything is written where the runtime reads it
-        seen = self._seen
-        seen["input_ids"][:, 0] = tokens
-        seen["lengths"] += 1
-        seen["total"] += 1
-        if "starts" in seen:
-            seen["starts"] += 1
-        self._session.run_with_iobinding(self._binding)
-        return self._logits
-
-    def _bind(self, fed: dict[str, NDArray[Any]], wanted: int) -> dict[str, NDArray[Any]]:
-        """Bind inputs and a place for the logits, and return what is bound as arrays in the same memory."""
-        self._held_values = {name: _value(array) for name, array in fed.items()}
-        for name, value in self._held_values.items():
-            self._binding.bind_ortvalue_input(name, value)
-        # a place of its own: asking the binding for its outputs would wrap the whole cache, half a millisecond a step
-        logits = _value(np.empty((wanted, self._vocabulary), dtype=np.float32))
-        self._binding.bind_ortvalue_output("logits", logits)
-        self._held_values["logits"] = logits
-        self._logits: Logits = logits.numpy()
-        return {name: value.numpy() for name, value in self._held_values.items() if name in fed}
+    def conversation(self) -> Engine:
+        return self  # these graphs read everything anew each time
 
 
 class _FusedEngine:
     """Decodes a decoder as mmedge writes it; subclasses say what it is given at the beginning."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        self._decoder = _Graph(bundle.graph("decoder"), threads)
-        self._special = bundle.special
+        self.decoder = Graph(bundle.graph("decoder"), threads)
+        self.special = bundle.special
+        self.costs, self.luck = StepCosts(), Luck()
+        self._book: tuple[Sequence[Sequence[int]], PhraseBook] = ((), PhraseBook(()))
 
-    def _begin(
-        self, prompts: Sequence[Prompt], more: Sequence[int] = (), room: int = 0
-    ) -> tuple[_Reading, NDArray[np.int64], NDArray[np.int64]]:
-        """Return a reading with room for `room` tokens more, and the tokens that it reads first: (rows, longest), and how many."""
+    def held(self, prompts: Sequence[Prompt]) -> dict[str, ort.OrtValue]:
+        """Return what the decoder is given at every step for these prompts' contexts."""
         raise NotImplementedError
 
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Generation:
-        rows = np.arange(len(prompts), dtype=np.int64)
-        state: dict[str, _Reading] = {}
+    def sequence(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return the tokens that the decoder reads of a prompt."""
+        raise NotImplementedError
 
-        def first() -> Logits:
-            state["reading"], ids, counts = self._begin(prompts, room=max_new_tokens)
-            return state["reading"].read(ids, counts, rows * ids.shape[1] + counts - 1)
+    def book(self, phrases: Sequence[Sequence[int]]) -> PhraseBook:
+        """Return the phrase book of some phrases; made once."""
+        if self._book[0] is not phrases:
+            self._book = phrases, PhraseBook(phrases)
+        return self._book[1]
 
-        return greedy(
-            first, lambda tokens: state["reading"].step(tokens), len(prompts), self._special.eos, self._special.pad, max_new_tokens
-        )
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
+        return self.conversation().generate(prompts, max_new_tokens, how)
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
-        reading, ids, counts = self._begin(prompts, more)
-        return np.array(reading.read(ids, counts, np.arange(len(ids), dtype=np.int64) * ids.shape[1] + counts - 1))
+        return self.conversation().next_logits(prompts, more)
 
     def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:
-        reading, ids, counts = self._begin([prompt], target[:-1])
-        return np.array(reading.read(ids, counts, np.arange(ids.shape[1] - len(target), ids.shape[1], dtype=np.int64)))
+        return self.conversation().forced_logits(prompt, target)
+
+    def conversation(self) -> Engine:
+        return _Conversation(self)
 
 
 class FusedDecoderOnlyEngine(_FusedEngine):
     """Decodes `model.onnx` as mmedge writes it."""
 
-    def _begin(
-        self, prompts: Sequence[Prompt], more: Sequence[int] = (), room: int = 0
-    ) -> tuple[_Reading, NDArray[np.int64], NDArray[np.int64]]:
-        ids, counts = right_padded([(*prompt.context, *prompt.begun, *more) for prompt in prompts], self._special.pad)
-        return _Reading(self._decoder, len(ids), ids.shape[1] + room), ids, counts
+    def held(self, prompts: Sequence[Prompt]) -> dict[str, ort.OrtValue]:
+        return {}
+
+    def sequence(self, prompt: Prompt) -> tuple[int, ...]:
+        return (*prompt.context, *prompt.begun)
 
 
 class FusedEncoderDecoderEngine(_FusedEngine):
@@ -353,50 +157,210 @@ class FusedEncoderDecoderEngine(_FusedEngine):
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         super().__init__(bundle, threads)
-        self._encoder = _Graph(bundle.graph("encoder"), threads)
+        self._encoder = Graph(bundle.graph("encoder"), threads)
 
-    def _begin(
-        self, prompts: Sequence[Prompt], more: Sequence[int] = (), room: int = 0
-    ) -> tuple[_Reading, NDArray[np.int64], NDArray[np.int64]]:
-        contexts, mask = left_padded([prompt.context for prompt in prompts], self._special.pad)
-        seen = _value(mask)
-        cross = self._encoder.run({"input_ids": _value(contexts), "attention_mask": seen}, self._encoder.outputs)
-        held = {"encoder_attention_mask": seen} | {
-            name.replace("present", "past_key_values"): value for name, value in cross.items()
-        }
-        ids, counts = right_padded([(*prompt.begun, *more) for prompt in prompts], self._special.pad)
-        return _Reading(self._decoder, len(ids), ids.shape[1] + room, held), ids, counts
+    def held(self, prompts: Sequence[Prompt]) -> dict[str, ort.OrtValue]:
+        """Encode each context by itself: an int8 encoder's activations share one scale, and no answer may depend on the batch."""
+        ids, mask = left_padded([prompt.context for prompt in prompts], self.special.pad)
+        width = ids.shape[1]
+        found: dict[str, Any] = {"encoder_attention_mask": mask}
+        for row, prompt in enumerate(prompts):
+            size = len(prompt.context)
+            one = {
+                "input_ids": bound(ids[row : row + 1, width - size :]),
+                "attention_mask": bound(mask[row : row + 1, width - size :]),
+            }
+            for name, value in self._encoder.run(one, self._encoder.outputs).items():
+                seen, key = value.numpy(), name.replace("present", "past_key_values")
+                if len(prompts) == 1:
+                    found[key] = value
+                    continue
+                if key not in found:
+                    found[key] = np.zeros((len(prompts), seen.shape[1], width, seen.shape[3]), dtype=seen.dtype)
+                found[key][row, :, width - size :] = seen[0]
+        return {name: value if isinstance(value, ort.OrtValue) else bound(value) for name, value in found.items()}
+
+    def sequence(self, prompt: Prompt) -> tuple[int, ...]:
+        return prompt.begun
+
+
+class _Conversation:
+    """What one batch of contexts was asked so far, kept in the decoder's cache.
+
+    Each call says its whole prompts; of these only what differs from the call before is read. Contexts that are the same in
+    several rows, as for several samples, are read once.
+    """
+
+    def __init__(self, engine: _FusedEngine) -> None:
+        self._engine = engine
+        self._contexts: list[tuple[int, ...]] = []
+        self._read: list[list[int]] = []  # what the cache holds of each row
+        self._reading: Reading | None = None
+        self._logits: Logits = np.empty((0, 0), dtype=np.float32)  # behind what was read last
+
+    def conversation(self) -> Engine:
+        return self
+
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
+        writer = Writer(len(prompts), how, self._engine.special.eos, max_new_tokens)
+        logits = self._last_logits(prompts, room=max_new_tokens)
+        assert self._reading is not None
+        writer.steps += 1
+        if how.draft and len(prompts) == 1 and not how.temperature:
+            self._drafted(writer, logits, prompts[0], max_new_tokens, how)
+            return writer.generation()
+        reading, rows = self._reading, np.arange(len(prompts))
+        while True:
+            tokens = writer.take(logits, rows)
+            still = writer.open[rows]
+            if not still.any():
+                return writer.generation()
+            if still.sum() <= LEAVES * len(rows):
+                kept = np.flatnonzero(still)
+                reading, rows, tokens = reading.rows(kept, reading.capacity), rows[kept], tokens[kept]
+            elif reading is self._reading:
+                for row, token in zip(rows, tokens, strict=True):
+                    self._read[row].append(int(token))
+            logits = reading.step(tokens)
+            writer.steps += 1
+
+    def _drafted(self, writer: Writer, logits: Logits, prompt: Prompt, limit: int, how: Decoding) -> None:
+        """Write one row, several tokens a step where they can be guessed."""
+        engine, reading, (row,) = self._engine, self._reading, self._read
+        assert reading is not None
+        drafter = Drafter(engine.book(how.phrases), (*prompt.context, *prompt.begun), engine.costs, engine.luck)
+        only = np.zeros(1, dtype=np.int64)
+        token = int(writer.take(logits, only)[0])
+        while writer.open[0]:
+            drafter.extend([token])
+            guesses = drafter.guess(limit - len(writer.written[0]) - 1)
+            started = time.perf_counter()
+            read = [token, *guesses]
+            if guesses:
+                ids = np.array([read], dtype=np.int64)
+                logits = reading.read(ids, np.array([len(read)]), np.arange(len(read)))
+            else:
+                logits = reading.step(np.array([token]))
+            engine.costs.saw(len(read), time.perf_counter() - started)
+            writer.steps += 1
+            right = 0
+            while True:
+                token = int(writer.take(logits[right : right + 1], only)[0])
+                if not writer.open[0] or right == len(guesses) or token != guesses[right]:
+                    break
+                right += 1
+            row += read[: right + 1]
+            reading.rewind(len(row))
+            drafter.extend(guesses[:right])
+            if guesses:
+                drafter.came_true(right, len(guesses))
+
+    def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
+        return np.array(self._last_logits([Prompt(prompt.context, (*prompt.begun, *more)) for prompt in prompts]))
+
+    def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:
+        engine = self._engine
+        ids = np.array([(*engine.sequence(prompt), *target[:-1])], dtype=np.int64)
+        reading = Reading(engine.decoder, 1, ids.shape[1], engine.held([prompt]))
+        width = ids.shape[1]
+        return np.array(reading.read(ids, np.array([width]), np.arange(width - len(target), width)))
+
+    def _last_logits(self, prompts: Sequence[Prompt], room: int = 0) -> Logits:
+        """Read what of the prompts was not read before, and return the logits behind each, (rows, vocabulary), until the next call.
+
+        Args:
+            prompts: One for each row.
+            room: How many tokens may follow.
+        """
+        engine = self._engine
+        sequences = [engine.sequence(prompt) for prompt in prompts]
+        contexts = [prompt.context for prompt in prompts]
+        capacity = max(map(len, sequences)) + room
+        reading, before = self._reading, self._read
+        # a decoder-only student's context is the beginning of its sequence, so another context may share a beginning too
+        same = reading is not None and len(prompts) == len(before) and (contexts == self._contexts or not reading.held)
+        self._contexts, self._read = contexts, [list(sequence) for sequence in sequences]
+        if reading is not None and same:
+            shared = [_shared(old, new) for old, new in zip(before, sequences, strict=True)]
+            new = max(len(sequence) - count for sequence, count in zip(sequences, shared, strict=True))
+            if len(prompts) == 1 or (new <= STEPPED and all(len(sequence) >= new for sequence in sequences)):
+                if reading.capacity < capacity:
+                    reading = reading.rows(np.arange(len(prompts)), capacity)
+                return self._continued(reading, sequences, new)
+            self._reading = self._fresh(sequences, capacity, reading.held)
+        else:
+            self._reading = None  # its memory is given back first
+            self._reading = self._fresh_of(prompts, sequences, capacity)
+        return self._logits
+
+    def _continued(self, reading: Reading, sequences: Sequence[tuple[int, ...]], new: int) -> Logits:
+        """Take back what differs and read the last `new` tokens of each sequence."""
+        self._reading = reading
+        reading.rewind(np.array([len(sequence) - new for sequence in sequences]))
+        last = np.array([sequence[len(sequence) - new :] for sequence in sequences], dtype=np.int64)
+        if len(sequences) == 1:
+            return reading.read(last, np.array([new]), np.array([new - 1]))
+        for place in range(new):
+            logits = reading.step(last[:, place])
+        return logits
+
+    def _fresh_of(self, prompts: Sequence[Prompt], sequences: Sequence[tuple[int, ...]], capacity: int) -> Reading:
+        """Read whole prompts, those that are the same in several rows once."""
+        alike: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+        places = [
+            alike.setdefault((prompt.context, sequence), len(alike)) for prompt, sequence in zip(prompts, sequences, strict=True)
+        ]
+        firsts = [places.index(place) for place in range(len(alike))]
+        held = self._engine.held([prompts[row] for row in firsts])
+        reading = self._fresh([sequences[row] for row in firsts], capacity, held)
+        if len(firsts) == len(prompts):
+            return reading
+        self._logits = np.array(self._logits[places])
+        return reading.rows(np.array(places), capacity)
+
+    def _fresh(self, sequences: Sequence[tuple[int, ...]], capacity: int, held: dict[str, ort.OrtValue]) -> Reading:
+        engine = self._engine
+        ids, counts = right_padded(sequences, engine.special.pad)
+        reading = Reading(engine.decoder, len(ids), capacity, held)
+        self._logits = reading.read(ids, counts, np.arange(len(ids), dtype=np.int64) * ids.shape[1] + counts - 1)
+        return reading
+
+
+def _shared(old: Sequence[int], new: Sequence[int]) -> int:
+    """Return how many tokens two sequences begin with in common, one less than the new one has at most: its last is read."""
+    most = min(len(old), len(new) - 1)
+    return next((place for place in range(most) if old[place] != new[place]), most)
 
 
 class EncoderDecoderEngine:
     """Decodes `encoder_model.onnx` and `decoder_model_merged.onnx` as optimum writes them."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        self._encoder = _Graph(bundle.graph("encoder"), threads)
-        self._decoder = _Graph(bundle.graph("decoder"), threads)
+        self._encoder = Graph(bundle.graph("encoder"), threads)
+        self._decoder = Graph(bundle.graph("decoder"), threads)
         self._special = bundle.special
 
     def _encode(self, prompts: Sequence[Prompt]) -> dict[str, ort.OrtValue]:
         ids, mask = left_padded([prompt.context for prompt in prompts], self._special.pad)
-        held = _value(mask)
-        states = self._encoder.run({"input_ids": _value(ids), "attention_mask": held}, self._encoder.outputs)
+        held = bound(mask)
+        states = self._encoder.run({"input_ids": bound(ids), "attention_mask": held}, self._encoder.outputs)
         return {"encoder_hidden_states": states["last_hidden_state"], "encoder_attention_mask": held}
 
-    def _read(self, encoded: dict[str, ort.OrtValue], ids: NDArray[np.int64]) -> dict[str, ort.OrtValue]:
+    def _read(self, encoded: dict[str, ort.OrtValue], ids: Tokens) -> dict[str, ort.OrtValue]:
         """Run the branch without a cache: it computes the keys and values of the encoder's states, once."""
         feeds = {
             **encoded,
             **self._decoder.empty_past(len(ids), 1),
-            "input_ids": _value(ids),
-            "use_cache_branch": _value(np.array([False])),
+            "input_ids": bound(ids),
+            "use_cache_branch": bound(np.array([False])),
         }
         return self._decoder.run(feeds, self._decoder.outputs)
 
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Generation:
-        return by_beginning(self._generate, prompts, max_new_tokens)
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
+        return by_beginning(self._generate, prompts, max_new_tokens, how)
 
-    def _generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Generation:
-        cache_branch = _value(np.array([True]))
+    def _generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding) -> Generation:
+        cache_branch = bound(np.array([True]))
         growing = [name for name in self._decoder.outputs if ".decoder." in name]
         state: dict[str, ort.OrtValue] = {}
 
@@ -410,11 +374,11 @@ class EncoderDecoderEngine:
             state.update(encoded)
             return keep(self._read(encoded, np.array([prompt.begun for prompt in prompts], dtype=np.int64)))
 
-        def step(tokens: NDArray[np.int64]) -> Logits:
-            feeds = {**state, "input_ids": _value(tokens[:, None]), "use_cache_branch": cache_branch}
+        def step(tokens: Tokens) -> Logits:
+            feeds = {**state, "input_ids": bound(tokens[:, None]), "use_cache_branch": cache_branch}
             return keep(self._decoder.run(feeds, ["logits", *growing]))
 
-        return greedy(first, step, len(prompts), self._special.eos, self._special.pad, max_new_tokens)
+        return decode(first, step, len(prompts), self._special.eos, self._special.pad, max_new_tokens, how)
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
         ids, counts = right_padded([(*prompt.begun, *more) for prompt in prompts], self._special.pad)
@@ -425,6 +389,9 @@ class EncoderDecoderEngine:
         ids = np.array([[*prompt.begun, *target[:-1]]], dtype=np.int64)
         logits: Logits = self._read(self._encode([prompt]), ids)["logits"].numpy()
         return logits[0, -len(target) :]
+
+    def conversation(self) -> Engine:
+        return self  # these graphs read everything anew each time
 
 
 def open_engine(bundle: Bundle, threads: int | None = None) -> Engine:

@@ -1,0 +1,181 @@
+"""ONNX graphs on ONNX Runtime, with inputs and outputs bound where they lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from mmedge.errors import MmedgeError
+from mmedge.runtime.generation import Logits, Tokens
+
+
+def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
+    """Open a graph on the CPU.
+
+    Raises:
+        MmedgeError: ONNX Runtime cannot read it.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = 1
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own types, which share no public base
+        raise MmedgeError(f"ONNX Runtime cannot open {path}: {str(error)[:200]}", "export the student again") from error
+
+
+def bound(array: NDArray[Any]) -> ort.OrtValue:
+    """Return an array as a value that graphs can be given."""
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+class Graph:
+    """A session with the names and shapes of its cache."""
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        self.session = open_session(path, threads)
+        self.inputs = {item.name: item for item in self.session.get_inputs()}
+        self.past = [name for name in self.inputs if name.startswith("past_key_values.")]
+        self.outputs = [item.name for item in self.session.get_outputs()]
+        self.vocabulary = next((item.shape[-1] for item in self.session.get_outputs() if item.name == "logits"), 0)
+
+    def empty_past(self, rows: int, length: int) -> dict[str, ort.OrtValue]:
+        """Return a cache of `length` zero positions."""
+        values = {}
+        for name in self.past:
+            shape = self.inputs[name].shape
+            heads, width = shape[1], shape[3]
+            values[name] = bound(np.zeros((rows, heads, length, width), dtype=np.float32))
+        return values
+
+    def run(self, feeds: dict[str, ort.OrtValue], wanted: Sequence[str]) -> dict[str, ort.OrtValue]:
+        """Run once; inputs are bound where they lie, outputs stay in the runtime."""
+        binding = self.session.io_binding()
+        for name, value in feeds.items():
+            if name in self.inputs:
+                binding.bind_ortvalue_input(name, value)
+        for name in wanted:
+            binding.bind_output(name, "cpu")
+        self.session.run_with_iobinding(binding)
+        return dict(zip(wanted, binding.get_outputs(), strict=True))
+
+
+class Reading:
+    """A batch of token sequences that a fused decoder has read so far, their cache in one place from first to last.
+
+    What was read can be taken back from the end (`rewind`), so that several continuations follow from one beginning, and rows
+    can be picked, dropped or doubled (`rows`).
+
+    Args:
+        graph: The decoder.
+        rows: Sequences.
+        capacity: The most tokens of any.
+        held: Inputs that stay the same, such as the cross-attention's keys and values; their first axis is the rows.
+    """
+
+    def __init__(self, graph: Graph, rows: int, capacity: int, held: dict[str, ort.OrtValue] | None = None) -> None:
+        self._graph = graph
+        self._session, self._binding = graph.session, graph.session.io_binding()
+        self._names = [name for name in ("input_ids", "wanted", "lengths", "total", "starts") if name in graph.inputs]
+        self.lengths: Tokens = np.zeros(rows, dtype=np.int64)
+        self.capacity = capacity
+        self.held = held or {}
+        for name, value in self.held.items():
+            self._binding.bind_ortvalue_input(name, value)
+        self._cache: dict[str, ort.OrtValue] = {}
+        for name in graph.past:
+            if name not in self.held:
+                _, heads, _, width = graph.inputs[name].shape
+                cache = bound(np.zeros((rows, heads, capacity, width), dtype=np.float32))
+                self._cache[name] = cache
+                self._binding.bind_ortvalue_input(name, cache)
+                self._binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
+        self._places: dict[tuple[int, int, int], tuple[dict[str, ort.OrtValue], dict[str, NDArray[Any]]]] = {}
+        self._shape: tuple[int, int, int] | None = None  # of what is bound
+
+    def read(self, ids: Tokens, counts: Tokens, wanted: Tokens) -> Logits:
+        """Read more tokens: at the beginning, or one for each row, or several for a single row.
+
+        Args:
+            ids: (rows, new), padded behind.
+            counts: (rows,), how many of each row's are tokens.
+            wanted: (n,), whose logits are wanted: places in the flat (rows · new).
+
+        Returns:
+            (n, vocabulary), in memory that is the reading's own: to be copied by whoever outlives it or its next call.
+        """
+        starts, self.lengths = self.lengths, self.lengths + counts
+        fed = self._bind((*ids.shape, len(wanted)))
+        fed["input_ids"][...] = ids
+        fed["wanted"][...] = wanted
+        fed["lengths"][...] = self.lengths - 1
+        fed["total"][...] = self.lengths.max()
+        if "starts" in fed:
+            fed["starts"][...] = starts
+        self._session.run_with_iobinding(self._binding)
+        return fed["logits"]
+
+    def step(self, tokens: Tokens) -> Logits:
+        """Read one token of each row, (rows,), and return the logits behind it, (rows, vocabulary), until the next call."""
+        rows = len(tokens)
+        if self._shape != (rows, 1, rows):
+            return self.read(tokens[:, None], np.ones(rows, dtype=np.int64), np.arange(rows, dtype=np.int64))
+        fed = self._places[self._shape][1]
+        if "starts" in fed:
+            fed["starts"][...] = self.lengths
+        fed["lengths"][...] = self.lengths
+        self.lengths = self.lengths + 1
+        fed["total"][...] = self.lengths.max()
+        fed["input_ids"][:, 0] = tokens
+        self._session.run_with_iobinding(self._binding)
+        return fed["logits"]
+
+    def rewind(self, lengths: Tokens | int) -> None:
+        """Take back all but the first tokens of each row, (rows,)."""
+        self.lengths = np.minimum(self.lengths, lengths)
+
+    def rows(self, wanted: Tokens, capacity: int) -> Reading:
+        """Return some of the rows, in any order and number, as a reading of their own; this one stays as it is."""
+        held = {name: bound(value.numpy()[wanted]) for name, value in self.held.items()}
+        found = Reading(self._graph, len(wanted), capacity, held)
+        found.lengths = self.lengths[wanted]
+        longest = int(found.lengths.max())
+        for name, value in self._cache.items():
+            found._cache[name].numpy()[:, :, :longest] = value.numpy()[wanted, :, :longest]
+        return found
+
+    def _bind(self, shape: tuple[int, int, int]) -> dict[str, NDArray[Any]]:
+        """Bind places for what is fed and what comes back, and return them as arrays in the same memory.
+
+        Args:
+            shape: Rows, new tokens, wanted logits.
+        """
+        if shape not in self._places:
+            rows, new, wanted = shape
+            fresh: dict[str, NDArray[Any]] = {
+                "input_ids": np.zeros((rows, new), dtype=np.int64),
+                "wanted": np.zeros(wanted, dtype=np.int64),
+                "lengths": np.zeros(rows, dtype=np.int32),
+                "total": np.array(0, dtype=np.int32),
+                "starts": np.zeros(rows, dtype=np.int64),
+            }
+            values = {name: bound(array) for name, array in fresh.items() if name in self._names}
+            # a place of its own: asking the binding for its outputs would wrap the whole cache, half a millisecond a step
+            values["logits"] = bound(np.empty((wanted, self._graph.vocabulary), dtype=np.float32))
+            self._places[shape] = values, {name: value.numpy() for name, value in values.items()}
+        values, arrays = self._places[shape]
+        if self._shape != shape:
+            for name, value in values.items():
+                if name == "logits":
+                    self._binding.bind_ortvalue_output(name, value)
+                else:
+                    self._binding.bind_ortvalue_input(name, value)
+            self._shape = shape
+        return arrays
