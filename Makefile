@@ -9,6 +9,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -25,7 +26,7 @@ quickstart: $(READY)
 	$(BIN)/mmedge quickstart
 
 test: $(READY) lint docs-check
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(JOBS) --dist loadfile
 
 test-slow: $(READY) weights servers
 	$(BIN)/python -m pytest -m slow

@@ -9,8 +9,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from mmedge import Student
 from mmedge.runs import Run, load_run_recipe
-from mmedge.runtime import EdgeStudent
 from mmedge.statistics import balanced_accuracy
 from mmedge.tasks import ChainOfThought, build_task
 from mmedge.tasks.arithmetic import ArithmeticTask
@@ -25,7 +25,7 @@ def main(folder: Path) -> None:
     task = build_task(recipe.task.model_dump())
     assert isinstance(task, ArithmeticTask), "only the embedded task knows its flaws"
     teacher = EmbeddedTeacher(task, **recipe.teacher.model_dump(exclude={"kind"}))
-    student = EdgeStudent.open(folder / "bundle-fp32")
+    student = Student.load(folder / "bundle-fp32")
     evaluation = read_evaluation_set(folder / FILE_NAME)
     held_out = {held.example.id for held in evaluation.cots["verdict_test"]}
     held_out |= {example.id for example in evaluation.questions["validation"]}
@@ -48,9 +48,9 @@ def main(folder: Path) -> None:
         print(f"flaw {kind}: {count} CoTs, {100 * found[kind] / count:.0f} % not called correct, mean P(correct) "
               f"{probability[kind] / count:.2f}")  # fmt: skip
     for split, questions in evaluation.tests().items():
-        answers = student.answer(questions, evaluate=True)
+        answers = student.answer_all(questions, evaluate=True)
         right = [task.judge.agrees(a.text, str(q.label), q.choices) for a, q in zip(answers, questions, strict=True)]
-        says = [a.judgement is not None and a.judgement.verdict == "correct" for a in answers]
+        says = [a.verdict == "correct" for a in answers]
         balanced = balanced_accuracy(says, right)
         print(f"own answers to {split}: {sum(right)} of {len(right)} right, {sum(says)} called correct, balanced {balanced}")
 

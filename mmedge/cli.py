@@ -14,7 +14,6 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from mmedge.bench.bench import BenchSettings
     from mmedge.progress import Progress
     from mmedge.recipe import Recipe
-    from mmedge.runtime import EdgeStudent
     from mmedge.tasks import Example, Task
     from mmedge.teachers.collector import Asked
     from mmedge.teachers.prompting import Prompts
@@ -554,6 +552,23 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
 # ---------------------------------------------------------------------------------------------------- asking
 
 
+class StrategyChoice(str, Enum):
+    """How a student goes about a question."""
+
+    ANSWER = "answer"
+    CONFIDENCE = "confidence"
+    SAMPLES = "samples"
+    RETRY = "retry"
+
+
+class VoteChoice(str, Enum):
+    """Which of several answers wins."""
+
+    MAJORITY = "majority"
+    SELF_EVALUATION = "self_evaluation"
+    BOTH = "both"
+
+
 @app.command()
 def run(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
@@ -562,12 +577,45 @@ def run(
     ] = None,
     choices: Annotated[Optional[list[str]], typer.Option("--choice", help="A choice; give one for each.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Also write a rationale.")] = False,
-    evaluate: Annotated[
-        bool, typer.Option("--evaluate", help="Also judge rationale and answer: a verdict with P(correct).")
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="The best confidence that there is, not the one that costs nothing.")
     ] = False,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Also judge rationale and answer: a verdict, with --explain its reasons.")
+    ] = False,
+    strategy: Annotated[
+        Optional[StrategyChoice], typer.Option(help="How to go about it. Default: as the bundle says, or else answer.")
+    ] = None,
+    samples: Annotated[Optional[int], typer.Option(min=1, max=64, help="Chains of thought that are drawn.")] = None,
+    choose_by: Annotated[Optional[VoteChoice], typer.Option(help="Which of the drawn answers wins.")] = None,
+    temperature: Annotated[Optional[float], typer.Option(help="Of drawing.")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Of drawing.")] = None,
+    constrained: Annotated[
+        Optional[bool],
+        typer.Option("--constrained/--free", help="Only answers of the task's form. Default: as the bundle says, or else free."),
+    ] = None,
+    abstain_below: Annotated[Optional[float], typer.Option(min=0, max=1, help="Withhold answers with a lower confidence.")] = None,
+    target_accuracy: Annotated[
+        Optional[float],
+        typer.Option(min=0, max=1, help="Withhold as few answers as bring the others to this accuracy on validation questions."),
+    ] = None,
+    max_handed_on: Annotated[
+        Optional[float],
+        typer.Option(min=0, max=1, help="Withhold the least confident, at most this share of them."),
+    ] = None,
+    escalate_to: Annotated[
+        Optional[str], typer.Option(metavar="URL", help="Ask this OpenAI-compatible endpoint (…/v1) what would be withheld.")
+    ] = None,
+    escalate_model: Annotated[Optional[str], typer.Option(metavar="NAME", help="The model's name there.")] = None,
+    escalate_key: Annotated[
+        Optional[str], typer.Option(metavar="VARIABLE", help="The environment variable that holds its key.")
+    ] = None,
+    price_input: Annotated[float, typer.Option(min=0, help="Of a million tokens that it reads.")] = 0.0,
+    price_output: Annotated[float, typer.Option(min=0, help="Of a million tokens that it writes.")] = 0.0,
+    stream: Annotated[bool, typer.Option("--stream", help="Show the text while it is written.")] = False,
     input_: Annotated[Optional[Path], typer.Option("--input", help="JSON lines with questions; - for standard input.")] = None,
     output: Annotated[Optional[Path], typer.Option("--output", help="JSON lines with answers; - for standard output.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Questions answered together.")] = 8,
     threads: Annotated[
         Optional[int], typer.Option(min=1, help="Threads. Default: what the bundle asks for, else all cores.")
     ] = None,
@@ -582,104 +630,35 @@ def run(
         raise MmedgeError(f"no such file: {input_}", "it must hold one JSON object with a question in each line")
     if input_ is not None and output is not None and output.exists() and input_.exists() and input_.samefile(output):
         raise MmedgeError("--input and --output are the same file", "name another output")
-    from mmedge.runtime import EdgeStudent
+    if sum(aim is not None for aim in (abstain_below, target_accuracy, max_handed_on)) > 1:
+        raise MmedgeError("give one of --abstain-below, --target-accuracy and --max-handed-on")
+    if (escalate_to is None) != (escalate_model is None):
+        raise MmedgeError("--escalate-to and --escalate-model go together")
+    from mmedge.asking import Asking, answer_lines, dialogue, say
+    from mmedge.runtime import Endpoint, Student
     from mmedge.tasks import Example
 
-    student = EdgeStudent.open(bundle, threads)
+    bigger = None
+    if escalate_to is not None and escalate_model is not None:
+        bigger = Endpoint(escalate_to, escalate_model, escalate_key, price_input=price_input, price_output=price_output)
+    student = Student.load(bundle, threads)
+    drawing = {"samples": samples, "choose_by": choose_by.value if choose_by else None, "temperature": temperature, "seed": seed}
+    wanted = student.strategy_with(strategy.value if strategy else None, **drawing)
+    if target_accuracy is not None or max_handed_on is not None:
+        found = student.threshold(target_accuracy=target_accuracy, max_handed_on=max_handed_on)
+        abstain_below = found.value
+        typer.echo(
+            f"withheld below a confidence of {found.value:.2f}: {100 * found.handed_on:.0f} % of {found.questions} validation "
+            f"questions; of the others {100 * found.accuracy:.0f} % were right",
+            err=True,
+        )
+    asking = Asking(student, explain, evaluate, confidence, wanted, constrained, abstain_below, bigger)
     if question is not None:
-        _say(student, Example("question", question, None, tuple(choices or ())), explain, evaluate, as_json)
+        say(asking, Example("question", question, None, tuple(choices or ())), as_json=as_json, stream=stream)
     elif input_ is None and sys.stdin.isatty():
-        _dialogue(student, explain, evaluate)
+        dialogue(asking, stream=stream)
     else:
-        _answer_lines(student, input_, output, batch, explain, evaluate)
-
-
-def _say(student: EdgeStudent, example: Example, explain: bool, evaluate: bool, as_json: bool) -> None:
-    answer = student.answer(example, explain=explain, evaluate=evaluate)[0]
-    if as_json:
-        typer.echo(json.dumps(answer.to_json(), ensure_ascii=False))
-        return
-    typer.echo(answer.text if answer.value is None or answer.value == answer.text else f"{answer.text} = {answer.value}")
-    if explain and answer.rationale:
-        typer.echo(f"because: {answer.rationale}")
-    if answer.judgement is not None:
-        typer.echo(f"verdict: {answer.judgement.verdict} (P(correct) = {answer.judgement.probability_correct:.2f}, not calibrated)")
-        if answer.judgement.evaluation:
-            typer.echo(f"evaluation: {answer.judgement.evaluation}")
-
-
-def _dialogue(student: EdgeStudent, explain: bool, evaluate: bool) -> None:
-    from mmedge.tasks import Example
-
-    typer.echo("Ask; an empty line or Ctrl-D ends.", err=True)
-    while True:
-        try:
-            question = input("? ")
-        except EOFError:
-            typer.echo()
-            return
-        if not question.strip():
-            return
-        _say(student, Example("question", question), explain, evaluate, False)
-
-
-def _read_lines(source: Path | None) -> Iterator[Example]:
-    from mmedge.storage import parse_json_line
-    from mmedge.tasks.evaluation_set import read_example
-
-    name = "standard input" if source is None or str(source) == "-" else str(source)
-    file = sys.stdin if name == "standard input" else open(name, encoding="utf-8-sig")  # noqa: SIM115 (closed by the process)
-    try:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield read_example(parse_json_line(line, name, number), name, number)
-    except UnicodeDecodeError as error:
-        raise MmedgeError(f"{name} is no UTF-8 text (byte {error.start})", "save it as UTF-8") from None
-
-
-def _answer_lines(
-    student: EdgeStudent, source: Path | None, target: Path | None, batch: int, explain: bool, evaluate: bool
-) -> None:
-    from itertools import islice
-
-    def answered(examples: list[Example]) -> list[str]:
-        found = student.answer(examples, explain=explain, evaluate=evaluate)
-        return [
-            json.dumps({"id": example.id, **answer.to_json()}, ensure_ascii=False)
-            for example, answer in zip(examples, found, strict=True)
-        ]
-
-    examples = _read_lines(source)
-    batches = iter(lambda: list(islice(examples, batch)), [])
-    if target is None or str(target) == "-":
-        for questions in batches:
-            sys.stdout.write("".join(line + "\n" for line in answered(questions)))
-            sys.stdout.flush()
-        return
-    from mmedge.storage import Journal, sha256_file, sha256_json, write_text
-
-    piped = source is None or str(source) == "-"
-    given = "" if piped or source is None else sha256_file(source)
-    key = sha256_json([student.bundle.manifest["files"], student.bundle.manifest["prompts"], given, batch, explain, evaluate])
-    progress = _progress(False)
-    lines: list[str] = []
-    # what is finished waits beside the output until all is, so that a killed run continues (a pipe is read anew)
-    journal = Journal(target.with_name(f".{target.name}.journal"), os.urandom(8).hex() if piped else key)
-    if len(journal):
-        progress.line(f"continues: {len(journal)} batches are answered already")
-    try:
-        with progress.task("answers", total=None) as step:
-            for number, questions in enumerate(batches):
-                found = journal.get(str(number))
-                if found is None:
-                    found = answered(questions)
-                    journal.put(str(number), found)
-                lines += found
-                step.advance(len(questions))
-        write_text(target, "".join(line + "\n" for line in lines))
-        journal.remove()
-    finally:
-        journal.close()
+        answer_lines(asking, input_, output, batch, _progress(False))
 
 
 # ---------------------------------------------------------------------------------------------------- looking

@@ -155,6 +155,50 @@ def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
     return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+def calibration_error(confidences: Sequence[float], right: Sequence[bool], bins: int = 10) -> float:
+    """Return the expected calibration error: how far stated confidence and share of right answers lie apart, on average.
+
+    Bins hold equally many answers each (Nguyen and O'Connor 2015), so that it does not depend on where confidences crowd.
+
+    Args:
+        confidences: Each from 0 to 1; at least one.
+        right: Whether each answer is right.
+        bins: How many; fewer where there are fewer answers than that.
+    """
+    order = np.argsort(np.asarray(confidences, dtype=float), kind="stable")
+    p, truth = np.asarray(confidences, dtype=float)[order], np.asarray(right, dtype=float)[order]
+    parts = np.array_split(np.arange(len(p)), min(bins, len(p)))
+    return float(sum(len(part) * abs(p[part].mean() - truth[part].mean()) for part in parts) / len(p))
+
+
+def risk_coverage(confidences: Sequence[float], right: Sequence[bool]) -> tuple[list[float], list[float]]:
+    """Return coverage and risk: the share of questions answered, the most confident first, and the share of wrong ones among them.
+
+    Where several answers are equally confident, they count in proportion, in whatever order they come (El-Yaniv and Wiener 2010).
+
+    Returns:
+        Two lists of as many places as there are answers.
+    """
+    values, wrong = np.asarray(confidences, dtype=float), 1.0 - np.asarray(right, dtype=float)
+    distinct, place = np.unique(-values, return_inverse=True)
+    mean = np.bincount(place, wrong, len(distinct)) / np.bincount(place, minlength=len(distinct))
+    spread = np.sort(place, kind="stable")
+    errors = np.cumsum(mean[spread])
+    count = np.arange(1, len(values) + 1)
+    return (count / len(values)).tolist(), (errors / count).tolist()
+
+
+def risk_area(confidences: Sequence[float], right: Sequence[bool]) -> float:
+    """Return the area under the risk-coverage curve: the mean risk over all coverages; 0 is best."""
+    return float(np.mean(risk_coverage(confidences, right)[1]))
+
+
+def accuracy_at(confidences: Sequence[float], right: Sequence[bool], coverage: float) -> float:
+    """Return the share of right answers among the most confident share of them."""
+    _, risk = risk_coverage(confidences, right)
+    return 1 - risk[max(0, math.ceil(coverage * len(risk) - 1e-9) - 1)]
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A value with its 95 % interval.

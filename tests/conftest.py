@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ REPOSITORY = Path(__file__).parent.parent
 DATA = Path(os.environ.get("MMEDGE_DATA") or REPOSITORY.parent / "shared" / "data")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run at once; each with every core would slow all of them
 
 
 @dataclass(frozen=True)
@@ -112,26 +115,49 @@ def write_recipe(path: Path, values: dict[str, object]) -> Path:
     return path
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that is made once and shared by all of pytest's processes."""
+    base = factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    place.mkdir(exist_ok=True)
+    folder, finished = place / name, place / f"{name}.made"
+    with open(place / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not finished.exists():
+            folder.mkdir()
+            make(folder)
+            finished.touch()
+    return folder
+
+
+def distilled(recipe: Path, run: Path, *options: str) -> None:
+    """Distil and export through the command line."""
+    for command in (["distill", recipe, "--out", run, "-q"], ["export", run, "-q", *options]):
+        done = mmedge(*command)
+        assert done.code == 0, done.err
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of an encoder-decoder from scratch, distilled and exported through the command line."""
-    folder = tmp_path_factory.mktemp("tiny")
-    recipe = write_recipe(folder / "tiny.yaml", tiny_recipe())
-    run = folder / "run"
-    for command in (["distill", recipe, "--out", run, "-q"], ["export", run, "-q"]):
-        done = mmedge(*command)
-        assert done.code == 0, done.err
-    return run
+
+    def make(folder: Path) -> None:
+        distilled(write_recipe(folder / "tiny.yaml", tiny_recipe()), folder / "run")
+
+    return made_once(tmp_path_factory, "tiny", make) / "run"
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small random Llama: grouped attention, tied head, byte-level tokenizer."""
+    return made_once(tmp_path_factory, "llama", _write_tiny_llama)
+
+
+def _write_tiny_llama(folder: Path) -> None:
     import torch
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    folder = tmp_path_factory.mktemp("llama")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -159,16 +185,19 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pad_token_id=0,
     )
     transformers.LlamaForCausalLM(config).save_pretrained(folder, safe_serialization=True)
-    return folder
 
 
 @pytest.fixture(scope="session")
 def own_task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A user's own task in JSON lines, with recorded chains of thought and self-evaluations."""
+    folder = made_once(tmp_path_factory, "own", _write_own_task)
+    return {path.stem: path for path in folder.glob("*.jsonl")}
+
+
+def _write_own_task(folder: Path) -> None:
     from mmedge.tasks.arithmetic import ArithmeticTask
     from mmedge.teachers.embedded import EmbeddedTeacher
 
-    folder = tmp_path_factory.mktemp("own")
     task = ArithmeticTask(train=80, test=8)
     splits = task.load()
     teacher = EmbeddedTeacher(task, cots_per_question=2)
@@ -181,11 +210,8 @@ def own_task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "cots": [{"id": c.example_id, "sample": c.sample, "teacher": "t", "text": c.text} for c in cots],
         "evaluations": [{"id": e.example_id, "sample": e.sample, "evaluation": e.text, "verdict": e.verdict} for e in evaluations],
     }
-    paths = {}
     for name, records in files.items():
-        paths[name] = folder / f"{name}.jsonl"
-        paths[name].write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return paths
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 def own_recipe(own_task: dict[str, Path], student: Path) -> dict[str, object]:
@@ -207,10 +233,8 @@ def own_recipe(own_task: dict[str, Path], student: Path) -> dict[str, object]:
 @pytest.fixture(scope="session")
 def llama_run(tmp_path_factory: pytest.TempPathFactory, own_task: dict[str, Path], tiny_llama: Path) -> Path:
     """A run of a decoder-only student from a folder, on a user's own task with recorded annotations."""
-    folder = tmp_path_factory.mktemp("llama_run")
-    recipe = write_recipe(folder / "own.yaml", own_recipe(own_task, tiny_llama))
-    run = folder / "run"
-    for command in (["distill", recipe, "--out", run, "-q"], ["export", run, "-q", "--max-accuracy-drop", "100"]):
-        done = mmedge(*command)
-        assert done.code == 0, done.err
-    return run
+
+    def make(folder: Path) -> None:
+        distilled(write_recipe(folder / "own.yaml", own_recipe(own_task, tiny_llama)), folder / "run", "--max-accuracy-drop", "100")
+
+    return made_once(tmp_path_factory, "llama_run", make) / "run"

@@ -43,9 +43,9 @@ class _Opened:
 def _open(folder: Path, threads: int | None) -> _Opened:
     cores = len(os.sched_getaffinity(0))
     if (folder / MANIFEST).is_file():
-        from mmedge.runtime.student import EdgeStudent
+        from mmedge.runtime.student import Student
 
-        edge = EdgeStudent.open(folder, threads)
+        edge = Student.load(folder, threads)
         bundle = edge.bundle
         used = threads or bundle.threads or cores
         return _Opened("onnxruntime", bundle.precision, used, edge.engine, edge.encoder, bundle.max_answer_tokens)

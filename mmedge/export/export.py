@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mmedge import __version__
 from mmedge.distill.students import PIECES, Student, open_student, student_details
 from mmedge.errors import MmedgeError
 from mmedge.export.calibration import Observed, observe
+from mmedge.export.confidence import calibrated
 from mmedge.export.graphs import GraphChoice, choose_graphs, copy_configs, fused_products, write_fused, write_through_optimum
 from mmedge.export.numbers import FORMATS, HIGHER, PRECISIONS, Numbers, Precision
 from mmedge.export.quantize import quantize_model
@@ -29,8 +31,10 @@ from mmedge.export.trim import TrimmedVocabulary, trim
 from mmedge.export.verify import Reference, Verification, problems
 from mmedge.export.weights import WeightFiles
 from mmedge.progress import Progress, duration
+from mmedge.recipe import AnsweringSection
 from mmedge.runtime.bundle import GRAPHS, MANIFEST, open_bundle, read_manifest, seal
-from mmedge.runtime.student import EdgeStudent
+from mmedge.runtime.confidence import Confidence
+from mmedge.runtime.student import Student as EdgeStudent
 from mmedge.storage import atomic_folder, folder_size, read_json, remove_leftovers, sha256_file, sha256_json, write_json
 from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, VALIDATION, EvaluationSet, read_evaluation_set
 from mmedge.tasks.prompts import render_question
@@ -41,6 +45,7 @@ __all__ = ["PRECISIONS", "Precision", "export", "find_student"]
 SMALL_PARAMETERS = 10_000_000
 REPORT = "export.html"
 FIRST_SHARE = 1 / 8  # of the products that are kept in finer numbers when accuracy asks for it; doubled until it holds
+_OF_STRATEGY = {"samples", "choose_by", "temperature", "seed", "retry_below"}
 GRAPH_FORMAT = 4  # counts up when the same student would give other graphs
 
 
@@ -144,6 +149,7 @@ class _Exporter:
             raise MmedgeError(
                 "the evaluation set has no validation questions to verify with", "raise split.validation and distil again"
             )
+        self._answers = self._details["recipe"].get("answering", {})
         self._writer, why = choose_graphs(folder, graphs or settings.get("graphs", "auto"))
         if why:
             progress.line(f"graphs by optimum: {why}")
@@ -159,6 +165,7 @@ class _Exporter:
                 "weights": weights,
                 "student": self._details["prompts"],
                 "trimmed": self._trims,
+                "answering": self._answers,
             }
         )
         self._floats = out / ".graphs"
@@ -260,7 +267,7 @@ class _Exporter:
         while True:
             numbers = Numbers(precision, exceptions, self._observed(gradients=False) if precision == "int4" else {})
             manifest = self._fill(folder, precision, numbers)
-            found = self._reference.compare(EdgeStudent.open(folder), self._vocabulary.kept if self._vocabulary else None)
+            found = self._reference.compare(EdgeStudent.load(folder), self._vocabulary.kept if self._vocabulary else None)
             said = problems(found, precision, self._drop)
             history.append({"kept_finer": len(exceptions), "problems": said, "accuracy_drop": found.drop, "mean_kl": found.mean_kl})
             if not said:
@@ -284,6 +291,9 @@ class _Exporter:
             share = min(1.0, share * 2) if share < 1 else 2.0
         if self._wants_costs and precision != "fp32":
             costs = costs or self._costs(precision)
+        bundle = EdgeStudent.load(folder)
+        confidence = calibrated(bundle, self._questions.questions.get(VALIDATION, ()), self._progress)
+        answering = self._answering(confidence)
         layers = {name: str(format_) for name, (format_, _) in numbers.written.items()}
         whole = {
             **manifest,
@@ -291,8 +301,27 @@ class _Exporter:
             "budget": history,
             "sensitivity": [{"product": name, "loss": loss, "bytes": size} for name, loss, size in costs],
             "verification": found.to_json(),
+            "confidence": confidence,
+            "answering": answering,
         }
         seal(folder, whole)
+        return found
+
+    def _answering(self, confidence: dict[str, Any]) -> dict[str, Any]:
+        """Return how the bundle answers where a call says nothing else, the threshold chosen on validation questions."""
+        stated = AnsweringSection.model_validate(self._answers)
+        strategy = {"kind": stated.strategy, **stated.model_dump(include=_OF_STRATEGY)}
+        found: dict[str, Any] = {"strategy": strategy, "constrained": stated.constrained, "threshold": None}
+        aims = {"target_accuracy": stated.target_accuracy, "max_handed_on": stated.max_handed_on}
+        if any(value is not None for value in aims.values()):
+            known = Confidence.from_manifest(confidence)
+            if known is None:
+                raise MmedgeError(
+                    f"no threshold can be chosen: {confidence['why']}",
+                    "raise split.validation, or leave out answering.target_accuracy and answering.max_handed_on",
+                )
+            chosen = known.threshold(target_accuracy=stated.target_accuracy, max_handed_on=stated.max_handed_on)
+            found["threshold"] = aims | asdict(chosen)
         return found
 
     def _costs(self, precision: Precision) -> list[tuple[str, float, int]]:

@@ -17,7 +17,7 @@ from mmedge.distill.scoring import generate
 from mmedge.distill.students import Student
 from mmedge.errors import MmedgeError
 from mmedge.runtime.decoding import Engine
-from mmedge.runtime.student import EdgeStudent
+from mmedge.runtime.student import Student as EdgeStudent
 from mmedge.statistics import paired_difference
 from mmedge.tasks.base import Example
 from mmedge.tasks.judges import AnyJudge

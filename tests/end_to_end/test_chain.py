@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mmedge.runtime import EdgeStudent
+from mmedge import Student
 from tests.conftest import mmedge
 
 SMALL = [
@@ -23,6 +23,6 @@ def test_quickstart_runs_the_whole_chain_and_again_keeps_what_is_done(tmp_path: 
         assert words in done.out
     report = json.loads((tmp_path / "run" / "bench.json").read_text())
     assert len(report["variants"]) == 3
-    assert EdgeStudent.open(tmp_path / "run" / "bundle-int8").answer("What is 3 and 4?")
+    assert Student.load(tmp_path / "run" / "bundle-int8").answer("What is 3 and 4?")
     again = mmedge("quickstart", "--out", tmp_path / "run", *settings)
     assert again.code == 0 and again.err.count("kept") == 3, again.err

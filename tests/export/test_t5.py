@@ -10,12 +10,12 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from mmedge import Student
 from mmedge.errors import MmedgeError
 from mmedge.export.graphs import choose_graphs, write_fused
 from mmedge.export.numbers import Numbers
 from mmedge.export.rounding import round_outputs
 from mmedge.export.t5 import ENCODER, bucket, read_shape
-from mmedge.runtime import EdgeStudent
 from mmedge.tasks.evaluation_set import read_evaluation_set
 from tests.conftest import mmedge
 from tests.export.test_fused import random_model
@@ -71,7 +71,8 @@ def test_fused_graphs_and_those_of_optimum_answer_the_same(tiny_run: Path, tmp_p
     questions = [
         example for examples in read_evaluation_set(tiny_run / "evaluation.jsonl").questions.values() for example in examples
     ]
-    fused, second = EdgeStudent.open(tiny_run / "bundle-fp32"), EdgeStudent.open(tmp_path / "bundle-fp32")
+    fused, second = Student.load(tiny_run / "bundle-fp32"), Student.load(tmp_path / "bundle-fp32")
     assert (fused.bundle.graphs, second.bundle.graphs) == ("fused", "optimum")
-    assert fused.answer(questions, explain=True) == second.answer(questions, explain=True)
-    assert EdgeStudent.open(tmp_path / "bundle-int8").answer(questions[:2])
+    left, right = fused.answer_all(questions, explain=True), second.answer_all(questions, explain=True)
+    assert [(answer.text, answer.rationale) for answer in left] == [(answer.text, answer.rationale) for answer in right]
+    assert Student.load(tmp_path / "bundle-int8").answer_all(questions[:2])

@@ -66,9 +66,12 @@ def test_a_batch_writes_what_each_row_alone_writes_also_when_rows_leave(opened: 
         return sum(written) % 5 == 0
 
     # rows that stop one after the other: the batch shrinks, the others go on as before
+    drawn = [opened.engine.generate([prompt], 30, Decoding(temperature=1.5, seeds=(row,))) for row, prompt in enumerate(prompts)]
     done: list[tuple[int, int]] = []
-    found = opened.engine.generate(prompts, 30, Decoding(stop=stop, on_token=lambda row, token: done.append((row, token))))
-    for tokens, whole in zip(found.tokens, together.tokens, strict=True):
+    seeds = tuple(range(len(prompts)))
+    how = Decoding(temperature=1.5, seeds=seeds, stop=stop, on_token=lambda row, token: done.append((row, token)))
+    found = opened.engine.generate(prompts, 30, how)
+    for tokens, whole in zip(found.tokens, (one.tokens[0] for one in drawn), strict=True):
         ends = [place for place in range(1, len(whole) + 1) if stop(whole[:place])]
         assert tokens == whole[: (ends or [len(whole)])[0]]
     assert len({len(tokens) for tokens in found.tokens}) > 1

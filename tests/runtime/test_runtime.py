@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmedge import Student
 from mmedge.errors import MmedgeError
-from mmedge.runtime import EdgeStudent
 from mmedge.runtime.bundle import open_bundle
 from mmedge.tasks.base import ChainOfThought, Example
 from mmedge.tasks.evaluation_set import read_evaluation_set
@@ -27,15 +27,15 @@ def _questions(run: Path) -> list[Example]:
 @pytest.mark.parametrize("name", RUNS)
 def test_a_batch_of_unequal_lengths_answers_as_one_by_one(name: str, request: pytest.FixtureRequest) -> None:
     run: Path = request.getfixturevalue(name)
-    student = EdgeStudent.open(run / "bundle-fp32")
+    student = Student.load(run / "bundle-fp32")
     questions = [*_questions(run)[:7], Example("short", "2 + 2?"), Example("long", "Ann has 3 apples. " * 6)]
-    together = student.answer(questions, explain=True, evaluate=True)
+    together = student.answer_all(questions, explain=True, evaluate=True)
     for question, answer in zip(questions, together, strict=True):
-        alone = student.answer(question, explain=True, evaluate=True)[0]
+        alone = student.answer(question, explain=True, evaluate=True)
         assert (alone.text, alone.rationale) == (answer.text, answer.rationale)
-        assert alone.judgement is not None and answer.judgement is not None
-        assert alone.judgement.verdict == answer.judgement.verdict
-        assert alone.judgement.probability_correct == pytest.approx(answer.judgement.probability_correct, abs=1e-4)
+        assert alone.verdict == answer.verdict is not None
+        assert alone.probability_correct == pytest.approx(answer.probability_correct, abs=1e-4)
+        assert alone.confidence == pytest.approx(answer.confidence, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -45,7 +45,7 @@ def test_the_bundle_writes_the_tokens_that_torch_writes(name: str, request: pyte
     from mmedge.distill.students import open_student
 
     run: Path = request.getfixturevalue(name)
-    edge, torch_student = EdgeStudent.open(run / "bundle-fp32"), open_student(run / "student")
+    edge, torch_student = Student.load(run / "bundle-fp32"), open_student(run / "student")
     engine = TorchEngine(torch_student)
     contexts = [edge.bundle.prompts.reasoning_context(example.question) for example in _questions(run)[:8]]
     for kind in ("predict", "explain"):
@@ -103,11 +103,11 @@ HOSTILE = ["\x00\x01", "\ud800 unpaired", "你好" * 50, "{question} {cot}", "pr
 @pytest.mark.parametrize("name", RUNS)
 def test_hostile_questions_get_an_answer(name: str, request: pytest.FixtureRequest) -> None:
     run: Path = request.getfixturevalue(name)
-    student = EdgeStudent.open(run / "bundle-int8")
-    answers = student.answer(HOSTILE, evaluate=True)
+    student = Student.load(run / "bundle-int8")
+    answers = student.answer_all(HOSTILE, evaluate=True)
     assert len(answers) == len(HOSTILE)
     assert all(isinstance(answer.text, str) for answer in answers)
-    assert student.answer([]) == []
+    assert student.answer_all([]) == []
 
 
 def test_one_question_on_the_command_line(tiny_run: Path) -> None:

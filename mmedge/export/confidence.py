@@ -1,0 +1,173 @@
+"""Calibrating a bundle's confidence on validation questions: which signal, which map, and how well it does.
+
+Everything is judged on questions that a map was not fitted on (cross-validation), and a signal that costs more must do clearly
+better to be chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmedge.progress import Progress
+from mmedge.runtime.confidence import SIGNALS, AnyMap, Evidence, LinearMap, Signal, StepMap, sigmoid
+from mmedge.runtime.student import Student
+from mmedge.statistics import auroc, calibration_error
+from mmedge.tasks.base import Example
+
+Array = NDArray[np.float64]
+FOLDS, REPEATS = 5, 4
+LEAST_OF_EACH = 8  # right and wrong answers below which nothing is fitted
+BATCH = 16  # questions asked together
+
+
+def calibrated(student: Student, examples: Sequence[Example], progress: Progress) -> dict[str, Any]:
+    """Return what the manifest says about confidence: maps by signal, the chosen one, and what validation questions gave.
+
+    Args:
+        student: The bundle, opened.
+        examples: Validation questions.
+        progress: Where progress is shown.
+    """
+    labelled = [example for example in examples if example.label is not None]
+    evidence: list[Evidence] = []
+    right: list[bool] = []
+    with progress.task("confidence on validation questions", len(labelled)) as step:
+        for start in range(0, len(labelled), BATCH):
+            batch = labelled[start : start + BATCH]
+            for example, (text, shown) in zip(batch, student.examined(batch), strict=True):
+                evidence.append(shown)
+                right.append(student.bundle.judge.agrees(text, example.label or "", example.choices))
+            step.advance(len(batch))
+    return fitted(evidence, right)
+
+
+def fitted(evidence: Sequence[Evidence], right: Sequence[bool]) -> dict[str, Any]:
+    """Fit every signal's map and choose.
+
+    Returns:
+        `signals` is empty, and `why` says so, where there are too few right or wrong answers to learn from.
+    """
+    truth = np.array(right, dtype=float)
+    counts = {"questions": len(right), "right": [int(value) for value in right]}
+    if min(truth.sum(), len(truth) - truth.sum()) < LEAST_OF_EACH:
+        few = "wrong" if truth.mean() > 0.5 else "right"
+        return counts | {"signals": {}, "chosen": None, "why": f"fewer than {LEAST_OF_EACH} {few} answers to learn from"}
+    signals: dict[str, dict[str, Any]] = {}
+    losses: dict[Signal, Array] = {}
+    for signal in SIGNALS:
+        features = np.stack([one.score(signal) for one in evidence])
+        candidates: dict[str, Callable[[Array, Array], AnyMap]] = (
+            {"logistic": logistic} if signal == "combined" else {"temperature": temperature, "platt": platt, "isotonic": isotonic}
+        )
+        tried = {kind: _out_of_fold(features, truth, fit) for kind, fit in candidates.items()}
+        mean_losses = {kind: float(_log_loss(found, truth).mean()) for kind, found in tried.items()}
+        kind = min(mean_losses, key=lambda name: mean_losses[name])
+        losses[signal] = _log_loss(tried[kind], truth)
+        confidences = tried[kind].mean(0)
+        signals[signal] = {
+            "map": candidates[kind](features, truth).to_json(),
+            "confidences": [round(float(value), 5) for value in confidences],
+            "log_loss": {name: round(value, 5) for name, value in mean_losses.items()},
+            "auroc": auroc(features[:, 0].tolist() if signal != "combined" else confidences.tolist(), list(right)),
+            "calibration_error": calibration_error(confidences.tolist(), list(right)),
+        }
+    return counts | {"signals": signals, "chosen": _chosen(losses)}
+
+
+def _chosen(losses: dict[Signal, Array]) -> Signal:
+    """Return the cheapest signal that no other beats by more than the standard error of their difference."""
+    best = min(losses, key=lambda name: float(losses[name].mean()))
+    for signal in SIGNALS:  # the cheapest first
+        difference = (losses[signal] - losses[best]).mean(0)
+        if difference.mean() <= difference.std(ddof=1) / np.sqrt(len(difference)):
+            return signal
+    return best
+
+
+def _log_loss(p: Array, truth: Array) -> Array:
+    clipped = np.clip(p, 1e-4, 1 - 1e-4)
+    return np.asarray(-(truth * np.log(clipped) + (1 - truth) * np.log(1 - clipped)))
+
+
+def _out_of_fold(features: Array, truth: Array, fit: Callable[[Array, Array], AnyMap]) -> Array:
+    """Return P(right) of every question by maps that were fitted without it, (repeats, questions)."""
+    rng = np.random.default_rng(0)
+    found = np.empty((REPEATS, len(truth)))
+    for repeat in range(REPEATS):
+        fold = np.empty(len(truth), dtype=int)
+        for value in (0.0, 1.0):  # as many right and wrong ones in every fold
+            members = rng.permutation(np.flatnonzero(truth == value))
+            fold[members] = np.arange(len(members)) % FOLDS
+        for number in range(FOLDS):
+            out = fold == number
+            found[repeat, out] = fit(features[~out], truth[~out])(features[out])
+    return found
+
+
+def logistic(features: Array, truth: Array) -> LinearMap:
+    """Fit P(right) = sigmoid(weights · features + bias), with a weak pull of the standardized weights towards 0 (ridge 1)."""
+    mean, spread = features.mean(0), features.std(0) + 1e-9
+    weights, bias = _newton((features - mean) / spread, truth, ridge=1.0)
+    own = weights / spread
+    return LinearMap("logistic", tuple(float(value) for value in own), float(bias - own @ mean))
+
+
+def platt(features: Array, truth: Array) -> LinearMap:
+    """Fit a scale and an offset of one score (Platt 1999)."""
+    found = logistic(features, truth)
+    return LinearMap("platt", found.weights, found.bias)
+
+
+def temperature(features: Array, truth: Array) -> LinearMap:
+    """Fit the scale of one score alone (Guo et al. 2017), by golden section on its logarithm."""
+    score = features[:, 0]
+
+    def loss(scale: float) -> float:
+        return float(_log_loss(sigmoid(score * scale), truth).mean())
+
+    low, high, ratio = -5.0, 4.0, 0.618033988749895
+    for _ in range(40):
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (low, right) if loss(np.exp(left)) < loss(np.exp(right)) else (left, high)
+    return LinearMap("temperature", (float(np.exp((low + high) / 2)),))
+
+
+def isotonic(features: Array, truth: Array) -> StepMap:
+    """Fit a never falling map of one score, by pooling neighbours that are out of order (Ayer et al. 1955).
+
+    Every block's share is drawn a little towards the whole's, as one more pair of right and wrong would, so that no confidence
+    is 0 or 1 on the strength of a few questions.
+    """
+    order = np.argsort(features[:, 0], kind="stable")
+    score, value = features[order, 0], truth[order]
+    mean = float(truth.mean())
+    blocks: list[list[float]] = []  # sum, count, sum of scores
+    for x, y in zip(score, value, strict=True):
+        blocks.append([float(y), 1.0, float(x)])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] >= blocks[-1][0] / blocks[-1][1]:
+            last = blocks.pop()
+            blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]
+    scores = [block[2] / block[1] for block in blocks]
+    shares = np.maximum.accumulate([(block[0] + 2 * mean) / (block[1] + 2) for block in blocks])
+    return StepMap(tuple(scores), tuple(float(share) for share in shares))
+
+
+def _newton(features: Array, truth: Array, ridge: float) -> tuple[Array, float]:
+    """Minimize the logistic loss plus ridge/2 · |weights|², by Newton's method."""
+    design = np.column_stack([features, np.ones(len(truth))])
+    penalty = np.diag([ridge] * features.shape[1] + [1e-6])
+    found = np.zeros(design.shape[1])
+    for _ in range(50):
+        p = sigmoid(design @ found)
+        gradient = design.T @ (p - truth) + penalty @ found
+        curvature = (design * (p * (1 - p) + 1e-9)[:, None]).T @ design + penalty
+        move = np.linalg.solve(curvature, gradient)
+        size = float(np.abs(move).max())
+        found -= move if size < 5 else move * (5 / size)
+        if size < 1e-8:
+            break
+    return found[:-1], float(found[-1])

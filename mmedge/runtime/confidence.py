@@ -1,0 +1,224 @@
+"""How likely an answer is right, from what the student shows while it answers; calibrated when the bundle was exported.
+
+Three signals, each with its price:
+
+    answer       the probability of the answer's own tokens                                     free
+    evaluation   the student's verdict on its rationale and answer (P(correct), from logits)    a rationale and one look
+    combined     both, and whether the rationale comes to the same answer                       the same
+
+Each becomes a score, and a map that export fitted on validation questions turns the score into P(right). What was fitted, how
+well it did on questions that it was not fitted on, and which signal was chosen stands in the bundle's manifest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmedge.errors import MmedgeError
+
+Signal = Literal["answer", "evaluation", "combined"]
+SIGNALS: tuple[Signal, ...] = ("answer", "evaluation", "combined")
+FEATURES = ("answer", "evaluation", "agreement", "rationale")  # of the combined signal, in this order
+
+_LARGEST = 30.0  # log-odds beyond which nothing more is said
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a student showed while it answered one question.
+
+    Attributes:
+        answer: Log-probability of the whole answer, its end included, in nats.
+        evaluation: Log-odds of `correct` against the other verdicts; None where it was not asked.
+        agreement: 1 where the rationale comes to the same answer, -1 where it comes to another, 0 where it comes to none or none
+            was written.
+        rationale: Mean log-probability of the rationale's tokens, in nats; 0 where none was written.
+    """
+
+    answer: float
+    evaluation: float | None = None
+    agreement: float = 0.0
+    rationale: float = 0.0
+
+    def score(self, signal: Signal) -> NDArray[np.float64]:
+        """Return the features of a signal: (1,), or (4,) for the combined one.
+
+        Raises:
+            ValueError: The signal needs the verdict, and it was not asked.
+        """
+        if signal == "answer":
+            return np.array([_log_odds(self.answer)])
+        if self.evaluation is None:
+            raise ValueError(f"the signal {signal!r} needs the verdict")
+        evaluation = float(np.clip(self.evaluation, -_LARGEST, _LARGEST))
+        if signal == "evaluation":
+            return np.array([evaluation])
+        return np.array([_log_odds(self.answer), evaluation, self.agreement, self.rationale])
+
+
+def _log_odds(log_probability: float) -> float:
+    """Return the log-odds of a probability given by its logarithm."""
+    p = min(log_probability, -1e-12)
+    return float(np.clip(p - math.log(-math.expm1(p)), -_LARGEST, _LARGEST))
+
+
+def sigmoid(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return 1 / (1 + e^-x), without overflow."""
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * values)))
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """P(right) = sigmoid(weights · features + bias): temperature scaling with one weight and no bias, else Platt's or logistic.
+
+    Attributes:
+        kind: `temperature`, `platt` or `logistic`.
+        weights: One for each feature.
+        bias: Log-odds where all features are 0.
+    """
+
+    kind: str
+    weights: tuple[float, ...]
+    bias: float = 0.0
+
+    def __call__(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return P(right) for features (n, k), as (n,)."""
+        return sigmoid(features @ np.array(self.weights) + self.bias)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "weights": list(self.weights), "bias": self.bias}
+
+
+@dataclass(frozen=True)
+class StepMap:
+    """Isotonic regression (Zadrozny and Elkan 2002): P(right) rises with the score, in straight lines between points.
+
+    Attributes:
+        scores: Rising.
+        probabilities: At each, never falling.
+    """
+
+    scores: tuple[float, ...]
+    probabilities: tuple[float, ...]
+    kind: str = "isotonic"
+
+    def __call__(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return P(right) for features (n, 1), as (n,)."""
+        return np.interp(features[:, 0], self.scores, self.probabilities)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "scores": list(self.scores), "probabilities": list(self.probabilities)}
+
+
+AnyMap = LinearMap | StepMap
+
+
+def map_from_json(value: Mapping[str, Any]) -> AnyMap:
+    """Return the map that a manifest holds."""
+    if value["kind"] == "isotonic":
+        return StepMap(tuple(value["scores"]), tuple(value["probabilities"]))
+    return LinearMap(str(value["kind"]), tuple(value["weights"]), float(value["bias"]))
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Below which confidence an answer is withheld or handed on.
+
+    Attributes:
+        value: Answers with this confidence or more are given.
+        accuracy: The share of right ones among the answers given on validation questions.
+        handed_on: The share of validation questions that fall below.
+        questions: How many validation questions that is known from.
+    """
+
+    value: float
+    accuracy: float
+    handed_on: float
+    questions: int
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """A bundle's calibrated confidence.
+
+    Attributes:
+        maps: By signal.
+        chosen: The signal that did best on validation questions.
+        known: By signal, the confidences of validation questions (each from maps fitted without it) and whether the answers were
+            right.
+    """
+
+    maps: Mapping[Signal, AnyMap]
+    chosen: Signal
+    known: Mapping[Signal, tuple[Sequence[float], Sequence[bool]]]
+
+    @classmethod
+    def from_manifest(cls, value: Mapping[str, Any] | None) -> Confidence | None:
+        """Return what a manifest's `confidence` says; None where there is none, as where validation had too few questions."""
+        if not value or not value.get("signals"):
+            return None
+        signals: dict[Signal, Any] = {name: value["signals"][name] for name in SIGNALS if name in value["signals"]}
+        return cls(
+            {name: map_from_json(found["map"]) for name, found in signals.items()},
+            value["chosen"],
+            {name: (found["confidences"], [bool(right) for right in value["right"]]) for name, found in signals.items()},
+        )
+
+    def of(self, evidence: Sequence[Evidence], signal: Signal | None = None) -> list[float]:
+        """Return P(right) of some answers, by the chosen signal or another."""
+        name = signal or self.chosen
+        if not evidence:
+            return []
+        return [float(p) for p in self.maps[name](np.stack([one.score(name) for one in evidence]))]
+
+    def threshold(
+        self, *, target_accuracy: float | None = None, max_handed_on: float | None = None, signal: Signal | None = None
+    ) -> Threshold:
+        """Return the lowest threshold that reaches an accuracy, or the highest that hands on no more than a share.
+
+        Args:
+            target_accuracy: Of the answers that are given, from 0 to 1.
+            max_handed_on: Of all questions, from 0 to 1.
+            signal: Whose confidence; the chosen one by default.
+
+        Raises:
+            MmedgeError: No threshold reaches the accuracy on validation questions, or not exactly one aim is given.
+        """
+        confidences, right = self.known[signal or self.chosen]
+        return choose_threshold(confidences, right, target_accuracy=target_accuracy, max_handed_on=max_handed_on)
+
+
+def choose_threshold(
+    confidences: Sequence[float],
+    right: Sequence[bool],
+    *,
+    target_accuracy: float | None = None,
+    max_handed_on: float | None = None,
+) -> Threshold:
+    """Choose a threshold on questions whose answers are known; see `Confidence.threshold`."""
+    if (target_accuracy is None) == (max_handed_on is None):
+        raise MmedgeError("a threshold needs one aim", "give either a target accuracy or the largest share handed on")
+    values, truth = np.asarray(confidences, dtype=float), np.asarray(right, dtype=bool)
+    order = np.unique(values)
+    shares = [(float(value), values >= value) for value in order]
+    if max_handed_on is not None:
+        fitting = [(value, given) for value, given in shares if 1 - given.mean() <= max_handed_on + 1e-12]
+        value, given = fitting[-1]  # the lowest value hands on nothing, so there is one
+    else:
+        assert target_accuracy is not None
+        found = next(((value, given) for value, given in shares if truth[given].mean() >= target_accuracy), None)
+        if found is None:
+            best = max(float(truth[given].mean()) for _, given in shares)
+            raise MmedgeError(
+                f"no threshold reaches {100 * target_accuracy:g} % on validation questions (the best: {100 * best:.1f} %)",
+                "aim lower, or hand on a share: --max-handed-on 0.3",
+            )
+        value, given = found
+    value = 0.0 if given.all() else value
+    return Threshold(value, float(truth[given].mean()), float(1 - given.mean()), len(values))

@@ -1,0 +1,211 @@
+"""What a student may write, token by token: one of several texts, or an arithmetic expression.
+
+A student that was distilled well writes answers of the right form anyway; a constraint makes sure of it. Among the tokens that
+may follow, the likeliest is taken, so an answer that had the right form is the same with and without.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import tokenizers
+
+from mmedge.runtime.generation import Constraint, Tokens
+from mmedge.tasks.base import Example
+from mmedge.tasks.encoding import PromptEncoder
+from mmedge.tasks.expressions import MAX_DEPTH, MAX_DIGITS
+from mmedge.tasks.judges import AnyJudge
+
+_OF_EXPRESSIONS = re.compile(r"[0-9.+\-*/() ]+")
+
+
+class OneOf:
+    """Exactly one of several token sequences, each with its end token.
+
+    Args:
+        sequences: The sequences; at least one.
+    """
+
+    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+        self._root: dict[int, dict] = {}  # type: ignore[type-arg]  # a tree of its own kind
+        for sequence in sequences:
+            place = self._root
+            for token in sequence:
+                place = place.setdefault(token, {})
+        if not self._root:
+            raise ValueError("there is nothing to choose from")
+
+    def allowed(self, written: Sequence[int]) -> Tokens:
+        place = self._root
+        for token in written:
+            place = place[token]
+        return np.fromiter(place, dtype=np.int64, count=len(place))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in an expression a text stands.
+
+    Attributes:
+        after: What stands last: `start`, `space` (before an operand), `open`, `sign`, `whole`, `point`, `part` (digits behind a
+            point), `close`, `gap` (a space behind an operand) or `operator`.
+        depth: Open parentheses.
+        digits: Digits of the number that is being written.
+        links: Operators so far.
+    """
+
+    after: str = "start"
+    depth: int = 0
+    digits: int = 0
+    links: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether the text is an expression as it stands."""
+        return self.depth == 0 and self.after in ("whole", "part", "close", "gap")
+
+    def then(self, character: str) -> _Place | None:
+        """Return the place behind one more character, None where it cannot follow."""
+        after, depth, digits, links = self.after, self.depth, self.digits, self.links
+        wants_operand = after in ("start", "space", "open", "operator")
+        in_number = after in ("whole", "point", "part")
+        behind_operand = after in ("whole", "part", "close", "gap")
+        if character == " ":
+            if after in ("start", "open", "operator"):
+                return _Place("space", depth, 0, links)
+            return _Place("gap", depth, 0, links) if after in ("whole", "part", "close") else None
+        if character.isdigit():
+            if wants_operand or after == "sign":
+                return _Place("whole", depth, 1, links)
+            if in_number and digits < MAX_DIGITS:
+                return _Place("whole" if after == "whole" else "part", depth, digits + 1, links)
+            return None
+        if character == ".":
+            return _Place("point", depth, digits, links) if after == "whole" else None
+        if character == "(":
+            return _Place("open", depth + 1, 0, links) if wants_operand and depth < MAX_DEPTH // 2 else None
+        if character == ")":
+            return _Place("close", depth - 1, 0, links) if behind_operand and depth else None
+        if character == "-" and wants_operand:
+            return _Place("sign", depth, 0, links)
+        if character in "+-*/" and behind_operand and links < MAX_DEPTH // 2:
+            return _Place("operator", depth, 0, links + 1)
+        return None
+
+    def behind(self, text: str) -> _Place | None:
+        place: _Place | None = self
+        for character in text:
+            if place is None:
+                return None
+            place = place.then(character)
+        return place
+
+    @property
+    def needs(self) -> int:
+        """How many tokens it takes at most to make it whole."""
+        operand = self.after in ("start", "space", "open", "sign", "operator", "point")
+        return 2 * operand + 2 * self.depth
+
+
+class ExpressionGrammar:
+    """The tokens of a vocabulary that arithmetic expressions are written with, and which of them may follow what.
+
+    Args:
+        tokenizer: The student's.
+        eos: Its end token.
+
+    Raises:
+        ValueError: The vocabulary cannot write digits, or cannot end.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, eos: int) -> None:
+        self._eos = eos
+        self._pieces: dict[int, str] = {}
+        for piece, number in tokenizer.get_vocab(with_added_tokens=False).items():
+            text = piece.replace("Ġ", " ").replace("▁", " ")
+            if number != eos and _OF_EXPRESSIONS.fullmatch(text):
+                self._pieces[number] = text
+        if not any(text.strip().isdigit() for text in self._pieces.values()):
+            raise ValueError("the vocabulary has no digits")
+        self._following = lru_cache(maxsize=4096)(self._find_following)
+
+    def _find_following(self, place: _Place) -> tuple[dict[int, _Place], Tokens]:
+        found = {number: place_ for number, text in self._pieces.items() if (place_ := place.behind(text)) is not None}
+        return found, np.array([*found, *([self._eos] if place.whole else [])], dtype=np.int64)
+
+    def place(self, written: Sequence[int]) -> _Place:
+        """Return where a sequence of tokens stands that the grammar allowed."""
+        place = _Place()
+        for token in written:
+            place = self._following(place)[0][token]
+        return place
+
+    def following(self, place: _Place) -> tuple[dict[int, _Place], Tokens]:
+        """Return what each token that may follow leads to, and the ids of those tokens, the end token last where it may."""
+        return self._following(place)
+
+
+class ExpressionConstraint:
+    """An arithmetic expression that is whole before the limit.
+
+    Args:
+        grammar: The vocabulary's.
+        limit: The most tokens that may be written.
+    """
+
+    def __init__(self, grammar: ExpressionGrammar, limit: int) -> None:
+        self._grammar, self._limit = grammar, limit
+        self._place, self._written = _Place(), 0
+
+    def allowed(self, written: Sequence[int]) -> Tokens:
+        if len(written) == self._written + 1:  # as it is asked, token after token
+            self._place = self._grammar.following(self._place)[0][written[-1]]
+        elif len(written) != self._written:
+            self._place = self._grammar.place(written)
+        self._written = len(written)
+        places, ids = self._grammar.following(self._place)
+        left = self._limit - len(written) - 1  # tokens behind the next one
+        if self._place.needs < left - 4:
+            return ids
+        nearer = [number for number, place in places.items() if place.needs <= max(0, min(left, self._place.needs - 1))]
+        if self._place.whole:
+            return np.array([*nearer, int(ids[-1])], dtype=np.int64) if left > 0 else ids[-1:]
+        return np.array(nearer, dtype=np.int64) if nearer else ids
+
+
+class AnswerForms:
+    """Makes the constraints of a task's answers.
+
+    Args:
+        judge: How answers are judged, which says what form they have.
+        encoder: The student's.
+        tokenizer: The student's.
+    """
+
+    def __init__(self, judge: AnyJudge, encoder: PromptEncoder, tokenizer: tokenizers.Tokenizer) -> None:
+        self._judge, self._encoder, self._tokenizer = judge, encoder, tokenizer
+        self._grammar: ExpressionGrammar | None = None
+        self._labels: OneOf | None = None
+
+    def of(self, example: Example, limit: int) -> Constraint | None:
+        """Return what may be answered to a question; None where anything may, as where answers are free text.
+
+        Args:
+            example: The question.
+            limit: The most tokens of an answer.
+        """
+        if self._judge.name == "expression":
+            if self._grammar is None:
+                self._grammar = ExpressionGrammar(self._tokenizer, self._encoder.special.eos)
+            return ExpressionConstraint(self._grammar, limit)
+        if self._judge.name == "choice" and example.choices:
+            return OneOf([self._encoder.target(choice, limit) for choice in example.choices])
+        if self._judge.name == "label":
+            if self._labels is None:
+                self._labels = OneOf([self._encoder.target(label, limit) for label in getattr(self._judge, "labels", ())])
+            return self._labels
+        return None

@@ -1,0 +1,109 @@
+"""How a student goes about a question: answer at once, judge itself, draw several chains of thought, try again when in doubt.
+
+answer       one short `predict:`                                              the price is 1
+confidence   answer, rationale, and the student's own verdict on them
+samples      k chains of thought, drawn; their answers vote
+retry        as confidence; where that is low, as samples, with the first answer among them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from mmedge.errors import MmedgeError
+from mmedge.tasks.judges import AnyJudge
+
+StrategyKind = Literal["answer", "confidence", "samples", "retry"]
+Choice = Literal["majority", "self_evaluation", "both"]
+MOST_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How to go about questions.
+
+    Attributes:
+        kind: `answer`, `confidence`, `samples` or `retry`.
+        samples: How many chains of thought are drawn.
+        choose_by: Which answer wins: the one most often drawn (`majority`; self-consistency, Wang et al. 2023), the one that the
+            student judges best (`self_evaluation`), or the one with the largest sum of P(correct) (`both`).
+        temperature: Of drawing.
+        seed: Of drawing; the same seed draws the same texts, whatever else is asked in the batch.
+        retry_below: The confidence below which `retry` draws more.
+    """
+
+    kind: StrategyKind = "answer"
+    samples: int = 5
+    choose_by: Choice = "both"
+    temperature: float = 0.7
+    seed: int = 0
+    retry_below: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (("kind", self.kind, get_args(StrategyKind)), ("choose_by", self.choose_by, get_args(Choice))):
+            if value not in allowed:
+                raise MmedgeError(f"strategy: {name} {value!r} is none of {', '.join(allowed)}")
+        if not 1 <= self.samples <= MOST_SAMPLES:
+            raise MmedgeError(f"strategy: samples must be from 1 to {MOST_SAMPLES}, not {self.samples}")
+        if not 0 < self.temperature <= 10:
+            raise MmedgeError(f"strategy: temperature must be above 0 and at most 10, not {self.temperature:g}")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One chain of thought that was drawn.
+
+    Attributes:
+        text: Its answer.
+        rationale: Its rationale.
+        probability_correct: The student's own P(correct) of it, not calibrated.
+    """
+
+    text: str
+    rationale: str
+    probability_correct: float
+
+
+def vote(samples: Sequence[Sample], judge: AnyJudge, choices: Sequence[str], choose_by: Choice) -> tuple[int, float]:
+    """Return the place of the sample whose answer wins, and the share of the votes that the answer has.
+
+    Answers that mean the same are one candidate; what is no answer at all wins only where there is nothing else. Of the
+    samples with the winning answer, the one that the student judges best speaks for it.
+
+    Args:
+        samples: At least one.
+        judge: Which answers mean the same.
+        choices: Of the question.
+        choose_by: See `Strategy`.
+    """
+    groups: list[list[int]] = []
+    nothing: list[int] = []
+    for place, sample in enumerate(samples):
+        if judge.canonical(sample.text, choices) is None:
+            nothing.append(place)
+            continue
+        for group in groups:
+            if judge.agrees(sample.text, samples[group[0]].text, choices):
+                group.append(place)
+                break
+        else:
+            groups.append([place])
+    if not groups:
+        return nothing[0], 0.0
+
+    def votes(group: Sequence[int]) -> float:
+        if choose_by == "majority":
+            return float(len(group))
+        probabilities = [samples[place].probability_correct for place in group]
+        return max(probabilities) if choose_by == "self_evaluation" else sum(probabilities)
+
+    weights = [votes(group) for group in groups]
+    best = max(range(len(groups)), key=lambda number: (weights[number], -groups[number][0]))
+    speaker = max(groups[best], key=lambda place: (samples[place].probability_correct, -place))
+    whole = len(samples) if choose_by == "majority" else sum(weights)
+    return speaker, weights[best] / whole if whole else 0.0
