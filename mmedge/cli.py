@@ -488,6 +488,51 @@ def bench(
     typer.echo(f"written: {folder / f'{name}.json'}, {folder / f'{name}.md'}")
 
 
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
+    questions: Annotated[Optional[int], typer.Option(min=1, help="Questions of each test split. Default: all.")] = None,
+    samples: Annotated[int, typer.Option(min=0, max=64, help="Chains of thought drawn for each question; 0 for none.")] = 5,
+    temperature: Annotated[float, typer.Option(min=0.01, max=10, help="Of drawing.")] = 0.7,
+    seed: Annotated[int, typer.Option(help="Of drawing.")] = 0,
+    timed: Annotated[int, typer.Option(min=0, help="Questions that every strategy is timed on; 0 for none.")] = 20,
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Questions answered together.")] = 16,
+    threads: Annotated[
+        Optional[int], typer.Option(min=1, help="Threads. Default: what the bundle asks for, else all cores.")
+    ] = None,
+    evaluation: Annotated[Optional[Path], typer.Option(help="The evaluation set. Default: beside the bundle.")] = None,
+    out: Annotated[
+        Optional[Path], typer.Option(help="Where evaluate-PRECISION.json, .md and .html go. Default: beside the bundle.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Does it know when it is wrong? Confidence against truth, what abstaining and handing on are worth, what strategies cost."""
+    from mmedge.bench.evaluation import EvaluationSettings
+    from mmedge.bench.evaluation import evaluate as measure
+    from mmedge.bench.evaluation_report import markdown, page, tables
+    from mmedge.storage import write_json, write_text
+
+    folder = out or bundle.resolve().parent
+    journal = folder / f".evaluate-{bundle.name}.journal"
+    settings = EvaluationSettings(questions, samples, temperature, seed, batch, timed, threads)
+    report = measure(bundle, settings, _progress(quiet), evaluation, journal)
+    name = f"evaluate-{report['precision']}"
+    write_json(folder / f"{name}.json", report)
+    write_text(folder / f"{name}.md", markdown(report))
+    page(report).write(folder / f"{name}.html")
+    journal.unlink(missing_ok=True)
+    if as_json:
+        _print_json(report)
+        return
+    from rich.console import Console
+
+    console = Console(width=max(Console().width, 150))
+    for table in tables(report):
+        console.print(table)
+    typer.echo(f"written: {folder / name}.json, .md, .html")
+
+
 def _bench_settings(place: Path, given: dict[str, int]) -> BenchSettings:
     """Return what the command line says, then what the recipe of the run says, then the defaults."""
     from mmedge.bench.bench import BenchSettings

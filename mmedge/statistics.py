@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,6 +220,29 @@ class Estimate:
 
 
 RESAMPLES = 10_000
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.int64]], float | None], count: int, resamples: int = 1000, seed: int = 0
+) -> Estimate | None:
+    """Return any statistic of some questions with its percentile bootstrap interval (Efron and Tibshirani 1993).
+
+    Args:
+        statistic: Takes the places of the questions drawn, (count,); None where it is not defined on them.
+        count: How many questions there are.
+        resamples: How often they are drawn anew.
+        seed: Of the drawing.
+
+    Returns:
+        None where the statistic is not defined on all questions.
+    """
+    value = statistic(np.arange(count))
+    if value is None:
+        return None
+    rng = np.random.default_rng(seed)
+    drawn = [found for _ in range(resamples) if (found := statistic(rng.integers(count, size=count))) is not None]
+    low, high = np.percentile(drawn, [2.5, 97.5]) if drawn else (value, value)
+    return Estimate(value, float(low), float(high))
 
 
 Table = Sequence[Sequence[float]]

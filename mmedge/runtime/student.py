@@ -331,6 +331,11 @@ class Student:
         thoughts = self._thoughts(questions, self._contexts(questions), judged=True)
         return [(thought.text, self._evidence(example, thought)) for example, thought in zip(questions, thoughts, strict=True)]
 
+    def sampled(self, questions: Sequence[Example], strategy: Strategy) -> list[list[Sample]]:
+        """Draw chains of thought for questions, all in one batch, and let the student judge each."""
+        wish = _Wish(False, False, False, strategy)
+        return [_samples(thoughts) for thoughts in self._drawn(questions, self._contexts(questions), wish)]
+
     def judge(self, questions: Sequence[str], cots: Sequence[ChainOfThought], *, explain: bool = False) -> list[Judgement]:
         """Evaluate chains of thought, each on its rendered question; P(correct) comes from the verdict tokens' logits."""
         return self._judged(self.engine.conversation(), questions, cots, explain, None)
@@ -539,13 +544,10 @@ class Student:
         """Let the chains of thought of each question vote."""
         answers = []
         for example, thoughts in zip(examples, drawn, strict=True):
-            samples = tuple(
-                Sample(thought.text, thought.rationale or "", thought.judgement.probability_correct if thought.judgement else 0.0)
-                for thought in thoughts
-            )
+            samples = _samples(thoughts)
             place, share = vote(samples, self.bundle.judge, example.choices, wish.strategy.choose_by)
             answer = self._answer(example, thoughts[place], wish, judged=True)
-            answers.append(replace(answer, confidence=share, signal="samples", calibrated=False, samples=samples))
+            answers.append(replace(answer, confidence=share, signal="samples", calibrated=False, samples=tuple(samples)))
         return answers
 
     def _withheld(
@@ -586,6 +588,13 @@ class Student:
         except ExpressionError:
             return None
         return None if value is None else number_text(value)
+
+
+def _samples(thoughts: Sequence[_Thought]) -> list[Sample]:
+    return [
+        Sample(thought.text, thought.rationale or "", thought.judgement.probability_correct if thought.judgement else 0.0)
+        for thought in thoughts
+    ]
 
 
 @dataclass(frozen=True)
