@@ -9,7 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmedge.statistics import Proportion, auroc, auroc_over_seeds, mcnemar, mean_over_seeds, paired_difference
+from mmedge.statistics import (
+    Proportion,
+    accuracy_at,
+    auroc,
+    auroc_over_seeds,
+    bootstrap,
+    calibration_error,
+    mcnemar,
+    mean_over_seeds,
+    paired_difference,
+    risk_area,
+    risk_coverage,
+)
 
 
 def test_auroc_is_the_share_of_pairs_in_order() -> None:
@@ -104,3 +116,37 @@ def test_auroc_over_seeds_draws_whole_questions() -> None:
     found = auroc_over_seeds(scores, truth, groups)
     assert found is not None and 0.5 < found.low < found.value < found.high < 1
     assert auroc_over_seeds([[0.1, 0.2]], [True, True], ["a", "b"]) is None
+
+
+def test_risk_coverage_by_hand() -> None:
+    confidences, right = [0.9, 0.8, 0.7, 0.1], [True, True, False, False]
+    coverage, risk = risk_coverage(confidences, right)
+    assert coverage == [0.25, 0.5, 0.75, 1.0] and risk == pytest.approx([0, 0, 1 / 3, 0.5])
+    assert risk_area(confidences, right) == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
+    assert accuracy_at(confidences, right, 0.5) == 1.0 and accuracy_at(confidences, right, 1.0) == 0.5
+    assert accuracy_at(confidences, right, 0.51) == pytest.approx(2 / 3)
+
+
+def test_equally_confident_answers_count_in_proportion_whatever_their_order() -> None:
+    assert risk_coverage([0.5, 0.5], [True, False])[1] == [0.5, 0.5] == risk_coverage([0.5, 0.5], [False, True])[1]
+
+
+def test_calibration_error_of_the_honest_is_small_and_of_the_boastful_large() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.random(5000)
+    honest = calibration_error(p.tolist(), (rng.random(5000) < p).tolist())
+    assert honest < 0.03
+    assert calibration_error([0.9] * 1000, (rng.random(1000) < 0.5).tolist()) == pytest.approx(0.4, abs=0.05)
+    assert calibration_error([0.3], [True]) == pytest.approx(0.7)
+
+
+def test_bootstrap_intervals_hold_what_they_promise() -> None:
+    rng = np.random.default_rng(1)
+    inside = 0
+    for trial in range(200):
+        values = rng.normal(2.0, 1.0, 60)
+        found = bootstrap(lambda drawn, values=values: float(values[drawn].mean()), 60, resamples=300, seed=trial)  # type: ignore[misc]
+        assert found is not None
+        inside += found.low <= 2.0 <= found.high
+    assert 180 <= inside <= 199  # 95 % of 200, within chance
+    assert bootstrap(lambda _: None, 5) is None

@@ -1,0 +1,106 @@
+"""`mmedge evaluate`: figures that follow from the answers, kept when killed, told plainly where there is nothing to tell."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmedge.bench.evaluation import EvaluationSettings, evaluate
+from mmedge.bench.evaluation_report import markdown, page
+from mmedge.export.confidence import fitted
+from mmedge.progress import Progress
+from mmedge.runtime.confidence import Evidence
+from mmedge.runtime.student import Student
+from mmedge.statistics import auroc
+from mmedge.tasks.evaluation_set import read_evaluation_set
+from tests.conftest import is_one_line_error, killed_when_lines_are_there, mmedge
+
+QUIET = Progress(quiet=True)
+
+
+@pytest.fixture
+def knowing(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle whose student answers half of the questions rightly, and knows which: its evidence is put in its mouth."""
+    bundle = tmp_path / "bundle-int8"
+    shutil.copytree(tiny_run / "bundle-int8", bundle)
+    shutil.copy(tiny_run / "evaluation.jsonl", tmp_path)
+    rng = np.random.default_rng(0)
+    labels = {
+        example.id: example.label or ""
+        for examples in read_evaluation_set(tmp_path / "evaluation.jsonl").questions.values()
+        for example in examples
+    }
+
+    def shown(right: bool) -> Evidence:
+        return Evidence(-0.5, float(rng.normal(2.0 if right else -2.0, 1.0)), 0.0, -0.2)
+
+    def examined(self: Student, questions: list) -> list:  # type: ignore[type-arg]
+        rights = [sum(map(ord, example.id)) % 2 == 0 for example in questions]
+        return [
+            (labels.get(example.id, example.label) if right else "no", shown(right))
+            for example, right in zip(questions, rights, strict=True)
+        ]
+
+    monkeypatch.setattr(Student, "examined", examined)
+    truth = [bool(number % 2) for number in range(80)]
+    manifest = {"confidence": fitted([shown(right) for right in truth], truth)}
+    whole = Student.load(bundle)
+    whole.bundle.manifest.update(manifest)
+    monkeypatch.setattr(Student, "load", classmethod(lambda cls, *_: cls(whole.bundle)))
+    return bundle
+
+
+def test_what_a_student_knows_is_found(knowing: Path) -> None:
+    report = evaluate(knowing, EvaluationSettings(samples=2, timed=2), QUIET)
+    assert report["confidence"]["chosen"] == "evaluation"
+    whole = report["splits"]["all"]
+    assert set(report["splits"]) == {"new_combinations", "held_out_patterns", "all"}
+    assert whole["signals"]["evaluation"]["auroc"]["value"] > 0.95
+    assert whole["signals"]["answer"]["auroc"]["value"] == 0.5  # it is the same everywhere
+    answers = whole["answers"]
+    again = auroc([one["confidence"]["evaluation"] for one in answers], [one["right"] for one in answers])
+    assert whole["signals"]["evaluation"]["auroc"]["value"] == pytest.approx(again, abs=1e-3)
+    assert whole["auroc_differences"]["evaluation - answer"]["interval_95"][0] > 0.3
+    assert whole["signals"]["evaluation"]["gain_at"]["0.7"]["value"] > 0.1
+    withheld = next(aim for aim in whole["abstaining"] if aim.get("target_accuracy") == 0.9)
+    assert withheld["accuracy_of_given"]["value"] >= 0.8
+    assert report["prices"]["answer"]["times_answer"] == 1.0
+    assert report["prices"]["answer, rationale, confidence"]["mean_times_answer"] > 1
+    cascade = report["cascade"]
+    assert cascade["curve"][0][1] == pytest.approx(cascade["student"]["value"], abs=1e-4)
+    assert cascade["curve"][-1][1] == pytest.approx(cascade["teacher"]["value"], abs=1e-4)
+    assert max(accuracy for _, accuracy in cascade["curve"]) >= cascade["teacher"]["value"]
+    text = markdown(report)
+    assert "self-evaluation (chosen)" in text and "handing on to the recorded teacher" in text
+    shown = page(report).text()
+    assert shown.count("<svg") == 10 and "nan" not in shown.lower().replace("nancy", "")
+
+
+def test_the_command_writes_and_continues(tiny_run: Path, tmp_path: Path) -> None:
+    arguments = ["evaluate", tiny_run / "bundle-int8", "--samples", "2", "--timed", "1", "--batch", "2", "--out", tmp_path]
+    killed_when_lines_are_there(arguments, tmp_path / ".evaluate-bundle-int8.journal", 4)
+    assert not list(tmp_path.glob("evaluate*"))
+    done = mmedge(*arguments)
+    assert done.code == 0 and "batches are answered already" in done.err, done.err
+    first = json.loads((tmp_path / "evaluate-int8.json").read_text())
+    assert {path.name for path in tmp_path.iterdir()} == {f"evaluate-int8.{end}" for end in ("json", "md", "html")}
+    whole = mmedge(*arguments, "--json", "-q")
+    assert json.loads(whole.out)["splits"] == first["splits"]
+    none = mmedge(*arguments[:2], "--samples", "0", "--timed", "0", "--questions", "3", "--out", tmp_path / "few")
+    assert none.code == 0, none.err
+
+
+def test_what_cannot_be_evaluated_is_one_line(tiny_run: Path, tmp_path: Path) -> None:
+    found = mmedge("evaluate", tmp_path)
+    assert is_one_line_error(found) and "is no bundle" in found.err
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"kind": "task", "name": "x", "judge": "choice", "labels": []}\n')
+    found = mmedge("evaluate", tiny_run / "bundle-int8", "--evaluation", other)
+    assert is_one_line_error(found) and "about another task" in found.err
+    other.write_text('{"kind": "task", "name": "x", "judge": "expression", "labels": []}\n')
+    found = mmedge("evaluate", tiny_run / "bundle-int8", "--evaluation", other)
+    assert is_one_line_error(found) and "no labelled test questions" in found.err

@@ -1,0 +1,100 @@
+"""Calibration: maps that recover what was put in, judged on questions that they were not fitted on."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mmedge.errors import MmedgeError
+from mmedge.export.confidence import fitted, isotonic, logistic, platt, temperature
+from mmedge.runtime.confidence import Confidence, Evidence, choose_threshold, map_from_json, sigmoid
+from mmedge.statistics import calibration_error
+
+RNG = np.random.default_rng(3)
+
+
+def test_maps_recover_what_was_put_in() -> None:
+    score = RNG.normal(0, 3, (4000, 1))
+    truth = (RNG.random(4000) < sigmoid(0.5 * score[:, 0])).astype(float)
+    assert temperature(score, truth).weights[0] == pytest.approx(0.5, abs=0.06)
+    shifted = (RNG.random(4000) < sigmoid(0.5 * score[:, 0] - 1)).astype(float)
+    found = platt(score, shifted)
+    assert found.weights[0] == pytest.approx(0.5, abs=0.06) and found.bias == pytest.approx(-1, abs=0.15)
+    features = RNG.normal(0, 1, (4000, 3))
+    truth = (RNG.random(4000) < sigmoid(features @ np.array([1.0, -2.0, 0.0]) + 0.5)).astype(float)
+    found = logistic(features, truth)
+    assert np.allclose(found.weights, [1, -2, 0], atol=0.25) and found.bias == pytest.approx(0.5, abs=0.2)
+
+
+def test_isotonic_never_falls_and_follows_steps() -> None:
+    score = RNG.normal(0, 1, (3000, 1))
+    p = np.where(score[:, 0] > 0.5, 0.9, 0.2)
+    truth = (RNG.random(3000) < p).astype(float)
+    found = isotonic(score, truth)
+    assert all(a <= b for a, b in zip(found.probabilities, found.probabilities[1:], strict=False))
+    assert found(np.array([[-1.0], [1.5]])) == pytest.approx([0.2, 0.9], abs=0.06)
+    assert all(0 < value < 1 for value in isotonic(np.arange(6.0)[:, None], np.array([0, 0, 0, 1, 1, 1.0])).probabilities)
+
+
+def _evidence(count: int, informative: str) -> tuple[list[Evidence], list[bool]]:
+    """Evidence of which only one part tells right answers from wrong ones."""
+    truth = RNG.random(count) < 0.6
+    noise = RNG.normal(0, 1, (count, 3))
+    found = []
+    for right, (a, b, c) in zip(truth, noise, strict=True):
+        sign = 1.0 if right else -1.0
+        answer = -float(np.log1p(np.exp(-(a + (2 * sign if informative == "answer" else 0)))))
+        evaluation = float(b + (2 * sign if informative == "evaluation" else 0))
+        agreement = float(np.sign(c + (2 * sign if informative == "agreement" else 0)))
+        found.append(Evidence(answer, evaluation, agreement, -0.3))
+    return found, truth.tolist()
+
+
+@pytest.mark.parametrize(("informative", "chosen"), [("answer", "answer"), ("evaluation", "evaluation"), ("agreement", "combined")])
+def test_the_signal_that_tells_is_chosen_the_cheapest_of_equals(informative: str, chosen: str) -> None:
+    evidence, right = _evidence(400, informative)
+    found = json.loads(json.dumps(fitted(evidence, right)))
+    assert found["chosen"] == chosen
+    confidence = Confidence.from_manifest(found)
+    assert confidence is not None and confidence.chosen == chosen
+    fresh, truth = _evidence(2000, informative)
+    assert calibration_error(confidence.of(fresh), truth) < 0.08
+    threshold = confidence.threshold(target_accuracy=0.9)
+    given = np.array(confidence.of(fresh)) >= threshold.value
+    assert np.array(truth)[given].mean() > 0.82 and given.mean() > 0.3
+
+
+def test_too_few_of_one_kind_are_not_learned_from() -> None:
+    found = fitted([Evidence(-0.1, 1.0)] * 40, [True] * 37 + [False] * 3)
+    assert found["signals"] == {} and "fewer than 8 wrong answers" in found["why"]
+    assert Confidence.from_manifest(found) is None
+
+
+def test_thresholds_hand_on_no_more_than_allowed_and_reach_their_aim() -> None:
+    confidences, right = [0.1, 0.2, 0.2, 0.5, 0.9, 0.9], [False, False, True, True, True, True]
+    assert choose_threshold(confidences, right, max_handed_on=0.0).value == 0.0
+    some = choose_threshold(confidences, right, max_handed_on=0.4)
+    assert (some.value, some.handed_on) == (0.2, pytest.approx(1 / 6))
+    assert choose_threshold(confidences, right, max_handed_on=0.5).value == 0.5
+    assert choose_threshold(confidences, right, target_accuracy=0.7).value == 0.2
+    assert choose_threshold(confidences, right, target_accuracy=1.0).value == 0.5
+    with pytest.raises(MmedgeError, match="no threshold reaches"):
+        choose_threshold(confidences, [False] * 6, target_accuracy=0.5)
+    with pytest.raises(MmedgeError, match="one aim"):
+        choose_threshold(confidences, right)
+
+
+def test_maps_survive_the_manifest() -> None:
+    score, truth = RNG.normal(0, 1, (50, 1)), (RNG.random(50) < 0.5).astype(float)
+    for fit in (temperature, platt, isotonic):
+        found = fit(score, truth)
+        assert np.array_equal(map_from_json(json.loads(json.dumps(found.to_json())))(score), found(score))
+
+
+def test_evidence_at_the_ends_is_finite() -> None:
+    for answer in (0.0, -1e-30, -1e9):
+        assert np.isfinite(Evidence(answer, 1e9, 1.0, -1e3).score("combined")).all()
+    with pytest.raises(ValueError, match="needs the verdict"):
+        Evidence(-1.0).score("evaluation")

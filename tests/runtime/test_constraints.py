@@ -1,0 +1,91 @@
+"""What constrained answers may be: whole expressions before the limit, one of the choices, one of the labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmedge.runtime.bundle import open_bundle
+from mmedge.runtime.constraints import AnswerForms, ExpressionConstraint, ExpressionGrammar, OneOf
+from mmedge.runtime.student import load_tokenizer
+from mmedge.tasks.base import Example
+from mmedge.tasks.encoding import PromptEncoder
+from mmedge.tasks.expressions import parse
+from mmedge.tasks.judges import ChoiceJudge, ExactJudge, ExpressionJudge, LabelJudge
+
+
+class Opened:
+    def __init__(self, run: Path) -> None:
+        bundle = open_bundle(run / "bundle-int8")
+        self.tokenizer = load_tokenizer(bundle.folder / "tokenizer.json")
+        self.encoder = PromptEncoder(self.tokenizer, bundle.family, bundle.prompts, bundle.special, 100)
+        self.eos = bundle.special.eos
+
+
+@pytest.fixture(params=["tiny_run", "llama_run"])
+def opened(request: pytest.FixtureRequest) -> Opened:
+    return Opened(request.getfixturevalue(request.param))
+
+
+def test_whatever_is_drawn_is_a_whole_expression_before_the_limit(opened: Opened) -> None:
+    grammar = ExpressionGrammar(opened.tokenizer, opened.eos)
+    rng = np.random.default_rng(0)
+    operators = set()
+    for trial in range(300):
+        limit = int(rng.integers(2, 30))
+        constraint = ExpressionConstraint(grammar, limit)
+        written: list[int] = []
+        while len(written) < limit:
+            ids = constraint.allowed(written)
+            assert len(ids), opened.tokenizer.decode(written)
+            token = int(rng.choice(ids))
+            if token == opened.eos:
+                break
+            written.append(token)
+        text = opened.tokenizer.decode(written)
+        expression = parse(text)  # raises where it is none
+        operators.add(expression.operator)
+        if trial % 10 == 0:  # asked out of turn, it finds its place again
+            assert set(ExpressionConstraint(grammar, limit).allowed(written[:3])) == set(
+                _asked_in_turn(ExpressionConstraint(grammar, limit), written[:3])
+            )
+    assert operators >= {None, "+", "-", "*", "/"}
+
+
+def _asked_in_turn(constraint: ExpressionConstraint, written: list[int]) -> np.ndarray:
+    for count in range(len(written)):
+        constraint.allowed(written[:count])
+    return constraint.allowed(written)
+
+
+def test_every_answer_that_a_student_learns_is_allowed(opened: Opened) -> None:
+    grammar = ExpressionGrammar(opened.tokenizer, opened.eos)
+    for text in ("84 / 2", "( 17 + 15 ) + 2", "3", "-4 * 2.5", "( ( 1 + 2 ) * 3 ) - ( 4 / 5 )"):
+        target = opened.encoder.target(text, 64)
+        constraint = ExpressionConstraint(grammar, 64)
+        for place, token in enumerate(target):
+            assert token in constraint.allowed(target[:place]), (text, place)
+
+
+def test_one_of_several_texts() -> None:
+    one_of = OneOf([[5, 6, 1], [5, 7, 8, 1], [9, 1]])
+    assert set(one_of.allowed([])) == {5, 9}
+    assert set(one_of.allowed([5])) == {6, 7}
+    assert list(one_of.allowed([5, 7, 8])) == [1]
+    with pytest.raises(ValueError, match="nothing to choose"):
+        OneOf([])
+
+
+def test_each_kind_of_task_has_its_form(opened: Opened) -> None:
+    example = Example("q", "Which?", None, ("a math problem", "a river"))
+
+    def form(judge: object) -> object:
+        return AnswerForms(judge, opened.encoder, opened.tokenizer).of(example, 20)  # type: ignore[arg-type]
+
+    assert isinstance(form(ExpressionJudge()), ExpressionConstraint)
+    assert isinstance(form(ChoiceJudge()), OneOf)
+    assert isinstance(form(LabelJudge(("yes", "no"))), OneOf)
+    assert form(ExactJudge()) is None
+    assert AnswerForms(ChoiceJudge(), opened.encoder, opened.tokenizer).of(Example("q", "Which?"), 20) is None

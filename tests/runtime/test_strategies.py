@@ -1,0 +1,41 @@
+"""Votes of several chains of thought."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmedge.errors import MmedgeError
+from mmedge.runtime.strategies import Sample, Strategy, vote
+from mmedge.tasks.judges import ExactJudge, ExpressionJudge
+
+JUDGE = ExpressionJudge()
+
+
+def _samples(*pairs: tuple[str, float]) -> list[Sample]:
+    return [Sample(text, f"because {text}", p) for text, p in pairs]
+
+
+def test_answers_that_mean_the_same_are_one_candidate() -> None:
+    samples = _samples(("6 / 2", 0.2), ("3", 0.4), ("4", 0.9))
+    assert vote(samples, JUDGE, (), "majority") == (1, pytest.approx(2 / 3))
+    assert vote(samples, JUDGE, (), "self_evaluation")[0] == 2
+    place, share = vote(samples, JUDGE, (), "both")
+    assert place == 2 and share == pytest.approx(0.9 / 1.5)
+
+
+def test_what_is_no_answer_wins_only_where_there_is_nothing_else() -> None:
+    assert vote(_samples(("apples", 0.9), ("3", 0.1)), JUDGE, (), "both")[0] == 1
+    assert vote(_samples(("apples", 0.9), ("pears", 0.1)), JUDGE, (), "both") == (0, 0.0)
+
+
+def test_ties_go_to_what_was_drawn_first() -> None:
+    assert vote(_samples(("4", 0.5), ("3", 0.5)), JUDGE, (), "majority")[0] == 0
+    assert vote(_samples(("a cat", 0.0), ("A CAT", 0.0), ("dog", 0.0)), ExactJudge(), (), "both")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "values", [{"kind": "guess"}, {"choose_by": "luck"}, {"samples": 0}, {"samples": 65}, {"temperature": 0.0}]
+)
+def test_wrong_strategies_are_named(values: dict[str, object]) -> None:
+    with pytest.raises(MmedgeError, match="strategy: "):
+        Strategy(**values)  # type: ignore[arg-type]

@@ -1,0 +1,272 @@
+"""The Python API: answers, streams, threads, strategies, abstaining, escalating."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+import mmedge as package
+from mmedge import Answer, Endpoint, Piece, Strategy, Student
+from mmedge.errors import MmedgeError
+from mmedge.runtime.confidence import Confidence, LinearMap
+from mmedge.runtime.escalation import Escalated
+from mmedge.tasks.base import Example
+from mmedge.tasks.evaluation_set import read_evaluation_set
+from mmedge.tasks.expressions import parse
+from mmedge.tasks.judges import AnyJudge
+from tests.conftest import is_one_line_error, mmedge
+
+RUNS = ["tiny_run", "llama_run"]
+
+
+@pytest.fixture(params=RUNS)
+def opened(request: pytest.FixtureRequest) -> tuple[Student, list[Example]]:
+    run: Path = request.getfixturevalue(request.param)
+    questions = read_evaluation_set(run / "evaluation.jsonl").questions
+    return Student.load(run / "bundle-int8"), [example for examples in questions.values() for example in examples][:10]
+
+
+def _calibrated(student: Student, chosen: str = "combined") -> Student:
+    """Give a student a confidence, as export does where validation questions are answered well enough to fit one."""
+    maps = {
+        "answer": LinearMap("temperature", (1.0,)),
+        "evaluation": LinearMap("platt", (1.0,), 0.1),
+        "combined": LinearMap("logistic", (0.5, 0.5, 0.2, 0.1), 0.0),
+    }
+    known = {name: ([0.1, 0.3, 0.6, 0.8], [False, False, True, True]) for name in maps}
+    student.confidence = Confidence(maps, chosen, known)  # type: ignore[arg-type]
+    return student
+
+
+def test_one_question_with_everything(opened: tuple[Student, list[Example]]) -> None:
+    student, questions = opened
+    plain = student.answer(questions[0])
+    assert plain.rationale is None and plain.verdict is None and plain.signal == "answer" and not plain.calibrated
+    assert 0 <= (plain.confidence or 0) <= 1
+    whole = student.answer(questions[0].question, explain=True, evaluate=True)
+    assert whole.text == plain.text and whole.rationale is not None and whole.evaluation is not None
+    assert whole.verdict in ("correct", "wrong", "uncertain")
+    _calibrated(student)
+    assert student.answer(questions[0]).signal == "answer"
+    sure = student.answer(questions[0], confidence=True)
+    assert (sure.signal, sure.calibrated, sure.rationale) == ("combined", True, None)
+    assert student.answer(questions[0], strategy=Strategy("confidence")) == sure
+    _calibrated(student, "answer")
+    assert student.answer(questions[0], confidence=True).signal == "answer"
+
+
+def test_a_stream_ends_with_the_answer_that_a_call_gives(opened: tuple[Student, list[Example]]) -> None:
+    student, questions = opened
+    for question in questions[:3]:
+        items = list(student.stream(question, explain=True, evaluate=True))
+        answer = items[-1]
+        assert isinstance(answer, Answer) and answer == student.answer(question, explain=True, evaluate=True)
+        texts: dict[str, str] = {}
+        for item in items[:-1]:
+            assert isinstance(item, Piece)
+            texts[item.part] = texts.get(item.part, "") + item.text
+        assert texts.get("answer", "").strip() == answer.text
+        assert texts.get("rationale", "").strip() == answer.rationale
+        assert texts.get("evaluation", "").strip() == answer.evaluation
+
+
+def test_a_stream_that_is_given_up_stops_the_student(opened: tuple[Student, list[Example]]) -> None:
+    student, questions = opened
+    before = threading.active_count()
+    stream = student.stream(questions[0], explain=True)
+    assert isinstance(stream, Iterator)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+    with pytest.raises(MmedgeError, match="too long"):
+        list(student.stream("x" * 2_000_000))
+
+
+def test_threads_get_what_one_gets(opened: tuple[Student, list[Example]]) -> None:
+    student, questions = opened
+
+    def ask(question: Example) -> Answer:
+        return student.answer(question, explain=True, evaluate=True)
+
+    alone = [ask(question) for question in questions]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, questions * 3)) == alone * 3
+
+
+def test_samples_depend_on_their_seed_alone(opened: tuple[Student, list[Example]]) -> None:
+    student, questions = opened
+    drawing = Strategy("samples", samples=4, temperature=1.0, seed=7)
+    alone = [student.answer(question, strategy=drawing) for question in questions[:3]]
+    together = student.answer_all(questions[:3], strategy=drawing)
+    assert [[sample.text for sample in answer.samples] for answer in alone] == [
+        [sample.text for sample in answer.samples] for answer in together
+    ]
+    assert all(len(answer.samples) == 4 and answer.signal == "samples" for answer in alone)
+    other = student.answer(questions[0], strategy=replace(drawing, seed=8))
+    assert [sample.rationale for sample in other.samples] != [sample.rationale for sample in alone[0].samples]
+
+
+def test_retry_draws_only_where_there_is_doubt(opened: tuple[Student, list[Example]]) -> None:
+    student, questions = opened
+    never = student.answer_all(questions[:4], strategy=Strategy("retry", retry_below=0.0))
+    assert not any(answer.samples for answer in never)
+    assert [answer.text for answer in never] == [answer.text for answer in student.answer_all(questions[:4])]
+    always = student.answer_all(questions[:4], strategy=Strategy("retry", samples=3, retry_below=1.0))
+    assert [len(answer.samples) for answer in always] == [4] * 4  # the first answer is one of them
+    assert all(answer.samples[0].text == first.text for answer, first in zip(always, never, strict=True))
+
+
+def test_constrained_answers_have_the_form(opened: tuple[Student, list[Example]]) -> None:
+    student, questions = opened
+    for answer in student.answer_all(questions, constrained=True):
+        parse(answer.text)
+    for answer in student.answer_all(questions, constrained=True, strategy=Strategy("samples", samples=4, temperature=3.0)):
+        for sample in answer.samples:
+            parse(sample.text)
+
+
+class Oracle:
+    """A bigger model that knows every answer but one."""
+
+    name = "oracle"
+
+    def ask(self, example: Example, judge: AnyJudge) -> Escalated:
+        if example.id == "lost":
+            raise MmedgeError("nobody knows")
+        return Escalated("6 * 7", "because", 10, 5, 0.001, 0.1)
+
+
+def test_doubtful_answers_are_withheld_or_handed_on(opened: tuple[Student, list[Example]]) -> None:
+    student, questions = opened
+    _calibrated(student)
+    given = student.answer_all(questions, abstain_below=0.0)
+    assert not any(answer.withheld for answer in given)
+    withheld = student.answer_all(questions, abstain_below=1.0)
+    assert all(answer.withheld and answer.text == "" for answer in withheld)
+    assert [answer.guess for answer in withheld] == [answer.text for answer in given]
+    assert withheld[0].to_json()["answer"] is None and withheld[0].to_json()["withheld"] is True
+    asked = [questions[0], replace(questions[1], id="lost")]
+    handed = student.answer_all(asked, abstain_below=1.0, escalate_to=Oracle())
+    assert (handed[0].source, handed[0].text, handed[0].value, handed[0].withheld) == ("oracle", "6 * 7", "42", False)
+    assert handed[0].escalation is not None and handed[0].escalation.cost == 0.001
+    assert handed[1].withheld and handed[1].problem == "nobody knows"
+    with pytest.raises(MmedgeError, match="below a confidence only"):
+        student.answer(questions[0], escalate_to=Oracle())
+    chosen = student.threshold(target_accuracy=0.9)
+    assert (chosen.value, chosen.accuracy, chosen.handed_on) == (0.6, 1.0, 0.5)
+    student.confidence = None
+    with pytest.raises(MmedgeError, match="not calibrated"):
+        student.threshold(max_handed_on=0.3)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    replies: ClassVar[list[tuple[int, bytes]]] = []
+    seen: ClassVar[list[tuple[str | None, dict[str, Any]]]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        type(self).seen.append((self.headers.get("Authorization"), body))
+        code, text = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        self.send_response(code)
+        if code == 302:
+            self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, type[_Handler]]]:
+    handler = type("Handler", (_Handler,), {"replies": [], "seen": []})
+    found = HTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=found.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{found.server_port}/v1", handler
+    found.shutdown()
+    found.server_close()
+
+
+def _completion(text: str) -> bytes:
+    usage = {"prompt_tokens": 1000, "completion_tokens": 100}
+    return json.dumps({"choices": [{"message": {"content": text}}], "usage": usage}).encode()
+
+
+QUESTION = Example("q", "Ann has 3 apples and buys 4 more. How many are there now?")
+
+
+def test_an_endpoint_answers_in_the_tasks_form(
+    opened: tuple[Student, list[Example]], server: tuple[str, type[_Handler]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, handler = server
+    monkeypatch.setenv("BIG_KEY", "secret-123")
+    handler.replies = [(503, b"busy"), (200, _completion("She adds: 3 + 4 = 7.\nThe answer is: 3 + 4"))]
+    bigger = Endpoint(url, "big", "BIG_KEY", price_input=2.0, price_output=10.0)
+    answer = opened[0].answer(QUESTION, abstain_below=1.0, escalate_to=bigger)
+    assert (answer.text, answer.value, answer.source) == ("3 + 4", "7", "big")
+    assert answer.escalation is not None and answer.escalation.cost == pytest.approx((1000 * 2 + 100 * 10) / 1e6)
+    assert [key for key, _ in handler.seen] == ["Bearer secret-123"] * 2
+    assert "Ann has 3 apples" in handler.seen[0][1]["messages"][0]["content"]
+    assert "secret" not in repr(bigger) and "secret" not in json.dumps(answer.to_json())
+
+
+@pytest.mark.parametrize(
+    ("reply", "complaint"),
+    [
+        ((401, b"{}"), "status 401"),
+        ((302, b""), "status 302"),  # a redirection would carry the key elsewhere
+        ((200, b"<html>"), "the reply is no JSON"),
+        ((200, b"[]"), "no JSON object"),
+        ((200, b'{"choices": []}'), "no chat completion"),
+        ((200, _completion("I do not know.")), "no answer found"),
+        ((200, json.dumps({"choices": [{"message": {"content": None}}]}).encode()), "empty"),
+    ],
+)
+def test_bad_replies_withhold_the_answer_and_say_why(
+    tiny_run: Path, server: tuple[str, type[_Handler]], reply: tuple[int, bytes], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmedge.runtime.escalation.time.sleep", lambda _: None)
+    url, handler = server
+    handler.replies = [reply]
+    answer = Student.load(tiny_run / "bundle-int8").answer(QUESTION, abstain_below=1.0, escalate_to=Endpoint(url, "big"))
+    assert answer.withheld and complaint in (answer.problem or "")
+
+
+def test_a_server_that_is_not_there_and_wrong_settings_are_one_line(tiny_run: Path) -> None:
+    bundle = tiny_run / "bundle-int8"
+    common = [bundle, "How many?", "--abstain-below", "1"]
+    gone = mmedge("run", *common, "--escalate-to", "http://127.0.0.1:9/v1", "--escalate-model", "m")
+    assert gone.code == 0 and "no answer" in gone.out and "cannot be reached" in gone.err
+    for options, complaint in (
+        (["--escalate-to", "file:///etc/passwd", "--escalate-model", "m"], "no address of an endpoint"),
+        (["--escalate-to", "http://x/v1"], "go together"),
+        (["--escalate-to", "http://x/v1", "--escalate-model", "m", "--escalate-key", "NOT_SET_ANYWHERE"], "is not set"),
+        (["--target-accuracy", "0.9"], "give one of"),
+    ):
+        found = mmedge("run", *common, *options)
+        assert is_one_line_error(found) and complaint in found.err, found.err
+    found = mmedge("run", bundle, "How many?", "--target-accuracy", "0.9")
+    assert is_one_line_error(found) and "not calibrated" in found.err
+
+
+def test_the_command_line_has_every_strategy(tiny_run: Path) -> None:
+    bundle = tiny_run / "bundle-int8"
+    drawn = mmedge("run", bundle, "Ann has 3 apples.", "--strategy", "samples", "--samples", "3", "--constrained", "--json")
+    found = json.loads(drawn.out)
+    assert len(found["samples"]) == 3 and found["signal"] == "samples"
+    streamed = mmedge("run", bundle, "Ann has 3 apples.", "--explain", "--evaluate", "--stream")
+    whole = mmedge("run", bundle, "Ann has 3 apples.", "--explain", "--evaluate")
+    assert streamed.code == 0 and set(whole.out.split()) >= set(streamed.out.split()) - {"="}
+    assert package.Student is Student
+    with pytest.raises(AttributeError):
+        package.Teacher  # noqa: B018
