@@ -17,7 +17,7 @@ import tokenizers
 from mmedge.runtime.generation import Constraint, Tokens
 from mmedge.tasks.base import Example
 from mmedge.tasks.encoding import PromptEncoder
-from mmedge.tasks.expressions import MAX_DEPTH, MAX_DIGITS
+from mmedge.tasks.expressions import MAX_DEPTH, MAX_DIGITS, find_expressions, number_text
 from mmedge.tasks.judges import AnyJudge
 
 _OF_EXPRESSIONS = re.compile(r"[0-9.+\-*/() ]+")
@@ -177,6 +177,82 @@ class ExpressionConstraint:
         return np.array(nearer, dtype=np.int64) if nearer else ids
 
 
+_EQUALS = re.compile(r"=\s*$")
+_LOOK_BACK = 160  # characters in front of a sign of equality in which the operation stands
+
+
+class Calculator:
+    """Lets a student reason with right numbers: behind `76 + 4 =` it can only write 80.
+
+    A small student learns which operation a sentence calls for long before it learns to multiply; the results that it writes
+    are then wrong, what follows builds on them, and its own verdict on such a rationale says nothing about the answer. The
+    operation stays the student's; its result is worked out by our own parser (as Cobbe et al. 2021 do with a calculator).
+
+    Args:
+        tokenizer: The student's.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        pieces = {number: piece.replace("Ġ", " ").replace("▁", " ") for piece, number in tokenizer.get_vocab().items()}
+        self._signs = frozenset(number for number, piece in pieces.items() if "=" in piece)
+        self._no_digit = np.array([number for number, piece in sorted(pieces.items()) if not piece[:1].isdigit()], dtype=np.int64)
+
+    def of_row(self) -> Constraint:
+        """Return the calculator of one text."""
+        return _Calculation(self)
+
+    def result(self, written: Sequence[int]) -> list[int]:
+        """Return the tokens of the result of the operation that a text ends in front of; none where it does not."""
+        text = self._tokenizer.decode(list(written), skip_special_tokens=True)
+        sign = _EQUALS.search(text)
+        if sign is None:
+            return []
+        before = text[: sign.start()].rstrip()
+        found = find_expressions(before[-_LOOK_BACK:])
+        if not found or found[-1].end != len(before[-_LOOK_BACK:]):
+            return []
+        value = found[-1].expression.value
+        if value is None or value < 0 or (value * 100).denominator != 1:
+            return []  # what people do not write that way
+        space = "" if text.endswith(" ") else " "
+        begun = self._tokenizer.encode(text, add_special_tokens=False).ids
+        whole = self._tokenizer.encode(f"{text}{space}{number_text(value)}", add_special_tokens=False).ids
+        return list(whole[len(begun) :]) if whole[: len(begun)] == begun else []
+
+    def begins(self, token: int) -> bool:
+        """Whether a token holds a sign of equality."""
+        return token in self._signs
+
+    @property
+    def no_digit(self) -> Tokens:
+        """The tokens that do not go on with a number."""
+        return self._no_digit
+
+
+class _Calculation:
+    """Where in a result a text stands."""
+
+    def __init__(self, calculator: Calculator) -> None:
+        self._calculator = calculator
+        self._coming: list[int] = []
+        self._ended = False
+
+    def allowed(self, written: Sequence[int]) -> Tokens | None:
+        if self._coming:
+            token = self._coming.pop(0)
+            self._ended = not self._coming
+            return np.array([token], dtype=np.int64)
+        if self._ended:
+            self._ended = False
+            return self._calculator.no_digit
+        if written and self._calculator.begins(written[-1]):
+            self._coming = self._calculator.result(written)
+            if self._coming:
+                return self.allowed(written)
+        return None
+
+
 class AnswerForms:
     """Makes the constraints of a task's answers.
 
@@ -190,6 +266,11 @@ class AnswerForms:
         self._judge, self._encoder, self._tokenizer = judge, encoder, tokenizer
         self._grammar: ExpressionGrammar | None = None
         self._labels: OneOf | None = None
+        self._calculator = Calculator(tokenizer) if judge.name == "expression" else None
+
+    def of_rationale(self) -> Constraint | None:
+        """Return what a rationale may say: right results where answers are expressions, else anything."""
+        return self._calculator.of_row() if self._calculator else None
 
     def of(self, example: Example, limit: int) -> Constraint | None:
         """Return what may be answered to a question; None where anything may, as where answers are free text.

@@ -22,8 +22,9 @@ Tokens = NDArray[np.int64]
 class Constraint(Protocol):
     """What may be written in one row."""
 
-    def allowed(self, written: Sequence[int]) -> Tokens:
-        """Return the ids of the tokens that may follow, (n,), at least one; the end token among them where it may end."""
+    def allowed(self, written: Sequence[int]) -> Tokens | None:
+        """Return the ids of the tokens that may follow, (n,), at least one, the end token among them where it may end; or None
+        where anything may."""
         ...
 
 
@@ -111,7 +112,7 @@ class Writer:
         self._ended = [False] * rows
         self.open = np.ones(rows, dtype=bool)
         self._random = [np.random.default_rng(seed) for seed in how.seeds] if how.temperature else []
-        self._plain = not (how.temperature or how.constraints or how.scored or how.stop or how.on_token)
+        self._greedy = not (how.temperature or how.constraints)
         self._started = time.perf_counter()
         self._first = 0.0
         self.steps = 0
@@ -126,8 +127,10 @@ class Writer:
         Returns:
             (rows,), the end token's id for rows that end, or have ended before.
         """
-        if self._plain:
+        if self._greedy:
             chosen: Tokens = logits.argmax(-1).astype(np.int64)
+            if self._how.scored:
+                self._score(logits, chosen, rows)
         else:
             chosen = np.array([self._choose(logits[place], int(row)) for place, row in enumerate(rows)], dtype=np.int64)
         if not self._first:
@@ -138,6 +141,15 @@ class Writer:
             if not self.open[row]:
                 chosen[place] = self._eos
         return chosen
+
+    def _score(self, logits: Logits, chosen: Tokens, rows: Sequence[int] | Tokens) -> None:
+        """Keep the log-probabilities of the tokens chosen in open rows."""
+        picked = logits[np.arange(len(chosen)), chosen]
+        top = logits.max(-1)
+        found = picked - top - np.log(np.exp(logits - top[:, None]).sum(-1))
+        for row, value in zip(rows, found.tolist(), strict=True):
+            if self.open[row]:
+                self._log[row].append(value)
 
     def _put(self, row: int, token: int) -> None:
         if token == self._eos:
@@ -155,11 +167,8 @@ class Writer:
         if not self.open[row]:
             return self._eos
         how, constraint = self._how, self._how.constraints[row] if self._how.constraints else None
-        if constraint is None:
-            ids, found = None, logits
-        else:
-            ids = constraint.allowed(self.written[row])
-            found = logits[ids]
+        ids = None if constraint is None else constraint.allowed(self.written[row])
+        found = logits if ids is None else logits[ids]
         place = int(found.argmax()) if not how.temperature else _draw(found / how.temperature, how.top_p, self._random[row])
         token = place if ids is None else int(ids[place])
         if how.scored:

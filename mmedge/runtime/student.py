@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -168,6 +169,9 @@ class Student:
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.bundle = bundle
+        cores = len(os.sched_getaffinity(0))
+        # one product of a small student is done before a second thread is awake, but a second batch keeps a second core busy
+        self._workers = max(1, cores // (threads or bundle.threads or cores))
         self.engine: Engine = open_engine(bundle, threads)
         self._tokenizer = load_tokenizer(bundle.folder / "tokenizer.json")
         self.encoder = PromptEncoder(self._tokenizer, bundle.family, bundle.prompts, bundle.special, bundle.max_input_tokens)
@@ -379,15 +383,21 @@ class Student:
         if wish.abstain_below is not None:
             wish = replace(wish, confidence=True)
         examples = [Example(str(index), item) if isinstance(item, str) else item for index, item in enumerate(questions)]
-        found: list[Answer] = []
         size = max(1, batch // wish.strategy.samples) if wish.strategy.kind == "samples" else max(1, batch)
-        for start in range(0, len(examples), size):
+
+        def answered(start: int) -> list[Answer]:
             some = examples[start : start + size]
             answers = self._answered_together(some, wish, tell)
             if wish.abstain_below is not None:
                 answers = self._withheld(some, answers, wish.abstain_below, wish.escalate_to)
-            found += answers
-        return found
+            return answers
+
+        workers = self._workers if size > 1 else 1
+        if workers > 1 and len(examples) > 1:
+            size = max(1, min(size, -(-len(examples) // workers)))
+            with ThreadPoolExecutor(workers) as pool:
+                return [answer for answers in pool.map(answered, range(0, len(examples), size)) for answer in answers]
+        return [answer for start in range(0, len(examples), size) for answer in answered(start)]
 
     def _answered_together(self, examples: Sequence[Example], wish: _Wish, tell: Told | None) -> list[Answer]:
         contexts, strategy = self._contexts(examples), wish.strategy
@@ -459,7 +469,8 @@ class Student:
             return thoughts
         how = drawing.how(1, len(examples)) if drawing else Decoding()
         prompts = [self.encoder.prompt("explain", context) for context in contexts]
-        how = replace(how, scored=True, on_token=told("rationale"))
+        sums = tuple(self._forms.of_rationale() for _ in examples)
+        how = replace(how, scored=True, constraints=sums if any(sums) else (), on_token=told("rationale"))
         written = conversation.generate(prompts, bundle.max_rationale_tokens, how)
         for thought, tokens, scores in zip(thoughts, written.tokens, written.log_probabilities, strict=True):
             thought.rationale = self.encoder.text(tokens)

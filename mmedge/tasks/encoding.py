@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 from mmedge.tasks.prompts import VERDICTS, Context, StudentPrompts
@@ -78,6 +79,11 @@ class PromptEncoder:
     special: SpecialTokens
     max_input_tokens: int
 
+    @cached_property
+    def _words(self) -> dict[Kind, tuple[int, ...]]:
+        """The task words' tokens."""
+        return {"predict": tuple(self._ids(self.prompts.predict)), "explain": tuple(self._ids(self.prompts.explain))}
+
     def _ids(self, text: str) -> list[int]:
         clean = text.encode("utf-8", "replace").decode("utf-8")  # unpaired surrogates are no text to a tokenizer
         return list(self.tokenizer.encode(clean, add_special_tokens=False).ids)
@@ -93,7 +99,7 @@ class PromptEncoder:
         """Return the tokens in front of what is written; what a decoder is given to judge is cut to the longest input."""
         start = [self.special.start or 0] if self.family == "encoder-decoder" else []
         written = self._ids(context.written)[: self.max_input_tokens] if context.written else []
-        return (*start, *written, *self._ids(self.prompts.predict if kind == "predict" else self.prompts.explain))
+        return (*start, *written, *self._words[kind])
 
     def prompt(self, kind: Kind, context: Context) -> Prompt:
         """Return a whole prompt."""

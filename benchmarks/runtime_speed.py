@@ -1,0 +1,184 @@
+"""How fast a bundle answers: everything from one reading, in batches, drafted, and from a cold start.
+
+    python benchmarks/runtime_speed.py runs/quickstart/bundle-int8 [--questions 60] [--json FILE]
+
+Ratios are within one run; ways that are compared take turns on every question.
+
+    chain    answer + rationale + confidence by `Student`, against the three written back to back from one reading (what is
+             added), and against three calls that each read the question anew (what is saved)
+    batch    answers a second in batches of 1, 8 and 32, and whether every answer is the same
+    draft    rationales written with several tokens guessed and verified a step, against one token a step: the same tokens?
+    cold     from the start of a process to its first answer
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmedge import Strategy, Student
+from mmedge.runs import machine
+from mmedge.runtime.generation import Decoding
+from mmedge.storage import write_json
+from mmedge.tasks.base import ChainOfThought, Example
+from mmedge.tasks.evaluation_set import FILE_NAME, read_evaluation_set
+from mmedge.tasks.prompts import render_question
+
+SCORED = Decoding(scored=True)
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Return seconds and result."""
+    started = time.perf_counter()
+    found = work()
+    return time.perf_counter() - started, found
+
+
+def chain(student: Student, questions: Sequence[Example]) -> dict[str, Any]:
+    """Answer, rationale and verdict: together, back to back from one reading, and each by itself."""
+    bundle, encoder = student.bundle, student.encoder
+    begun, verdicts = encoder.verdict_tokens()
+
+    def parts(example: Example, shared: bool) -> float:
+        context = bundle.prompts.reasoning_context(render_question(example))
+        engine = student.engine.conversation()
+
+        def asked() -> Any:
+            return engine if shared else student.engine.conversation()
+
+        first, answer = timed(lambda: asked().generate([encoder.prompt("predict", context)], bundle.max_answer_tokens, SCORED))
+        second, rationale = timed(
+            lambda: asked().generate([encoder.prompt("explain", context)], bundle.max_rationale_tokens, SCORED)
+        )
+        cot = ChainOfThought(encoder.text(rationale.tokens[0]), encoder.text(answer.tokens[0]))
+        judged = encoder.prompt("predict", bundle.prompts.evaluation_context(render_question(example), cot))
+        third, _ = timed(lambda: asked().next_logits([judged], begun)[:, verdicts])
+        return first + second + third
+
+    def naive(example: Example) -> float:
+        """As one would without knowing what the three have in common: a prompt each, the verdict written out."""
+        context = bundle.prompts.reasoning_context(render_question(example))
+
+        def written(kind: Any, context: Any, limit: int) -> str:
+            return encoder.text(student.engine.generate([encoder.prompt(kind, context)], limit).tokens[0])
+
+        def work() -> None:
+            cot = ChainOfThought(
+                written("explain", context, bundle.max_rationale_tokens), written("predict", context, bundle.max_answer_tokens)
+            )
+            written("predict", bundle.prompts.evaluation_context(render_question(example), cot), 8)
+
+        return timed(work)[0]
+
+    ways: dict[str, Callable[[Example], float]] = {
+        "student": lambda example: timed(lambda: student.answer(example, explain=True, strategy=Strategy("confidence")))[0],
+        "back_to_back": lambda example: parts(example, True),
+        "naive": naive,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way(questions[0])
+    for number, example in enumerate(questions):
+        names = list(ways)
+        for name in names[number % 3 :] + names[: number % 3]:
+            seconds[name].append(ways[name](example))
+    return {
+        "questions": len(questions),
+        "ms": {name: 1000 * statistics.median(taken) for name, taken in seconds.items()},
+        "student_over_back_to_back": sum(seconds["student"]) / sum(seconds["back_to_back"]),
+        "naive_over_student": sum(seconds["naive"]) / sum(seconds["student"]),
+    }
+
+
+def batches(student: Student, questions: Sequence[Example], rounds: int = 3) -> dict[str, Any]:
+    """Answers a second by batch size; the best of some rounds in turn."""
+    sizes = (1, 8, 32)
+    best = dict.fromkeys(sizes, 0.0)
+    texts: dict[int, list[str]] = {}
+    for _ in range(rounds):
+        for size in sizes:
+            seconds, answers = timed(lambda size=size: student.answer_all(questions, batch=size, strategy=Strategy()))  # type: ignore[misc]
+            best[size] = max(best[size], len(questions) / seconds)
+            texts[size] = [answer.text for answer in answers]
+    return {
+        "questions": len(questions),
+        "answers_per_second": {str(size): value for size, value in best.items()},
+        "speedup_32": best[32] / best[1],
+        "different_answers_32": sum(a != b for a, b in zip(texts[1], texts[32], strict=True)),
+    }
+
+
+def drafts(student: Student, questions: Sequence[Example]) -> dict[str, Any]:
+    """Rationales one by one, plainly and drafted in turn."""
+    bundle, encoder = student.bundle, student.encoder
+    prompts = [encoder.prompt("explain", bundle.prompts.reasoning_context(render_question(example))) for example in questions]
+    ways = {"plain": Decoding(), "drafted": Decoding(draft=True)}
+    seconds, steps, different, tokens = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0), 0, 0
+    for prompt in prompts[:3]:
+        for how in ways.values():
+            student.engine.generate([prompt], bundle.max_rationale_tokens, how)
+    for number, prompt in enumerate(prompts):
+        found = {}
+        for name in sorted(ways, reverse=bool(number % 2)):
+            taken, found[name] = timed(lambda name=name: student.engine.generate([prompt], bundle.max_rationale_tokens, ways[name]))  # type: ignore[misc]
+            seconds[name] += taken
+            steps[name] += found[name].steps
+        different += found["plain"].tokens != found["drafted"].tokens
+        tokens += len(found["plain"].tokens[0])
+    return {
+        "questions": len(questions),
+        "tokens": tokens,
+        "tokens_per_step": tokens / steps["drafted"],
+        "speedup": seconds["plain"] / seconds["drafted"],
+        "different": different,
+    }
+
+
+def cold(folder: Path, question: str, times: int = 5) -> dict[str, Any]:
+    """Seconds from the start of a process to its end with one answer, and of an import alone."""
+    ask = f"from mmedge import Student\nprint(Student.load({str(folder)!r}).answer({question!r}).text)"
+    found = {
+        "first_answer": [
+            timed(lambda: subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True))[0] for _ in range(times)
+        ],
+        "import": [timed(lambda: subprocess.run([sys.executable, "-c", "import mmedge"], check=True))[0] for _ in range(times)],
+        "python": [timed(lambda: subprocess.run([sys.executable, "-c", ""], check=True))[0] for _ in range(times)],
+    }
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--questions", type=int, default=60)
+    parser.add_argument("--batched", type=int, default=320)
+    parser.add_argument("--drafted", type=int, default=60)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    student = Student.load(given.bundle, given.threads)
+    tests = read_evaluation_set(given.bundle.resolve().parent / FILE_NAME).tests()
+    questions = [example for examples in tests.values() for example in examples]
+    found = {
+        "bundle": given.bundle.name,
+        "recipe": student.bundle.manifest["recipe"],
+        "machine": machine(),
+        "chain": chain(student, questions[: given.questions]),
+        "batch": batches(student, (questions * 9)[: given.batched]),
+        "draft": drafts(student, (questions * 9)[: given.drafted]),
+        "cold": cold(given.bundle, questions[0].question),
+    }
+    print(json.dumps(found, indent=2))
+    if given.json:
+        write_json(given.json, found)
+
+
+if __name__ == "__main__":
+    main()
