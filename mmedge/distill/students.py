@@ -234,10 +234,8 @@ def open_student(folder: Path, max_input_tokens: int | None = None) -> Student:
     compat.quiet()
     details = student_details(folder)
     try:
-        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(str(folder))
-        config = transformers.AutoConfig.from_pretrained(str(folder), **compat.config_overrides(folder))
-        kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-        model = kind.from_pretrained(str(folder), config=config, dtype=torch.float32, use_safetensors=True)
+        tokenizer = compat.load_tokenizer(str(folder), plain=True)
+        model = compat.load_model(str(folder), compat.load_config(str(folder)), dtype=torch.float32)
         encoder = PromptEncoder(
             _plain_backend(tokenizer),
             details["family"],

@@ -79,10 +79,10 @@ def write_fused(student: Path, out: Path, rounding: Rounding | None = None, kept
 
 def fused_products(student: Path) -> dict[str, tuple[str, ...]]:
     """Return the weights that each product of a student's fused graphs multiplies by, by the product's name."""
-    config = read_json(student / "config.json")
+    config, weights = read_json(student / "config.json"), WeightFiles(student)
     if config["model_type"] == "t5":
-        return t5.product_weights(t5.read_shape(config))
-    return llama.product_weights(llama.read_shape(config))
+        return t5.product_weights(t5.read_shape(config), weights)
+    return llama.product_weights(llama.read_shape(config), weights)
 
 
 def copy_configs(student: Path, out: Path) -> None:

@@ -24,13 +24,21 @@ from onnx import TensorProto
 
 from mmedge.errors import MmedgeError
 from mmedge.export.builder import CONTRIB, DataFile, GraphBuilder, Rounding
-from mmedge.export.weights import Weights
+from mmedge.export.weights import HEAD, Weights, has_own_head
 
 DECODER = "model.onnx"
 DATA = "weights.data"
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 POSITIONS = 4096  # the longest text that the graph reads, unless the model itself reads less
+EMBEDDING = "model.embed_tokens.weight"
 _ACTIVATIONS = ("silu", "swish")
+# what transformers takes where a config says nothing
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
+    "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28, "head_dim": 128},
+}
 # settings that change what is computed, and the value with which they change nothing
 _NEUTRAL: dict[str, Any] = {
     "attn_logit_softcapping": None,
@@ -59,7 +67,6 @@ class LlamaShape:
         kv_heads: Heads of keys and values; as many as `heads`, or fewer (grouped queries).
         head_width: Of one head.
         epsilon: Of the norms.
-        tied: Whether the head is the embedding.
         window: How many positions back a token sees in each layer; None for all.
         norms_heads: Whether queries and keys are normed, head by head (Qwen 3).
         frequencies: Of the rotary embedding, (head_width / 2,).
@@ -72,7 +79,6 @@ class LlamaShape:
     kv_heads: int
     head_width: int
     epsilon: float
-    tied: bool
     window: tuple[int | None, ...]
     norms_heads: bool
     frequencies: tuple[float, ...]
@@ -88,6 +94,7 @@ def read_shape(config: Mapping[str, Any]) -> LlamaShape:
     kind = config.get("model_type")
     if kind not in MODEL_TYPES:
         raise _refused("model_type", kind)
+    config = {**_DEFAULTS[str(kind)], **config}
     for name, neutral in _NEUTRAL.items():
         if config.get(name, neutral) not in (neutral, None):
             raise _refused(name, config[name])
@@ -106,7 +113,6 @@ def read_shape(config: Mapping[str, Any]) -> LlamaShape:
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_width=head_width,
         epsilon=float(config.get("rms_norm_eps", 1e-6)),
-        tied=bool(config.get("tie_word_embeddings", False)),
         window=_windows(config),
         norms_heads=kind == "qwen3",
         frequencies=tuple(_frequencies(config, head_width).tolist()),
@@ -120,28 +126,33 @@ def _refused(name: str, value: Any) -> MmedgeError:
 
 def _windows(config: Mapping[str, Any]) -> tuple[int | None, ...]:
     """Return each layer's sliding window."""
-    layers = int(config["num_hidden_layers"])
-    window = config.get("sliding_window")
+    kind, layers, window = config["model_type"], int(config["num_hidden_layers"]), config.get("sliding_window")
     types = config.get("layer_types")
-    if types is not None:
-        if unknown := sorted(set(types) - {"full_attention", "sliding_attention"}):
-            raise _refused("layer_types", unknown[0])
-        return tuple(int(window) if kind == "sliding_attention" and window else None for kind in types)
-    if config["model_type"] == "mistral":
-        return (int(window) if window else None,) * layers
-    if config["model_type"] in ("qwen2", "qwen3") and config.get("use_sliding_window") and window:
-        first = int(config.get("max_window_layers", layers))
-        return tuple(int(window) if index >= first else None for index in range(layers))
-    return (None,) * layers
+    if types is not None and (unknown := sorted(set(types) - {"full_attention", "sliding_attention"})):
+        raise _refused("layer_types", unknown[0])
+    if kind in ("llama", "mistral"):  # transformers has one window for all layers here, or none
+        window = int(window) if window and kind == "mistral" else None
+        if types is not None and ("sliding_attention" in types) != (window is not None):
+            raise _refused("layer_types", "sliding_attention" if window is None else "full_attention")
+        if window is not None and types is not None and "full_attention" in types:
+            raise _refused("layer_types", "full_attention")
+        return (window,) * layers
+    if not config.get("use_sliding_window") or not window:
+        return (None,) * layers
+    if types is None:
+        types = ["sliding_attention" if index >= int(config["max_window_layers"]) else "" for index in range(layers)]
+    return tuple(int(window) if type_ == "sliding_attention" else None for type_ in types)
 
 
 def _frequencies(config: Mapping[str, Any], head_width: int) -> NDArray[np.float64]:
-    """Return the rotary embedding's frequencies (Su et al. 2021), scaled as `rope_scaling` says.
+    """Return the rotary embedding's frequencies (Su et al. 2021), scaled as `rope_scaling` (4.57) or `rope_parameters` (5.x) says.
 
     `llama3` stretches wavelengths that are longer than the original context, leaves short ones, and goes smoothly from one to
     the other between (Llama 3.1's release).
     """
-    scaling = dict(config.get("rope_parameters") or {}) or dict(config.get("rope_scaling") or {})
+    scaling = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    if different := sorted(name for name, value in scaling.items() if isinstance(value, dict)):
+        raise _refused("rope_parameters", different[0])
     base = float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if float(scaling.get("partial_rotary_factor") or 1.0) != 1.0:
@@ -152,7 +163,8 @@ def _frequencies(config: Mapping[str, Any], head_width: int) -> NDArray[np.float
     if kind == "linear":
         return frequencies / float(scaling["factor"])
     if kind == "llama3":
-        factor, original = float(scaling["factor"]), float(scaling["original_max_position_embeddings"])
+        original = float(scaling.get("original_max_position_embeddings") or config["max_position_embeddings"])
+        factor = float(scaling["factor"])
         low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
         turns = original * frequencies / (2 * math.pi)  # of each frequency within the original context
         share = np.clip((turns - low) / (high - low), 0, 1)
@@ -160,7 +172,7 @@ def _frequencies(config: Mapping[str, Any], head_width: int) -> NDArray[np.float
     raise _refused("rope_scaling", kind)
 
 
-def product_weights(shape: LlamaShape) -> dict[str, tuple[str, ...]]:
+def product_weights(shape: LlamaShape, weights: Weights) -> dict[str, tuple[str, ...]]:
     """Return the weights that each product of the graph multiplies by, below each other, by the product's name."""
     found: dict[str, tuple[str, ...]] = {}
     for index in range(shape.layers):
@@ -169,8 +181,8 @@ def product_weights(shape: LlamaShape) -> dict[str, tuple[str, ...]]:
         found[f"{name}.attention.o"] = (f"{prefix}.self_attn.o_proj.weight",)
         for part in ("gate", "up", "down"):
             found[f"{name}.feed_forward.{part}"] = (f"{prefix}.mlp.{part}_proj.weight",)
-    if not shape.tied:
-        found["head"] = ("lm_head.weight",)
+    if has_own_head(weights, EMBEDDING):
+        found["head"] = (HEAD,)
     return found
 
 
@@ -209,7 +221,7 @@ def decoder_graph(
     angles = np.arange(shape.positions, dtype=np.float64)[:, None] * np.array(shape.frequencies)[None]
     turns = [g.constant(f"rotary.{name}", turn(angles).astype(np.float32)) for name, turn in (("cos", np.cos), ("sin", np.sin))]
 
-    embedding = weights["model.embed_tokens.weight"]
+    embedding = weights[EMBEDDING]
     residual = g.lookup(ids, embedding, "embedding")
     vocabulary = len(embedding)
     del embedding
@@ -232,10 +244,8 @@ def decoder_graph(
         fed = _feed_forward(g, x, weights, f"{prefix}.mlp", f"{name}.feed_forward")
         following = weights["model.norm.weight" if last else f"model.layers.{index + 1}.input_layernorm.weight"]
         x, residual = g.add_norm(residual, fed, following, shape.epsilon, "norm" if last else f"layers.{index + 1}.norm")
-    if shape.tied or "lm_head.weight" not in weights:
-        g.head(x, weights["model.embed_tokens.weight"], "embedding", "logits")
-    else:
-        g.head(x, weights["lm_head.weight"], "head", "logits")
+    untied = has_own_head(weights, EMBEDDING)
+    g.head(x, weights[HEAD if untied else EMBEDDING], "head" if untied else "embedding", "logits")
     g.declare("logits", ("rows", vocabulary))
     return g
 

@@ -24,7 +24,7 @@ from onnx import TensorProto
 
 from mmedge.errors import MmedgeError
 from mmedge.export.builder import CONTRIB, DataFile, GraphBuilder, Rounding
-from mmedge.export.weights import Weights
+from mmedge.export.weights import HEAD, Weights, has_own_head
 
 ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"
 DATA = "weights.data"
@@ -33,7 +33,7 @@ _ACTIVATIONS = {"relu": ("Relu", ""), "gelu_new": ("FastGelu", CONTRIB)}
 
 @dataclass(frozen=True)
 class T5Shape:
-    """What the graphs need of a T5 config."""
+    """What the graphs need of a T5 config; whether the head is the embedding is known from the weights alone."""
 
     width: int
     heads: int
@@ -67,7 +67,12 @@ def read_shape(config: Mapping[str, Any]) -> T5Shape:
         raise MmedgeError(
             f"config.json: feed_forward_proj {form!r} is not implemented by the fused T5 graphs", "set export.graphs to optimum"
         )
-    tied = bool(config.get("tie_word_embeddings", True))
+    if config.get("quantization_config") is not None:
+        raise MmedgeError(
+            "config.json: quantization_config is not implemented by the fused T5 graphs", "name a model in plain numbers"
+        )
+    # 4.57 says by `tie_word_embeddings` whether the logits are scaled, 5.x by a word of its own
+    scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings"))
     return T5Shape(
         width=int(config["d_model"]),
         heads=int(config["num_heads"]),
@@ -79,7 +84,7 @@ def read_shape(config: Mapping[str, Any]) -> T5Shape:
         epsilon=float(config.get("layer_norm_epsilon", 1e-6)),
         activation=activation,
         gated=gated,
-        scales_outputs=bool(config.get("scale_decoder_outputs", tied)),
+        scales_outputs=scaled is None or bool(scaled),
     )
 
 
@@ -124,7 +129,7 @@ def bias_table(weight: NDArray[np.float32], shape: T5Shape, *, bidirectional: bo
     return np.ascontiguousarray(weight[rows].T)
 
 
-def product_weights(shape: T5Shape) -> dict[str, tuple[str, ...]]:
+def product_weights(shape: T5Shape, weights: Weights) -> dict[str, tuple[str, ...]]:
     """Return the weights that each product of the graphs multiplies by, below each other, by the product's name."""
     wi = ("wi_0", "wi_1") if shape.gated else ("wi",)
     found: dict[str, tuple[str, ...]] = {}
@@ -141,8 +146,8 @@ def product_weights(shape: T5Shape) -> dict[str, tuple[str, ...]]:
     found["cross.kv"] = tuple(
         f"decoder.block.{index}.layer.1.EncDecAttention.{part}.weight" for index in range(shape.decoder_layers) for part in "kv"
     )
-    if not shape.scales_outputs:
-        found["head"] = ("lm_head.weight",)
+    if has_own_head(weights, _embedding_name(weights)):
+        found["head"] = (HEAD,)
     return found
 
 
@@ -165,9 +170,13 @@ def write_t5(shape: T5Shape, weights: Weights, out: Path, rounding: Rounding | N
     return decoder.size
 
 
-def _embedding(weights: Weights) -> NDArray[np.float32]:
+def _embedding_name(weights: Weights) -> str:
     names = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-    return weights[next((name for name in names if name in weights), names[0])]
+    return next((name for name in names if name in weights), names[0])
+
+
+def _embedding(weights: Weights) -> NDArray[np.float32]:
+    return weights[_embedding_name(weights)]
 
 
 def _split_product(g: GraphBuilder, x: str, parts: list[NDArray[np.float32]], name: str) -> list[str]:
@@ -323,8 +332,8 @@ def decoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None
 
     flat = g.node("Reshape", [x, g.integers(-1, shape.width)], "flat")
     x = g.node("Gather", [flat, wanted], "wanted.states", axis=0)
-    untied = "lm_head.weight" in weights and not shape.scales_outputs
-    head = weights["lm_head.weight"] if untied else _embedding(weights)
+    untied = has_own_head(weights, _embedding_name(weights))
+    head = weights[HEAD if untied else _embedding_name(weights)]
     g.head(x, head, "head" if untied else "embedding", "logits")
     g.declare("logits", ("rows", len(head)))
     return g

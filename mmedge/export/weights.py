@@ -1,16 +1,23 @@
-"""A student's weights, read from safetensors one at a time, each checked to be finite numbers."""
+"""A student's weights, read from safetensors one at a time, each checked to be finite numbers.
+
+Files as transformers 4.57 and 5.x write them: one, or several with an index; float32, float16 or bfloat16; a tied head left out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401  # without it numpy has no bfloat16
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from mmedge.errors import MmedgeError
+from mmedge.storage import read_json
 
+HEAD = "lm_head.weight"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 Weights = Mapping[str, NDArray[np.float32]]
 
 
@@ -21,13 +28,13 @@ class WeightFiles(Mapping[str, NDArray[np.float32]]):
         folder: A folder in Hugging Face format, in one file or in several.
 
     Raises:
-        MmedgeError: There is no file, or one is damaged.
+        MmedgeError: There is no file, or one is missing or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files: dict[str, Path] = {}
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in _weight_files(folder):
             try:
                 with safe_open(str(path), framework="np") as file:
                     self._files |= dict.fromkeys(file.keys(), path)
@@ -68,6 +75,25 @@ class WeightFiles(Mapping[str, NDArray[np.float32]]):
         """
         for name in self:
             self[name]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files that transformers would read: others may lie beside them, in another naming or for another library."""
+    if (folder / WHOLE).is_file():
+        return [folder / WHOLE]
+    if (folder / INDEX).is_file():
+        return [folder / name for name in sorted(set(read_json(folder / INDEX)["weight_map"].values()))]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def has_own_head(weights: Weights, embedding: str) -> bool:
+    """Return whether there is a head that is not the embedding again; 5.x goes by this, whatever the config says.
+
+    Args:
+        weights: All weights.
+        embedding: The name of the embedding's.
+    """
+    return HEAD in weights and not np.array_equal(weights[HEAD], weights[embedding])
 
 
 def _unreadable(path: Path, error: Exception) -> MmedgeError:

@@ -2,20 +2,21 @@
 
 - The argument for the number type is `dtype` in both, but 4.57 saves `torch_dtype` into configs.
 - A GGUF file is dequantized by 4.57 always, by 5.x on request (`GgufConfig(dequantize=True)`).
-- T5: 5.x writes `scale_decoder_outputs` and may say `tie_word_embeddings: true` for a v1.1 model whose head is its own; 4.57
-  reads `tie_word_embeddings` as "scale the logits", so it would compute another model.
+- T5: 5.x writes `scale_decoder_outputs` and says `tie_word_embeddings: true` also of a v1.1 model whose head is its own; 4.57
+  reads `tie_word_embeddings` as "scale the logits", so it would compute another model. 5.x builds v1.1 models with a tied head,
+  which it does not save; 4.57 would fill it with random numbers.
+- The rotary embedding: 5.x writes `rope_parameters`, 4.57 reads `rope_theta` and `rope_scaling` and would take its defaults.
+- A tokenizer: 5.x calls the plain one `TokenizersBackend` and lists `extra_special_tokens`, which 4.57 wants as a dictionary.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-from pathlib import Path
 from typing import Any
 
 import transformers
-
-from mmedge.storage import read_json
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 MAJOR = int(transformers.__version__.split(".")[0])
 
@@ -32,15 +33,82 @@ def gguf_arguments(file_name: str) -> dict[str, Any]:
     return arguments
 
 
-def config_overrides(folder: Path) -> dict[str, Any]:
-    """Return config values to pass to `from_pretrained` so that a saved student is the same model in this version."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return {}
-    raw = read_json(path)
-    if isinstance(raw, dict) and raw.get("model_type") == "t5" and MAJOR < 5 and "scale_decoder_outputs" in raw:
-        return {"tie_word_embeddings": bool(raw["scale_decoder_outputs"])}
-    return {}
+def load_config(place: str, **arguments: Any) -> Any:
+    """Return the config of a hub id or folder, so that this version computes the model that either version wrote.
+
+    Raises:
+        ValueError: It is in 5.x's words, and 4.57 has none for it.
+    """
+    config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False, **arguments)
+    if MAJOR < 5:
+        _read_as_5(config)
+    return config
+
+
+def _read_as_5(config: Any) -> None:
+    """Say in 4.57's words what a config says in 5.x's, which 4.57 passes over in silence."""
+    scaled = getattr(config, "scale_decoder_outputs", None)
+    if config.model_type == "t5" and scaled is not None:
+        config.tie_word_embeddings = bool(scaled)
+    rotary = getattr(config, "rope_parameters", None)
+    if not rotary:
+        return
+    if any(isinstance(value, dict) for value in rotary.values()):
+        raise ValueError("rope_parameters differ from layer to layer, which needs transformers 5")
+    rotary = dict(rotary)
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if rotary.get(name) is not None:
+            setattr(config, name, rotary[name])
+        rotary.pop(name, None)
+    kind = rotary.get("rope_type") or rotary.get("type") or "default"
+    config.rope_scaling = None if kind == "default" else rotary | {"rope_type": kind}
+
+
+def load_model(place: str, config: Any, **arguments: Any) -> Any:
+    """Load a model's weights (safetensors), with a head of its own exactly where the weights have one.
+
+    Args:
+        place: A hub id or folder.
+        config: What `load_config` returned.
+        arguments: For `from_pretrained`, such as `dtype`, `revision` and `quantization_config`.
+
+    Raises:
+        ValueError: A weight is missing, which transformers would fill with random numbers.
+    """
+    kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    model, found = kind.from_pretrained(
+        place, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **arguments
+    )
+    missing = set(found["missing_keys"])
+    if config.model_type == "t5" and "lm_head.weight" in missing:
+        # 5.x ties every T5 head that the file does not have; 4.57 knows no such head where logits are not scaled
+        model.lm_head.weight.data.copy_(model.shared.weight.data)
+        missing.discard("lm_head.weight")
+    if missing and "quantization_config" not in arguments:
+        raise ValueError(f"the weights lack {min(missing)}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""))
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if MAJOR >= 5 and head is not None and head.weight is not embedding.weight:
+        model.config.tie_word_embeddings = False  # 5.x says true of every T5; what is saved shall say what it is
+    return model
+
+
+def load_tokenizer(place: str, *, plain: bool = False, **arguments: Any) -> Any:
+    """Return the tokenizer of a hub id or folder, whichever version saved it.
+
+    Args:
+        place: A hub id or folder.
+        plain: Take `tokenizer.json` as it is, whatever class the configuration names.
+        arguments: For `from_pretrained`, such as `revision`.
+    """
+    arguments["trust_remote_code"] = False
+    if MAJOR < 5:
+        written = get_tokenizer_config(place, **arguments)
+        extra = written.get("extra_special_tokens")
+        if isinstance(extra, list):  # 4.57 wants names for them
+            arguments |= {"extra_special_tokens": {}, "additional_special_tokens": extra}
+        plain = plain or written.get("tokenizer_class") == "TokenizersBackend"  # 5.x's name of it
+    kind = transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
+    return kind.from_pretrained(place, **arguments)
 
 
 def quiet() -> None:

@@ -121,11 +121,9 @@ def _load(source: ModelSource, revision: str | None, tokenizer_name: str | None,
         return model, tokenizer
     place = str(source.path or source.name)
     common: dict[str, Any] = {"revision": revision} if revision else {}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_name or place, trust_remote_code=False, **common)
-    overrides = compat.config_overrides(source.path) if source.path else {}
-    config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False, **common, **overrides)
-    kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-    model = kind.from_pretrained(place, config=config, use_safetensors=True, trust_remote_code=False, **common, **arguments)
+    tokenizer = compat.load_tokenizer(tokenizer_name or place, **common)
+    config = compat.load_config(place, **common)
+    model = compat.load_model(place, config, **common, **arguments)
     return model, tokenizer
 
 
