@@ -24,7 +24,10 @@ from tests.conftest import REPOSITORY, TINY_SCRATCH, is_one_line_error, mmedge, 
 
 def _torchrun(*arguments: object, module: str = "mmedge") -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", module]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
+    }
     return subprocess.Popen(
         [*command, *map(str, arguments)],
         cwd=REPOSITORY,
