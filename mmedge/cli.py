@@ -391,6 +391,7 @@ def export(
     place: Annotated[Path, typer.Argument(metavar="RUN|STUDENT", help="A run, or a student folder.")],
     int8: Annotated[bool, typer.Option("--int8", help="Write bundle-int8: 8-bit weights in blocks, int8 arithmetic.")] = False,
     int4: Annotated[bool, typer.Option("--int4", help="Write bundle-int4: 4-bit weights, calibrated (GPTQ).")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Write bundle-fp16: float16, for ONNX Runtime's CUDA provider.")] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="Write bundle-fp32.")] = False,
     out: Annotated[Optional[Path], typer.Option(help="Where bundles go. Default: beside the student.")] = None,
     evaluation: Annotated[Optional[Path], typer.Option(help="The evaluation set. Default: beside the student.")] = None,
@@ -422,7 +423,7 @@ def export(
     from mmedge.export.export import export as write
 
     find_student(place)
-    asked: dict[Precision, bool] = {"fp32": fp32, "int8": int8, "int4": int4}
+    asked: dict[Precision, bool] = {"fp32": fp32, "fp16": fp16, "int8": int8, "int4": int4}
     wanted = [precision for precision, is_asked in asked.items() if is_asked] or None
     found = write(
         place,

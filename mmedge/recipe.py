@@ -391,7 +391,7 @@ class ExportSection(Section):
     default); matrices that cost more stay in finer numbers. `trim_vocab` keeps only the pieces that the task needs.
     """
 
-    precisions: tuple[Literal["fp32", "int8", "int4"], ...] = ("fp32", "int8")
+    precisions: tuple[Literal["fp32", "fp16", "int8", "int4"], ...] = ("fp32", "int8")
     graphs: Literal["auto", "fused", "optimum"] = "auto"
     verify_questions: Positive | None = None
     max_accuracy_drop: Annotated[float, Field(ge=0)] = 1.0

@@ -22,6 +22,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from mmedge.errors import MmedgeError
 from mmedge.export.rounding import FLOAT32, NumberFormat, RoundedMatrix
 
 OPSET = 21
@@ -35,6 +36,11 @@ COMPUTE_IN_INT8 = 4  # MatMulNBits' accuracy_level
 class Rounding(Protocol):
     """Decides in which numbers each matrix is kept, and rounds it."""
 
+    @property
+    def floats(self) -> type[np.float32 | np.float16]:
+        """What everything else is kept and computed in."""
+        ...
+
     def number_format(self, name: str, shape: tuple[int, ...], *, table: bool = False) -> NumberFormat:
         """Return the numbers of a matrix, (outputs, inputs), by what is computed with it; a table is also looked up in."""
         ...
@@ -47,11 +53,21 @@ class Rounding(Protocol):
 class KeepFloat:
     """The rounding of a float32 graph: none."""
 
+    floats: type[np.float32 | np.float16] = np.float32
+
     def number_format(self, name: str, shape: tuple[int, ...], *, table: bool = False) -> NumberFormat:
         return FLOAT32
 
     def rounded(self, name: str, weight: NDArray[np.float32], format_: NumberFormat) -> RoundedMatrix:
         raise NotImplementedError
+
+
+def _halved(name: str, array: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Return an array in float16."""
+    largest = float(np.abs(array).max(initial=0))
+    if largest > float(np.finfo(np.float16).max):
+        raise MmedgeError(f"{name} holds {largest:.3g}, and float16 ends at 65504", "export without --fp16")
+    return array.astype(np.float16)
 
 
 class DataFile:
@@ -107,12 +123,14 @@ class GraphBuilder:
 
     Attributes:
         name: The graph's name.
+        float_type: ONNX's number of what it computes in: float32 or float16.
     """
 
     def __init__(self, name: str, data: DataFile | None = None, rounding: Rounding | None = None) -> None:
         self.name = name
         self._data = data
         self._rounding = rounding or KeepFloat()
+        self.float_type = int(helper.np_dtype_to_tensor_dtype(np.dtype(self._rounding.floats)))
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -130,8 +148,14 @@ class GraphBuilder:
         self._outputs.append(helper.make_tensor_value_info(name, type_, list(shape)))
 
     def constant(self, name: str, array: NDArray[Any]) -> str:
-        """Return a constant; the same name stands for the same array."""
+        """Return a constant; the same name stands for the same array. float32 becomes what the graph computes in.
+
+        Raises:
+            MmedgeError: A number is beyond what float16 holds.
+        """
         if name not in self._constants:
+            if array.dtype == np.float32 and self.float_type == TensorProto.FLOAT16:
+                array = _halved(name, array)
             if self._data is not None and array.nbytes > SMALL:
                 self._data.write(name, array)
                 type_ = helper.np_dtype_to_tensor_dtype(array.dtype)
@@ -197,7 +221,7 @@ class GraphBuilder:
         """
         format_ = self._rounding.number_format(name, weight.shape)
         added = [] if bias is None else [self.constant(f"{name}.bias", bias)]
-        if format_.bits == 32:
+        if format_.bits >= 16:
             found = self.node("MatMul", [x, self.constant(f"{name}.weight", weight.T)], name)
             return self.node("Add", [found, *added], f"{name}.biased") if added else found
         if not format_.block:
@@ -207,7 +231,7 @@ class GraphBuilder:
         return self._blocks_product(x, weight, name, format_, added)
 
     def head(self, x: str, weight: NDArray[np.float32], name: str, output: str) -> str:
-        """Return x · weightᵀ for x (rows, inputs); a table of the same name that is looked up in is the same weight, kept once.
+        """Return x · weightᵀ, float32, for x (rows, inputs); a table of the same name that is looked up in is kept once.
 
         Args:
             x: What goes in.
@@ -216,6 +240,9 @@ class GraphBuilder:
             output: The name of what it computes.
         """
         format_ = self._rounding.number_format(name, weight.shape, table=True)
+        if format_.bits == 16:
+            found = self.node("Gemm", [x, self.constant(f"{name}.weight", weight)], f"{output}.half", transB=1)
+            return self.node("Cast", [found], output, to=TensorProto.FLOAT)
         if format_.bits == 32:
             return self.node("Gemm", [x, self.constant(f"{name}.weight", weight)], output, transB=1)
         return self._blocks_product(x, weight, name, format_, [], node=output)
@@ -223,7 +250,7 @@ class GraphBuilder:
     def lookup(self, ids: str, table: NDArray[np.float32], name: str) -> str:
         """Return rows of a table, (entries, width)."""
         format_ = self._rounding.number_format(name, table.shape, table=True)
-        if format_.bits == 32:
+        if format_.bits >= 16:
             return self.node("Gather", [self.constant(f"{name}.weight", table), ids], f"{name}.row")
         rounded = self._rounded(name, table, format_, table=True)
         codes = self._shaped(f"{name}.codes", f"{name}.table", rounded.codes.reshape(len(table), -1))

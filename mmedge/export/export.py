@@ -1,4 +1,4 @@
-"""`mmedge export`: student → ONNX graphs → int8, int4 → verified, sealed bundles; resumable, and refused where they differ.
+"""`mmedge export`: student → ONNX graphs → fp16, int8, int4 → verified, sealed bundles; resumable, and refused where they differ.
 
 A bundle that loses more accuracy than it may is not given up at once: the products whose rounding costs most are kept in
 finer numbers, more and more of them, until it holds.
@@ -23,7 +23,7 @@ from mmedge.errors import MmedgeError
 from mmedge.export.calibration import Observed, observe
 from mmedge.export.confidence import calibrated
 from mmedge.export.graphs import GraphChoice, choose_graphs, copy_configs, fused_products, write_fused, write_through_optimum
-from mmedge.export.numbers import FORMATS, HIGHER, PRECISIONS, Numbers, Precision
+from mmedge.export.numbers import FORMATS, HIGHER, MEANT_FOR, PRECISIONS, Numbers, Precision
 from mmedge.export.quantize import quantize_model
 from mmedge.export.report import write_report
 from mmedge.export.rounding import NumberFormat
@@ -46,6 +46,7 @@ SMALL_PARAMETERS = 10_000_000
 REPORT = "export.html"
 FIRST_SHARE = 1 / 8  # of the products that are kept in finer numbers when accuracy asks for it; doubled until it holds
 _OF_STRATEGY = {"samples", "choose_by", "temperature", "seed", "retry_below"}
+HALF_ROOM = 32_752.0  # half of what float16 holds: other questions may go further than those of the validation
 GRAPH_FORMAT = 4  # counts up when the same student would give other graphs
 
 
@@ -82,7 +83,7 @@ def export(
         place: A run, or a student folder.
         precisions: Which bundles to write; those of the recipe by default.
         progress: Where progress is shown.
-        out: The folder that gets `bundle-fp32`, `bundle-int8`, `bundle-int4`; that of the student by default.
+        out: The folder that gets `bundle-fp32`, `bundle-fp16`, `bundle-int8`, `bundle-int4`; that of the student by default.
         evaluation: The evaluation set to verify with; that beside the student by default.
         max_accuracy_drop: The largest loss of accuracy in points; the recipe's by default.
         graphs: Who writes the graphs; as the recipe says by default.
@@ -232,11 +233,20 @@ class _Exporter:
 
     def bundle(self, precision: Precision) -> dict[str, Any]:
         """Write one bundle, unless one that holds is there, and return its manifest."""
+        if precision == "fp16" and self._writer != "fused":
+            raise MmedgeError("float16 is there for mmedge's own graphs alone", "export with --fp32 or --int8")
         target = self._out / f"bundle-{precision}"
         kept = self._kept(target)
         if kept is not None:
             self._progress.line(f"{target}: exported already, kept")
             return kept
+        if precision == "fp16":
+            largest, layer = self._reference.largest_state()
+            if not largest <= HALF_ROOM:
+                raise MmedgeError(
+                    f"float16 ends at 65504, and {largest:.3g} goes through {layer} on validation questions",
+                    "export without --fp16",
+                )
         with atomic_folder(target) as temporary:
             found = self._within_budget(precision, temporary)
         self._progress.line(
@@ -253,7 +263,7 @@ class _Exporter:
             manifest = open_bundle(bundle).manifest
         except MmedgeError:
             return None  # damaged or of an older format: exported anew
-        if self._wants_costs and manifest["precision"] != "fp32" and not manifest["sensitivity"]:
+        if self._wants_costs and manifest["precision"] in HIGHER and not manifest["sensitivity"]:
             return None
         same = manifest["key"] == self._key and manifest["max_accuracy_drop"] == self._drop
         return manifest if same and manifest["verified_on"] == _questions_hash(self._questions) else None
@@ -267,7 +277,8 @@ class _Exporter:
         while True:
             numbers = Numbers(precision, exceptions, self._observed(gradients=False) if precision == "int4" else {})
             manifest = self._fill(folder, precision, numbers)
-            found = self._reference.compare(EdgeStudent.load(folder), self._vocabulary.kept if self._vocabulary else None)
+            bundle = EdgeStudent.load(folder, device="cpu")
+            found = self._reference.compare(bundle, self._vocabulary.kept if self._vocabulary else None)
             said = problems(found, precision, self._drop)
             history.append({"kept_finer": len(exceptions), "problems": said, "accuracy_drop": found.drop, "mean_kl": found.mean_kl})
             if not said:
@@ -289,9 +300,8 @@ class _Exporter:
                 exceptions |= dict.fromkeys(numbers.written, finer)  # the tables too
             self._progress.line(f"{precision}: {'; '.join(said)}; keeping {len(exceptions)} products in {finer}")
             share = min(1.0, share * 2) if share < 1 else 2.0
-        if self._wants_costs and precision != "fp32":
+        if self._wants_costs and precision in HIGHER:
             costs = costs or self._costs(precision)
-        bundle = EdgeStudent.load(folder)
         confidence = calibrated(bundle, self._questions.questions.get(VALIDATION, ()), self._progress)
         answering = self._answering(confidence)
         layers = {name: str(format_) for name, (format_, _) in numbers.written.items()}
@@ -368,6 +378,7 @@ class _Exporter:
             "mmedge": __version__,
             "recipe": details["recipe"]["name"],
             "precision": precision,
+            "device": MEANT_FOR[precision],
             "family": details["family"],
             "graphs": self._writer,
             "task": {

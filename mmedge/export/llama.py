@@ -214,7 +214,7 @@ def decoder_graph(
     lengths = g.input("lengths", TensorProto.INT32, ("batch",))
     total = g.input("total", TensorProto.INT32, ())
     past = [
-        [g.input(f"past_key_values.{i}.{part}", TensorProto.FLOAT, ("batch", shape.kv_heads, "capacity", shape.head_width))
+        [g.input(f"past_key_values.{i}.{part}", g.float_type, ("batch", shape.kv_heads, "capacity", shape.head_width))
          for part in ("key", "value")]
         for i in range(shape.layers)
     ]  # fmt: skip
@@ -286,7 +286,7 @@ def _attention(g: GraphBuilder, x: str, shape: LlamaShape, weights: Weights, ind
         scale=shape.head_width**-0.5,
     )
     for output in present:
-        g.declare(output, ("batch", shape.kv_heads, "capacity", shape.head_width))
+        g.declare(output, ("batch", shape.kv_heads, "capacity", shape.head_width), g.float_type)
     return attended
 
 

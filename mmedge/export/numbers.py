@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mmedge.export.calibration import Observed
 from mmedge.export.gptq import round_calibrated
 from mmedge.export.rounding import (
+    FLOAT16,
     FLOAT32,
     INT4,
     INT8,
@@ -23,10 +24,11 @@ from mmedge.export.rounding import (
     round_outputs,
 )
 
-Precision = Literal["fp32", "int8", "int4"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
-FORMATS: dict[Precision, NumberFormat] = {"fp32": FLOAT32, "int8": INT8, "int4": INT4}
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
+FORMATS: dict[Precision, NumberFormat] = {"fp32": FLOAT32, "fp16": FLOAT16, "int8": INT8, "int4": INT4}
 HIGHER: dict[str, NumberFormat] = {"int4": INT8, "int8": FLOAT32}  # what a matrix that hurts is kept in instead
+MEANT_FOR: dict[Precision, Literal["cpu", "cuda"]] = {"fp32": "cpu", "fp16": "cuda", "int8": "cpu", "int4": "cpu"}
 MANY_ROWS = ("encoder.", "cross.kv")  # products of these names always read many rows at once
 
 
@@ -46,6 +48,11 @@ class Numbers:
     observed: Mapping[str, Observed] = field(default_factory=dict)
     written: dict[str, tuple[NumberFormat, tuple[int, ...]]] = field(default_factory=dict)
 
+    @property
+    def floats(self) -> type[np.float32 | np.float16]:
+        """What everything is computed in that is not rounded to few bits."""
+        return np.float16 if self.precision == "fp16" else np.float32
+
     def number_format(self, name: str, shape: tuple[int, ...], *, table: bool = False) -> NumberFormat:
         """Return the numbers of a matrix, (outputs, inputs).
 
@@ -58,6 +65,8 @@ class Numbers:
             table: Whether its rows are also looked up, for which blocks must fill them.
         """
         format_ = self.exceptions.get(name, FORMATS[self.precision])
+        if format_.bits == 16:
+            return format_
         if format_.bits == 32 or min(shape) < SMALLEST:
             return FLOAT32
         if table:

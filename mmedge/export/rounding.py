@@ -37,6 +37,7 @@ class NumberFormat:
 
 
 FLOAT32 = NumberFormat(32)
+FLOAT16 = NumberFormat(16)
 INT8 = NumberFormat(8, 64)
 INT4 = NumberFormat(4)
 INT8_OUTPUTS = NumberFormat(8, 0)  # for `DynamicQuantizeMatMul`

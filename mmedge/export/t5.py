@@ -8,6 +8,8 @@ distance (T5's buckets are computed here, once); the decoder's own attention app
 values are one product; residual and norm are one `SkipSimplifiedLayerNormalization`; the encoder's states never leave its
 graph, since the decoder only needs keys and values. optimum's T5 decoder takes two branches, several hundred nodes and
 computes the buckets at every step.
+
+float16 graphs are for CUDA, where `GroupQueryAttention` takes no bias: there the decoder's own attention is spelt out.
 """
 
 from __future__ import annotations
@@ -253,7 +255,7 @@ def encoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None
     for index in range(shape.decoder_layers):
         for offset, part in enumerate(("key", "value")):
             name = f"present.{index}.encoder.{part}"
-            g.output(split[2 * index + offset], name, ("batch", shape.heads, "length", shape.head_width))
+            g.output(split[2 * index + offset], name, ("batch", shape.heads, "length", shape.head_width), g.float_type)
     return g
 
 
@@ -275,7 +277,7 @@ def decoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None
         for kept, where, size in ((own, "decoder", "capacity"), (cross, "encoder", "length")):
             names = [f"past_key_values.{index}.{where}.{part}" for part in ("key", "value")]
             dimensions = ("batch", shape.heads, size, shape.head_width)
-            kept.append([g.input(name, TensorProto.FLOAT, dimensions) for name in names])
+            kept.append([g.input(name, g.float_type, dimensions) for name in names])
 
     new = g.node("Squeeze", [g.node("Shape", [ids], start=1, end=2), g.integers(0)], "new")
     places = g.node("Range", [g.integer(0), new, g.integer(1)], "places")
@@ -287,6 +289,13 @@ def decoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None
     table = g.constant("decoder.position_bias", bias_table(learned, shape, bidirectional=False))
     bias = g.node("Transpose", [g.node("Gather", [table, before], "bias.heads", axis=1)], "bias", perm=[1, 0, 2, 3])
 
+    spelt = g.float_type == TensorProto.FLOAT16
+    if spelt:
+        lowest = g.constant("lowest", np.array(np.finfo(np.float16).min, dtype=np.float16))
+        unseen = g.node("Unsqueeze", [g.node("Less", [distance, g.integer(0)], "behind"), g.integers(1)], "unseen")
+        bias = g.node("Where", [unseen, lowest, bias], "bias.seen")
+        where = _cache_places(g, ids, queries, shape)
+
     residual = g.lookup(ids, _embedding(weights), "embedding")
     x = g.norm(residual, weights["decoder.block.0.layer.0.layer_norm.weight"], shape.epsilon, "decoder.0.norm")
     for index in range(shape.decoder_layers):
@@ -294,18 +303,21 @@ def decoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None
         matrix = np.concatenate(_projections(weights, f"{block}.layer.0.SelfAttention", "qkv"))
         packed = g.product(x, matrix, f"{name}.attention.qkv")
         present = [f"present.{index}.decoder.{part}" for part in ("key", "value")]
-        attended, *_ = g.output_names(
-            "GroupQueryAttention",
-            [packed, "", "", *own[index], lengths, total, "", "", "", bias],
-            [f"{name}.attention", *present],
-            CONTRIB,
-            num_heads=shape.heads,
-            kv_num_heads=shape.heads,
-            do_rotary=0,
-            scale=1.0,
-        )
+        if spelt:
+            attended = _spelt_attention(g, packed, own[index], present, where, total, bias, shape, f"{name}.attention")
+        else:
+            attended, *_ = g.output_names(
+                "GroupQueryAttention",
+                [packed, "", "", *own[index], lengths, total, "", "", "", bias],
+                [f"{name}.attention", *present],
+                CONTRIB,
+                num_heads=shape.heads,
+                kv_num_heads=shape.heads,
+                do_rotary=0,
+                scale=1.0,
+            )
         for output in present:
-            g.declare(output, ("batch", shape.heads, "capacity", shape.head_width))
+            g.declare(output, ("batch", shape.heads, "capacity", shape.head_width), g.float_type)
         attended = g.product(attended, weights[f"{block}.layer.0.SelfAttention.o.weight"], f"{name}.attention.o")
         x, residual = g.add_norm(
             residual, attended, weights[f"{block}.layer.1.layer_norm.weight"], shape.epsilon, f"{name}.cross.norm"
@@ -337,3 +349,45 @@ def decoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None
     g.head(x, head, "head" if untied else "embedding", "logits")
     g.declare("logits", ("rows", len(head)))
     return g
+
+
+def _cache_places(g: GraphBuilder, ids: str, queries: str, shape: T5Shape) -> str:
+    """Return where each new token's keys and values go in the cache, (batch, heads, new, 3): row, head and position."""
+    rows = g.node("Squeeze", [g.node("Shape", [ids], start=0, end=1), g.integers(0)], "rows")
+    row = g.node("Unsqueeze", [g.node("Range", [g.integer(0), rows, g.integer(1)]), g.integers(1, 2)], "row")  # (batch, 1, 1)
+    head = g.constant("heads", np.arange(shape.heads, dtype=np.int64)[None, :, None])
+    position = g.node("Unsqueeze", [queries, g.integers(1)], "position")  # (batch, 1, new)
+    zeros = g.node("Mul", [g.node("Add", [g.node("Add", [row, head]), position]), g.integer(0)], "zeros")  # (batch, heads, new)
+    parts = [g.node("Unsqueeze", [g.node("Add", [zeros, part]), g.integers(3)]) for part in (row, head, position)]
+    return g.node("Concat", parts, "cache.places", axis=3)
+
+
+def _spelt_attention(
+    g: GraphBuilder, packed: str, past: list[str], present: list[str], where: str, total: str, bias: str, shape: T5Shape, name: str
+) -> str:
+    """Return the decoder's own attention in ONNX's plain operators; the cache is written in place where present is past.
+
+    Args:
+        g: The graph.
+        packed: Queries, keys and values, (batch, new, 3 · inner).
+        past: Cached keys and values, (batch, heads, capacity, head width) each.
+        present: The names of the same, with the new ones.
+        where: What `_cache_places` returned.
+        total: How many positions the longest row has, with the new ones.
+        bias: Added to the scores, (batch, heads, new, total); of keys behind the query, the lowest number.
+        shape: The model's shape.
+        name: What it is called.
+    """
+    apart = g.node("Reshape", [packed, g.integers(0, 0, 3 * shape.heads, shape.head_width)], f"{name}.apart")
+    turned = g.node("Transpose", [apart], f"{name}.turned", perm=[0, 2, 1, 3])
+    query, *new = g.nodes("Split", [turned], 3, f"{name}.split", axis=1, num_outputs=3)
+    seen = g.node("Reshape", [g.node("Cast", [total], to=TensorProto.INT64), g.integers(1)], f"{name}.seen")
+    kept = []
+    for before, added, after in zip(past, new, present, strict=True):
+        g.output_names("ScatterND", [before, where, added], [after])
+        kept.append(g.node("Slice", [after, g.integers(0), seen, g.integers(2)], f"{after}.seen"))
+    keys = g.node("Transpose", [kept[0]], f"{name}.keys", perm=[0, 1, 3, 2])
+    scores = g.node("Add", [g.node("MatMul", [query, keys], f"{name}.products"), bias], f"{name}.scores")
+    shares = g.node("Softmax", [scores], f"{name}.shares", axis=-1)
+    mixed = g.node("Transpose", [g.node("MatMul", [shares, kept[1]], f"{name}.mixed")], f"{name}.turned.back", perm=[0, 2, 1, 3])
+    return g.node("Reshape", [mixed, g.integers(0, 0, shape.inner)], name)

@@ -1,7 +1,8 @@
 """Is the bundle the same model? Compared with the torch student on validation questions, and refused where it differs.
 
-fp32 must give the same greedy answers, with logits within rounding. int8 and int4 must choose the same token nearly always and
-must not lose more accuracy than is allowed.
+fp32 must give the same greedy answers, with logits within rounding. fp16, int8 and int4 must choose the same token nearly always
+and must not lose more accuracy than is allowed. The CPU computes float16 graphs in float32, where nothing overflows; so what goes
+through the student's layers must also fit into float16.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from mmedge.distill.engine import TorchEngine
 from mmedge.distill.scoring import generate
@@ -20,12 +22,13 @@ from mmedge.runtime.decoding import Engine
 from mmedge.runtime.student import Student as EdgeStudent
 from mmedge.statistics import paired_difference
 from mmedge.tasks.base import Example
+from mmedge.tasks.encoding import Prompt
 from mmedge.tasks.judges import AnyJudge
 from mmedge.tasks.prompts import render_question
 
 # float32 sums in another order differ, and the difference grows with depth; small students stay below 1e-4
 FP32_TOLERANCE = 2e-3
-MIN_TOP1 = {"int8": 0.95, "int4": 0.90}  # of the student's own answer tokens, teacher-forced
+MIN_TOP1 = {"fp16": 0.99, "int8": 0.95, "int4": 0.90}  # of the student's own answer tokens, teacher-forced
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Reference:
             prompt, target = student.encoder.prompt("predict", context), student.encoder.target(answer, max_answer_tokens)
             self.forced.append((target, engine.forced_logits(prompt, target)))
         self.right = self._outcomes(self.answers)
+        self._student = student
 
     def _outcomes(self, texts: Sequence[str]) -> list[bool]:
         return [
@@ -94,6 +98,11 @@ class Reference:
             for text, example in zip(texts, self.examples, strict=True)
             if example.label is not None
         ]
+
+    def largest_state(self) -> tuple[float, str]:
+        """Return the largest number that goes through the student on these questions, and the layer's name."""
+        prompts = [self._encoder.prompt("predict", context) for context in self.contexts]
+        return largest_state(self._student, list(zip(prompts, [target for target, _ in self.forced], strict=True)))
 
     def compare(self, bundle: EdgeStudent, kept: Sequence[int] | None = None) -> Verification:
         """Ask a bundle the same questions and compare answers and logits.
@@ -149,12 +158,55 @@ def _log_sum(logits: Any) -> Any:
     return top + np.log(np.exp(logits - top).sum(-1, keepdims=True))
 
 
+def largest_state(student: Student, texts: Sequence[tuple[Prompt, Sequence[int]]]) -> tuple[float, str]:
+    """Return the largest number that goes into or comes out of any layer, and the layer's name.
+
+    Args:
+        student: The torch student.
+        texts: Prompts, and what follows each.
+    """
+    largest, where = 0.0, ""
+
+    def seen(name: str, tensors: Any) -> None:
+        nonlocal largest, where
+        for tensor in tensors if isinstance(tensors, (tuple, list)) else (tensors,):
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.numel():
+                found = float(tensor.detach().abs().max())
+                if found > largest or found != found:
+                    largest, where = found, name
+
+    head = student.model.get_output_embeddings()
+    hooks = [
+        module.register_forward_hook(lambda _, inputs, outputs, name=name: seen(name, [*inputs, *_listed(outputs)]))
+        for name, module in student.model.named_modules()
+        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)) and module is not head
+    ]
+    # of a norm and of a whole layer only what goes in counts: masks, which are as low as numbers go, come to layers by name
+    hooks += [
+        module.register_forward_hook(lambda _, inputs, outputs, name=name: seen(name, inputs[:1]))
+        for name, module in student.model.named_modules()
+        if name.endswith("norm")
+    ]
+    try:
+        engine = TorchEngine(student)
+        for prompt, target in texts:
+            engine.forced_logits(prompt, target)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return largest, where
+
+
+def _listed(found: Any) -> Sequence[Any]:
+    return found if isinstance(found, (tuple, list)) else (found,)
+
+
 def problems(found: Verification, precision: str, max_accuracy_drop: float) -> list[str]:
     """Return why a bundle is not the same model; nothing where it is.
 
     Args:
         found: The comparison.
-        precision: `fp32`, `int8` or `int4`.
+        precision: `fp32`, `fp16`, `int8` or `int4`.
         max_accuracy_drop: The largest loss of accuracy on validation questions, in points.
     """
     said = []

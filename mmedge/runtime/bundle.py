@@ -40,7 +40,8 @@ class Bundle:
         folder: Where it lies.
         family: Which kind of student.
         graphs: Who wrote the graphs, which decides their inputs and outputs.
-        precision: `fp32`, `int8` or `int4`.
+        precision: `fp32`, `fp16`, `int8` or `int4`.
+        device: What it is meant for: `cpu`, or `cuda` (fp16), which the CPU computes too, more slowly than float32.
         prompts: Its prompts.
         special: Its special tokens.
         judge: How answers of its task are judged.
@@ -55,6 +56,7 @@ class Bundle:
     family: Family
     graphs: Graphs
     precision: str
+    device: Literal["cpu", "cuda"]
     prompts: StudentPrompts
     special: SpecialTokens
     judge: AnyJudge
@@ -131,6 +133,7 @@ def open_bundle(folder: Path) -> Bundle:
         family=manifest["family"],
         graphs=manifest["graphs"],
         precision=manifest["precision"],
+        device=manifest.get("device", "cpu"),
         prompts=StudentPrompts(**manifest["prompts"]),
         special=SpecialTokens(**manifest["special_tokens"]),
         judge=judge_by_name(manifest["task"]["judge"], manifest["task"]["labels"]),

@@ -30,7 +30,7 @@ from mmedge.runtime.generation import (
     left_padded,
     right_padded,
 )
-from mmedge.runtime.graphs import Graph, Reading, bound
+from mmedge.runtime.graphs import Device, Graph, Place, Reading, bound, choose_device
 from mmedge.tasks.encoding import Prompt
 
 __all__ = ["Decoding", "Engine", "Generation", "Logits", "open_engine"]
@@ -62,8 +62,8 @@ class Engine(Protocol):
 class DecoderOnlyEngine:
     """Decodes `model.onnx`."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        self._graph = Graph(bundle.graph("decoder"), threads)
+    def __init__(self, bundle: Bundle, threads: int | None = None, device: Place = "cpu") -> None:
+        self._graph = Graph(bundle.graph("decoder"), threads, device)
         self._special = bundle.special
 
     def _run(
@@ -109,8 +109,8 @@ class DecoderOnlyEngine:
 class _FusedEngine:
     """Decodes a decoder as mmedge writes it; subclasses say what it is given at the beginning."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        self.decoder = Graph(bundle.graph("decoder"), threads)
+    def __init__(self, bundle: Bundle, threads: int | None = None, device: Place = "cpu") -> None:
+        self.decoder = Graph(bundle.graph("decoder"), threads, device)
         self.special = bundle.special
         self.costs, self.luck = StepCosts(), Luck()
         self._book: tuple[Sequence[Sequence[int]], PhraseBook] = ((), PhraseBook(()))
@@ -155,9 +155,9 @@ class FusedDecoderOnlyEngine(_FusedEngine):
 class FusedEncoderDecoderEngine(_FusedEngine):
     """Decodes `encoder_model.onnx` and `decoder_model.onnx` as mmedge writes them."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        super().__init__(bundle, threads)
-        self._encoder = Graph(bundle.graph("encoder"), threads)
+    def __init__(self, bundle: Bundle, threads: int | None = None, device: Place = "cpu") -> None:
+        super().__init__(bundle, threads, device)
+        self._encoder = Graph(bundle.graph("encoder"), threads, device)
 
     def held(self, prompts: Sequence[Prompt]) -> dict[str, ort.OrtValue]:
         """Encode each context by itself: an int8 encoder's activations share one scale, and no answer may depend on the batch."""
@@ -335,9 +335,9 @@ def _shared(old: Sequence[int], new: Sequence[int]) -> int:
 class EncoderDecoderEngine:
     """Decodes `encoder_model.onnx` and `decoder_model_merged.onnx` as optimum writes them."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        self._encoder = Graph(bundle.graph("encoder"), threads)
-        self._decoder = Graph(bundle.graph("decoder"), threads)
+    def __init__(self, bundle: Bundle, threads: int | None = None, device: Place = "cpu") -> None:
+        self._encoder = Graph(bundle.graph("encoder"), threads, device)
+        self._decoder = Graph(bundle.graph("decoder"), threads, device)
         self._special = bundle.special
 
     def _encode(self, prompts: Sequence[Prompt]) -> dict[str, ort.OrtValue]:
@@ -394,16 +394,22 @@ class EncoderDecoderEngine:
         return self  # these graphs read everything anew each time
 
 
-def open_engine(bundle: Bundle, threads: int | None = None) -> Engine:
+def open_engine(bundle: Bundle, threads: int | None = None, device: Device = "auto") -> Engine:
     """Open the graphs of a bundle.
 
     Args:
         bundle: A checked bundle.
         threads: Threads within one operation; by default what the bundle asks for, or else all of the process's cores.
+        device: Where they run; `auto` takes a CUDA device where there is one and the bundle is meant for it.
+
+    Raises:
+        MmedgeError: CUDA is asked for and cannot be had.
     """
-    threads = threads or bundle.threads
+    threads, place = threads or bundle.threads, choose_device(device, bundle.device)
     if bundle.family == "decoder-only":
-        return FusedDecoderOnlyEngine(bundle, threads) if bundle.graphs == "fused" else DecoderOnlyEngine(bundle, threads)
+        if bundle.graphs == "fused":
+            return FusedDecoderOnlyEngine(bundle, threads, place)
+        return DecoderOnlyEngine(bundle, threads, place)
     if bundle.graphs == "fused":
-        return FusedEncoderDecoderEngine(bundle, threads)
-    return EncoderDecoderEngine(bundle, threads)
+        return FusedEncoderDecoderEngine(bundle, threads, place)
+    return EncoderDecoderEngine(bundle, threads, place)

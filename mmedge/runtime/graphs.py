@@ -1,11 +1,14 @@
-"""ONNX graphs on ONNX Runtime, with inputs and outputs bound where they lie."""
+"""ONNX graphs on ONNX Runtime, on the CPU or a CUDA device, with inputs and outputs bound where they lie.
+
+On a CUDA device the cache stays there from first to last; only token ids and lengths go in, and logits come out.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -14,37 +17,83 @@ from numpy.typing import NDArray
 from mmedge.errors import MmedgeError
 from mmedge.runtime.generation import Logits, Tokens
 
+Device = Literal["auto", "cpu", "cuda"]
+Place = Literal["cpu", "cuda"]
+CUDA = "CUDAExecutionProvider"
 
-def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
-    """Open a graph on the CPU.
+
+def choose_device(wanted: Device, meant_for: Place) -> Place:
+    """Return where a bundle's graphs run: `auto` takes a CUDA device where there is one and the bundle is meant for it.
+
+    Args:
+        wanted: What was asked for.
+        meant_for: What the bundle was made for.
 
     Raises:
-        MmedgeError: ONNX Runtime cannot read it.
+        MmedgeError: CUDA is asked for, and this ONNX Runtime has none, or the bundle's numbers have no kernels there.
+    """
+    if wanted == "cuda" and meant_for != "cuda":
+        raise MmedgeError("device cuda: this bundle's numbers are made for the CPU", "export the student with --fp16")
+    there = CUDA in ort.get_available_providers()
+    if wanted == "cuda" and not there:
+        raise MmedgeError(
+            "device cuda: this ONNX Runtime has no CUDA provider", "install onnxruntime-gpu in place of onnxruntime, or use cpu"
+        )
+    return "cuda" if there and wanted != "cpu" and meant_for == "cuda" else "cpu"
+
+
+def open_session(path: Path, threads: int | None, device: Place = "cpu") -> ort.InferenceSession:
+    """Open a graph.
+
+    Args:
+        path: Its file.
+        threads: Threads within one operation on the CPU; None for all cores.
+        device: Where it runs.
+
+    Raises:
+        MmedgeError: ONNX Runtime cannot read it, or not start on that device.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = 1
+    providers = [*([CUDA] if device == "cuda" else []), "CPUExecutionProvider"]
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime raises its own types, which share no public base
         raise MmedgeError(f"ONNX Runtime cannot open {path}: {str(error)[:200]}", "export the student again") from error
+    if device == "cuda" and CUDA not in session.get_providers():  # it falls back to the CPU with a warning alone
+        raise MmedgeError("device cuda: ONNX Runtime cannot start CUDA here", "check driver, CUDA and cuDNN, or use cpu")
+    return session
 
 
 def bound(array: NDArray[Any]) -> ort.OrtValue:
-    """Return an array as a value that graphs can be given."""
+    """Return an array as a value that graphs can be given; it stays in the CPU's memory."""
     return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
 class Graph:
-    """A session with the names and shapes of its cache."""
+    """A session with the names, shapes and numbers of its cache.
 
-    def __init__(self, path: Path, threads: int | None) -> None:
-        self.session = open_session(path, threads)
+    Args:
+        path: The graph's file.
+        threads: Threads within one operation.
+        device: Where it runs, and where its cache lies.
+    """
+
+    def __init__(self, path: Path, threads: int | None, device: Place = "cpu") -> None:
+        self.device: Place = device
+        self.session = open_session(path, threads, device)
         self.inputs = {item.name: item for item in self.session.get_inputs()}
         self.past = [name for name in self.inputs if name.startswith("past_key_values.")]
+        half = any(self.inputs[name].type == "tensor(float16)" for name in self.past)
+        self.floats: type[np.float32 | np.float16] = np.float16 if half else np.float32
         self.outputs = [item.name for item in self.session.get_outputs()]
         self.vocabulary = next((item.shape[-1] for item in self.session.get_outputs() if item.name == "logits"), 0)
+
+    def placed(self, array: NDArray[Any]) -> ort.OrtValue:
+        """Return an array as a value where the graph runs; a copy, unless that is the CPU."""
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device)
 
     def empty_past(self, rows: int, length: int) -> dict[str, ort.OrtValue]:
         """Return a cache of `length` zero positions."""
@@ -52,7 +101,7 @@ class Graph:
         for name in self.past:
             shape = self.inputs[name].shape
             heads, width = shape[1], shape[3]
-            values[name] = bound(np.zeros((rows, heads, length, width), dtype=np.float32))
+            values[name] = self.placed(np.zeros((rows, heads, length, width), dtype=self.floats))
         return values
 
     def run(self, feeds: dict[str, ort.OrtValue], wanted: Sequence[str]) -> dict[str, ort.OrtValue]:
@@ -62,7 +111,7 @@ class Graph:
             if name in self.inputs:
                 binding.bind_ortvalue_input(name, value)
         for name in wanted:
-            binding.bind_output(name, "cpu")
+            binding.bind_output(name, self.device)
         self.session.run_with_iobinding(binding)
         return dict(zip(wanted, binding.get_outputs(), strict=True))
 
@@ -93,7 +142,7 @@ class Reading:
         for name in graph.past:
             if name not in self.held:
                 _, heads, _, width = graph.inputs[name].shape
-                cache = bound(np.zeros((rows, heads, capacity, width), dtype=np.float32))
+                cache = graph.placed(np.zeros((rows, heads, capacity, width), dtype=graph.floats))
                 self._cache[name] = cache
                 self._binding.bind_ortvalue_input(name, cache)
                 self._binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
@@ -119,7 +168,7 @@ class Reading:
         fed["total"][...] = self.lengths.max()
         if "starts" in fed:
             fed["starts"][...] = starts
-        self._session.run_with_iobinding(self._binding)
+        self._run()
         return fed["logits"]
 
     def step(self, tokens: Tokens) -> Logits:
@@ -134,7 +183,7 @@ class Reading:
         self.lengths = self.lengths + 1
         fed["total"][...] = self.lengths.max()
         fed["input_ids"][:, 0] = tokens
-        self._session.run_with_iobinding(self._binding)
+        self._run()
         return fed["logits"]
 
     def rewind(self, lengths: Tokens | int) -> None:
@@ -148,8 +197,24 @@ class Reading:
         found.lengths = self.lengths[wanted]
         longest = int(found.lengths.max())
         for name, value in self._cache.items():
-            found._cache[name].numpy()[:, :, :longest] = value.numpy()[wanted, :, :longest]
+            if self._graph.device == "cpu":
+                found._cache[name].numpy()[:, :, :longest] = value.numpy()[wanted, :, :longest]
+                continue
+            rows = np.zeros(found._cache[name].shape(), dtype=self._graph.floats)
+            rows[:, :, :longest] = value.numpy()[wanted, :, :longest]
+            found._cache[name].update_inplace(rows)
         return found
+
+    def _run(self) -> None:
+        if self._graph.device == "cpu":
+            self._session.run_with_iobinding(self._binding)
+            return
+        assert self._shape is not None
+        for name, value in self._places[self._shape][0].items():
+            if name != "logits":
+                self._binding.bind_ortvalue_input(name, value)  # which copies it over; what is written later would not arrive
+        self._session.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
 
     def _bind(self, shape: tuple[int, int, int]) -> dict[str, NDArray[Any]]:
         """Bind places for what is fed and what comes back, and return them as arrays in the same memory.

@@ -30,6 +30,7 @@ from mmedge.runtime.constraints import AnswerForms
 from mmedge.runtime.decoding import Engine, open_engine
 from mmedge.runtime.escalation import BiggerModel, Escalated, escalated_all
 from mmedge.runtime.generation import Decoding
+from mmedge.runtime.graphs import Device
 from mmedge.runtime.strategies import Sample, Strategy, StrategyKind, vote
 from mmedge.tasks.base import ChainOfThought, Example, Unparsed
 from mmedge.tasks.encoding import Kind, PromptEncoder
@@ -164,32 +165,34 @@ class Student:
     Args:
         bundle: A checked bundle.
         threads: Threads within one operation; by default what the bundle asks for, or else all of the process's cores.
+        device: Where it computes; `auto` takes a CUDA device where there is one and the bundle is meant for it (fp16).
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, device: Device = "auto") -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.bundle = bundle
         cores = len(os.sched_getaffinity(0))
         # one product of a small student is done before a second thread is awake, but a second batch keeps a second core busy
         self._workers = max(1, cores // (threads or bundle.threads or cores))
-        self.engine: Engine = open_engine(bundle, threads)
+        self.engine: Engine = open_engine(bundle, threads, device)
         self._tokenizer = load_tokenizer(bundle.folder / "tokenizer.json")
         self.encoder = PromptEncoder(self._tokenizer, bundle.family, bundle.prompts, bundle.special, bundle.max_input_tokens)
         self.confidence = Confidence.from_manifest(bundle.manifest.get("confidence"))
         self._forms = AnswerForms(bundle.judge, self.encoder, self._tokenizer)
 
     @classmethod
-    def load(cls, folder: str | Path, threads: int | None = None) -> Student:
+    def load(cls, folder: str | Path, threads: int | None = None, device: Device = "auto") -> Student:
         """Open a bundle folder, checking every file against its hash.
 
         Args:
             folder: What `mmedge export` wrote.
             threads: See the class.
+            device: See the class.
 
         Raises:
-            MmedgeError: It is no bundle, or a file is missing or damaged.
+            MmedgeError: It is no bundle, a file is missing or damaged, or CUDA is asked for and cannot be had.
         """
-        return cls(open_bundle(Path(folder)), threads)
+        return cls(open_bundle(Path(folder)), threads, device)
 
     # ------------------------------------------------------------------------------------------------------- asking
 
