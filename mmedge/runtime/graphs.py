@@ -83,6 +83,7 @@ class Graph:
 
     def __init__(self, path: Path, threads: int | None, device: Place = "cpu") -> None:
         self.device: Place = device
+        self.shares_memory = device == "cpu"  # values made of arrays are those arrays
         self.session = open_session(path, threads, device)
         self.inputs = {item.name: item for item in self.session.get_inputs()}
         self.past = [name for name in self.inputs if name.startswith("past_key_values.")]
@@ -197,7 +198,7 @@ class Reading:
         found.lengths = self.lengths[wanted]
         longest = int(found.lengths.max())
         for name, value in self._cache.items():
-            if self._graph.device == "cpu":
+            if self._graph.shares_memory:
                 found._cache[name].numpy()[:, :, :longest] = value.numpy()[wanted, :, :longest]
                 continue
             rows = np.zeros(found._cache[name].shape(), dtype=self._graph.floats)
@@ -206,7 +207,7 @@ class Reading:
         return found
 
     def _run(self) -> None:
-        if self._graph.device == "cpu":
+        if self._graph.shares_memory:
             self._session.run_with_iobinding(self._binding)
             return
         assert self._shape is not None

@@ -92,6 +92,18 @@ def test_the_cache_is_taken_back_continued_and_doubled(name: str, tmp_path: Path
     assert np.abs(both.step(np.array(target[6:7] * 2)) - expected[6]).max() < near
 
 
+@pytest.mark.parametrize("name", ["t5 v1.1", "SmolLM2: grouped, tied"])
+def test_where_memory_is_not_shared_everything_is_handed_over_anew(name: str, tmp_path: Path) -> None:
+    """As on a CUDA device, where what is written into an array after it was bound does not arrive."""
+    _, engine = half(name, tmp_path)
+    four = [*prompts(), prompts()[1]]  # one of them twice, so that rows are doubled, and dropped when others have ended
+    expected = engine.generate(four, 20).tokens, engine.next_logits(four, [7])
+    ends = opened(tmp_path, name)
+    ends.decoder.shares_memory = False
+    found = ends.generate(four, 20).tokens, ends.next_logits(four, [7])
+    assert found[0] == expected[0] and np.array_equal(found[1], expected[1])
+
+
 def test_what_float16_does_not_hold_is_refused_by_name(tmp_path: Path) -> None:
     model = random_model("SmolLM2: grouped, tied")
     model.model.layers[1].mlp.up_proj.weight.data[3, 4] = 1e5
@@ -123,7 +135,7 @@ def test_states_that_float16_does_not_hold_are_refused(tiny_run: Path, tmp_path:
         weights["encoder.block.0.layer.1.DenseReluDense.wo.weight"], 3e4
     )
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(MmedgeError, match=r"float16 ends at 65504, and .* goes through encoder\.block\.0\.layer\.1"):
+    with pytest.raises(MmedgeError, match=r"float16 ends at 65504, and .* goes through encoder"):
         export(run, ["fp16"], Progress(quiet=True))
     assert not (run / "bundle-fp16").exists()
 
