@@ -18,7 +18,7 @@ from mmedge.export.rounding import round_outputs
 from mmedge.export.t5 import ENCODER, bucket, read_shape
 from mmedge.tasks.evaluation_set import read_evaluation_set
 from tests.conftest import mmedge
-from tests.export.test_fused import random_model
+from tests.export.test_fused import random_model, skip_without_optimum
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
@@ -66,7 +66,7 @@ def test_an_activation_that_the_graphs_do_not_have_is_refused_by_name(change: st
 
 
 def test_fused_graphs_and_those_of_optimum_answer_the_same(tiny_run: Path, tmp_path: Path) -> None:
-    pytest.importorskip("optimum.exporters.onnx", reason="optimum needs transformers 4", exc_type=ImportError)
+    skip_without_optimum()
     done = mmedge("export", tiny_run, "--fp32", "--int8", "--graphs", "optimum", "--out", tmp_path, "-q")
     assert done.code == 0, done.err
     questions = [
