@@ -19,7 +19,7 @@ from mmedge.export.export import export
 from mmedge.export.graphs import write_fused
 from mmedge.export.numbers import Numbers
 from mmedge.progress import Progress
-from mmedge.runtime import EdgeStudent
+from mmedge.runtime import Student
 from mmedge.runtime.graphs import CUDA, Graph, Reading, choose_device
 from tests.export.test_fused import T5, expected_logits, opened, prompts, random_model
 
@@ -121,8 +121,8 @@ def test_a_float16_bundle_is_written_verified_and_answers(which: str, request: p
     assert json.loads((run / "bundle-int8" / "manifest.json").read_text())["device"] == "cpu"
     whole, small = ((folder / "weights.data").stat().st_size for folder in (run / "bundle-fp32", tmp_path / "bundle-fp16"))
     assert 0.45 < small / whole < 0.6
-    student = EdgeStudent.open(tmp_path / "bundle-fp16", device="cpu")
-    assert student.bundle.device == "cuda" and student.answer("What is 3 and 4?", explain=True, evaluate=True)[0].judgement
+    student = Student.load(tmp_path / "bundle-fp16", device="cpu")
+    assert student.bundle.device == "cuda" and student.answer("What is 3 and 4?", explain=True, evaluate=True).judgement
 
 
 def test_states_that_float16_does_not_hold_are_refused(tiny_run: Path, tmp_path: Path) -> None:
@@ -152,6 +152,6 @@ def test_cuda_is_one_line_where_there_is_none(tiny_run: Path) -> None:
     with pytest.raises(MmedgeError, match="no CUDA provider"):
         choose_device("cuda", "cuda")
     with pytest.raises(MmedgeError, match="made for the CPU"):
-        EdgeStudent.open(tiny_run / "bundle-int8", device="cuda")
+        Student.load(tiny_run / "bundle-int8", device="cuda")
     with pytest.raises(MmedgeError, match="cannot start CUDA here"):
         Graph(tiny_run / "bundle-fp32" / "encoder_model.onnx", 1, "cuda")
