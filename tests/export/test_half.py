@@ -122,7 +122,7 @@ def test_a_float16_bundle_is_written_verified_and_answers(which: str, request: p
     whole, small = ((folder / "weights.data").stat().st_size for folder in (run / "bundle-fp32", tmp_path / "bundle-fp16"))
     assert 0.45 < small / whole < 0.6
     student = Student.load(tmp_path / "bundle-fp16", device="cpu")
-    assert student.bundle.device == "cuda" and student.answer("What is 3 and 4?", explain=True, evaluate=True).judgement
+    assert student.bundle.device == "cuda" and student.answer("What is 3 and 4?", explain=True, evaluate=True).verdict
 
 
 def test_states_that_float16_does_not_hold_are_refused(tiny_run: Path, tmp_path: Path) -> None:
