@@ -112,7 +112,7 @@ class Writer:
         self._ended = [False] * rows
         self.open = np.ones(rows, dtype=bool)
         self._random = [np.random.default_rng(seed) for seed in how.seeds] if how.temperature else []
-        self._greedy = not (how.temperature or how.constraints)
+        self._drawn = how.temperature > 0
         self._started = time.perf_counter()
         self._first = 0.0
         self.steps = 0
@@ -127,12 +127,13 @@ class Writer:
         Returns:
             (rows,), the end token's id for rows that end, or have ended before.
         """
-        if self._greedy:
-            chosen: Tokens = logits.argmax(-1).astype(np.int64)
-            if self._how.scored:
-                self._score(logits, chosen, rows)
-        else:
-            chosen = np.array([self._choose(logits[place], int(row)) for place, row in enumerate(rows)], dtype=np.int64)
+        chosen: Tokens = logits.argmax(-1).astype(np.int64)
+        if self._drawn or self._how.constraints:
+            for place, row in enumerate(rows):
+                if self.open[row]:
+                    chosen[place] = self._choose(logits[place], int(row), int(chosen[place]))
+        if self._how.scored:
+            self._score(logits, chosen, rows)
         if not self._first:
             self._first = time.perf_counter() - self._started
         for place, row in enumerate(rows):
@@ -163,18 +164,15 @@ class Writer:
         elif len(self.written[row]) >= self._limit:
             self.open[row] = False
 
-    def _choose(self, logits: Logits, row: int) -> int:
-        if not self.open[row]:
-            return self._eos
+    def _choose(self, logits: Logits, row: int, likeliest: int) -> int:
+        """Return a row's token where it is drawn, or not every token may follow."""
         how, constraint = self._how, self._how.constraints[row] if self._how.constraints else None
         ids = None if constraint is None else constraint.allowed(self.written[row])
+        if ids is None and not self._drawn:
+            return likeliest
         found = logits if ids is None else logits[ids]
-        place = int(found.argmax()) if not how.temperature else _draw(found / how.temperature, how.top_p, self._random[row])
-        token = place if ids is None else int(ids[place])
-        if how.scored:
-            top = logits.max()
-            self._log[row].append(float(logits[token] - top - np.log(np.exp(logits - top).sum())))
-        return token
+        place = _draw(found / how.temperature, how.top_p, self._random[row]) if self._drawn else int(found.argmax())
+        return place if ids is None else int(ids[place])
 
     def generation(self) -> Generation:
         """Return what was written."""
