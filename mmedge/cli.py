@@ -607,6 +607,14 @@ class StrategyChoice(str, Enum):
     RETRY = "retry"
 
 
+class DeviceChoice(str, Enum):
+    """Where a bundle computes."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 class VoteChoice(str, Enum):
     """Which of several answers wins."""
 
@@ -658,6 +666,9 @@ def run(
     ] = None,
     price_input: Annotated[float, typer.Option(min=0, help="Of a million tokens that it reads.")] = 0.0,
     price_output: Annotated[float, typer.Option(min=0, help="Of a million tokens that it writes.")] = 0.0,
+    device: Annotated[
+        DeviceChoice, typer.Option(help="Where it computes; auto: where the bundle is meant for.")
+    ] = DeviceChoice.AUTO,
     stream: Annotated[bool, typer.Option("--stream", help="Show the text while it is written.")] = False,
     input_: Annotated[Optional[Path], typer.Option("--input", help="JSON lines with questions; - for standard input.")] = None,
     output: Annotated[Optional[Path], typer.Option("--output", help="JSON lines with answers; - for standard output.")] = None,
@@ -687,7 +698,7 @@ def run(
     bigger = None
     if escalate_to is not None and escalate_model is not None:
         bigger = Endpoint(escalate_to, escalate_model, escalate_key, price_input=price_input, price_output=price_output)
-    student = Student.load(bundle, threads)
+    student = Student.load(bundle, threads, device.value)
     drawing = {"samples": samples, "choose_by": choose_by.value if choose_by else None, "temperature": temperature, "seed": seed}
     wanted = student.strategy_with(strategy.value if strategy else None, **drawing)
     if target_accuracy is not None or max_handed_on is not None:

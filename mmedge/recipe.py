@@ -279,6 +279,10 @@ class MethodSection(Section):
     all of them at every visit). `keep` chooses the chains of thought that stage 2 learns from: all of them (the paper), those
     that agree with most others of their question, or those that the teacher itself judged correct; stage 1 learns from all of
     them in any case.
+
+    `own_cots` adds a stage 3 on the student's own mistakes: the student writes so many chains of thought to every training
+    question (the first greedily, the others drawn at `own_temperature`), learns to judge them beside the teacher's, and to reason
+    from those that came out right. `own_share` is the share of stage 3 that judges.
     """
 
     labels: Literal["pseudo", "majority", "human"] = "pseudo"
@@ -293,6 +297,9 @@ class MethodSection(Section):
     rehearsal: Annotated[float, Field(ge=0, lt=1)] = 0.0
     evaluation_weight: Annotated[float, Field(gt=0, lt=1)] | None = None
     cots_per_visit: Positive | None = None
+    own_cots: Annotated[int, Field(ge=0, le=32)] = 0
+    own_temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    own_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
     @model_validator(mode="after")
     def _joint_needs_a_share(self) -> MethodSection:
@@ -331,7 +338,7 @@ HOW_NOT_WHAT = (  # settings of training that change how it is computed, and not
 
 
 class TrainingSection(Section):
-    """Both stages, and what they share.
+    """The stages (the third for `method.own_cots`), and what they share.
 
     `optimizer: muon` and a `position_rate` above 1, which multiplies the learning rate of T5's position biases, are for
     students from scratch. `select_by` says what stage 2's best checkpoint is: the one with the best answers on validation
@@ -346,6 +353,7 @@ class TrainingSection(Section):
 
     stage1: StageSection
     stage2: StageSection
+    stage3: StageSection | None = None
     max_input_tokens: Positive = 512
     max_target_tokens: Positive = 256
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -480,6 +488,14 @@ class Recipe(Section):
     def _teacher_fits_task(self) -> Recipe:
         if self.teacher.kind == "embedded" and self.task.kind != "arithmetic":
             raise ValueError("teacher.kind: 'embedded' knows the task 'arithmetic' only; use 'recorded'")
+        return self
+
+    @model_validator(mode="after")
+    def _own_cots_have_a_stage(self) -> Recipe:
+        if self.method.own_cots and self.training.stage3 is None:
+            raise ValueError("method.own_cots: stage 3 learns from them, so training.stage3 must say how long")
+        if self.method.own_cots and not self.method.self_evaluation:
+            raise ValueError("method.own_cots: they are written to be judged, and method.self_evaluation is false")
         return self
 
     @model_validator(mode="after")

@@ -137,7 +137,8 @@ def conditions(report: Mapping[str, Any]) -> str:
     drawn = f"{settings['samples']} samples at temperature {settings['temperature']:g}, seed {settings['seed']}"
     return (
         f"{report['recipe']}, {report['bundle']}; confidence {how}; {drawn}. Brackets are 95 % intervals (Wilson's for shares of "
-        f"questions, else bootstrap over questions). {where['processor']}, {where['cores']} cores, Python {where['python']}, {versions}."
+        f"questions, else bootstrap over questions). {where['processor']}, {where['cores']} cores, Python {where['python']}, "
+        f"{versions}."
     )
 
 

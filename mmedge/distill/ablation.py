@@ -23,15 +23,16 @@ from mmedge.distill.ablation_report import write_reports
 from mmedge.distill.adapters import merge_adapters
 from mmedge.distill.curves import write_training_page
 from mmedge.distill.devices import Devices
-from mmedge.distill.distill import Curriculum, once, prepared, rehearsed, task_pieces, write_measuring_set
+from mmedge.distill.distill import Curriculum, judged_beside, once, prepared, rehearsed, task_pieces, write_measuring_set
 from mmedge.distill.lessons import evaluation_lessons
 from mmedge.distill.material import Material
 from mmedge.distill.measure import Measure
 from mmedge.distill.scoring import Verdicts, judged_cots
 from mmedge.distill.students import Student, resolve_source, save_student
+from mmedge.errors import MmedgeError
 from mmedge.pretrained.sources import ModelSource
 from mmedge.progress import Progress, duration
-from mmedge.recipe import ROWS, MethodSection, Recipe, StageSection, recipe_values
+from mmedge.recipe import ROWS, MethodSection, Recipe, StageSection, TrainingSection, recipe_values
 from mmedge.runs import Run, machine, work_on
 from mmedge.statistics import Estimate, auroc_over_seeds, balanced_accuracy, mean_over_seeds, paired_difference, proportion
 from mmedge.storage import atomic_folder, read_json, write_json
@@ -117,11 +118,20 @@ class _Budget:
         if equal == "none":
             stage1, stage2 = self._written(row, method)
         elif equal == "lessons":
-            left = self._lessons - (stage1 * training.stage1.batch_size if has_stage1 else 0)
+            left = self._lessons - (stage1 * training.stage1.batch_size if has_stage1 else 0) - self._stage3(method)
             stage2 = max(1, round(left / (batch + rehearsed(method, batch))))
         elif equal == "steps" and not has_stage1:
             stage2 += stage1
         return self._section(training.stage1, stage1, self._stage1), self._section(training.stage2, stage2, self._stage2)
+
+    def _stage3(self, method: MethodSection) -> int:
+        """Return how many lessons a row's third stage takes."""
+        section = self._recipe.training.stage3
+        if not method.own_cots or section is None:
+            return 0
+        if section.max_steps is None:
+            raise MmedgeError("training.stage3: a comparison needs its length in steps", "give max_steps instead of epochs")
+        return section.max_steps * (section.batch_size + judged_beside(section.batch_size, method.own_share))
 
     def _written(self, row: str, method: MethodSection) -> tuple[int, int]:
         """Return both lengths as the recipe writes them, epochs counted in the row's own lessons."""
@@ -185,7 +195,7 @@ class _Ablation:
         trained, seconds = 0, 0.0
         for number, unit in enumerate(self.units, start=1):
             curriculum = self._curriculum(unit.recipe)
-            folder = self.folder / "rows" / f"{unit.labels}-{unit.row}-seed{unit.seed}-{curriculum.key2()[:12]}"
+            folder = self.folder / "rows" / f"{unit.labels}-{unit.row}-seed{unit.seed}-{curriculum.key()[:12]}"
             done = self.devices.from_main(partial(_result, folder / "result.json"))
             if done is None:
                 left = f", about {duration(seconds / trained * (len(self.units) - number + 1))} left" if trained else ""
@@ -230,6 +240,8 @@ class _Ablation:
                 )
             )
         stages["stage2"] = curriculum.stage2(student, folder / "stage2")
+        if curriculum.has_stage3:
+            stages["stage3"] = curriculum.stage3(student, folder / "stage3")
         merge_adapters(student)
 
         def outcomes() -> dict[str, Any]:
@@ -245,9 +257,7 @@ class _Ablation:
             "method": method.model_dump(mode="json"),
             "stages": stages,
             "lessons": sum(
-                stage["steps"]
-                * (training.stage1.batch_size if name == "stage1" else training.stage2.batch_size + curriculum.rehearsed())
-                for name, stage in stages.items()
+                stage["steps"] * _lessons_of_step(name, training, method, curriculum.rehearsed()) for name, stage in stages.items()
             ),
             "after_stage1": middle,
             **self.devices.from_main(outcomes),
@@ -343,6 +353,14 @@ class _Ablation:
             "balanced_accuracy": _mean([value for value in balanced if value is not None]) if None not in balanced else None,
             "auroc": area.to_json() if isinstance(area, Estimate) else None,
         }
+
+
+def _lessons_of_step(stage: str, training: TrainingSection, method: MethodSection, rehearsed: int) -> int:
+    if stage == "stage1":
+        return training.stage1.batch_size
+    if stage == "stage3" and training.stage3 is not None:
+        return training.stage3.batch_size + judged_beside(training.stage3.batch_size, method.own_share)
+    return training.stage2.batch_size + rehearsed
 
 
 def _result(path: Path) -> dict[str, Any] | None:

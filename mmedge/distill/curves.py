@@ -35,6 +35,16 @@ _STAGES = (
             "evaluation_explain": "evaluation",
         },
     ),
+    (
+        "stage3",
+        "Stage 3: the student's own chains of thought",
+        {
+            "predict": "answer",
+            "explain": "rationale",
+            "evaluation_predict": "verdict",
+            "evaluation_explain": "evaluation",
+        },
+    ),
 )
 
 
@@ -54,6 +64,8 @@ def write_training_page(folder: Path, *, title: str, finished: bool) -> None:
     state = "finished" if finished else f"in training; this page renews itself every {REFRESH_SECONDS} s"
     page = Page(title, state, refresh_seconds=None if finished else REFRESH_SECONDS)
     for name, heading, names in _STAGES:
+        if name == "stage3" and not (folder / name).is_dir():
+            continue
         records = _log(folder / name / "metrics.jsonl")
         page.heading(heading)
         _add_stage(page, records, _done(folder / name / "done.json"), names, finished)

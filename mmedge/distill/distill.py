@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from mmedge.distill.checks import check_targets
 from mmedge.distill.curves import write_training_page
 from mmedge.distill.devices import Devices
 from mmedge.distill.lessons import Lesson, evaluation_lessons, pieces_of, reasoning_lessons
-from mmedge.distill.material import Material, majority_labels, prepare, tokenizer_texts
+from mmedge.distill.material import Material, majority_labels, prepare, tokenizer_texts, trusted_answer
 from mmedge.distill.measure import Measure
-from mmedge.distill.scoring import judged_cots
+from mmedge.distill.scoring import judged_cots, own_cots
 from mmedge.distill.students import Student, load_student, resolve_source, save_student
 from mmedge.distill.training import Course, StageTrainer
 from mmedge.errors import MmedgeError
@@ -24,11 +24,15 @@ from mmedge.progress import Progress, duration
 from mmedge.recipe import HOW_NOT_WHAT, MethodSection, Recipe, StageSection, recipe_values
 from mmedge.runs import Run, machine, work_on
 from mmedge.storage import atomic_folder, read_json, sha256_json, write_json
+from mmedge.tasks.base import ChainOfThought, SelfEvaluation, Verdict
 from mmedge.tasks.evaluation_set import FILE_NAME, HeldOutCot, evaluation_set_of, write_evaluation_set
+from mmedge.teachers.reading import AnnotatedExample, EvaluatedCot
 from mmedge.teachers.selection import select
 
 CALIBRATION_QUESTIONS = 64
 LESSON_FORMAT = 3  # counts up when the same recipe would train differently
+_OF_STAGE_3 = ("own_cots", "own_temperature", "own_share")
+_OWN_SAMPLES = 1000  # the first number of the student's own chains of thought, behind all of the teacher's
 _OF_STAGE_1 = ("self_evaluation", "max_cots", "alpha", "balance_verdicts", "contrast_verdicts")
 
 
@@ -64,7 +68,11 @@ def prepared(recipe: Recipe, run: Run, progress: Progress, devices: Devices) -> 
 
 def rehearsed(method: MethodSection, batch: int) -> int:
     """Return how many evaluation lessons stand beside `batch` reasoning lessons: the rehearsal share of them all."""
-    share = method.rehearsal if method.self_evaluation else 0.0
+    return judged_beside(batch, method.rehearsal if method.self_evaluation else 0.0)
+
+
+def judged_beside(batch: int, share: float) -> int:
+    """Return how many lessons stand beside `batch` others so that they are a share of them all."""
     return max(1, round(batch * share / (1 - share))) if share else 0
 
 
@@ -100,20 +108,35 @@ class Curriculum:
         """Whether there is a stage of its own for learning to evaluate."""
         return self.recipe.method.self_evaluation and self.recipe.method.schedule == "sequential"
 
+    @property
+    def has_stage3(self) -> bool:
+        """Whether the student learns from chains of thought of its own at the end."""
+        return self.recipe.method.own_cots > 0
+
     def key1(self) -> str:
         """Return the hash of everything that stage 1 depends on, and nothing else: methods that share it train it once."""
         values = recipe_values(self.recipe)
-        training = {name: value for name, value in values["training"].items() if name not in (*HOW_NOT_WHAT, "stage2", "select_by")}
+        later = ("stage2", "stage3", "select_by")
+        training = {name: value for name, value in values["training"].items() if name not in (*HOW_NOT_WHAT, *later)}
         method = {name: values["method"][name] for name in _OF_STAGE_1}
         return sha256_json(self._base() | {"stage": 1, "training": training, "method": method})
 
     def key2(self) -> str:
         """Return the hash of everything that stage 2 depends on."""
         values = recipe_values(self.recipe)
-        training = {name: value for name, value in values["training"].items() if name not in HOW_NOT_WHAT}
+        training = {name: value for name, value in values["training"].items() if name not in (*HOW_NOT_WHAT, "stage3")}
+        method = {name: value for name, value in values["method"].items() if name not in _OF_STAGE_3}
         stage1 = self.key1() if self.has_stage1 else None
-        rest = {"training": training, "method": values["method"], "generation": values["generation"]}
+        rest = {"training": training, "method": method, "generation": values["generation"]}
         return sha256_json(self._base() | {"stage": 2, "stage1": stage1} | rest)
+
+    def key(self) -> str:
+        """Return the hash of everything that the finished student depends on."""
+        if not self.has_stage3:
+            return self.key2()
+        values = recipe_values(self.recipe)
+        method = {name: values["method"][name] for name in _OF_STAGE_3}
+        return sha256_json({"stage": 3, "stage2": self.key2(), "length": values["training"]["stage3"], "method": method})
 
     def _base(self) -> dict[str, Any]:
         student = self.recipe.student
@@ -169,8 +192,64 @@ class Curriculum:
         courses = self.stage2_courses(student)
         return self._trainer(student, courses, self.recipe.training.stage2, 2, folder).run()
 
+    def stage3(self, student: Student, folder: Path) -> dict[str, Any]:
+        """Teach a student to judge what it writes itself, and to reason from what of that is right."""
+        section, method = self.recipe.training.stage3, self.recipe.method
+        assert section is not None  # the recipe sees to it
+        taught = self._with_own(student, folder)
+        judge = self.material.task.judge
+        kept = select(self._taught.train, method.keep, judge)
+        right = [_right_ones(annotated, len(before.cots)) for annotated, before in zip(taught, self._taught.train, strict=True)]
+        reasons = [replace(a, cots=(*a.cots, *own)) for a, own in zip(kept, right, strict=True)]
+        majority = majority_labels(self._taught.train, judge) if method.labels == "majority" else None
+        evaluations = evaluation_lessons(taught, student.encoder, balance_verdicts=method.balance_verdicts)
+        count = judged_beside(section.batch_size, method.own_share)
+        courses = [
+            Course(
+                lambda epoch: reasoning_lessons(reasons, student.encoder, method, epoch, majority),
+                section.batch_size,
+                method.alpha,
+                1 - method.own_share,
+            ),
+            Course(lambda _: evaluations, count, method.alpha, method.own_share, "evaluation_"),
+        ]
+        return self._trainer(student, courses, section, 3, folder).run()
+
+    def _with_own(self, student: Student, folder: Path) -> list[AnnotatedExample]:
+        """Return the training questions with the student's own chains of thought behind the teacher's, each with a verdict."""
+        method, limits = self.recipe.method, self.recipe.generation
+        judge, train = self.material.task.judge, self._taught.train
+        answers = [trusted_answer(annotated, judge, human=method.labels == "human") for annotated in train]
+        examples = [annotated.example for annotated in train]
+
+        def written() -> list[list[list[str]]]:
+            tokens = limits.max_answer_tokens, limits.max_rationale_tokens
+            found = []
+            for number in range(method.own_cots):
+                heat = method.own_temperature if number else 0.0
+                seed = self.recipe.seed * 1000 + number
+                cots = own_cots(student, judge, examples, tokens, heat, seed, self.progress)  # type: ignore[arg-type]
+                found.append([[cot.rationale, cot.pseudo_label] for cot in cots])
+            return found
+
+        own = self.devices.from_main(lambda: once(folder / "own.json", self.key(), written))
+        taught, right, total = [], 0, 0
+        for place, (annotated, answer) in enumerate(zip(train, answers, strict=True)):
+            cots = list(annotated.cots)
+            for number, column in enumerate(own):
+                if answer is None:
+                    continue
+                cot = ChainOfThought(*column[place])
+                agrees = judge.agrees(cot.pseudo_label, answer, annotated.example.choices)
+                right, total = right + agrees, total + 1
+                verdict = SelfEvaluation("", Verdict.CORRECT if agrees else Verdict.WRONG)
+                cots.append(EvaluatedCot(_OWN_SAMPLES + number, cot, (verdict,)))
+            taught.append(replace(annotated, cots=tuple(cots)))
+        self.progress.line(f"own chains of thought: {total}, of which {right} come to the trusted answer")
+        return taught
+
     def _trainer(self, student: Student, courses: list[Course], section: StageSection, number: int, folder: Path) -> StageTrainer:
-        validate = self.measure.stage1 if number == 1 else self.measure.stage2
+        validate = {1: self.measure.stage1, 2: self.measure.stage2, 3: self.measure.stage3}[number]
         return StageTrainer(
             student=student,
             courses=courses,
@@ -179,7 +258,7 @@ class Curriculum:
             validate=lambda: validate(student),
             folder=folder,
             name=f"stage{number}",
-            key=self.key1() if number == 1 else self.key2(),
+            key={1: self.key1, 2: self.key2, 3: self.key}[number](),
             seed=self.recipe.seed,
             progress=self.progress,
             devices=self.devices,
@@ -221,7 +300,7 @@ def _distill(recipe: Recipe, run: Run, progress: Progress, devices: Devices) -> 
     material = prepared(recipe, run, progress, devices)
     measure = Measure(recipe, material, progress)
     curriculum = Curriculum(recipe, material, source, measure, progress, devices)
-    key = curriculum.key2()
+    key = curriculum.key()
     if devices.main:
         write_measuring_set(run.folder, material)
     if run.metrics.is_file() and run.student.is_dir():
@@ -254,6 +333,8 @@ def _distill(recipe: Recipe, run: Run, progress: Progress, devices: Devices) -> 
         verdicts = run.folder / "after_stage1.json"
         after_stage1 = kept(verdicts, curriculum.key1(), lambda: {"verdict": measure.verdicts(student, "after stage 1")})
     stages["stage2"] = curriculum.stage2(student, run.stage(2))
+    if curriculum.has_stage3:
+        stages["stage3"] = curriculum.stage3(student, run.stage(3))
     merge_adapters(student)
     after = devices.from_main(lambda: measure.everything(student, "distilled"))
     metrics = {
@@ -279,6 +360,11 @@ def _distill(recipe: Recipe, run: Run, progress: Progress, devices: Devices) -> 
     seconds = sum(stage["seconds"] for stage in stages.values())
     progress.line(f"student written to {run.student} (trained for {duration(seconds)}); curves: {run.folder / 'training.html'}")
     return metrics
+
+
+def _right_ones(annotated: AnnotatedExample, teachers: int) -> tuple[EvaluatedCot, ...]:
+    """Return the student's own chains of thought that are right; the teacher's stand in front of them."""
+    return tuple(own for own in annotated.cots[teachers:] if own.evaluations[0].verdict is Verdict.CORRECT)
 
 
 def _write_explanation(recipe: Recipe, run: Run, material: Material, source: ModelSource, devices: Devices) -> None:

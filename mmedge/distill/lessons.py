@@ -82,7 +82,7 @@ def evaluation_lessons(
     for example, evaluated in judged:
         verdicts = _shares([evaluation.verdict.value for evaluation in evaluated.evaluations], "predict")
         verdicts = [replace(target, weight=target.weight * factors[target.text]) for target in verdicts]
-        rationales = _shares([evaluation.rationale for evaluation in evaluated.evaluations], "explain")
+        rationales = _shares([evaluation.rationale for evaluation in evaluated.evaluations if evaluation.rationale], "explain")
         context = encoder.prompts.evaluation_context(render_question(example), evaluated.cot)
         lessons.append(Lesson(context, (*verdicts, *rationales)))
     return lessons

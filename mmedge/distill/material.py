@@ -105,6 +105,24 @@ def reference(annotated: AnnotatedExample) -> str | None:
     return labels.most_common(1)[0][0] if labels else None
 
 
+def trusted_answer(annotated: AnnotatedExample, judge: Judge, *, human: bool) -> str | None:
+    """Return what the student's own answers to a training question are judged by.
+
+    Args:
+        annotated: The question.
+        judge: Which answers mean the same.
+        human: Take the human label where there is one.
+
+    Returns:
+        Without human labels, the answer of most of the chains of thought that the teacher itself judges correct; None where there
+        are none.
+    """
+    if human and annotated.example.label is not None:
+        return annotated.example.label
+    (kept,) = select(select([annotated], "judged_correct", judge), "self_consistent", judge)
+    return kept.cots[0].cot.pseudo_label if kept.cots else None
+
+
 def tokenizer_texts(material: Material) -> Iterator[str]:
     """Yield the training texts that a tokenizer from scratch learns from."""
     for annotated in material.train[:4000]:

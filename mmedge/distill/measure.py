@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmedge.distill.material import Material, reference
-from mmedge.distill.scoring import Verdicts, answers_right, judged_cots, verdicts_of
+from mmedge.distill.scoring import JudgedCot, Verdicts, answers_right, judged_cots, own_cots, verdicts_of
 from mmedge.distill.students import Student
 from mmedge.distill.training import Validation
 from mmedge.errors import MmedgeError
@@ -62,6 +62,24 @@ class Measure:
         judged = self.stage1(student)
         details = {"answer": accuracy.to_json(), **judged.details}
         return Validation((accuracy.value + judged.score) / 2, details, f"{text}; {judged.text}", accuracy.total)
+
+    def stage3(self, student: Student) -> Validation:
+        """Answers to validation questions, and how well the student tells its right ones from its wrong ones."""
+        limits = self.recipe.generation.max_answer_tokens, self.recipe.generation.max_rationale_tokens
+        cots = own_cots(student, self.material.task.judge, self.questions, limits)  # type: ignore[arg-type]
+        judge = self.material.task.judge
+        right = [
+            judge.agrees(cot.pseudo_label, answer, example.choices)
+            for cot, answer, example in zip(cots, self.references, self.questions, strict=True)
+        ]
+        judged = [JudgedCot(example, cot, ok, None) for example, cot, ok in zip(self.questions, cots, right, strict=True)]
+        found = verdicts_of(student, judged)
+        assert found is not None
+        accuracy, area = proportion(right), found.score.auroc
+        score = (accuracy.value + area) / 2 if area is not None else accuracy.value
+        shown = "–" if area is None else f"{area:.3f}"
+        text = f"answer accuracy {accuracy} on validation questions, AUROC of the student's verdicts on them {shown}"
+        return Validation(score, {"answer": accuracy.to_json(), "own_verdict": found.score.to_json()}, text, accuracy.total)
 
     def tests(self, student: Student, when: str) -> dict[str, list[bool]]:
         """Return for every labelled test question whether it is answered right, by test."""

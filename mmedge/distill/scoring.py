@@ -15,9 +15,12 @@ import torch
 from mmedge.distill.engine import TorchEngine
 from mmedge.distill.students import Student
 from mmedge.progress import Progress
+from mmedge.runtime.constraints import AnswerForms
+from mmedge.runtime.generation import Decoding
 from mmedge.statistics import Proportion, auroc, balanced_accuracy, proportion
 from mmedge.tasks import ChainOfThought, Example, Task, Verdict
 from mmedge.tasks.encoding import Kind, Prompt
+from mmedge.tasks.judges import AnyJudge
 from mmedge.tasks.prompts import VERDICTS, Context, render_question
 from mmedge.teachers.reading import AnnotatedExample
 
@@ -122,6 +125,42 @@ def _batches(student: Student, kind: Kind, contexts: Sequence[Context]) -> Itera
     for first in range(0, len(order), _ROWS):
         rows = order[first : first + _ROWS]
         yield rows, [prompts[row] for row in rows]
+
+
+def own_cots(
+    student: Student,
+    judge: AnyJudge,
+    examples: Sequence[Example],
+    limits: tuple[int, int],
+    temperature: float = 0.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[ChainOfThought]:
+    """Let a student write a chain of thought to each question, as the runtime does: with right results where it calculates.
+
+    Args:
+        student: The student.
+        judge: Of the task.
+        examples: The questions.
+        limits: The most tokens of an answer and of a rationale.
+        temperature: Of drawing; 0 writes greedily.
+        seed: Of drawing; with the question's place it decides what is drawn.
+        progress: Where it is shown.
+    """
+    contexts = [student.encoder.prompts.reasoning_context(render_question(example)) for example in examples]
+    forms = AnswerForms(judge, student.encoder, student.encoder.tokenizer)
+    engine = TorchEngine(student)
+    texts: dict[Kind, list[str]] = {"predict": [""] * len(contexts), "explain": [""] * len(contexts)}
+    for part, (kind, limit) in enumerate((("predict", limits[0]), ("explain", limits[1]))):
+        with (progress or Progress(quiet=True)).task(f"own chains of thought: {kind}", len(contexts)) as step:
+            for rows, prompts in _batches(student, kind, contexts):  # type: ignore[arg-type]
+                sums = tuple(forms.of_rationale() if kind == "explain" else None for _ in rows)
+                seeds = tuple((seed * 2 + part) * 10_000_019 + row for row in rows) if temperature else ()
+                how = Decoding(temperature, seeds=seeds, constraints=sums if any(sums) else ())
+                for row, tokens in zip(rows, engine.generate(prompts, limit, how).tokens, strict=True):
+                    texts[kind][row] = student.encoder.text(tokens)  # type: ignore[index]
+                step.advance(len(rows))
+    return [ChainOfThought(rationale, answer) for answer, rationale in zip(texts["predict"], texts["explain"], strict=True)]
 
 
 def verdict_probabilities(student: Student, contexts: Sequence[Context]) -> torch.Tensor:

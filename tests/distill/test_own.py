@@ -1,0 +1,93 @@
+"""Stage 3: a student learns to judge what it writes itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmedge.distill.distill import Curriculum, judged_beside
+from mmedge.distill.material import trusted_answer
+from mmedge.errors import MmedgeError
+from mmedge.recipe import Recipe, load_recipe
+from mmedge.tasks.base import ChainOfThought, Example, SelfEvaluation, Verdict
+from mmedge.tasks.judges import ExpressionJudge
+from mmedge.teachers.reading import AnnotatedExample, EvaluatedCot
+from tests.conftest import killed_when_lines_are_there, mmedge, tiny_recipe, write_recipe
+
+OWN = {"own_cots": 2, "own_temperature": 1.2, "cots_per_visit": 1, "rehearsal": 0.25}
+
+
+def _recipe(folder: Path, **method: object) -> Path:
+    values = tiny_recipe(method={**OWN, **method})
+    values["training"] = {**values["training"], "stage3": {"max_steps": 20, "batch_size": 8, "evaluate_every": 10}}  # type: ignore[dict-item]
+    return write_recipe(folder / "own.yaml", values)
+
+
+def test_killed_in_stage_3_it_continues_with_the_same_chains_of_thought(tmp_path: Path) -> None:
+    recipe, run = _recipe(tmp_path), tmp_path / "run"
+    arguments = ["distill", recipe, "--out", run, "-q", "--set", "training.checkpoint_minutes=0"]
+    killed_when_lines_are_there(arguments, run / "stage3" / "metrics.jsonl", 4)
+    own = (run / "stage3" / "own.json").read_bytes()
+    done = mmedge(*arguments)
+    assert done.code == 0, done.err
+    assert (run / "stage3" / "own.json").read_bytes() == own
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["stages"]["stage3"]["steps"] == 20
+    validation = metrics["stages"]["stage3"]["validations"][-1]
+    assert {"answer", "own_verdict"} <= set(validation)
+    columns = json.loads(own)["value"]
+    assert len(columns) == 2 and len({len(column) for column in columns}) == 1
+    greedy, drawn = ([rationale for rationale, _ in column] for column in columns)
+    assert greedy != drawn
+    assert "Stage 3" in (run / "training.html").read_text()
+    other = mmedge(*arguments, "--set", "method.own_cots=3")  # stages 1 and 2 do not depend on it
+    assert other.code != 0 or "stage 2" not in other.err
+
+
+def test_stages_before_do_not_depend_on_stage_3(tmp_path: Path) -> None:
+    def keys(recipe: Recipe) -> tuple[str, str, str]:
+        class Material:
+            hash = "x"
+            train: tuple[object, ...] = ()
+
+            def limited(self, _: object) -> Material:
+                return self
+
+        class Source:
+            fingerprint = "y"
+
+        found = Curriculum(recipe, Material(), Source(), None, None, None)  # type: ignore[arg-type]
+        return found.key1(), found.key2(), found.key()
+
+    own = keys(load_recipe(_recipe(tmp_path)))
+    more = keys(load_recipe(_recipe(tmp_path, own_cots=5)))
+    none = keys(load_recipe(_recipe(tmp_path, own_cots=0)))
+    assert own[:2] == more[:2] == none[:2]
+    assert len({own[2], more[2], none[2]}) == 3 and none[2] == none[1]
+
+
+def test_without_human_labels_the_teacher_s_own_judgement_says_what_is_right() -> None:
+    def cot(sample: int, answer: str, verdict: Verdict) -> EvaluatedCot:
+        return EvaluatedCot(sample, ChainOfThought("because", answer), (SelfEvaluation("so", verdict),))
+
+    example = Example("q", "?", "9")
+    judged = (
+        cot(0, "7", Verdict.WRONG),
+        cot(1, "4 + 4", Verdict.CORRECT),
+        cot(2, "8", Verdict.CORRECT),
+        cot(3, "9", Verdict.CORRECT),
+    )
+    annotated = AnnotatedExample(example, judged)
+    assert trusted_answer(annotated, ExpressionJudge(), human=True) == "9"
+    assert trusted_answer(annotated, ExpressionJudge(), human=False) == "4 + 4"
+    assert trusted_answer(AnnotatedExample(example, judged[:1]), ExpressionJudge(), human=False) is None
+
+
+def test_recipes_that_contradict_themselves_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MmedgeError, match=r"training\.stage3 must say how long"):
+        load_recipe(write_recipe(tmp_path / "r.yaml", tiny_recipe(method=OWN)))
+    with pytest.raises(MmedgeError, match="self_evaluation is false"):
+        load_recipe(_recipe(tmp_path, self_evaluation=False))
+    assert judged_beside(24, 0.5) == 24 and judged_beside(24, 0.2) == 6 and judged_beside(24, 0.0) == 0
