@@ -33,7 +33,7 @@ from mmedge.runtime.generation import Decoding
 from mmedge.runtime.graphs import Device
 from mmedge.runtime.strategies import Sample, Strategy, StrategyKind, vote
 from mmedge.tasks.base import ChainOfThought, Example, Unparsed
-from mmedge.tasks.encoding import Kind, PromptEncoder
+from mmedge.tasks.encoding import Kind, Prompt, PromptEncoder
 from mmedge.tasks.expressions import ExpressionError, number_text, parse
 from mmedge.tasks.prompts import VERDICTS, Context, render_question
 from mmedge.tasks.reading import read_task_text
@@ -145,6 +145,7 @@ class _Thought:
     judgement: Judgement | None = None
 
 
+_Read = dict[str, tuple[int, ...]]  # tokens of contexts by their text
 Told = Callable[[str, int, int], None]  # part, row, token
 
 
@@ -462,8 +463,8 @@ class Student:
         forms = tuple(self._forms.of(example, limit) for example in examples) if constrained else ()
         how = drawing.how(0, len(examples)) if drawing else Decoding()
         how = replace(how, scored=True, constraints=forms if any(forms) else (), on_token=told("answer"))
-        prompts = [self.encoder.prompt("predict", context) for context in contexts]
-        written = conversation.generate(prompts, limit, how)
+        read: _Read = {}
+        written = conversation.generate(self._prompts("predict", contexts, read), limit, how)
         thoughts = [
             _Thought(self.encoder.text(tokens), sum(scores))
             for tokens, scores in zip(written.tokens, written.log_probabilities, strict=True)
@@ -471,7 +472,7 @@ class Student:
         if not (explained or judged):
             return thoughts
         how = drawing.how(1, len(examples)) if drawing else Decoding()
-        prompts = [self.encoder.prompt("explain", context) for context in contexts]
+        prompts = self._prompts("explain", contexts, read)
         sums = tuple(self._forms.of_rationale() for _ in examples)
         how = replace(how, scored=True, constraints=sums if any(sums) else (), on_token=told("rationale"))
         written = conversation.generate(prompts, bundle.max_rationale_tokens, how)
@@ -481,10 +482,17 @@ class Student:
         if judged:
             cots = [ChainOfThought(thought.rationale or "", thought.text) for thought in thoughts]
             rendered = [render_question(example) for example in examples]
-            judgements = self._judged(conversation, rendered, cots, evaluated, told("evaluation"))
+            judgements = self._judged(conversation, rendered, cots, evaluated, told("evaluation"), read)
             for thought, judgement in zip(thoughts, judgements, strict=True):
                 thought.judgement = judgement
         return thoughts
+
+    def _prompts(self, kind: Kind, contexts: Sequence[Context], read: _Read) -> list[Prompt]:
+        """Return prompts, what they read encoded once; `read` keeps it."""
+        for context in contexts:
+            if context.read not in read:
+                read[context.read] = self.encoder.context(context)
+        return [Prompt(read[context.read], self.encoder.begun(kind, context)) for context in contexts]
 
     def _judged(
         self,
@@ -493,17 +501,19 @@ class Student:
         cots: Sequence[ChainOfThought],
         explain: bool,
         on_token: Callable[[int, int], None] | None,
+        read: _Read | None = None,
     ) -> list[Judgement]:
+        read = {} if read is None else read
         contexts = [self.bundle.prompts.evaluation_context(question, cot) for question, cot in zip(questions, cots, strict=True)]
         begun, tokens = self.encoder.verdict_tokens()
-        prompts = [self.encoder.prompt("predict", context) for context in contexts]
+        prompts = self._prompts("predict", contexts, read)
         logits = conversation.next_logits(prompts, begun)[:, tokens].astype(np.float64)
         shares = np.exp(logits - logits.max(1, keepdims=True))
         shares /= shares.sum(1, keepdims=True)
         log_odds = logits[:, 0] - np.logaddexp.reduce(logits[:, 1:], axis=1)
         evaluations: list[str | None] = [None] * len(contexts)
         if explain:
-            prompts = [self.encoder.prompt("explain", context) for context in contexts]
+            prompts = self._prompts("explain", contexts, read)
             written = conversation.generate(prompts, self.bundle.max_rationale_tokens, Decoding(on_token=on_token))
             evaluations = [self.encoder.text(ids) for ids in written.tokens]
         return [
