@@ -355,7 +355,7 @@ def _strategies(student: Student, asked: Sequence[Asked], settings: EvaluationSe
     for choose_by in CHOICES:
         outcomes = [chosen(one, choose_by) for one in asked]
         found[f"{settings.samples} samples, {choose_by}"] = _compared(outcomes, greedy)
-    confidences = _confidences(student, asked, student.confidence.chosen if student.confidence else "evaluation") or []
+    confidences = _confidences(student, asked, student.confidence.chosen if student.confidence else "answer") or []
     doubtful = [p < student.strategy_with("retry").retry_below for p in confidences]
     outcomes = [
         chosen(replace(one, samples=[_greedy(one), *one.samples]), "both") if doubt else one.right
@@ -388,7 +388,7 @@ def _cascade(
     theirs = np.array([float(np.mean(teacher[one.example.id][1])) for one in asked])
     characters = np.array([float(np.mean(teacher[one.example.id][2])) for one in asked])
     own = np.array([float(one.right) for one in asked])
-    signal = student.confidence.chosen if student.confidence else "evaluation"
+    signal = student.confidence.chosen if student.confidence else "answer"
     confidences = np.array(_confidences(student, asked, signal))
     order = np.argsort(confidences, kind="stable")
     curve = []

@@ -52,8 +52,8 @@ class Answer:
     Attributes:
         text: The answer as written; empty where it is withheld.
         value: What an arithmetic answer comes to, as text; None for other tasks, or where it has no value.
-        confidence: P(right). By the answer's own probability where nothing more was asked for, else by the signal that did best
-            when the bundle was exported.
+        confidence: P(right). By the answer's own probability where nothing more was asked for, or nothing could be calibrated;
+            else by the signal that did best when the bundle was exported.
         signal: What the confidence comes from: `answer`, `evaluation`, `combined`, or `samples` (the share of the votes).
         calibrated: Whether the confidence was calibrated on validation questions.
         rationale: The chain of thought, where it was asked for.
@@ -431,7 +431,7 @@ class Student:
         return answers
 
     def _best_signal(self) -> Signal:
-        return self.confidence.chosen if self.confidence else "evaluation"
+        return self.confidence.chosen if self.confidence else "answer"
 
     def _thoughts(
         self,
@@ -536,8 +536,7 @@ class Student:
         if self.confidence is not None:
             confidence = self.confidence.of([evidence], signal)[0]
         else:
-            signal = "evaluation" if judgement else "answer"
-            confidence = judgement.probability_correct if judgement else float(np.exp(thought.log_probability))
+            signal, confidence = "answer", float(np.exp(min(0.0, thought.log_probability)))
         shown = judgement if wish.evaluate else None
         return Answer(
             thought.text,
