@@ -20,7 +20,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from mmedge import __version__
 from mmedge.errors import MmedgeError
 from mmedge.pretrained import compat
-from mmedge.pretrained.bits import need_bitsandbytes, spare_small_products
+from mmedge.pretrained.bits import check_rounded, need_bitsandbytes, spare_small_products
 from mmedge.pretrained.sources import ModelSource, check_folder, load, resolve
 from mmedge.recipe import ScratchSection, StudentSection
 from mmedge.storage import read_json, sha256_json, write_json
@@ -88,7 +88,7 @@ def load_student(section: StudentSection, source: ModelSource, max_input_tokens:
         return build_scratch(section.scratch, texts, max_input_tokens, seed)
     if source.kind == "folder" and source.path is not None and (source.path / "mmedge.json").is_file():
         if "rounded" in student_details(source.path):
-            raise MmedgeError(f"student.source: {source.path} is rounded and cannot learn", "name the student that it was made from")
+            raise MmedgeError(f"student.source: {source.path} is rounded: it cannot learn", "name the student it was made from")
         return open_student(source.path, max_input_tokens)
     model, tokenizer = load(source, section.revision, section.tokenizer, "student.source", dtype=torch.float32)
     local = source.kind in ("folder", "gguf") and not source.name.startswith("package:")
@@ -255,6 +255,7 @@ def open_student(folder: Path, max_input_tokens: int | None = None, device: str 
     rounded = "rounded" in details
     if rounded:
         need_bitsandbytes()
+        check_rounded(folder, details)
     try:
         tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(str(folder))
         config = transformers.AutoConfig.from_pretrained(str(folder), **compat.config_overrides(folder))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,15 +17,15 @@ from mmedge.distill.scoring import generate
 from mmedge.distill.students import Student
 from mmedge.errors import MmedgeError
 from mmedge.runtime.decoding import Engine
-from mmedge.runtime.student import EdgeStudent
 from mmedge.statistics import paired_difference
 from mmedge.tasks.base import Example
+from mmedge.tasks.encoding import Kind, PromptEncoder
 from mmedge.tasks.judges import AnyJudge
-from mmedge.tasks.prompts import render_question
+from mmedge.tasks.prompts import Context, render_question
 
 # float32 sums in another order differ, and the difference grows with depth; small students stay below 1e-4
 FP32_TOLERANCE = 2e-3
-MIN_TOP1 = {"int8": 0.95, "int4": 0.90}  # of the student's own answer tokens, teacher-forced
+MIN_TOP1 = {"int8": 0.95, "int4": 0.90, "bnb-int8": 0.95, "bnb-nf4": 0.90}  # of the student's own answer tokens, teacher-forced
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,18 @@ class Verification:
         return asdict(self)
 
 
+class Compared(Protocol):
+    """What is compared with the student: a bundle, or a student with rounded weights."""
+
+    @property
+    def encoder(self) -> PromptEncoder: ...
+
+    @property
+    def engine(self) -> Engine: ...
+
+    def write(self, kind: Kind, contexts: Sequence[Context], max_new_tokens: int) -> list[str]: ...
+
+
 class Reference:
     """What a student answers to validation questions, written once for all bundles.
 
@@ -95,11 +107,11 @@ class Reference:
             if example.label is not None
         ]
 
-    def compare(self, bundle: EdgeStudent, kept: Sequence[int] | None = None) -> Verification:
+    def compare(self, bundle: Compared, kept: Sequence[int] | None = None) -> Verification:
         """Ask a bundle the same questions and compare answers and logits.
 
         Args:
-            bundle: The bundle.
+            bundle: The bundle, or what else is compared.
             kept: The student's ids of the pieces that the bundle's vocabulary has; all by default.
 
         Raises:
@@ -154,7 +166,7 @@ def problems(found: Verification, precision: str, max_accuracy_drop: float) -> l
 
     Args:
         found: The comparison.
-        precision: `fp32`, `int8` or `int4`.
+        precision: `fp32`, `int8` or `int4`, `bnb-int8` or `bnb-nf4`.
         max_accuracy_drop: The largest loss of accuracy on validation questions, in points.
     """
     said = []

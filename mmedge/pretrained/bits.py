@@ -13,15 +13,18 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
-from mmedge.errors import missing_extra
+from mmedge.errors import MmedgeError, missing_extra
+from mmedge.storage import check_files, hash_files, sha256_json, write_json
 
 BitsPrecision = Literal["bnb-int8", "bnb-nf4"]
 BITS_PRECISIONS: tuple[BitsPrecision, ...] = ("bnb-int8", "bnb-nf4")
 OUTLIERS = 6.0  # LLM.int8()'s own; SmolLM2-135M has KL 0.031 with it and 0.054 where all columns are int8 (65 tokens of prose)
 BLOCK = 64  # weights to a scale of nf4
 CPU_ROWS = 32  # outputs that bitsandbytes' packed layout for CPUs takes at a time
+DETAILS = "mmedge.json"
 
 
 def need_bitsandbytes() -> None:
@@ -61,9 +64,7 @@ def bits_config(precision: BitsPrecision, floats: Sequence[str], dtype: Any) -> 
     import transformers
 
     if precision == "bnb-int8":
-        return transformers.BitsAndBytesConfig(
-            load_in_8bit=True, llm_int8_threshold=OUTLIERS, llm_int8_skip_modules=list(floats)
-        )
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=OUTLIERS, llm_int8_skip_modules=list(floats))
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=list(floats)
     )
@@ -91,8 +92,41 @@ def spare_small_products(model: Any) -> None:
     It packs where a product is first computed on a CPU with AVX512-BF16. (Once that has happened, version 0.50.2 saves scales
     that are neither in their order nor of their type: save before anything is computed.)
     """
-    import bitsandbytes
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit) and (module.out_features % CPU_ROWS or module.in_features % BLOCK):
+        if isinstance(module, Linear4bit) and (module.out_features % CPU_ROWS or module.in_features % BLOCK):
             module.support_avx512bf16_for_cpu = False
+
+
+# ------------------------------------------------------------------------------------------------- on disk
+
+
+def seal_rounded(folder: Path, details: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Write the `mmedge.json` of a rounded student whose other files are complete: hashes of them and of itself are in it.
+
+    Args:
+        folder: Its folder.
+        details: The `mmedge.json` of the student that was rounded.
+        manifest: What there is to say about the rounding; `precision` at least.
+    """
+    whole = {**details, "rounded": {**manifest, "files": hash_files(folder, DETAILS)}}
+    write_json(folder / DETAILS, {**whole, "sha256": sha256_json(whole)})
+
+
+def check_rounded(folder: Path, details: dict[str, Any]) -> dict[str, Any]:
+    """Check every file of a rounded student, and return what `seal_rounded` was given, with `files`.
+
+    Args:
+        folder: Its folder.
+        details: Its `mmedge.json`.
+
+    Raises:
+        MmedgeError: A file is missing, was added or changed; the message names it.
+    """
+    stated = {name: value for name, value in details.items() if name != "sha256"}
+    if sha256_json(stated) != details.get("sha256"):
+        raise MmedgeError(f"{folder / DETAILS} was changed after export: its hash does not match", "export the student again")
+    manifest: dict[str, Any] = details["rounded"]
+    check_files(folder, manifest["files"], DETAILS)
+    return manifest
