@@ -20,7 +20,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from mmedge import __version__
 from mmedge.errors import MmedgeError
 from mmedge.pretrained import compat
-from mmedge.pretrained.bits import check_rounded, need_bitsandbytes, spare_small_products
+from mmedge.pretrained.bits import check_rounded, need_bitsandbytes, restore_unfit_products
 from mmedge.pretrained.sources import ModelSource, check_folder, load, resolve
 from mmedge.recipe import ScratchSection, StudentSection
 from mmedge.storage import read_json, sha256_json, write_json
@@ -265,10 +265,10 @@ def open_student(folder: Path, max_input_tokens: int | None = None, device: str 
             how = {"dtype": torch.float32 if device == "cpu" else torch.float16, "device_map": {"": device}}
             config.quantization_config["bnb_4bit_compute_dtype"] = str(how["dtype"]).removeprefix("torch.")
         model = kind.from_pretrained(str(folder), config=config, use_safetensors=True, **how)
-        if rounded:
-            spare_small_products(model)
-        else:
+        if not rounded:
             model.to(device)
+        elif device == "cpu":
+            restore_unfit_products(model)
         encoder = PromptEncoder(
             _plain_backend(tokenizer),
             details["family"],

@@ -58,7 +58,7 @@ def write_rounded(student: Path, out: Path, precision: BitsPrecision, finer: Seq
     for parameter in model.parameters():
         if parameter.dtype == torch.float32:
             parameter.data = parameter.data.half()
-    model.save_pretrained(out, safe_serialization=True)  # before anything is computed: see bits.spare_small_products
+    model.save_pretrained(out, safe_serialization=True)  # before anything is computed: see bits.restore_unfit_products
     for file in student.iterdir():
         if file.is_file() and file.name not in _NOT_COPIED and file.suffix != ".safetensors":
             shutil.copyfile(file, out / file.name)

@@ -23,7 +23,7 @@ BitsPrecision = Literal["bnb-int8", "bnb-nf4"]
 BITS_PRECISIONS: tuple[BitsPrecision, ...] = ("bnb-int8", "bnb-nf4")
 OUTLIERS = 6.0  # LLM.int8()'s own; SmolLM2-135M has KL 0.031 with it and 0.054 where all columns are int8 (65 tokens of prose)
 BLOCK = 64  # weights to a scale of nf4
-CPU_ROWS = 32  # outputs that bitsandbytes' packed layout for CPUs takes at a time
+CPU_OUTPUTS = 32  # that bitsandbytes' layout for CPUs takes at a time
 DETAILS = "mmedge.json"
 
 
@@ -86,17 +86,35 @@ def kept_in_floats(model: Any) -> list[str]:
     ]
 
 
-def spare_small_products(model: Any) -> None:
-    """Keep bitsandbytes from packing nf4 products for the CPU that do not fit its layout, on which it would stop.
+def restore_unfit_products(model: Any) -> None:
+    """Turn nf4 products that bitsandbytes does not compute on every CPU into ordinary ones, with the same weights.
 
-    It packs where a product is first computed on a CPU with AVX512-BF16. (Once that has happened, version 0.50.2 saves scales
-    that are neither in their order nor of their type: save before anything is computed.)
+    Version 0.50.2 on CPUs with AVX-512 restores weights wrongly where the inputs are no multiple of 64, and on those with
+    AVX512-BF16 stops where the outputs are no multiple of 32. (There it also packs the weights when they are first used, and
+    after that saves scales in the wrong order and type: a model must be saved before anything is computed.)
+
+    Args:
+        model: A model on a CPU; it is changed.
     """
+    import torch
     from bitsandbytes.nn.modules import Linear4bit
 
-    for module in model.modules():
-        if isinstance(module, Linear4bit) and (module.out_features % CPU_ROWS or module.in_features % BLOCK):
-            module.support_avx512bf16_for_cpu = False
+    unfit = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, Linear4bit) and (module.out_features % CPU_OUTPUTS or module.in_features % BLOCK)
+    ]
+    for name, module in unfit:
+        state = module.weight.quant_state
+        packed = module.weight.data.reshape(-1)
+        numbers = torch.stack([packed >> 4, packed & 15], 1).reshape(-1)[: state.shape.numel()].long()
+        scales = state.absmax.repeat_interleave(state.blocksize)[: len(numbers)]
+        restored = (state.code[numbers] * scales).reshape(state.shape).to(module.compute_dtype)
+        plain = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+        plain.weight = torch.nn.Parameter(restored, requires_grad=False)
+        plain.bias = module.bias
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, plain)
 
 
 # ------------------------------------------------------------------------------------------------- on disk

@@ -150,10 +150,10 @@ class LocalModel:
         if self.quantization != "none":
             arguments |= self._quantized(source.kind, dtype, "cuda" if cuda else "cpu")
         model, self._tokenizer = load(source, self.revision, self.tokenizer, "teacher.source", **arguments)
-        if self.quantization == "nf4":
-            from mmedge.pretrained.bits import spare_small_products
+        if self.quantization == "nf4" and not cuda:
+            from mmedge.pretrained.bits import restore_unfit_products
 
-            spare_small_products(model)
+            restore_unfit_products(model)
         self._model = model.eval() if self.quantization != "none" else model.eval().to("cuda" if cuda else "cpu")
         self._generation = transformers.GenerationConfig(
             do_sample=False, num_beams=1, eos_token_id=self._ends(), pad_token_id=self._padding()
