@@ -99,6 +99,7 @@ def restore_unfit_products(model: Any) -> None:
     import torch
     from bitsandbytes.nn.modules import Linear4bit
 
+    dtype = model.get_input_embeddings().weight.dtype
     unfit = [
         (name, module)
         for name, module in model.named_modules()
@@ -109,7 +110,7 @@ def restore_unfit_products(model: Any) -> None:
         packed = module.weight.data.reshape(-1)
         numbers = torch.stack([packed >> 4, packed & 15], 1).reshape(-1)[: state.shape.numel()].long()
         scales = state.absmax.repeat_interleave(state.blocksize)[: len(numbers)]
-        restored = (state.code[numbers] * scales).reshape(state.shape).to(module.compute_dtype)
+        restored = (state.code[numbers] * scales).reshape(state.shape).to(dtype)
         plain = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
         plain.weight = torch.nn.Parameter(restored, requires_grad=False)
         plain.bias = module.bias
