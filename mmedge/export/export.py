@@ -391,6 +391,7 @@ class _Exporter:
             history.append({"kept_finer": len(finer), "problems": said, "accuracy_drop": found.drop, "mean_kl": found.mean_kl})
             if not said:
                 break
+            self._progress.line(f"{precision}: {'; '.join(said)}")
             ranked = ranked or self._costly_modules(precision, layers)
             if not ranked or share > 1 / 2:
                 raise MmedgeError(
@@ -398,7 +399,7 @@ class _Exporter:
                     "no student was written; see the student's own accuracy first, or allow more with --max-accuracy-drop",
                 )
             finer = ranked[: max(1, round(share * len(ranked)))]
-            self._progress.line(f"{precision}: {'; '.join(said)}; keeping {len(finer)} products in {FLOATS}")
+            self._progress.line(f"{precision}: keeping {len(finer)} products in {FLOATS}")
             share *= 2
         seal_rounded(folder, self._details, {**manifest, "budget": history, "verification": found.to_json()})
         return found
