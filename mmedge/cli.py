@@ -393,6 +393,10 @@ def export(
     int4: Annotated[bool, typer.Option("--int4", help="Write bundle-int4: 4-bit weights, calibrated (GPTQ).")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Write bundle-fp16: float16, for ONNX Runtime's CUDA provider.")] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="Write bundle-fp32.")] = False,
+    bnb_int8: Annotated[
+        bool, typer.Option("--bnb-int8", help="Write student-bnb-int8: torch, weights in int8 by bitsandbytes, for small GPUs.")
+    ] = False,
+    bnb_nf4: Annotated[bool, typer.Option("--bnb-nf4", help="Write student-bnb-nf4: the same in 4-bit NormalFloat.")] = False,
     out: Annotated[Optional[Path], typer.Option(help="Where bundles go. Default: beside the student.")] = None,
     evaluation: Annotated[Optional[Path], typer.Option(help="The evaluation set. Default: beside the student.")] = None,
     max_accuracy_drop: Annotated[
@@ -413,17 +417,19 @@ def export(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write ONNX bundles, verified against the student and refused where they differ. Without a precision: the recipe's.
+    """Write ONNX bundles (and rounded torch students), verified against the student. Without a precision: the recipe's.
 
     Where rounding costs more accuracy than is allowed, the products that cost most are kept in finer numbers until it holds.
     """
     for package in ("torch", "onnx"):
         _need(package, "export")
-    from mmedge.export.export import Precision, find_student
+    from mmedge.export.export import AnyPrecision, find_student, variant_name
     from mmedge.export.export import export as write
 
     find_student(place)
-    asked: dict[Precision, bool] = {"fp32": fp32, "fp16": fp16, "int8": int8, "int4": int4}
+    asked: dict[AnyPrecision, bool] = {
+        "fp32": fp32, "fp16": fp16, "int8": int8, "int4": int4, "bnb-int8": bnb_int8, "bnb-nf4": bnb_nf4,
+    }  # fmt: skip
     wanted = [precision for precision, is_asked in asked.items() if is_asked] or None
     found = write(
         place,
@@ -444,7 +450,7 @@ def export(
         size = sum(file["bytes"] for file in manifest["files"].values())
         checked = manifest["verification"]
         typer.echo(
-            f"{folder / f'bundle-{precision}'}  {size / 1e6:.1f} MB  {checked['same_answers']}/{checked['questions']} answers "
+            f"{folder / variant_name(precision)}  {size / 1e6:.1f} MB  {checked['same_answers']}/{checked['questions']} answers "
             f"as the student's  top-1 agreement {100 * checked['top1_agreement']:.2f} %"
         )
 
@@ -759,8 +765,10 @@ def _inspected(place: Path) -> dict[str, Any]:
             raise MmedgeError(
                 f"the student {place} has no weights: no *.safetensors in it", "distil it again, or restore the folder"
             )
+        rounded = _inspected_rounding(place, details) if "rounded" in details else {}
         return {
             "kind": "student",
+            **rounded,
             "family": details["family"],
             "recipe": details["recipe"]["name"],
             "origin": details["origin"],
@@ -771,13 +779,29 @@ def _inspected(place: Path) -> dict[str, Any]:
         }
     if (place / "recipe.yaml").is_file():
         present = [name for name in ("annotations.sqlite", "stage1", "stage2", "student") if (place / name).exists()]
-        bundles = sorted(path.name for path in place.glob("bundle-*"))
+        bundles = sorted(path.name for kind in ("student-*", "bundle-*") for path in place.glob(kind))
         metrics = read_json(place / "metrics.json") if (place / "metrics.json").is_file() else None
         after = metrics["after"] if metrics else "not distilled yet"
         return {"kind": "run", "holds": [*present, *bundles], "metrics": after}
     if not place.exists():
         raise MmedgeError(f"no such run, student or bundle: {place}")
     raise MmedgeError(f"{place} is neither a run, a student nor a bundle")
+
+
+def _inspected_rounding(place: Path, details: dict[str, Any]) -> dict[str, Any]:
+    """Return what there is to say about a student whose weights are rounded."""
+    from collections import Counter
+
+    from mmedge.pretrained.bits import check_rounded
+
+    manifest = check_rounded(place, details)
+    return {
+        "trusted": f"yes: {len(manifest['files'])} files match their hashes",
+        "precision": manifest["precision"],
+        "products": dict(Counter(manifest["numbers"]["layers"].values())),
+        "made_with": manifest["made_with"],
+        "verification": manifest["verification"],
+    }
 
 
 def main() -> None:

@@ -268,6 +268,34 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def hash_files(folder: Path, besides: str) -> dict[str, Json]:
+    """Return hash and size of every file under a folder by its relative name, but for the file that will say them."""
+    return {
+        str(file.relative_to(folder)): {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != besides
+    }
+
+
+def check_files(folder: Path, files: dict[str, Any], besides: str) -> None:
+    """Compare a folder with what `hash_files` said.
+
+    Raises:
+        MmedgeError: A file is missing, was added, or differs from its hash; the message names it.
+    """
+    for name, stated in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise MmedgeError(f"{path} is missing", f"copy {folder.name} again, whole, or export again")
+        if path.stat().st_size != stated["bytes"] or sha256_file(path) != stated["sha256"]:
+            raise MmedgeError(
+                f"{path} is damaged: its hash is not the one in {besides}", f"copy {folder.name} again, or export again"
+            )
+    added = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+    if unexpected := [name for name in added if name not in files and name != besides]:
+        raise MmedgeError(f"{folder / unexpected[0]} does not belong to {folder.name}", "remove it, or export again")
+
+
 def folder_size(path: Path) -> int:
     """Return the bytes of all files under a folder, or of one file."""
     if path.is_file():

@@ -82,7 +82,7 @@ class Variant:
         if "error" in opened:
             raise MmedgeError(opened["error"], opened["hint"])
         self.opened = opened
-        self.name = f"{opened['engine']} {opened['precision']}"
+        self.name = f"{opened['engine']} {opened['precision']}" + (" on cuda" if opened["device"] == "cuda" else "")
 
     def _listen(self) -> None:
         assert self._process.stderr is not None
@@ -131,7 +131,8 @@ def find_variants(places: Sequence[Path]) -> list[Path]:
         if (place / MANIFEST).is_file() or (place / "mmedge.json").is_file():
             found.append(place)
         elif (place / "recipe.yaml").is_file():
-            inside = [place / "student", place / "bundle-fp32", place / "bundle-int8"]
+            students = ("student", "student-bnb-int8", "student-bnb-nf4")
+            inside = [place / name for name in (*students, "bundle-fp32", "bundle-int8", "bundle-int4")]
             present = [folder for folder in inside if folder.is_dir()]
             if not present:
                 raise MmedgeError(f"the run {place} has neither student nor bundles yet", "finish mmedge distill and mmedge export")
@@ -275,6 +276,7 @@ def _summary(variant: Variant, sample: _Samples, peak: int, cots: Sequence[HeldO
     return {
         "name": variant.name,
         "folder": variant.folder.name,
+        "device": variant.opened["device"],
         "threads": variant.opened["threads"],
         "answer_accuracy": {split: proportion(outcomes).to_json() for split, outcomes in sample.answers.items()},
         "verdict_accuracy": proportion([s == a for s, a in zip(says_correct, actual, strict=True)]).to_json(),

@@ -34,6 +34,7 @@ class _Opened:
 
     engine_name: str
     precision: str
+    device: str
     threads: int
     engine: Engine
     encoder: PromptEncoder
@@ -48,16 +49,19 @@ def _open(folder: Path, threads: int | None) -> _Opened:
         edge = Student.load(folder, threads)
         bundle = edge.bundle
         used = threads or bundle.threads or cores
-        return _Opened("onnxruntime", bundle.precision, used, edge.engine, edge.encoder, bundle.max_answer_tokens)
+        return _Opened("onnxruntime", bundle.precision, "cpu", used, edge.engine, edge.encoder, bundle.max_answer_tokens)
     import torch
 
     from mmedge.distill.engine import TorchEngine
-    from mmedge.distill.students import open_student, student_details
+    from mmedge.distill.students import open_student, student_details, student_precision
 
     torch.set_num_threads(threads or cores)
-    student = open_student(folder)
-    limit = student_details(folder)["recipe"]["generation"]["max_answer_tokens"]
-    return _Opened("torch", "fp32", threads or cores, TorchEngine(student), student.encoder, int(limit))
+    details = student_details(folder)
+    precision = student_precision(details)
+    device = "cuda" if precision != "fp32" and torch.cuda.is_available() else "cpu"  # what is rounded is meant for GPUs
+    student = open_student(folder, device=device)
+    limit = int(details["recipe"]["generation"]["max_answer_tokens"])
+    return _Opened("torch", precision, device, threads or cores, TorchEngine(student), student.encoder, limit)
 
 
 def peak_memory_bytes() -> int:
@@ -115,6 +119,7 @@ def serve(folder: Path, threads: int | None, requests: TextIO, replies: TextIO) 
         {
             "engine": variant.engine_name,
             "precision": variant.precision,
+            "device": variant.device,
             "threads": variant.threads,
             "load_seconds": time.perf_counter() - started,
             "bytes_on_disk": folder_size(folder),

@@ -20,6 +20,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from mmedge import __version__
 from mmedge.errors import MmedgeError
 from mmedge.pretrained import compat
+from mmedge.pretrained.bits import check_rounded, need_bitsandbytes, restore_unfit_products
 from mmedge.pretrained.sources import ModelSource, check_folder, load, resolve
 from mmedge.recipe import ScratchSection, StudentSection
 from mmedge.storage import read_json, sha256_json, write_json
@@ -36,7 +37,7 @@ class Student:
     """A model and how to talk to it.
 
     Attributes:
-        model: The torch model, float32 unless loaded otherwise.
+        model: The torch model: float32, or rounded by bitsandbytes.
         tokenizer: The fast tokenizer that is saved with it.
         encoder: Encodes prompts and targets with the same tokenizer.
         origin: Where the weights came from, for the record.
@@ -86,6 +87,8 @@ def load_student(section: StudentSection, source: ModelSource, max_input_tokens:
     if source.kind == SCRATCH:
         return build_scratch(section.scratch, texts, max_input_tokens, seed)
     if source.kind == "folder" and source.path is not None and (source.path / "mmedge.json").is_file():
+        if "rounded" in student_details(source.path):
+            raise MmedgeError(f"student.source: {source.path} is rounded: it cannot learn", "name the student it was made from")
         return open_student(source.path, max_input_tokens)
     model, tokenizer = load(source, section.revision, section.tokenizer, "student.source", dtype=torch.float32)
     local = source.kind in ("folder", "gguf") and not source.name.startswith("package:")
@@ -229,13 +232,42 @@ def student_details(folder: Path) -> dict[str, Any]:
     return details
 
 
-def open_student(folder: Path, max_input_tokens: int | None = None) -> Student:
-    """Load a student that `save_student` wrote, with the prompts and tokens it was trained with."""
+def student_precision(details: dict[str, Any]) -> str:
+    """Return the numbers of a saved student's weights: `fp32`, `bnb-int8` or `bnb-nf4`."""
+    return str(details["rounded"]["precision"]) if "rounded" in details else "fp32"
+
+
+def open_student(folder: Path, max_input_tokens: int | None = None, device: str = "cpu") -> Student:
+    """Load a student that `save_student` or `mmedge export` wrote, with the prompts and tokens it was trained with.
+
+    What is not rounded of a rounded student becomes float32 on a CPU, and stays float16 on a GPU.
+
+    Args:
+        folder: The student's.
+        max_input_tokens: Longer inputs are cut; as it was trained by default.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        MmedgeError: It is no student or damaged, or needs bitsandbytes, which is not installed.
+    """
     compat.quiet()
     details = student_details(folder)
+    rounded = "rounded" in details
+    if rounded:
+        need_bitsandbytes()
+        check_rounded(folder, details)
     try:
         tokenizer = compat.load_tokenizer(str(folder), plain=True)
-        model = compat.load_model(str(folder), compat.load_config(str(folder)), dtype=torch.float32)
+        config = compat.load_config(str(folder))
+        if rounded:
+            dtype = torch.float32 if device == "cpu" else torch.float16
+            config.quantization_config["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
+            model = compat.load_model(str(folder), config, dtype=dtype, device_map={"": device})
+            if device == "cpu":
+                restore_unfit_products(model)
+        else:
+            model = compat.load_model(str(folder), config, dtype=torch.float32)
+            model.to(device)
         encoder = PromptEncoder(
             _plain_backend(tokenizer),
             details["family"],

@@ -12,10 +12,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mmedge import __version__
 from mmedge.distill.students import PIECES, Student, open_student, student_details
@@ -26,10 +28,12 @@ from mmedge.export.graphs import GraphChoice, choose_graphs, copy_configs, fused
 from mmedge.export.numbers import FORMATS, HIGHER, MEANT_FOR, PRECISIONS, Numbers, Precision
 from mmedge.export.quantize import quantize_model
 from mmedge.export.report import write_report
+from mmedge.export.rounded import FLOATS, Answering, write_rounded
 from mmedge.export.rounding import NumberFormat
 from mmedge.export.trim import TrimmedVocabulary, trim
 from mmedge.export.verify import Reference, Verification, problems
 from mmedge.export.weights import WeightFiles
+from mmedge.pretrained.bits import BITS_PRECISIONS, BitsPrecision, check_rounded, need_bitsandbytes, seal_rounded
 from mmedge.progress import Progress, duration
 from mmedge.recipe import AnsweringSection
 from mmedge.runtime.bundle import GRAPHS, MANIFEST, open_bundle, read_manifest, seal
@@ -39,7 +43,8 @@ from mmedge.storage import atomic_folder, folder_size, read_json, remove_leftove
 from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, VALIDATION, EvaluationSet, read_evaluation_set
 from mmedge.tasks.prompts import render_question
 
-__all__ = ["PRECISIONS", "Precision", "export", "find_student"]
+__all__ = ["PRECISIONS", "AnyPrecision", "Precision", "export", "find_student", "variant_name"]
+AnyPrecision = Precision | BitsPrecision
 # Below this, one product is done before a second thread is awake: a student of 1.2 M parameters answers in 8 ms with one thread
 # and in 17 ms with two (measured on two cores); SmolLM2's 135 M gain from every core.
 SMALL_PARAMETERS = 10_000_000
@@ -48,6 +53,8 @@ FIRST_SHARE = 1 / 8  # of the products that are kept in finer numbers when accur
 _OF_STRATEGY = {"samples", "choose_by", "temperature", "seed", "retry_below"}
 HALF_ROOM = 32_752.0  # half of what float16 holds: other questions may go further than those of the validation
 GRAPH_FORMAT = 4  # counts up when the same student would give other graphs
+ROUNDED_FORMAT = 1  # the same for students that bitsandbytes rounds
+ROUNDED_AS: dict[BitsPrecision, Precision] = {"bnb-int8": "int8", "bnb-nf4": "int4"}  # whose costs say what to keep finer
 
 
 def find_student(place: Path) -> Path:
@@ -65,9 +72,14 @@ def find_student(place: Path) -> Path:
     return place
 
 
+def variant_name(precision: str) -> str:
+    """Return the folder that export writes for a precision."""
+    return f"student-{precision}" if precision in BITS_PRECISIONS else f"bundle-{precision}"
+
+
 def export(
     place: Path,
-    precisions: Sequence[Precision] | None,
+    precisions: Sequence[AnyPrecision] | None,
     progress: Progress,
     out: Path | None = None,
     evaluation: Path | None = None,
@@ -81,9 +93,9 @@ def export(
 
     Args:
         place: A run, or a student folder.
-        precisions: Which bundles to write; those of the recipe by default.
+        precisions: Which bundles, and which students with rounded weights, to write; those of the recipe by default.
         progress: Where progress is shown.
-        out: The folder that gets `bundle-fp32`, `bundle-fp16`, `bundle-int8`, `bundle-int4`; that of the student by default.
+        out: The folder that gets `bundle-int8`, `student-bnb-int8` and so on; that of the student by default.
         evaluation: The evaluation set to verify with; that beside the student by default.
         max_accuracy_drop: The largest loss of accuracy in points; the recipe's by default.
         graphs: Who writes the graphs; as the recipe says by default.
@@ -91,14 +103,16 @@ def export(
         sensitivity: Find out what rounding each product costs even where the accuracy holds.
 
     Returns:
-        The manifest of each bundle by precision.
+        The manifest of each bundle and rounded student by precision.
 
     Raises:
-        MmedgeError: The student cannot be exported, or a bundle is not the same model.
+        MmedgeError: The student cannot be exported, or what is written is not the same model.
     """
     folder = find_student(place)
     out = out or folder.parent
     details = student_details(folder)
+    if "rounded" in details:
+        raise MmedgeError(f"{folder} is rounded already", "export the student that it was made from")
     questions = read_evaluation_set(evaluation or folder.parent / FILE_NAME)
     exporter = _Exporter(folder, details, out, questions, max_accuracy_drop, graphs, trim_vocabulary, progress, sensitivity)
     if out.is_dir():
@@ -106,7 +120,7 @@ def export(
     try:
         found: dict[str, dict[str, Any]] = {}
         for precision in precisions or exporter.precisions:
-            found[precision] = exporter.bundle(precision)
+            found[precision] = exporter.write(precision)
         write_report(out / REPORT, exporter.written())
     finally:
         exporter.close()
@@ -142,7 +156,7 @@ class _Exporter:
     ) -> None:
         self._folder, self._out, self._questions, self._progress = folder, out, questions, progress
         self._details = details
-        self.precisions: Sequence[Precision] = self._details["recipe"]["export"]["precisions"]
+        self.precisions: Sequence[AnyPrecision] = self._details["recipe"]["export"]["precisions"]
         settings, self._limits = self._details["recipe"]["export"], self._details["recipe"]["generation"]
         self._drop = settings["max_accuracy_drop"] if max_accuracy_drop is None else max_accuracy_drop
         self._examples = questions.questions.get(VALIDATION, ())[: settings.get("verify_questions")]
@@ -159,6 +173,7 @@ class _Exporter:
             raise MmedgeError("only mmedge's own graphs can have their vocabulary trimmed", "export without --trim-vocab")
         self._wants_costs = sensitivity and self._writer == "fused"
         weights = {file.name: sha256_file(file) for file in sorted(folder.glob("*.safetensors"))}
+        self._rounded_key = sha256_json({"format": ROUNDED_FORMAT, "weights": weights, "student": self._details["prompts"]})
         self._key = sha256_json(
             {
                 "format": GRAPH_FORMAT,
@@ -229,7 +244,19 @@ class _Exporter:
                 continue  # none, or one of another version
             if manifest["key"] == self._key:
                 found[precision] = manifest
+        for rounded in BITS_PRECISIONS:
+            folder = self._out / variant_name(rounded)
+            if (folder / "mmedge.json").is_file():
+                stated = student_details(folder).get("rounded", {})
+                if stated.get("key") == self._rounded_key:
+                    found[rounded] = stated
         return found
+
+    def write(self, precision: AnyPrecision) -> dict[str, Any]:
+        """Write what a precision asks for, unless it is there and holds, and return its manifest."""
+        if precision == "bnb-int8" or precision == "bnb-nf4":
+            return self.rounded(precision)
+        return self.bundle(precision)
 
     def bundle(self, precision: Precision) -> dict[str, Any]:
         """Write one bundle, unless one that holds is there, and return its manifest."""
@@ -333,6 +360,97 @@ class _Exporter:
             chosen = known.threshold(target_accuracy=stated.target_accuracy, max_handed_on=stated.max_handed_on)
             found["threshold"] = aims | asdict(chosen)
         return found
+
+    def rounded(self, precision: BitsPrecision) -> dict[str, Any]:
+        """Write a student with weights in bitsandbytes' numbers, unless one that holds is there, and return its manifest."""
+        target = self._out / variant_name(precision)
+        kept = self._kept_rounded(target)
+        if kept is not None:
+            self._progress.line(f"{target}: exported already, kept")
+            return kept
+        need_bitsandbytes()
+        if self._trims:
+            self._progress.line(f"{precision}: the whole vocabulary is kept; only graphs have theirs trimmed")
+        with atomic_folder(target) as temporary:
+            found = self._rounded_within_budget(precision, temporary)
+        self._progress.line(
+            f"{target}: {folder_size(target) / 1e6:.1f} MB, {found.same_answers}/{found.questions} answers as the "
+            f"student's, top-1 agreement {100 * found.top1_agreement:.2f} %, KL {found.mean_kl:.1e}"
+        )
+        manifest: dict[str, Any] = student_details(target)["rounded"]
+        return manifest
+
+    def _kept_rounded(self, folder: Path) -> dict[str, Any] | None:
+        """Return the manifest of a rounded student that was written before from the same student and holds, or None."""
+        if not (folder / "mmedge.json").is_file():
+            return None
+        try:
+            manifest = check_rounded(folder, student_details(folder))
+        except (MmedgeError, KeyError):
+            return None  # damaged, or of an older version: written anew
+        same = manifest["key"] == self._rounded_key and manifest["max_accuracy_drop"] == self._drop
+        return manifest if same and manifest["verified_on"] == _questions_hash(self._questions) else None
+
+    def _rounded_within_budget(self, precision: BitsPrecision, folder: Path) -> Verification:
+        """Fill a folder with a rounded student that loses no more accuracy than it may.
+
+        The products that cost most stay in float16, up to half of them.
+        """
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        finer: list[str] = []
+        history: list[dict[str, Any]] = []
+        ranked: list[str] = []
+        share = FIRST_SHARE
+        while True:
+            shutil.rmtree(folder)
+            folder.mkdir()
+            self._progress.line(f"{precision}: writing")
+            started = time.monotonic()
+            layers = write_rounded(self._folder, folder, precision, finer)
+            seconds = time.monotonic() - started
+            size = folder_size(folder)
+            manifest = {
+                "mmedge": __version__,
+                "recipe": self._details["recipe"]["name"],
+                "precision": precision,
+                "graphs": "none: torch",
+                "made_with": {name: version(name) for name in ("bitsandbytes", "transformers", "torch")},
+                "student": {"parameters": self._details["parameters"]},
+                "key": self._rounded_key,
+                "verified_on": _questions_hash(self._questions),
+                "max_accuracy_drop": self._drop,
+                "written": {"seconds": round(seconds, 2), "bytes": size},
+                "numbers": {"exceptions": dict.fromkeys(finer, FLOATS), "layers": layers},
+                "computed_on": device,
+            }
+            seal_rounded(folder, self._details, manifest)
+            self._progress.line(f"{precision}: {size / 1e6:.1f} MB in {duration(seconds)}; verifying")
+            found = self._reference.compare(Answering(open_student(folder, device=device)))
+            said = problems(found, precision, self._drop)
+            history.append({"kept_finer": len(finer), "problems": said, "accuracy_drop": found.drop, "mean_kl": found.mean_kl})
+            if not said:
+                break
+            self._progress.line(f"{precision}: {'; '.join(said)}")
+            ranked = ranked or self._costly_modules(precision, layers)
+            if not ranked or share > 1 / 2:
+                raise MmedgeError(
+                    f"the {precision} student is refused: {'; '.join(said)}",
+                    "no student was written; see the student's own accuracy first, or allow more with --max-accuracy-drop",
+                )
+            finer = ranked[: max(1, round(share * len(ranked)))]
+            self._progress.line(f"{precision}: keeping {len(finer)} products in {FLOATS}")
+            share *= 2
+        seal_rounded(folder, self._details, {**manifest, "budget": history, "verification": found.to_json()})
+        return found
+
+    def _costly_modules(self, precision: BitsPrecision, layers: Mapping[str, str]) -> list[str]:
+        """Return the modules that bitsandbytes rounds, those first whose rounding costs most; none where that is not known."""
+        if self._writer != "fused":
+            return []
+        products = fused_products(self._folder)
+        costs = self._costs(ROUNDED_AS[precision])
+        modules = [part.removesuffix(".weight") for name, _, _ in costs for part in products[name]]
+        return [module for module in modules if layers.get(module) == precision]
 
     def _costs(self, precision: Precision) -> list[tuple[str, float, int]]:
         """Return for each product the loss that its rounding costs and the bytes that finer numbers cost, the worst first."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,16 +19,16 @@ from mmedge.distill.scoring import generate
 from mmedge.distill.students import Student
 from mmedge.errors import MmedgeError
 from mmedge.runtime.decoding import Engine
-from mmedge.runtime.student import Student as EdgeStudent
 from mmedge.statistics import paired_difference
 from mmedge.tasks.base import Example
-from mmedge.tasks.encoding import Prompt
+from mmedge.tasks.encoding import Kind, Prompt, PromptEncoder
 from mmedge.tasks.judges import AnyJudge
-from mmedge.tasks.prompts import render_question
+from mmedge.tasks.prompts import Context, render_question
 
 # float32 sums in another order differ, and the difference grows with depth; small students stay below 1e-4
 FP32_TOLERANCE = 2e-3
-MIN_TOP1 = {"fp16": 0.99, "int8": 0.95, "int4": 0.90}  # of the student's own answer tokens, teacher-forced
+# of the student's own answer tokens, teacher-forced
+MIN_TOP1 = {"fp16": 0.99, "int8": 0.95, "int4": 0.90, "bnb-int8": 0.95, "bnb-nf4": 0.90}
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,18 @@ class Verification:
         return asdict(self)
 
 
+class Compared(Protocol):
+    """What is compared with the student: a bundle, or a student with rounded weights."""
+
+    @property
+    def encoder(self) -> PromptEncoder: ...
+
+    @property
+    def engine(self) -> Engine: ...
+
+    def write(self, kind: Kind, contexts: Sequence[Context], max_new_tokens: int) -> list[str]: ...
+
+
 class Reference:
     """What a student answers to validation questions, written once for all bundles.
 
@@ -104,11 +116,11 @@ class Reference:
         prompts = [self._encoder.prompt("predict", context) for context in self.contexts]
         return largest_state(self._student, list(zip(prompts, [target for target, _ in self.forced], strict=True)))
 
-    def compare(self, bundle: EdgeStudent, kept: Sequence[int] | None = None) -> Verification:
+    def compare(self, bundle: Compared, kept: Sequence[int] | None = None) -> Verification:
         """Ask a bundle the same questions and compare answers and logits.
 
         Args:
-            bundle: The bundle.
+            bundle: The bundle, or what else is compared.
             kept: The student's ids of the pieces that the bundle's vocabulary has; all by default.
 
         Raises:
@@ -206,7 +218,7 @@ def problems(found: Verification, precision: str, max_accuracy_drop: float) -> l
 
     Args:
         found: The comparison.
-        precision: `fp32`, `fp16`, `int8` or `int4`.
+        precision: `fp32`, `fp16`, `int8` or `int4`, `bnb-int8` or `bnb-nf4`.
         max_accuracy_drop: The largest loss of accuracy on validation questions, in points.
     """
     said = []

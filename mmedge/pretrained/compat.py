@@ -84,7 +84,8 @@ def load_model(place: str, config: Any, **arguments: Any) -> Any:
         # 5.x ties every T5 head that the file does not have; 4.57 knows no such head where logits are not scaled
         model.lm_head.weight.data.copy_(model.shared.weight.data)
         missing.discard("lm_head.weight")
-    if missing and "quantization_config" not in arguments:
+    rounded = "quantization_config" in arguments or getattr(config, "quantization_config", None) is not None
+    if missing and not rounded:
         raise ValueError(f"the weights lack {min(missing)}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""))
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if MAJOR >= 5 and head is not None and head.weight is not embedding.weight:

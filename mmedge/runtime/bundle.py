@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmedge.errors import MmedgeError
-from mmedge.storage import folder_size, read_json, sha256_file, sha256_json, write_json
+from mmedge.storage import check_files, folder_size, hash_files, read_json, sha256_json, write_json
 from mmedge.tasks.encoding import Family, SpecialTokens
 from mmedge.tasks.judges import AnyJudge, judge_by_name
 from mmedge.tasks.prompts import StudentPrompts
@@ -78,12 +78,7 @@ class Bundle:
 
 def seal(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest of a folder whose other files are complete: their hashes and sizes, and a hash over itself."""
-    files = {
-        str(file.relative_to(folder)): {"sha256": sha256_file(file), "bytes": file.stat().st_size}
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != MANIFEST
-    }
-    whole = {"format": FORMAT, **manifest, "files": files}
+    whole = {"format": FORMAT, **manifest, "files": hash_files(folder, MANIFEST)}
     write_json(folder / MANIFEST, {**whole, "sha256": sha256_json(whole)})
 
 
@@ -118,16 +113,7 @@ def open_bundle(folder: Path) -> Bundle:
         MmedgeError: A file is missing, was added, or differs from its hash; the message names it.
     """
     manifest = read_manifest(folder)
-    files: dict[str, Any] = manifest["files"]
-    for name, stated in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise MmedgeError(f"{path} is missing from the bundle", "copy the bundle again, whole, or export again")
-        if path.stat().st_size != stated["bytes"] or sha256_file(path) != stated["sha256"]:
-            raise MmedgeError(f"{path} is damaged: its hash is not the manifest's", "copy the bundle again, or export again")
-    added = [str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file() and str(f.relative_to(folder)) not in files]
-    if unexpected := [name for name in added if name != MANIFEST]:
-        raise MmedgeError(f"{folder / unexpected[0]} does not belong to the bundle", "remove it, or export again")
+    check_files(folder, manifest["files"], MANIFEST)
     return Bundle(
         folder=folder,
         family=manifest["family"],

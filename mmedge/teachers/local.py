@@ -150,6 +150,10 @@ class LocalModel:
         if self.quantization != "none":
             arguments |= self._quantized(source.kind, dtype, "cuda" if cuda else "cpu")
         model, self._tokenizer = load(source, self.revision, self.tokenizer, "teacher.source", **arguments)
+        if self.quantization == "nf4" and not cuda:
+            from mmedge.pretrained.bits import restore_unfit_products
+
+            restore_unfit_products(model)
         self._model = model.eval() if self.quantization != "none" else model.eval().to("cuda" if cuda else "cpu")
         self._generation = transformers.GenerationConfig(
             do_sample=False, num_beams=1, eos_token_id=self._ends(), pad_token_id=self._padding()
@@ -160,10 +164,9 @@ class LocalModel:
 
     def _quantized(self, kind: str, dtype: Any, device: str) -> dict[str, Any]:
         """Return what `from_pretrained` needs for bitsandbytes."""
-        from importlib.util import find_spec
+        from mmedge.pretrained.bits import need_bitsandbytes
 
-        if find_spec("bitsandbytes") is None:
-            raise missing_extra("bitsandbytes", "gpu")
+        need_bitsandbytes()
         if kind == "gguf":
             raise MmedgeError(
                 "teacher.quantization: a .gguf file has its own and is read as plain numbers", "set it to none, or name a folder"

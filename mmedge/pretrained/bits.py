@@ -1,0 +1,151 @@
+"""Weights in bitsandbytes' numbers: what it must be told, and what it must be kept from.
+
+`bnb-int8` is LLM.int8() (Dettmers et al. 2022): weights in int8, one scale for each output; inputs are rounded to int8 on the
+way, one scale for each row, but for the columns in which some input is larger than 6, which are multiplied in floats with the
+restored weights. `bnb-nf4` is 4-bit NormalFloat (Dettmers et al. 2023), one scale for 64 weights, multiplied in floats. Both
+leave embedding, head and norms as they are, and so does T5 its `wo`, whose inputs are too large for float16.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from mmedge.errors import MmedgeError, missing_extra
+from mmedge.storage import check_files, hash_files, sha256_json, write_json
+
+BitsPrecision = Literal["bnb-int8", "bnb-nf4"]
+BITS_PRECISIONS: tuple[BitsPrecision, ...] = ("bnb-int8", "bnb-nf4")
+OUTLIERS = 6.0  # LLM.int8()'s own; SmolLM2-135M has KL 0.031 with it and 0.054 where all columns are int8 (65 tokens of prose)
+BLOCK = 64  # weights to a scale of nf4
+CPU_OUTPUTS = 32  # that bitsandbytes' layout for CPUs takes at a time
+DETAILS = "mmedge.json"
+
+
+def need_bitsandbytes() -> None:
+    """Import bitsandbytes, without its messages, and without the machine code that it would fetch from the hub.
+
+    On CPUs with AVX512-BF16 it asks the package `kernels`, where there is one, for a binary of the hub's; without it, it uses
+    those that it brings.
+
+    Raises:
+        MmedgeError: It is not installed.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise missing_extra("bitsandbytes", "gpu")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if "bitsandbytes" in sys.modules:
+        return
+    modules: dict[str, Any] = sys.modules
+    held = modules.get("kernels")
+    modules["kernels"] = None  # to import it is an ImportError then, which bitsandbytes is prepared for
+    try:
+        importlib.import_module("bitsandbytes")
+    finally:
+        if held is None:
+            del modules["kernels"]
+        else:
+            modules["kernels"] = held
+
+
+def bits_config(precision: BitsPrecision, floats: Sequence[str], dtype: Any) -> Any:
+    """Return transformers' settings for a precision.
+
+    Args:
+        precision: Which numbers.
+        floats: Modules that stay as they are, by their whole names.
+        dtype: The torch type that nf4 is multiplied in.
+    """
+    import transformers
+
+    if precision == "bnb-int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=OUTLIERS, llm_int8_skip_modules=list(floats))
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=list(floats)
+    )
+
+
+def kept_in_floats(model: Any) -> list[str]:
+    """Return the names of a model's products that are never rounded: the head, and what transformers keeps in float32.
+
+    Args:
+        model: A model; its weights may be on torch's `meta` device.
+    """
+    import torch
+
+    head, kept = model.get_output_embeddings(), tuple(model._keep_in_fp32_modules or ())
+    return [
+        name
+        for name, module in model.named_modules()
+        if module is head or (isinstance(module, torch.nn.Linear) and name.rsplit(".", 1)[-1] in kept)
+    ]
+
+
+def restore_unfit_products(model: Any) -> None:
+    """Turn nf4 products that bitsandbytes does not compute on every CPU into ordinary ones, with the same weights.
+
+    Version 0.50.2 on CPUs with AVX-512 restores weights wrongly where the inputs are no multiple of 64, and on those with
+    AVX512-BF16 stops where the outputs are no multiple of 32. (There it also packs the weights when they are first used, and
+    after that saves scales in the wrong order and type: a model must be saved before anything is computed.)
+
+    Args:
+        model: A model on a CPU; it is changed.
+    """
+    import torch
+    from bitsandbytes.nn.modules import Linear4bit
+
+    dtype = model.get_input_embeddings().weight.dtype
+    unfit = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, Linear4bit) and (module.out_features % CPU_OUTPUTS or module.in_features % BLOCK)
+    ]
+    for name, module in unfit:
+        state = module.weight.quant_state
+        packed = module.weight.data.reshape(-1)
+        numbers = torch.stack([packed >> 4, packed & 15], 1).reshape(-1)[: state.shape.numel()].long()
+        scales = state.absmax.repeat_interleave(state.blocksize)[: len(numbers)]
+        restored = (state.code[numbers] * scales).reshape(state.shape).to(dtype)
+        plain = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+        plain.weight = torch.nn.Parameter(restored, requires_grad=False)
+        plain.bias = module.bias
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, plain)
+
+
+# ------------------------------------------------------------------------------------------------- on disk
+
+
+def seal_rounded(folder: Path, details: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Write the `mmedge.json` of a rounded student whose other files are complete: hashes of them and of itself are in it.
+
+    Args:
+        folder: Its folder.
+        details: The `mmedge.json` of the student that was rounded.
+        manifest: What there is to say about the rounding; `precision` at least.
+    """
+    whole = {**details, "rounded": {**manifest, "files": hash_files(folder, DETAILS)}}
+    write_json(folder / DETAILS, {**whole, "sha256": sha256_json(whole)})
+
+
+def check_rounded(folder: Path, details: dict[str, Any]) -> dict[str, Any]:
+    """Check every file of a rounded student, and return what `seal_rounded` was given, with `files`.
+
+    Args:
+        folder: Its folder.
+        details: Its `mmedge.json`.
+
+    Raises:
+        MmedgeError: A file is missing, was added or changed; the message names it.
+    """
+    stated = {name: value for name, value in details.items() if name != "sha256"}
+    if sha256_json(stated) != details.get("sha256"):
+        raise MmedgeError(f"{folder / DETAILS} was changed after export: its hash does not match", "export the student again")
+    manifest: dict[str, Any] = details["rounded"]
+    check_files(folder, manifest["files"], DETAILS)
+    return manifest

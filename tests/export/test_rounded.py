@@ -1,0 +1,273 @@
+"""Students rounded by bitsandbytes: the same after they were saved, verified, kept, and refused where they differ."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from mmedge.bench.bench import find_variants
+from mmedge.bench.worker import serve
+from mmedge.cli import _inspected
+from mmedge.distill.engine import TorchEngine
+from mmedge.distill.students import Student, load_student, open_student, resolve_source, student_details
+from mmedge.errors import MmedgeError
+from mmedge.export.export import export, variant_name
+from mmedge.export.rounded import write_rounded
+from mmedge.pretrained import compat
+from mmedge.pretrained.bits import (
+    BITS_PRECISIONS,
+    BLOCK,
+    CPU_OUTPUTS,
+    BitsPrecision,
+    bits_config,
+    kept_in_floats,
+    restore_unfit_products,
+    seal_rounded,
+)
+from mmedge.progress import Progress
+from mmedge.recipe import StudentSection
+from mmedge.tasks.prompts import Context
+from tests.conftest import REPOSITORY
+
+functional: Any = pytest.importorskip("bitsandbytes.functional")
+QUIET = Progress(quiet=True)
+both_families = pytest.mark.parametrize("family", ["tiny_run", "llama_run"])
+
+
+def _copied(run: Path, folder: Path) -> Path:
+    kept = shutil.ignore_patterns("bundle-*", "student-*", "stage*")
+    return Path(shutil.copytree(run, folder / "run", ignore=kept))
+
+
+def _logits(model: Any) -> torch.Tensor:
+    ids = torch.tensor([[7, 5, 9, 300, 11, 42, 6, 8], [9, 9, 12, 13, 200, 40, 30, 2]])
+    arguments = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    with torch.inference_mode():
+        return torch.as_tensor(model.eval()(input_ids=ids, **arguments).logits)
+
+
+def _rounded(run: Path, out: Path, precision: BitsPrecision) -> Student:
+    out.mkdir()
+    layers = write_rounded(run / "student", out, precision)
+    details = student_details(run / "student")
+    seal_rounded(out, details, {"precision": precision, "numbers": {"layers": layers}})
+    return open_student(out)
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its student in both precisions."""
+    run = _copied(tiny_run, tmp_path_factory.mktemp("rounded"))
+    export(run, BITS_PRECISIONS, QUIET, max_accuracy_drop=100)
+    return run
+
+
+@both_families
+@pytest.mark.parametrize("precision", BITS_PRECISIONS)
+def test_what_is_opened_computes_what_was_rounded(
+    family: str, precision: BitsPrecision, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """To the bit; but for float16's own rounding, which is taken away beforehand."""
+    run = _copied(request.getfixturevalue(family), tmp_path)
+    exact = open_student(run / "student").model.half().float()
+    exact.save_pretrained(run / "student", safe_serialization=True)
+    compat.quiet()
+    settings = bits_config(precision, kept_in_floats(exact), torch.float32)
+    direct = type(exact).from_pretrained(str(run / "student"), dtype=torch.float32, quantization_config=settings)
+    restore_unfit_products(direct)
+    again = _rounded(run, tmp_path / "out", precision)
+    expected = _logits(direct)
+    assert torch.equal(_logits(again.model), expected)
+    assert not torch.equal(_logits(exact), expected)
+    assert (_logits(exact) - expected).abs().max() < (0.05 if precision == "bnb-int8" else 0.5) * expected.abs().max()
+    assert torch.equal(_logits(open_student(tmp_path / "out").model), expected)
+
+
+@both_families
+def test_every_product_is_rounded_but_the_head_and_what_float16_cannot_hold(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    run: Path = request.getfixturevalue(family)
+    student = open_student(run / "student")
+    weights = dict(student.model.named_parameters())
+    products = {name for name, module in student.model.named_modules() if isinstance(module, torch.nn.Linear)}
+    floats = {name for name in products if name == "lm_head" or name.endswith(".wo")}
+    assert set(kept_in_floats(student.model)) == floats
+    for precision in BITS_PRECISIONS:
+        found = _rounded(run, tmp_path / precision, precision)
+        layers = student_details(tmp_path / precision)["rounded"]["numbers"]["layers"]
+        assert {name for name, numbers in layers.items() if numbers == precision} == products - floats
+        for name, parameter in found.model.named_parameters():
+            exact = weights[name].detach()
+            if name.removesuffix(".weight") not in products - floats:
+                assert torch.equal(parameter, exact.half().float())
+            elif precision == "bnb-int8":
+                step = parameter.SCB[:, None] / 127
+                assert parameter.dtype == torch.int8
+                assert ((parameter.float() * step - exact).abs() <= 0.51 * step + 1e-3 * exact.abs()).all()
+            else:
+                restored = parameter  # what CPUs do not multiply in nf4, such as Llama's 112 inputs, was restored already
+                if parameter.dtype == torch.uint8:
+                    assert 2 * parameter.numel() == exact.numel()
+                    restored = functional.dequantize_4bit(parameter.data, parameter.quant_state).float()
+                outputs, inputs = exact.shape
+                assert (parameter.dtype == torch.uint8) == (outputs % CPU_OUTPUTS == 0 and inputs % BLOCK == 0)
+                largest = exact.reshape(-1, BLOCK).abs().amax(1).repeat_interleave(BLOCK).reshape(exact.shape)
+                assert ((restored - exact).abs() <= 0.16 * largest).all()  # half of nf4's widest gap, 0.304, and a little
+
+
+@pytest.mark.parametrize("precision", BITS_PRECISIONS)
+def test_the_folder_is_what_transformers_expects_and_says_how_good_it_is(exported: Path, precision: str) -> None:
+    folder = exported / variant_name(precision)
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "mmedge.json"} <= names
+    assert not any(name.endswith((".bin", ".pt", ".pkl", ".py")) for name in names)
+    assert json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"] == "bitsandbytes"
+    assert not any(str(exported) in path.read_text() for path in folder.glob("*.json"))
+    plain = transformers.AutoModelForSeq2SeqLM.from_pretrained(str(folder), dtype=torch.float32)
+    restore_unfit_products(plain)
+    ours = _logits(open_student(folder).model)
+    assert (_logits(plain) - ours).abs().max() < 0.01 * ours.abs().max()  # it multiplies nf4 in float16
+    found = _inspected(folder)
+    assert found["trusted"].startswith("yes") and found["precision"] == precision and found["products"][precision] == 14
+    checked = found["verification"]
+    assert checked["questions"] == 16 and checked["top1_agreement"] >= 0.9 and 0 < checked["mean_kl"] < 0.05
+    assert f">{precision}<" in (exported / "export.html").read_text()
+
+
+def test_int8_is_nearer_to_the_student_than_nf4(exported: Path) -> None:
+    fine, coarse = (student_details(exported / variant_name(precision))["rounded"] for precision in BITS_PRECISIONS)
+    assert fine["verification"]["mean_kl"] < 0.2 * coarse["verification"]["mean_kl"]
+    weights = [manifest["files"]["model.safetensors"]["bytes"] for manifest in (fine, coarse)]
+    assert weights[1] < weights[0] < 0.5 * (exported / "student" / "model.safetensors").stat().st_size
+
+
+def test_a_run_is_benched_with_its_rounded_students(exported: Path) -> None:
+    names = [folder.name for folder in find_variants([exported])]
+    assert names == ["student", "student-bnb-int8", "student-bnb-nf4"]
+    example = {"id": "a", "question": "Ann has 3 apples and buys 4. How many has she now?", "choices": []}
+    for precision in BITS_PRECISIONS:
+        replies = io.StringIO()
+        serve(exported / variant_name(precision), 1, io.StringIO(json.dumps({"example": example}) + "\n"), replies)
+        opened, answer = map(json.loads, replies.getvalue().splitlines())
+        assert (opened["engine"], opened["precision"]) == ("torch", precision)
+        assert answer["seconds"] > 0 and answer["decode_steps"] >= 0
+
+
+def test_a_finished_one_is_kept_and_a_damaged_one_written_anew(exported: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(exported, run)
+    folder = run / "student-bnb-nf4"
+    content = (folder / "model.safetensors").read_bytes()
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    export(run, ["bnb-nf4"], QUIET, max_accuracy_drop=100)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    (folder / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(MmedgeError, match=r"model\.safetensors is damaged"):
+        open_student(folder)
+    export(run, ["bnb-nf4"], QUIET, max_accuracy_drop=100)
+    assert (folder / "model.safetensors").read_bytes() == content
+    details = json.loads((folder / "mmedge.json").read_text())
+    details["rounded"]["verification"]["mean_kl"] = 0.0
+    (folder / "mmedge.json").write_text(json.dumps(details))
+    with pytest.raises(MmedgeError, match="was changed after export"):
+        open_student(folder)
+
+
+def test_a_killed_export_continues(exported: Path, tmp_path: Path) -> None:
+    run = _copied(exported, tmp_path)
+    options = ["export", str(run), "--bnb-int8", "--max-accuracy-drop", "100", "-q"]
+    process = subprocess.Popen([sys.executable, "-m", "mmedge.cli", *options], cwd=REPOSITORY)
+    deadline = time.monotonic() + 120
+    while not list(run.glob(".student-bnb-int8.*.tmp/config.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run / "student-bnb-int8").exists()
+    manifest = export(run, ["bnb-int8"], QUIET, max_accuracy_drop=100)["bnb-int8"]
+    assert manifest["files"] == student_details(exported / "student-bnb-int8")["rounded"]["files"]
+    assert not list(run.glob("*.tmp")) and not list(run.glob(".*.tmp"))
+
+
+def test_what_costs_most_stays_in_floats_until_it_holds(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _copied(exported, tmp_path)
+    calls: list[Any] = []
+
+    def twice(found: Any, *_: Any) -> list[str]:
+        calls.append(found)
+        return ["too bad"] if len(calls) < 3 else []
+
+    monkeypatch.setattr("mmedge.export.export.problems", twice)
+    manifest = export(run, ["bnb-nf4"], QUIET)["bnb-nf4"]
+    kept = [step["kept_finer"] for step in manifest["budget"]]
+    assert kept[0] == 0 < kept[1] < kept[2] == len(manifest["numbers"]["exceptions"])
+    layers = manifest["numbers"]["layers"]
+    assert {layers[name] for name in manifest["numbers"]["exceptions"]} == {"float16"}
+    assert list(layers.values()).count("float16") == kept[2] + 3  # and the head, and T5's wo
+    model = open_student(run / "student-bnb-nf4").model
+    plain = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
+    assert plain == {name for name, numbers in layers.items() if numbers == "float16"}
+    assert calls[2].mean_kl < calls[0].mean_kl
+
+
+def test_where_nothing_helps_it_is_refused(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _copied(exported, tmp_path)
+    monkeypatch.setattr("mmedge.export.export.problems", lambda *_: ["far too bad"])
+    with pytest.raises(MmedgeError, match="the bnb-int8 student is refused: far too bad"):
+        export(run, ["bnb-int8"], QUIET)
+    assert not [path.name for path in run.iterdir() if path.name.startswith((".student", "student-"))]
+
+
+def test_a_rounded_student_neither_learns_nor_is_rounded_again(exported: Path) -> None:
+    folder = exported / "student-bnb-int8"
+    section = StudentSection(source=str(folder))
+    with pytest.raises(MmedgeError, match="is rounded: it cannot learn"):
+        load_student(section, resolve_source(section), 64, [], 0)
+    with pytest.raises(MmedgeError, match="is rounded already"):
+        export(folder, ["int8"], QUIET)
+
+
+def test_without_bitsandbytes_the_error_names_the_extra(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _copied(exported, tmp_path)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    for action in (lambda: open_student(exported / "student-bnb-nf4"), lambda: export(run, ["bnb-nf4"], QUIET)):
+        with pytest.raises(MmedgeError, match="needs the package 'bitsandbytes'") as caught:
+            action()
+        assert "mmedge[gpu]" in caught.value.hint
+    assert open_student(run / "student").model is not None
+
+
+def test_no_machine_code_is_asked_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "kernels.py").write_text("def get_kernel(*_, **__):\n    raise SystemExit('asked the hub')\n")
+    code = "from mmedge.pretrained.bits import need_bitsandbytes; need_bitsandbytes(); import kernels; print(kernels.__file__)"
+    path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "kernels.py")
+
+
+@pytest.mark.parametrize("precision", BITS_PRECISIONS)
+def test_batches_and_single_questions_have_the_same_logits(exported: Path, precision: str) -> None:
+    """LLM.int8() rounds each row of inputs by itself, so that padding beside it changes nothing but last bits."""
+    student = open_student(exported / variant_name(precision))
+    engine = TorchEngine(student)
+    prompts = [student.encoder.prompt("predict", Context(text)) for text in ("1 apple", "5 plums and 7 plums in 9 boxes")]
+    together = engine.next_logits(prompts, [])
+    for row, prompt in zip(together, prompts, strict=True):
+        alone = engine.next_logits([prompt], [])[0]
+        assert abs(row - alone).max() < 0.02 * abs(alone).max()
