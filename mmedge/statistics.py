@@ -155,20 +155,32 @@ def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
     return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+def confidence_bins(confidences: Sequence[float] | NDArray[np.float64], bins: int = 10) -> list[NDArray[np.intp]]:
+    """Return the places of answers in bins of about equally many, rising; equal confidences are never told apart.
+
+    Args:
+        confidences: At least one.
+        bins: How many; fewer where confidences coincide.
+    """
+    p = np.asarray(confidences, dtype=float)
+    edges = np.unique(np.quantile(p, np.linspace(0, 1, bins + 1)[1:-1], method="lower"))
+    member = np.searchsorted(edges, p, side="left")
+    return [np.flatnonzero(member == number) for number in np.unique(member)]
+
+
 def calibration_error(confidences: Sequence[float], right: Sequence[bool], bins: int = 10) -> float:
     """Return the expected calibration error: how far stated confidence and share of right answers lie apart, on average.
 
-    Bins hold equally many answers each (Nguyen and O'Connor 2015), so that it does not depend on where confidences crowd.
+    Bins hold equally many answers each (Nguyen and O'Connor 2015), so that it does not depend on where confidences crowd; see
+    `confidence_bins`.
 
     Args:
         confidences: Each from 0 to 1; at least one.
         right: Whether each answer is right.
         bins: How many; fewer where there are fewer answers than that.
     """
-    order = np.argsort(np.asarray(confidences, dtype=float), kind="stable")
-    p, truth = np.asarray(confidences, dtype=float)[order], np.asarray(right, dtype=float)[order]
-    parts = np.array_split(np.arange(len(p)), min(bins, len(p)))
-    return float(sum(len(part) * abs(p[part].mean() - truth[part].mean()) for part in parts) / len(p))
+    p, truth = np.asarray(confidences, dtype=float), np.asarray(right, dtype=float)
+    return float(sum(len(part) * abs(p[part].mean() - truth[part].mean()) for part in confidence_bins(p, bins)) / len(p))
 
 
 def risk_coverage(confidences: Sequence[float], right: Sequence[bool]) -> tuple[list[float], list[float]]:

@@ -16,6 +16,7 @@ from mmedge.statistics import (
     auroc_over_seeds,
     bootstrap,
     calibration_error,
+    confidence_bins,
     mcnemar,
     mean_over_seeds,
     paired_difference,
@@ -138,6 +139,21 @@ def test_calibration_error_of_the_honest_is_small_and_of_the_boastful_large() ->
     assert honest < 0.03
     assert calibration_error([0.9] * 1000, (rng.random(1000) < 0.5).tolist()) == pytest.approx(0.4, abs=0.05)
     assert calibration_error([0.3], [True]) == pytest.approx(0.7)
+
+
+def test_bins_hold_about_as_many_each_and_never_split_what_is_equal() -> None:
+    parts = confidence_bins([float(value) for value in range(100)])
+    assert [len(part) for part in parts] == [10] * 10 or all(8 <= len(part) <= 12 for part in parts)
+    values = [0.2] * 7 + [1.0] * 50 + [0.4, 0.6, 0.6]
+    parts = confidence_bins(values)
+    assert sorted(place for part in parts for place in part) == list(range(60))
+    for value in set(values):
+        assert sum(any(values[place] == value for place in part) for part in parts) == 1
+    shuffled = list(range(60))
+    random.Random(0).shuffle(shuffled)
+    right = [place % 3 == 0 for place in range(60)]
+    same = calibration_error([values[place] for place in shuffled], [right[place] for place in shuffled])
+    assert same == pytest.approx(calibration_error(values, right))
 
 
 def test_bootstrap_intervals_hold_what_they_promise() -> None:

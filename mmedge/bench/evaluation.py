@@ -28,6 +28,7 @@ from mmedge.statistics import (
     auroc,
     bootstrap,
     calibration_error,
+    confidence_bins,
     paired_difference,
     percentile,
     proportion,
@@ -295,10 +296,8 @@ def _thinned(coverage: Sequence[float], risk: Sequence[float], most: int = 200) 
 
 def _reliability(p: np.ndarray[Any, np.dtype[np.float64]], truth: np.ndarray[Any, np.dtype[np.bool_]]) -> list[dict[str, Any]]:
     """Return for bins of equally many answers the mean confidence and the share of right ones."""
-    order = np.argsort(p, kind="stable")
-    parts = np.array_split(order, min(10, len(order)))
     return [
-        {"confidence": float(p[part].mean()), "right": proportion(truth[part].tolist()).to_json()} for part in parts if len(part)
+        {"confidence": float(p[part].mean()), "right": proportion(truth[part].tolist()).to_json()} for part in confidence_bins(p)
     ]
 
 

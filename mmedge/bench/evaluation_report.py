@@ -184,7 +184,7 @@ def page(report: Mapping[str, Any]) -> Page:
                     for name, signal in result["signals"].items()
                     if signal["auroc"]
                 ],
-                x_label="AUROC: how often a right answer is more confident than a wrong one",
+                x_label="AUROC",
             )
         )
     for title, headings, rows in found_sections[len(splits) :]:
