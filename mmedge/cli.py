@@ -757,6 +757,8 @@ def _inspected(place: Path) -> dict[str, Any]:
             "parameters": manifest["student"]["parameters"],
             "bytes": bundle.size,
             "verification": manifest["verification"],
+            "confidence": _inspected_confidence(manifest.get("confidence") or {}),
+            "answering": manifest.get("answering"),
             "student_metrics": manifest["student"]["metrics"]["after"],
         }
     if (place / "mmedge.json").is_file():
@@ -801,6 +803,21 @@ def _inspected_rounding(place: Path, details: dict[str, Any]) -> dict[str, Any]:
         "products": dict(Counter(manifest["numbers"]["layers"].values())),
         "made_with": manifest["made_with"],
         "verification": manifest["verification"],
+    }
+
+
+def _inspected_confidence(stated: dict[str, Any]) -> dict[str, Any]:
+    """Return what a manifest says about confidence, without the figures of single questions."""
+    signals = stated.get("signals") or {}
+    shown = {
+        name: {"map": found["map"]["kind"], "auroc": found["auroc"], "calibration_error": found["calibration_error"]}
+        for name, found in signals.items()
+    }
+    return {
+        "calibrated_on": stated.get("questions"),
+        "chosen": stated.get("chosen"),
+        "why_not": stated.get("why"),
+        "signals": shown,
     }
 
 
