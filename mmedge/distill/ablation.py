@@ -23,7 +23,16 @@ from mmedge.distill.ablation_report import write_reports
 from mmedge.distill.adapters import merge_adapters
 from mmedge.distill.curves import write_training_page
 from mmedge.distill.devices import Devices
-from mmedge.distill.distill import Curriculum, judged_beside, once, prepared, rehearsed, task_pieces, write_measuring_set
+from mmedge.distill.distill import (
+    Curriculum,
+    judged_beside,
+    once,
+    prepared,
+    rehearsed,
+    task_phrases,
+    task_pieces,
+    write_measuring_set,
+)
 from mmedge.distill.lessons import evaluation_lessons
 from mmedge.distill.material import Material
 from mmedge.distill.measure import Measure
@@ -268,7 +277,8 @@ class _Ablation:
                 after = {"answer": {name: proportion(list(map(bool, right))).to_json() for name, right in result["tests"].items()}}
                 details = {"recipe": recipe_values(unit.recipe), "metrics": {"after": after}, "data_hash": self.material.hash}
                 with atomic_folder(folder / "student") as temporary:
-                    save_student(student, temporary, details, task_pieces(student, self.material, unit.recipe))
+                    pieces = task_pieces(student, self.material, unit.recipe)
+                    save_student(student, temporary, details, pieces, task_phrases(student, self.material, unit.recipe))
             write_training_page(folder, title=f"Training of {folder.name}", finished=True)
             write_json(folder / "result.json", result)
             shutil.rmtree(folder / "stage2" / "best", ignore_errors=True)  # nothing needs the weights any more

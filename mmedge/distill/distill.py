@@ -12,7 +12,7 @@ from mmedge.distill.adapters import add_adapters, merge_adapters
 from mmedge.distill.checks import check_targets
 from mmedge.distill.curves import write_training_page
 from mmedge.distill.devices import Devices
-from mmedge.distill.lessons import Lesson, evaluation_lessons, pieces_of, reasoning_lessons
+from mmedge.distill.lessons import Lesson, evaluation_lessons, explanations, pieces_of, reasoning_lessons
 from mmedge.distill.material import Material, majority_labels, prepare, tokenizer_texts, trusted_answer
 from mmedge.distill.measure import Measure
 from mmedge.distill.scoring import judged_cots, own_cots
@@ -23,6 +23,7 @@ from mmedge.pretrained.sources import ModelSource
 from mmedge.progress import Progress, duration
 from mmedge.recipe import HOW_NOT_WHAT, MethodSection, Recipe, StageSection, recipe_values
 from mmedge.runs import Run, machine, work_on
+from mmedge.runtime.drafting import PhraseTable
 from mmedge.storage import atomic_folder, read_json, sha256_json, write_json
 from mmedge.tasks.base import ChainOfThought, SelfEvaluation, Verdict
 from mmedge.tasks.evaluation_set import FILE_NAME, HeldOutCot, evaluation_set_of, write_evaluation_set
@@ -353,7 +354,8 @@ def _distill(recipe: Recipe, run: Run, progress: Progress, devices: Devices) -> 
                 "metrics": {"before": before, "after_stage1": after_stage1, "after": after},
                 "data_hash": material.hash,
             }
-            save_student(student, temporary, details, task_pieces(student, material, recipe))
+            pieces, phrases = task_pieces(student, material, recipe), task_phrases(student, material, recipe)
+            save_student(student, temporary, details, pieces, phrases)
         write_json(run.metrics, metrics)
         write_training_page(run.folder, title=f"Training of {recipe.name}", finished=True)
     devices.wait()
@@ -388,6 +390,11 @@ def write_measuring_set(folder: Path, material: Material) -> None:
     task, tests = material.task, material.splits.tests
     evaluation = evaluation_set_of(task.name, task.judge, validation, calibration, tests, {"verdict_test": held})  # type: ignore[arg-type]
     write_evaluation_set(path, evaluation)
+
+
+def task_phrases(student: Student, material: Material, recipe: Recipe) -> PhraseTable:
+    """Return what follows what in the training questions' rationales and evaluations."""
+    return PhraseTable.of(explanations(material.train, student.encoder, recipe.training.max_target_tokens))
 
 
 def task_pieces(student: Student, material: Material, recipe: Recipe) -> list[int]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -127,6 +127,16 @@ def reasoning_lessons(
             context = encoder.prompts.reasoning_context(render_question(example))
             lessons.append(Lesson(context, tuple(targets)))
     return lessons
+
+
+def explanations(examples: Sequence[AnnotatedExample], encoder: PromptEncoder, max_target_tokens: int) -> Iterator[list[int]]:
+    """Yield every rationale and evaluation in tokens, behind its task word and with its end token."""
+    begun = list(encoder.begun("explain", Context("")))
+    for annotated in examples:
+        for evaluated in annotated.cots:
+            for text in (evaluated.cot.rationale, *(evaluation.rationale for evaluation in evaluated.evaluations)):
+                if text:
+                    yield [*begun, *encoder.target(text, max_target_tokens)]
 
 
 def pieces_of(examples: Sequence[AnnotatedExample], encoder: PromptEncoder, max_target_tokens: int) -> list[int]:

@@ -23,6 +23,8 @@ from mmedge.pretrained import compat
 from mmedge.pretrained.bits import check_rounded, need_bitsandbytes, restore_unfit_products
 from mmedge.pretrained.sources import ModelSource, check_folder, load, resolve
 from mmedge.recipe import ScratchSection, StudentSection
+from mmedge.runtime.drafting import EMPTY, PhraseTable
+from mmedge.runtime.drafting import FILE_NAME as DRAFTS
 from mmedge.storage import read_json, sha256_json, write_json
 from mmedge.tasks.encoding import Family, PromptEncoder, SpecialTokens
 from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, ENCODER_DECODER_PROMPTS, StudentPrompts
@@ -183,7 +185,9 @@ def build_scratch(section: ScratchSection, texts: Iterable[str], max_input_token
 # ------------------------------------------------------------------------------------------------- on disk
 
 
-def save_student(student: Student, folder: Path, details: dict[str, Any], pieces: Sequence[int]) -> None:
+def save_student(
+    student: Student, folder: Path, details: dict[str, Any], pieces: Sequence[int], phrases: PhraseTable = EMPTY
+) -> None:
     """Write a student in Hugging Face format with `mmedge.json` beside it; the caller makes the folder atomic.
 
     Args:
@@ -191,6 +195,7 @@ def save_student(student: Student, folder: Path, details: dict[str, Any], pieces
         folder: Where it goes.
         details: What `mmedge.json` says besides.
         pieces: The ids of the tokens that its task is made of, which `mmedge export --trim-vocab` keeps.
+        phrases: What its rationales are like, which the runtime drafts from.
     """
     student.model.save_pretrained(folder, safe_serialization=True)
     student.tokenizer.save_pretrained(folder)
@@ -198,6 +203,7 @@ def save_student(student: Student, folder: Path, details: dict[str, Any], pieces
     if copied.is_file() and copied.open("rb").read(4) == b"GGUF":
         copied.unlink()  # a tokenizer read from a .gguf file takes that whole file along as its vocabulary
     write_json(folder / PIECES, list(pieces))
+    phrases.save(folder / DRAFTS)
     write_json(
         folder / "mmedge.json",
         {

@@ -41,6 +41,11 @@ class Rounding(Protocol):
         """What everything else is kept and computed in."""
         ...
 
+    @property
+    def steps_alike(self) -> bool:
+        """Whether a product gives the same bits for a row, however many rows are read with it."""
+        ...
+
     def number_format(self, name: str, shape: tuple[int, ...], *, table: bool = False) -> NumberFormat:
         """Return the numbers of a matrix, (outputs, inputs), by what is computed with it; a table is also looked up in."""
         ...
@@ -54,6 +59,7 @@ class KeepFloat:
     """The rounding of a float32 graph: none."""
 
     floats: type[np.float32 | np.float16] = np.float32
+    steps_alike = False
 
     def number_format(self, name: str, shape: tuple[int, ...], *, table: bool = False) -> NumberFormat:
         return FLOAT32
@@ -130,6 +136,7 @@ class GraphBuilder:
         self.name = name
         self._data = data
         self._rounding = rounding or KeepFloat()
+        self.steps_alike = self._rounding.steps_alike
         self.float_type = int(helper.np_dtype_to_tensor_dtype(np.dtype(self._rounding.floats)))
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}

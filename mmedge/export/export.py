@@ -38,6 +38,8 @@ from mmedge.progress import Progress, duration
 from mmedge.recipe import AnsweringSection
 from mmedge.runtime.bundle import GRAPHS, MANIFEST, open_bundle, read_manifest, seal
 from mmedge.runtime.confidence import Confidence
+from mmedge.runtime.drafting import FILE_NAME as DRAFTS
+from mmedge.runtime.drafting import PhraseTable
 from mmedge.runtime.student import Student as EdgeStudent
 from mmedge.storage import atomic_folder, folder_size, read_json, remove_leftovers, sha256_file, sha256_json, write_json
 from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, VALIDATION, EvaluationSet, read_evaluation_set
@@ -52,7 +54,7 @@ REPORT = "export.html"
 FIRST_SHARE = 1 / 8  # of the products that are kept in finer numbers when accuracy asks for it; doubled until it holds
 _OF_STRATEGY = {"samples", "choose_by", "temperature", "seed", "retry_below"}
 HALF_ROOM = 32_752.0  # half of what float16 holds: other questions may go further than those of the validation
-GRAPH_FORMAT = 4  # counts up when the same student would give other graphs
+GRAPH_FORMAT = 5  # counts up when the same student would give other graphs
 ROUNDED_FORMAT = 1  # the same for students that bitsandbytes rounds
 ROUNDED_AS: dict[BitsPrecision, Precision] = {"bnb-int8": "int8", "bnb-nf4": "int4"}  # whose costs say what to keep finer
 
@@ -344,6 +346,14 @@ class _Exporter:
         seal(folder, whole)
         return found
 
+    def _drafts(self, numbers: Numbers) -> bool:
+        """Whether a bundle drafts: where a step is long enough to be worth it, and reading several tokens gives the same ones.
+
+        4-bit products give other last bits for several tokens than for one, and so would write other tokens here and there.
+        """
+        alike = numbers.precision == "fp32" or (numbers.steps_alike and self._details["family"] == "decoder-only")
+        return alike and self._details["parameters"] >= SMALL_PARAMETERS and (self._folder / DRAFTS).is_file()
+
     def _answering(self, confidence: dict[str, Any]) -> dict[str, Any]:
         """Return how the bundle answers where a call says nothing else, the threshold chosen on validation questions."""
         stated = AnsweringSection.model_validate(self._answers)
@@ -481,6 +491,11 @@ class _Exporter:
             copy_configs(self._folder, folder)
             if vocabulary:
                 _write_trimmed(vocabulary, folder)
+            if self._drafts(numbers):
+                phrases = PhraseTable.load(self._folder / DRAFTS)
+                if vocabulary:
+                    phrases = phrases.renumbered({old: number for number, old in enumerate(vocabulary.kept)})
+                phrases.save(folder / DRAFTS)
         else:
             nodes = None
             self._fill_from_optimum(folder, precision)

@@ -8,6 +8,10 @@ a traced graph. Behind the last attention only the `wanted` positions go on: who
 
 Rows are padded behind. `lengths` holds each row's last place, so that padding is neither seen nor counted, and a row's cache
 is contiguous whatever its neighbours are.
+
+Where products give the same bits however many tokens are read together, attention shall too, so that drafts can be verified
+exactly: it has other kernels for one token than for several. Such graphs have two inputs more: `attended` says which of the new
+tokens attention is given, `kept` which of what it returns goes on. A single token is given twice, and kept once.
 """
 
 from __future__ import annotations
@@ -213,6 +217,7 @@ def decoder_graph(
     wanted = g.input("wanted", TensorProto.INT64, ("rows",))
     lengths = g.input("lengths", TensorProto.INT32, ("batch",))
     total = g.input("total", TensorProto.INT32, ())
+    chosen = [g.input(name, TensorProto.INT64, (f"n_{name}",)) for name in ("attended", "kept")] if g.steps_alike else []
     past = [
         [g.input(f"past_key_values.{i}.{part}", g.float_type, ("batch", shape.kv_heads, "capacity", shape.head_width))
          for part in ("key", "value")]
@@ -228,7 +233,7 @@ def decoder_graph(
     x = g.norm(residual, weights["model.layers.0.input_layernorm.weight"], shape.epsilon, "layers.0.norm")
     for index in range(shape.layers):
         prefix, name, last = f"model.layers.{index}", f"layers.{index}", index == shape.layers - 1
-        attended = _attention(g, x, shape, weights, index, past[index], [lengths, total, *turns])
+        attended = _attention(g, x, shape, weights, index, past[index], [lengths, total, *turns], chosen)
         if last:
             residual = _wanted(g, residual, wanted, shape.width)
             attended = _wanted(g, attended, wanted, shape.heads * shape.head_width)
@@ -256,7 +261,16 @@ def _wanted(g: GraphBuilder, x: str, wanted: str, width: int) -> str:
     return g.node("Gather", [flat, wanted], f"{x}.wanted", axis=0)
 
 
-def _attention(g: GraphBuilder, x: str, shape: LlamaShape, weights: Weights, index: int, past: list[str], places: list[str]) -> str:
+def _attention(
+    g: GraphBuilder,
+    x: str,
+    shape: LlamaShape,
+    weights: Weights,
+    index: int,
+    past: list[str],
+    places: list[str],
+    chosen: list[str],
+) -> str:
     """Return what a layer's heads attend to, (batch, new, heads · width)."""
     prefix, name = f"model.layers.{index}.self_attn", f"layers.{index}.attention"
     parts = ("q_proj", "k_proj", "v_proj")
@@ -265,6 +279,8 @@ def _attention(g: GraphBuilder, x: str, shape: LlamaShape, weights: Weights, ind
     if f"{prefix}.q_proj.bias" in weights:
         bias = np.concatenate([weights[f"{prefix}.{part}.bias"] for part in parts])
     packed = g.product(x, matrix, f"{name}.qkv", bias)
+    if chosen:
+        packed = g.node("Gather", [packed, chosen[0]], f"{name}.given", axis=1)
     queries, keys, values = packed, "", ""
     if shape.norms_heads:
         widths = [shape.heads * shape.head_width, *[shape.kv_heads * shape.head_width] * 2]
@@ -287,7 +303,7 @@ def _attention(g: GraphBuilder, x: str, shape: LlamaShape, weights: Weights, ind
     )
     for output in present:
         g.declare(output, ("batch", shape.kv_heads, "capacity", shape.head_width), g.float_type)
-    return attended
+    return g.node("Gather", [attended, chosen[1]], f"{name}.kept", axis=1) if chosen else attended
 
 
 def _head_norm(g: GraphBuilder, x: str, heads: int, shape: LlamaShape, weight: NDArray[np.float32], name: str) -> str:

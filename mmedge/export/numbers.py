@@ -53,6 +53,11 @@ class Numbers:
         """What everything is computed in that is not rounded to few bits."""
         return np.float16 if self.precision == "fp16" else np.float32
 
+    @property
+    def steps_alike(self) -> bool:
+        """Whether a product gives the same bits for a row, however many rows are read with it: 8-bit `MatMulNBits` does."""
+        return self.precision == "int8" and not self.exceptions
+
     def number_format(self, name: str, shape: tuple[int, ...], *, table: bool = False) -> NumberFormat:
         """Return the numbers of a matrix, (outputs, inputs).
 

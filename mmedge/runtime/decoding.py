@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 
 from mmedge.runtime.bundle import Bundle
-from mmedge.runtime.drafting import Drafter, Luck, PhraseBook, StepCosts
+from mmedge.runtime.drafting import EMPTY, FILE_NAME, Drafter, Luck, PhraseTable, StepCosts
 from mmedge.runtime.generation import (
     GREEDY,
     Decoding,
@@ -113,7 +113,9 @@ class _FusedEngine:
         self.decoder = Graph(bundle.graph("decoder"), threads, device)
         self.special = bundle.special
         self.costs, self.luck = StepCosts(), Luck()
-        self._book: tuple[Sequence[Sequence[int]], PhraseBook] = ((), PhraseBook(()))
+        table = bundle.folder / FILE_NAME
+        self.table = PhraseTable.load(table) if table.is_file() else EMPTY
+        self.drafts = table.is_file()  # export writes one where drafts pay and change nothing
 
     def held(self, prompts: Sequence[Prompt]) -> dict[str, ort.OrtValue]:
         """Return what the decoder is given at every step for these prompts' contexts."""
@@ -122,12 +124,6 @@ class _FusedEngine:
     def sequence(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the tokens that the decoder reads of a prompt."""
         raise NotImplementedError
-
-    def book(self, phrases: Sequence[Sequence[int]]) -> PhraseBook:
-        """Return the phrase book of some phrases; made once."""
-        if self._book[0] is not phrases:
-            self._book = phrases, PhraseBook(phrases)
-        return self._book[1]
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
         return self.conversation().generate(prompts, max_new_tokens, how)
@@ -206,7 +202,7 @@ class _Conversation:
         logits = self._last_logits(prompts, room=max_new_tokens)
         assert self._reading is not None
         writer.steps += 1
-        if how.draft and len(prompts) == 1 and not how.temperature:
+        if how.draft and self._engine.drafts and len(prompts) == 1 and not how.temperature:
             self._drafted(writer, logits, prompts[0], max_new_tokens, how)
             return writer.generation()
         reading, rows = self._reading, np.arange(len(prompts))
@@ -228,7 +224,7 @@ class _Conversation:
         """Write one row, several tokens a step where they can be guessed."""
         engine, reading, (row,) = self._engine, self._reading, self._read
         assert reading is not None
-        drafter = Drafter(engine.book(how.phrases), (*prompt.context, *prompt.begun), engine.costs, engine.luck)
+        drafter = Drafter(engine.table, (*prompt.context, *prompt.begun), engine.costs, engine.luck)
         only = np.zeros(1, dtype=np.int64)
         token = int(writer.take(logits, only)[0])
         while writer.open[0]:
@@ -253,7 +249,7 @@ class _Conversation:
             reading.rewind(len(row))
             drafter.extend(guesses[:right])
             if guesses:
-                drafter.came_true(right, len(guesses))
+                drafter.came_true(right)
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
         return np.array(self._last_logits([Prompt(prompt.context, (*prompt.begun, *more)) for prompt in prompts]))

@@ -1,21 +1,139 @@
-"""Guessing the next tokens from what stands in the prompt and was written before, so that one step verifies several.
+"""Guessing the next tokens, so that one step verifies several: what is written is the same, sooner.
 
-A rationale repeats the question's words and numbers, and the phrases of the rationales it was learned from. Where the last
-tokens occurred before, those that followed then are guessed (prompt lookup; Saxena 2023, after Leviathan et al. 2023). What is
-written never depends on the guesses: a guess is kept only where it is the token that would have been chosen anyway. Whether
-and how far to guess depends on how often guesses after so long a match came true, and on what verifying costs on this machine.
+A rationale repeats the question's words and numbers (prompt lookup; Saxena 2023), and the phrases of the rationales that it was
+learned from: `PhraseTable` holds what most often followed up to five tokens there. A guess is kept only where it is the token
+that is chosen anyway (speculative decoding; Leviathan et al. 2023). Whether and how far to guess depends on how often guesses of
+that kind came true, and on what verifying costs on this machine.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-LONGEST_MATCH = 4  # tokens
-MOST = 7  # guesses in one step
-_END = -1  # stands between phrases; no token
-_PRIOR = {1: (1.0, 2.0), 2: (2.0, 2.0), 3: (4.0, 2.0), 4: (6.0, 2.0)}  # came true, did not: before anything was seen
+import numpy as np
+from numpy.typing import NDArray
+
+from mmedge.errors import MmedgeError
+
+LONGEST = 5  # tokens of context
+MOST = 5  # guesses in one step
+MOST_ENTRIES = 60_000  # of a table: some 800 kB
+FILE_NAME = "drafts.npz"
+_COPIES = (5, 4, 3, 2)  # how many tokens must match for what followed them to be copied
+_COPIED = {5: 0.75, 4: 0.7, 3: 0.6, 2: 0.45}  # how often that is right, before anything was seen
+_WEIGHT = 6.0  # guesses that what is thought at first counts as
+_NONE = -1
+
+
+def _hash(tokens: Sequence[int]) -> int:
+    """Return 64 bits of some tokens; the same on every machine."""
+    found = len(tokens)
+    for token in tokens:
+        found = (found * 0x9E3779B97F4A7C15 + token + 1) & 0xFFFFFFFFFFFFFFFF
+        found ^= found >> 29
+    return found
+
+
+@dataclass(frozen=True)
+class PhraseTable:
+    """What most often follows some tokens in texts of one kind.
+
+    Attributes:
+        contexts: (n, 5), each context's tokens at the right, -1 where it is shorter.
+        following: (n,), the token that follows most often.
+        shares: (n,), how often it does, from 0 to 255.
+    """
+
+    contexts: NDArray[np.int32]
+    following: NDArray[np.int32]
+    shares: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        rows = [tuple(token for token in row if token != _NONE) for row in self.contexts.tolist()]
+        hashes = np.array([_hash(row) for row in rows], dtype=np.uint64)
+        order = np.argsort(hashes, kind="stable")
+        object.__setattr__(self, "_hashes", hashes[order])
+        object.__setattr__(self, "_order", order)
+
+    @classmethod
+    def of(cls, texts: Iterable[Sequence[int]], most: int = MOST_ENTRIES) -> PhraseTable:
+        """Count what follows what.
+
+        Args:
+            texts: Token sequences, each with what it begins behind, such as a task word, and its end token.
+            most: The most entries: those that save most steps are kept.
+        """
+        counts: dict[tuple[int, ...], Counter[int]] = {}
+        for text in texts:
+            tokens = list(text)
+            for place in range(1, len(tokens)):
+                for length in range(1, min(LONGEST, place) + 1):
+                    counts.setdefault(tuple(tokens[place - length : place]), Counter())[tokens[place]] += 1
+        found: dict[tuple[int, ...], tuple[int, float, float]] = {}
+        for context in sorted(counts, key=len):
+            (token, count), total = counts[context].most_common(1)[0], counts[context].total()
+            share = count / (total + 0.5)
+            shorter = found.get(context[1:])
+            if total < 2 or (shorter is not None and shorter[0] == token and shorter[1] >= share):
+                continue  # seen once, or said already by the shorter context
+            found[context] = token, share, count * share
+        kept = sorted(found.items(), key=lambda item: (-item[1][2], item[0]))[:most]
+        contexts = np.full((len(kept), LONGEST), _NONE, dtype=np.int32)
+        for row, (context, _) in enumerate(kept):
+            contexts[row, LONGEST - len(context) :] = context
+        following = np.array([token for _, (token, _, _) in kept], dtype=np.int32)
+        shares = np.array([round(255 * share) for _, (_, share, _) in kept], dtype=np.uint8)
+        return cls(contexts, following, shares)
+
+    def renumbered(self, new: Mapping[int, int]) -> PhraseTable:
+        """Return the table of a vocabulary whose pieces have other numbers; what has a dropped piece is left out."""
+        table = {_NONE: _NONE, **new}
+        rows = [
+            row
+            for row, (context, token) in enumerate(zip(self.contexts.tolist(), self.following.tolist(), strict=True))
+            if token in table and all(piece in table for piece in context)
+        ]
+        contexts = np.array([[table[piece] for piece in self.contexts[row].tolist()] for row in rows], dtype=np.int32)
+        following = np.array([table[int(self.following[row])] for row in rows], dtype=np.int32)
+        return PhraseTable(contexts.reshape(-1, LONGEST), following, self.shares[rows])
+
+    def save(self, path: Path) -> None:
+        """Write it, compressed."""
+        with open(path, "wb") as file:
+            np.savez_compressed(file, contexts=self.contexts, following=self.following, shares=self.shares)
+
+    @classmethod
+    def load(cls, path: Path) -> PhraseTable:
+        """Read what `save` wrote.
+
+        Raises:
+            MmedgeError: It is no such file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                contexts, following, shares = file["contexts"], file["following"], file["shares"]
+        except Exception as error:  # numpy and zipfile raise many types for a broken file
+            raise MmedgeError(f"cannot read {path}: {str(error)[:200]}", "export the student again") from error
+        if contexts.shape != (len(following), LONGEST) or shares.shape != following.shape:
+            raise MmedgeError(f"{path} is no table of phrases", "export the student again")
+        return cls(contexts.astype(np.int32), following.astype(np.int32), shares.astype(np.uint8))
+
+    def guess(self, tokens: Sequence[int]) -> tuple[int, float] | None:
+        """Return the token that most often follows the longest context that is known, and how often; None where none is."""
+        hashes: NDArray[np.uint64] = self._hashes  # type: ignore[attr-defined]
+        for length in range(min(LONGEST, len(tokens)), 0, -1):
+            wanted = np.uint64(_hash(tokens[len(tokens) - length :]))
+            place = int(hashes.searchsorted(wanted))
+            if place < len(hashes) and hashes[place] == wanted:
+                row = int(self._order[place])  # type: ignore[attr-defined]
+                return int(self.following[row]), int(self.shares[row]) / 255
+        return None
+
+
+EMPTY = PhraseTable(np.empty((0, LONGEST), np.int32), np.empty(0, np.int32), np.empty(0, np.uint8))
 
 
 @dataclass
@@ -39,79 +157,55 @@ class StepCosts:
     def relative(self, tokens: int) -> float:
         """Return the cost of a step that reads so many tokens, in steps that read one."""
         if tokens == 1 or 1 not in self.seconds:
-            return 1 + 0.35 * (tokens - 1)
+            return 1 + 0.25 * (tokens - 1)
         if tokens in self.seconds:
-            return self.seconds[tokens] / self.seconds[1]
+            return max(1.0, self.seconds[tokens] / self.seconds[1])
         known = [count for count in self.seconds if count > 1]
-        slope = sum((self.seconds[count] / self.seconds[1] - 1) / (count - 1) for count in known) / len(known) if known else 0.35
-        return 1 + slope * (tokens - 1)
+        slope = sum((self.seconds[count] / self.seconds[1] - 1) / (count - 1) for count in known) / len(known) if known else 0.25
+        return 1 + max(0.05, slope) * (tokens - 1)
 
 
 @dataclass
 class Luck:
-    """How often guesses came true, by how many tokens matched; shared by all drafts of one decoder."""
+    """How often guesses of one kind came true; shared by all drafts of one decoder.
 
-    counts: dict[int, tuple[float, float]] = field(default_factory=lambda: dict(_PRIOR))
-
-    def share(self, match: int) -> float:
-        true, false = self.counts[match]
-        return true / (true + false)
-
-    def saw(self, match: int, came_true: int, failed: bool) -> None:
-        """Take in one draft: older ones count less and less."""
-        true, false = self.counts[match]
-        self.counts[match] = (0.97 * true + came_true, 0.97 * false + failed)
-
-    def forget(self, match: int) -> None:
-        """Go a little back to what was thought at first, so that guessing is tried again some time."""
-        self.counts[match] = (
-            0.995 * self.counts[match][0] + 0.005 * _PRIOR[match][0],
-            0.995 * self.counts[match][1] + 0.005 * _PRIOR[match][1],
-        )
-
-
-class PhraseBook:
-    """Token sequences that texts of one kind contain, by what they begin with.
-
-    Args:
-        phrases: The sequences.
+    Attributes:
+        counts: By kind: how many came true, and how many did not, older ones counting less.
     """
 
-    def __init__(self, phrases: Sequence[Sequence[int]]) -> None:
-        self.text: list[int] = []
-        counts: dict[tuple[int, ...], Counter[int]] = {}
-        places: dict[tuple[tuple[int, ...], int], int] = {}
-        for phrase in phrases:
-            begins = len(self.text)
-            self.text += phrase
-            self.text.append(_END)
-            for place in range(begins + 1, begins + len(phrase)):
-                for length in range(1, min(LONGEST_MATCH, place - begins) + 1):
-                    key = tuple(self.text[place - length : place])
-                    counts.setdefault(key, Counter())[self.text[place]] += 1
-                    places[key, self.text[place]] = place
-        self._places = {key: places[key, found.most_common(1)[0][0]] for key, found in counts.items()}
+    counts: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def place(self, key: tuple[int, ...]) -> int | None:
-        """Return where in `text` stands what most often follows a sequence of tokens."""
-        return self._places.get(key)
+    def share(self, kind: str, thought: float) -> float:
+        """Return how often guesses of a kind come true, from what was thought at first and what was seen."""
+        true, false = self.counts.get(kind, (0.0, 0.0))
+        return (true + _WEIGHT * thought) / (true + false + _WEIGHT)
+
+    def saw(self, kind: str, came_true: bool) -> None:
+        """Take in one guess."""
+        true, false = self.counts.get(kind, (0.0, 0.0))
+        self.counts[kind] = (0.98 * true + came_true, 0.98 * false + (not came_true))
+
+    def forget(self, kind: str) -> None:
+        """Go a little back to what was thought at first, so that a kind that did not pay is tried again some time."""
+        true, false = self.counts.get(kind, (0.0, 0.0))
+        self.counts[kind] = (0.998 * true, 0.998 * false)
 
 
 class Drafter:
     """Guesses the continuation of one text.
 
     Args:
-        book: Texts of the same kind.
+        table: Phrases of texts of the same kind.
         read: The prompt.
         costs: What verifying costs.
         luck: How often guesses came true.
     """
 
-    def __init__(self, book: PhraseBook, read: Sequence[int], costs: StepCosts, luck: Luck) -> None:
+    def __init__(self, table: PhraseTable, read: Sequence[int], costs: StepCosts, luck: Luck) -> None:
+        self._table, self._costs, self._luck = table, costs, luck
         self._text: list[int] = []
-        self._places: dict[tuple[int, ...], int] = {}  # what last followed a sequence of tokens
-        self._book, self._costs, self._luck = book, costs, luck
-        self._match = 0
+        self._places: dict[tuple[int, ...], int] = {}  # what last followed some tokens
+        self._kinds: list[str] = []  # of the guesses made
         self.extend(read)
 
     def extend(self, tokens: Iterable[int]) -> None:
@@ -119,9 +213,29 @@ class Drafter:
         text, places = self._text, self._places
         for token in tokens:
             place = len(text)
-            for length in range(1, min(LONGEST_MATCH, place) + 1):
-                places[tuple(text[place - length : place])] = place
+            for length in _COPIES:
+                if length <= place:
+                    places[tuple(text[place - length : place])] = place
             text.append(token)
+
+    def _next(self, ahead: Sequence[int]) -> tuple[int, str, float] | None:
+        """Return the likeliest token behind the text and what was guessed so far, its kind, and how likely it is."""
+        last = [*self._text[-LONGEST:], *ahead][-LONGEST:]
+        best: tuple[int, str, float] | None = None
+        known = self._table.guess(last)
+        if known is not None:
+            token, thought = known
+            kind = f"phrase {int(10 * thought)}"
+            best = token, kind, self._luck.share(kind, thought)
+        for length in _COPIES:
+            place = self._places.get(tuple(last[len(last) - length :])) if length <= len(last) else None
+            if place is not None:
+                kind = f"copy {length}"
+                share = self._luck.share(kind, _COPIED[length])
+                if best is None or share > best[2]:
+                    best = self._text[place], kind, share
+                break
+        return best
 
     def guess(self, most: int) -> list[int]:
         """Return guesses for the tokens that come next, none where guessing would not pay.
@@ -129,32 +243,29 @@ class Drafter:
         Args:
             most: How many guesses may be right at most.
         """
-        for length in range(min(LONGEST_MATCH, len(self._text)), 0, -1):
-            key = tuple(self._text[-length:])
-            for source, place in ((self._text, self._places.get(key)), (self._book.text, self._book.place(key))):
-                if place is None:
-                    continue
-                follows = source[place : place + min(most, MOST)]
-                if _END in follows:
-                    follows = follows[: follows.index(_END)]
-                self._match = length
-                count = self._worthwhile(len(follows), self._luck.share(length))
-                if not count:
-                    self._luck.forget(length)
-                return follows[:count]
-        return []
-
-    def _worthwhile(self, available: int, share: float) -> int:
-        """Return how many guesses give the most tokens per time."""
-        best, best_rate, expected, still_true = 0, 1.03, 1.0, 1.0  # a gain below 3 % is none
-        for count in range(1, available + 1):
+        guesses: list[int] = []
+        kinds: list[str] = []
+        worth, best_rate, expected, still_true = 0, 1.03, 1.0, 1.0  # a gain below 3 % is none
+        while len(guesses) < min(most, MOST):
+            found = self._next(guesses)
+            if found is None:
+                break
+            token, kind, share = found
+            guesses.append(token)
+            kinds.append(kind)
             still_true *= share
             expected += still_true
-            rate = expected / self._costs.relative(count + 1)
+            rate = expected / self._costs.relative(len(guesses) + 1)
             if rate > best_rate:
-                best, best_rate = count, rate
-        return best
+                worth, best_rate = len(guesses), rate
+            if still_true < 0.2:
+                break
+        if not worth and kinds:
+            self._luck.forget(kinds[0])
+        self._kinds = kinds[:worth]
+        return guesses[:worth]
 
-    def came_true(self, count: int, of: int) -> None:
+    def came_true(self, count: int) -> None:
         """Say how many of the guesses were right."""
-        self._luck.saw(self._match, count, count < of)
+        for place, kind in enumerate(self._kinds[: count + 1]):
+            self._luck.saw(kind, place < count)

@@ -42,7 +42,6 @@ class Decoding:
         on_token: Told row and token as they come.
         draft: Several tokens are guessed from what was read and written before and verified in one step: the same tokens, sooner.
             Only a single row, chosen greedily, is drafted for.
-        phrases: Token sequences that texts of this kind contain, to guess from.
     """
 
     temperature: float = 0.0
@@ -53,7 +52,6 @@ class Decoding:
     stop: Callable[[Sequence[int]], bool] | None = None
     on_token: Callable[[int, int], None] | None = None
     draft: bool = False
-    phrases: Sequence[Sequence[int]] = ()
 
     def of_rows(self, rows: Sequence[int]) -> Decoding:
         """Return the same for some of the rows."""

@@ -90,6 +90,7 @@ class Graph:
         half = any(self.inputs[name].type == "tensor(float16)" for name in self.past)
         self.floats: type[np.float32 | np.float16] = np.float16 if half else np.float32
         self.outputs = [item.name for item in self.session.get_outputs()]
+        self.steps_alike = "attended" in self.inputs
         self.vocabulary = next((item.shape[-1] for item in self.session.get_outputs() if item.name == "logits"), 0)
 
     def placed(self, array: NDArray[Any]) -> ort.OrtValue:
@@ -117,6 +118,9 @@ class Graph:
         return dict(zip(wanted, binding.get_outputs(), strict=True))
 
 
+_FED = ("input_ids", "wanted", "lengths", "total", "starts", "attended", "kept")
+
+
 class Reading:
     """A batch of token sequences that a fused decoder has read so far, their cache in one place from first to last.
 
@@ -133,9 +137,10 @@ class Reading:
     def __init__(self, graph: Graph, rows: int, capacity: int, held: dict[str, ort.OrtValue] | None = None) -> None:
         self._graph = graph
         self._session, self._binding = graph.session, graph.session.io_binding()
-        self._names = [name for name in ("input_ids", "wanted", "lengths", "total", "starts") if name in graph.inputs]
+        self._names = [name for name in _FED if name in graph.inputs]
         self.lengths: Tokens = np.zeros(rows, dtype=np.int64)
         self.capacity = capacity
+        self._doubles = graph.steps_alike and rows == 1
         self.held = held or {}
         for name, value in self.held.items():
             self._binding.bind_ortvalue_input(name, value)
@@ -143,7 +148,8 @@ class Reading:
         for name in graph.past:
             if name not in self.held:
                 _, heads, _, width = graph.inputs[name].shape
-                cache = graph.placed(np.zeros((rows, heads, capacity, width), dtype=graph.floats))
+                room = capacity + self._doubles
+                cache = graph.placed(np.zeros((rows, heads, room, width), dtype=graph.floats))
                 self._cache[name] = cache
                 self._binding.bind_ortvalue_input(name, cache)
                 self._binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
@@ -165,8 +171,9 @@ class Reading:
         fed = self._bind((*ids.shape, len(wanted)))
         fed["input_ids"][...] = ids
         fed["wanted"][...] = wanted
-        fed["lengths"][...] = self.lengths - 1
-        fed["total"][...] = self.lengths.max()
+        more = self._doubles and ids.shape[1] == 1
+        fed["lengths"][...] = self.lengths - 1 + more
+        fed["total"][...] = self.lengths.max() + more
         if "starts" in fed:
             fed["starts"][...] = starts
         self._run()
@@ -180,9 +187,9 @@ class Reading:
         fed = self._places[self._shape][1]
         if "starts" in fed:
             fed["starts"][...] = self.lengths
-        fed["lengths"][...] = self.lengths
+        fed["lengths"][...] = self.lengths + self._doubles
         self.lengths = self.lengths + 1
-        fed["total"][...] = self.lengths.max()
+        fed["total"][...] = self.lengths.max() + self._doubles
         fed["input_ids"][:, 0] = tokens
         self._run()
         return fed["logits"]
@@ -231,6 +238,8 @@ class Reading:
                 "lengths": np.zeros(rows, dtype=np.int32),
                 "total": np.array(0, dtype=np.int32),
                 "starts": np.zeros(rows, dtype=np.int64),
+                "attended": np.zeros(2, dtype=np.int64) if self._doubles and new == 1 else np.arange(new, dtype=np.int64),
+                "kept": np.arange(new, dtype=np.int64),
             }
             values = {name: bound(array) for name, array in fresh.items() if name in self._names}
             # a place of its own: asking the binding for its outputs would wrap the whole cache, half a millisecond a step

@@ -474,7 +474,7 @@ class Student:
         how = drawing.how(1, len(examples)) if drawing else Decoding()
         prompts = self._prompts("explain", contexts, read)
         sums = tuple(self._forms.of_rationale() for _ in examples)
-        how = replace(how, scored=True, constraints=sums if any(sums) else (), on_token=told("rationale"))
+        how = replace(how, scored=True, constraints=sums if any(sums) else (), on_token=told("rationale"), draft=True)
         written = conversation.generate(prompts, bundle.max_rationale_tokens, how)
         for thought, tokens, scores in zip(thoughts, written.tokens, written.log_probabilities, strict=True):
             thought.rationale = self.encoder.text(tokens)
@@ -514,7 +514,7 @@ class Student:
         evaluations: list[str | None] = [None] * len(contexts)
         if explain:
             prompts = self._prompts("explain", contexts, read)
-            written = conversation.generate(prompts, self.bundle.max_rationale_tokens, Decoding(on_token=on_token))
+            written = conversation.generate(prompts, self.bundle.max_rationale_tokens, Decoding(on_token=on_token, draft=True))
             evaluations = [self.encoder.text(ids) for ids in written.tokens]
         return [
             Judgement(VERDICTS[int(row.argmax())], float(row[0]), evaluation, float(odds))

@@ -87,7 +87,9 @@ def opened(folder: Path, name: str) -> Any:
     """Return the engine of the graphs in a folder."""
     family = "encoder-decoder" if name in T5 else "decoder-only"
     files = GRAPHS[family, "fused"]  # type: ignore[index]
-    bundle: Any = SimpleNamespace(graph=lambda part: folder / files[part], special=SpecialTokens(pad=0, eos=-1, start=0))
+    bundle: Any = SimpleNamespace(
+        folder=folder, graph=lambda part: folder / files[part], special=SpecialTokens(pad=0, eos=-1, start=0)
+    )
     return FusedEncoderDecoderEngine(bundle, 1) if name in T5 else FusedDecoderOnlyEngine(bundle, 1)
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from mmedge.errors import MmedgeError
 from mmedge.runtime.bundle import open_bundle
 from mmedge.runtime.decoding import open_engine
+from mmedge.runtime.drafting import Drafter, Luck, PhraseTable, StepCosts
 from mmedge.runtime.generation import Decoding
+from mmedge.runtime.graphs import Reading
 from mmedge.runtime.student import load_tokenizer
 from mmedge.tasks.encoding import Kind, Prompt, PromptEncoder
 from mmedge.tasks.evaluation_set import read_evaluation_set
@@ -79,28 +83,91 @@ def test_a_batch_writes_what_each_row_alone_writes_also_when_rows_leave(opened: 
         assert [token for of, token in done if of == row] == tokens
 
 
+def _drafting(opened: Opened, phrases: Sequence[Sequence[int]]) -> Any:
+    """Give a small student's engine what export gives to large ones."""
+    engine: Any = opened.engine
+    engine.drafts, engine.table = True, PhraseTable.of([phrase for phrase in phrases for _ in range(2)])
+    engine.costs, engine.luck = StepCosts({1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3, 5: 1.4, 6: 1.5}), Luck()
+    return engine
+
+
 def test_drafts_change_nothing_but_the_steps(opened: Opened) -> None:
     for question in opened.questions[:12]:
         (prompt,) = opened.prompts("explain", [question])
         greedy = opened.engine.generate([prompt], 40)
+        whole = [*prompt.begun, *greedy.tokens[0], opened.encoder.special.eos]
         # the best phrases there are, and the worst: the same text, and one token of it changed
-        spoiled = [token if place % 3 else token + 1 for place, token in enumerate(greedy.tokens[0])]
-        for phrases in ([greedy.tokens[0]], [spoiled], [prompt.context], ()):
-            talk = opened.engine.conversation()
+        spoiled = [token if place % 3 else token + 1 for place, token in enumerate(whole)]
+        for phrases in ([whole], [spoiled], [prompt.context], ()):
+            talk = _drafting(opened, phrases).conversation()
             for _ in range(2):  # the second time, the cache holds what the first one wrote
-                drafted = talk.generate([prompt], 40, Decoding(draft=True, phrases=phrases))
+                drafted = talk.generate([prompt], 40, Decoding(draft=True))
                 assert drafted.tokens == greedy.tokens
                 assert drafted.ended == greedy.ended
         if len(greedy.tokens[0]) > 20:
-            assert opened.engine.generate([prompt], 40, Decoding(draft=True, phrases=[greedy.tokens[0]])).steps < greedy.steps
+            assert _drafting(opened, [whole]).generate([prompt], 40, Decoding(draft=True)).steps < greedy.steps
+
+
+def test_int8_steps_of_decoder_only_students_are_alike_to_the_bit(llama_run: Path) -> None:
+    opened = Opened(llama_run, "int8")
+    engine: Any = opened.engine
+    assert engine.decoder.steps_alike
+    (prompt,) = opened.prompts("explain", opened.questions[:1])
+    tokens = np.array([(*prompt.context, *prompt.begun)], dtype=np.int64)
+    size = tokens.shape[1]
+
+    def read(cuts: Sequence[int]) -> np.ndarray:
+        reading, found = Reading(engine.decoder, 1, size), []
+        for start, end in zip([0, *cuts], [*cuts, size], strict=True):
+            part = tokens[:, start:end]
+            found.append(np.array(reading.read(part, np.array([end - start]), np.arange(end - start))))
+        return np.concatenate(found)
+
+    whole = read([])
+    for cuts in ([size - 1], [size - 3, size - 1], list(range(4, size)), [2, 3, 9, 10]):
+        assert np.array_equal(read(cuts)[4:], whole[4:])
 
 
 def test_a_draft_never_writes_beyond_the_limit(opened: Opened) -> None:
     (prompt,) = opened.prompts("explain", opened.questions[:1])
     whole = opened.engine.generate([prompt], 40).tokens[0]
+    engine = _drafting(opened, [[*prompt.begun, *whole]])
     for limit in range(1, 12):
-        found = opened.engine.generate([prompt], limit, Decoding(draft=True, phrases=[whole]))
+        found = engine.generate([prompt], limit, Decoding(draft=True))
         assert found.tokens[0] == whole[:limit]
+
+
+def test_a_table_of_phrases_says_what_most_often_follows(tmp_path: Path) -> None:
+    table = PhraseTable.of([[1, 2, 3, 4], [1, 2, 3, 4], [9, 2, 3, 5], [9, 2, 3, 5], [9, 2, 3, 5], [7, 8]])
+    assert table.guess([1, 2, 3]) == (4, pytest.approx(2 / 2.5, abs=0.01))
+    assert table.guess([9, 2, 3]) == (5, pytest.approx(3 / 3.5, abs=0.01))
+    assert table.guess([0, 2, 3]) == (5, pytest.approx(3 / 5.5, abs=0.01))
+    assert table.guess([7]) is None  # seen once
+    table.save(tmp_path / "t.npz")
+    again = PhraseTable.load(tmp_path / "t.npz")
+    assert again.guess([1, 2, 3]) == table.guess([1, 2, 3])
+    small = again.renumbered({2: 0, 3: 1, 4: 2, 1: 3})
+    assert small.guess([3, 0, 1]) == (2, pytest.approx(2 / 2.5, abs=0.01))
+    assert len(PhraseTable.of([[1, 2, 3, 4]] * 3, most=2).following) == 2
+    (tmp_path / "t.npz").write_bytes(b"no table")
+    with pytest.raises(MmedgeError, match="cannot read"):
+        PhraseTable.load(tmp_path / "t.npz")
+
+
+def test_guesses_stop_where_they_do_not_pay() -> None:
+    table = PhraseTable.of([[1, 2, 3, 4, 5, 6]] * 20)
+    cheap, dear = StepCosts({1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3, 5: 1.4, 6: 1.5}), StepCosts({1: 1.0, 2: 2.5})
+    assert Drafter(table, [1], cheap, Luck()).guess(5) == [2, 3, 4, 5, 6]
+    assert Drafter(table, [1], cheap, Luck()).guess(2) == [2, 3]
+    assert Drafter(table, [1], dear, Luck()).guess(5) == []
+    luck, tried = Luck(), 0
+    for _ in range(300):  # guesses that never come true are given up, and tried again some time
+        drafter = Drafter(table, [1], StepCosts({1: 1.0, 2: 1.2, 3: 1.4, 4: 1.6, 5: 1.8, 6: 2.0}), luck)
+        tried += bool(drafter.guess(5))
+        drafter.came_true(0)
+    assert 5 < tried < 60
+    copying = Drafter(PhraseTable.of([]), [5, 6, 7, 8, 9, 10, 0, 5, 6, 7], cheap, Luck())
+    assert copying.guess(3) == [8, 9, 10]
 
 
 def test_samples_depend_on_their_own_seeds_alone(opened: Opened) -> None:
