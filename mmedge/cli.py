@@ -457,6 +457,7 @@ def export(
 
 @app.command()
 def bench(
+    context: typer.Context,
     places: Annotated[list[Path], typer.Argument(metavar="VARIANT…", help="Runs, student folders, bundles.")],
     questions: Annotated[
         Optional[int], typer.Option(min=1, help="Questions of each test split. Default: the run's recipe, else all.")
@@ -474,6 +475,10 @@ def bench(
     out: Annotated[
         Optional[Path], typer.Option(help="Where bench.json and bench.md go. Default: beside the first variant.")
     ] = None,
+    remote: Annotated[
+        Optional[str], typer.Option(metavar="USER@HOST", help="Measure on that machine, over SSH; bundles only.")
+    ] = None,
+    ssh_config: Annotated[Optional[Path], typer.Option(metavar="FILE", help="An SSH configuration for --remote.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -481,6 +486,19 @@ def bench(
     from mmedge.bench.bench import bench as measure
     from mmedge.bench.bench import find_variants
 
+    if remote is not None:
+        from mmedge.bench.remote import run_remote
+
+        passed_on = _given_options(context, {"places", "evaluation", "out", "remote", "ssh_config", "as_json", "quiet"})
+        report = run_remote(remote, places, evaluation, passed_on, _progress(quiet), ssh_config)
+        folder = out or places[0].resolve().parent
+        name = _save_report(report, folder)
+        if as_json:
+            _print_json(report)
+            return
+        _show_report(report)
+        typer.echo(f"measured on {remote}; written: {folder / f'{name}.json'}, {folder / f'{name}.md'}")
+        return
     first = find_variants(places)[0]
     given = {"questions": questions, "warmup_questions": warmup, "verdicts": verdicts, "threads": threads}
     settings = _bench_settings(places[0], {name: value for name, value in given.items() if value is not None})
@@ -538,6 +556,23 @@ def evaluate(
     for table in tables(report):
         console.print(table)
     typer.echo(f"written: {folder / name}.json, .md, .html")
+
+
+def _given_options(context: typer.Context, without: set[str]) -> list[str]:
+    """Return the options that were typed on the command line, as arguments for the same command elsewhere."""
+    found: list[str] = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if name in without or source is None or source.name != "COMMANDLINE":
+            continue
+        value = context.params[name]
+        if isinstance(value, bool):
+            found.append((parameter.opts if value else parameter.secondary_opts)[0])
+            continue
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            found += [parameter.opts[0], str(item.value if isinstance(item, Enum) else item)]
+    return found
 
 
 def _bench_settings(place: Path, given: dict[str, int]) -> BenchSettings:
