@@ -856,6 +856,20 @@ def _inspected_confidence(stated: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What this machine can do, which precision suits it, what is missing and how to get it."""
+    from mmedge.doctor import examine, table
+
+    found = examine()
+    if as_json:
+        _print_json(found.to_json())
+        return
+    from rich.console import Console
+
+    Console().print(table(found))
+
+
 def main() -> None:
     """Start from the command line: one-line errors, exit code 1; a traceback only with --debug."""
     debug = "--debug" in sys.argv

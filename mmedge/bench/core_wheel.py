@@ -36,6 +36,15 @@ def metadata_text() -> str:
     return text
 
 
+def extras() -> list[str]:
+    """Return the names of the package's extras.
+
+    Raises:
+        MmedgeError: See `metadata_text`.
+    """
+    return re.findall(r"^Provides-Extra: (\S+)$", metadata_text().split("\n\n", 1)[0], re.MULTILINE)
+
+
 def requirements(extra: str | None = None) -> dict[str, str]:
     """Return what the core, or one extra, requires: package names with their version limits, as `numpy: >=1.26`.
 
