@@ -286,7 +286,7 @@ def decoding_work(graph: Path) -> Work:
         tables: set[str] = set()
         used: set[str] = set()
         operations = _walk(inside[0], tensors, used, tables)
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise MmedgeError(f"{graph} is no ONNX model: {error}", "export the student again") from None
     read = {name for name in used if name in tensors}
     picked = {name for name in tables if name in tensors} - read
