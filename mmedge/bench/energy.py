@@ -179,7 +179,7 @@ class Energy:
         return sum(self.joules.values()) if self.joules else None
 
     def to_json(self) -> dict[str, object]:
-        return {"seconds": self.seconds, "joules": self.joules, "failed": self.failed}
+        return {"seconds": self.seconds, "joules": self.joules, "total_joules": self.total, "failed": self.failed}
 
 
 def find_meters(root: Path = Path("/")) -> Meters:
@@ -246,39 +246,71 @@ def _nvidia() -> tuple[list[Meter], str]:
     return found, f"GPU: not available: {', '.join(silent)} does not tell its power" if silent and not found else ""
 
 
-@contextmanager
-def measured(meters: Meters) -> Iterator[Energy]:
-    """Measure while the block runs; the result is complete when it has ended."""
-    energy = Energy()
-    ended = threading.Event()
+class EnergyMeter:
+    """All meters of a machine together, started and stopped around a piece of work.
 
-    def glance() -> None:
+    Args:
+        meters: By default all that there are.
+    """
+
+    name = "energy"
+
+    def __init__(self, meters: Meters | None = None) -> None:
+        self._meters = find_meters() if meters is None else meters
+        self._energy = Energy()
+        self._running: list[Meter] = []
+        self._ended = threading.Event()
+        self._watcher: threading.Thread | None = None
+        self._begun = 0.0
+
+    def start(self) -> Energy:
+        """Begin; what is returned is complete once `finish` was called."""
+        self._energy, self._running, self._ended = Energy(), [], threading.Event()
+        for meter in self._meters.found:
+            try:
+                meter.start()
+                self._running.append(meter)
+            except (OSError, ValueError):
+                self._energy.failed.append(meter.name)
+        self._watcher = threading.Thread(target=self._glance, args=(self._ended,), daemon=True)
+        self._watcher.start()
+        self._begun = time.perf_counter()
+        return self._energy
+
+    def _glance(self, ended: threading.Event) -> None:
         while not ended.wait(GLANCE_SECONDS):
-            for meter in meters.found:
+            for meter in self._running:
                 meter.glance()
 
-    started: list[Meter] = []
-    for meter in meters.found:
-        try:
-            meter.start()
-            started.append(meter)
-        except (OSError, ValueError):
-            energy.failed.append(meter.name)
-    watcher = threading.Thread(target=glance, daemon=True)
-    watcher.start()
-    begun = time.perf_counter()
-    try:
-        yield energy
-    finally:
-        energy.seconds = time.perf_counter() - begun
-        ended.set()
-        watcher.join()  # from here on nobody else reads
-        for meter in started:
+    def finish(self) -> Energy:
+        """End, and return what was used."""
+        energy = self._energy
+        energy.seconds = time.perf_counter() - self._begun
+        self._ended.set()
+        if self._watcher is not None:
+            self._watcher.join()  # from here on nobody else reads
+        for meter in self._running:
             joules = meter.stop()
             if joules is None:
                 energy.failed.append(meter.name)
             else:
                 energy.joules[meter.name] = joules
+        return energy
+
+    def stop(self) -> dict[str, object]:
+        """End, and return what was used as a JSON-able value, with the reasons for what is not metered."""
+        return {**self.finish().to_json(), "missing": list(self._meters.missing)}
+
+
+@contextmanager
+def measured(meters: Meters) -> Iterator[Energy]:
+    """Measure while the block runs; the result is complete when it has ended."""
+    meter = EnergyMeter(meters)
+    energy = meter.start()
+    try:
+        yield energy
+    finally:
+        meter.finish()
 
 
 def per_answer(energy: Energy, answers: int, idle_watts: float | None = None) -> float | None:

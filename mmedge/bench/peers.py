@@ -6,6 +6,10 @@
     genai:FOLDER          onnxruntime-genai on a folder that its model builder wrote (`genai_config.json`); decoder-only
     ctranslate2:FOLDER    CTranslate2 on a folder that its converter wrote (`model.bin`)
 
+Whose student a peer is, and so how it is asked, says a student or bundle beside it (`student_beside`):
+
+    runs/quickstart/student  runs/quickstart/bundle-int8  runs/quickstart/model.gguf
+
 All take the same token ids as our engines, from the same `PromptEncoder`: what differs is the engine. A peer must therefore have
 been made from the same student, with its vocabulary whole; `check_pieces` compares them piece by piece. Each library is imported
 when a peer of its kind is opened; how fast a peer is, is how fast its own greedy loop is, except for llama.cpp, whose logits our
@@ -26,10 +30,13 @@ import numpy as np
 import tokenizers
 
 from mmedge.errors import MmedgeError
+from mmedge.runtime.bundle import MANIFEST, read_manifest
 from mmedge.runtime.decoding import Engine
 from mmedge.runtime.generation import GREEDY, Decoding, Generation, Logits, by_beginning, decode, left_padded, right_padded
+from mmedge.runtime.student import load_tokenizer
 from mmedge.storage import read_json
-from mmedge.tasks.encoding import Prompt, PromptEncoder
+from mmedge.tasks.encoding import Prompt, PromptEncoder, SpecialTokens
+from mmedge.tasks.prompts import StudentPrompts
 
 Kind = Literal["optimum", "llama.cpp", "genai", "ctranslate2"]
 OTHER_PIECES = 0.01  # special tokens may be written differently; more than this share of pieces is another vocabulary
@@ -110,6 +117,62 @@ def open_peer(name: PeerName, encoder: PromptEncoder, threads: int) -> Engine:
         raise MmedgeError(f"{name} cannot be opened: {said[:300]}", f"it must be {kind.needs}") from error
     check_pieces(name, engine.pieces(), encoder)
     return engine
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a student is asked, whatever it runs on.
+
+    Attributes:
+        encoder: What makes its prompts.
+        max_answer_tokens: The longest answer.
+        max_rationale_tokens: The longest rationale.
+        task: The task's name.
+    """
+
+    encoder: PromptEncoder
+    max_answer_tokens: int
+    max_rationale_tokens: int
+    task: str
+
+
+def asking_of(folder: Path) -> Asking:
+    """Return how a student or bundle is asked; its weights are not opened, and torch is not needed.
+
+    Raises:
+        MmedgeError: It is neither, or damaged.
+    """
+    if (folder / MANIFEST).is_file():
+        values = read_manifest(folder)
+        limits, task = values, values["task"]["name"]
+    else:
+        values = read_json(folder / "mmedge.json")
+        limits, task = values["recipe"]["generation"], values["recipe"]["task"]["kind"]
+    encoder = PromptEncoder(
+        load_tokenizer(folder / "tokenizer.json"),
+        values["family"],
+        StudentPrompts(**values["prompts"]),
+        SpecialTokens(**values["special_tokens"]),
+        int(values["max_input_tokens"]),
+    )
+    return Asking(encoder, int(limits["max_answer_tokens"]), int(limits["max_rationale_tokens"]), str(task))
+
+
+def student_beside(name: PeerName, among: Sequence[Path] = ()) -> Path:
+    """Return the student or bundle that a peer was made from: the first there is of its own folder (optimum's layout with our
+    manifest), the student beside it, those of the same bench, and bundles beside it.
+
+    Raises:
+        MmedgeError: There is none.
+    """
+    parent = name.path.absolute().parent
+    for folder in (name.path, parent / "student", *among, *sorted(parent.glob("bundle-*"))):
+        if (folder / MANIFEST).is_file() or (folder / "mmedge.json").is_file():
+            return folder
+    raise MmedgeError(
+        f"how {name} is to be asked is not known: no student or bundle lies beside it",
+        "put it into the run that it was made from, or name a bundle in the same bench",
+    )
 
 
 def check_pieces(name: PeerName, pieces: Sequence[str] | None, encoder: PromptEncoder) -> None:

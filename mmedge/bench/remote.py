@@ -240,9 +240,33 @@ class Connection:
         )
 
 
+def bundles_of(places: Sequence[Path]) -> list[Path]:
+    """Return the bundles that places mean: themselves, or those in a run.
+
+    Raises:
+        MmedgeError: A place is none of these, or a bundle's manifest is damaged.
+    """
+    found: list[Path] = []
+    for place in places:
+        if (place / "mmedge.json").is_file() and not (place / MANIFEST).is_file():
+            raise MmedgeError(f"{place} is a student, which needs torch: only bundles are measured elsewhere", "mmedge export it")
+        if (place / "recipe.yaml").is_file():
+            inside = sorted(folder for folder in place.glob("bundle-*") if (folder / MANIFEST).is_file())
+            if not inside:
+                raise MmedgeError(f"the run {place} has no bundles yet", f"mmedge export {place} --int8")
+            found += inside
+        else:
+            found.append(place)
+    for folder in found:
+        read_manifest(folder)
+    if not found:
+        raise MmedgeError("no bundle to measure", "name one: mmedge bench BUNDLE --remote HOST")
+    return list(dict.fromkeys(found))
+
+
 def run_remote(
     host: str,
-    bundles: Sequence[Path],
+    places: Sequence[Path],
     evaluation: Path | None,
     arguments: Sequence[str],
     progress: Progress,
@@ -252,7 +276,7 @@ def run_remote(
 
     Args:
         host: See `Connection`.
-        bundles: Bundle folders.
+        places: Bundle folders, or runs, whose bundles are meant.
         evaluation: The evaluation set; that beside the first bundle by default.
         arguments: Further arguments of `mmedge bench` over there, without places, `--evaluation`, `--out` and `--json`.
         progress: Where progress is shown.
@@ -265,14 +289,9 @@ def run_remote(
     Raises:
         MmedgeError: A place is no bundle, or see `Connection.receive`.
     """
-    names = {folder: f"bundles/{number}/{folder.resolve().name}" for number, folder in enumerate(bundles)}
-    for folder in names:
-        if (folder / "mmedge.json").is_file() and not (folder / MANIFEST).is_file():
-            raise MmedgeError(f"{folder} is a student, which needs torch: only bundles are measured elsewhere", "mmedge export it")
-        read_manifest(folder)
-    if not names:
-        raise MmedgeError("no bundle to measure", "name one: mmedge bench BUNDLE --remote HOST")
-    questions = evaluation or bundles[0].resolve().parent / FILE_NAME
+    folders = bundles_of(places)
+    names = {folder: f"bundles/{number}/{folder.resolve().name}" for number, folder in enumerate(folders)}
+    questions = evaluation or folders[0].resolve().parent / FILE_NAME
     if not questions.is_file():
         raise MmedgeError(f"no evaluation set: {questions}", "name it with --evaluation FILE")
     with tempfile.TemporaryDirectory(prefix="mmedge-wheel-") as temporary, Connection(host, config) as connection:

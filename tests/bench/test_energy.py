@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmedge.bench.energy import Energy, Meters, RaplZone, energy_of, find_meters, measured, per_answer
+from mmedge.bench.energy import Energy, EnergyMeter, Meters, RaplZone, energy_of, find_meters, measured, per_answer
 
 
 def zone(root: Path, name: str, label: str, counter: int, largest: int = 65_532_610_987) -> Path:
@@ -114,6 +114,17 @@ def test_the_energy_of_an_answer_may_leave_out_what_the_idle_machine_uses() -> N
     used = Energy(seconds=10.0, joules={"processor": 120.0})
     assert per_answer(used, 20) == 6.0 and per_answer(used, 20, idle_watts=4.0) == 4.0
     assert per_answer(Energy(seconds=1.0), 20) is None
+
+
+def test_a_meter_is_started_and_stopped_again_and_again(tmp_path: Path, no_gpu: None) -> None:
+    counter = zone(tmp_path, "intel-rapl:0", "package-0", 0)
+    meter = EnergyMeter(find_meters(tmp_path))
+    for number in (1, 2):
+        meter.start()
+        counter.write_text(f"{number * 3_000_000}\n")
+        found = meter.stop()
+        assert found["joules"] == {"processor (package-0)": 3.0} and found["total_joules"] == 3.0 and found["failed"] == []
+        assert found["missing"] == ["GPU: not available: no nvidia-smi here"]
 
 
 def test_without_meters_nothing_is_claimed() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmedge.bench.peers import PeerName, check_pieces, open_peer, peer_of
+from mmedge.bench.peers import PeerName, asking_of, check_pieces, open_peer, peer_of, student_beside
 from mmedge.errors import MmedgeError
 from mmedge.runtime.decoding import Engine
 from mmedge.runtime.generation import Decoding
@@ -184,6 +184,24 @@ def test_another_vocabulary_is_refused(llama_encoder: PromptEncoder, exported: d
 def test_a_student_of_the_other_family_is_refused(exported: dict[str, Path], llama_encoder: PromptEncoder) -> None:
     with pytest.raises(MmedgeError, match="is not a decoder-only student"):
         open_peer(PeerName("optimum", exported["t5"]), llama_encoder, 1)
+
+
+def test_how_a_peer_is_asked_says_the_student_or_bundle_beside_it(tiny_run: Path, tmp_path: Path) -> None:
+    name = PeerName("llama.cpp", tmp_path / "run" / "model.gguf")
+    with pytest.raises(MmedgeError, match="no student or bundle lies beside it"):
+        student_beside(name)
+    bundle = tiny_run / "bundle-int8"
+    assert student_beside(name, [bundle]) == bundle
+    shutil.copytree(bundle, tmp_path / "run" / "bundle-int8")
+    assert student_beside(name) == tmp_path / "run" / "bundle-int8"
+    assert student_beside(PeerName("optimum", bundle)) == bundle
+    shutil.copytree(tiny_run / "student", tmp_path / "run" / "student")
+    assert student_beside(name, [bundle]) == tmp_path / "run" / "student"
+    ours, theirs = asking_of(bundle), asking_of(tiny_run / "student")
+    student = Student.load(bundle, 1)
+    assert prompts_of(ours.encoder) == prompts_of(theirs.encoder) == prompts_of(student.encoder)
+    assert ours.max_answer_tokens == theirs.max_answer_tokens == 12 and ours.max_rationale_tokens == theirs.max_rationale_tokens
+    assert ours.task == theirs.task
 
 
 # ----------------------------------------------------------------------------- with their real libraries, where these are installed

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -18,7 +22,7 @@ import pytest
 
 from mmedge.bench.core_wheel import requirements, write_core_wheel
 from mmedge.bench.far_side import fits
-from mmedge.bench.remote import run_remote
+from mmedge.bench.remote import bundles_of, run_remote
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from tests.bench.ssh_server import SSHD, Cable, Server, free_port, new_key, ssh_server
@@ -186,38 +190,111 @@ def running_under(folder: Path) -> list[str]:
 
 
 @needs_sshd
-def test_a_far_side_that_is_killed_is_cleared_up_by_its_watchdog(tmp_path: Path) -> None:
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+def test_an_interrupt_here_ends_the_measurement_there(server: Server, tiny_run: Path) -> None:
+    arguments = ["bench", tiny_run / "bundle-int8", "--remote", "board", "--ssh-config", server.config, "--questions", "12"]
+    command = [sys.executable, "-m", "mmedge.cli", *map(str, arguments)]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any("opening" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    assert "interrupted" in process.communicate()[1] and process.returncode == 130
+    assert left_behind(server) == [] and not running_under(server.temporary)
+
+
+# ----------------------------------------------------------------------------------------------- the far side without ssh
+
+
+def far_side(temporary: Path, changed: tuple[str, str] = ("", ""), limit: int | None = None) -> subprocess.Popen[bytes]:
+    """Start the far side's program as ssh would; perhaps with another constant, or with a limit on the size of files."""
     script = resources.files("mmedge.bench").joinpath("far_side.py").read_text()
-    far = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    assert changed[0] in script
+    script = script.replace(*changed) if changed[0] else script
+
+    def limited() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    temporary.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        preexec_fn=limited,
+    )
+
+
+def next_message(far: subprocess.Popen[bytes]) -> dict[str, object]:
+    """Return what the far side says next."""
     assert far.stdout is not None
-    ready = json.loads(far.stdout.readline().removeprefix(b"mmedge:"))
-    assert Path(ready["folder"]).is_dir()
-    far.kill()
-    far.wait()
-    deadline = time.monotonic() + 10
-    while Path(ready["folder"]).exists() and time.monotonic() < deadline:
+    found: dict[str, object] = json.loads(far.stdout.readline().removeprefix(b"mmedge:"))
+    return found
+
+
+def vanishes(folder: Path) -> bool:
+    """Whether a folder is gone soon."""
+    deadline = time.monotonic() + 20
+    while folder.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not Path(ready["folder"]).exists()
+    return not folder.exists()
 
 
-def test_a_name_that_leads_out_of_the_folder_is_refused_over_there(tmp_path: Path) -> None:
-    script = resources.files("mmedge.bench").joinpath("far_side.py").read_text()
-    frame = json.dumps({"kind": "file", "name": "../escaped", "bytes": 1, "sha256": ""}).encode() + b"\nx"
-    (tmp_path / "tmp").mkdir()
-    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
-    done = subprocess.run([sys.executable, "-c", script], input=frame, capture_output=True, env=environment, check=False)
-    assert b"leads out of the folder" in done.stdout
+def file_frame(name: str, data: bytes) -> bytes:
+    """Return a file as it is sent."""
+    digest = hashlib.sha256(data).hexdigest()
+    return json.dumps({"kind": "file", "name": name, "bytes": len(data), "sha256": digest}).encode() + b"\n" + data
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_far_side_that_is_killed_leaves_nothing(how: signal.Signals, tmp_path: Path) -> None:
+    with far_side(tmp_path) as far:
+        folder = Path(str(next_message(far)["folder"]))
+        assert folder.is_dir()
+        far.send_signal(how)
+        assert vanishes(folder)
+
+
+def test_a_far_side_that_hears_nothing_more_leaves_by_itself(tmp_path: Path) -> None:
+    with far_side(tmp_path, ("SILENCE = 60.0", "SILENCE = 0.5")) as far:
+        folder = Path(str(next_message(far)["folder"]))
+        assert vanishes(folder) and far.wait(timeout=20) == 1
+
+
+@pytest.mark.parametrize(
+    ("frame", "limit", "expected"),
+    [
+        (file_frame("../escaped", b"x"), None, "leads out of the folder"),
+        (file_frame("/tmp/escaped", b"x"), None, "leads out of the folder"),
+        (file_frame("weights.data", bytes(2_000_000)), 1_000_000, "weights.data cannot be written: File too large"),
+        (file_frame("a", b"whole").replace(b"whole", b"other"), None, "a was damaged on the way"),
+    ],
+)
+def test_what_cannot_be_received_is_one_line(frame: bytes, limit: int | None, expected: str, tmp_path: Path) -> None:
+    with far_side(tmp_path / "tmp", limit=limit) as far:
+        next_message(far)
+        assert far.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            far.stdin.write(frame)
+            far.stdin.flush()
+        told = next_message(far)
+        assert told["kind"] == "problem" and expected in str(told["what"])
+        assert next_message(far) == {"kind": "left"}
     assert [entry.name for entry in tmp_path.rglob("*")] == ["tmp"]
 
 
 def test_places_that_are_no_bundles_are_refused_before_anything_connects(tiny_run: Path, tmp_path: Path) -> None:
-    for place, expected in ((tiny_run / "student", "only bundles"), (tmp_path / "none", "no such bundle")):
+    (tmp_path / "recipe.yaml").touch()
+    refused = ((tiny_run / "student", "only bundles"), (tmp_path / "none", "no such bundle"), (tmp_path, "no bundles yet"))
+    for place, expected in refused:
         with pytest.raises(MmedgeError, match=expected):
             run_remote("board.invalid", [place], None, [], Progress(quiet=True))
     for host in ("-oProxyCommand=true", "", "a b"):
         with pytest.raises(MmedgeError, match="is no host"):
             run_remote(host, [tiny_run / "bundle-int8"], None, [], Progress(quiet=True))
+
+
+def test_a_run_means_its_bundles(tiny_run: Path) -> None:
+    assert bundles_of([tiny_run, tiny_run / "bundle-int8"]) == [tiny_run / "bundle-fp32", tiny_run / "bundle-int8"]
 
 
 def test_the_wheel_is_one_that_pip_installs_and_holds_every_module(tmp_path: Path) -> None:
