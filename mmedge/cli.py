@@ -487,11 +487,11 @@ def bench(
     from mmedge.bench.bench import find_variants
 
     if remote is not None:
-        from mmedge.bench.remote import run_remote
+        from mmedge.bench.remote import bundles_of, run_remote
 
         passed_on = _given_options(context, {"places", "evaluation", "out", "remote", "ssh_config", "as_json", "quiet"})
         report = run_remote(remote, places, evaluation, passed_on, _progress(quiet), ssh_config)
-        folder = out or places[0].resolve().parent
+        folder = out or bundles_of(places)[0].resolve().parent
         name = _save_report(report, folder)
         if as_json:
             _print_json(report)

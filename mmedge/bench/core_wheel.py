@@ -16,7 +16,6 @@ from pathlib import Path
 import mmedge
 from mmedge.errors import MmedgeError
 
-_KEPT = (".py", ".txt", ".yaml", ".json")
 _WHEN = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say: the same files make the same wheel
 _REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[^\]]*\])?\s*([^;]*)(?:;(.*))?$")
 
@@ -84,7 +83,7 @@ def write_core_wheel(folder: Path) -> Path:
     contents = {
         f"mmedge/{file.relative_to(package).as_posix()}": file.read_bytes()
         for file in sorted(package.rglob("*"))
-        if file.is_file() and file.suffix in _KEPT and "__pycache__" not in file.parts
+        if file.is_file() and "__pycache__" not in file.parts
     }
     contents[f"{info}/METADATA"] = about.encode()
     contents[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: mmedge\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
