@@ -12,6 +12,7 @@ import pytest
 
 from mmedge.bench.peers import PeerName, asking_of, check_pieces, open_peer, peer_of, student_beside
 from mmedge.errors import MmedgeError
+from mmedge.export.gguf_file import write_gguf
 from mmedge.runtime.decoding import Engine
 from mmedge.runtime.generation import Decoding
 from mmedge.runtime.student import Student, load_tokenizer
@@ -274,65 +275,8 @@ def test_genai_answers_as_the_student_does(
 
 def test_llama_cpp_answers_as_the_student_does(tiny_llama: Path, llama_encoder: PromptEncoder, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    write_gguf(tiny_llama, tmp_path / "student.gguf")
+    write_gguf(tiny_llama, tmp_path / "student.gguf", "F32")
     engine = open_peer(PeerName("llama.cpp", tmp_path / "student.gguf"), llama_encoder, 1)
     answers_as_torch_does(engine, tiny_llama, llama_encoder, 2e-2)  # its cache is float16
     sampled = [engine.generate(prompts_of(llama_encoder), LIMIT, Decoding(temperature=1.0, seeds=(3, 4))).tokens for _ in range(2)]
     assert sampled[0] == sampled[1]
-
-
-def write_gguf(student: Path, path: Path) -> None:
-    """Write the small Llama as GGUF, float32, as llama.cpp's converter lays a Llama out."""
-    import gguf
-    import transformers
-
-    config = json.loads((student / "config.json").read_text())
-    tokenizer = json.loads((student / "tokenizer.json").read_text())
-    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(groups)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_dimension_count(config["hidden_size"] // heads)
-    writer.add_vocab_size(config["vocab_size"])
-    pieces = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
-    spare = config["vocab_size"] - len(pieces)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list([*pieces, *(f"<spare{place}>" for place in range(spare))])
-    writer.add_token_types([3] + [1] * (len(pieces) - 1) + [5] * spare)
-    writer.add_token_merges(
-        [merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]] or ["a b"]
-    )
-    writer.add_eos_token_id(0)
-    writer.add_bos_token_id(0)
-    names = {
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-    }
-    model = transformers.AutoModelForCausalLM.from_pretrained(student).model
-    writer.add_tensor("token_embd.weight", model.embed_tokens.weight.detach().numpy())
-    writer.add_tensor("output_norm.weight", model.norm.weight.detach().numpy())
-    for number, layer in enumerate(model.layers):
-        for theirs, ours in names.items():
-            weight = layer.get_submodule(theirs).weight.detach().numpy()
-            if ours in ("attn_q", "attn_k"):  # rotary pairs stand side by side there, half a head apart here
-                count = heads if ours == "attn_q" else groups
-                parts = weight.reshape(count, 2, weight.shape[0] // count // 2, weight.shape[1])
-                weight = np.ascontiguousarray(parts.swapaxes(1, 2).reshape(weight.shape))
-            writer.add_tensor(f"blk.{number}.{ours}.weight", weight)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()

@@ -1,0 +1,77 @@
+"""Students as GGUF: what transformers reads out of the file is the student that was written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmedge.errors import MmedgeError
+from mmedge.export.gguf_file import GgufNumbers, write_gguf
+
+
+def logits(folder: Path, file: str | None = None) -> np.ndarray:
+    """Return the logits of a few tokens, (tokens, vocabulary), by transformers."""
+    import torch
+    import transformers
+
+    more = {"gguf_file": file} if file else {}
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **more).eval()
+    with torch.inference_mode():
+        return np.asarray(model(torch.tensor([[5, 9, 3, 100, 7]])).logits[0].numpy())
+
+
+@pytest.mark.parametrize(("numbers", "tolerance"), [("F32", 1e-5), ("F16", 5e-3), ("Q8_0", 5e-2)])
+def test_what_is_read_back_is_the_student(numbers: GgufNumbers, tolerance: float, tiny_llama: Path, tmp_path: Path) -> None:
+    write_gguf(tiny_llama, tmp_path / "student.gguf", numbers)
+    expected, found = logits(tiny_llama), logits(tmp_path, "student.gguf")
+    np.testing.assert_allclose(found, expected, atol=tolerance * float(np.abs(expected).max()))
+
+
+def test_rounded_files_are_smaller(tiny_llama: Path, tmp_path: Path) -> None:
+    sizes = []
+    for numbers in ("F32", "F16", "Q8_0", "Q4_0"):
+        write_gguf(tiny_llama, tmp_path / numbers, numbers)  # type: ignore[arg-type]
+        sizes.append((tmp_path / numbers).stat().st_size)
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
+
+
+def changed(student: Path, folder: Path, **values: object) -> Path:
+    """Return a copy of a student whose config differs."""
+    shutil.copytree(student, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+    return folder
+
+
+def test_another_rotary_base_and_scaling_are_in_the_file(tiny_llama: Path, tmp_path: Path) -> None:
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling["original_max_position_embeddings"] = 64
+    student = changed(tiny_llama, tmp_path / "student", rope_theta=500.0, rope_scaling=scaling)
+    write_gguf(student, tmp_path / "student.gguf", "F32")
+    from gguf import GGUFReader
+
+    reader = GGUFReader(tmp_path / "student.gguf")
+    assert reader.fields["llama.rope.freq_base"].contents() == 500.0
+    factors = next(tensor.data for tensor in reader.tensors if tensor.name == "rope_freqs.weight")
+    assert factors.shape == (8,) and factors[0] == 1.0 and factors[-1] == pytest.approx(8.0)
+
+
+def test_what_cannot_be_written_is_one_line(tiny_llama: Path, tmp_path: Path) -> None:
+    windowed = changed(tiny_llama, tmp_path / "windowed", model_type="mistral", sliding_window=128)
+    with pytest.raises(MmedgeError, match="sliding windows is not written as GGUF"):
+        write_gguf(windowed, tmp_path / "a.gguf")
+    with pytest.raises(MmedgeError, match="model_type 'qwen2'"):
+        write_gguf(changed(tiny_llama, tmp_path / "qwen", model_type="qwen2"), tmp_path / "a.gguf")
+    other = changed(tiny_llama, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer | {"decoder": {"type": "Metaspace"}}))
+    command = [sys.executable, "-m", "mmedge.export.gguf_file", other, tmp_path / "a.gguf"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "no byte-level BPE" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("*.gguf")) and not list(tmp_path.glob(".*.tmp"))
