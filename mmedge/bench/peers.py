@@ -127,13 +127,11 @@ class Asking:
         encoder: What makes its prompts.
         max_answer_tokens: The longest answer.
         max_rationale_tokens: The longest rationale.
-        task: The task's name.
     """
 
     encoder: PromptEncoder
     max_answer_tokens: int
     max_rationale_tokens: int
-    task: str
 
 
 def asking_of(folder: Path) -> Asking:
@@ -144,10 +142,10 @@ def asking_of(folder: Path) -> Asking:
     """
     if (folder / MANIFEST).is_file():
         values = read_manifest(folder)
-        limits, task = values, values["task"]["name"]
+        limits = values
     else:
         values = read_json(folder / "mmedge.json")
-        limits, task = values["recipe"]["generation"], values["recipe"]["task"]["kind"]
+        limits = values["recipe"]["generation"]
     encoder = PromptEncoder(
         load_tokenizer(folder / "tokenizer.json"),
         values["family"],
@@ -155,7 +153,7 @@ def asking_of(folder: Path) -> Asking:
         SpecialTokens(**values["special_tokens"]),
         int(values["max_input_tokens"]),
     )
-    return Asking(encoder, int(limits["max_answer_tokens"]), int(limits["max_rationale_tokens"]), str(task))
+    return Asking(encoder, int(limits["max_answer_tokens"]), int(limits["max_rationale_tokens"]))
 
 
 def student_beside(name: PeerName, among: Sequence[Path] = ()) -> Path:
