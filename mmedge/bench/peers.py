@@ -13,7 +13,7 @@ Whose student a peer is, and so how it is asked, says a student or bundle beside
 All take the same token ids as our engines, from the same `PromptEncoder`: what differs is the engine. A peer must therefore have
 been made from the same student, with its vocabulary whole; `check_pieces` compares them piece by piece. Each library is imported
 when a peer of its kind is opened; how fast a peer is, is how fast its own greedy loop is, except for llama.cpp, whose logits our
-loop reads. What a peer cannot do (logits, sampling, an encoder) is refused in one line.
+loop reads. What a peer cannot do (sampling, an encoder) is refused in one line.
 """
 
 from __future__ import annotations
@@ -198,10 +198,6 @@ def check_pieces(name: PeerName, pieces: Sequence[str] | None, encoder: PromptEn
 def _greedy_only(how: Decoding, who: str) -> None:
     if how.temperature or how.constraints or how.scored or how.stop or how.on_token:
         raise MmedgeError(f"{who} is only asked for whole greedy answers here", "leave out sampling, constraints and streams")
-
-
-def _no_logits(who: str) -> MmedgeError:
-    return MmedgeError(f"{who} gives no logits, so it is not asked for verdicts and confidence", "compare its answers alone")
 
 
 def _sequence(prompt: Prompt) -> list[int]:
@@ -564,17 +560,30 @@ class CTranslate2Engine:
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
         """Return the logits behind each prompt once `more` is written, (prompts, vocabulary)."""
-        return np.concatenate([self._last([*_sequence(prompt), *more], 1) for prompt in prompts])
+        return np.concatenate([self._last(prompt, more, 1) for prompt in prompts])
 
     def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:
         """Return the logits that predict each token of `target`, (len(target), vocabulary)."""
-        return self._last([*_sequence(prompt), *target[:-1]], len(target))
+        return self._last(prompt, target[:-1], len(target))
 
-    def _last(self, ids: Sequence[int], count: int) -> Logits:
-        if self._two:
-            raise _no_logits("CTranslate2 with an encoder")
-        found: Logits = np.array(self._model.forward_batch([self._pieces(ids)]), dtype=np.float32)
-        return found[0, -count:]
+    def _last(self, prompt: Prompt, more: Sequence[int], count: int) -> Logits:
+        """Return the logits of the last positions, (count, vocabulary)."""
+        if not self._two:
+            read = self._pieces([*_sequence(prompt), *more])
+            whole: Logits = np.array(self._model.forward_batch([read]), dtype=np.float32)
+            return whole[0, -count:]
+        written = self._pieces([*prompt.begun[1:], *more])
+        result = self._model.translate_batch(
+            [self._pieces(prompt.context)],
+            target_prefix=[written],
+            beam_size=1,
+            max_decoding_length=len(written) + 1,
+            max_input_length=0,
+            end_token=[self._special.eos],
+            return_end_token=True,
+            return_logits_vocab=True,
+        )[0]
+        return np.stack([np.array(row, dtype=np.float32).reshape(-1) for row in result.logits[0][-count:]])
 
     def conversation(self) -> Engine:
         """Return itself: everything is read anew each time."""
