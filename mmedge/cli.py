@@ -857,11 +857,14 @@ def _inspected_confidence(stated: dict[str, Any]) -> dict[str, Any]:
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    measure: Annotated[bool, typer.Option("--measure", help="Also measure memory and arithmetic, in two seconds.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """What this machine can do, which precision suits it, what is missing and how to get it."""
     from mmedge.doctor import examine, table
 
-    found = examine()
+    found = examine(measure=measure)
     if as_json:
         _print_json(found.to_json())
         return

@@ -1,6 +1,7 @@
 """`mmedge doctor`: what this machine can do, what is missing, and how to get it.
 
     mmedge doctor
+    mmedge doctor --measure     also how fast memory is read and matrices are multiplied, in two seconds
     mmedge doctor --json
 
 Reads what the system says about itself (/proc and /sys on Linux, sysctl on macOS), asks nvidia-smi and ONNX Runtime, and never
@@ -191,6 +192,7 @@ class Report:
     extras: tuple[Extra, ...]
     disks: dict[str, int | None]
     energy: dict[str, tuple[str, ...]]
+    ceilings: dict[str, Any] | None
     problems: tuple[tuple[str, str], ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -506,12 +508,22 @@ def _free_space(folder: Path) -> int | None:
         return None
 
 
-def examine(root: Path = Path("/"), architecture: str | None = None) -> Report:
+def _ceilings(processor: Processor, runtime: OnnxRuntime) -> dict[str, Any] | None:
+    """Measure what the machine can do; None where ONNX Runtime does not load."""
+    if runtime.problem:
+        return None
+    from mmedge.bench.ceilings import measure_ceilings
+
+    return measure_ceilings(processor.usable).to_json()
+
+
+def examine(root: Path = Path("/"), architecture: str | None = None, *, measure: bool = False) -> Report:
     """Examine this machine.
 
     Args:
         root: Where `proc` and `sys` are; a recorded one is for tests.
         architecture: By default this machine's.
+        measure: Also measure `ceilings`.
     """
     architecture = architecture or platform.machine()
     system = _sysctl()
@@ -531,6 +543,7 @@ def examine(root: Path = Path("/"), architecture: str | None = None) -> Report:
         extras=extras_of(),
         disks=disks,
         energy={"meters": tuple(meter.name for meter in meters.found), "missing": meters.missing},
+        ceilings=_ceilings(processor, runtime) if measure else None,
         problems=tuple(_problems(processor, runtime, gpus, gpu_problem, disks)),
     )
 
@@ -608,6 +621,14 @@ def rows(report: Report) -> list[tuple[str, str]]:
             found.append(("GPU", f"{gpu.name}: not used"))
     if not report.gpus:
         found.append(("GPU", "none found"))
+    if report.ceilings is not None:
+        speed = {name: value / 1e9 for name, value in report.ceilings.items()}
+        read, copy = speed["read_bytes_per_second"], speed["copy_bytes_per_second"]
+        products = f"{speed['float32_operations_per_second']:.0f} G float32, {speed['int8_operations_per_second']:.0f} G int8"
+        threads = report.ceilings["threads"]
+        found.append(
+            ("measured", f"memory reads {read:.1f} GB/s, copies {copy:.1f} GB/s; {products} operations/s; {threads} threads")
+        )
     found.append(("precision", " > ".join(report.precision.order)))
     found += [("", line) for line in report.precision.why]
     for extra in report.extras:

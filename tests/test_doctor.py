@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -228,8 +229,9 @@ def test_extras_are_those_of_the_package_with_what_they_lack() -> None:
 
 
 def test_the_command_prints_a_table_and_json() -> None:
-    shown = mmedge("doctor")
+    shown = mmedge("doctor", "--measure")
     assert shown.code == 0 and "ONNX Runtime" in shown.out and "precision" in shown.out, shown.err
+    assert re.search(r"memory reads [0-9.]+ GB/s.* G int8", " ".join(shown.out.split()))
     found = json.loads(mmedge("doctor", "--json").out)
     assert found["processor"]["threads"] >= found["processor"]["usable"] >= 1
     assert "CPUExecutionProvider" in found["onnxruntime"]["providers"]

@@ -263,7 +263,7 @@ def install(place: Place, wheel: Path, requirements: dict[str, str], environment
     """Make the core importable, and return the interpreter to run and how that was done.
 
     Where this Python has every package already, it is used as it is, with the core beside it in the folder; otherwise a venv is
-    made and pip installs into it what it can reach.
+    made and pip installs into it what it can reach; where there is no venv, into a folder.
 
     Raises:
         Problem: There is no venv, no space, or pip cannot get a package.
@@ -281,13 +281,21 @@ def install(place: Place, wheel: Path, requirements: dict[str, str], environment
             f"{NEEDED_TO_INSTALL / 1e6:.0f} MB needed",
             "free some space there, or set TMPDIR to a larger file system",
         )
-    say("line", text=f"installs {names} into a venv")
+    say("line", text=f"installs {names} into the folder")
     venv = place.folder / "venv"
+    python, target = str(venv / "bin" / "python"), []
+    how = "a venv of its own, into which pip installed the packages"
     made = run(place, [sys.executable, "-m", "venv", str(venv)], environment)
-    if made[0]:
-        raise Problem(f"no venv can be made: {last(made[1])}", "install it there, on Debian: apt install python3-venv python3-pip")
-    python = str(venv / "bin" / "python")
-    options = ["--no-input", "--disable-pip-version-check", "--no-cache-dir", "--progress-bar", "off"]
+    if made[0]:  # Debian leaves ensurepip out, but pip by itself may be there
+        if run(place, [sys.executable, "-m", "pip", "--version"], environment)[0]:
+            raise Problem(
+                f"packages cannot be installed, there is neither venv nor pip: {last(made[1])}",
+                "install them there, on Debian: apt install python3-venv python3-pip",
+            )
+        python, target = sys.executable, ["--target", str(place.folder / "packages")]
+        environment["PYTHONPATH"] = target[1]
+        how = "a folder of its own, into which pip installed the packages (there is no venv)"
+    options = ["--no-input", "--disable-pip-version-check", "--no-cache-dir", "--progress-bar", "off", *target]
     done = run(place, [python, "-m", "pip", "install", *options, str(wheel)], environment)
     if done[0]:
         wrong = [line for line in done[1] if line.startswith("ERROR")] or done[1]
@@ -295,7 +303,7 @@ def install(place: Place, wheel: Path, requirements: dict[str, str], environment
             f"pip there cannot install {names}: {last(wrong)}",
             "give it a network or a package index, or install the packages there beforehand",
         )
-    return python, "a venv of its own, into which pip installed the packages"
+    return python, how
 
 
 def last(lines: list[str]) -> str:

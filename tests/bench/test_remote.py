@@ -282,6 +282,38 @@ def test_what_cannot_be_received_is_one_line(frame: bytes, limit: int | None, ex
     assert [entry.name for entry in tmp_path.rglob("*")] == ["tmp"]
 
 
+def asked_to_run(wheel: Path, **requirements: str) -> bytes:
+    """Return the frames of a wheel and of a bench with it."""
+    run = {"kind": "run", "wheel": wheel.name, "requirements": requirements, "arguments": ["--help"]}
+    return file_frame(wheel.name, wheel.read_bytes()) + json.dumps(run).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        (('"-m", "', '"-m", "no_'), "there is neither venv nor pip"),
+        pytest.param(("", ""), "pip there cannot install no-such-package", marks=pytest.mark.slow),  # a whole venv
+        (('"-m", "venv"', '"-m", "no_venv"'), "pip there cannot install no-such-package"),
+    ],
+)
+def test_packages_that_cannot_be_installed_there_are_one_line(
+    changed: tuple[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # as on a board without a network
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    wheel = write_core_wheel(tmp_path)
+    with far_side(tmp_path / "tmp", changed) as far:
+        next_message(far)
+        assert far.stdin is not None
+        far.stdin.write(asked_to_run(wheel, **{"no-such-package": ">=1"}))
+        far.stdin.flush()
+        while (told := next_message(far))["kind"] == "line":
+            pass
+        assert told["kind"] == "problem" and expected in str(told["what"]), told
+        assert next_message(far) == {"kind": "left"}
+    assert not list((tmp_path / "tmp").iterdir())
+
+
 def test_places_that_are_no_bundles_are_refused_before_anything_connects(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").touch()
     refused = ((tiny_run / "student", "only bundles"), (tmp_path / "none", "no such bundle"), (tmp_path, "no bundles yet"))
