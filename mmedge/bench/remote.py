@@ -8,7 +8,7 @@ back through its standard output. It removes what it was given when it is done, 
     mmedge bench runs/quickstart/bundle-int8 --remote ssh://pi@board.local:2222
 
 ssh is the system's own: keys, agents, jump hosts and names stand in its configuration. It is never asked for a password. The
-login shell there must understand `'quoted text'` as sh does; bash, zsh, dash, ash, ksh and fish do.
+login shell there must read `'quoted text'` as sh does: bash, zsh, dash, ash, ksh and fish do, csh does not.
 """
 
 from __future__ import annotations
@@ -97,6 +97,12 @@ _REASONS = (  # what ssh writes, what that means, what to do
 )
 
 
+def far_command() -> str:
+    """Return what the login shell over there is told: find a Python that is new enough, and give it `far_side.py` to run."""
+    far_side = resources.files("mmedge.bench").joinpath("far_side.py").read_text(encoding="ascii")
+    return f"exec /bin/sh -c {shlex.quote(_FIND_PYTHON)} sh {shlex.quote(far_side)}"
+
+
 class Connection:
     """One ssh connection with the far side's Python at its end.
 
@@ -115,12 +121,10 @@ class Connection:
         if ssh is None:
             raise MmedgeError("there is no ssh on this machine", "install it, on Debian: apt install openssh-client")
         self.host = host
-        far_side = resources.files("mmedge.bench").joinpath("far_side.py").read_text(encoding="ascii")
-        there = f"exec /bin/sh -c {shlex.quote(_FIND_PYTHON)} sh {shlex.quote(far_side)}"
         options = [part for name, value in _OPTIONS.items() for part in ("-o", f"{name}={value}")]
         chosen = ["-F", str(config)] if config else []
         self._process = subprocess.Popen(
-            [ssh, "-T", "-x", *chosen, *options, "--", host, there],
+            [ssh, "-T", "-x", *chosen, *options, "--", host, far_command()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -366,12 +370,13 @@ def _report(connection: Connection, progress: Progress) -> tuple[Any, str]:
 
 
 def _renamed(value: Any, names: dict[str, str]) -> Any:
-    """Return a JSON value in which far folders have their near names."""
+    """Return a JSON value in which far folders have their near names, and texts only signs that can be shown."""
     if isinstance(value, dict):
         return {key: _renamed(item, names) for key, item in value.items()}
     if isinstance(value, list):
         return [_renamed(item, names) for item in value]
     if isinstance(value, str):
+        value = printable(value)  # another machine wrote it
         for far, near in names.items():
             if value == far or value.startswith(far + os.sep):
                 return near + value[len(far) :]

@@ -86,10 +86,10 @@ def test_the_power_of_a_gpu_is_summed_up_over_time(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     meters = find_meters(tmp_path)
     with measured(meters) as used:
-        deadline = time.monotonic() + 0.5
+        deadline = time.monotonic() + 1
         while time.monotonic() < deadline:
             time.sleep(0.01)
-    assert used.joules == {"GPU 0 (Recorded GPU)": pytest.approx(50 * used.seconds, rel=0.1)}
+    assert used.joules == {"GPU 0 (Recorded GPU)": pytest.approx(50 * used.seconds, rel=0.2)}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import pytest
 
 from mmedge.bench.core_wheel import requirements, write_core_wheel
 from mmedge.bench.far_side import fits
-from mmedge.bench.remote import bundles_of, run_remote
+from mmedge.bench.remote import bundles_of, far_command, run_remote
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from tests.bench.ssh_server import SSHD, Cable, Server, free_port, new_key, ssh_server
@@ -71,14 +71,15 @@ def complaint(server: Server, bundle: Path, config: Path) -> MmedgeError:
 @needs_sshd
 def test_a_bundle_is_measured_on_another_machine_and_nothing_stays_there(server: Server, tiny_run: Path, tmp_path: Path) -> None:
     bundle = tiny_run / "bundle-int8"
-    done = mmedge("bench", bundle, "--remote", "board", "--ssh-config", server.config, *ASKED, "--out", tmp_path, "--json")
+    there = "ssh://board"
+    done = mmedge("bench", bundle, "--remote", there, "--ssh-config", server.config, *ASKED, "--out", tmp_path, "--json")
     assert done.code == 0, done.err
     report = json.loads(done.out)
     assert report == json.loads((tmp_path / "bench.json").read_text())
     assert report["variants"][0]["name"] == "onnxruntime int8" and report["variants"][0]["latency_ms"]["count"] == 4
     assert report["variants"][0]["folder"] == "bundle-int8"
-    assert report["remote"]["host"] == "board" and "already" in report["remote"]["packages"]
-    assert "board: opening" in done.err
+    assert report["remote"]["host"] == there and "already" in report["remote"]["packages"]
+    assert "ssh://board: opening" in done.err
     assert left_behind(server) == []
 
 
@@ -291,6 +292,7 @@ def asked_to_run(wheel: Path, **requirements: str) -> bytes:
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
+        (("400_000_000", "10**18"), "no space to install no-such-package"),
         (('"-m", "', '"-m", "no_'), "there is neither venv nor pip"),
         pytest.param(("", ""), "pip there cannot install no-such-package", marks=pytest.mark.slow),  # a whole venv
         (('"-m", "venv"', '"-m", "no_venv"'), "pip there cannot install no-such-package"),
@@ -356,9 +358,18 @@ def test_what_the_core_requires_is_read_from_its_metadata() -> None:
         assert fits(version, limits) is expected
 
 
-def test_the_far_side_passes_through_any_login_shell() -> None:
-    text = resources.files("mmedge.bench").joinpath("far_side.py").read_text(encoding="ascii")
-    assert "'" not in text and "\\" not in text and len(text) < 100_000
+@pytest.mark.parametrize("shell", ["sh", "bash", "dash", "zsh", "ksh", "fish", "busybox ash"])
+def test_the_far_side_starts_whatever_the_login_shell_is(shell: str, tmp_path: Path) -> None:
+    command = shell.split()
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"there is no {shell}")
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "-c", far_command()], stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False
+    )
+    assert done.stdout.startswith(b'mmedge:{"kind": "ready"'), done.stderr
+    assert not list(tmp_path.glob("mmedge-bench-*"))
+    assert len(far_command()) < 100_000  # a single argument may have 128 KiB on Linux
 
 
 @needs_sshd
