@@ -17,7 +17,15 @@ import tokenizers
 from mmedge.runtime.generation import Constraint, Tokens
 from mmedge.tasks.base import Example
 from mmedge.tasks.encoding import PromptEncoder
-from mmedge.tasks.expressions import MAX_DEPTH, MAX_DIGITS, find_expressions, number_text
+from mmedge.tasks.expressions import (
+    MAX_DEPTH,
+    MAX_DIGITS,
+    Expression,
+    ExpressionError,
+    find_expressions,
+    number_text,
+    parse,
+)
 from mmedge.tasks.judges import AnyJudge
 
 _OF_EXPRESSIONS = re.compile(r"[0-9.+\-*/() ]+")
@@ -177,6 +185,7 @@ class ExpressionConstraint:
         return np.array(nearer, dtype=np.int64) if nearer else ids
 
 
+_RUN = re.compile(r"[\d(][-+*/() .,\d]*$")
 _EQUALS = re.compile(r"=\s*$")
 _LOOK_BACK = 160  # characters in front of a sign of equality in which the operation stands
 
@@ -194,6 +203,7 @@ class Calculator:
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._written = lru_cache(maxsize=4096)(self._find_written)
         pieces = {number: piece.replace("Ġ", " ").replace("▁", " ") for piece, number in tokenizer.get_vocab().items()}
         self._signs = frozenset(number for number, piece in pieces.items() if "=" in piece)
         self._no_digit = np.array([number for number, piece in sorted(pieces.items()) if not piece[:1].isdigit()], dtype=np.int64)
@@ -208,17 +218,17 @@ class Calculator:
         sign = _EQUALS.search(text)
         if sign is None:
             return []
-        before = text[: sign.start()].rstrip()
-        found = find_expressions(before[-_LOOK_BACK:])
-        if not found or found[-1].end != len(before[-_LOOK_BACK:]):
-            return []
-        value = found[-1].expression.value
+        operation = _operation_at_end(text[: sign.start()].rstrip()[-_LOOK_BACK:])
+        value = operation.value if operation is not None else None
         if value is None or value < 0 or (value * 100).denominator != 1:
             return []  # what people do not write that way
-        space = "" if text.endswith(" ") else " "
-        begun = self._tokenizer.encode(text, add_special_tokens=False).ids
-        whole = self._tokenizer.encode(f"{text}{space}{number_text(value)}", add_special_tokens=False).ids
-        return list(whole[len(begun) :]) if whole[: len(begun)] == begun else []
+        return list(self._written(text.endswith(" "), number_text(value)))
+
+    def _find_written(self, spaced: bool, number: str) -> tuple[int, ...]:
+        """Return the tokens of a number behind a sign of equality; none where the tokenizer would merge them with it."""
+        begun = self._tokenizer.encode("= " if spaced else "=", add_special_tokens=False).ids
+        whole = self._tokenizer.encode(f"= {number}", add_special_tokens=False).ids
+        return tuple(whole[len(begun) :]) if whole[: len(begun)] == begun else ()
 
     def begins(self, token: int) -> bool:
         """Whether a token holds a sign of equality."""
@@ -228,6 +238,20 @@ class Calculator:
     def no_digit(self) -> Tokens:
         """The tokens that do not go on with a number."""
         return self._no_digit
+
+
+def _operation_at_end(text: str) -> Expression | None:
+    """Return the arithmetic operation that a text ends with; None where it ends with none."""
+    run = _RUN.search(text)
+    if run is not None:
+        try:
+            found = parse(run[0])
+            return found if found.operator else None
+        except ExpressionError:
+            pass  # `12. 12 / 4`: two numbers; whoever reads prose tells them apart
+    whole = f"{text} = 0"  # a result shows how far the operation reaches, words of unit included
+    operations = find_expressions(whole)
+    return operations[-1].expression if operations and operations[-1].end == len(whole) else None
 
 
 class _Calculation:

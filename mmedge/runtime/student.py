@@ -531,8 +531,11 @@ class Student:
         return Evidence(thought.log_probability, thought.judgement.log_odds, agreement, thought.rationale_log_probability)
 
     def _answer(self, example: Example, thought: _Thought, wish: _Wish, judged: bool) -> Answer:
-        evidence, judgement = self._evidence(example, thought), thought.judgement
+        judgement = thought.judgement
         signal: Signal = self._best_signal() if judged else "answer"
+        evidence = Evidence(thought.log_probability, judgement.log_odds if judgement else None)
+        if signal == "combined":  # which alone looks at what the rationale comes to
+            evidence = self._evidence(example, thought)
         if self.confidence is not None:
             confidence = self.confidence.of([evidence], signal)[0]
         else:

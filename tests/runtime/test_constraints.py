@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmedge.runtime.bundle import open_bundle
-from mmedge.runtime.constraints import AnswerForms, ExpressionConstraint, ExpressionGrammar, OneOf
+from mmedge.runtime.constraints import AnswerForms, Calculator, Constraint, ExpressionConstraint, ExpressionGrammar, OneOf
 from mmedge.runtime.student import load_tokenizer
 from mmedge.tasks.base import Example
 from mmedge.tasks.encoding import PromptEncoder
@@ -89,3 +89,40 @@ def test_each_kind_of_task_has_its_form(opened: Opened) -> None:
     assert isinstance(form(LabelJudge(("yes", "no"))), OneOf)
     assert form(ExactJudge()) is None
     assert AnswerForms(ChoiceJudge(), opened.encoder, opened.tokenizer).of(Example("q", "Which?"), 20) is None
+
+
+def _calculated(opened: Opened, text: str) -> str:
+    """Return what the calculator makes a student write behind a text, until anything may follow."""
+    row: Constraint = Calculator(opened.tokenizer).of_row()
+    written: list[int] = []
+    for token in opened.tokenizer.encode(text, add_special_tokens=False).ids:
+        row.allowed(written)
+        written.append(token)
+    begun = len(written)
+    while (ids := row.allowed(written)) is not None and len(ids) == 1:
+        written.append(int(ids[0]))
+    after = row.allowed(written)
+    if len(written) > begun:
+        row_after = ids if ids is not None else after
+        assert row_after is not None  # the number ends: no digit may follow
+        assert not any(opened.tokenizer.id_to_token(int(token))[:1].isdigit() for token in row_after)
+    return opened.tokenizer.decode(written[begun:]).strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
+        ("We add: 76 + 4 =", "80"),
+        ("so 9 * 6 = 54. Then 12. 54 / 4 =", "13.5"),
+        ("( 17 + 15 ) / 2 =", "16"),
+        ("84 points / 2 rounds =", "42"),
+        ("x =", ""),
+        ("7 =", ""),
+        ("3 - 9 =", ""),  # negative amounts are not written that way
+        ("1 / 3 =", ""),
+        ("1 / 0 =", ""),
+        ("9 + 1 = 10", ""),
+    ],
+)
+def test_results_are_worked_out_where_a_student_calculates(opened: Opened, text: str, result: str) -> None:
+    assert _calculated(opened, text) == result
