@@ -1,0 +1,205 @@
+"""Statistics of times that were measured one after the other on a machine that drifts, stalls and remembers.
+
+Successive times resemble each other, so that they say less than as many independent ones would: every interval here resamples
+blocks of neighbouring times, as long as the times' memory (moving block bootstrap; Künsch 1989, circular as in Politis and Romano
+1992). Variants are compared on pairs: the same question, in the same round, one right after the other, so that what slows the
+machine slows both. Knows nothing of processes or reports: tables of seconds go in, estimates come out.
+
+    table = [[0.0031, 0.0040], [0.0030, 0.0042]]       two rounds over the same two questions
+    quantile(table, 50)                                the median with its interval
+    ratio(slow, fast)                                  how many times as long, paired
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmedge.statistics import Estimate
+
+Times = NDArray[np.float64]
+Table = Sequence[Sequence[float]]
+
+RESAMPLES = 600
+SURE = 0.999  # the interval that must exclude 1 before two variants are said to differ: 20 comparisons of equals raise no alarm
+FEW_ROUNDS = 4  # from so many rounds on, what whole rounds differ by counts too
+SETTLED = 0.05  # warm-up ends with a pass that is not by more than this share faster than the fastest before it
+MOST_PASSES = 8
+_CHUNK = 4_000_000  # times resampled at once
+
+
+def memory(times: Sequence[float]) -> int:
+    """Return how many neighbouring times hang together: the length of a block to resample.
+
+    Twice the integrated autocorrelation time, summed up to the first lag that is lost in noise, and at least the cube root of the
+    count; never more than a fifth of it.
+    """
+    x = np.asarray(times, dtype=float)
+    n = len(x)
+    least = int(max(1, np.ceil(np.cbrt(n))))
+    if n < 10 or float(np.ptp(x)) == 0.0:
+        return min(least, max(1, n // 5))
+    ranks = np.argsort(np.argsort(x)).astype(float)  # a single stall of a second must not hide what the others remember
+    ranks -= ranks.mean()
+    variance = float(ranks @ ranks)
+    total = 1.0
+    for lag in range(1, n // 3):
+        correlation = float(ranks[:-lag] @ ranks[lag:]) / variance
+        if correlation < 2 / math.sqrt(n):
+            break
+        total += 2 * correlation
+    return int(min(max(least, math.ceil(2 * total)), max(1, n // 5)))
+
+
+def _block_starts(rng: np.random.Generator, count: int, block: int, resamples: int) -> NDArray[np.int64]:
+    """Return places of resampled times, (resamples, count): blocks of neighbours, the end joined to the beginning."""
+    starts = rng.integers(count, size=(resamples, math.ceil(count / block)))
+    places = (starts[:, :, None] + np.arange(block)) % count
+    return places.reshape(resamples, -1)[:, :count]
+
+
+def _student_t(level: float, freedom: float) -> float:
+    """Return the two-sided quantile of Student's t, by its expansion around the normal's (Abramowitz and Stegun 26.7.5)."""
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / freedom ** (order + 1) for order, term in enumerate(terms))
+
+
+def _widened(value: float, low: float, high: float, blocks: float, level: float) -> tuple[float, float]:
+    """Widen an interval for the few blocks that it rests on.
+
+    Resampling k things varies by (k − 1)/k of what they do, and how much they vary is itself known from k things only.
+    """
+    freedom = max(1.0, blocks - 1)
+    factor = math.sqrt((freedom + 1) / freedom) * _student_t(level, freedom) / _student_t(level, math.inf)
+    return value - (value - low) * factor, value + (high - value) * factor
+
+
+def _between_rounds(logs: Sequence[float], level: float) -> float:
+    """Return half an interval of the mean of rounds, by Student's t; 0 for fewer rounds than tell anything."""
+    if len(logs) < FEW_ROUNDS:
+        return 0.0
+    return _student_t(level, len(logs) - 1) * float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
+
+
+def _interval(value: float, drawn: NDArray[np.float64], blocks: float, level: float, rounds: Sequence[float]) -> Estimate:
+    """Return an estimate whose interval is the resampled one, or that between rounds where this is wider; all in logarithms."""
+    tail = 50 * (1 - level)
+    low, high = (float(end) for end in np.percentile(drawn, [tail, 100 - tail]))
+    low, high = _widened(value, min(low, value), max(high, value), blocks, level)
+    half = _between_rounds(rounds, level)
+    return Estimate(math.exp(value), math.exp(min(low, value - half)), math.exp(max(high, value + half)))
+
+
+def quantile(table: Table, percent: float, level: float = 0.95, seed: int = 0) -> Estimate:
+    """Return a percentile of the times with an interval that says what another run on the same questions would give.
+
+    With several rounds the questions stay as they are, and for each block of neighbouring questions the round is drawn anew; with
+    one round the times themselves are drawn in blocks, so that the interval also holds what questions differ by.
+
+    Args:
+        table: Seconds, (rounds, questions), each round in the order of asking; positive.
+        percent: 50 for the median.
+        level: Of the interval.
+        seed: Of the resampling.
+    """
+    logs = np.log(np.asarray(table, dtype=float))
+    rounds, count = logs.shape
+    value = float(np.percentile(logs, percent))
+    if rounds * count == 1:
+        return Estimate(math.exp(value), math.exp(value), math.exp(value))
+    rng = np.random.default_rng(seed)
+    typical = np.median(logs, axis=0) if rounds > 1 else np.zeros(count)
+    block = memory((logs - typical).ravel())
+    drawn: list[NDArray[np.float64]] = []
+    step = max(1, min(RESAMPLES, _CHUNK // (rounds * count)))
+    for start in range(0, RESAMPLES, step):
+        many = min(step, RESAMPLES - start)
+        if rounds == 1:
+            sample = logs[0][_block_starts(rng, count, block, many)]
+        else:
+            size = min(block, count)
+            which = rng.integers(rounds, size=(many, rounds, math.ceil(count / size)))
+            sample = logs[np.repeat(which, size, axis=2)[:, :, :count], np.arange(count)].reshape(many, -1)
+        drawn.append(np.percentile(sample, percent, axis=1))
+    found = np.concatenate(drawn)
+    if rounds > 1:  # one of so few rounds varies less than one of all there could be
+        found = value + (found - value) * math.sqrt(rounds / (rounds - 1))
+    return _interval(value, found, rounds * count / block, level, [float(np.percentile(one, percent)) for one in logs])
+
+
+def ratio(new: Table, base: Table, level: float = 0.95, seed: int = 0) -> Estimate:
+    """Return how many times as long `new` takes as `base`: the median over pairs, with an interval.
+
+    Args:
+        new: Seconds, (rounds, questions).
+        base: The same questions in the same rounds, taken in turn with `new`.
+        level: Of the interval.
+        seed: Of the resampling.
+    """
+    rows = np.log(np.asarray(new, dtype=float)) - np.log(np.asarray(base, dtype=float))
+    pairs = rows.ravel()
+    value = float(np.median(pairs))
+    if len(pairs) == 1:
+        return Estimate(math.exp(value), math.exp(value), math.exp(value))
+    rng = np.random.default_rng(seed)
+    block = memory(pairs)
+    drawn: list[NDArray[np.float64]] = []
+    step = max(1, min(RESAMPLES, _CHUNK // len(pairs)))
+    for start in range(0, RESAMPLES, step):
+        drawn.append(np.median(pairs[_block_starts(rng, len(pairs), block, min(step, RESAMPLES - start))], axis=1))
+    return _interval(value, np.concatenate(drawn), len(pairs) / block, level, [float(np.median(row)) for row in rows])
+
+
+def differs(new: Table, base: Table) -> bool:
+    """Return whether one of two variants is slower beyond what chance gives: the 99.9 % interval of their ratio excludes 1."""
+    found = ratio(new, base, SURE)
+    return not found.low <= 1 <= found.high
+
+
+def half_width(found: Estimate) -> float:
+    """Return half the interval as a share of the value."""
+    return max(found.high - found.value, found.value - found.low) / found.value
+
+
+def precise(tables: Sequence[Table], precision: float) -> bool:
+    """Return whether the medians of all variants, and their ratios to the first, are known as precisely as is wanted.
+
+    Args:
+        tables: Each variant's seconds, (rounds, questions); at least three rounds, or they are never precise.
+        precision: Half an interval as a share of the value, such as 0.03.
+    """
+    if not tables or len(tables[0]) < 3:
+        return not tables
+    return all(half_width(quantile(table, 50)) <= precision for table in tables) and all(
+        half_width(ratio(table, tables[0])) <= precision for table in tables[1:]
+    )
+
+
+def settled(passes: Sequence[float]) -> bool:
+    """Return whether warm-up is over: the latest pass is not by more than 5 % faster than the fastest before, or there were eight.
+
+    Args:
+        passes: Seconds of each pass over the same few questions.
+    """
+    if len(passes) < 2:
+        return False
+    return passes[-1] > (1 - SETTLED) * min(passes[:-1]) or len(passes) >= MOST_PASSES
+
+
+def mean_rate(rates: Sequence[float]) -> Estimate:
+    """Return the median rate of several blocks of work, its interval by Student's t over blocks (from four on), or their range."""
+    logs = np.log(np.asarray(rates, dtype=float))
+    value = float(np.median(logs))
+    half = _between_rounds(list(logs), 0.95)
+    if not half:
+        return Estimate(math.exp(value), math.exp(float(logs.min())), math.exp(float(logs.max())))
+    return Estimate(math.exp(value), math.exp(value - half), math.exp(value + half))
