@@ -40,7 +40,7 @@ Scenario = Literal["single", "offline", "server", "accuracy"]
 SCENARIOS: tuple[Scenario, ...] = ("single", "offline", "server", "accuracy")
 FORMAT = "mmedge-bench/2"
 TOGETHER = 16  # questions answered together where only accuracy is measured
-PROBES = 6  # rates that the server scenario tries for each variant; each halves what is not known
+PROBES = 7  # rates that the server scenario tries for each variant
 PERCENTILES = (50, 90, 99)
 
 
@@ -473,14 +473,14 @@ class _Session:
                     self._hold_bound(place, row, [one.example for one in timed][:256], step.advance)
 
     def _hold_bound(self, place: int, row: _Row, examples: Sequence[Example], advance: Callable[[int], None]) -> None:
-        """Halve, as often as `PROBES`, the stretch of rates within which p99 begins to break its bound."""
+        """Raise the rate until p99 breaks its bound, then halve what is not known, in as many probes as there are."""
         settings = self._settings
         warm = row.ask(self._request(examples[:8]))
         if "seconds" not in warm:
             return
-        low, high = 0.0, 1.2 * min(8, len(examples)) / float(warm["seconds"])
+        low, high = 0.0, math.inf
+        rate = 0.5 * min(8, len(examples)) / float(warm["seconds"])
         for number in range(PROBES):
-            rate = high / 1.2 * 0.7 if not number else (low + high) / 2
             arrivals = poisson_arrivals(rate, settings.server_seconds, seed=number)
             wish = {"arrivals": arrivals, "give_up_seconds": 20 * settings.latency_bound}
             name = f"server/{place}/{number}"
@@ -495,6 +495,7 @@ class _Session:
                     self._kept.put(name, found)
             row.server.append(found)
             low, high = (found["rate"], high) if found["held"] else (low, found["rate"])
+            rate = 1.5 * low if high == math.inf else (low + high) / 2
             advance(1)
 
     def _note_memory(self) -> None:

@@ -145,13 +145,14 @@ def conditions(report: dict[str, Any]) -> str:
         for split, count in report["questions"].items()
     )
     versions = " ".join(f"{name} {version}" for name, version in where["packages"].items())
-    bounds = [f"on {settings['cpus']} of"] if settings["cpus"] else []
-    if settings["memory_limit"]:
-        bounds.append(f"in {size_text(settings['memory_limit'])} each, of")
+    bounds = [f"on {settings['cpus']} of the cores"] if settings["cpus"] else []
+    bounds += [f"in {size_text(settings['memory_limit'])}"] if settings["memory_limit"] else []
     said = (
-        f"{report['task']}: {counts} questions, {ASKED[report['ask']]}, batch {report['batch']}, {' '.join([*bounds, ''])}"
+        f"{report['task']}: {counts} questions, {ASKED[report['ask']]}, batch {report['batch']}, "
         f"{where['cores']} cores, {where['processor']}, {where['memory_gb']} GB, Python {where['python']}, {versions}. "
-        "Variants took turns on every question; brackets are 95 % intervals (Wilson's for shares, of resampled blocks for times); "
+        + (f"Each variant ran {' and '.join(bounds)}. " if bounds else "")
+        + "Variants took turns on every question; brackets are 95 % Wilson intervals for shares, "
+        "and 95 % intervals over resampled blocks for times; "
         "× time is paired, relative to the first row; = marks what cannot be told from it."
     )
     if settings["precision"] is not None:
@@ -264,10 +265,12 @@ def page(report: dict[str, Any]) -> Page:
     found = Page(f"Bench: {report['task']}", conditions(report))
     if report["noisy"]:
         found.note(noise(report))
-    for title, headings, body in sections(report):
-        found.heading(title)
-        names = {name for name, _ in missing}
-        found.table(headings, [row for row in body if row[0] not in names])
+    names = {name for name, _ in missing}
+    for number, (title, headings, body) in enumerate(sections(report)):
+        found.heading(title if number else "Results")
+        body = [row for row in body if row[0] not in names]
+        for columns in ([*range(len(headings))],) if number else _halves(headings):
+            found.table([headings[place] for place in columns], [[row[place] for place in columns] for row in body])
     if missing:
         found.heading("Not measured")
         found.table(["variant", "why"], [[name, why] for name, why in missing])
@@ -295,6 +298,12 @@ def page(report: dict[str, Any]) -> Page:
     found.heading("The machine")
     found.table(["", ""], _machine_rows(report))
     return found
+
+
+def _halves(headings: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Return the columns of the first table as two tables that fit a page: how good, and at what cost."""
+    middle = headings.index("threads")
+    return [*range(middle)], [0, *range(middle, len(headings))]
 
 
 def _ratios(variants: Sequence[dict[str, Any]]) -> str:
