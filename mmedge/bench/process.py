@@ -28,12 +28,14 @@ class Variant:
         MmedgeError: It cannot be opened, does not fit, or its process dies.
     """
 
+    worker = "mmedge.bench.worker"  # the module that measures; benchmarks/bench_noise.py slows one on purpose
+
     def __init__(self, spec: VariantSpec, cpus: int | None = None, memory_limit: int | None = None) -> None:
         self.spec = spec
         self._memory_limit = memory_limit
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mmedge.bench.worker", json.dumps(spec.to_json()), str(cpus or 0)],
+            [sys.executable, "-m", self.worker, json.dumps(spec.to_json()), str(cpus or 0)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

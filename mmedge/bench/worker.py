@@ -116,7 +116,12 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints goes to standard error
     spec, processors = VariantSpec.from_json(json.loads(sys.argv[1])), int(sys.argv[2])
     if processors:
-        bind_processors(processors)
+        try:
+            bind_processors(processors)
+        except MmedgeError as error:
+            replies.write(json.dumps({"error": error.what, "hint": error.hint}) + "\n")
+            replies.flush()
+            return
     serve(spec, sys.stdin, replies)
 
 

@@ -114,14 +114,14 @@ def test_a_bundle_of_another_task_and_a_missing_gpu_are_rows_too(tiny_run: Path,
     if not torch.cuda.is_available():
         assert found[2]["problem"] == "torch sees no CUDA GPU here"
     with pytest.raises(MmedgeError, match="none of 2 variants"):
-        bench(places[1:2] + [str(tmp_path / "none")], settings, Progress(quiet=True), tiny_run / "evaluation.jsonl")
+        bench([*places[1:2], str(tmp_path / "none")], settings, Progress(quiet=True), tiny_run / "evaluation.jsonl")
 
 
 def test_rounds_are_repeated_until_it_is_precise(tiny_run: Path) -> None:
     def measured(precision: float, most: int) -> tuple[bool, int]:
         settings = BenchSettings(questions=4, verdicts=0, timed=4, precision=precision, max_rounds=most, warmup_questions=1)
         found = bench([tiny_run / "bundle-fp32"], settings, Progress(quiet=True))
-        assert found["questions"] == {split: 4 for split in found["questions"]}  # accuracy is on all that were wanted
+        assert found["questions"] == dict.fromkeys(found["questions"], 4)  # accuracy is on all that were wanted
         return found["precision_reached"], found["variants"][0]["latency_ms"]["rounds"]
 
     reached, rounds = measured(0.9, 40)

@@ -79,10 +79,10 @@ TRUE_MEDIAN = _true_median()
 def test_times_that_remember_are_worth_less() -> None:
     rng = np.random.default_rng(0)
     fresh, remembering = rng.normal(size=2000), _noise(rng, 2000, 0.95)
-    assert memory(list(fresh)) <= 20 < memory(list(remembering)) <= 400
+    assert memory(list(fresh)) <= 40 < memory(list(remembering)) <= 400
     wide, narrow = (half_width(quantile([list(np.exp(0.1 * x))], 50)) for x in (remembering, fresh))
     assert wide > 3 * narrow
-    assert memory([1.0] * 50) == 4 and memory([1.0]) == 1
+    assert memory([1.0] * 50) == 8 and memory([1.0]) == 1
 
 
 def test_more_rounds_until_it_is_precise() -> None:
