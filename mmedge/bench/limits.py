@@ -2,8 +2,9 @@
 
 Processors are bound by affinity, before anything that counts processors is imported. Memory is bound by a watch: the kernel's
 own note of the largest resident size (`VmHWM`, which no moment between two looks escapes) is read often, and a process that
-went beyond is ended. Limits of address space or of data would be the wrong ones: an inference runtime reserves far more than it
-touches, and maps weights from their file without owning them. Imports nothing heavy.
+went beyond is ended. Limits of address space or of data would be the wrong ones: a bundle that has 92 MB resident has 357 MB of
+address space and 128 MB of data (ONNX Runtime 1.32, Linux), and a torch student's 474 MB hold 208 MB that are mapped from files and
+no data. Imports nothing heavy.
 """
 
 from __future__ import annotations

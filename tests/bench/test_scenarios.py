@@ -129,6 +129,30 @@ def test_rounds_are_repeated_until_it_is_precise(tiny_run: Path) -> None:
     assert measured(1e-9, 4) == (False, 4)
 
 
+class _Clock:
+    """A meter that reads the wall clock."""
+
+    name = "clock"
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def stop(self) -> dict[str, float]:
+        return {"seconds": time.perf_counter() - self._started}
+
+
+def test_meters_measure_one_variant_at_a_time(tiny_run: Path) -> None:
+    settings = BenchSettings(questions=1, verdicts=0, warmup_questions=1, scenarios=("offline", "accuracy"), batches=(2,))
+    places = [tiny_run / "bundle-fp32", tiny_run / "bundle-int8"]
+    found = bench(places, settings, Progress(quiet=True), meters=[_Clock()])
+    assert violations(found, SCHEMA) == []
+    for variant in found["variants"]:
+        assert variant["latency_ms"] is None and len(variant["offline"][0]["blocks"]) == settings.offline_rounds
+        for block in variant["offline"][0]["blocks"]:
+            assert block["seconds"] < block["clock"]["seconds"] < block["seconds"] + 5
+    page(found).text()
+
+
 def test_threads_are_swept(tiny_run: Path) -> None:
     settings = BenchSettings(questions=2, verdicts=0, warmup_questions=1, sweep_threads=(1, 2))
     found = bench([tiny_run / "bundle-fp32"], settings, Progress(quiet=True))["variants"]
