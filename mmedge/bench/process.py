@@ -55,7 +55,7 @@ class Variant:
             raise
         self.name = f"{self.opened['engine']} {self.opened['precision']}"
         if self.opened["device"] != "cpu":
-            self.name += f" {self.opened['device']}"
+            self.name += f" on {self.opened['device']}"
 
     def _listen(self) -> None:
         assert self._process.stderr is not None

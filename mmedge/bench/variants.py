@@ -2,7 +2,8 @@
 
     runs/quickstart/bundle-int8               a bundle, on ONNX Runtime
     runs/quickstart/student                   a student, in torch, float32
-    torch-bf16:runs/quickstart/student        the same at another precision; torch-cuda-fp16: on a GPU
+    runs/quickstart/student-bnb-nf4           a student whose weights bitsandbytes rounded, on a GPU where there is one
+    torch-bf16:runs/quickstart/student        a student at another precision; torch-cuda-fp16: on a GPU
 
 A name is a folder, or KIND:PLACE. Each kind has an opener: a function that takes the place and the number of threads and returns
 what is opened, an `Engine` of `mmedge.runtime.decoding` with the encoder that makes its prompts. A further engine is one more
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 Ask = Literal["answer", "rationale", "confidence"]  # the answer only; with a chain of thought; with the best confidence there is
 ASKS: tuple[Ask, ...] = ("answer", "rationale", "confidence")
+_OF_A_RUN = ("student", "student-bnb-int8", "student-bnb-nf4", "bundle-fp32", "bundle-int8", "bundle-int4")
 _MANIFEST, _DETAILS, _QUESTIONS = "manifest.json", "mmedge.json", "evaluation.jsonl"
 
 
@@ -97,10 +99,11 @@ class Opened:
 Opener = Callable[[Path, "int | None"], Opened]
 
 
-def _open_bundle(place: Path, threads: int | None) -> Opened:
+def _open_bundle(device: Literal["auto", "cuda"], place: Path, threads: int | None) -> Opened:
+    from mmedge.runtime.graphs import choose_device
     from mmedge.runtime.student import Student
 
-    student = Student.load(place, threads)
+    student = Student.load(place, threads, device)
     bundle = student.bundle
     return Opened(
         "onnxruntime",
@@ -111,30 +114,39 @@ def _open_bundle(place: Path, threads: int | None) -> Opened:
         bundle.max_answer_tokens,
         bundle.max_rationale_tokens,
         bundle.size,
+        choose_device(device, bundle.device),
         task=str(bundle.manifest["task"]["name"]),
         student=student,
     )
 
 
-def _open_torch(precision: str, device: str, place: Path, threads: int | None) -> Opened:
+def _open_torch(precision: str | None, device: str | None, place: Path, threads: int | None) -> Opened:
+    """Open a student; where nothing is said, as it was saved, what is rounded on a GPU where there is one."""
     try:
         import torch
     except ImportError:
         raise missing_extra("torch", "distill") from None
 
     from mmedge.distill.engine import TorchEngine
-    from mmedge.distill.students import open_student, student_details
+    from mmedge.distill.students import open_student, student_details, student_precision
 
     if device == "cuda" and not torch.cuda.is_available():
         raise MmedgeError("torch sees no CUDA GPU here", "measure it on a machine that has one")
+    details = student_details(place)
+    saved = student_precision(details)
+    if precision is not None and saved != "fp32":
+        raise MmedgeError(f"{place} is rounded to {saved} already", f"name it without torch-…: {place}")
+    if device is None:
+        device = "cuda" if saved != "fp32" and torch.cuda.is_available() else "cpu"
     used = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(used)
-    student = open_student(place)
-    student.model.to(device=device, dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
-    limits = student_details(place)["recipe"]["generation"]
+    student = open_student(place, device=device)
+    if precision is not None:
+        student.model.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+    limits = details["recipe"]["generation"]
     return Opened(
         "torch",
-        precision,
+        precision or saved,
         used,
         TorchEngine(student),
         student.encoder,
@@ -147,8 +159,9 @@ def _open_torch(precision: str, device: str, place: Path, threads: int | None) -
 
 
 OPENERS: dict[str, Opener] = {
-    "bundle": _open_bundle,
-    "torch": partial(_open_torch, "fp32", "cpu"),
+    "bundle": partial(_open_bundle, "auto"),
+    "bundle-cuda": partial(_open_bundle, "cuda"),
+    "torch": partial(_open_torch, None, None),
     "torch-bf16": partial(_open_torch, "bf16", "cpu"),
     "torch-fp16": partial(_open_torch, "fp16", "cpu"),
     "torch-cuda": partial(_open_torch, "fp32", "cuda"),
@@ -184,8 +197,7 @@ def find_variants(place: str | Path) -> list[VariantSpec]:
     if (folder / _DETAILS).is_file():
         return [VariantSpec("torch", folder)]
     if (folder / "recipe.yaml").is_file():
-        inside = [folder / "student", *(folder / f"bundle-{precision}" for precision in ("fp32", "int8"))]
-        found = [spec for one in inside if one.is_dir() for spec in find_variants(one)]
+        found = [spec for name in _OF_A_RUN if (folder / name).is_dir() for spec in find_variants(folder / name)]
         if not found:
             raise MmedgeError(f"the run {folder} has neither student nor bundles yet", "finish mmedge distill and mmedge export")
         return found
@@ -206,7 +218,7 @@ def open_variant(spec: VariantSpec) -> Opened:
 
 def judge_of(spec: VariantSpec) -> tuple[str, list[str]] | None:
     """Return how answers of a variant's task are judged (name, labels), where a bundle says so."""
-    if spec.kind != "bundle":
+    if not spec.kind.startswith("bundle"):
         return None
     try:
         task = read_json(spec.place / _MANIFEST)["task"]
