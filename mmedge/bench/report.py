@@ -311,7 +311,7 @@ def _ratios(variants: Sequence[dict[str, Any]]) -> str:
     for variant in variants:
         ratio = variant["ratio_to_first"]
         value, (low, high) = (1.0, (1.0, 1.0)) if ratio is None else (ratio["value"], ratio["interval_95"])
-        found.append(IntervalRow(variant["name"], value, low, high, f"{value:.2f} ×"))
+        found.append(IntervalRow(variant["name"], value, low, high, f"{_figures(value)} ×"))
     return interval_chart(found, x_label="times as long as the first")
 
 
@@ -354,5 +354,5 @@ def _machine_rows(report: dict[str, Any]) -> list[list[str]]:
         ["taken by the host", "not told here" if steal is None else f"{100 * steal:.1f} %"],
         ["frequency", span(watch["frequency_ghz"], "GHz")],
         ["temperature", span(watch["temperature_c"], "°C")],
-        ["verdict", noise(report) or "quiet"],
+        ["noise", noise(report) or "none that was seen"],
     ]

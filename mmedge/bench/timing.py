@@ -84,9 +84,9 @@ def _widened(value: float, low: float, high: float, blocks: float, level: float)
     return value - (value - low) * factor, value + (high - value) * factor
 
 
-def _between_rounds(logs: Sequence[float], level: float) -> float:
+def _between_rounds(logs: Sequence[float], level: float, least: int = FEW_ROUNDS) -> float:
     """Return half an interval of the mean of rounds, by Student's t; 0 for fewer rounds than tell anything."""
-    if len(logs) < FEW_ROUNDS:
+    if len(logs) < least:
         return 0.0
     return _student_t(level, len(logs) - 1) * float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
 
@@ -197,10 +197,12 @@ def settled(passes: Sequence[float]) -> bool:
 
 
 def mean_rate(rates: Sequence[float]) -> Estimate:
-    """Return the median rate of several blocks of work, its interval by Student's t over blocks (from four on), or their range."""
+    """Return the typical rate of several blocks of work, the geometric mean, its interval by Student's t over blocks.
+
+    With one or two blocks, which tell next to nothing of how blocks differ, the interval is their range.
+    """
     logs = np.log(np.asarray(rates, dtype=float))
-    value = float(np.median(logs))
-    half = _between_rounds(list(logs), 0.95)
-    if not half:
-        return Estimate(math.exp(value), math.exp(float(logs.min())), math.exp(float(logs.max())))
-    return Estimate(math.exp(value), math.exp(value - half), math.exp(value + half))
+    value = float(logs.mean())
+    half = _between_rounds(list(logs), 0.95, least=3)
+    low, high = (value - half, value + half) if half else (float(logs.min()), float(logs.max()))
+    return Estimate(math.exp(value), math.exp(low), math.exp(high))
