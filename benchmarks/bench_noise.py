@@ -3,7 +3,7 @@
     python benchmarks/bench_noise.py runs/quickstart/bundle-int8 --repeats 20
 
 An A/A comparison must raise no alarm, the slowed one must be found, and what two repeats say of a ratio must agree within their
-intervals. Every repeat opens new processes. Prints Markdown; a run is worth something on a machine that does nothing else.
+intervals. Every round has new processes. Prints Markdown; a run is worth something on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--timed", type=int, default=40)
     arguments = parser.parse_args()
     Variant.worker = "benchmarks.slowed_worker"

@@ -493,7 +493,7 @@ def bench(
     precision: Annotated[
         Optional[str], typer.Option(help="Repeat rounds until medians and ratios are known so precisely, such as 3%.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds at least.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds at least, each in new processes.")] = 1,
     max_rounds: Annotated[int, typer.Option(min=1, help="Rounds at most, with --precision.")] = 50,
     batches: Annotated[str, typer.Option(help="Batch sizes of the offline scenario.")] = "1,8,32",
     latency_bound: Annotated[str, typer.Option(help="What p99 must keep in the server scenario.")] = "200ms",

@@ -56,7 +56,7 @@ class BenchSettings:
         scenarios: What is measured.
         ask: What is asked for: the answer, with a rationale, or with the best confidence there is.
         timed: How many of the questions, evenly spread, are asked one at a time in each round; None for all.
-        rounds: How often these are asked.
+        rounds: How often these are asked, each time of new processes.
         precision: Rounds are repeated until half the 95 % intervals of medians and ratios are at most this share; None for not.
         max_rounds: How many rounds at most.
         batches: Batch sizes of the offline scenario.
@@ -141,7 +141,8 @@ class _Row:
     variant: Variant | None = None
     problem: MmedgeError | None = None
     opened: Json = field(default_factory=dict)
-    warmup: list[float] = field(default_factory=list)
+    warmup: list[list[float]] = field(default_factory=list)  # of each of its processes, seconds of each pass
+    load_seconds: list[float] = field(default_factory=list)  # of each of its processes
     single: list[list[Json]] = field(default_factory=list)  # (rounds, questions)
     said: dict[str, list[Json]] = field(default_factory=dict)  # by split: text, confidence, withheld
     verdicts: list[str] = field(default_factory=list)
@@ -309,6 +310,7 @@ class _Session:
         self._rows, self._settings, self._progress, self._kept, self._meters = rows, settings, progress, kept, meters
         self.watch = Watch()
         self.reached: bool | None = None  # whether the precision that was asked for was reached
+        self._worn: Sequence[_Asked] = ()  # where new processes are due before anything is asked: what warms them up
 
     # -------------------------------------------------------------------------------------------- processes
 
@@ -324,6 +326,7 @@ class _Session:
                 row.fails(error)
                 continue
             row.opened, row.name = row.variant.opened, row.variant.name
+            row.load_seconds.append(row.opened["load_seconds"])
             if task and row.opened["task"] not in (None, task):
                 row.fails(MmedgeError(f"answers {row.opened['task']}, not {task}", "bench it with its own evaluation set"))
         for row in self._rows:
@@ -349,6 +352,7 @@ class _Session:
         """
         found: list[Json] | None = self._kept.get(name) if self._kept is not None else None
         if found is None:
+            self._renew()
             self._look()
             replies: dict[int, Json] = {}
             for offset in range(len(self._rows)):
@@ -365,6 +369,23 @@ class _Session:
             if "problem" in reply and row.problem is None:  # it failed before the bench was killed
                 row.fails(MmedgeError(reply["problem"], reply["hint"]))
         return [None if "problem" in reply else reply for reply in found]
+
+    def _renew(self) -> None:
+        """Put new processes, warmed up, in the place of those that have done their round."""
+        if not self._worn:
+            return
+        timed, self._worn = self._worn, ()
+        self._look(force=True)
+        for row in self._rows:
+            if row.problem is None and row.variant is not None:
+                row.variant.close()
+                try:
+                    row.variant = Variant(row.spec, self._settings.cpus, self._settings.memory_limit)
+                    row.load_seconds.append(row.variant.opened["load_seconds"])
+                except MmedgeError as error:
+                    row.fails(error)
+        self._warm_up(timed)
+        self._look(force=True)
 
     # -------------------------------------------------------------------------------------------- scenarios
 
@@ -394,9 +415,11 @@ class _Session:
         count = self._settings.warmup_questions
         some = (list(timed) * count)[:count]
         for row in self._rows:
-            while count and row.problem is None and not settled(row.warmup):
+            passes: list[float] = []
+            while count and row.problem is None and not settled(passes):
                 replies = [row.ask(self._request([one.example])) for one in some]
-                row.warmup.append(sum(float(reply.get("seconds", 0.0)) for reply in replies))
+                passes.append(sum(float(reply.get("seconds", 0.0)) for reply in replies))
+            row.warmup.append(passes)
 
     def _single(self, timed: Sequence[_Asked]) -> None:
         settings = self._settings
@@ -417,14 +440,14 @@ class _Session:
                     step.advance(1)
                 done += 1
                 self._note_memory()
-                if done < settings.rounds:
-                    continue
-                if settings.precision is None:
-                    return
-                tables = [seconds_of(row.single) for row in self._rows if row.problem is None]
-                self.reached = precise(tables, settings.precision)
-                if self.reached or done >= settings.max_rounds or not tables:
-                    return
+                if done >= settings.rounds:
+                    if settings.precision is None:
+                        return
+                    tables = [seconds_of(row.single) for row in self._rows if row.problem is None]
+                    self.reached = precise(tables, settings.precision)
+                    if self.reached or done >= settings.max_rounds or not tables:
+                        return
+                self._worn = timed
 
     def _accuracy(self, asked: Sequence[_Asked]) -> None:
         for row in self._rows:
@@ -648,13 +671,15 @@ def _summary(
         **_times(row, base),
         "offline": [_throughput(batch, blocks) for batch, blocks in row.offline.items()],
         "server": _held(row, settings) if row.server else None,
-        "load_seconds": row.opened["load_seconds"],
+        "load_seconds": percentile(row.load_seconds, 50),
         "peak_memory_bytes": max(look["peak_memory_bytes"] for look in row.memory),
         "steady_memory_bytes": int(percentile(resident, 50)),
         "bytes_on_disk": row.opened["bytes_on_disk"],
         "samples": {
             **_single_samples(row),
-            "warmup_passes": [round(value, 6) for value in row.warmup],
+            "warmup_passes": [[round(value, 6) for value in passes] for passes in row.warmup],
+            "load_seconds": row.load_seconds,
+            "resident_memory_bytes": [int(value) for value in resident],
             "ids": {split: [one["example"].id for one in said] for split, said in row.said.items()},
             "answers": {split: [one["text"] for one in said] for split, said in row.said.items()},
             "confidences": {split: [one["confidence"] for one in said] for split, said in row.said.items()},

@@ -2,11 +2,11 @@
 
     mmedge compare base.json new.json --max-slowdown 5% --max-accuracy-drop 1
 
-Variants are matched by name. Times are compared question by question (the median of its rounds in each report), answers question by
-question too (McNemar 1947). The two reports were not measured in turns, so that the machine itself may have changed between
-them: a slowdown breaks its bound only where the whole interval lies beyond it, and reports that were noisy, or from different
-machines, are said to be. An accuracy breaks its bound by its value on these questions, since the same student gives the same
-answers every time; whether the change is more than chance is said beside it.
+Variants are matched by name. Times are compared question by question, answers question by question too (McNemar 1947). The two
+reports were not measured in turns, so that the machine itself may have changed between them: a slowdown breaks its bound only
+where the whole interval lies beyond it and it is no matter of chance (`timing.differs`), and reports that were noisy, or from
+different machines, are said to be. An accuracy breaks its bound by its value on these questions, since the same student gives
+the same answers every time; whether the change is more than chance is said beside it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from mmedge.bench.bench import FORMAT
 from mmedge.bench.limits import parse_share
-from mmedge.bench.timing import SURE, ratio
+from mmedge.bench.timing import FEW_ROUNDS, ONE_PROCESS, differs, ratio
 from mmedge.errors import MmedgeError
 from mmedge.statistics import mcnemar, paired_difference
 from mmedge.storage import read_json
@@ -162,13 +162,11 @@ def _time(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any] | Non
     old, new = _rounds(before, places), _rounds(after, places)
     rounds = min(len(old), len(new))
     found = ratio(new[:rounds], old[:rounds])
-    sure = ratio(new[:rounds], old[:rounds], SURE)
     return {
         **found.to_json(),
-        "interval_999": [sure.low, sure.high],
         "questions": len(places),
         "rounds": rounds,
-        "changed": not sure.low <= 1 <= sure.high,
+        "changed": differs(new[:rounds], old[:rounds]),
     }
 
 
@@ -202,11 +200,15 @@ def _broken(change: dict[str, Any], bounds: Bounds, notes: list[str]) -> list[st
     if bounds.slowdown is not None:
         if time is None:
             found.append(f"{name}: no times to hold against --max-slowdown")
-        elif time["interval_95"][0] > 1 + bounds.slowdown:
+        elif time["interval_95"][0] > 1 + bounds.slowdown and time["changed"]:
             found.append(f"{name} is slower by {_percent(time['value'] - 1)}, more than {_percent(bounds.slowdown)}")
         elif time["interval_95"][1] > 1 + bounds.slowdown:
             low, high = (_percent(end - 1) for end in time["interval_95"])
-            notes.append(f"{name}: a slowdown beyond {_percent(bounds.slowdown)} is not ruled out ({low} to {high}); measure more")
+            why = "" if time["rounds"] >= FEW_ROUNDS else f", and processes may differ by {_percent(ONE_PROCESS)}"
+            notes.append(
+                f"{name}: a slowdown beyond {_percent(bounds.slowdown)} is not ruled out ({low} to {high}{why}); measure more, "
+                f"with --precision or at least --rounds {FEW_ROUNDS}"
+            )
     if bounds.accuracy_drop is not None:
         if accuracy is None:
             found.append(f"{name}: no answers to hold against --max-accuracy-drop")

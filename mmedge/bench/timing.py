@@ -1,9 +1,11 @@
 """Statistics of times that were measured one after the other on a machine that drifts, stalls and remembers.
 
-Successive times resemble each other, so that they say less than as many independent ones would: every interval here resamples
-blocks of neighbouring times, as long as the times' memory (moving block bootstrap; Künsch 1989, circular as in Politis and Romano
-1992). Variants are compared on pairs: the same question, in the same round, one right after the other, so that what slows the
-machine slows both. Knows nothing of processes or reports: tables of seconds go in, estimates come out.
+Variants are compared on pairs: the same question, in the same round, one right after the other, so that what slows the machine
+slows both. Successive times resemble each other, so that they say less than as many independent ones would; and two processes of
+the very same program differ, by where their memory happens to lie (Kalibera and Jones 2013). So each round is a process of its
+own, and from four rounds on intervals are Student's, over rounds. With fewer, blocks of neighbouring times are resampled that
+are as long as the times' memory (moving block bootstrap; Künsch 1989, circular as in Politis and Romano 1992). Knows nothing of
+processes or reports: tables of seconds go in, estimates come out.
 
     table = [[0.0031, 0.0040], [0.0030, 0.0042]]       two rounds over the same two questions
     quantile(table, 50)                                the median with its interval
@@ -26,7 +28,10 @@ Table = Sequence[Sequence[float]]
 
 RESAMPLES = 600
 SURE = 0.999  # the interval that must exclude 1 before two variants are said to differ: 20 comparisons of equals raise no alarm
-FEW_ROUNDS = 8  # from so many rounds on, what whole rounds differ by counts too
+FEW_ROUNDS = 4  # from so many rounds on it is known what rounds, and so processes, differ by
+ONE_PROCESS = (
+    0.1  # by so much two of the same may differ where there are fewer: benchmarks/bench_noise.py saw 6 % on a busy machine
+)
 SETTLED = 0.05  # warm-up ends with a pass that is not by more than this share faster than the fastest before it
 MOST_PASSES = 8
 _CHUNK = 4_000_000  # times resampled at once
@@ -91,20 +96,25 @@ def _between_rounds(logs: Sequence[float], level: float, least: int = FEW_ROUNDS
     return _student_t(level, len(logs) - 1) * float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
 
 
-def _interval(value: float, drawn: NDArray[np.float64], blocks: float, level: float, rounds: Sequence[float]) -> Estimate:
-    """Return an estimate whose interval is the resampled one, or that between rounds where this is wider; all in logarithms."""
+def _student(value: float, rounds: Sequence[float], level: float) -> Estimate:
+    """Return an estimate with Student's interval over rounds; all in logarithms."""
+    half = _between_rounds(rounds, level)
+    return Estimate(math.exp(value), math.exp(value - half), math.exp(value + half))
+
+
+def _resampled(value: float, drawn: NDArray[np.float64], blocks: float, level: float) -> Estimate:
+    """Return an estimate with a resampled interval; all in logarithms."""
     tail = 50 * (1 - level)
     low, high = (float(end) for end in np.percentile(drawn, [tail, 100 - tail]))
     low, high = _widened(value, min(low, value), max(high, value), blocks, level)
-    half = _between_rounds(rounds, level)
-    return Estimate(math.exp(value), math.exp(min(low, value - half)), math.exp(max(high, value + half)))
+    return Estimate(math.exp(value), math.exp(low), math.exp(high))
 
 
 def quantile(table: Table, percent: float, level: float = 0.95, seed: int = 0) -> Estimate:
     """Return a percentile of the times with an interval that says what another run on the same questions would give.
 
-    With several rounds the questions stay as they are, and for each block of neighbouring questions the round is drawn anew; with
-    one round the times themselves are drawn in blocks, so that the interval also holds what questions differ by.
+    With two or three rounds the questions stay as they are, and for each block of neighbouring questions the round is drawn anew;
+    with one round the times themselves are drawn in blocks, so that the interval also holds what questions differ by.
 
     Args:
         table: Seconds, (rounds, questions), each round in the order of asking; positive.
@@ -117,6 +127,8 @@ def quantile(table: Table, percent: float, level: float = 0.95, seed: int = 0) -
     value = float(np.percentile(logs, percent))
     if rounds * count == 1:
         return Estimate(math.exp(value), math.exp(value), math.exp(value))
+    if rounds >= FEW_ROUNDS:
+        return _student(value, [float(np.percentile(one, percent)) for one in logs], level)
     rng = np.random.default_rng(seed)
     typical = np.median(logs, axis=0) if rounds > 1 else np.zeros(count)
     block = memory((logs - typical).ravel())
@@ -134,7 +146,7 @@ def quantile(table: Table, percent: float, level: float = 0.95, seed: int = 0) -
     found = np.concatenate(drawn)
     if rounds > 1:  # one of so few rounds varies less than one of all there could be
         found = value + (found - value) * math.sqrt(rounds / (rounds - 1))
-    return _interval(value, found, rounds * count / block, level, [float(np.percentile(one, percent)) for one in logs])
+    return _resampled(value, found, rounds * count / block, level)
 
 
 def ratio(new: Table, base: Table, level: float = 0.95, seed: int = 0) -> Estimate:
@@ -151,19 +163,25 @@ def ratio(new: Table, base: Table, level: float = 0.95, seed: int = 0) -> Estima
     value = float(np.median(pairs))
     if len(pairs) == 1:
         return Estimate(math.exp(value), math.exp(value), math.exp(value))
+    if len(rows) >= FEW_ROUNDS:
+        return _student(value, [float(np.median(row)) for row in rows], level)
     rng = np.random.default_rng(seed)
     block = memory(pairs)
     drawn: list[NDArray[np.float64]] = []
     step = max(1, min(RESAMPLES, _CHUNK // len(pairs)))
     for start in range(0, RESAMPLES, step):
         drawn.append(np.median(pairs[_block_starts(rng, len(pairs), block, min(step, RESAMPLES - start))], axis=1))
-    return _interval(value, np.concatenate(drawn), len(pairs) / block, level, [float(np.median(row)) for row in rows])
+    return _resampled(value, np.concatenate(drawn), len(pairs) / block, level)
 
 
 def differs(new: Table, base: Table) -> bool:
-    """Return whether one of two variants is slower beyond what chance gives: the 99.9 % interval of their ratio excludes 1."""
+    """Return whether one of two variants is slower beyond what chance gives.
+
+    The 99.9 % interval of their ratio excludes 1, and where there are fewer than four rounds, so that nobody knows what processes
+    differ by, the ratio is one that they would not.
+    """
     found = ratio(new, base, SURE)
-    return not found.low <= 1 <= found.high
+    return not found.low <= 1 <= found.high and (len(new) >= FEW_ROUNDS or abs(math.log(found.value)) > math.log1p(ONE_PROCESS))
 
 
 def half_width(found: Estimate) -> float:
@@ -175,10 +193,10 @@ def precise(tables: Sequence[Table], precision: float) -> bool:
     """Return whether the medians of all variants, and their ratios to the first, are known as precisely as is wanted.
 
     Args:
-        tables: Each variant's seconds, (rounds, questions); at least three rounds, or they are never precise.
+        tables: Each variant's seconds, (rounds, questions); at least four rounds, or they are never precise.
         precision: Half an interval as a share of the value, such as 0.03.
     """
-    if not tables or len(tables[0]) < 3:
+    if not tables or len(tables[0]) < FEW_ROUNDS:
         return not tables
     return all(half_width(quantile(table, 50)) <= precision for table in tables) and all(
         half_width(ratio(table, tables[0])) <= precision for table in tables[1:]

@@ -23,8 +23,13 @@ def _noise(rng: np.random.Generator, count: int, memory_of: float) -> NDArray[np
     return found
 
 
-def machine_of(seed: int, slower: float = 1.0, rounds: int = 5, questions: int = 60, drifts: float = 0.2) -> Tables:
-    """Two variants taking turns on a machine whose speed drifts, by a fifth, remembers, and stalls now and then."""
+def machine_of(
+    seed: int, slower: float = 1.0, rounds: int = 5, questions: int = 60, drifts: float = 0.2, launch: float = 0.0
+) -> Tables:
+    """Two variants taking turns on a machine whose speed drifts, by a fifth, remembers, and stalls now and then.
+
+    Each round is a process of its own, and processes differ by `launch`.
+    """
     rng = np.random.default_rng(seed)
     turns = rounds * questions
     cost = np.tile(rng.lognormal(math.log(0.005), 0.4, size=questions), rounds)
@@ -34,7 +39,8 @@ def machine_of(seed: int, slower: float = 1.0, rounds: int = 5, questions: int =
     for factor in (1.0, slower):
         own = np.exp(0.03 * _noise(rng, turns, 0.6))
         stalls = 1 + rng.exponential(3, size=turns) * (rng.random(turns) < 0.02)
-        found.append((cost * both * own * stalls * factor).reshape(rounds, questions).tolist())
+        process = np.repeat(np.exp(launch * rng.normal(size=rounds)), questions)
+        found.append((cost * both * own * stalls * process * factor).reshape(rounds, questions).tolist())
     return found[0], found[1]
 
 
@@ -47,6 +53,21 @@ def test_a_tenth_slower_is_found_every_time() -> None:
         base, new = machine_of(seed, slower=1.1)
         found = ratio(new, base)
         assert differs(new, base) and found.low < 1.1 * 1.02 and found.high > 1.1 * 0.98
+
+
+def test_what_processes_differ_by_is_no_difference_of_variants() -> None:
+    """Two processes of the same program differ by some per cent, however long each is measured."""
+    wanted = {"rounds": 12, "questions": 30, "launch": 0.02}
+    assert [seed for seed in range(20) if differs(*machine_of(seed, **wanted))] == []
+    assert all(differs(*machine_of(seed, slower=1.1, **wanted)) for seed in range(20))
+    few = [machine_of(seed, rounds=1, questions=400, launch=0.03) for seed in range(20)]
+    assert not any(differs(*pair) for pair in few)
+    inside = 0
+    for seed in range(200, 300):
+        base, new = machine_of(seed, slower=1.3, **wanted)
+        found = ratio(new, base)
+        inside += found.low <= 1.3 <= found.high
+    assert inside >= 90
 
 
 def test_ratios_lie_within_their_intervals_as_often_as_they_say() -> None:
