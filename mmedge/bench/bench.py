@@ -592,7 +592,8 @@ def _name(rows: Sequence[_Row]) -> None:
     for name in {row.name for row in rows}:
         if len(same := several(name)) > 1:
             for row in same:
-                row.name += f", {row.spec.threads or row.opened.get('threads', '?')} threads"
+                count = row.spec.threads or row.opened.get("threads", "?")
+                row.name += f", {count} thread{'' if count == 1 else 's'}"
 
 
 # ------------------------------------------------------------------------------------------------------ report

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from mmedge.bench.limits import size_text
+from mmedge.bench.timing import FEW_ROUNDS
 from mmedge.charts import IntervalRow, Series, interval_chart, line_chart
 from mmedge.page import Page
 from mmedge.statistics import Proportion
@@ -151,10 +152,15 @@ def conditions(report: dict[str, Any]) -> str:
         f"{report['task']}: {counts} questions, {ASKED[report['ask']]}, batch {report['batch']}, "
         f"{where['cores']} cores, {where['processor']}, {where['memory_gb']} GB, Python {where['python']}, {versions}. "
         + (f"Each variant ran {' and '.join(bounds)}. " if bounds else "")
-        + "Variants took turns on every question; brackets are 95 % Wilson intervals for shares, "
-        "and 95 % intervals over resampled blocks for times; "
-        "× time is paired, relative to the first row; = marks what cannot be told from it."
+        + "Variants took turns on every question; brackets are 95 % Wilson intervals for shares."
     )
+    timed = next((variant["latency_ms"] for variant in measured(report) if variant["latency_ms"]), None)
+    if timed:
+        over = f"{timed['rounds']} rounds" if timed["rounds"] >= FEW_ROUNDS else "blocks of neighbouring times"
+        said += (
+            f" Those of times are over {over}, each round of new processes; × time is paired, relative to the first row; "
+            "= marks what cannot be told from it."
+        )
     if settings["precision"] is not None:
         reached = "reached" if report["precision_reached"] else "not reached"
         said += f" Precision of {100 * settings['precision']:g} %: {reached}."

@@ -23,7 +23,7 @@ from mmedge.bench.variants import VariantSpec, find_variants
 from mmedge.bench.watch import OTHER_LOAD, Watch, processor_seconds
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
-from tests.conftest import REPOSITORY, Finished, is_one_line_error, mmedge
+from tests.conftest import REPOSITORY, Finished, is_one_line_error, killed_when_lines_are_there, mmedge
 from tests.json_schema import violations
 
 SCHEMA = json.loads((REPOSITORY / "mmedge" / "bench" / "schema.json").read_text())
@@ -69,6 +69,7 @@ def test_every_scenario_is_measured_and_every_sample_kept(report: dict[str, Any]
     for variant in report["variants"][:2]:
         samples = variant["samples"]
         assert variant["latency_ms"]["count"] == len(samples["seconds"]) == 2 * 6 == len(samples["question"])
+        assert len(samples["load_seconds"]) == len(samples["warmup_passes"]) == 2  # each round has a process of its own
         assert samples["round"] == [0] * 6 + [1] * 6 and samples["question"] == [*range(6)] * 2
         assert all(0 < first < whole for first, whole in zip(samples["time_to_first_token"], samples["seconds"], strict=True))
         low, high = variant["latency_ms"]["p50_interval_95"]
@@ -153,10 +154,22 @@ def test_meters_measure_one_variant_at_a_time(tiny_run: Path) -> None:
     page(found).text()
 
 
+def test_a_bench_that_was_killed_between_rounds_continues_with_the_same_answers(tiny_run: Path, tmp_path: Path) -> None:
+    arguments = ["bench", tiny_run / "bundle-int8", "--rounds", "3", "--timed", "5", "--verdicts", "0", "--out", tmp_path]
+    killed_when_lines_are_there([*arguments, "-q"], tmp_path / ".bench.journal", 8)
+    done = mmedge(*arguments)
+    assert done.code == 0, done.err
+    kept = re.search(r"continues: (\d+) answers", done.err)
+    assert kept and int(kept[1]) >= 7
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert found["continued"] == int(kept[1]) and found["variants"][0]["latency_ms"]["count"] == 15
+    assert violations(found, SCHEMA) == []
+
+
 def test_threads_are_swept(tiny_run: Path) -> None:
     settings = BenchSettings(questions=2, verdicts=0, warmup_questions=1, sweep_threads=(1, 2))
     found = bench([tiny_run / "bundle-fp32"], settings, Progress(quiet=True))["variants"]
-    assert [variant["name"] for variant in found] == ["onnxruntime fp32, 1 threads", "onnxruntime fp32, 2 threads"]
+    assert [variant["name"] for variant in found] == ["onnxruntime fp32, 1 thread", "onnxruntime fp32, 2 threads"]
     assert [variant["threads"] for variant in found] == [1, 2]
     assert found[0]["samples"]["answers"] == found[1]["samples"]["answers"]
 
