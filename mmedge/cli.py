@@ -516,6 +516,7 @@ def bench(
     """Accuracy, latency, memory and size of variants, on the same questions, taking turns."""
     from mmedge.bench.bench import bench as measure
     from mmedge.bench.bench import first_folder, read_choices
+    from mmedge.bench.energy import EnergyMeter
     from mmedge.bench.limits import parse_counts, parse_seconds, parse_share, parse_size
 
     if remote is not None:
@@ -550,7 +551,8 @@ def bench(
     )
     folder = out or first_folder(places)
     journal = folder / BENCH_JOURNAL
-    report = measure(places, settings, _progress(quiet), evaluation, journal)
+    meters = [EnergyMeter()] if "offline" in settings.scenarios else []
+    report = measure(places, settings, _progress(quiet), evaluation, journal, meters)
     name = _save_report(report, folder)
     if as_json:
         _print_json(report)

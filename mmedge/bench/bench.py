@@ -92,11 +92,11 @@ class Meter(Protocol):
 
     name: str
 
-    def start(self) -> None:
+    def start(self) -> object:
         """Begin."""
         ...
 
-    def stop(self) -> Json:
+    def stop(self) -> dict[str, Any]:
         """Return what was measured since `start`, JSON-able; it stands with the block, under the meter's name."""
         ...
 
@@ -145,7 +145,7 @@ class _Row:
     load_seconds: list[float] = field(default_factory=list)  # of each of its processes
     single: list[list[Json]] = field(default_factory=list)  # (rounds, questions)
     said: dict[str, list[Json]] = field(default_factory=dict)  # by split: text, confidence, withheld
-    verdicts: list[str] = field(default_factory=list)
+    verdicts: list[str | None] = field(default_factory=list)  # None where its engine tells no logits
     offline: dict[int, list[Json]] = field(default_factory=dict)
     server: list[Json] = field(default_factory=list)
     memory: list[Json] = field(default_factory=list)
@@ -648,8 +648,8 @@ def _failed(row: _Row) -> dict[str, Any]:
 def _summary(
     row: _Row, base: _Row, settings: BenchSettings, questions: EvaluationSet, cots: Sequence[HeldOutCot]
 ) -> dict[str, Any]:
-    says_correct = [verdict == "correct" for verdict in row.verdicts]
-    actual = [held.correct for held in cots]
+    judged = [(verdict == "correct", held.correct) for verdict, held in zip(row.verdicts, cots, strict=True) if verdict is not None]
+    says_correct, actual = [says for says, _ in judged], [truth for _, truth in judged]
     right = {split: _right(said, questions) for split, said in row.said.items()}
     resident = [float(look["resident_memory_bytes"]) for look in row.memory]
     return {
@@ -755,8 +755,19 @@ def _throughput(batch: int, blocks: Sequence[Json]) -> dict[str, Any]:
         "batch": batch,
         "answers_per_second": mean_rate(rates).to_json(),
         "tokens_per_second": percentile([block["tokens"] / block["seconds"] for block in blocks], 50),
+        "joules_per_answer": _joules(blocks),
         "blocks": list(blocks),
     }
+
+
+def _joules(blocks: Sequence[Json]) -> float | None:
+    """Return the energy of one answer, the median over blocks; None where it was not metered."""
+    found = [
+        block["energy"]["total_joules"] / block["answers"]
+        for block in blocks
+        if block.get("energy") and block["energy"]["total_joules"] is not None
+    ]
+    return percentile(found, 50) if found else None
 
 
 def _held(row: _Row, settings: BenchSettings) -> dict[str, Any]:

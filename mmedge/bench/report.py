@@ -97,13 +97,16 @@ def rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _offline_rows(report: dict[str, Any]) -> Rows:
-    headings = ["variant", *(f"batch {batch}" for batch in report["settings"]["batches"]), "tokens/s, largest batch"]
+    batches = [f"batch {batch}" for batch in report["settings"]["batches"]]
+    headings = ["variant", *batches, "tokens/s, last", "J/answer, last"]
     body = []
     for variant in measured(report):
         rates = [
             _within(one["answers_per_second"]["value"], one["answers_per_second"]["interval_95"]) for one in variant["offline"]
         ]
-        body.append([variant["name"], *rates, _figures(variant["offline"][-1]["tokens_per_second"])])
+        last = variant["offline"][-1]
+        energy = "not available" if last["joules_per_answer"] is None else _figures(last["joules_per_answer"])
+        body.append([variant["name"], *rates, _figures(last["tokens_per_second"]), energy])
     return "offline: answers a second, all questions at once", headings, body
 
 
@@ -161,6 +164,10 @@ def conditions(report: dict[str, Any]) -> str:
             f" Those of times are over {over}, each round of new processes; × time is paired, relative to the first row; "
             "= marks what cannot be told from it."
         )
+    blocks = [block for variant in measured(report) for one in variant["offline"] for block in one["blocks"]]
+    missing: list[str] = next((block["energy"]["missing"] for block in blocks if "energy" in block), [])
+    if missing:
+        said += f" Energy: {'; '.join(missing)}."
     if settings["precision"] is not None:
         reached = "reached" if report["precision_reached"] else "not reached"
         said += f" Precision of {100 * settings['precision']:g} %: {reached}."

@@ -4,6 +4,7 @@
     runs/quickstart/student                   a student, in torch, float32
     runs/quickstart/student-bnb-nf4           a student whose weights bitsandbytes rounded, on a GPU where there is one
     torch-bf16:runs/quickstart/student        a student at another precision; torch-cuda-fp16: on a GPU
+    llama.cpp:runs/quickstart/model.gguf      another engine on the same weights; see `peers.py`
 
 A name is a folder, or KIND:PLACE. Each kind has an opener: a function that takes the place and the number of threads and returns
 what is opened, an `Engine` of `mmedge.runtime.decoding` with the encoder that makes its prompts. A further engine is one more
@@ -158,6 +159,27 @@ def _open_torch(precision: str | None, device: str | None, place: Path, threads:
     )
 
 
+def _open_peer(kind: Literal["optimum", "llama.cpp", "genai", "ctranslate2"], place: Path, threads: int | None) -> Opened:
+    """Open another engine on the same student's weights; it is asked as the student or bundle beside it is."""
+    from mmedge.bench.peers import PeerName, asking_of, open_peer, student_beside
+
+    name = PeerName(kind, place)
+    student = student_beside(name)
+    asking = asking_of(student)
+    used = threads or len(os.sched_getaffinity(0))
+    return Opened(
+        kind,
+        place.name,
+        used,
+        open_peer(name, asking.encoder, used),
+        asking.encoder,
+        asking.max_answer_tokens,
+        asking.max_rationale_tokens,
+        folder_size(place),
+        task=_task_beside(student),
+    )
+
+
 OPENERS: dict[str, Opener] = {
     "bundle": partial(_open_bundle, "auto"),
     "bundle-cuda": partial(_open_bundle, "cuda"),
@@ -167,6 +189,10 @@ OPENERS: dict[str, Opener] = {
     "torch-cuda": partial(_open_torch, "fp32", "cuda"),
     "torch-cuda-bf16": partial(_open_torch, "bf16", "cuda"),
     "torch-cuda-fp16": partial(_open_torch, "fp16", "cuda"),
+    "optimum": partial(_open_peer, "optimum"),
+    "llama.cpp": partial(_open_peer, "llama.cpp"),
+    "genai": partial(_open_peer, "genai"),
+    "ctranslate2": partial(_open_peer, "ctranslate2"),
 }
 
 

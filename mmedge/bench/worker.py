@@ -70,7 +70,10 @@ def _reply(request: dict[str, Any], opened: Opened, asker: Asker) -> dict[str, A
     if "memory" in request:
         return {"peak_memory_bytes": peak_memory(), "resident_memory_bytes": resident_memory() or peak_memory()}
     if "cot" in request:
-        return _verdict(request, opened)
+        try:
+            return _verdict(request, opened)
+        except MmedgeError as error:  # some peers do not tell logits; their answers are worth measuring all the same
+            return {"verdict": None, "why": error.what}
     if "serve" in request:
         return _served(request, asker)
     return asdict(asker.ask(_examples(request), request["ask"], request["batch"]))

@@ -326,6 +326,19 @@ def test_variants_are_found_by_kind_and_place(tiny_run: Path) -> None:
         find_variants("torch-int3:nowhere")
 
 
+def test_energy_is_metered_and_a_peer_that_cannot_be_opened_says_why(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "student").symlink_to(tiny_run / "student")
+    done = mmedge(
+        *("bench", tiny_run / "bundle-fp32", f"llama.cpp:{tmp_path / 'model.gguf'}", "--questions", "2", "--verdicts", "2"),
+        *("--scenarios", "offline,accuracy", "--batches", "1", "--out", tmp_path, "--json", "-q"),
+    )
+    assert done.code == 0, done.err
+    ours, peer = json.loads(done.out)["variants"]
+    assert "energy" in ours["offline"][0]["blocks"][0] and "joules_per_answer" in ours["offline"][0]
+    assert peer["problem"] and "llama" in peer["problem"] and "\n" not in peer["problem"]
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to look with")
 @pytest.mark.parametrize("width", [1400, 420])
 def test_the_page_is_whole_in_a_browser(report: dict[str, Any], tmp_path: Path, width: int) -> None:
