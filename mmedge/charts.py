@@ -96,6 +96,7 @@ def line_chart(
     zero: bool = False,
     markers: bool = False,
     log_y: bool = False,
+    log_x: bool = False,
 ) -> str:
     """Return lines over a common x axis as SVG; intervals become shaded bands.
 
@@ -110,6 +111,7 @@ def line_chart(
         zero: Whether the y axis begins at 0; without effect on a log scale.
         markers: Whether every point is marked; resting on a mark tells its numbers.
         log_y: Whether the y axis is logarithmic; points below 1e-100 then count as not measured.
+        log_x: Whether the x axis is logarithmic; without effect where an x is not positive.
     """
     looks = [_look(index, one.dashed) for index, one in enumerate(series)]
     found = [_drawn(one, log_y) for one in series]
@@ -132,7 +134,10 @@ def line_chart(
     left = max(_width(text, _SMALL) for _, text in y_axis.ticks) + 10
     steps = [point[0] for point in measured]
     whole = all(step == math.floor(step) for step in steps)
-    x_axis = _linear_axis(min(steps), max(steps), left, _WIDTH - 24.0, 6, snug=True, least_step=1.0 if whole else 0.0)
+    if log_x and min(steps) > _SMALLEST:
+        x_axis = _log_axis(min(steps), max(steps), left, _WIDTH - 24.0, False)
+    else:
+        x_axis = _linear_axis(min(steps), max(steps), left, _WIDTH - 24.0, 6, snug=True, least_step=1.0 if whole else 0.0)
 
     parts = [_text(0, _SMALL + 1, y_label, _WIDTH, colour=_DIM), *above]
     for value, text in y_axis.ticks:

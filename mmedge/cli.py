@@ -14,6 +14,7 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -458,7 +459,10 @@ def export(
 @app.command()
 def bench(
     context: typer.Context,
-    places: Annotated[list[Path], typer.Argument(metavar="VARIANT…", help="Runs, student folders, bundles.")],
+    places: Annotated[
+        list[str],
+        typer.Argument(metavar="VARIANT…", help="Runs, student folders, bundles, or KIND:PLACE such as torch-bf16:RUN/student."),
+    ],
     questions: Annotated[
         Optional[int], typer.Option(min=1, help="Questions of each test split. Default: the run's recipe, else all.")
     ] = None,
@@ -466,14 +470,41 @@ def bench(
         Optional[int], typer.Option(min=0, help="Held-out chains of thought to judge. Default: the run's recipe, else 100.")
     ] = None,
     warmup: Annotated[
-        Optional[int], typer.Option(min=0, help="Answers before timing starts. Default: the run's recipe, else 5.")
+        Optional[int], typer.Option(min=0, help="Questions of one pass of warm-up. Default: the run's recipe, else 5.")
     ] = None,
     threads: Annotated[
         Optional[int], typer.Option(min=1, help="Threads of each variant. Default: what a bundle asks for, else all cores.")
     ] = None,
-    evaluation: Annotated[Optional[Path], typer.Option(help="The evaluation set. Default: beside the first variant.")] = None,
+    evaluation: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--evaluation",
+            "--data",
+            help="The evaluation set, or JSON lines of labelled questions. Default: beside the first variant.",
+        ),
+    ] = None,
+    scenarios: Annotated[
+        str, typer.Option(help="Of single (one question at a time), offline (over batches), server (arrivals), accuracy.")
+    ] = "single,accuracy",
+    ask: Annotated[str, typer.Option(help="What is asked for: answer, rationale or confidence.")] = "answer",
+    timed: Annotated[
+        Optional[int], typer.Option(min=1, help="Questions of one round, evenly spread. Default: all that are asked.")
+    ] = None,
+    precision: Annotated[
+        Optional[str], typer.Option(help="Repeat rounds until medians and ratios are known so precisely, such as 3%.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds at least, each in new processes.")] = 1,
+    max_rounds: Annotated[int, typer.Option(min=1, help="Rounds at most, with --precision.")] = 50,
+    batches: Annotated[str, typer.Option(help="Batch sizes of the offline scenario.")] = "1,8,32",
+    latency_bound: Annotated[str, typer.Option(help="What p99 must keep in the server scenario.")] = "200ms",
+    server_seconds: Annotated[float, typer.Option(min=0.1, help="For about how long each rate is tried.")] = 10.0,
+    cpus: Annotated[Optional[int], typer.Option(min=1, help="Processors that each variant may use.")] = None,
+    memory_limit: Annotated[Optional[str], typer.Option(help="Memory that each variant may use, such as 300M.")] = None,
+    sweep_threads: Annotated[
+        Optional[str], typer.Option(help="Measure each variant with each number of threads, such as 1,2.")
+    ] = None,
     out: Annotated[
-        Optional[Path], typer.Option(help="Where bench.json and bench.md go. Default: beside the first variant.")
+        Optional[Path], typer.Option(help="Where bench.json, .md and .html go. Default: beside the first variant.")
     ] = None,
     remote: Annotated[
         Optional[str], typer.Option(metavar="USER@HOST", help="Measure on that machine, over SSH; bundles only.")
@@ -484,33 +515,78 @@ def bench(
 ) -> None:
     """Accuracy, latency, memory and size of variants, on the same questions, taking turns."""
     from mmedge.bench.bench import bench as measure
-    from mmedge.bench.bench import find_variants
+    from mmedge.bench.bench import first_folder, read_choices
+    from mmedge.bench.energy import EnergyMeter
+    from mmedge.bench.limits import parse_counts, parse_seconds, parse_share, parse_size
 
     if remote is not None:
         from mmedge.bench.remote import bundles_of, run_remote
 
         passed_on = _given_options(context, {"places", "evaluation", "out", "remote", "ssh_config", "as_json", "quiet"})
-        report = run_remote(remote, places, evaluation, passed_on, _progress(quiet), ssh_config)
-        folder = out or bundles_of(places)[0].resolve().parent
+        bundles = [Path(place) for place in places]
+        report = run_remote(remote, bundles, evaluation, passed_on, _progress(quiet), ssh_config)
+        folder = out or bundles_of(bundles)[0].resolve().parent
         name = _save_report(report, folder)
         if as_json:
             _print_json(report)
             return
         _show_report(report)
-        typer.echo(f"measured on {remote}; written: {folder / f'{name}.json'}, {folder / f'{name}.md'}")
+        typer.echo(f"measured on {remote}; written: {folder / name}.json, .md, .html")
         return
-    first = find_variants(places)[0]
+    first = Path(places[0])
     given = {"questions": questions, "warmup_questions": warmup, "verdicts": verdicts, "threads": threads}
-    settings = _bench_settings(places[0], {name: value for name, value in given.items() if value is not None})
-    folder = out or first.resolve().parent
+    settings = replace(
+        _bench_settings(first, {name: value for name, value in given.items() if value is not None}),
+        **read_choices(scenarios, ask),
+        timed=timed,
+        precision=None if precision is None else parse_share(precision),
+        rounds=rounds,
+        max_rounds=max_rounds,
+        batches=parse_counts(batches, "--batches"),
+        latency_bound=parse_seconds(latency_bound),
+        server_seconds=server_seconds,
+        cpus=cpus,
+        memory_limit=None if memory_limit is None else parse_size(memory_limit),
+        sweep_threads=() if sweep_threads is None else parse_counts(sweep_threads, "--sweep-threads"),
+    )
+    folder = out or first_folder(places)
     journal = folder / BENCH_JOURNAL
-    report = measure(places, settings, _progress(quiet), evaluation, journal)
+    meters = [EnergyMeter()] if "offline" in settings.scenarios else []
+    report = measure(places, settings, _progress(quiet), evaluation, journal, meters)
     name = _save_report(report, folder)
     if as_json:
         _print_json(report)
         return
     _show_report(report)
-    typer.echo(f"written: {folder / f'{name}.json'}, {folder / f'{name}.md'}")
+    typer.echo(f"written: {folder / name}.json, .md, .html")
+
+
+@app.command()
+def compare(
+    base: Annotated[Path, typer.Argument(metavar="BASE.json", help="A report of mmedge bench.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="Another, of the same questions.")],
+    max_slowdown: Annotated[
+        Optional[str], typer.Option(help="Fail where a variant is slower by more, beyond noise, such as 5%.")
+    ] = None,
+    max_accuracy_drop: Annotated[
+        Optional[float], typer.Option(min=0, help="Fail where a variant's accuracy is lower by more points.")
+    ] = None,
+    max_memory_growth: Annotated[
+        Optional[str], typer.Option(help="Fail where a variant's peak memory is larger by more, such as 10%.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What changed between two reports of `mmedge bench`, beyond noise; exit code 1 where a bound is broken."""
+    from mmedge.bench.compare import compare as compared
+    from mmedge.bench.compare import read_bounds, text
+
+    found = compared(base, new, read_bounds(max_slowdown, max_accuracy_drop, max_memory_growth))
+    if as_json:
+        _print_json(found)
+    else:
+        typer.echo(text(found))
+    if found["broken"]:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -587,7 +663,7 @@ def _bench_settings(place: Path, given: dict[str, int]) -> BenchSettings:
 
 def _save_report(report: dict[str, Any], folder: Path) -> str:
     """Write a report, beside a fuller one of the same task under a name of its own; return the name."""
-    from mmedge.bench.report import markdown
+    from mmedge.bench.report import markdown, page
     from mmedge.storage import read_json, write_json, write_text
 
     name = "bench"
@@ -599,6 +675,7 @@ def _save_report(report: dict[str, Any], folder: Path) -> str:
         pass  # none there, or none that is worth keeping
     write_json(folder / f"{name}.json", report)
     write_text(folder / f"{name}.md", markdown(report))
+    page(report).write(folder / f"{name}.html")
     (folder / BENCH_JOURNAL).unlink(missing_ok=True)
     return name
 
@@ -606,10 +683,13 @@ def _save_report(report: dict[str, Any], folder: Path) -> str:
 def _show_report(report: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from mmedge.bench.report import table
+    from mmedge.bench.report import more_tables, problems, table
 
-    console = Console()
-    Console(width=max(console.width, 150)).print(table(report))
+    console = Console(width=max(Console().width, 170))
+    for one in (table(report), *more_tables(report)):
+        console.print(one)
+    for name, why in problems(report):
+        typer.echo(f"{printable(name)}: {printable(why)}")
 
 
 def _show_metrics(metrics: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@
         student/             the distilled model with mmedge.json
         metrics.json         what it scores, before and after
         bundle-fp32/  bundle-int8/
-        bench.json  bench.md
+        bench.json  bench.md  bench.html
 
 One process at a time works on a run.
 """

@@ -57,6 +57,17 @@ def test_points_lie_in_the_plot_at_the_place_that_the_ticks_give() -> None:
     assert all(0 < x < width and 0 < y < height for x, y in run)
 
 
+def test_factors_of_x_are_distances_on_a_logarithmic_scale() -> None:
+    svg = line_chart([Series("a", [(1, 0), (10, 1), (100, 2)])], x_label="x", y_label="y", log_x=True)
+    [[run]] = _lines(svg)
+    ticks = _ticks(svg, "middle")
+    assert [x for x, _ in run] == pytest.approx([ticks[text][0] for text in ("1", "10", "100")], abs=0.11)
+    assert run[1][0] - run[0][0] == pytest.approx(run[2][0] - run[1][0], abs=0.2)
+    for points in ([(0, 1), (10, 2)], [(-3, 1), (3, 2)]):  # what has no logarithm is drawn on a linear scale
+        series = [Series("a", points)]
+        assert line_chart(series, x_label="x", y_label="y", log_x=True) == line_chart(series, x_label="x", y_label="y")
+
+
 def test_the_legend_wraps_and_stays_above_the_plot() -> None:
     series = [Series(f"a rather long name, the {i}th", [(0, i), (1, i + 1)]) for i in range(9)]
     svg = line_chart(series, x_label="x", y_label="y")

@@ -1,30 +1,47 @@
 """`mmedge bench`: the same questions to every variant, interleaved, each in a process of its own.
 
 Every question goes to each variant in turn before the next one comes, in rotating order, so that a machine that slows down
-slows all of them. Latency is measured at batch 1. Accuracies are on the same questions; every sample is kept in the JSON.
+slows all of them. Scenarios, after MLPerf (Reddi et al. 2020):
+
+    single      one question at a time; as many rounds as the precision that is asked for takes
+    offline     all questions at once: answers a second over batch sizes
+    server      questions that arrive at random moments: which rate keeps p99 within a bound
+    accuracy    the whole test set
+
+Accuracies are on the same questions; every sample is kept in the JSON, whose schema is `schema.json` beside this file. A variant
+that cannot be opened, or that does not fit, is a row that says so.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import subprocess
-import sys
-import threading
-from collections.abc import Sequence
+import math
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
+from mmedge.bench.limits import size_text
+from mmedge.bench.process import Variant
+from mmedge.bench.timing import differs, mean_rate, precise, quantile, ratio, settled
+from mmedge.bench.variants import ASKS, Ask, VariantSpec, find_variants, judge_of
+from mmedge.bench.watch import Watch
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from mmedge.runs import machine
-from mmedge.runtime.bundle import MANIFEST
-from mmedge.statistics import balanced_accuracy, percentile, proportion
-from mmedge.storage import Journal, Json, sha256_file, sha256_json
+from mmedge.statistics import auroc, balanced_accuracy, calibration_error, percentile, proportion
+from mmedge.storage import Journal, Json, iterate_jsonl, sha256_file, sha256_json
 from mmedge.tasks.base import Example
-from mmedge.tasks.evaluation_set import FILE_NAME, EvaluationSet, HeldOutCot, read_evaluation_set
+from mmedge.tasks.evaluation_set import FILE_NAME, EvaluationSet, HeldOutCot, read_evaluation_set, read_example
+from mmedge.tasks.judges import judge_by_name
+
+Scenario = Literal["single", "offline", "server", "accuracy"]
+SCENARIOS: tuple[Scenario, ...] = ("single", "offline", "server", "accuracy")
+FORMAT = "mmedge-bench/2"
+TOGETHER = 16  # questions answered together where only accuracy is measured
+PROBES = 7  # rates that the server scenario tries for each variant
+PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True)
@@ -33,268 +50,730 @@ class BenchSettings:
 
     Attributes:
         questions: How many questions of each test split; None for all.
-        warmup_questions: How many answers each variant gives before timing starts.
+        warmup_questions: Questions of one pass of warm-up; passes are repeated until they get no faster (see `timing.settled`).
         verdicts: How many held-out chains of thought are judged.
         threads: Threads of each variant; by default what a bundle asks for, or else all of the process's cores.
+        scenarios: What is measured.
+        ask: What is asked for: the answer, with a rationale, or with the best confidence there is.
+        timed: How many of the questions, evenly spread, are asked one at a time in each round; None for all.
+        rounds: How often these are asked, each time of new processes.
+        precision: Rounds are repeated until half the 95 % intervals of medians and ratios are at most this share; None for not.
+        max_rounds: How many rounds at most.
+        batches: Batch sizes of the offline scenario.
+        offline_rounds: How often each batch size is measured.
+        latency_bound: Seconds that p99 must keep in the server scenario.
+        server_seconds: About how long one rate is tried.
+        cpus: Processors that each variant may use; None for all of this process's.
+        memory_limit: Bytes of memory that each variant may use; None for no limit.
+        sweep_threads: Each variant is measured with each of these numbers of threads.
     """
 
     questions: int | None = None
     warmup_questions: int = 5
     verdicts: int = 100
     threads: int | None = None
+    scenarios: tuple[Scenario, ...] = ("single", "accuracy")
+    ask: Ask = "answer"
+    timed: int | None = None
+    rounds: int = 1
+    precision: float | None = None
+    max_rounds: int = 50
+    batches: tuple[int, ...] = (1, 8, 32)
+    offline_rounds: int = 4
+    latency_bound: float = 0.2
+    server_seconds: float = 10.0
+    cpus: int | None = None
+    memory_limit: int | None = None
+    sweep_threads: tuple[int, ...] = ()
+
+
+class Meter(Protocol):
+    """Measures something beside time, such as energy, while one variant alone works through a block of the offline scenario."""
+
+    name: str
+
+    def start(self) -> object:
+        """Begin."""
+        ...
+
+    def stop(self) -> dict[str, Any]:
+        """Return what was measured since `start`, JSON-able; it stands with the block, under the meter's name."""
+        ...
+
+
+def read_choices(scenarios: str, ask: str) -> dict[str, Any]:
+    """Return the settings that a command line says in words.
+
+    Raises:
+        MmedgeError: It says something else.
+    """
+    wanted = [name.strip() for name in scenarios.split(",") if name.strip()]
+    if unknown := [name for name in wanted if name not in SCENARIOS]:
+        raise MmedgeError(f"no such scenario: {unknown[0]}", f"choose among {', '.join(SCENARIOS)}")
+    if not wanted:
+        raise MmedgeError("no scenario is named", f"choose among {', '.join(SCENARIOS)}")
+    if ask not in ASKS:
+        raise MmedgeError(f"--ask {ask}: no such thing to ask for", f"choose among {', '.join(ASKS)}")
+    return {"scenarios": tuple(name for name in SCENARIOS if name in wanted), "ask": ask}
+
+
+def first_folder(places: Sequence[str]) -> Path:
+    """Return where the report goes when nobody says: beside the first variant that there is.
+
+    Raises:
+        MmedgeError: There is none.
+    """
+    problem = MmedgeError("no variant is named", "name a run, a student folder or a bundle")
+    for number, place in enumerate(places):
+        try:
+            return find_variants(place)[0].place.resolve().parent
+        except MmedgeError as error:
+            problem = problem if number else error
+    raise problem
 
 
 @dataclass
-class _Samples:
-    """What one variant did."""
+class _Row:
+    """A variant and what it did so far."""
 
-    answers: dict[str, list[bool]] = field(default_factory=dict)
-    texts: dict[str, list[str]] = field(default_factory=dict)
-    seconds: list[float] = field(default_factory=list)
-    first: list[float] = field(default_factory=list)
-    per_token: list[float] = field(default_factory=list)
-    verdicts: list[str] = field(default_factory=list)
+    spec: VariantSpec
+    name: str = ""
+    variant: Variant | None = None
+    problem: MmedgeError | None = None
+    opened: Json = field(default_factory=dict)
+    warmup: list[list[float]] = field(default_factory=list)  # of each of its processes, seconds of each pass
+    load_seconds: list[float] = field(default_factory=list)  # of each of its processes
+    single: list[list[Json]] = field(default_factory=list)  # (rounds, questions)
+    said: dict[str, list[Json]] = field(default_factory=dict)  # by split: text, confidence, withheld
+    verdicts: list[str | None] = field(default_factory=list)  # None where its engine tells no logits
+    offline: dict[int, list[Json]] = field(default_factory=dict)
+    server: list[Json] = field(default_factory=list)
+    memory: list[Json] = field(default_factory=list)
+    peak: int = 0
 
-
-class Variant:
-    """A variant in its own process.
-
-    Raises:
-        MmedgeError: It cannot be opened, or its process dies.
-    """
-
-    def __init__(self, folder: Path, threads: int | None) -> None:
-        self.folder = folder
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mmedge.bench.worker", str(folder), str(threads or 0)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            env=environment,
-        )
-        self._complaints: list[str] = []
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
-        opened = self._receive()
-        if "error" in opened:
-            raise MmedgeError(opened["error"], opened["hint"])
-        self.opened = opened
-        self.name = f"{opened['engine']} {opened['precision']}" + (" on cuda" if opened["device"] == "cuda" else "")
-
-    def _listen(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self._complaints = [*self._complaints[-20:], line.rstrip()]
-
-    def _receive(self) -> Json:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-            self._listener.join(timeout=5)
-            last = self._complaints[-1] if self._complaints else f"exit code {self._process.returncode}"
-            raise MmedgeError(f"the process that measures {self.folder} ended: {last[:200]}")
-        reply = json.loads(line)
-        assert isinstance(reply, dict)
-        return reply
+    def fails(self, error: MmedgeError) -> None:
+        """Note that nothing more is to be had from it."""
+        self.problem = error
+        if self.variant is not None:
+            self.variant.close()
+            self.variant = None
 
     def ask(self, request: Json) -> Json:
-        """Send a request and wait for its reply."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # then the read below says why
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        return self._receive()
-
-    def close(self) -> None:
-        """End the process."""
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
-        try:
-            self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        """Ask it, if it still runs; what it replies may be a problem."""
+        if self.problem is None:
+            assert self.variant is not None
+            try:
+                return self.variant.ask(request)
+            except MmedgeError as error:
+                self.fails(error)
+        assert self.problem is not None
+        return {"problem": self.problem.what, "hint": self.problem.hint}
 
 
-def find_variants(places: Sequence[Path]) -> list[Path]:
-    """Return the student and bundle folders that some runs, students or bundles mean.
+@dataclass(frozen=True)
+class _Asked:
+    """One question, with its place in the test set."""
 
-    Raises:
-        MmedgeError: A place is none of these.
-    """
-    found: list[Path] = []
-    for place in places:
-        if (place / MANIFEST).is_file() or (place / "mmedge.json").is_file():
-            found.append(place)
-        elif (place / "recipe.yaml").is_file():
-            students = ("student", "student-bnb-int8", "student-bnb-nf4")
-            inside = [place / name for name in (*students, "bundle-fp32", "bundle-int8", "bundle-int4")]
-            present = [folder for folder in inside if folder.is_dir()]
-            if not present:
-                raise MmedgeError(f"the run {place} has neither student nor bundles yet", "finish mmedge distill and mmedge export")
-            found += present
-        elif not place.exists():
-            raise MmedgeError(f"no such variant: {place}", "name a run, a student folder or a bundle")
-        else:
-            raise MmedgeError(f"{place} is neither a run, a student nor a bundle", "see mmedge distill and mmedge export")
-    return list(dict.fromkeys(found))
+    split: str
+    number: int
+    example: Example
 
 
 def bench(
-    places: Sequence[Path],
+    places: Sequence[Path | str],
     settings: BenchSettings,
     progress: Progress,
     evaluation: Path | None = None,
     journal: Path | None = None,
+    meters: Sequence[Meter] = (),
 ) -> dict[str, Any]:
     """Measure variants on the same questions.
 
     Args:
-        places: Runs, student folders, bundles.
+        places: Runs, student folders, bundles, or `KIND:PLACE`; see `variants.py`.
         settings: How much to measure.
         progress: Where progress is shown.
-        evaluation: The evaluation set; that beside the first variant by default.
+        evaluation: The evaluation set, or JSON lines of questions with labels; the set beside the first variant by default.
         journal: Where answers are kept until all are there, so that a bench that was killed continues; the caller removes it
-            when the report is written. Peak memory is that of the processes that finished.
+            when the report is written. Memory is that of the processes that finished.
+        meters: What else is measured in the offline scenario.
 
     Returns:
         The report as a JSON-able value; `report.py` renders it.
 
     Raises:
-        MmedgeError: A variant cannot be opened, or the evaluation set is missing.
+        MmedgeError: No variant can be measured, or there are no questions.
     """
-    folders = find_variants(places)
-    source = evaluation or folders[0].resolve().parent / FILE_NAME
-    questions = read_evaluation_set(source)
-    splits = {split: examples[: settings.questions] for split, examples in questions.tests().items()}
-    if not any(splits.values()):
+    rows = _rows(places, settings)
+    specs = [row.spec for row in rows if row.problem is None]
+    if not specs:
+        raise _first_problem(rows)
+    source = evaluation or specs[0].place.resolve().parent / FILE_NAME
+    questions = _questions(source, specs)
+    whole = questions.tests()
+    splits = {split: examples[: settings.questions] for split, examples in whole.items()}
+    asked = [_Asked(split, place, one) for split, examples in splits.items() for place, one in enumerate(examples)]
+    if not asked:
         raise MmedgeError("the evaluation set has no test questions")
     cots = next(iter(questions.cots.values()), ())[: settings.verdicts]
-    variants: list[Variant] = []
-    kept = Journal(journal, _key(folders, settings, source)) if journal else None
+    kept = Journal(journal, _key(rows, settings, source)) if journal else None
     if kept is not None and len(kept):
         progress.line(f"continues: {len(kept)} answers and verdicts are there already")
+    continued = len(kept) if kept is not None else 0
+    session = _Session(rows, settings, progress, kept, meters)
     try:
-        for folder in folders:
-            progress.line(f"opening {folder}")
-            variants.append(Variant(folder, settings.threads))
-        samples = _measure(variants, questions, splits, cots, settings.warmup_questions, progress, kept)
-        memory = [variant.ask({"memory": True})["peak_memory_bytes"] for variant in variants]
+        session.open(questions.task)
+        session.measure(asked, cots)
     finally:
-        for variant in variants:
-            variant.close()
-        if kept is not None:
-            kept.close()
-    return {
-        "task": questions.task,
-        "questions": {split: len(examples) for split, examples in splits.items()},
-        "machine": machine(),
-        "batch": 1,
-        "variants": [
-            _summary(variant, sample, peak, cots) for variant, sample, peak in zip(variants, samples, memory, strict=True)
-        ],
-    }
+        session.close()
+    if all(row.problem for row in rows):
+        raise _first_problem(rows)
+    return _report(rows, settings, questions, splits, whole, cots, session, continued)
 
 
-def _key(folders: Sequence[Path], settings: BenchSettings, evaluation: Path) -> str:
+def _first_problem(rows: Sequence[_Row]) -> MmedgeError:
+    first = rows[0].problem
+    assert first is not None
+    if len(rows) == 1:
+        return first
+    problems = "; ".join(dict.fromkeys(row.problem.what for row in rows if row.problem))
+    return MmedgeError(f"none of {len(rows)} variants could be measured: {problems[:400]}", first.hint)
+
+
+def _rows(places: Sequence[Path | str], settings: BenchSettings) -> list[_Row]:
+    rows: list[_Row] = []
+    for place in places:
+        try:
+            specs = find_variants(place)
+        except MmedgeError as error:
+            rows.append(_Row(VariantSpec("unknown", Path(place)), str(place), problem=error))
+            continue
+        threads: Sequence[int | None] = settings.sweep_threads or (settings.threads,)
+        rows += [_Row(VariantSpec(spec.kind, spec.place, count)) for spec in specs for count in threads]
+    return list({row.spec: row for row in rows}.values())
+
+
+def _questions(source: Path, specs: Sequence[VariantSpec]) -> EvaluationSet:
+    """Read an evaluation set, or plain JSON lines of questions with labels, judged as the first bundle says.
+
+    Raises:
+        MmedgeError: It is neither, or no bundle says how answers are judged.
+    """
+    if not source.is_file():
+        return read_evaluation_set(source)
+    _, first = next(iterate_jsonl(source), (0, {"kind": "empty"}))
+    if "kind" in first:
+        return read_evaluation_set(source)
+    found = next((judge for spec in specs if (judge := judge_of(spec)) is not None), None)
+    if found is None:
+        raise MmedgeError(f"{source} does not say how answers are judged", "name a bundle first: it says so")
+    examples = tuple(read_example(record, source, number) for number, record in iterate_jsonl(source))
+    return EvaluationSet("", judge_by_name(*found), {source.stem: examples}, {})
+
+
+def _key(rows: Sequence[_Row], settings: BenchSettings, evaluation: Path) -> str:
     """Return the hash of everything that the answers of a bench depend on: variants, settings, questions, machine."""
-    files = {
-        str(folder): {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors")}
-        for folder in folders
+
+    def files(place: Path) -> dict[str, str]:
+        if place.is_file():
+            return {place.name: sha256_file(place)}
+        if not place.is_dir():
+            return {}
+        return {path.name: sha256_file(path) for path in sorted(place.iterdir()) if path.suffix in (".json", ".safetensors")}
+
+    variants = [[row.spec.to_json(), files(row.spec.place)] for row in rows]
+    return sha256_json({"variants": variants, "settings": asdict(settings), "questions": sha256_file(evaluation), "on": machine()})
+
+
+def _records(examples: Sequence[Example]) -> list[Json]:
+    return [{"id": one.id, "question": one.question, "choices": list(one.choices)} for one in examples]
+
+
+def spread(items: Sequence[Any], count: int | None) -> list[Any]:
+    """Return so many of the items, evenly spread, the first among them."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[place * len(items) // count] for place in range(count)]
+
+
+class _Session:
+    """The variants' processes while they are measured."""
+
+    def __init__(
+        self,
+        rows: Sequence[_Row],
+        settings: BenchSettings,
+        progress: Progress,
+        kept: Journal | None,
+        meters: Sequence[Meter],
+    ) -> None:
+        self._rows, self._settings, self._progress, self._kept, self._meters = rows, settings, progress, kept, meters
+        self.watch = Watch()
+        self.reached: bool | None = None  # whether the precision that was asked for was reached
+        self._worn: Sequence[_Asked] = ()  # where new processes are due before anything is asked: what warms them up
+
+    # -------------------------------------------------------------------------------------------- processes
+
+    def open(self, task: str) -> None:
+        """Open every variant; what cannot be opened is noted with it."""
+        for row in self._rows:
+            if row.problem is not None:
+                continue
+            self._progress.line(f"opening {row.spec.text}")
+            try:
+                row.variant = Variant(row.spec, self._settings.cpus, self._settings.memory_limit)
+            except MmedgeError as error:
+                row.fails(error)
+                continue
+            row.opened, row.name = row.variant.opened, row.variant.name
+            row.load_seconds.append(row.opened["load_seconds"])
+            if task and row.opened["task"] not in (None, task):
+                row.fails(MmedgeError(f"answers {row.opened['task']}, not {task}", "bench it with its own evaluation set"))
+        for row in self._rows:
+            if row.problem is not None:
+                self._progress.line(f"{row.spec.text}: {row.problem.what}")
+        _name(self._rows)
+
+    def close(self) -> None:
+        """End all processes."""
+        for row in self._rows:
+            if row.variant is not None:
+                row.variant.close()
+        if self._kept is not None:
+            self._kept.close()
+
+    def _look(self, force: bool = False) -> None:
+        self.watch.look([row.variant.pid for row in self._rows if row.variant is not None], force)
+
+    def _replies(self, name: str, turn: int, request: Json, meters: Sequence[Meter] = ()) -> list[Json | None]:
+        """Return every variant's reply, in the variants' order; asked in turn from `turn` on, unless kept.
+
+        None where a variant has failed. What meters say of a reply stands in it, under `meters`.
+        """
+        found: list[Json] | None = self._kept.get(name) if self._kept is not None else None
+        if found is None:
+            self._renew()
+            self._look()
+            replies: dict[int, Json] = {}
+            for offset in range(len(self._rows)):
+                index = (turn + offset) % len(self._rows)
+                for meter in meters:
+                    meter.start()
+                replies[index] = self._rows[index].ask(request)
+                if meters:
+                    replies[index]["meters"] = {meter.name: meter.stop() for meter in meters}
+            found = [replies[index] for index in range(len(self._rows))]
+            if self._kept is not None:
+                self._kept.put(name, found)
+        for row, reply in zip(self._rows, found, strict=True):
+            if "problem" in reply and row.problem is None:  # it failed before the bench was killed
+                row.fails(MmedgeError(reply["problem"], reply["hint"]))
+        return [None if "problem" in reply else reply for reply in found]
+
+    def _renew(self) -> None:
+        """Put new processes, warmed up, in the place of those that have done their round."""
+        if not self._worn:
+            return
+        timed, self._worn = self._worn, ()
+        self._look(force=True)
+        for row in self._rows:
+            if row.problem is None and row.variant is not None:
+                row.variant.close()
+                try:
+                    row.variant = Variant(row.spec, self._settings.cpus, self._settings.memory_limit)
+                    row.load_seconds.append(row.variant.opened["load_seconds"])
+                except MmedgeError as error:
+                    row.fails(error)
+        self._warm_up(timed)
+        self._look(force=True)
+
+    # -------------------------------------------------------------------------------------------- scenarios
+
+    def measure(self, asked: Sequence[_Asked], cots: Sequence[HeldOutCot]) -> None:
+        """Go through all scenarios."""
+        settings = self._settings
+        timed = spread(asked, settings.timed)
+        self._warm_up(timed)
+        self._look(force=True)
+        if "single" in settings.scenarios:
+            self._single(timed)
+        if "accuracy" in settings.scenarios and ("single" not in settings.scenarios or len(timed) < len(asked)):
+            self._accuracy(asked)
+        self._verdicts(cots)
+        self._note_memory()
+        if "offline" in settings.scenarios:
+            self._offline(asked)
+        if "server" in settings.scenarios:
+            self._server(timed)
+        self._look(force=True)
+        self._note_memory()
+
+    def _request(self, examples: Sequence[Example], batch: int = 1) -> Json:
+        return {"examples": _records(examples), "ask": self._settings.ask, "batch": batch}
+
+    def _warm_up(self, timed: Sequence[_Asked]) -> None:
+        count = self._settings.warmup_questions
+        some = (list(timed) * count)[:count]
+        for row in self._rows:
+            passes: list[float] = []
+            while count and row.problem is None and not settled(passes):
+                replies = [row.ask(self._request([one.example])) for one in some]
+                passes.append(sum(float(reply.get("seconds", 0.0)) for reply in replies))
+            row.warmup.append(passes)
+
+    def _single(self, timed: Sequence[_Asked]) -> None:
+        settings = self._settings
+        done = 0
+        with self._progress.task("answers", total=None if settings.precision else len(timed) * settings.rounds) as step:
+            while True:
+                for row in self._rows:
+                    row.single.append([])
+                for place, one in enumerate(timed):
+                    turn = done * len(timed) + place + 1
+                    replies = self._replies(f"{one.split}/{one.number}/{done}", turn, self._request([one.example]))
+                    for row, reply in zip(self._rows, replies, strict=True):
+                        if reply is None:
+                            continue
+                        row.single[-1].append(reply)
+                        if not done:
+                            row.said.setdefault(one.split, []).append(_said(one, reply, 0))
+                    step.advance(1)
+                done += 1
+                self._note_memory()
+                if done >= settings.rounds:
+                    if settings.precision is None:
+                        return
+                    tables = [seconds_of(row.single) for row in self._rows if row.problem is None]
+                    self.reached = precise(tables, settings.precision)
+                    if self.reached or done >= settings.max_rounds or not tables:
+                        return
+                self._worn = timed
+
+    def _accuracy(self, asked: Sequence[_Asked]) -> None:
+        for row in self._rows:
+            row.said.clear()
+        with self._progress.task("accuracy", total=len(asked)) as step:
+            for start in range(0, len(asked), TOGETHER):
+                some = asked[start : start + TOGETHER]
+                request = self._request([one.example for one in some], TOGETHER)
+                for row, reply in zip(self._rows, self._replies(f"accuracy/{start}", start, request), strict=True):
+                    if reply is not None:
+                        for place, one in enumerate(some):
+                            row.said.setdefault(one.split, []).append(_said(one, reply, place))
+                step.advance(len(some))
+
+    def _verdicts(self, cots: Sequence[HeldOutCot]) -> None:
+        with self._progress.task("verdicts", total=len(cots)) as step:
+            for number, held in enumerate(cots):
+                cot = {"rationale": held.cot.rationale, "pseudo_label": held.cot.pseudo_label}
+                request = {"examples": _records([held.example]), "cot": cot}
+                for row, reply in zip(self._rows, self._replies(f"verdict/{number}", 0, request), strict=True):
+                    if reply is not None:
+                        row.verdicts.append(reply["verdict"])
+                step.advance(1)
+
+    def _offline(self, asked: Sequence[_Asked]) -> None:
+        settings = self._settings
+        largest = max(settings.batches)
+        some = [one.example for one in spread(asked, largest)]
+        work = (some * math.ceil(largest / len(some)))[:largest]
+        with self._progress.task("offline", total=settings.offline_rounds * len(settings.batches)) as step:
+            for number in range(settings.offline_rounds):
+                for batch in settings.batches:
+                    request = self._request(work, batch)
+                    replies = self._replies(f"offline/{batch}/{number}", number, request, self._meters)
+                    for row, reply in zip(self._rows, replies, strict=True):
+                        if reply is not None:
+                            block = {"answers": len(work), "seconds": reply["seconds"], "tokens": reply["tokens"]}
+                            row.offline.setdefault(batch, []).append({**block, **reply.get("meters", {})})
+                    step.advance(1)
+        self._note_memory()
+
+    def _server(self, timed: Sequence[_Asked]) -> None:
+        with self._progress.task("server", total=PROBES * len(self._rows)) as step:
+            for place, row in enumerate(self._rows):
+                if row.problem is None:
+                    self._hold_bound(place, row, [one.example for one in timed][:256], step.advance)
+
+    def _hold_bound(self, place: int, row: _Row, examples: Sequence[Example], advance: Callable[[int], None]) -> None:
+        """Raise the rate until p99 breaks its bound, then halve what is not known, in as many probes as there are."""
+        settings = self._settings
+        warm = row.ask(self._request(examples[:8]))
+        if "seconds" not in warm:
+            return
+        low, high = 0.0, math.inf
+        rate = 0.5 * min(8, len(examples)) / float(warm["seconds"])
+        for number in range(PROBES):
+            arrivals = poisson_arrivals(rate, settings.server_seconds, seed=number)
+            wish = {"arrivals": arrivals, "give_up_seconds": 20 * settings.latency_bound}
+            name = f"server/{place}/{number}"
+            found: Json | None = self._kept.get(name) if self._kept is not None else None
+            if found is None:
+                self._look()
+                found = row.ask({"examples": _records(examples), "ask": settings.ask, "serve": wish})
+                if "problem" in found:
+                    return
+                found = {"rate": rate, **_probe(found, len(arrivals), settings.latency_bound)}
+                if self._kept is not None:
+                    self._kept.put(name, found)
+            row.server.append(found)
+            low, high = (found["rate"], high) if found["held"] else (low, found["rate"])
+            rate = 1.5 * low if high == math.inf else (low + high) / 2
+            advance(1)
+
+    def _note_memory(self) -> None:
+        for row in self._rows:
+            if row.problem is None:
+                reply = row.ask({"memory": True})
+                if row.problem is None:
+                    row.memory.append(reply)
+
+
+def poisson_arrivals(rate: float, seconds: float, seed: int, least: int = 20, most: int = 2000) -> list[float]:
+    """Return the moments, in seconds, at which questions arrive independently of each other.
+
+    Args:
+        rate: A second.
+        seconds: For about how long.
+        seed: Of the moments.
+        least: At least so many, however long that takes.
+        most: At most so many.
+    """
+    rng = random.Random(seed)
+    moments: list[float] = []
+    now = 0.0
+    while len(moments) < most and (now < seconds or len(moments) < least):
+        now += rng.expovariate(rate)
+        moments.append(now)
+    return moments
+
+
+def _probe(reply: Json, wanted: int, bound: float) -> Json:
+    latencies = reply["latencies"]
+    p99 = percentile(latencies, 99)
+    return {
+        "arrivals": wanted,
+        "answered": len(latencies),
+        "held": len(latencies) == wanted and p99 <= bound,
+        **{f"p{p}_ms": 1000 * percentile(latencies, p) for p in PERCENTILES},
+        "answers_per_second": len(latencies) / reply["seconds"],
+        "latencies": [round(value, 6) for value in latencies],
     }
-    return sha256_json({"variants": files, "settings": asdict(settings), "questions": sha256_file(evaluation), "on": machine()})
 
 
-def _request(example: Example) -> Json:
-    return {"example": {"id": example.id, "question": example.question, "choices": list(example.choices)}}
+def _said(one: _Asked, reply: Json, place: int) -> Json:
+    return {
+        "example": one.example,
+        "text": reply["texts"][place],
+        "confidence": reply["confidences"][place],
+        "withheld": reply["withheld"][place],
+    }
 
 
-def _measure(
-    variants: Sequence[Variant],
+def seconds_of(rounds: Sequence[Sequence[Json]]) -> list[list[float]]:
+    """Return the seconds of some rounds of replies, (rounds, questions)."""
+    return [[reply["seconds"] for reply in one] for one in rounds]
+
+
+def _name(rows: Sequence[_Row]) -> None:
+    """Give every row a name of its own: engine and precision, and what else tells it apart."""
+    for row in rows:
+        row.name = row.name or row.spec.text
+
+    def several(name: str) -> list[_Row]:
+        return [row for row in rows if row.name == name]
+
+    for name in {row.name for row in rows}:
+        same = several(name)
+        if len(same) > 1 and len({row.spec.place for row in same}) > 1:
+            short = {row.spec.place.name for row in same}
+            for row in same:
+                row.name += f" ({row.spec.place.name if len(short) == len(same) else row.spec.place})"
+    for name in {row.name for row in rows}:
+        if len(same := several(name)) > 1:
+            for row in same:
+                count = row.spec.threads or row.opened.get("threads", "?")
+                row.name += f", {count} thread{'' if count == 1 else 's'}"
+
+
+# ------------------------------------------------------------------------------------------------------ report
+
+
+def _report(
+    rows: Sequence[_Row],
+    settings: BenchSettings,
     questions: EvaluationSet,
     splits: dict[str, tuple[Example, ...]],
+    whole: dict[str, tuple[Example, ...]],
     cots: Sequence[HeldOutCot],
-    warmup: int,
-    progress: Progress,
-    kept: Journal | None,
-) -> list[_Samples]:
-    def replies(name: str, request: Json, first: int) -> list[Json]:
-        """Return every variant's reply, in the variants' order; asked in turn from the `first` on, unless kept."""
-        if kept is not None and (before := kept.get(name)) is not None:
-            return list(before)
-        found: dict[int, Json] = {}
-        for offset in range(len(variants)):
-            index = (first + offset) % len(variants)
-            found[index] = variants[index].ask(request)
-        listed = [found[index] for index in range(len(variants))]
-        if kept is not None:
-            kept.put(name, listed)
-        return listed
-
-    samples = [_Samples() for _ in variants]
-    first_split = next(examples for examples in splits.values() if examples)
-    for example in (first_split * warmup)[:warmup]:
-        for variant in variants:
-            variant.ask(_request(example))
-    asked = 0
-    with progress.task("answers", total=sum(map(len, splits.values()))) as step:
-        for split, examples in splits.items():
-            for number, example in enumerate(examples):
-                asked += 1
-                for sample, reply in zip(samples, replies(f"{split}/{number}", _request(example), asked), strict=True):
-                    _record(sample, split, example, reply, questions)
-                step.advance(1)
-    with progress.task("verdicts", total=len(cots)) as step:
-        for number, held in enumerate(cots):
-            cot = {"rationale": held.cot.rationale, "pseudo_label": held.cot.pseudo_label}
-            found = replies(f"verdict/{number}", {**_request(held.example), "cot": cot}, 0)
-            for sample, reply in zip(samples, found, strict=True):
-                sample.verdicts.append(reply["verdict"])
-            step.advance(1)
-    return samples
-
-
-def _record(sample: _Samples, split: str, example: Example, reply: Json, questions: EvaluationSet) -> None:
-    if example.label is not None:
-        right = questions.judge.agrees(reply["answer"], example.label, example.choices)
-        sample.answers.setdefault(split, []).append(right)
-    sample.texts.setdefault(split, []).append(reply["answer"])
-    sample.seconds.append(reply["seconds"])
-    sample.first.append(reply["time_to_first_token"])
-    if reply["decode_steps"]:
-        sample.per_token.append(reply["decode_seconds"] / reply["decode_steps"])
-
-
-def _summary(variant: Variant, sample: _Samples, peak: int, cots: Sequence[HeldOutCot]) -> dict[str, Any]:
-    says_correct = [verdict == "correct" for verdict in sample.verdicts]
-    actual = [held.correct for held in cots]
-    decode = percentile(sample.per_token, 50) if sample.per_token else None
+    session: _Session,
+    continued: int,
+) -> dict[str, Any]:
+    measured = [row for row in rows if row.problem is None]
+    base = measured[0]
+    spoken = {split: len(base.said.get(split, [])) for split in splits}
+    watched = session.watch.summary()
     return {
-        "name": variant.name,
-        "folder": variant.folder.name,
-        "device": variant.opened["device"],
-        "threads": variant.opened["threads"],
-        "answer_accuracy": {split: proportion(outcomes).to_json() for split, outcomes in sample.answers.items()},
+        "format": FORMAT,
+        "task": questions.task or base.opened["task"] or next(iter(splits)),
+        "questions": {split: spoken[split] for split in splits},
+        "questions_in_set": {split: len(examples) for split, examples in whole.items()},
+        "ask": settings.ask,
+        "scenarios": list(settings.scenarios),
+        "settings": json.loads(json.dumps(asdict(settings))),
+        "precision_reached": session.reached,
+        "continued": continued,
+        "machine": machine(),
+        "watch": watched,
+        "noisy": watched["noisy"],
+        "batch": 1,
+        "variants": [_failed(row) if row.problem else _summary(row, base, settings, questions, cots) for row in rows],
+    }
+
+
+def _identity(row: _Row) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "folder": row.spec.place.name,
+        "kind": row.spec.kind,
+        "place": str(row.spec.place),
+    }
+
+
+def _failed(row: _Row) -> dict[str, Any]:
+    assert row.problem is not None
+    return {**_identity(row), "problem": row.problem.what, "hint": row.problem.hint}
+
+
+def _summary(
+    row: _Row, base: _Row, settings: BenchSettings, questions: EvaluationSet, cots: Sequence[HeldOutCot]
+) -> dict[str, Any]:
+    judged = [(verdict == "correct", held.correct) for verdict, held in zip(row.verdicts, cots, strict=True) if verdict is not None]
+    says_correct, actual = [says for says, _ in judged], [truth for _, truth in judged]
+    right = {split: _right(said, questions) for split, said in row.said.items()}
+    resident = [float(look["resident_memory_bytes"]) for look in row.memory]
+    return {
+        **_identity(row),
+        "problem": None,
+        "engine": row.opened["engine"],
+        "precision": row.opened["precision"],
+        "device": row.opened["device"],
+        "threads": row.opened["threads"],
+        "cpus": settings.cpus,
+        "memory_limit": None if settings.memory_limit is None else size_text(settings.memory_limit),
+        "answer_accuracy": {
+            split: proportion([one for one in outcomes if one is not None]).to_json() for split, outcomes in right.items()
+        },
+        "withheld": sum(one["withheld"] for said in row.said.values() for one in said),
+        "confidence": _confidence(row, right) if settings.ask == "confidence" else None,
         "verdict_accuracy": proportion([s == a for s, a in zip(says_correct, actual, strict=True)]).to_json(),
         "verdict_balanced_accuracy": balanced_accuracy(says_correct, actual),
         "verdict_always_correct": proportion(actual).to_json(),
-        "latency_ms": {
-            "count": len(sample.seconds),
-            **{f"p{p}": 1000 * percentile(sample.seconds, p) for p in (50, 90, 99)},
+        **_times(row, base),
+        "offline": [_throughput(batch, blocks) for batch, blocks in row.offline.items()],
+        "server": _held(row, settings) if row.server else None,
+        "load_seconds": percentile(row.load_seconds, 50),
+        "peak_memory_bytes": max(look["peak_memory_bytes"] for look in row.memory),
+        "steady_memory_bytes": int(percentile(resident, 50)),
+        "bytes_on_disk": row.opened["bytes_on_disk"],
+        "samples": {
+            **_single_samples(row),
+            "warmup_passes": [[round(value, 6) for value in passes] for passes in row.warmup],
+            "load_seconds": row.load_seconds,
+            "resident_memory_bytes": [int(value) for value in resident],
+            "ids": {split: [one["example"].id for one in said] for split, said in row.said.items()},
+            "answers": {split: [one["text"] for one in said] for split, said in row.said.items()},
+            "confidences": {split: [one["confidence"] for one in said] for split, said in row.said.items()},
+            "correct": right,
         },
-        "time_to_first_token_ms": {f"p{p}": 1000 * percentile(sample.first, p) for p in (50, 90, 99)},
+    }
+
+
+def _right(said: Sequence[Json], questions: EvaluationSet) -> list[bool | None]:
+    """Return whether each answer is right; None where no label says so."""
+    return [
+        None if one["example"].label is None else questions.judge.agrees(one["text"], one["example"].label, one["example"].choices)
+        for one in said
+    ]
+
+
+def _confidence(row: _Row, right: dict[str, list[bool | None]]) -> dict[str, Any] | None:
+    pairs = [
+        (float(one["confidence"]), bool(truth))
+        for split, said in row.said.items()
+        for one, truth in zip(said, right[split], strict=True)
+        if truth is not None and one["confidence"] is not None
+    ]
+    if not pairs:
+        return None
+    values, truths = [value for value, _ in pairs], [truth for _, truth in pairs]
+    return {"questions": len(pairs), "calibration_error": calibration_error(values, truths), "auroc": auroc(values, truths)}
+
+
+def _times(row: _Row, base: _Row) -> dict[str, Any]:
+    """Return what one question at a time took; nothing where the single scenario was not measured."""
+    if not row.single:
+        nothing = ("latency_ms", "ratio_to_first", "time_to_first_token_ms", "inter_token_latency_ms", "tokens_per_second")
+        return dict.fromkeys(nothing)
+    table = seconds_of(row.single)
+    seconds = [value for one in table for value in one]
+    first = [reply["time_to_first_token"] for one in row.single for reply in one]
+    per_token = [reply["decode_seconds"] / reply["decode_steps"] for one in row.single for reply in one if reply["decode_steps"]]
+    decode = percentile(per_token, 50) if per_token else None
+    latency: dict[str, Any] = {"count": len(seconds), "rounds": len(table)}
+    for p in PERCENTILES:
+        found = quantile(table, p)
+        latency |= {f"p{p}": 1000 * found.value, f"p{p}_interval_95": [1000 * found.low, 1000 * found.high]}
+    against = None
+    if row is not base:
+        other = seconds_of(base.single)
+        against = {**ratio(table, other).to_json(), "differs": differs(table, other)}
+    return {
+        "latency_ms": latency,
+        "ratio_to_first": against,
+        "time_to_first_token_ms": {f"p{p}": 1000 * percentile(first, p) for p in PERCENTILES},
         "inter_token_latency_ms": None if decode is None else 1000 * decode,
         "tokens_per_second": None if not decode else 1 / decode,
-        "load_seconds": variant.opened["load_seconds"],
-        "peak_memory_bytes": peak,
-        "bytes_on_disk": variant.opened["bytes_on_disk"],
-        "samples": {
-            "seconds": [round(value, 6) for value in sample.seconds],
-            "answers": sample.texts,
-            "correct": sample.answers,
+    }
+
+
+def _single_samples(row: _Row) -> dict[str, Any]:
+    replies = [(number, place, reply) for number, one in enumerate(row.single) for place, reply in enumerate(one)]
+    return {
+        "round": [number for number, _, _ in replies],
+        "question": [place for _, place, _ in replies],
+        **{
+            name: [round(reply[name], 6) for _, _, reply in replies]
+            for name in ("seconds", "time_to_first_token", "decode_seconds", "decode_steps", "tokens")
         },
+    }
+
+
+def _throughput(batch: int, blocks: Sequence[Json]) -> dict[str, Any]:
+    rates = [block["answers"] / block["seconds"] for block in blocks]
+    return {
+        "batch": batch,
+        "answers_per_second": mean_rate(rates).to_json(),
+        "tokens_per_second": percentile([block["tokens"] / block["seconds"] for block in blocks], 50),
+        "joules_per_answer": _joules(blocks),
+        "blocks": list(blocks),
+    }
+
+
+def _joules(blocks: Sequence[Json]) -> float | None:
+    """Return the energy of one answer, the median over blocks; None where it was not metered."""
+    found = [
+        block["energy"]["total_joules"] / block["answers"]
+        for block in blocks
+        if block.get("energy") and block["energy"]["total_joules"] is not None
+    ]
+    return percentile(found, 50) if found else None
+
+
+def _held(row: _Row, settings: BenchSettings) -> dict[str, Any]:
+    held = [probe["rate"] for probe in row.server if probe["held"]]
+    return {
+        "latency_bound_ms": 1000 * settings.latency_bound,
+        "answers_per_second": max(held) if held else None,
+        "probes": row.server,
     }

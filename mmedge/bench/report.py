@@ -1,14 +1,22 @@
-"""A bench report as a table in the terminal and as Markdown; the JSON is the report itself."""
+"""A bench report as a table in the terminal, as Markdown, and as a page to look at; the JSON is the report itself."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.table import Table
 
+from mmedge.bench.limits import size_text
+from mmedge.bench.timing import FEW_ROUNDS
+from mmedge.charts import IntervalRow, Series, interval_chart, line_chart
+from mmedge.page import Page
 from mmedge.statistics import Proportion
+
+ASKED = {"answer": "the answer only", "rationale": "answer and rationale", "confidence": "answer and confidence"}
+_PAGE_ONLY = ("load s", "steady MB", "verdicts, balanced")
+Rows = tuple[str, list[str], list[list[str]]]  # title, headings, cells
 
 
 def _share(found: dict[str, Any]) -> str:
@@ -23,56 +31,341 @@ def _number(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def _figures(value: float) -> str:
+    """Return a number with about three figures."""
+    return (
+        f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.2 else f"{value:.2g}"
+    )
+
+
+def _within(value: float, interval: Sequence[float]) -> str:
+    return f"{_figures(value)} [{_figures(interval[0])}, {_figures(interval[1])}]"
+
+
+def _against(variant: dict[str, Any]) -> str:
+    found = variant["ratio_to_first"]
+    if found is None:
+        return "1"
+    return _within(found["value"], found["interval_95"]) + ("" if found["differs"] else " =")
+
+
+def measured(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the variants that were measured, without those that have a problem."""
+    return [variant for variant in report["variants"] if not variant["problem"]]
+
+
+def problems(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the variants that were not measured, and why."""
+    return [(variant["name"], variant["problem"]) for variant in report["variants"] if variant["problem"]]
+
+
 def rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return headings and one row for each variant; the times are also ratios to the first variant."""
-    variants = report["variants"]
+    """Return headings and one row for each variant; the times are also ratios to the first that was measured."""
+    variants = measured(report)
     columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [("variant", lambda v: str(v["name"]))]
     for split in report["questions"]:
         columns.append((f"answers: {split}", functools.partial(_split_share, split)))
     if variants and variants[0]["verdict_accuracy"]["total"]:
         columns.append(("verdicts", lambda v: _share(v["verdict_accuracy"])))
         columns.append(("verdicts, balanced", lambda v: _number(v["verdict_balanced_accuracy"], 3)))
-    base = variants[0]["latency_ms"]["p50"] if variants else 1.0
+    if report["ask"] == "confidence":
+        columns.append(("AUROC", lambda v: _number((v["confidence"] or {}).get("auroc"), 3)))
+        columns.append(("calibration error", lambda v: _number((v["confidence"] or {}).get("calibration_error"), 3)))
+    columns.append(("threads", lambda v: str(v["threads"])))
+    if variants and variants[0]["latency_ms"]:
+        columns += [
+            ("ms/answer p50", lambda v: _within(v["latency_ms"]["p50"], v["latency_ms"]["p50_interval_95"])),
+            ("p90", lambda v: _figures(v["latency_ms"]["p90"])),
+            ("p99", lambda v: _figures(v["latency_ms"]["p99"])),
+            ("× time", _against),
+            ("first token ms", lambda v: _figures(v["time_to_first_token_ms"]["p50"])),
+            ("tokens/s", lambda v: _number(v["tokens_per_second"], 0)),
+        ]
     columns += [
-        ("threads", lambda v: str(v["threads"])),
-        ("ms/answer p50", lambda v: _number(v["latency_ms"]["p50"])),
-        ("p90", lambda v: _number(v["latency_ms"]["p90"])),
-        ("p99", lambda v: _number(v["latency_ms"]["p99"])),
-        ("× time", lambda v: f"{v['latency_ms']['p50'] / base:.2f}"),
-        ("first token ms", lambda v: _number(v["time_to_first_token_ms"]["p50"])),
-        ("tokens/s", lambda v: _number(v["tokens_per_second"], 0)),
+        ("load s", lambda v: _figures(v["load_seconds"])),
         ("peak MB", lambda v: f"{v['peak_memory_bytes'] / 1e6:.0f}"),
+        ("steady MB", lambda v: f"{v['steady_memory_bytes'] / 1e6:.0f}"),
         ("disk MB", lambda v: f"{v['bytes_on_disk'] / 1e6:.1f}"),
     ]
-    return [name for name, _ in columns], [[cell(variant) for _, cell in columns] for variant in variants]
+    body = []
+    for variant in report["variants"]:
+        if variant["problem"]:
+            body.append([variant["name"], variant["problem"], *[""] * (len(columns) - 2)])
+        else:
+            body.append([cell(variant) for _, cell in columns])
+    return [name for name, _ in columns], body
+
+
+def _offline_rows(report: dict[str, Any]) -> Rows:
+    batches = [f"batch {batch}" for batch in report["settings"]["batches"]]
+    headings = ["variant", *batches, "tokens/s, last", "J/answer, last"]
+    body = []
+    for variant in measured(report):
+        rates = [
+            _within(one["answers_per_second"]["value"], one["answers_per_second"]["interval_95"]) for one in variant["offline"]
+        ]
+        last = variant["offline"][-1]
+        energy = "not available" if last["joules_per_answer"] is None else _figures(last["joules_per_answer"])
+        body.append([variant["name"], *rates, _figures(last["tokens_per_second"]), energy])
+    return "offline: answers a second, all questions at once", headings, body
+
+
+def _server_rows(report: dict[str, Any]) -> Rows:
+    bound = 1000 * report["settings"]["latency_bound"]
+    headings = ["variant", f"rate that holds p99 ≤ {bound:g} ms", "p99 ms there", "next rate tried", "p99 ms there"]
+    body = []
+    for variant in measured(report):
+        probes = variant["server"]["probes"]
+        held = max((one for one in probes if one["held"]), key=lambda one: one["rate"], default=None)
+        broken = min((one for one in probes if not one["held"]), key=lambda one: one["rate"], default=None)
+        cells = [variant["name"]]
+        for one in (held, broken):
+            cells += ["none", "–"] if one is None else [f"{_figures(one['rate'])}/s", _figures(one["p99_ms"])]
+        body.append(cells)
+    return "server: questions at random moments, one answered at a time", headings, body
+
+
+def sections(report: dict[str, Any]) -> list[Rows]:
+    """Return every table as title, headings and cells."""
+    found: list[Rows] = [(f"bench: {report['task']}", *rows(report))]
+    variants = measured(report)
+    if any(variant["offline"] for variant in variants):
+        found.append(_offline_rows(report))
+    if any(variant["server"] for variant in variants):
+        found.append(_server_rows(report))
+    return found
+
+
+def noise(report: dict[str, Any]) -> str:
+    """Return what makes the times of a report doubtful; empty where nothing does."""
+    return f"NOISY: {'; '.join(report['noisy'])} while this was measured." if report["noisy"] else ""
 
 
 def conditions(report: dict[str, Any]) -> str:
     """Return one line that says where and how it was measured."""
-    where = report["machine"]
-    counts = ", ".join(f"{count} {split}" for split, count in report["questions"].items())
-    versions = " ".join(f"{name} {version}" for name, version in where["packages"].items())
-    return (
-        f"{report['task']}: {counts} questions, batch {report['batch']}, {where['cores']} cores, {where['processor']}, "
-        f"{where['memory_gb']} GB, Python {where['python']}, {versions}. Variants took turns on every question; brackets are "
-        "95 % Wilson intervals; × time is relative to the first row."
+    where, settings = report["machine"], report["settings"]
+    counts = ", ".join(
+        f"{count} {split}" + ("" if count == report["questions_in_set"][split] else f" (of {report['questions_in_set'][split]})")
+        for split, count in report["questions"].items()
     )
+    versions = " ".join(f"{name} {version}" for name, version in where["packages"].items())
+    bounds = [f"on {settings['cpus']} of the cores"] if settings["cpus"] else []
+    bounds += [f"in {size_text(settings['memory_limit'])}"] if settings["memory_limit"] else []
+    said = (
+        f"{report['task']}: {counts} questions, {ASKED[report['ask']]}, batch {report['batch']}, "
+        f"{where['cores']} cores, {where['processor']}, {where['memory_gb']} GB, Python {where['python']}, {versions}. "
+        + (f"Each variant ran {' and '.join(bounds)}. " if bounds else "")
+        + "Variants took turns on every question; brackets are 95 % Wilson intervals for shares."
+    )
+    timed = next((variant["latency_ms"] for variant in measured(report) if variant["latency_ms"]), None)
+    if timed:
+        over = f"{timed['rounds']} rounds" if timed["rounds"] >= FEW_ROUNDS else "blocks of neighbouring times"
+        said += (
+            f" Those of times are over {over}, each round of new processes; × time is paired, relative to the first row; "
+            "= marks what cannot be told from it."
+        )
+    blocks = [block for variant in measured(report) for one in variant["offline"] for block in one["blocks"]]
+    missing: list[str] = next((block["energy"]["missing"] for block in blocks if "energy" in block), [])
+    if missing:
+        said += f" Energy: {'; '.join(missing)}."
+    if settings["precision"] is not None:
+        reached = "reached" if report["precision_reached"] else "not reached"
+        said += f" Precision of {100 * settings['precision']:g} %: {reached}."
+    return said
 
 
 def table(report: dict[str, Any]) -> Table:
-    """Return the report as a table for the terminal."""
-    headings, body = rows(report)
-    found = Table(title=f"bench: {report['task']}", caption=conditions(report), caption_justify="left")
+    """Return the report as a table for the terminal, without what only a page has room for."""
+    title, headings, body = sections(report)[0]
+    shown = [place for place, heading in enumerate(headings) if heading not in _PAGE_ONLY]
+    headings = [headings[place] for place in shown]
+    found = Table(title=title, caption=" ".join(filter(None, [noise(report), conditions(report)])), caption_justify="left")
     for heading in headings:
         found.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=heading == "variant")
+    missing = {name for name, _ in problems(report)}
     for row in body:
-        found.add_row(*row)
+        if row[0] not in missing:
+            found.add_row(*(row[place] for place in shown))
+    return found
+
+
+def more_tables(report: dict[str, Any]) -> list[Table]:
+    """Return the tables of the other scenarios."""
+    found = []
+    for title, headings, body in sections(report)[1:]:
+        one = Table(title=title, title_justify="left")
+        for heading in headings:
+            one.add_column(heading, justify="left" if heading == "variant" else "right")
+        for row in body:
+            one.add_row(*row)
+        found.append(one)
     return found
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Return the report as a Markdown table with the conditions below it."""
-    headings, body = rows(report)
-    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-    lines += ["| " + " | ".join(row) + " |" for row in body]
-    return "\n".join(lines) + "\n\n" + conditions(report) + "\n"
+    """Return the report as Markdown tables with the conditions below them."""
+    parts = []
+    for number, (title, headings, body) in enumerate(sections(report)):
+        lines = [f"{title}\n"] if number else []
+        lines += ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+        lines += ["| " + " | ".join(row) + " |" for row in body]
+        parts.append("\n".join(lines))
+    return "\n\n".join(filter(None, [*parts, noise(report), conditions(report)])) + "\n"
+
+
+# ------------------------------------------------------------------------------------------------------- page
+
+
+def _overall(variant: dict[str, Any]) -> Proportion:
+    """Return the share of right answers over all splits."""
+    shares = variant["answer_accuracy"].values()
+    return Proportion(sum(one["successes"] for one in shares), sum(one["total"] for one in shares))
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return which points no other beats: none is at most as slow and at least as accurate, and better in one of both.
+
+    Args:
+        points: (latency, accuracy) of each.
+
+    Returns:
+        Their places, from the fastest on.
+    """
+    order = sorted(range(len(points)), key=lambda place: (points[place][0], -points[place][1]))
+    found: list[int] = []
+    for place in order:
+        if not found or points[place][1] > points[found[-1]][1]:
+            found.append(place)
+    return found
+
+
+def _trade_off(variants: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """Return the chart of accuracy against latency, and a sentence that names the front."""
+    points = [(variant["latency_ms"]["p50"], _overall(variant).value) for variant in variants]
+    front = pareto_front(points)
+    series = [
+        Series(variant["name"], [point], [_overall(variant).interval[0]], [_overall(variant).interval[1]])
+        for variant, point in zip(variants, points, strict=True)
+    ]
+    if len(front) > 1:
+        series.append(Series("Pareto front", [points[place] for place in front], dashed=True))
+    names = ", ".join(variants[place]["name"] for place in front)
+    return (
+        line_chart(series, x_label="ms/answer, p50", y_label="right answers, all splits", percent=True, log_x=True),
+        f"Accuracy against latency; bars are 95 % intervals. No variant is both faster and more accurate than: {names}.",
+    )
+
+
+def _distributions(variants: Sequence[dict[str, Any]]) -> str:
+    series = []
+    for variant in variants:
+        times = sorted(1000 * value for value in variant["samples"]["seconds"])
+        series.append(Series(variant["name"], [(value, (place + 1) / len(times)) for place, value in enumerate(times)]))
+    return line_chart(series, x_label="ms/answer", y_label="answers that took no longer", percent=True, log_x=True)
+
+
+def _over_time(variants: Sequence[dict[str, Any]]) -> str:
+    series = []
+    for variant in variants:
+        times = variant["samples"]["seconds"]
+        series.append(Series(variant["name"], [(place + 1, 1000 * value) for place, value in enumerate(times)]))
+    return line_chart(series, x_label="question, in the order of asking", y_label="ms/answer", log_y=True)
+
+
+def page(report: dict[str, Any]) -> Page:
+    """Return the report as a page that holds all that it shows."""
+    variants, missing = measured(report), problems(report)
+    found = Page(f"Bench: {report['task']}", conditions(report))
+    if report["noisy"]:
+        found.note(noise(report))
+    names = {name for name, _ in missing}
+    for number, (title, headings, body) in enumerate(sections(report)):
+        found.heading(title if number else "Results")
+        body = [row for row in body if row[0] not in names]
+        for columns in ([*range(len(headings))],) if number else _halves(headings):
+            found.table([headings[place] for place in columns], [[row[place] for place in columns] for row in body])
+    if missing:
+        found.heading("Not measured")
+        found.table(["variant", "why"], [[name, why] for name, why in missing])
+    timed = [variant for variant in variants if variant["latency_ms"]]
+    if timed:
+        found.heading("Accuracy and time")
+        scored = [variant for variant in timed if _overall(variant).total]
+        if scored:
+            found.figure(*_trade_off(scored))
+        found.figure(_ratios(timed), "Time relative to the first variant, paired by question and round.")
+        found.figure(_distributions(timed), "Distribution of the times of single answers.")
+        found.figure(_over_time(timed), "The same in the order in which they were measured: drift and stalls are seen here.")
+    if any(variant["offline"] for variant in variants):
+        found.heading("Throughput")
+        found.figure(_throughput(variants), "Answers a second over batch sizes.")
+    if any(variant["server"] for variant in variants):
+        found.figure(_server(variants), "p99 of the time from arrival to answer, over the rate of arrivals.")
+    found.heading("Memory", "The largest resident size of each process, the interpreter and its libraries included.")
+    found.bars([(one["name"], one["peak_memory_bytes"], f"{one['peak_memory_bytes'] / 1e6:.0f} MB") for one in variants])
+    found.heading("On disk")
+    found.bars([(one["name"], one["bytes_on_disk"], f"{one['bytes_on_disk'] / 1e6:.1f} MB") for one in variants])
+    found.heading("What each variant is")
+    headings = ["variant", "engine", "precision", "device", "threads", "place"]
+    found.table(headings, [[v["name"], v["engine"], v["precision"], v["device"], str(v["threads"]), v["place"]] for v in variants])
+    found.heading("The machine")
+    found.table(["", ""], _machine_rows(report))
+    return found
+
+
+def _halves(headings: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Return the columns of the first table as two tables that fit a page: how good, and at what cost."""
+    middle = headings.index("threads")
+    return [*range(middle)], [0, *range(middle, len(headings))]
+
+
+def _ratios(variants: Sequence[dict[str, Any]]) -> str:
+    found = []
+    for variant in variants:
+        ratio = variant["ratio_to_first"]
+        value, (low, high) = (1.0, (1.0, 1.0)) if ratio is None else (ratio["value"], ratio["interval_95"])
+        found.append(IntervalRow(variant["name"], value, low, high, f"{_figures(value)} ×"))
+    return interval_chart(found, x_label="times as long as the first")
+
+
+def _throughput(variants: Sequence[dict[str, Any]]) -> str:
+    series = []
+    for variant in variants:
+        rates = [(one["batch"], one["answers_per_second"]) for one in variant["offline"]]
+        series.append(
+            Series(
+                variant["name"],
+                [(batch, rate["value"]) for batch, rate in rates],
+                [rate["interval_95"][0] for _, rate in rates],
+                [rate["interval_95"][1] for _, rate in rates],
+            )
+        )
+    return line_chart(series, x_label="batch", y_label="answers a second", zero=True, markers=True)
+
+
+def _server(variants: Sequence[dict[str, Any]]) -> str:
+    series = []
+    for variant in variants:
+        probes = sorted(variant["server"]["probes"], key=lambda one: float(one["rate"])) if variant["server"] else []
+        series.append(Series(variant["name"], [(one["rate"], one["p99_ms"]) for one in probes]))
+    return line_chart(series, x_label="questions a second", y_label="p99, ms", log_y=True, log_x=True, markers=True)
+
+
+def _machine_rows(report: dict[str, Any]) -> list[list[str]]:
+    where, watch = report["machine"], report["watch"]
+
+    def span(values: Sequence[float] | None, unit: str) -> str:
+        return "not told here" if values is None else f"{values[0]:.2f} to {values[1]:.2f} {unit}"
+
+    load, steal = watch["other_load_cores"], watch["steal_share"]
+    return [
+        ["processor", f"{where['processor']}, {where['cores']} cores"],
+        ["memory", f"{where['memory_gb']} GB"],
+        ["system", f"{where['system']}, Python {where['python']}, mmedge {where['mmedge']}"],
+        ["packages", " ".join(f"{name} {version}" for name, version in where["packages"].items())],
+        ["other load while measuring", "not told here" if load is None else f"{load:.2f} cores"],
+        ["taken by the host", "not told here" if steal is None else f"{100 * steal:.1f} %"],
+        ["frequency", span(watch["frequency_ghz"], "GHz")],
+        ["temperature", span(watch["temperature_c"], "°C")],
+        ["noise", noise(report) or "none that was seen"],
+    ]

@@ -2,107 +2,84 @@
 
 Speaks JSON lines over standard input and output: a request in, a reply out, in turn. Started by `bench.py` as
 
-    python -m mmedge.bench.worker FOLDER THREADS
+    python -m mmedge.bench.worker '{"kind": "bundle", "place": "bundle-int8", "threads": null}' CPUS
 
-The first line it writes says how it opened: kind, load time, size. Then `{"prompt": "answer", "example": {…}}` is timed and
-answered, `{"verdict": …}` judged, and `{"memory": true}` tells the peak memory of the process.
+The first line it writes says how it opened: engine, load time, size. Then `{"examples": […], "ask": "answer", "batch": 1}` is
+timed and answered, `{"examples": […], "cot": {…}}` judged, `{"serve": {…}}` answers questions as they arrive, and
+`{"memory": true}` tells the memory of the process. Times are taken around the call alone: reading requests and writing replies
+costs no sample anything. Nothing heavy is imported before the process is bound to its processors.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TextIO
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TextIO
 
+from mmedge.bench.limits import bind_processors, peak_memory, resident_memory
+from mmedge.bench.variants import Asker, VariantSpec, open_variant
 from mmedge.errors import MmedgeError
-from mmedge.runtime.bundle import MANIFEST
-from mmedge.runtime.decoding import Engine
-from mmedge.storage import folder_size
-from mmedge.tasks.base import ChainOfThought, Example
-from mmedge.tasks.encoding import PromptEncoder
-from mmedge.tasks.prompts import VERDICTS, render_question
+
+if TYPE_CHECKING:
+    from mmedge.bench.variants import Opened
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A variant, opened: what it runs on, and how to ask it."""
+def _verdict(request: dict[str, Any], opened: Opened) -> dict[str, Any]:
+    from mmedge.tasks.base import ChainOfThought
+    from mmedge.tasks.prompts import VERDICTS, render_question
 
-    engine_name: str
-    precision: str
-    device: str
-    threads: int
-    engine: Engine
-    encoder: PromptEncoder
-    max_answer_tokens: int
-
-
-def _open(folder: Path, threads: int | None) -> _Opened:
-    cores = len(os.sched_getaffinity(0))
-    if (folder / MANIFEST).is_file():
-        from mmedge.runtime.student import Student
-
-        edge = Student.load(folder, threads)
-        bundle = edge.bundle
-        used = threads or bundle.threads or cores
-        return _Opened("onnxruntime", bundle.precision, "cpu", used, edge.engine, edge.encoder, bundle.max_answer_tokens)
-    import torch
-
-    from mmedge.distill.engine import TorchEngine
-    from mmedge.distill.students import open_student, student_details, student_precision
-
-    torch.set_num_threads(threads or cores)
-    details = student_details(folder)
-    precision = student_precision(details)
-    device = "cuda" if precision != "fp32" and torch.cuda.is_available() else "cpu"  # what is rounded is meant for GPUs
-    student = open_student(folder, device=device)
-    limit = int(details["recipe"]["generation"]["max_answer_tokens"])
-    return _Opened("torch", precision, device, threads or cores, TorchEngine(student), student.encoder, limit)
+    (example,) = _examples(request)
+    cot = ChainOfThought(request["cot"]["rationale"], request["cot"]["pseudo_label"])
+    encoder = opened.encoder
+    begun, tokens = encoder.verdict_tokens()
+    context = encoder.prompts.evaluation_context(render_question(example), cot)
+    logits = opened.engine.next_logits([encoder.prompt("predict", context)], begun)
+    return {"verdict": VERDICTS[int(logits[0, tokens].argmax())]}
 
 
-def peak_memory_bytes() -> int:
-    """Return the largest resident size that this process has had."""
-    try:  # getrusage would count what the parent held when it started this process
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _examples(request: dict[str, Any]) -> list[Any]:
+    from mmedge.tasks.base import Example
+
+    return [Example(record["id"], record["question"], None, tuple(record["choices"])) for record in request["examples"]]
 
 
-def _reply(request: dict[str, Any], variant: _Opened) -> dict[str, Any]:
-    if "memory" in request:
-        return {"peak_memory_bytes": peak_memory_bytes()}
-    record = request["example"]
-    example = Example(record["id"], record["question"], None, tuple(record["choices"]))
-    question = render_question(example)
-    engine, encoder = variant.engine, variant.encoder
-    if "cot" in request:
-        cot = ChainOfThought(request["cot"]["rationale"], request["cot"]["pseudo_label"])
-        begun, tokens = encoder.verdict_tokens()
-        logits = engine.next_logits([encoder.prompt("predict", encoder.prompts.evaluation_context(question, cot))], begun)
-        return {"verdict": VERDICTS[int(logits[0, tokens].argmax())]}
+def _served(request: dict[str, Any], asker: Asker) -> dict[str, Any]:
+    """Answer questions as they arrive, one at a time in their order, those that must wait included.
+
+    Returns:
+        Seconds from each arrival to its answer, and how long all took.
+    """
+    examples, wish = _examples(request), request["serve"]
+    latencies: list[float] = []
     started = time.perf_counter()
-    prompt = encoder.prompt("predict", encoder.prompts.reasoning_context(question))
-    generation = engine.generate([prompt], variant.max_answer_tokens)
-    text = encoder.text(generation.tokens[0])
-    return {
-        "answer": text,
-        "seconds": time.perf_counter() - started,
-        "time_to_first_token": generation.time_to_first_token,
-        "decode_seconds": generation.seconds - generation.time_to_first_token,
-        "decode_steps": generation.steps - 1,
-        "prompt_tokens": len(prompt.context) + len(prompt.begun),
-    }
+    for number, arrival in enumerate(wish["arrivals"]):
+        left = started + arrival - time.perf_counter()
+        if left > 0:
+            time.sleep(left)
+        asker.ask([examples[number % len(examples)]], request["ask"], 1)
+        latencies.append(time.perf_counter() - started - arrival)
+        if latencies[-1] > wish["give_up_seconds"]:
+            break  # the queue only grows
+    return {"latencies": latencies, "seconds": time.perf_counter() - started}
 
 
-def serve(folder: Path, threads: int | None, requests: TextIO, replies: TextIO) -> None:
+def _reply(request: dict[str, Any], opened: Opened, asker: Asker) -> dict[str, Any]:
+    if "memory" in request:
+        return {"peak_memory_bytes": peak_memory(), "resident_memory_bytes": resident_memory() or peak_memory()}
+    if "cot" in request:
+        try:
+            return _verdict(request, opened)
+        except MmedgeError as error:  # some peers do not tell logits; their answers are worth measuring all the same
+            return {"verdict": None, "why": error.what}
+    if "serve" in request:
+        return _served(request, asker)
+    return asdict(asker.ask(_examples(request), request["ask"], request["batch"]))
+
+
+def serve(spec: VariantSpec, requests: TextIO, replies: TextIO) -> None:
     """Answer requests until the input ends."""
 
     def say(value: dict[str, Any]) -> None:
@@ -111,30 +88,44 @@ def serve(folder: Path, threads: int | None, requests: TextIO, replies: TextIO) 
 
     started = time.perf_counter()
     try:
-        variant = _open(folder, threads)
+        opened = open_variant(spec)
     except MmedgeError as error:
         say({"error": error.what, "hint": error.hint})
         return
+    asker = Asker(opened)
     say(
         {
-            "engine": variant.engine_name,
-            "precision": variant.precision,
-            "device": variant.device,
-            "threads": variant.threads,
+            "engine": opened.engine_name,
+            "precision": opened.precision,
+            "threads": opened.threads,
+            "device": opened.device,
+            "task": opened.task,
             "load_seconds": time.perf_counter() - started,
-            "bytes_on_disk": folder_size(folder),
+            "bytes_on_disk": opened.bytes_on_disk,
         }
     )
     for line in requests:
-        say(_reply(json.loads(line), variant))
+        try:
+            say(_reply(json.loads(line), opened, asker))
+        except MmedgeError as error:
+            say({"error": error.what, "hint": error.hint})
+        except MemoryError:
+            say({"error": "it ran out of memory", "hint": ""})
 
 
 def main() -> None:
     """Start from the command line; standard output carries replies only."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints goes to standard error
-    folder, threads = Path(sys.argv[1]), int(sys.argv[2])
-    serve(folder, threads or None, sys.stdin, replies)
+    spec, processors = VariantSpec.from_json(json.loads(sys.argv[1])), int(sys.argv[2])
+    if processors:
+        try:
+            bind_processors(processors)
+        except MmedgeError as error:
+            replies.write(json.dumps({"error": error.what, "hint": error.hint}) + "\n")
+            replies.flush()
+            return
+    serve(spec, sys.stdin, replies)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,249 @@
+"""`mmedge compare`: what changed between two reports of `mmedge bench`, beyond noise, and whether a bound is broken.
+
+    mmedge compare base.json new.json --max-slowdown 5% --max-accuracy-drop 1
+
+Variants are matched by name. Times are compared question by question, answers question by question too (McNemar 1947). The two
+reports were not measured in turns, so that the machine itself may have changed between them: a slowdown breaks its bound only
+where the whole interval lies beyond it and it is no matter of chance (`timing.differs`), and reports that were noisy, or from
+different machines, are said to be. An accuracy breaks its bound by its value on these questions, since the same student gives
+the same answers every time; whether the change is more than chance is said beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmedge.bench.bench import FORMAT
+from mmedge.bench.limits import parse_share
+from mmedge.bench.timing import FEW_ROUNDS, ONE_PROCESS, differs, ratio
+from mmedge.errors import MmedgeError
+from mmedge.statistics import mcnemar, paired_difference
+from mmedge.storage import read_json
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What must not happen.
+
+    Attributes:
+        slowdown: The largest share by which a variant may be slower; None for any.
+        accuracy_drop: The most points by which its accuracy may be lower.
+        memory_growth: The largest share by which its peak memory may grow.
+    """
+
+    slowdown: float | None = None
+    accuracy_drop: float | None = None
+    memory_growth: float | None = None
+
+
+def read_bounds(slowdown: str | None, accuracy_drop: float | None, memory_growth: str | None) -> Bounds:
+    """Return the bounds that a command line says."""
+    return Bounds(
+        None if slowdown is None else parse_share(slowdown),
+        accuracy_drop,
+        None if memory_growth is None else parse_share(memory_growth),
+    )
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read a report of `mmedge bench`.
+
+    Raises:
+        MmedgeError: It is none, or one of another format.
+    """
+    report = read_json(path)
+    if not isinstance(report, dict) or not isinstance(report.get("variants"), list):
+        raise MmedgeError(f"{path} is no report of mmedge bench", "name a bench.json")
+    if report.get("format") != FORMAT:
+        raise MmedgeError(f"{path} has format {report.get('format')!r}; this version compares {FORMAT!r}", "run mmedge bench again")
+    return report
+
+
+def compare(base: Path, new: Path, bounds: Bounds) -> dict[str, Any]:
+    """Compare two reports.
+
+    Returns:
+        `variants`: for each that both measured, its changes; `broken`: every broken bound, in words; `notes`: what makes the
+        comparison doubtful.
+
+    Raises:
+        MmedgeError: They are no reports, or have no variant in common.
+    """
+    before, after = read_report(base), read_report(new)
+    if before["task"] != after["task"] or before["ask"] != after["ask"]:
+        raise MmedgeError(
+            f"{base} is about {before['task']} ({before['ask']}), {new} about {after['task']} ({after['ask']})",
+            "compare reports of the same questions",
+        )
+    old = {variant["name"]: variant for variant in before["variants"]}
+    found: list[dict[str, Any]] = []
+    broken: list[str] = []
+    notes = _notes(before, after)
+    for variant in after["variants"]:
+        name = variant["name"]
+        earlier = old.pop(name, None)
+        if earlier is None:
+            notes.append(f"{name}: only in {new}")
+        elif variant["problem"] or earlier["problem"]:
+            if variant["problem"] and not earlier["problem"]:
+                broken.append(f"{name} can no longer be measured: {variant['problem']}")
+            else:
+                notes.append(f"{name}: {variant['problem'] or 'was not measured before: ' + earlier['problem']}")
+        else:
+            change = _change(earlier, variant)
+            found.append(change)
+            broken += _broken(change, bounds, notes)
+    notes += [f"{name}: only in {base}" for name in old]
+    if not found and not broken:
+        raise MmedgeError(f"{base} and {new} have no measured variant in common", "measure the same variants")
+    return {"base": str(base), "new": str(new), "variants": found, "broken": broken, "notes": notes}
+
+
+def _notes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    notes = []
+    for report, which in ((before, "base"), (after, "new")):
+        if report["noisy"]:
+            notes.append(f"the {which} report is noisy: {'; '.join(report['noisy'])}")
+    differing = [
+        f"{name} {before['machine'].get(name)} → {after['machine'].get(name)}"
+        for name in ("processor", "cores", "memory_gb", "python")
+        if before["machine"].get(name) != after["machine"].get(name)
+    ]
+    packages = [report["machine"].get("packages", {}) for report in (before, after)]
+    differing += [
+        f"{name} {packages[0].get(name)} → {packages[1].get(name)}"
+        for name in sorted(packages[0].keys() | packages[1].keys())
+        if packages[0].get(name) != packages[1].get(name)
+    ]
+    if differing:
+        notes.append(f"not the same machine: {', '.join(differing)}")
+    return notes
+
+
+def _change(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": after["name"],
+        "time": _time(before, after),
+        "accuracy": _accuracy(before, after),
+        "peak_memory": after["peak_memory_bytes"] / before["peak_memory_bytes"],
+        "bytes_on_disk": after["bytes_on_disk"] / before["bytes_on_disk"],
+    }
+
+
+def _by_question(variant: dict[str, Any]) -> dict[int, float]:
+    """Return the median seconds of each question, by its place."""
+    times: dict[int, list[float]] = {}
+    for place, seconds in zip(variant["samples"]["question"], variant["samples"]["seconds"], strict=True):
+        times.setdefault(place, []).append(seconds)
+    return {place: float(np.median(values)) for place, values in times.items()}
+
+
+def _rounds(variant: dict[str, Any], places: Sequence[int]) -> list[list[float]]:
+    """Return the seconds of some questions, (rounds, questions)."""
+    samples = variant["samples"]
+    table: dict[int, dict[int, float]] = {}
+    for number, place, seconds in zip(samples["round"], samples["question"], samples["seconds"], strict=True):
+        table.setdefault(number, {})[place] = seconds
+    return [[one[place] for place in places] for _, one in sorted(table.items())]
+
+
+def _time(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the ratio of times, paired by question, over the rounds that both reports have; None where one has no times."""
+    if not before["latency_ms"] or not after["latency_ms"]:
+        return None
+    places = sorted(_by_question(before).keys() & _by_question(after).keys())
+    if not places:
+        return None
+    old, new = _rounds(before, places), _rounds(after, places)
+    rounds = min(len(old), len(new))
+    found = ratio(new[:rounds], old[:rounds])
+    return {
+        **found.to_json(),
+        "questions": len(places),
+        "rounds": rounds,
+        "changed": differs(new[:rounds], old[:rounds]),
+    }
+
+
+def _accuracy(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any] | None:
+    """Return by how much the share of right answers changed on the questions that both answered; None where there are none."""
+    pairs = []
+    for split, ids in after["samples"]["ids"].items():
+        earlier = dict(zip(before["samples"]["ids"].get(split, ()), before["samples"]["correct"].get(split, ()), strict=True))
+        for question, right in zip(ids, after["samples"]["correct"][split], strict=True):
+            if right is not None and earlier.get(question) is not None:
+                pairs.append((bool(right), bool(earlier[question])))
+    if not pairs:
+        return None
+    new, old = [float(right) for right, _ in pairs], [float(right) for _, right in pairs]
+    found = paired_difference([new], [old])
+    gained = sum(right and not was for right, was in pairs)
+    lost = sum(was and not right for right, was in pairs)
+    return {
+        **found.to_json(),
+        "p": mcnemar(gained, lost),
+        "questions": len(pairs),
+        "gained": gained,
+        "lost": lost,
+        "changed": mcnemar(gained, lost) < 0.05,
+    }
+
+
+def _broken(change: dict[str, Any], bounds: Bounds, notes: list[str]) -> list[str]:
+    found = []
+    name, time, accuracy = change["name"], change["time"], change["accuracy"]
+    if bounds.slowdown is not None:
+        if time is None:
+            found.append(f"{name}: no times to hold against --max-slowdown")
+        elif time["interval_95"][0] > 1 + bounds.slowdown and time["changed"]:
+            found.append(f"{name} is slower by {_percent(time['value'] - 1)}, more than {_percent(bounds.slowdown)}")
+        elif time["interval_95"][1] > 1 + bounds.slowdown:
+            low, high = (_percent(end - 1) for end in time["interval_95"])
+            why = "" if time["rounds"] >= FEW_ROUNDS else f", and processes may differ by {_percent(ONE_PROCESS)}"
+            notes.append(
+                f"{name}: a slowdown beyond {_percent(bounds.slowdown)} is not ruled out ({low} to {high}{why}); measure more, "
+                f"with --precision or at least --rounds {FEW_ROUNDS}"
+            )
+    if bounds.accuracy_drop is not None:
+        if accuracy is None:
+            found.append(f"{name}: no answers to hold against --max-accuracy-drop")
+        elif -100 * accuracy["value"] > bounds.accuracy_drop + 1e-9:
+            found.append(
+                f"{name} answers {-100 * accuracy['value']:.1f} points fewer right, more than {bounds.accuracy_drop:g} "
+                f"(p = {accuracy['p']:.3f})"
+            )
+    if bounds.memory_growth is not None and change["peak_memory"] > 1 + bounds.memory_growth:
+        more = _percent(change["peak_memory"] - 1)
+        found.append(f"{name} needs {more} more memory at its peak, more than {_percent(bounds.memory_growth)}")
+    return found
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def text(found: dict[str, Any]) -> str:
+    """Return a comparison in lines: what changed, what does not, what is doubtful, and what is broken."""
+    lines = []
+    for one in found["variants"]:
+        parts = []
+        if (time := one["time"]) is not None:
+            low, high = time["interval_95"]
+            word = "changed" if time["changed"] else "no change beyond noise"
+            parts.append(f"time × {time['value']:.3f} [{low:.3f}, {high:.3f}], {word}")
+        if (accuracy := one["accuracy"]) is not None:
+            low, high = accuracy["interval_95"]
+            parts.append(
+                f"right answers {100 * accuracy['value']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] "
+                f"({accuracy['gained']} gained, {accuracy['lost']} lost, p = {accuracy['p']:.3f})"
+            )
+        parts.append(f"peak memory × {one['peak_memory']:.3f}, disk × {one['bytes_on_disk']:.3f}")
+        lines.append(f"{one['name']}: {'; '.join(parts)}")
+    lines += [f"note: {note}" for note in found["notes"]]
+    lines += [f"BROKEN: {why}" for why in found["broken"]] or ["no bound is broken"]
+    return "\n".join(lines)

@@ -1,0 +1,152 @@
+"""`mmedge compare`: what changed beyond noise, and which bounds are broken."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmedge.bench.bench import FORMAT
+from mmedge.bench.compare import Bounds, compare
+from mmedge.errors import MmedgeError
+from tests.conftest import is_one_line_error, mmedge
+
+ROUNDS, QUESTIONS = 4, 50
+Report = dict[str, Any]
+BOUNDS = ("--max-slowdown", "5%", "--max-accuracy-drop", "1")
+
+
+def variant(name: str, seed: int, speed: float = 1.0) -> Report:
+    """A variant as `mmedge bench` reports it, on a machine that remembers and stalls now and then."""
+    cost = np.random.default_rng(5).lognormal(-6, 0.3, QUESTIONS)
+    rng = np.random.default_rng(seed)
+    noise = np.exp(0.02 * rng.normal(size=(ROUNDS, QUESTIONS))) * (1 + (rng.random((ROUNDS, QUESTIONS)) < 0.03) * 4)
+    right = np.random.default_rng(6).random(QUESTIONS) < 0.7
+    return {
+        "name": name,
+        "problem": None,
+        "latency_ms": {"p50": 1.0},
+        "peak_memory_bytes": 100_000_000,
+        "bytes_on_disk": 2_000_000,
+        "samples": {
+            "round": [number for number in range(ROUNDS) for _ in range(QUESTIONS)],
+            "question": [*range(QUESTIONS)] * ROUNDS,
+            "seconds": (cost * noise * speed).ravel().tolist(),
+            "ids": {"test": [f"q{number}" for number in range(QUESTIONS)]},
+            "correct": {"test": right.tolist()},
+        },
+    }
+
+
+def report(seed: int, speed: float = 1.0) -> Report:
+    """A report of two variants."""
+    return {
+        "format": FORMAT,
+        "task": "t",
+        "ask": "answer",
+        "noisy": [],
+        "machine": {"processor": "p", "cores": 2, "packages": {"onnxruntime": "1"}},
+        "variants": [variant("a", 2 * seed, speed), variant("b", 2 * seed + 1, speed)],
+    }
+
+
+def written(folder: Path, name: str, value: object) -> Path:
+    path = folder / name
+    path.write_text(json.dumps(value), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return written(tmp_path, "base.json", report(0))
+
+
+def test_the_same_again_breaks_nothing_in_twenty_runs(base: Path, tmp_path: Path) -> None:
+    for seed in range(1, 21):
+        found = compare(base, written(tmp_path, "new.json", report(seed)), Bounds(0.05, 1, 0.1))
+        assert found["broken"] == [] and not any(one["time"]["changed"] for one in found["variants"])
+
+
+def test_a_tenth_slower_is_found_and_fails(base: Path, tmp_path: Path) -> None:
+    slow = written(tmp_path, "new.json", report(1, speed=1.1))
+    done = mmedge("compare", base, slow, *BOUNDS)
+    assert done.code == 1 and "BROKEN: a is slower by 1" in done.out and "Traceback" not in done.err
+    found = json.loads(mmedge("compare", base, slow, "--json").out)
+    assert all(one["time"]["changed"] and 1.08 < one["time"]["value"] < 1.12 for one in found["variants"])
+    assert found["broken"] == []  # no bound was named
+    allowed = mmedge("compare", base, slow, "--max-slowdown", "20%")
+    assert allowed.code == 0 and "no bound is broken" in allowed.out
+    unsure = mmedge("compare", base, slow, "--max-slowdown", "10%")
+    assert unsure.code == 0 and "not ruled out" in unsure.out
+
+
+def test_fewer_right_answers_fail_with_how_likely_that_is_by_chance(base: Path, tmp_path: Path) -> None:
+    worse = report(1)
+    right = worse["variants"][1]["samples"]["correct"]["test"]
+    lost = [place for place, truth in enumerate(right) if truth][:8]
+    gained = [place for place, truth in enumerate(right) if not truth][:2]
+    for place in (*lost, *gained):
+        right[place] = not right[place]
+    done = mmedge("compare", base, written(tmp_path, "new.json", worse), *BOUNDS)
+    assert done.code == 1 and "BROKEN: b answers 12.0 points fewer right, more than 1 (p = 0.109)" in done.out
+    assert "(2 gained, 8 lost, p = 0.109)" in done.out and "BROKEN: a" not in done.out
+    allowed = mmedge("compare", base, tmp_path / "new.json", "--max-accuracy-drop", "12")
+    assert allowed.code == 0
+
+
+def test_answers_are_paired_by_question_and_not_by_place(base: Path, tmp_path: Path) -> None:
+    turned = report(1)
+    for one in turned["variants"]:
+        for name in ("ids", "correct"):
+            one["samples"][name]["test"] = one["samples"][name]["test"][::-1][:30]
+    found = compare(base, written(tmp_path, "new.json", turned), Bounds())
+    assert all(one["accuracy"]["questions"] == 30 and one["accuracy"]["value"] == 0 for one in found["variants"])
+
+
+def test_memory_that_grows_and_variants_that_are_gone(base: Path, tmp_path: Path) -> None:
+    new = report(1)
+    new["variants"][0]["peak_memory_bytes"] *= 2
+    new["variants"][1] = {"name": "b", "problem": "does not fit in 300 MB"}
+    new["variants"].append({"name": "c", "problem": "no such variant: c"})
+    new["noisy"] = ["other processes used 1.00 cores"]
+    new["machine"]["packages"]["onnxruntime"] = "2"
+    found = compare(base, written(tmp_path, "new.json", new), Bounds(memory_growth=0.1))
+    assert found["broken"] == [
+        "a needs 100.0 % more memory at its peak, more than 10.0 %",
+        "b can no longer be measured: does not fit in 300 MB",
+    ]
+    notes = " ".join(found["notes"])
+    assert "new report is noisy" in notes and "onnxruntime 1 → 2" in notes and "c: only in" in notes
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda r: r.update(format="mmedge-bench/1"), "has format"),
+        (lambda r: r.update(task="u"), "about u"),
+        (lambda r: r.update(variants=[{"name": "z", "problem": None}]), "no measured variant in common"),
+        (lambda r: r.pop("variants"), "no report of mmedge bench"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_one_line(
+    base: Path, tmp_path: Path, change: Callable[[Report], object], complaint: str
+) -> None:
+    new = copy.deepcopy(report(1))
+    change(new)
+    path = written(tmp_path, "new.json", new)
+    with pytest.raises(MmedgeError, match=complaint):
+        compare(base, path, Bounds())
+
+
+def test_a_report_of_the_bench_itself_is_the_same_as_itself(tiny_run: Path, tmp_path: Path) -> None:
+    done = mmedge("bench", tiny_run / "bundle-int8", "--questions", "4", "--verdicts", "0", "--out", tmp_path, "-q")
+    assert done.code == 0, done.err
+    same = mmedge("compare", tmp_path / "bench.json", tmp_path / "bench.json", *BOUNDS)
+    assert same.code == 0 and "× 1.000 [1.000, 1.000], no change beyond noise" in same.out
+    nothing = mmedge("compare", tmp_path / "none.json", tmp_path / "bench.json")
+    assert is_one_line_error(nothing) and "no such file" in nothing.err
