@@ -26,9 +26,9 @@ from typing import Any
 from mmedge import Strategy, Student
 from mmedge.runs import machine
 from mmedge.runtime.generation import Decoding
-from mmedge.storage import write_json
+from mmedge.storage import iterate_jsonl, write_json
 from mmedge.tasks.base import ChainOfThought, Example
-from mmedge.tasks.evaluation_set import FILE_NAME, read_evaluation_set
+from mmedge.tasks.evaluation_set import FILE_NAME, read_evaluation_set, read_example
 from mmedge.tasks.prompts import render_question
 
 SCORED = Decoding(scored=True)
@@ -163,20 +163,22 @@ def main() -> None:
     parser.add_argument("--batched", type=int, default=320)
     parser.add_argument("--drafted", type=int, default=60)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--data", type=Path, help="JSON lines with more questions to draft for")
+    parser.add_argument("--only", choices=("chain", "batch", "draft", "cold"))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     student = Student.load(given.bundle, given.threads)
     tests = read_evaluation_set(given.bundle.resolve().parent / FILE_NAME).tests()
     questions = [example for examples in tests.values() for example in examples]
-    found = {
-        "bundle": given.bundle.name,
-        "recipe": student.bundle.manifest["recipe"],
-        "machine": machine(),
-        "chain": chain(student, questions[: given.questions]),
-        "batch": batches(student, (questions * 9)[: given.batched]),
-        "draft": drafts(student, (questions * 9)[: given.drafted]),
-        "cold": cold(given.bundle, questions[0].question),
+    more = [read_example(record, given.data, number) for number, record in iterate_jsonl(given.data)] if given.data else questions
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "chain": lambda: chain(student, questions[: given.questions]),
+        "batch": lambda: batches(student, (questions * 9)[: given.batched]),
+        "draft": lambda: drafts(student, more[: given.drafted]),
+        "cold": lambda: cold(given.bundle, questions[0].question),
     }
+    found: dict[str, Any] = {"bundle": given.bundle.name, "recipe": student.bundle.manifest["recipe"], "machine": machine()}
+    found |= {name: part() for name, part in parts.items() if given.only in (None, name)}
     print(json.dumps(found, indent=2))
     if given.json:
         write_json(given.json, found)
