@@ -142,12 +142,12 @@ def isotonic(features: Array, truth: Array) -> StepMap:
     Every block's share is drawn a little towards the whole's, as one more pair of right and wrong would, so that no confidence
     is 0 or 1 on the strength of a few questions.
     """
-    order = np.argsort(features[:, 0], kind="stable")
-    score, value = features[order, 0], truth[order]
+    score, value = features[:, 0], truth
     mean = float(truth.mean())
     blocks: list[list[float]] = []  # sum, count, sum of scores
-    for x, y in zip(score, value, strict=True):
-        blocks.append([float(y), 1.0, float(x)])
+    distinct, place, count = np.unique(score, return_inverse=True, return_counts=True)  # equal scores are one block from the start
+    for x, y, many in zip(distinct, np.bincount(place, value), count, strict=True):
+        blocks.append([float(y), float(many), float(x * many)])
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] >= blocks[-1][0] / blocks[-1][1]:
             last = blocks.pop()
             blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]

@@ -38,6 +38,13 @@ def test_isotonic_never_falls_and_follows_steps() -> None:
     assert all(0 < value < 1 for value in isotonic(np.arange(6.0)[:, None], np.array([0, 0, 0, 1, 1, 1.0])).probabilities)
 
 
+def test_isotonic_does_not_depend_on_the_order_of_equal_scores() -> None:
+    score = np.array([[1.0], [2.0], [2.0], [2.0], [2.0], [3.0]])
+    found = [isotonic(score, np.array(truth)) for truth in ([0.0, 0, 0, 1, 1, 1], [0.0, 1, 1, 0, 0, 1])]
+    assert found[0] == found[1] and found[0].scores == (1.0, 2.0, 3.0)
+    assert found[0](np.array([[2.0]])) == pytest.approx([0.5])
+
+
 def _evidence(count: int, informative: str) -> tuple[list[Evidence], list[bool]]:
     """Evidence of which only one part tells right answers from wrong ones."""
     truth = RNG.random(count) < 0.6
