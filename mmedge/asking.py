@@ -17,7 +17,7 @@ from mmedge.progress import Progress
 from mmedge.runtime.escalation import BiggerModel
 from mmedge.runtime.strategies import Strategy
 from mmedge.runtime.student import Answer, Piece, Student
-from mmedge.storage import Journal, parse_json_line, sha256_file, sha256_json, write_text
+from mmedge.storage import Journal, parse_json_line, refuse_no_file, sha256_file, sha256_json, write_text
 from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import read_example
 
@@ -165,6 +165,7 @@ def answer_lines(asking: Asking, source: Path | None, target: Path | None, batch
             sys.stdout.write("".join(line + "\n" for line in answered(questions)))
             sys.stdout.flush()
         return
+    refuse_no_file(target)
     piped = source is None or str(source) == "-"
     given = "" if piped or source is None else sha256_file(source)
     key = sha256_json([*asking.key(), given, batch])
