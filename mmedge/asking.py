@@ -151,18 +151,20 @@ def answer_lines(asking: Asking, source: Path | None, target: Path | None, batch
         progress: Where progress is shown.
     """
 
-    def answered(examples: list[Example]) -> list[str]:
+    def answered(examples: list[Example]) -> tuple[list[str], bool]:
+        """Return lines, and whether everybody who was asked answered."""
         found = asking.answers(examples, batch)
-        return [
+        lines = [
             json.dumps({"id": example.id, **answer.to_json()}, ensure_ascii=False)
             for example, answer in zip(examples, found, strict=True)
         ]
+        return lines, not any(answer.problem for answer in found)
 
     examples = _read_lines(source)
     batches = iter(lambda: list(islice(examples, batch)), [])
     if target is None or str(target) == "-":
         for questions in batches:
-            sys.stdout.write("".join(line + "\n" for line in answered(questions)))
+            sys.stdout.write("".join(line + "\n" for line in answered(questions)[0]))
             sys.stdout.flush()
         return
     refuse_no_file(target)
@@ -179,8 +181,9 @@ def answer_lines(asking: Asking, source: Path | None, target: Path | None, batch
             for number, questions in enumerate(batches):
                 found = journal.get(str(number))
                 if found is None:
-                    found = answered(questions)
-                    journal.put(str(number), found)
+                    found, whole = answered(questions)
+                    if whole:  # a bigger model that could not be asked is asked again by a run that continues
+                        journal.put(str(number), found)
                 lines += found
                 step.advance(len(questions))
         write_text(target, "".join(line + "\n" for line in lines))

@@ -246,6 +246,24 @@ def test_bad_replies_withhold_the_answer_and_say_why(
     assert answer.withheld and complaint in (answer.problem or "")
 
 
+def test_a_run_that_continues_asks_again_what_no_bigger_model_answered(
+    tiny_run: Path, tmp_path: Path, server: tuple[str, type[_Handler]]
+) -> None:
+    url, handler = server
+    (tmp_path / "in.jsonl").write_text('{"question": "How many?"}\n' * 3)
+    output = tmp_path / "out.jsonl"
+    output.mkdir()  # so that the first run fails when all is answered, and leaves its journal
+    more = ["--input", tmp_path / "in.jsonl", "--output", output, "--batch", "1", "--abstain-below", "1"]
+    command = ["run", tiny_run / "bundle-int8", *more, "--escalate-to", url, "--escalate-model", "big"]
+    good = (200, _completion("The answer is: 3 + 4"))
+    handler.replies = [good, (401, b""), good]
+    assert is_one_line_error(mmedge(*command))
+    output.rmdir()
+    handler.replies, handler.seen = [good], []
+    assert mmedge(*command).code == 0
+    assert [json.loads(line)["value"] for line in output.read_text().splitlines()] == ["7"] * 3 and len(handler.seen) == 1
+
+
 def test_a_server_that_says_it_read_less_than_nothing_pays_nobody(tiny_run: Path, server: tuple[str, type[_Handler]]) -> None:
     url, handler = server
     handler.replies = [(200, _completion("The answer is: 3 + 4").replace(b"1000", b"-1000"))]
