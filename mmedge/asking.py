@@ -14,6 +14,7 @@ import typer
 
 from mmedge.errors import MmedgeError, printable
 from mmedge.progress import Progress
+from mmedge.runtime.bundle import refuse_bundle
 from mmedge.runtime.escalation import BiggerModel
 from mmedge.runtime.strategies import Strategy
 from mmedge.runtime.student import Answer, Piece, Student
@@ -168,6 +169,7 @@ def answer_lines(asking: Asking, source: Path | None, target: Path | None, batch
             sys.stdout.flush()
         return
     refuse_no_file(target)
+    refuse_bundle(target.parent, "--output")
     piped = source is None or str(source) == "-"
     given = "" if piped or source is None else sha256_file(source)
     key = sha256_json([*asking.key(), given, batch])
