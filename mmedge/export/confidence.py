@@ -6,6 +6,7 @@ better to be chosen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,7 +71,8 @@ def fitted(evidence: Sequence[Evidence], right: Sequence[bool]) -> dict[str, Any
         confidences = tried[kind].mean(0)
         signals[signal] = {
             "map": candidates[kind](features, truth).to_json(),
-            "confidences": [round(float(value), 5) for value in confidences],
+            # rounded down, or a threshold of 1 would withhold every answer of a student that is as good as sure
+            "confidences": [math.floor(1e5 * float(value)) / 1e5 for value in confidences],
             "log_loss": {name: round(value, 5) for name, value in mean_losses.items()},
             "auroc": auroc(features[:, 0].tolist() if signal != "combined" else confidences.tolist(), list(right)),
             "calibration_error": calibration_error(confidences.tolist(), list(right)),

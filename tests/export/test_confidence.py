@@ -93,6 +93,18 @@ def test_thresholds_hand_on_no_more_than_allowed_and_reach_their_aim() -> None:
         choose_threshold(confidences, right)
 
 
+def test_a_student_that_is_as_good_as_sure_is_not_silenced() -> None:
+    rng = np.random.default_rng(0)
+    log_odds = np.concatenate([rng.normal(16, 1.5, 170), rng.normal(-0.5, 1.5, 30)])
+    right = rng.random(200) < sigmoid(log_odds)
+    evidence = [Evidence(float(-np.log1p(np.exp(-odds))), float(rng.normal())) for odds in log_odds]
+    confidence = Confidence.from_manifest(fitted(evidence, right.tolist()))
+    assert confidence is not None and max(confidence.of(evidence)) > 0.999999  # all of them below 1 rounded up
+    threshold = confidence.threshold(max_handed_on=0.3)
+    withheld = float(np.mean(np.array(confidence.of(evidence)) < threshold.value))
+    assert 0.05 < threshold.handed_on <= 0.3 and withheld == pytest.approx(threshold.handed_on, abs=0.05)
+
+
 def test_maps_survive_the_manifest() -> None:
     score, truth = RNG.normal(0, 1, (50, 1)), (RNG.random(50) < 0.5).astype(float)
     for fit in (temperature, platt, isotonic):
