@@ -59,7 +59,8 @@ class Asking:
 
 def say(asking: Asking, example: Example, *, as_json: bool = False, stream: bool = False) -> None:
     """Answer one question on the terminal."""
-    decides_later = asking.abstain_below is not None or asking.strategy.kind in ("samples", "retry")
+    stated = (asking.student.bundle.manifest.get("answering") or {}).get("threshold")
+    decides_later = asking.abstain_below is not None or stated is not None or asking.strategy.kind in ("samples", "retry")
     if stream and not as_json and not decides_later:  # what may yet be withheld is not shown
         answer = _streamed(asking, example)
         _say_rest(answer, shown=True)

@@ -17,6 +17,7 @@ import pytest
 
 import mmedge as package
 from mmedge import Answer, Endpoint, Piece, Strategy, Student
+from mmedge.asking import Asking, say
 from mmedge.errors import MmedgeError
 from mmedge.runtime.confidence import Confidence, LinearMap
 from mmedge.runtime.escalation import Escalated
@@ -167,6 +168,17 @@ def test_doubtful_answers_are_withheld_or_handed_on(opened: tuple[Student, list[
     student.confidence = None
     with pytest.raises(MmedgeError, match="not calibrated"):
         student.threshold(max_handed_on=0.3)
+
+
+def test_a_stream_does_not_show_what_the_bundle_withholds(
+    opened: tuple[Student, list[Example]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    student, questions = opened
+    asking = Asking(student, False, False, False, Strategy(), None, None, None)
+    for threshold, withheld in ((None, False), ({"value": 1.0}, True)):
+        student.bundle.manifest["answering"] = {"threshold": threshold}
+        say(asking, questions[0], stream=True)
+        assert capsys.readouterr().out.startswith("no answer: ") == withheld
 
 
 class _Handler(BaseHTTPRequestHandler):
