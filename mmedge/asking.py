@@ -14,10 +14,11 @@ import typer
 
 from mmedge.errors import MmedgeError, printable
 from mmedge.progress import Progress
+from mmedge.runtime.bundle import refuse_bundle
 from mmedge.runtime.escalation import BiggerModel
 from mmedge.runtime.strategies import Strategy
 from mmedge.runtime.student import Answer, Piece, Student
-from mmedge.storage import Journal, parse_json_line, sha256_file, sha256_json, write_text
+from mmedge.storage import Journal, parse_json_line, refuse_no_file, sha256_file, sha256_json, write_text
 from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import read_example
 
@@ -58,7 +59,8 @@ class Asking:
 
 def say(asking: Asking, example: Example, *, as_json: bool = False, stream: bool = False) -> None:
     """Answer one question on the terminal."""
-    decides_later = asking.abstain_below is not None or asking.strategy.kind in ("samples", "retry")
+    stated = (asking.student.bundle.manifest.get("answering") or {}).get("threshold")
+    decides_later = asking.abstain_below is not None or stated is not None or asking.strategy.kind in ("samples", "retry")
     if stream and not as_json and not decides_later:  # what may yet be withheld is not shown
         answer = _streamed(asking, example)
         _say_rest(answer, shown=True)
@@ -151,20 +153,24 @@ def answer_lines(asking: Asking, source: Path | None, target: Path | None, batch
         progress: Where progress is shown.
     """
 
-    def answered(examples: list[Example]) -> list[str]:
+    def answered(examples: list[Example]) -> tuple[list[str], bool]:
+        """Return lines, and whether everybody who was asked answered."""
         found = asking.answers(examples, batch)
-        return [
+        lines = [
             json.dumps({"id": example.id, **answer.to_json()}, ensure_ascii=False)
             for example, answer in zip(examples, found, strict=True)
         ]
+        return lines, not any(answer.problem for answer in found)
 
     examples = _read_lines(source)
     batches = iter(lambda: list(islice(examples, batch)), [])
     if target is None or str(target) == "-":
         for questions in batches:
-            sys.stdout.write("".join(line + "\n" for line in answered(questions)))
+            sys.stdout.write("".join(line + "\n" for line in answered(questions)[0]))
             sys.stdout.flush()
         return
+    refuse_no_file(target)
+    refuse_bundle(target.parent, "--output")
     piped = source is None or str(source) == "-"
     given = "" if piped or source is None else sha256_file(source)
     key = sha256_json([*asking.key(), given, batch])
@@ -178,8 +184,9 @@ def answer_lines(asking: Asking, source: Path | None, target: Path | None, batch
             for number, questions in enumerate(batches):
                 found = journal.get(str(number))
                 if found is None:
-                    found = answered(questions)
-                    journal.put(str(number), found)
+                    found, whole = answered(questions)
+                    if whole:  # a bigger model that could not be asked is asked again by a run that continues
+                        journal.put(str(number), found)
                 lines += found
                 step.advance(len(questions))
         write_text(target, "".join(line + "\n" for line in lines))

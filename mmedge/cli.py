@@ -518,7 +518,10 @@ def bench(
     from mmedge.bench.bench import first_folder, read_choices
     from mmedge.bench.energy import EnergyMeter
     from mmedge.bench.limits import parse_counts, parse_seconds, parse_share, parse_size
+    from mmedge.runtime.bundle import refuse_bundle
 
+    if out is not None:
+        refuse_bundle(out, "--out")
     if remote is not None:
         from mmedge.bench.remote import bundles_of, run_remote
 
@@ -612,9 +615,11 @@ def evaluate(
     from mmedge.bench.evaluation import EvaluationSettings
     from mmedge.bench.evaluation import evaluate as measure
     from mmedge.bench.evaluation_report import markdown, page, tables
+    from mmedge.runtime.bundle import refuse_bundle
     from mmedge.storage import write_json, write_text
 
     folder = out or bundle.resolve().parent
+    refuse_bundle(folder, "--out")
     journal = folder / f".evaluate-{bundle.name}.journal"
     settings = EvaluationSettings(questions, samples, temperature, seed, batch, timed, threads)
     report = measure(bundle, settings, _progress(quiet), evaluation, journal)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,8 +39,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed to disk and renamed, on failure removed.
 
     Raises:
-        MmedgeError: The file cannot be written, for example because the disk is full.
+        MmedgeError: The file cannot be written, for example because the disk is full, or something other than a file has its name.
     """
+    refuse_no_file(path)
     temporary = _temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +97,20 @@ def remove_leftovers(folder: Path) -> None:
                 entry.unlink(missing_ok=True)
 
 
+def refuse_no_file(path: Path) -> None:
+    """Refuse a target that is there and is no file: a rename would put a file in the place of a device or a pipe.
+
+    Raises:
+        MmedgeError: It is a device, a pipe or a socket.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # what is not there, or cannot be looked at, is for the writer to find
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise MmedgeError(f"{path} is a device or a pipe, not a file", "name a file")
+
+
 def cannot_write(path: Path, error: OSError) -> MmedgeError:
     """Return the error for a failed write, with what to do for the usual causes."""
     hint = {
@@ -142,6 +158,10 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise MmedgeError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
+    except RecursionError:
+        raise MmedgeError(f"{path}: JSON nested too deeply") from None
+    except ValueError:  # Python reads no whole number of more than 4,300 digits
+        raise MmedgeError(f"{path}: a number with too many digits") from None
 
 
 def iterate_jsonl(path: Path) -> Iterator[tuple[int, Json]]:
@@ -166,6 +186,8 @@ def parse_json_line(line: str, path: Path | str, number: int) -> Json:
         ) from None
     except RecursionError:
         raise MmedgeError(f"{path}:{number}: JSON nested too deeply") from None
+    except ValueError:  # Python reads no whole number of more than 4,300 digits
+        raise MmedgeError(f"{path}:{number}: a number with too many digits") from None
     if not isinstance(value, dict):
         raise MmedgeError(f"{path}:{number}: expected a JSON object, found {type(value).__name__}")
     return value

@@ -131,6 +131,21 @@ def test_questions_are_never_overwritten_by_their_answers(tiny_run: Path, tmp_pa
     assert mmedge("run", tiny_run / "bundle-fp32", "--input", path, "--output", "-").code == 0  # a byte-order mark is no harm
 
 
+def test_results_are_not_written_into_a_bundle(tiny_run: Path, tmp_path: Path) -> None:
+    bundle = tiny_run / "bundle-int8"
+    questions = tmp_path / "q.jsonl"
+    questions.write_text('{"question": "How many?"}\n')
+    before = sorted(bundle.iterdir())
+    for command in (
+        ["evaluate", bundle, "--out", bundle, "--questions", "1", "--samples", "0", "--timed", "0"],
+        ["bench", bundle, "--out", bundle, "--questions", "1", "--verdicts", "0"],
+        ["run", bundle, "--input", questions, "--output", bundle / "answers.jsonl"],
+    ):
+        found = mmedge(*command)
+        assert is_one_line_error(found) and "is a bundle" in found.err, found.err
+    assert sorted(bundle.iterdir()) == before
+
+
 def test_a_recipe_that_failed_before_training_can_be_corrected_in_the_same_folder(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", tiny_recipe())
     failed = mmedge("distill", recipe, "--out", tmp_path / "run", "--set", "split.validation=1000")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,16 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
         raise RuntimeError
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(MmedgeError, match="a device or a pipe"):
+            write_text(path, "new")
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and sorted(tmp_path.iterdir()) == [link, pipe]
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -67,6 +79,17 @@ def test_text_that_is_no_utf8_and_broken_json_are_named(tmp_path: Path) -> None:
     (tmp_path / "y").write_text("{\n 1")
     with pytest.raises(MmedgeError, match="y:2:2: not valid JSON"):
         read_json(tmp_path / "y")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"), [("[" * 100_000, "nested too deeply"), ('{"a": ' + "9" * 5000 + "}", "too many digits")]
+)
+def test_json_that_python_cannot_hold_is_one_line(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "x"
+    path.write_text(text)
+    for read in (read_json, lambda path: list(iterate_jsonl(path))):
+        with pytest.raises(MmedgeError, match=complaint):
+            read(path)
 
 
 def test_infinity_is_never_written(tmp_path: Path) -> None:

@@ -98,7 +98,11 @@ def compare(base: Path, new: Path, bounds: Bounds) -> dict[str, Any]:
             change = _change(earlier, variant)
             found.append(change)
             broken += _broken(change, bounds, notes)
-    notes += [f"{name}: only in {base}" for name in old]
+    for name, earlier in old.items():
+        if earlier["problem"] or bounds == Bounds():
+            notes.append(f"{name}: only in {base}")
+        else:  # what is not measured keeps no bound
+            broken.append(f"{name} was measured in {base} and is not in {new}")
     if not found and not broken:
         raise MmedgeError(f"{base} and {new} have no measured variant in common", "measure the same variants")
     return {"base": str(base), "new": str(new), "variants": found, "broken": broken, "notes": notes}

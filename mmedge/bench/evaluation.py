@@ -8,6 +8,7 @@ withholding or handing on the doubtful answers is worth. Maps and thresholds are
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -236,7 +237,7 @@ def _split(student: Student, asked: Sequence[Asked], settings: EvaluationSetting
         confidences = _confidences(student, asked, signal)
         if confidences is not None:
             values[signal] = confidences
-            signals[signal] = _signal(confidences, right)
+            signals[signal] = signal_figures(confidences, right)
     differences = {
         f"{signal} - {base}": _json(_auroc_difference(values[signal], values[base], right))
         for signal, base in (("evaluation", "answer"), ("combined", "answer"), ("combined", SAMPLES))
@@ -262,14 +263,21 @@ def _split(student: Student, asked: Sequence[Asked], settings: EvaluationSetting
     }
 
 
-def _signal(confidences: Sequence[float], right: Sequence[bool]) -> dict[str, Any]:
+def signal_figures(confidences: Sequence[float], right: Sequence[bool]) -> dict[str, Any]:
+    """Return how well confidences tell right answers from wrong ones, and how well calibrated they are, with intervals."""
     p, truth = np.asarray(confidences), np.asarray(right, dtype=bool)
 
     def of(statistic: Callable[[list[float], list[bool]], float | None]) -> dict[str, Any] | None:
         return _json(bootstrap(lambda drawn: statistic(p[drawn].tolist(), truth[drawn].tolist()), len(truth)))
 
+    def accuracy_of(share: float) -> dict[str, Any] | None:
+        found = accuracy_at(confidences, right, share)
+        if found in (0.0, 1.0):  # resampling what is all the same shows no variation
+            return proportion([bool(found)] * max(1, math.ceil(share * len(truth) - 1e-9))).to_json()
+        return of(lambda c, r: accuracy_at(c, r, share))
+
     coverage, risk = risk_coverage(confidences, right)
-    at = {f"{share:g}": of(lambda c, r, share=share: accuracy_at(c, r, share)) for share in COVERAGES}  # type: ignore[misc]
+    at = {f"{share:g}": accuracy_of(share) for share in COVERAGES}
     return {
         "auroc": of(auroc),
         "calibration_error": of(calibration_error),

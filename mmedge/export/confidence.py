@@ -6,6 +6,7 @@ better to be chosen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,7 +71,8 @@ def fitted(evidence: Sequence[Evidence], right: Sequence[bool]) -> dict[str, Any
         confidences = tried[kind].mean(0)
         signals[signal] = {
             "map": candidates[kind](features, truth).to_json(),
-            "confidences": [round(float(value), 5) for value in confidences],
+            # rounded down, or a threshold of 1 would withhold every answer of a student that is as good as sure
+            "confidences": [math.floor(1e5 * float(value)) / 1e5 for value in confidences],
             "log_loss": {name: round(value, 5) for name, value in mean_losses.items()},
             "auroc": auroc(features[:, 0].tolist() if signal != "combined" else confidences.tolist(), list(right)),
             "calibration_error": calibration_error(confidences.tolist(), list(right)),
@@ -142,12 +144,12 @@ def isotonic(features: Array, truth: Array) -> StepMap:
     Every block's share is drawn a little towards the whole's, as one more pair of right and wrong would, so that no confidence
     is 0 or 1 on the strength of a few questions.
     """
-    order = np.argsort(features[:, 0], kind="stable")
-    score, value = features[order, 0], truth[order]
+    score, value = features[:, 0], truth
     mean = float(truth.mean())
     blocks: list[list[float]] = []  # sum, count, sum of scores
-    for x, y in zip(score, value, strict=True):
-        blocks.append([float(y), 1.0, float(x)])
+    distinct, place, count = np.unique(score, return_inverse=True, return_counts=True)  # equal scores are one block from the start
+    for x, y, many in zip(distinct, np.bincount(place, value), count, strict=True):
+        blocks.append([float(y), float(many), float(x * many)])
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] >= blocks[-1][0] / blocks[-1][1]:
             last = blocks.pop()
             blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]

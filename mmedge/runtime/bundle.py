@@ -82,6 +82,16 @@ def seal(folder: Path, manifest: dict[str, Any]) -> None:
     write_json(folder / MANIFEST, {**whole, "sha256": sha256_json(whole)})
 
 
+def refuse_bundle(folder: Path, option: str) -> None:
+    """Refuse to write results into a bundle: it opens no more when it holds a file that its manifest does not.
+
+    Raises:
+        MmedgeError: The folder is a bundle.
+    """
+    if (folder / MANIFEST).is_file():
+        raise MmedgeError(f"{folder} is a bundle, which a file more would spoil", f"name another place with {option}")
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return a bundle's manifest, checked against its own hash.
 

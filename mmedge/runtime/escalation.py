@@ -10,6 +10,7 @@ import json
 import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class Endpoint:
         url: Up to and with `/v1`.
         model: Its name there.
         key_variable: The environment variable that holds the key; the key itself is never kept or shown.
-        timeout: Seconds for one attempt.
+        timeout: Seconds for one attempt, the whole reply included.
         attempts: How often it is tried.
         max_tokens: The longest reply.
         price_input: Of a million tokens read.
@@ -113,8 +114,17 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise MmedgeError(f"{self.url!r} is no address of an endpoint", "it begins with http:// or https:// and ends in /v1")
-        if self.key_variable and not os.environ.get(self.key_variable):
-            raise MmedgeError(f"the environment variable {self.key_variable} is not set", "it must hold the endpoint's key")
+        parts = _parts(self.url)
+        if parts is None:
+            raise MmedgeError("the address of the endpoint cannot be read", "write it as http://HOST:PORT/v1")
+        if parts.username is not None or parts.password is not None:  # it would be shown with the address
+            raise MmedgeError("the address of the endpoint holds a user or a password", "give the key by an environment variable")
+        if self.key_variable:
+            key = os.environ.get(self.key_variable)
+            if not key:
+                raise MmedgeError(f"the environment variable {self.key_variable} is not set", "it must hold the endpoint's key")
+            if not (key.isascii() and key.isprintable()):
+                raise MmedgeError(f"the environment variable {self.key_variable} holds what no key has", "is a line break in it?")
 
     @property
     def name(self) -> str:
@@ -132,8 +142,8 @@ class Endpoint:
         try:
             text = reply["choices"][0]["message"]["content"]
             usage = reply.get("usage") or {}
-            read, written = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+            read, written = (max(0, int(usage.get(name) or 0)) for name in ("prompt_tokens", "completion_tokens"))
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
             raise MmedgeError(f"{self.url}: the reply is no chat completion") from None
         found = read_task_text(text if isinstance(text, str) else "", example, judge)
         if isinstance(found, Unparsed):
@@ -151,8 +161,9 @@ class Endpoint:
             if attempt:
                 time.sleep(min(8.0, 0.5 * 2**attempt))
             try:
+                deadline = time.monotonic() + self.timeout
                 with _OPENER.open(request, timeout=self.timeout) as response:
-                    reply = json.loads(response.read(_LARGEST_REPLY))
+                    reply = json.loads(_read(response, deadline))
                 if isinstance(reply, dict):
                     return reply
                 problem = "the reply is no JSON object"
@@ -164,9 +175,37 @@ class Endpoint:
                 problem = f"cannot be reached ({error.reason})"
             except (TimeoutError, http.client.HTTPException, ConnectionError) as error:
                 problem = f"the connection broke ({type(error).__name__})"
-            except ValueError:
+            except (ValueError, RecursionError):
                 problem = "the reply is no JSON"
         raise MmedgeError(f"{self.url}: {problem}", "is the endpoint up, and is the key right?")
+
+
+def _parts(url: str) -> urllib.parse.SplitResult | None:
+    """Return an address in its parts; None where it has no host, an impossible port, or signs that no address has."""
+    if not url.isprintable() or " " in url:
+        return None
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return parts if parts.hostname and parts.port != 0 and parts.path.isascii() else None
+    except ValueError:
+        return None
+
+
+def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
+    """Read a reply, at most `_LARGEST_REPLY` bytes of it.
+
+    Raises:
+        TimeoutError: It is not whole at the deadline (of `time.monotonic`), however steadily it drips.
+    """
+    found = bytearray()
+    while len(found) < _LARGEST_REPLY:
+        piece = response.read1(min(65536, _LARGEST_REPLY - len(found)))
+        if not piece:
+            break
+        found += piece
+        if time.monotonic() > deadline:
+            raise TimeoutError
+    return bytes(found)
 
 
 def question_for(example: Example, judge: AnyJudge) -> str:

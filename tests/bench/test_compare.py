@@ -122,6 +122,10 @@ def test_memory_that_grows_and_variants_that_are_gone(base: Path, tmp_path: Path
     ]
     notes = " ".join(found["notes"])
     assert "new report is noisy" in notes and "onnxruntime 1 → 2" in notes and "c: only in" in notes
+    new["variants"] = new["variants"][:1]
+    without = written(tmp_path, "new.json", new)
+    assert compare(base, without, Bounds())["broken"] == []
+    assert compare(base, without, Bounds(slowdown=0.05))["broken"] == [f"b was measured in {base} and is not in {without}"]
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmedge.bench.evaluation import EvaluationSettings, evaluate
+from mmedge.bench.evaluation import EvaluationSettings, evaluate, signal_figures
 from mmedge.bench.evaluation_report import markdown, page
 from mmedge.export.confidence import fitted
 from mmedge.progress import Progress
 from mmedge.runtime.confidence import Evidence
 from mmedge.runtime.student import Student
-from mmedge.statistics import auroc
+from mmedge.statistics import auroc, proportion
 from mmedge.tasks.evaluation_set import read_evaluation_set
 from tests.conftest import is_one_line_error, killed_when_lines_are_there, mmedge
 
@@ -78,6 +78,13 @@ def test_what_a_student_knows_is_found(knowing: Path) -> None:
     assert "self-evaluation (chosen)" in text and "handing on to the recorded teacher" in text
     shown = page(report).text()
     assert shown.count("<svg") == 10 and "nan" not in shown.lower().replace("nancy", "")
+
+
+def test_all_right_on_few_questions_is_not_certainty() -> None:
+    confidences = np.linspace(0.1, 1, 50).tolist()
+    found = signal_figures(confidences, [False] * 10 + [True] * 40)["accuracy_at"]
+    assert found["0.7"] == proportion([True] * 35).to_json() and found["0.8"] == proportion([True] * 40).to_json()
+    assert found["0.9"]["value"] == 40 / 45 and found["0.9"]["interval_95"][0] < 40 / 45 < found["0.9"]["interval_95"][1]
 
 
 def test_the_command_writes_and_continues(tiny_run: Path, tmp_path: Path) -> None:

@@ -38,6 +38,13 @@ def test_isotonic_never_falls_and_follows_steps() -> None:
     assert all(0 < value < 1 for value in isotonic(np.arange(6.0)[:, None], np.array([0, 0, 0, 1, 1, 1.0])).probabilities)
 
 
+def test_isotonic_does_not_depend_on_the_order_of_equal_scores() -> None:
+    score = np.array([[1.0], [2.0], [2.0], [2.0], [2.0], [3.0]])
+    found = [isotonic(score, np.array(truth)) for truth in ([0.0, 0, 0, 1, 1, 1], [0.0, 1, 1, 0, 0, 1])]
+    assert found[0] == found[1] and found[0].scores == (1.0, 2.0, 3.0)
+    assert found[0](np.array([[2.0]])) == pytest.approx([0.5])
+
+
 def _evidence(count: int, informative: str) -> tuple[list[Evidence], list[bool]]:
     """Evidence of which only one part tells right answers from wrong ones."""
     truth = RNG.random(count) < 0.6
@@ -84,6 +91,18 @@ def test_thresholds_hand_on_no_more_than_allowed_and_reach_their_aim() -> None:
         choose_threshold(confidences, [False] * 6, target_accuracy=0.5)
     with pytest.raises(MmedgeError, match="one aim"):
         choose_threshold(confidences, right)
+
+
+def test_a_student_that_is_as_good_as_sure_is_not_silenced() -> None:
+    rng = np.random.default_rng(0)
+    log_odds = np.concatenate([rng.normal(16, 1.5, 170), rng.normal(-0.5, 1.5, 30)])
+    right = rng.random(200) < sigmoid(log_odds)
+    evidence = [Evidence(float(-np.log1p(np.exp(-odds))), float(rng.normal())) for odds in log_odds]
+    confidence = Confidence.from_manifest(fitted(evidence, right.tolist()))
+    assert confidence is not None and max(confidence.of(evidence)) > 0.999999  # all of them below 1 rounded up
+    threshold = confidence.threshold(max_handed_on=0.3)
+    withheld = float(np.mean(np.array(confidence.of(evidence)) < threshold.value))
+    assert 0.05 < threshold.handed_on <= 0.3 and withheld == pytest.approx(threshold.handed_on, abs=0.05)
 
 
 def test_maps_survive_the_manifest() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +17,14 @@ import pytest
 
 import mmedge as package
 from mmedge import Answer, Endpoint, Piece, Strategy, Student
+from mmedge.asking import Asking, say
 from mmedge.errors import MmedgeError
 from mmedge.runtime.confidence import Confidence, LinearMap
 from mmedge.runtime.escalation import Escalated
 from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import read_evaluation_set
 from mmedge.tasks.expressions import parse
-from mmedge.tasks.judges import AnyJudge
+from mmedge.tasks.judges import AnyJudge, judge_by_name
 from tests.conftest import is_one_line_error, mmedge
 
 RUNS = ["tiny_run", "llama_run"]
@@ -167,6 +170,17 @@ def test_doubtful_answers_are_withheld_or_handed_on(opened: tuple[Student, list[
         student.threshold(max_handed_on=0.3)
 
 
+def test_a_stream_does_not_show_what_the_bundle_withholds(
+    opened: tuple[Student, list[Example]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    student, questions = opened
+    asking = Asking(student, False, False, False, Strategy(), None, None, None)
+    for threshold, withheld in ((None, False), ({"value": 1.0}, True)):
+        student.bundle.manifest["answering"] = {"threshold": threshold}
+        say(asking, questions[0], stream=True)
+        assert capsys.readouterr().out.startswith("no answer: ") == withheld
+
+
 class _Handler(BaseHTTPRequestHandler):
     replies: ClassVar[list[tuple[int, bytes]]] = []
     seen: ClassVar[list[tuple[str | None, dict[str, Any]]]] = []
@@ -228,6 +242,8 @@ def test_an_endpoint_answers_in_the_tasks_form(
         ((200, b"<html>"), "the reply is no JSON"),
         ((200, b"[]"), "no JSON object"),
         ((200, b'{"choices": []}'), "no chat completion"),
+        ((200, b"[" * 100_000), "the reply is no JSON"),
+        ((200, _completion("The answer is: 3 + 4").replace(b"1000", b"Infinity")), "no chat completion"),
         ((200, _completion("I do not know.")), "no answer found"),
         ((200, json.dumps({"choices": [{"message": {"content": None}}]}).encode()), "empty"),
     ],
@@ -240,6 +256,73 @@ def test_bad_replies_withhold_the_answer_and_say_why(
     handler.replies = [reply]
     answer = Student.load(tiny_run / "bundle-int8").answer(QUESTION, abstain_below=1.0, escalate_to=Endpoint(url, "big"))
     assert answer.withheld and complaint in (answer.problem or "")
+
+
+def test_a_run_that_continues_asks_again_what_no_bigger_model_answered(
+    tiny_run: Path, tmp_path: Path, server: tuple[str, type[_Handler]]
+) -> None:
+    url, handler = server
+    (tmp_path / "in.jsonl").write_text('{"question": "How many?"}\n' * 3)
+    output = tmp_path / "out.jsonl"
+    output.mkdir()  # so that the first run fails when all is answered, and leaves its journal
+    more = ["--input", tmp_path / "in.jsonl", "--output", output, "--batch", "1", "--abstain-below", "1"]
+    command = ["run", tiny_run / "bundle-int8", *more, "--escalate-to", url, "--escalate-model", "big"]
+    good = (200, _completion("The answer is: 3 + 4"))
+    handler.replies = [good, (401, b""), good]
+    assert is_one_line_error(mmedge(*command))
+    output.rmdir()
+    handler.replies, handler.seen = [good], []
+    assert mmedge(*command).code == 0
+    assert [json.loads(line)["value"] for line in output.read_text().splitlines()] == ["7"] * 3 and len(handler.seen) == 1
+
+
+def test_a_server_that_says_it_read_less_than_nothing_pays_nobody(tiny_run: Path, server: tuple[str, type[_Handler]]) -> None:
+    url, handler = server
+    handler.replies = [(200, _completion("The answer is: 3 + 4").replace(b"1000", b"-1000"))]
+    found = Endpoint(url, "big", price_input=1.0).ask(QUESTION, Student.load(tiny_run / "bundle-int8").bundle.judge)
+    assert found.prompt_tokens == 0 and found.cost == 0
+
+
+def test_a_reply_that_drips_ends_at_the_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        ended = threading.Event()
+
+        def drip() -> None:
+            connection, _ = listening.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                while not ended.wait(0.05):
+                    connection.sendall(b" ")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            bigger = Endpoint(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", "big", timeout=0.5, attempts=1)
+            with pytest.raises(MmedgeError, match="TimeoutError"):
+                bigger.ask(QUESTION, judge_by_name("expression", ()))
+        finally:
+            ended.set()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "complaint"),
+    [
+        ("http://user:pass-word@127.0.0.1/v1", "k", "holds a user or a password"),
+        ("http://local host/v1", "k", "cannot be read"),
+        ("http://127.0.0.1:99999/v1", "k", "cannot be read"),
+        ("http:///v1", "k", "cannot be read"),
+        ("http://127.0.0.1/v1", "pass-word\n", "holds what no key has"),
+    ],
+)
+def test_addresses_and_keys_that_cannot_be_are_refused_and_not_shown(
+    url: str, key: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIG_KEY", key)
+    with pytest.raises(MmedgeError, match=complaint) as error:
+        Endpoint(url, "big", "BIG_KEY")
+    assert "pass-word" not in str(error.value)
 
 
 def test_a_server_that_is_not_there_and_wrong_settings_are_one_line(tiny_run: Path) -> None:
