@@ -769,7 +769,10 @@ def run(
     samples: Annotated[Optional[int], typer.Option(min=1, max=64, help="Chains of thought that are drawn.")] = None,
     choose_by: Annotated[Optional[VoteChoice], typer.Option(help="Which of the drawn answers wins.")] = None,
     temperature: Annotated[Optional[float], typer.Option(help="Of drawing.")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Of drawing.")] = None,
+    seed: Annotated[Optional[int], typer.Option(min=0, help="Of drawing.")] = None,
+    retry_below: Annotated[
+        Optional[float], typer.Option(min=0, max=1, help="The confidence below which the strategy retry draws more.")
+    ] = None,
     constrained: Annotated[
         Optional[bool],
         typer.Option("--constrained/--free", help="Only answers of the task's form. Default: as the bundle says, or else free."),
@@ -826,13 +829,19 @@ def run(
         bigger = Endpoint(escalate_to, escalate_model, escalate_key, price_input=price_input, price_output=price_output)
     student = Student.load(bundle, threads, device.value)
     drawing = {"samples": samples, "choose_by": choose_by.value if choose_by else None, "temperature": temperature, "seed": seed}
+    drawing["retry_below"] = retry_below
     wanted = student.strategy_with(strategy.value if strategy else None, **drawing)
     if target_accuracy is not None or max_handed_on is not None:
         found = student.threshold(target_accuracy=target_accuracy, max_handed_on=max_handed_on)
+        if wanted.kind in ("samples", "retry"):
+            raise MmedgeError(
+                f"thresholds are chosen for answering at once, not for --strategy {wanted.kind}", "give --abstain-below yourself"
+            )
         abstain_below = found.value
+        low, high = (100 * end for end in found.interval)
         typer.echo(
             f"withheld below a confidence of {found.value:.2f}: {100 * found.handed_on:.0f} % of {found.questions} validation "
-            f"questions; of the others {100 * found.accuracy:.0f} % were right",
+            f"questions; of the others {100 * found.accuracy:.0f} % [{low:.0f}, {high:.0f}] were right",
             err=True,
         )
     asking = Asking(student, explain, evaluate, confidence, wanted, constrained, abstain_below, bigger)

@@ -430,6 +430,8 @@ class AnsweringSection(Section):
     def _one_aim(self) -> AnsweringSection:
         if self.target_accuracy is not None and self.max_handed_on is not None:
             raise ValueError("give target_accuracy or max_handed_on, not both")
+        if self.strategy in ("samples", "retry") and (self.target_accuracy is not None or self.max_handed_on is not None):
+            raise ValueError(f"thresholds are chosen for answering at once, not for strategy {self.strategy!r}")
         return self
 
 

@@ -183,6 +183,20 @@ def calibration_error(confidences: Sequence[float], right: Sequence[bool], bins:
     return float(sum(len(part) * abs(p[part].mean() - truth[part].mean()) for part in confidence_bins(p, bins)) / len(p))
 
 
+def calibration_by_chance(confidences: Sequence[float], bins: int = 10, draws: int = 500, seed: int = 0) -> float:
+    """Return what the calibration error of honest confidences stays below 19 times of 20, for want of more answers alone.
+
+    Answers are drawn right with just the probability that is stated of each. A bootstrap interval would not do: resampling only
+    ever adds to the error.
+    """
+    p = np.asarray(confidences, dtype=float)
+    rng = np.random.default_rng(seed)
+    members = confidence_bins(p, bins)
+    right = rng.random((draws, len(p))) < p
+    errors = sum(len(part) * np.abs(p[part].mean() - right[:, part].mean(1)) for part in members) / len(p)
+    return float(np.percentile(errors, 95))
+
+
 def risk_coverage(confidences: Sequence[float], right: Sequence[bool]) -> tuple[list[float], list[float]]:
     """Return coverage and risk: the share of questions answered, the most confident first, and the share of wrong ones among them.
 

@@ -15,6 +15,7 @@ from mmedge.statistics import (
     auroc,
     auroc_over_seeds,
     bootstrap,
+    calibration_by_chance,
     calibration_error,
     confidence_bins,
     mcnemar,
@@ -139,6 +140,17 @@ def test_calibration_error_of_the_honest_is_small_and_of_the_boastful_large() ->
     assert honest < 0.03
     assert calibration_error([0.9] * 1000, (rng.random(1000) < 0.5).tolist()) == pytest.approx(0.4, abs=0.05)
     assert calibration_error([0.3], [True]) == pytest.approx(0.7)
+
+
+def test_what_honest_confidences_err_by_chance() -> None:
+    rng = np.random.default_rng(5)
+    below = 0
+    for trial in range(60):
+        p = rng.random(200)
+        found = calibration_error(p.tolist(), (rng.random(200) < p).tolist())
+        below += found <= calibration_by_chance(p.tolist(), draws=200, seed=trial)
+    assert 52 <= below <= 60
+    assert calibration_by_chance([0.5] * 20) > calibration_by_chance([0.5] * 2000)
 
 
 def test_bins_hold_about_as_many_each_and_never_split_what_is_equal() -> None:

@@ -28,6 +28,7 @@ from mmedge.statistics import (
     accuracy_at,
     auroc,
     bootstrap,
+    calibration_by_chance,
     calibration_error,
     confidence_bins,
     paired_difference,
@@ -46,6 +47,7 @@ CHOICES: tuple[Choice, ...] = ("majority", "self_evaluation", "both")
 TARGETS = (0.8, 0.9, 0.95)
 SHARES = (0.1, 0.2, 0.3)
 ALL = "all"
+FEW = 15  # right or wrong answers below which an AUROC has no interval
 
 
 @dataclass(frozen=True)
@@ -277,10 +279,17 @@ def signal_figures(confidences: Sequence[float], right: Sequence[bool]) -> dict[
         return of(lambda c, r: accuracy_at(c, r, share))
 
     coverage, risk = risk_coverage(confidences, right)
+    fewer = min(int(truth.sum()), int((~truth).sum()))
+    area = of(auroc)
+    if area is not None and fewer < FEW:  # a handful of questions drawn anew and anew says nothing of others
+        area = {"value": area["value"], "interval_95": None, "fewer": fewer}
     at = {f"{share:g}": accuracy_of(share) for share in COVERAGES}
     return {
-        "auroc": of(auroc),
-        "calibration_error": of(calibration_error),
+        "auroc": area,
+        "calibration_error": {
+            "value": calibration_error(confidences, right),
+            "by_chance": calibration_by_chance(confidences),
+        },
         "risk_coverage_area": of(risk_area),
         "accuracy_at": at,
         "gain_at": {

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -68,15 +69,27 @@ def _block_starts(rng: np.random.Generator, count: int, block: int, resamples: i
     return places.reshape(resamples, -1)[:, :count]
 
 
+@lru_cache(maxsize=256)
 def _student_t(level: float, freedom: float) -> float:
-    """Return the two-sided quantile of Student's t, by its expansion around the normal's (Abramowitz and Stegun 26.7.5)."""
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + sum(term / freedom ** (order + 1) for order, term in enumerate(terms))
+    """Return the two-sided quantile of Student's t, by bisection of its distribution function (integrated by Simpson's rule)."""
+    if math.isinf(freedom):
+        return NormalDist().inv_cdf((1 + level) / 2)
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
+
+    def inside(t: float) -> float:
+        # t = √ν · tan a turns the density into a power of the cosine over a bounded angle
+        angles = np.linspace(0.0, math.atan(t / math.sqrt(freedom)), 401)
+        heights = np.cos(angles) ** (freedom - 1)
+        weights = np.array([1.0, *([4.0, 2.0] * 199), 4.0, 1.0])
+        return float(2 * scale * math.sqrt(freedom) * (weights @ heights) * (angles[1] / 3))
+
+    low, high = 0.0, 1.0
+    while inside(high) < level:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if inside(middle) < level else (low, middle)
+    return (low + high) / 2
 
 
 def _widened(value: float, low: float, high: float, blocks: float, level: float) -> tuple[float, float]:

@@ -69,8 +69,10 @@ def fitted(evidence: Sequence[Evidence], right: Sequence[bool]) -> dict[str, Any
         kind = min(mean_losses, key=lambda name: mean_losses[name])
         losses[signal] = _log_loss(tried[kind], truth)
         confidences = tried[kind].mean(0)
+        chosen_map = candidates[kind](features, truth)
         signals[signal] = {
-            "map": candidates[kind](features, truth).to_json(),
+            "map": chosen_map.to_json(),
+            "given": [math.floor(1e5 * float(value)) / 1e5 for value in chosen_map(features)],
             # rounded down, or a threshold of 1 would withhold every answer of a student that is as good as sure
             "confidences": [math.floor(1e5 * float(value)) / 1e5 for value in confidences],
             "log_loss": {name: round(value, 5) for name, value in mean_losses.items()},

@@ -21,7 +21,7 @@ from mmedge.tasks.encoding import Family, SpecialTokens
 from mmedge.tasks.judges import AnyJudge, judge_by_name
 from mmedge.tasks.prompts import StudentPrompts
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST = "manifest.json"
 Graphs = Literal["fused", "optimum"]  # who wrote them: mmedge.export, one fused node for each attention, or optimum
 GRAPHS: dict[tuple[Family, Graphs], dict[str, str]] = {

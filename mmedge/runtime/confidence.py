@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmedge.errors import MmedgeError
+from mmedge.statistics import proportion
 
 Signal = Literal["answer", "evaluation", "combined"]
 SIGNALS: tuple[Signal, ...] = ("answer", "evaluation", "combined")
 FEATURES = ("answer", "evaluation", "agreement", "rationale")  # of the combined signal, in this order
 
+FEWEST_GIVEN = 20  # validation answers above a threshold, or a tenth of them, below which it is no threshold
 _LARGEST = 30.0  # log-odds beyond which nothing more is said
 
 
@@ -91,6 +93,11 @@ class LinearMap:
         """Return P(right) for features (n, k), as (n,)."""
         return sigmoid(features @ np.array(self.weights) + self.bias)
 
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """All of its numbers."""
+        return (*self.weights, self.bias)
+
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "weights": list(self.weights), "bias": self.bias}
 
@@ -111,6 +118,11 @@ class StepMap:
     def __call__(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return P(right) for features (n, 1), as (n,)."""
         return np.interp(features[:, 0], self.scores, self.probabilities)
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """All of its numbers."""
+        return (*self.scores, *self.probabilities)
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "scores": list(self.scores), "probabilities": list(self.probabilities)}
@@ -135,12 +147,14 @@ class Threshold:
         accuracy: The share of right ones among the answers given on validation questions.
         handed_on: The share of validation questions that fall below.
         questions: How many validation questions that is known from.
+        interval: 95 % interval of the accuracy.
     """
 
     value: float
     accuracy: float
     handed_on: float
     questions: int
+    interval: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -152,23 +166,42 @@ class Confidence:
         chosen: The signal that did best on validation questions.
         known: By signal, the confidences of validation questions (each from maps fitted without it) and whether the answers were
             right.
+        given: By signal, the confidences that the maps themselves give the same questions, in which a threshold is stated.
     """
 
     maps: Mapping[Signal, AnyMap]
     chosen: Signal
     known: Mapping[Signal, tuple[Sequence[float], Sequence[bool]]]
+    given: Mapping[Signal, Sequence[float]] = field(default_factory=dict)
 
     @classmethod
     def from_manifest(cls, value: Mapping[str, Any] | None) -> Confidence | None:
-        """Return what a manifest's `confidence` says; None where there is none, as where validation had too few questions."""
+        """Return what a manifest's `confidence` says; None where there is none, as where validation had too few questions.
+
+        Raises:
+            MmedgeError: It is not what export writes.
+        """
         if not value or not value.get("signals"):
             return None
-        signals: dict[Signal, Any] = {name: value["signals"][name] for name in SIGNALS if name in value["signals"]}
-        return cls(
-            {name: map_from_json(found["map"]) for name, found in signals.items()},
-            value["chosen"],
-            {name: (found["confidences"], [bool(right) for right in value["right"]]) for name, found in signals.items()},
-        )
+        try:
+            signals: dict[Signal, Any] = {name: value["signals"][name] for name in SIGNALS if name in value["signals"]}
+            right = [bool(one) for one in value["right"]]
+            found = cls(
+                {name: map_from_json(stated["map"]) for name, stated in signals.items()},
+                value["chosen"],
+                {name: ([float(p) for p in stated["confidences"]], right) for name, stated in signals.items()},
+                {name: [float(p) for p in stated["given"]] for name, stated in signals.items()},
+            )
+            numbers = [p for name in signals for p in (*found.known[name][0], *found.given[name], *found.maps[name].numbers)]
+            if found.chosen not in signals or not np.isfinite(numbers).all():
+                raise ValueError("a number is not finite")
+            if any(len(found.known[name][0]) != len(right) or len(found.given[name]) != len(right) for name in signals):
+                raise ValueError("not one confidence for each question")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise MmedgeError(
+                f"the manifest's confidence is not what export writes ({error})", "export the student again"
+            ) from None
+        return found
 
     def of(self, evidence: Sequence[Evidence], signal: Signal | None = None) -> list[float]:
         """Return P(right) of some answers, by the chosen signal or another."""
@@ -190,8 +223,14 @@ class Confidence:
         Raises:
             MmedgeError: No threshold reaches the accuracy on validation questions, or not exactly one aim is given.
         """
-        confidences, right = self.known[signal or self.chosen]
-        return choose_threshold(confidences, right, target_accuracy=target_accuracy, max_handed_on=max_handed_on)
+        name = signal or self.chosen
+        confidences, right = self.known[name]
+        found = choose_threshold(confidences, right, target_accuracy=target_accuracy, max_handed_on=max_handed_on)
+        if name not in self.given:
+            return found
+        # what is known of a question was said without it; what is said of a new one has the maps' own scale: the same share of it
+        below = round(found.handed_on * len(right))
+        return replace(found, value=sorted(self.given[name])[below] if below else 0.0)
 
 
 def choose_threshold(
@@ -206,13 +245,19 @@ def choose_threshold(
         raise MmedgeError("a threshold needs one aim", "give either a target accuracy or the largest share handed on")
     values, truth = np.asarray(confidences, dtype=float), np.asarray(right, dtype=bool)
     order = np.unique(values)
-    shares = [(float(value), values >= value) for value in order]
+    least = max(1, min(FEWEST_GIVEN, len(values) // 10))
+    shares = [(float(value), given) for value in order if (given := values >= value).sum() >= least]
     if max_handed_on is not None:
         fitting = [(value, given) for value, given in shares if 1 - given.mean() <= max_handed_on + 1e-12]
         value, given = fitting[-1]  # the lowest value hands on nothing, so there is one
     else:
         assert target_accuracy is not None
-        found = next(((value, given) for value, given in shares if truth[given].mean() >= target_accuracy), None)
+        # from the strictest on down, as far as the aim holds: a lucky dip further down is none
+        found = None
+        for value, given in reversed(shares):
+            if truth[given].mean() < target_accuracy:
+                break
+            found = value, given
         if found is None:
             best = max(float(truth[given].mean()) for _, given in shares)
             raise MmedgeError(
@@ -221,4 +266,5 @@ def choose_threshold(
             )
         value, given = found
     value = 0.0 if given.all() else value
-    return Threshold(value, float(truth[given].mean()), float(1 - given.mean()), len(values))
+    right_given = proportion(truth[given].tolist())
+    return Threshold(value, right_given.value, float(1 - given.mean()), len(values), right_given.interval)

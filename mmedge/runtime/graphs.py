@@ -53,6 +53,9 @@ def open_session(path: Path, threads: int | None, device: Place = "cpu") -> ort.
     Raises:
         MmedgeError: ONNX Runtime cannot read it, or not start on that device.
     """
+    cores = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= max(64, cores):
+        raise MmedgeError(f"threads: {threads} is not from 1 to {max(64, cores)}", f"this machine has {cores} cores")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))

@@ -45,8 +45,13 @@ class Strategy:
         for name, value, allowed in (("kind", self.kind, get_args(StrategyKind)), ("choose_by", self.choose_by, get_args(Choice))):
             if value not in allowed:
                 raise MmedgeError(f"strategy: {name} {value!r} is none of {', '.join(allowed)}")
+        for name, number in (("samples", self.samples), ("seed", self.seed)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+                raise MmedgeError(f"strategy: {name} must be a whole number from 0 on, not {number!r}")
         if not 1 <= self.samples <= MOST_SAMPLES:
             raise MmedgeError(f"strategy: samples must be from 1 to {MOST_SAMPLES}, not {self.samples}")
+        if not 0 <= self.retry_below <= 1:
+            raise MmedgeError(f"strategy: retry_below is a confidence from 0 to 1, not {self.retry_below}")
         if not 0 < self.temperature <= 10:
             raise MmedgeError(f"strategy: temperature must be above 0 and at most 10, not {self.temperature:g}")
 

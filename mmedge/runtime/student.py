@@ -171,6 +171,8 @@ class Student:
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: Device = "auto") -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        if threads is not None and threads < 1:
+            raise MmedgeError(f"threads: {threads} is not from 1 on")
         self.bundle = bundle
         cores = len(os.sched_getaffinity(0))
         # one product of a small student is done before a second thread is awake, but a second batch keeps a second core busy
@@ -220,7 +222,8 @@ class Student:
             confidence: Return the best confidence that there is, not the one that costs nothing.
             strategy: How to go about it; by default as the bundle says, or else at once.
             constrained: Only answers of the task's form: a choice, a label, an expression. By default as the bundle says.
-            abstain_below: Withhold an answer whose confidence is lower; see `threshold`. By default as the bundle says, or never.
+            abstain_below: Withhold an answer whose confidence is lower; see `threshold`, which is for the strategies `answer` and
+                `confidence`. By default as the bundle says, or never.
             escalate_to: Who answers what would be withheld.
 
         Raises:
@@ -282,10 +285,13 @@ class Student:
     ) -> Iterator[Piece | Answer]:
         """Answer one question and yield what is written while it is written; the whole answer comes last.
 
-        An iteration that is given up stops the student before its next token. See `answer` for the arguments.
+        An iteration that is given up stops the student before its next token. Where the bundle may yet withhold the answer, or
+        choose among several, nothing is shown before it has. See `answer` for the arguments.
         """
         example = Example("question", question, None, tuple(choices)) if isinstance(question, str) else question
-        wish = _Wish(explain, evaluate, confidence, Strategy(), self._constrained(constrained))
+        strategy, decides_later = self.strategy_with(), (self.bundle.manifest.get("answering") or {}).get("threshold") is not None
+        decides_later = decides_later or strategy.kind in ("samples", "retry")
+        wish = _Wish(explain, evaluate, confidence, strategy, self._constrained(constrained))
         queue: SimpleQueue[Piece | Answer | BaseException] = SimpleQueue()
         given_up = threading.Event()
         texts: dict[str, _Growing] = {}
@@ -299,7 +305,7 @@ class Student:
 
         def work() -> None:
             try:
-                queue.put(self._answered([example], wish, 1, tell)[0])
+                queue.put(self._answered([example], wish, 1, None if decides_later else tell)[0])
             except _GivenUp:
                 pass
             except BaseException as error:  # it is the caller's to see
@@ -330,8 +336,11 @@ class Student:
             MmedgeError: The bundle's confidence was not calibrated, or no threshold reaches the aim.
         """
         if self.confidence is None:
-            why = (self.bundle.manifest.get("confidence") or {}).get("why", "export it again")
-            raise MmedgeError("this bundle's confidence is not calibrated, so no threshold can be chosen", why)
+            why = (self.bundle.manifest.get("confidence") or {}).get("why", "it was exported without")
+            raise MmedgeError(
+                f"no threshold can be chosen: this bundle's confidence is not calibrated ({why})",
+                "give abstain_below yourself, or distil with more or harder validation questions (split.validation)",
+            )
         return self.confidence.threshold(target_accuracy=target_accuracy, max_handed_on=max_handed_on)
 
     def examined(self, questions: Sequence[Example]) -> list[tuple[str, Evidence]]:
@@ -381,11 +390,21 @@ class Student:
     def _answered(self, questions: Sequence[Example | str], wish: _Wish, batch: int, tell: Told | None = None) -> list[Answer]:
         if wish.abstain_below is None:
             stated = (self.bundle.manifest.get("answering") or {}).get("threshold")
+            if stated and wish.strategy.kind in ("samples", "retry"):
+                raise MmedgeError(
+                    f"the bundle's threshold was chosen for answering at once, not for {wish.strategy.kind}", "give abstain_below"
+                )
             wish = replace(wish, abstain_below=stated["value"] if stated else None)
         if wish.escalate_to is not None and wish.abstain_below is None:
             raise MmedgeError("a bigger model is asked below a confidence only", "give abstain_below too; see Student.threshold")
         if wish.abstain_below is not None:
+            if not 0 <= wish.abstain_below <= 1:
+                raise MmedgeError(f"abstain_below is a confidence from 0 to 1, not {wish.abstain_below}")
             wish = replace(wish, confidence=True)
+        if isinstance(questions, (str, Example)):
+            raise MmedgeError("answer_all takes a list of questions", "ask one with answer")
+        if wrong := next((item for item in questions if not isinstance(item, (str, Example))), None):
+            raise MmedgeError(f"a question is text or an Example, not {type(wrong).__name__}")
         examples = [Example(str(index), item) if isinstance(item, str) else item for index, item in enumerate(questions)]
         size = max(1, batch // wish.strategy.samples) if wish.strategy.kind == "samples" else max(1, batch)
 
@@ -601,6 +620,12 @@ class Student:
                 withheld=False,
                 source=bigger.name,
                 escalation=reply,
+                confidence=None,
+                signal=None,
+                calibrated=False,
+                verdict=None,
+                probability_correct=None,
+                evaluation=None,
                 rationale=reply.rationale if found[row].rationale is not None else None,
             )
         return found

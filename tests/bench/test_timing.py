@@ -126,3 +126,16 @@ def test_one_time_and_few_blocks_have_estimates_too() -> None:
     assert (mean_rate([1.0, 4.0]).low, mean_rate([1.0, 4.0]).value, mean_rate([1.0, 4.0]).high) == pytest.approx((1, 2, 4))
     found = mean_rate([10.0, 10.1, 9.9, 10.0, 10.2])
     assert found.high / found.value == pytest.approx(1 + 2.776 * 0.01134 / math.sqrt(5), rel=1e-3)  # t of 4 degrees of freedom
+
+
+def test_students_t_is_that_of_the_tables() -> None:
+    from mmedge.bench.timing import _student_t
+
+    for level, freedom, expected in (
+        (0.95, 1, 12.706),
+        (0.95, 2, 4.303),
+        (0.999, 3, 12.924),
+        (0.95, 9, 2.262),
+        (0.95, math.inf, 1.960),
+    ):
+        assert _student_t(level, freedom) == pytest.approx(expected, abs=1e-3)

@@ -9,7 +9,7 @@ import pytest
 
 from mmedge.errors import MmedgeError
 from mmedge.export.confidence import fitted, isotonic, logistic, platt, temperature
-from mmedge.runtime.confidence import Confidence, Evidence, choose_threshold, map_from_json, sigmoid
+from mmedge.runtime.confidence import Confidence, Evidence, LinearMap, choose_threshold, map_from_json, sigmoid
 from mmedge.statistics import calibration_error
 
 RNG = np.random.default_rng(3)
@@ -86,23 +86,50 @@ def test_thresholds_hand_on_no_more_than_allowed_and_reach_their_aim() -> None:
     assert (some.value, some.handed_on) == (0.2, pytest.approx(1 / 6))
     assert choose_threshold(confidences, right, max_handed_on=0.5).value == 0.5
     assert choose_threshold(confidences, right, target_accuracy=0.7).value == 0.2
-    assert choose_threshold(confidences, right, target_accuracy=1.0).value == 0.5
+    strict = choose_threshold(confidences, right, target_accuracy=1.0)
+    assert strict.value == 0.5 and strict.interval[0] < 0.6 and strict.interval[1] == 1.0
     with pytest.raises(MmedgeError, match="no threshold reaches"):
         choose_threshold(confidences, [False] * 6, target_accuracy=0.5)
     with pytest.raises(MmedgeError, match="one aim"):
         choose_threshold(confidences, right)
 
 
-def test_a_student_that_is_as_good_as_sure_is_not_silenced() -> None:
-    rng = np.random.default_rng(0)
-    log_odds = np.concatenate([rng.normal(16, 1.5, 170), rng.normal(-0.5, 1.5, 30)])
-    right = rng.random(200) < sigmoid(log_odds)
-    evidence = [Evidence(float(-np.log1p(np.exp(-odds))), float(rng.normal())) for odds in log_odds]
-    confidence = Confidence.from_manifest(fitted(evidence, right.tolist()))
-    assert confidence is not None and max(confidence.of(evidence)) > 0.999999  # all of them below 1 rounded up
-    threshold = confidence.threshold(max_handed_on=0.3)
-    withheld = float(np.mean(np.array(confidence.of(evidence)) < threshold.value))
-    assert 0.05 < threshold.handed_on <= 0.3 and withheld == pytest.approx(threshold.handed_on, abs=0.05)
+def test_a_threshold_rests_on_more_than_a_lucky_handful() -> None:
+    confidences = np.linspace(0, 1, 300).tolist()
+    lucky = [place >= 297 or (place % 2 == 0 and place < 297) for place in range(300)]  # the three most confident ones are right
+    with pytest.raises(MmedgeError, match="no threshold reaches"):
+        choose_threshold(confidences, lucky, target_accuracy=0.9)
+    dip = [place >= 100 for place in range(300)]
+    dip[250:256] = [False] * 6  # of the fifty most confident, six are wrong: what is above them does not reach 95 %
+    with pytest.raises(MmedgeError, match="no threshold reaches"):
+        choose_threshold(confidences, [right and place < 280 for place, right in enumerate(dip)], target_accuracy=0.95)
+
+
+def test_a_threshold_is_stated_on_the_scale_of_the_maps() -> None:
+    """Of validation questions one knows what maps said that were fitted without them; a saturated map says other numbers."""
+    known = ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95], [False] * 3 + [True] * 7)
+    maps = {"answer": LinearMap("temperature", (1.0,))}
+    given = [0.2, 0.2, 0.2, 0.9, 0.9, 0.9, 0.99, 0.99, 0.99, 0.99]
+    confidence = Confidence(maps, "answer", {"answer": known}, {"answer": given})  # type: ignore[arg-type]
+    found = confidence.threshold(max_handed_on=0.3)
+    assert found.value == 0.9 and found.handed_on == pytest.approx(0.3)
+    assert sum(value < found.value for value in given) == 3
+    assert confidence.threshold(max_handed_on=0.45).value == 0.9  # ties: no more than asked for
+    assert confidence.threshold(max_handed_on=0.0).value == 0.0
+
+
+def test_a_spoiled_manifest_is_one_line() -> None:
+    evidence, right = _evidence(200, "answer")
+    good = json.loads(json.dumps(fitted(evidence, right)))
+    for spoil in (
+        {"chosen": "luck"},
+        {"right": good["right"][:5]},
+        {"signals": {"answer": {**good["signals"]["answer"], "map": {"kind": "temperature"}}}},
+        {"signals": {"answer": {**good["signals"]["answer"], "map": {"kind": "platt", "weights": [float("nan")], "bias": 0.0}}}},
+        {"signals": {"answer": 7}},
+    ):
+        with pytest.raises(MmedgeError, match="not what export writes"):
+            Confidence.from_manifest({**good, **spoil})
 
 
 def test_maps_survive_the_manifest() -> None:

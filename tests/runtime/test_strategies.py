@@ -33,9 +33,19 @@ def test_ties_go_to_what_was_drawn_first() -> None:
     assert vote(_samples(("a cat", 0.0), ("A CAT", 0.0), ("dog", 0.0)), ExactJudge(), (), "both")[0] == 0
 
 
-@pytest.mark.parametrize(
-    "values", [{"kind": "guess"}, {"choose_by": "luck"}, {"samples": 0}, {"samples": 65}, {"temperature": 0.0}]
-)
+WRONG = [
+    {"kind": "guess"},
+    {"choose_by": "luck"},
+    {"samples": 0},
+    {"samples": 65},
+    {"samples": 2.5},
+    {"seed": -1},
+    {"temperature": 0.0},
+    {"retry_below": 7},
+]
+
+
+@pytest.mark.parametrize("values", WRONG)
 def test_wrong_strategies_are_named(values: dict[str, object]) -> None:
     with pytest.raises(MmedgeError, match="strategy: "):
         Strategy(**values)  # type: ignore[arg-type]

@@ -160,6 +160,8 @@ def test_doubtful_answers_are_withheld_or_handed_on(opened: tuple[Student, list[
     handed = student.answer_all(asked, abstain_below=1.0, escalate_to=Oracle())
     assert (handed[0].source, handed[0].text, handed[0].value, handed[0].withheld) == ("oracle", "6 * 7", "42", False)
     assert handed[0].escalation is not None and handed[0].escalation.cost == 0.001
+    assert handed[0].confidence is None and handed[0].verdict is None  # these were the student's, of what it would have said
+    assert handed[0].guess == given[0].text
     assert handed[1].withheld and handed[1].problem == "nobody knows"
     with pytest.raises(MmedgeError, match="below a confidence only"):
         student.answer(questions[0], escalate_to=Oracle())
@@ -179,6 +181,35 @@ def test_a_stream_does_not_show_what_the_bundle_withholds(
         student.bundle.manifest["answering"] = {"threshold": threshold}
         say(asking, questions[0], stream=True)
         assert capsys.readouterr().out.startswith("no answer: ") == withheld
+
+
+def test_thresholds_are_for_answering_at_once(opened: tuple[Student, list[Example]]) -> None:
+    student, questions = opened
+    _calibrated(student)
+    student.bundle.manifest["answering"] = {"strategy": {"kind": "answer"}, "threshold": {"value": 1.0}}
+    assert student.answer(questions[0]).withheld
+    assert not student.answer(questions[0], abstain_below=0.0).withheld
+    with pytest.raises(MmedgeError, match="chosen for answering at once"):
+        student.answer(questions[0], strategy=Strategy("samples", samples=2))
+    (only,) = student.stream(questions[0], explain=True)  # nothing is shown of what is withheld
+    assert isinstance(only, Answer) and only.withheld
+    student.bundle.manifest["answering"] = {"strategy": {"kind": "samples", "samples": 2}, "threshold": None}
+    (only,) = student.stream(questions[0])
+    assert isinstance(only, Answer) and len(only.samples) == 2
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])
+def test_wrong_values_are_named(tiny_run: Path, threshold: float) -> None:
+    student = Student.load(tiny_run / "bundle-int8")
+    with pytest.raises(MmedgeError, match="abstain_below is a confidence"):
+        student.answer("x", abstain_below=threshold)
+    with pytest.raises(MmedgeError, match="a list of questions"):
+        student.answer_all("one question")
+    with pytest.raises(MmedgeError, match="not NoneType"):
+        student.answer(None)  # type: ignore[arg-type]
+    for threads in (0, -3, 100_000):
+        with pytest.raises(MmedgeError, match="threads: "):
+            Student.load(tiny_run / "bundle-int8", threads=threads)
 
 
 class _Handler(BaseHTTPRequestHandler):
