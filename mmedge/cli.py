@@ -810,6 +810,8 @@ def run(
     """Ask a bundle: one question, a dialogue in the terminal, or JSON lines through files and pipes."""
     if question is not None and input_ is not None:
         raise MmedgeError("give either a question or --input, not both")
+    if question is not None and output is not None:
+        raise MmedgeError("--output is for the answers to --input or a pipe", "redirect what one question prints, or use --json")
     if question is not None and not question.strip():
         raise MmedgeError("the question is empty")
     if input_ is not None and str(input_) != "-" and not input_.is_file():

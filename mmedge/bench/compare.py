@@ -61,6 +61,9 @@ def read_report(path: Path) -> dict[str, Any]:
         raise MmedgeError(f"{path} is no report of mmedge bench", "name a bench.json")
     if report.get("format") != FORMAT:
         raise MmedgeError(f"{path} has format {report.get('format')!r}; this version compares {FORMAT!r}", "run mmedge bench again")
+    whole = [isinstance(variant, dict) and {"name", "problem"} <= variant.keys() for variant in report["variants"]]
+    if not all(whole) or not {"task", "ask", "machine"} <= report.keys():
+        raise MmedgeError(f"{path} is no whole report: parts of it are missing", "run mmedge bench again")
     return report
 
 

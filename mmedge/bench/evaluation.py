@@ -134,7 +134,13 @@ def evaluate(
     teacher = _teacher_answers(questions)
     held_out = [examples[0] for examples in teacher.values()]
     key = sha256_json(
-        [student.bundle.manifest["files"], student.bundle.manifest.get("confidence"), asdict(settings), sha256_file(source)]
+        [
+            student.bundle.manifest["files"],
+            student.bundle.manifest["prompts"],
+            student.bundle.manifest.get("confidence"),
+            asdict(replace(settings, timed=0, threads=None)),  # which change no answer
+            sha256_file(source),
+        ]
     )
     kept = Journal(journal, key) if journal else None
     if kept is not None and len(kept):

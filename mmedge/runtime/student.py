@@ -403,8 +403,8 @@ class Student:
             wish = replace(wish, confidence=True)
         if isinstance(questions, (str, Example)):
             raise MmedgeError("answer_all takes a list of questions", "ask one with answer")
-        if wrong := next((item for item in questions if not isinstance(item, (str, Example))), None):
-            raise MmedgeError(f"a question is text or an Example, not {type(wrong).__name__}")
+        if wrong := [item for item in questions if not isinstance(item, (str, Example))]:
+            raise MmedgeError(f"a question is text or an Example, not {type(wrong[0]).__name__}")
         examples = [Example(str(index), item) if isinstance(item, str) else item for index, item in enumerate(questions)]
         size = max(1, batch // wish.strategy.samples) if wish.strategy.kind == "samples" else max(1, batch)
 

@@ -240,9 +240,9 @@ def test_memory_and_time_are_what_others_measure(tiny_run: Path, tmp_path: Path)
     variant = Variant(spec)
     try:
         shares = []
-        for _ in range(8):
+        for _ in range(8):  # calls of seconds: the message to and fro is not what is looked at
             started = time.perf_counter()
-            seconds = variant.ask({"examples": [EXAMPLE] * 200, "ask": "rationale", "batch": 4})["seconds"]
+            seconds = variant.ask({"examples": [EXAMPLE] * 600, "ask": "rationale", "batch": 1})["seconds"]
             shares.append(1 - seconds / (time.perf_counter() - started))
         assert all(share > 0 for share in shares) and min(shares) < 0.02
     finally:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 import torch
 import transformers
 
-from mmedge.bench.bench import find_variants
+from mmedge.bench.variants import find_variants
 from mmedge.bench.worker import serve
 from mmedge.cli import _inspected
 from mmedge.distill.engine import TorchEngine
@@ -155,15 +156,17 @@ def test_int8_is_nearer_to_the_student_than_nf4(exported: Path) -> None:
 
 
 def test_a_run_is_benched_with_its_rounded_students(exported: Path) -> None:
-    names = [folder.name for folder in find_variants([exported])]
+    specs = {spec.place.name: spec for spec in find_variants(exported)}
+    names = list(specs)
     assert names == ["student", "student-bnb-int8", "student-bnb-nf4"]
     example = {"id": "a", "question": "Ann has 3 apples and buys 4. How many has she now?", "choices": []}
     for precision in BITS_PRECISIONS:
         replies = io.StringIO()
-        serve(exported / variant_name(precision), 1, io.StringIO(json.dumps({"example": example}) + "\n"), replies)
+        request = {"examples": [example], "ask": "answer", "batch": 1}
+        serve(replace(specs[variant_name(precision)], threads=1), io.StringIO(json.dumps(request) + "\n"), replies)
         opened, answer = map(json.loads, replies.getvalue().splitlines())
         assert (opened["engine"], opened["precision"]) == ("torch", precision)
-        assert answer["seconds"] > 0 and answer["decode_steps"] >= 0
+        assert answer["seconds"] > 0 and len(answer["texts"]) == 1
 
 
 def test_a_finished_one_is_kept_and_a_damaged_one_written_anew(exported: Path, tmp_path: Path) -> None:

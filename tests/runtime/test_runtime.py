@@ -167,6 +167,7 @@ def test_a_dialogue_in_a_terminal(tiny_run: Path) -> None:
         (["{run}/bundle-int8", " "], "the question is empty"),
         (["{run}/bundle-int8", "--input", "nowhere.jsonl"], "no such file"),
         (["{run}/bundle-int8", "x", "--input", "-"], "not both"),
+        (["{run}/bundle-int8", "x", "--output", "answers.jsonl"], "--output is for the answers"),
     ],
 )
 def test_wrong_uses_of_run_are_one_line(tiny_run: Path, arguments: list[str], complaint: str) -> None:
