@@ -194,7 +194,7 @@ class Calculator:
     """Lets a student reason with right numbers: behind `76 + 4 =` it can only write 80.
 
     A small student learns which operation a sentence calls for long before it learns to multiply; the results that it writes
-    are then wrong, what follows builds on them, and its own verdict on such a rationale says nothing about the answer. The
+    are then wrong, what follows builds on them, and what the rationale comes to cannot be compared with the answer. The
     operation stays the student's; its result is worked out by our own parser (as Cobbe et al. 2021 do with a calculator).
 
     Args:
