@@ -25,10 +25,13 @@ from mmedge.storage import write_json, write_text
 SHARES = (0.0, 0.15, 0.3, 0.45, 0.6)
 COUNTS = (1, 2, 4, 8)
 ROWS = ("cots", "cots_self_evaluation")
-MORE = "{paper_schedule: {rehearsal: 0.0}, filter_only: {self_evaluation: false, keep: judged_correct}}"
+MORE = (
+    "{paper_schedule: {schedule: sequential, evaluation_weight: null, rehearsal: 0.0},"
+    " filter_only: {self_evaluation: false, keep: judged_correct}}"
+)
 NAMES = {
     "cots": "m CoTs",
-    "cots_self_evaluation": "m CoTs + self-evaluation, rehearsed",
+    "cots_self_evaluation": "m CoTs + self-evaluation",
     "paper_schedule": "m CoTs + self-evaluation, the paper's schedule",
     "filter_only": "m CoTs that the teacher judged correct",
 }

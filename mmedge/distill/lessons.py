@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from mmedge.distill.packed import Rows, can_pack, decoder_only_states, encoder_decoder_states
 from mmedge.recipe import MethodSection
 from mmedge.tasks.encoding import Family, Kind, PromptEncoder
 from mmedge.tasks.prompts import Context, render_question
@@ -243,7 +244,9 @@ def padded_tokens(lessons: Sequence[Encoded], family: Family) -> int:
     return padded
 
 
-def micro_batches(lessons: Sequence[Encoded], family: Family, max_tokens: int, pass_cost: int) -> list[list[Encoded]]:
+def micro_batches(
+    lessons: Sequence[Encoded], family: Family, max_tokens: int, pass_cost: int, *, packed: bool = False
+) -> list[list[Encoded]]:
     """Cut a batch into passes of similar length so that the least is computed, padding and passes counted.
 
     On SVAMP with SmolLM2 a batch of 16 in one pass was 30 to 70 % padding; cut so, it is under 10 %, and 108 tokens/s became
@@ -254,6 +257,7 @@ def micro_batches(lessons: Sequence[Encoded], family: Family, max_tokens: int, p
         family: How lessons are padded.
         max_tokens: No pass has more padded tokens, unless it is a single lesson.
         pass_cost: What one more pass costs, in tokens.
+        packed: Padding is laid out but not computed: it counts for `max_tokens` alone.
     """
     ordered = sorted(lessons, key=lambda item: item.tokens)
     cheapest = [0.0] + [float("inf")] * len(ordered)  # of the first n lessons
@@ -263,8 +267,9 @@ def micro_batches(lessons: Sequence[Encoded], family: Family, max_tokens: int, p
             padded = padded_tokens(ordered[start:end], family)
             if padded > max_tokens and end > start + 1:
                 break
-            if cheapest[start] + padded + pass_cost < cheapest[end]:
-                cheapest[end], cut[end] = cheapest[start] + padded + pass_cost, start
+            computed = sum(lesson.tokens for lesson in ordered[start:end]) if packed else padded
+            if cheapest[start] + computed + pass_cost < cheapest[end]:
+                cheapest[end], cut[end] = cheapest[start] + computed + pass_cost, start
     groups: list[list[Encoded]] = []
     end = len(ordered)
     while end:
@@ -282,7 +287,7 @@ def weight_sums(lessons: Sequence[Encoded]) -> dict[str, float]:
     return sums
 
 
-def _padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+def _padded(rows: Sequence[Sequence[Any]], value: Any) -> torch.Tensor:
     width = max(map(len, rows))
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
@@ -309,12 +314,15 @@ class LessonPass(torch.nn.Module):  # type: ignore[misc]
         model: The student's model.
         encoder: Its prompts and special tokens.
         compiled: Let `torch.compile` build the model's forward pass.
+        packs: Compute without padding where the model is known well enough; the layers' own forward passes are then not called,
+            which whoever watches or wraps them (FSDP, gradient checkpointing) needs.
     """
 
-    def __init__(self, model: Any, encoder: PromptEncoder, *, compiled: bool = False) -> None:
+    def __init__(self, model: Any, encoder: PromptEncoder, *, compiled: bool = False, packs: bool = True) -> None:
         super().__init__()
         self.model = model
         self._encoder = encoder
+        self.packs = packs and not compiled and can_pack(model)
         parts = [model.get_decoder()] if encoder.family == "decoder-only" else [model.get_decoder(), model.get_encoder()]
         # in a list, so that a compiled part is no module of this one: its parameters would be there twice
         self._parts = [[torch.compile(part, dynamic=True) for part in parts] if compiled else parts]
@@ -336,9 +344,27 @@ class LessonPass(torch.nn.Module):  # type: ignore[misc]
         """Run some lessons through the model in one pass; the head is computed for learned positions only."""
         device = self.model.get_input_embeddings().weight.device
         if self._encoder.family == "decoder-only":
+            if self.packs:
+                return _packed_decoder_only_losses(self.model, lessons, device)
             return _decoder_only_losses(self.model, self._parts[0][0], lessons, self._encoder, device)
+        if self.packs:
+            return _packed_encoder_decoder_losses(self.model, lessons, device)
         decoder, encoder = self._parts[0]
         return _encoder_decoder_losses(self.model, encoder, decoder, lessons, self._encoder, device)
+
+
+def _packed_encoder_decoder_losses(model: Any, lessons: Sequence[Encoded], device: torch.device) -> TokenLosses:
+    targets = [(place, target) for place, lesson in enumerate(lessons) for target in lesson.targets]
+    targets.sort(key=lambda found: len(found[1].read))
+    contexts = [lesson.context for lesson in lessons]
+    hidden = encoder_decoder_states(model, contexts, [target.read for _, target in targets], [place for place, _ in targets])
+    label = torch.tensor([label for _, target in targets for label in target.labels], device=device)
+    learned = label != IGNORED
+    counts = torch.tensor([len(target.ids) for _, target in targets], device=device)
+    weights = torch.tensor([target.weight for _, target in targets], device=device)
+    explains = torch.tensor([target.kind == "explain" for _, target in targets], device=device)
+    losses = _head_losses(model, hidden[learned], label[learned])
+    return TokenLosses(losses, weights.repeat_interleave(counts), explains.repeat_interleave(counts))
 
 
 def _encoder_decoder_losses(
@@ -374,45 +400,75 @@ def _encoder_decoder_losses(
     return TokenLosses(torch.cat(losses), torch.cat(weights), torch.cat(explains))
 
 
+@dataclass(frozen=True)
+class _Tree:
+    """A lesson as a decoder-only student reads it: the context is the trunk, targets are its branches.
+
+    Attributes:
+        tokens: What is read.
+        positions: Where each token stands.
+        branches: The number of the branch that each is on, 0 for the context.
+        labels: What each predicts.
+        weights: How much that counts.
+        explains: Whether it is of the long task.
+    """
+
+    tokens: list[int]
+    positions: list[int]
+    branches: list[int]
+    labels: list[int]
+    weights: list[float]
+    explains: list[bool]
+
+
+def _tree(lesson: Encoded) -> _Tree:
+    length = len(lesson.context)
+    tree = _Tree(list(lesson.context), list(range(length)), [0] * length, [IGNORED] * length, [0.0] * length, [False] * length)
+    for number, target in enumerate(lesson.targets, start=1):
+        count = len(target.read)
+        tree.tokens.extend(target.read)
+        tree.positions.extend(range(length, length + count))
+        tree.branches.extend([number] * count)
+        tree.labels.extend(target.labels)
+        tree.weights.extend([target.weight] * count)
+        tree.explains.extend([target.kind == "explain"] * count)
+    return tree
+
+
+def _packed_decoder_only_losses(model: Any, lessons: Sequence[Encoded], device: torch.device) -> TokenLosses:
+    trees = sorted(map(_tree, lessons), key=lambda tree: len(tree.tokens))
+    rows = Rows([len(tree.tokens) for tree in trees], device)
+    branches = [_padded([tree.branches for tree in trees[block.rows]], -1).to(device) for block in rows.blocks]
+    hidden = decoder_only_states(
+        model,
+        [token for tree in trees for token in tree.tokens],
+        [position for tree in trees for position in tree.positions],
+        rows,
+        [branch_mask(branch, torch.float32) for branch in branches],
+    )
+    label = torch.tensor([label for tree in trees for label in tree.labels], device=device)
+    learned = label != IGNORED
+    weight = torch.tensor([weight for tree in trees for weight in tree.weights], device=device)
+    explain = torch.tensor([explain for tree in trees for explain in tree.explains], device=device)
+    return TokenLosses(_head_losses(model, hidden[learned], label[learned]), weight[learned], explain[learned])
+
+
 def _decoder_only_losses(
     model: Any, decoder: Any, lessons: Sequence[Encoded], encoder: PromptEncoder, device: torch.device
 ) -> TokenLosses:
-    tokens: list[list[int]] = []
-    positions: list[list[int]] = []
-    branches: list[list[int]] = []
-    labels: list[list[int]] = []
-    sources: list[list[int]] = []  # the number of the target that a token belongs to, over all lessons
-    targets: list[EncodedTarget] = []
-    for lesson in lessons:
-        length = len(lesson.context)
-        row, place, branch = list(lesson.context), list(range(length)), [0] * length
-        label, source = [IGNORED] * length, [0] * length
-        for number, target in enumerate(lesson.targets, start=1):
-            row += target.read
-            place += range(length, length + len(target.read))
-            branch += [number] * len(target.read)
-            label += target.labels
-            source += [len(targets)] * len(target.read)
-            targets.append(target)
-        tokens.append(row)
-        positions.append(place)
-        branches.append(branch)
-        labels.append(label)
-        sources.append(source)
-    branch_of = _padded(branches, -1).to(device)
+    trees = [_tree(lesson) for lesson in lessons]
+    branch_of = _padded([tree.branches for tree in trees], -1).to(device)
     hidden = decoder(
-        input_ids=_padded(tokens, encoder.special.pad).to(device),
-        position_ids=_padded(positions, 0).to(device),
+        input_ids=_padded([tree.tokens for tree in trees], encoder.special.pad).to(device),
+        position_ids=_padded([tree.positions for tree in trees], 0).to(device),
         attention_mask=branch_mask(branch_of, model.dtype),
         use_cache=False,
     ).last_hidden_state
-    label_of = _padded(labels, IGNORED).to(device)
-    learned = label_of != IGNORED
-    losses = _head_losses(model, hidden[learned], label_of[learned])
-    source = _padded(sources, 0).to(device)[learned]
-    weights = torch.tensor([target.weight for target in targets], device=device)
-    explains = torch.tensor([target.kind == "explain" for target in targets], device=device)
-    return TokenLosses(losses, weights[source], explains[source])
+    label = _padded([tree.labels for tree in trees], IGNORED).to(device)
+    learned = label != IGNORED
+    weight = _padded([tree.weights for tree in trees], 0.0).to(device)
+    explain = _padded([tree.explains for tree in trees], False).to(device)
+    return TokenLosses(_head_losses(model, hidden[learned], label[learned]), weight[learned], explain[learned])
 
 
 def branch_mask(branch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -199,6 +199,7 @@ class StageTrainer:
         self.steps = section.max_steps or max(1, round((section.epochs or 1) * per_epoch))
         self.warmup = round(section.warmup_share * self.steps)
         self.evaluate_every = section.evaluate_every or max(1, min(per_epoch, self.steps // 5 or 1))
+        self._packed = False
         self.module: torch.nn.Module
         self.optimizers: list[torch.optim.Optimizer]
         self._prepared: list[torch.optim.Optimizer]
@@ -308,7 +309,11 @@ class StageTrainer:
         for number, (course, lessons, sums) in enumerate(zip(self.courses, batches, totals, strict=True)):
             factors: dict[str, float] = {kind: course.share * f for kind, f in _task_factors(course.alpha, sums).items()}
             for hand, share in zip(hands, dealt(lessons, self.devices.count), strict=True):
-                cut = micro_batches(share, self.student.family, self._most_tokens, self._pass_cost) if share else []
+                cut = (
+                    micro_batches(share, self.student.family, self._most_tokens, self._pass_cost, packed=self._packed)
+                    if share
+                    else []
+                )
                 hand += [_Pass(number, group, factors) for group in cut]
         most = max(map(len, hands))
         idle = _Pass(0, [min(batches[0], key=lambda lesson: lesson.tokens)], NO_FACTORS)
@@ -434,7 +439,9 @@ class StageTrainer:
             if any(not parameter.requires_grad for parameter in model.parameters()):
                 model.enable_input_require_grads()
         self.optimizers = build_optimizers(model, self.section.learning_rate, self.training)
-        lessons = LessonPass(model, self.student.encoder, compiled=self.training.compile)
+        whole_layers = self.devices.sharded or self.training.gradient_checkpointing
+        lessons = LessonPass(model, self.student.encoder, compiled=self.training.compile, packs=not whole_layers)
+        self._packed = lessons.packs
         self.module, self._prepared = self.devices.prepare(lessons, self.optimizers)
         self.optimizers = [getattr(optimizer, "optimizer", optimizer) for optimizer in self._prepared]
         if state is not None:

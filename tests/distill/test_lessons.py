@@ -52,13 +52,16 @@ def students(tiny_llama: Path) -> dict[str, Student]:
     return {"decoder-only": causal, "encoder-decoder": scratch}
 
 
+@pytest.mark.parametrize("packs", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("family", ["decoder-only", "encoder-decoder"])
-def test_shared_contexts_give_the_losses_of_separate_sequences(students: dict[str, Student], family: str) -> None:
+def test_shared_contexts_give_the_losses_of_separate_sequences(students: dict[str, Student], family: str, packs: bool) -> None:
     student = students[family]
     student.model.eval()
     encoded = [encode_lesson(lesson, student.encoder, 64) for lesson in LESSONS]
     with torch.no_grad():
-        found = LessonPass(student.model, student.encoder).token_losses(encoded)
+        lesson_pass = LessonPass(student.model, student.encoder, packs=packs)
+        assert lesson_pass.packs == packs
+        found = lesson_pass.token_losses(encoded)
         expected = []
         for lesson in encoded:
             for target in lesson.targets:

@@ -1,0 +1,245 @@
+"""Forward passes without padding: what a training step computes.
+
+Lessons differ in length, and a padded batch of them is half padding; cut into several passes it is less, but each pass reads all
+weights and writes all gradients anew, the vocabulary's table above all. Here every product of a layer gets the tokens of all
+rows in one matrix, and rows are laid out side by side only where they must be, in attention, which is a few hundredths of the work.
+T5's decoder has the targets of both tasks, and keys and values of a context are computed once for all its targets. The
+student's own modules compute, adapters included; what is computed is the same to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch.nn.functional import dropout, scaled_dot_product_attention
+
+LLAMA_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+WIDEST = 2  # how many times as long as its shortest row a block's longest may be
+
+
+def can_pack(model: Any) -> bool:
+    """Return whether a model's forward pass is known here: T5 with its later forms (v1.1, flan), and decoders of Llama's type."""
+    config = model.config
+    return config.model_type == "t5" or (config.model_type in LLAMA_TYPES and not config.attention_dropout)
+
+
+class Rows:
+    """Rows of different lengths, their tokens one behind the other; for attention, rows of similar length make a block.
+
+    Args:
+        lengths: Of each row.
+        device: Where the rows are.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        starts = [0, *accumulate(lengths)]
+        self.tokens = starts[-1]
+        self.blocks: list[Block] = []
+        first = 0
+        for row in range(1, len(lengths) + 1):
+            inside = lengths[first:row]
+            if row == len(lengths) or max(*inside, lengths[row]) > WIDEST * min(*inside, lengths[row]):
+                width = max(inside)
+                places = [at * width + position for at, length in enumerate(inside) for position in range(length)]
+                self.blocks.append(
+                    Block(
+                        slice(first, row),
+                        slice(starts[first], starts[row]),
+                        torch.tensor(places, device=device),
+                        torch.arange(width, device=device) < torch.tensor(inside, device=device)[:, None],
+                    )
+                )
+                first = row
+        offsets = torch.tensor(starts[:-1], device=device)
+        self._sources = offsets[:, None] + torch.arange(max(lengths), device=device)
+        self._lengths = torch.tensor(lengths, device=device)
+
+    def laid_out(self, packed: Sequence[torch.Tensor], chosen: torch.Tensor, heads: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Return (tokens, heads × size) of some rows as (rows, heads, width, size), and (rows, width): where they have tokens.
+
+        Where a row has none, some other token's values stand.
+        """
+        lengths = self._lengths[chosen]
+        width = int(lengths.max())
+        present = torch.arange(width, device=lengths.device) < lengths[:, None]
+        source = self._sources[chosen, :width].where(present, 0).flatten()
+        laid = [one.index_select(0, source).view(len(chosen), width, heads, -1).transpose(1, 2) for one in packed]
+        return laid, present
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of similar length that lie side by side in attention.
+
+    Attributes:
+        rows: Which.
+        tokens: Where theirs stand among all.
+        places: Where each of their tokens lies, row × width + position.
+        present: Where a row has tokens, (rows, width).
+    """
+
+    rows: slice
+    tokens: slice
+    places: torch.Tensor
+    present: torch.Tensor
+
+    def laid_out(self, packed: torch.Tensor, heads: int) -> torch.Tensor:
+        """Return (all tokens, heads × size) as (rows, heads, width, size), with zeros where a row has no token."""
+        rows, width = self.present.shape
+        laid = packed.new_zeros(rows * width, packed.shape[1]).index_copy(0, self.places, packed[self.tokens])
+        return laid.view(rows, width, heads, -1).transpose(1, 2)
+
+    def packed(self, laid: torch.Tensor) -> torch.Tensor:
+        """Return (rows, heads, width, size) as (tokens, heads × size)."""
+        return laid.transpose(1, 2).reshape(self.present.numel(), -1).index_select(0, self.places)
+
+
+def encoder_decoder_states(
+    model: Any, contexts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], context_of: Sequence[int]
+) -> torch.Tensor:
+    """Return the decoder's states for every token of every target, one target behind the other, (tokens, width).
+
+    Args:
+        model: A T5 of transformers, adapters included.
+        contexts: What the encoder reads, in tokens.
+        targets: What the decoder reads, in tokens.
+        context_of: The number of each target's context.
+    """
+    table = model.get_input_embeddings()
+    device = table.weight.device
+    read, written = Rows([len(row) for row in contexts], device), Rows([len(row) for row in targets], device)
+    tokens = torch.tensor([token for row in (*contexts, *targets) for token in row], device=device)
+    encoder, decoder = model.get_encoder(), model.get_decoder()
+    # one look into the table, so that its gradient, as large as the table, is made once
+    states, targeted = table(tokens).split([read.tokens, written.tokens])
+    context = torch.tensor(context_of, device=device)
+    around = [
+        _position_bias(encoder, block.present.shape[1], both_ways=True) + _mask(block.present[:, None, None, :])
+        for block in read.blocks
+    ]
+    before = [_position_bias(decoder, block.present.shape[1], both_ways=False) for block in written.blocks]
+    before = [bias + _mask(torch.ones_like(bias[0, 0], dtype=torch.bool).tril()) for bias in before]
+    states = encoder.dropout(states)
+    for block in encoder.block:
+        states = _self_attention(block.layer[0], states, read, around)
+        states = block.layer[-1](states)
+    states = encoder.dropout(encoder.final_layer_norm(states))
+    hidden = decoder.dropout(targeted)
+    for block in decoder.block:
+        hidden = _self_attention(block.layer[0], hidden, written, before)
+        hidden = _cross_attention(block.layer[1], hidden, written, states, read, context)
+        hidden = block.layer[-1](hidden)
+    found: torch.Tensor = decoder.dropout(decoder.final_layer_norm(hidden))
+    return found
+
+
+def decoder_only_states(
+    model: Any, tokens: Sequence[int], positions: Sequence[int], rows: Rows, masks: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Return a Llama-type decoder's states for every token, (tokens, width).
+
+    Args:
+        model: A Llama, Mistral or Qwen 2, 2.5, 3 of transformers, adapters included.
+        tokens: Those of all rows, one row behind the other.
+        positions: Where each stands, for the rotary embedding.
+        rows: Where a row begins.
+        masks: What is added to the scores of each block of rows, (rows, 1, width, width).
+    """
+    decoder = model.get_decoder()
+    device = decoder.embed_tokens.weight.device
+    hidden = decoder.embed_tokens(torch.tensor(tokens, device=device))
+    turn = [part[0, :, None] for part in decoder.rotary_emb(hidden, torch.tensor([positions], device=device))]
+    for layer in decoder.layers:
+        attention = layer.self_attn
+        normed = layer.input_layernorm(hidden)
+        query, key, value = (
+            product(normed).view(rows.tokens, -1, attention.head_dim)
+            for product in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        if hasattr(attention, "q_norm"):
+            query, key = attention.q_norm(query), attention.k_norm(key)
+        query, key = _turned(query, *turn), _turned(key, *turn)
+        hidden = hidden + attention.o_proj(_grouped_attention(query, key, value, rows, masks, attention.scaling))
+        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    found: torch.Tensor = decoder.norm(hidden)
+    return found
+
+
+def _turned(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Return (tokens, heads, size) with the rotary position embedding (Su et al. 2021), halves of a head turned together."""
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cosine.to(heads.dtype) + torch.cat((-second, first), dim=-1) * sine.to(heads.dtype)
+
+
+def _grouped_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: Rows, masks: Sequence[torch.Tensor], scale: float
+) -> torch.Tensor:
+    """Return (tokens, heads × size) for (tokens, heads, size) queries, where keys and values may have fewer heads."""
+    device = query.device.type
+    if device == "cpu":  # attention in bfloat16 takes twice as long there (forward and backward, 60 to 200 tokens a row)
+        query, key, value = query.float(), key.float(), value.float()
+    groups = query.shape[1] // key.shape[1]
+    key, value = (one.repeat_interleave(groups, dim=1) if groups > 1 else one for one in (key, value))
+    found = []
+    with torch.autocast(device, enabled=False):
+        for block, mask in zip(rows.blocks, masks, strict=True):
+            queries, keys, values = (block.laid_out(one.flatten(1), one.shape[1]) for one in (query, key, value))
+            seen = scaled_dot_product_attention(queries, keys, values, attn_mask=mask.to(query.dtype), scale=scale)
+            found.append(block.packed(seen))
+    return torch.cat(found)
+
+
+def _mask(allowed: torch.Tensor) -> torch.Tensor:
+    """Return zeros where one may look and the lowest number elsewhere."""
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, torch.finfo(torch.float32).min)
+
+
+def _position_bias(stack: Any, width: int, *, both_ways: bool) -> torch.Tensor:
+    """Return what the first layer adds to every layer's scores by distance, (1, heads, width, width)."""
+    attention = stack.block[0].layer[0].SelfAttention
+    position = torch.arange(width, device=attention.relative_attention_bias.weight.device)
+    buckets = attention._relative_position_bucket(
+        position[None, :] - position[:, None],
+        bidirectional=both_ways,
+        num_buckets=attention.relative_attention_num_buckets,
+        max_distance=attention.relative_attention_max_distance,
+    )
+    bias: torch.Tensor = attention.relative_attention_bias(buckets).permute(2, 0, 1)[None]
+    return bias
+
+
+def _self_attention(layer: Any, hidden: torch.Tensor, rows: Rows, biases: Sequence[torch.Tensor]) -> torch.Tensor:
+    attention, heads = layer.SelfAttention, layer.SelfAttention.n_heads
+    normed = layer.layer_norm(hidden)
+    products = [product(normed) for product in (attention.q, attention.k, attention.v)]
+    found = []
+    for block, bias in zip(rows.blocks, biases, strict=True):
+        query, key, value = (block.laid_out(product, heads) for product in products)
+        found.append(block.packed(_attend(attention, query, key, value, bias)))
+    added: torch.Tensor = hidden + layer.dropout(attention.o(torch.cat(found)))
+    return added
+
+
+def _cross_attention(
+    layer: Any, hidden: torch.Tensor, rows: Rows, states: torch.Tensor, read: Rows, context: torch.Tensor
+) -> torch.Tensor:
+    attention, heads = layer.EncDecAttention, layer.EncDecAttention.n_heads
+    query = attention.q(layer.layer_norm(hidden))
+    looked_at = attention.k(states), attention.v(states)
+    found = []
+    for block in rows.blocks:
+        (key, value), present = read.laid_out(looked_at, context[block.rows], heads)
+        found.append(block.packed(_attend(attention, block.laid_out(query, heads), key, value, _mask(present[:, None, None, :]))))
+    added: torch.Tensor = hidden + layer.dropout(attention.o(torch.cat(found)))
+    return added
+
+
+def _attend(attention: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Return what each query finds, (rows, heads, width, size); T5 does not scale its scores."""
+    scores = query @ key.transpose(2, 3) + bias
+    chances = scores.float().softmax(-1).type_as(scores)
+    return dropout(chances, attention.dropout, attention.training) @ value
