@@ -1,7 +1,7 @@
 """What a teacher's flaws do, and what self-evaluation does about them, on the embedded task, whose flaws are ours to set.
 
     mmedge distill recipes/embedded-base.yaml --out runs/embedded-base
-    python benchmarks/flaws.py --out runs/flaws          about two hours of one CPU core; continues where it was interrupted
+    python benchmarks/flaws.py --out runs/flaws          half an hour of one CPU core; continues where it was interrupted
 
 Accuracy against the share of flawed chains of thought (0 to 60 %), and against their number m (1 to 8), with and without
 self-evaluation: the rows of `mmedge ablate recipes/ablation-embedded.yaml`, every row with as many lessons. Writes `flaws.json`,
@@ -25,14 +25,10 @@ from mmedge.storage import write_json, write_text
 SHARES = (0.0, 0.15, 0.3, 0.45, 0.6)
 COUNTS = (1, 2, 4, 8)
 ROWS = ("cots", "cots_self_evaluation")
-MORE = (
-    "{paper_schedule: {schedule: sequential, evaluation_weight: null, rehearsal: 0.0},"
-    " filter_only: {self_evaluation: false, keep: judged_correct}}"
-)
+MORE = "{filter_only: {self_evaluation: false, keep: judged_correct}}"
 NAMES = {
     "cots": "m CoTs",
     "cots_self_evaluation": "m CoTs + self-evaluation",
-    "paper_schedule": "m CoTs + self-evaluation, the paper's schedule",
     "filter_only": "m CoTs that the teacher judged correct",
 }
 

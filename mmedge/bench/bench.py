@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from mmedge.bench.ceilings import Arithmetic, Ceilings, Work, decoding_work, measure_ceilings
 from mmedge.bench.limits import size_text
 from mmedge.bench.process import Variant
 from mmedge.bench.timing import differs, mean_rate, precise, quantile, ratio, settled
@@ -42,6 +43,8 @@ FORMAT = "mmedge-bench/2"
 TOGETHER = 16  # questions answered together where only accuracy is measured
 PROBES = 7  # rates that the server scenario tries for each variant
 PERCENTILES = (50, 90, 99)
+GRAPHS = ("decoder_model_merged.onnx", "decoder_model.onnx", "model.onnx")  # the one of these that decodes
+INT8_ARITHMETIC = ("int8", "int4")  # precisions whose graphs multiply 8-bit numbers
 
 
 @dataclass(frozen=True)
@@ -612,6 +615,8 @@ def _report(
     measured = [row for row in rows if row.problem is None]
     base = measured[0]
     spoken = {split: len(base.said.get(split, [])) for split in splits}
+    timed = [row for row in measured if row.single and row.opened["device"] == "cpu"]
+    ceilings = {count: measure_ceilings(count) for count in sorted({_processors(row, settings) for row in timed})}
     watched = session.watch.summary()
     return {
         "format": FORMAT,
@@ -626,8 +631,9 @@ def _report(
         "machine": machine(),
         "watch": watched,
         "noisy": watched["noisy"],
+        "ceilings": [found.to_json() for found in ceilings.values()],
         "batch": 1,
-        "variants": [_failed(row) if row.problem else _summary(row, base, settings, questions, cots) for row in rows],
+        "variants": [_failed(row) if row.problem else _summary(row, base, settings, questions, cots, ceilings) for row in rows],
     }
 
 
@@ -646,8 +652,14 @@ def _failed(row: _Row) -> dict[str, Any]:
 
 
 def _summary(
-    row: _Row, base: _Row, settings: BenchSettings, questions: EvaluationSet, cots: Sequence[HeldOutCot]
+    row: _Row,
+    base: _Row,
+    settings: BenchSettings,
+    questions: EvaluationSet,
+    cots: Sequence[HeldOutCot],
+    ceilings: dict[int, Ceilings],
 ) -> dict[str, Any]:
+    times = _times(row, base)
     judged = [(verdict == "correct", held.correct) for verdict, held in zip(row.verdicts, cots, strict=True) if verdict is not None]
     says_correct, actual = [says for says, _ in judged], [truth for _, truth in judged]
     right = {split: _right(said, questions) for split, said in row.said.items()}
@@ -669,7 +681,8 @@ def _summary(
         "verdict_accuracy": proportion([s == a for s, a in zip(says_correct, actual, strict=True)]).to_json(),
         "verdict_balanced_accuracy": balanced_accuracy(says_correct, actual),
         "verdict_always_correct": proportion(actual).to_json(),
-        **_times(row, base),
+        **times,
+        "reached": _reached(row, times["inter_token_latency_ms"], ceilings.get(_processors(row, settings))),
         "offline": [_throughput(batch, blocks) for batch, blocks in row.offline.items()],
         "server": _held(row, settings) if row.server else None,
         "load_seconds": percentile(row.load_seconds, 50),
@@ -734,6 +747,39 @@ def _times(row: _Row, base: _Row) -> dict[str, Any]:
         "time_to_first_token_ms": {f"p{p}": 1000 * percentile(first, p) for p in PERCENTILES},
         "inter_token_latency_ms": None if decode is None else 1000 * decode,
         "tokens_per_second": None if not decode else 1 / decode,
+    }
+
+
+def _processors(row: _Row, settings: BenchSettings) -> int:
+    """Return how many processors a variant computes on at once."""
+    threads = int(row.opened["threads"])
+    return min(threads, settings.cpus or threads)
+
+
+def _work(row: _Row) -> Work | None:
+    """Return what a variant does with its weights for one token; None where it does not show them."""
+    if row.opened.get("work") is not None:
+        return Work(**row.opened["work"])
+    graph = next((path for name in GRAPHS if (path := row.spec.place / name).is_file()), None)
+    if graph is None:
+        return None
+    try:
+        return decoding_work(graph)
+    except MmedgeError:
+        return None
+
+
+def _reached(row: _Row, token_ms: float | None, ceilings: Ceilings | None) -> Json | None:
+    """Return what shares of the machine's ceilings decoding reached; None where either is not known."""
+    if token_ms is None or ceilings is None or row.opened["device"] != "cpu" or (work := _work(row)) is None:
+        return None
+    kind: Arithmetic = "int8" if row.opened["precision"] in INT8_ARITHMETIC else "float32"
+    return {
+        "weight_bytes_per_token": work.bytes,
+        "operations_per_token": work.operations,
+        "bandwidth_share": ceilings.share_of_bandwidth(work.bytes, token_ms / 1000),
+        "arithmetic_share": ceilings.share_of_arithmetic(work.operations, token_ms / 1000, kind),
+        "arithmetic": kind,
     }
 
 

@@ -125,10 +125,32 @@ def _server_rows(report: dict[str, Any]) -> Rows:
     return "server: questions at random moments, one answered at a time", headings, body
 
 
+def _reached_rows(report: dict[str, Any]) -> Rows:
+    ceilings = "; ".join(
+        f"{one['threads']} thread{'s' if one['threads'] > 1 else ''} read {one['read_bytes_per_second'] / 1e9:.1f} GB/s and do"
+        f" {one['float32_operations_per_second'] / 1e9:.0f} (float32) or {one['int8_operations_per_second'] / 1e9:.0f} (int8)"
+        " G operations/s"
+        for one in report["ceilings"]
+    )
+    headings = ["variant", "weights read a token, MB", "of the bandwidth", "M operations a token", "of the arithmetic"]
+    body = []
+    for variant in measured(report):
+        one = variant["reached"]
+        if one is None:
+            body.append([variant["name"], *["–"] * 4])
+            continue
+        read, done = one["weight_bytes_per_token"] / 1e6, one["operations_per_token"] / 1e6
+        shares = [f"{100 * one[name]:.0f} %" for name in ("bandwidth_share", "arithmetic_share")]
+        body.append([variant["name"], f"{read:.1f}", shares[0], f"{done:.0f}", f"{shares[1]} ({one['arithmetic']})"])
+    return f"decoding one token against this machine's ceilings: {ceilings}", headings, body
+
+
 def sections(report: dict[str, Any]) -> list[Rows]:
     """Return every table as title, headings and cells."""
     found: list[Rows] = [(f"bench: {report['task']}", *rows(report))]
     variants = measured(report)
+    if any(variant.get("reached") for variant in variants):
+        found.append(_reached_rows(report))
     if any(variant["offline"] for variant in variants):
         found.append(_offline_rows(report))
     if any(variant["server"] for variant in variants):

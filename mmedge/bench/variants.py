@@ -82,6 +82,7 @@ class Opened:
         device: `cpu` or `cuda`.
         task: The task it was made for; None where it does not say.
         student: The bundle's runtime, where it is one; its answers are then those of `mmedge run`.
+        work: What one token costs it, as `ceilings.Work` says, where that does not stand in a graph beside it.
     """
 
     engine_name: str
@@ -95,6 +96,7 @@ class Opened:
     device: str = "cpu"
     task: str | None = None
     student: Student | None = None
+    work: dict[str, int] | None = None
 
 
 Opener = Callable[[Path, "int | None"], Opened]
@@ -156,7 +158,23 @@ def _open_torch(precision: str | None, device: str | None, place: Path, threads:
         folder_size(place),
         device,
         _task_beside(place),
+        work=_torch_work(student.model),
     )
+
+
+def _torch_work(model: Any) -> dict[str, int]:
+    """Return what one decoding step of a torch model does with its weights: its decoder's matrices and its head."""
+    head, tables = model.get_output_embeddings(), model.get_input_embeddings()
+    products = [head]
+    for name, module in model.get_decoder().named_modules():
+        # what a decoder sees of the question is computed once, before the first token
+        once = name.endswith(("EncDecAttention.k", "EncDecAttention.v"))
+        if getattr(module, "in_features", None) and not once:
+            products.append(module)
+    numbers = [module.in_features * module.out_features for module in products]
+    weights = {id(module.weight): module.weight.numel() * module.weight.element_size() for module in products}
+    picked = 0 if id(tables.weight) in weights else tables.weight.numel() * tables.weight.element_size()
+    return {"bytes": sum(weights.values()), "operations": 2 * sum(numbers), "table_bytes": picked}
 
 
 def _open_peer(kind: Literal["optimum", "llama.cpp", "genai", "ctranslate2"], place: Path, threads: int | None) -> Opened:

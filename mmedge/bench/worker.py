@@ -102,6 +102,7 @@ def serve(spec: VariantSpec, requests: TextIO, replies: TextIO) -> None:
             "task": opened.task,
             "load_seconds": time.perf_counter() - started,
             "bytes_on_disk": opened.bytes_on_disk,
+            "work": opened.work,
         }
     )
     for line in requests:
