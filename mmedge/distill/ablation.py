@@ -213,6 +213,8 @@ class _Ablation:
                 started = time.monotonic()
                 done = self._train(unit, curriculum, folder)
                 trained, seconds = trained + 1, seconds + time.monotonic() - started
+            if self.devices.main:
+                shutil.rmtree(folder / "stage2" / "best", ignore_errors=True)  # nothing needs the weights any more
             found.append(done)
             if trained or number == len(self.units):
                 results = self._summary(found)
@@ -281,7 +283,6 @@ class _Ablation:
                     save_student(student, temporary, details, pieces, task_phrases(student, self.material, unit.recipe))
             write_training_page(folder, title=f"Training of {folder.name}", finished=True)
             write_json(folder / "result.json", result)
-            shutil.rmtree(folder / "stage2" / "best", ignore_errors=True)  # nothing needs the weights any more
         self.devices.wait()
         return result
 
