@@ -49,6 +49,13 @@ class Asking:
             batch=batch,
         )
 
+    @property
+    def decides_later(self) -> bool:
+        """Whether an answer may be withheld or outvoted once it is written."""
+        stated = (self.student.bundle.manifest.get("answering") or {}).get("threshold")
+        threshold = stated if self.abstain_below is None else self.abstain_below
+        return bool(threshold) or self.strategy.kind in ("samples", "retry")
+
     def key(self) -> list[object]:
         """Return everything besides the questions that answers depend on."""
         manifest = self.student.bundle.manifest
@@ -59,9 +66,7 @@ class Asking:
 
 def say(asking: Asking, example: Example, *, as_json: bool = False, stream: bool = False) -> None:
     """Answer one question on the terminal."""
-    stated = (asking.student.bundle.manifest.get("answering") or {}).get("threshold")
-    decides_later = asking.abstain_below is not None or stated is not None or asking.strategy.kind in ("samples", "retry")
-    if stream and not as_json and not decides_later:  # what may yet be withheld is not shown
+    if stream:
         answer = _streamed(asking, example)
         _say_rest(answer, shown=True)
         return

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mmedge.bench.bench import BenchSettings
     from mmedge.progress import Progress
     from mmedge.recipe import Recipe
+    from mmedge.runtime import Strategy, Student
     from mmedge.tasks import Example, Task
     from mmedge.teachers.collector import Asked
     from mmedge.teachers.prompting import Prompts
@@ -822,6 +823,12 @@ def run(
         raise MmedgeError("give one of --abstain-below, --target-accuracy and --max-handed-on")
     if (escalate_to is None) != (escalate_model is None):
         raise MmedgeError("--escalate-to and --escalate-model go together")
+    if escalate_to is None and (escalate_key is not None or price_input or price_output):
+        raise MmedgeError("--escalate-key and prices are those of --escalate-to's endpoint", "name it")
+    if choices and question is None:
+        raise MmedgeError("--choice is for one question on the command line", "give `choices` in the lines of --input")
+    if stream and (as_json or input_ is not None):
+        raise MmedgeError("--stream shows one question's text in a terminal", "leave it out with --json and --input")
     from mmedge.asking import Asking, answer_lines, dialogue, say
     from mmedge.runtime import Endpoint, Student
     from mmedge.tasks import Example
@@ -833,6 +840,7 @@ def run(
     drawing = {"samples": samples, "choose_by": choose_by.value if choose_by else None, "temperature": temperature, "seed": seed}
     drawing["retry_below"] = retry_below
     wanted = student.strategy_with(strategy.value if strategy else None, **drawing)
+    _refuse_unused(student, wanted, drawing, choices)
     if target_accuracy is not None or max_handed_on is not None:
         found = student.threshold(target_accuracy=target_accuracy, max_handed_on=max_handed_on)
         if wanted.kind in ("samples", "retry"):
@@ -847,12 +855,34 @@ def run(
             err=True,
         )
     asking = Asking(student, explain, evaluate, confidence, wanted, constrained, abstain_below, bigger)
+    if stream and asking.decides_later:
+        raise MmedgeError(
+            "--stream cannot show what may yet be withheld or outvoted",
+            "leave it out, or give --strategy answer --abstain-below 0",
+        )
     if question is not None:
         say(asking, Example("question", question, None, tuple(choices or ())), as_json=as_json, stream=stream)
     elif input_ is None and sys.stdin.isatty():
         dialogue(asking, stream=stream)
     else:
         answer_lines(asking, input_, output, batch, _progress(False))
+
+
+def _refuse_unused(student: Student, strategy: Strategy, drawing: dict[str, Any], choices: Optional[list[str]]) -> None:
+    """Refuse options that would change nothing.
+
+    Raises:
+        MmedgeError: There is one.
+    """
+    given = [name for name, value in drawing.items() if value is not None]
+    if strategy.kind not in ("samples", "retry") and given:
+        option = f"--{given[0].replace('_', '-')}"
+        raise MmedgeError(f"{option} is for --strategy samples or retry, and this is {strategy.kind}", "name one of them")
+    if strategy.kind == "samples" and "retry_below" in given:
+        raise MmedgeError("--retry-below is for --strategy retry", "name it, or leave the option out")
+    task = student.bundle.manifest["task"]
+    if choices and task["judge"] != "choice":
+        raise MmedgeError(f"--choice: questions of the task {task['name']} have no choices", "leave it out")
 
 
 # ---------------------------------------------------------------------------------------------------- looking

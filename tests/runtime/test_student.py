@@ -373,6 +373,23 @@ def test_a_server_that_is_not_there_and_wrong_settings_are_one_line(tiny_run: Pa
     assert is_one_line_error(found) and "not calibrated" in found.err
 
 
+def test_options_that_would_change_nothing_are_refused(tiny_run: Path) -> None:
+    question = ["run", tiny_run / "bundle-int8", "Ann has 3 apples."]
+    for options, complaint in (
+        (["--samples", "3"], "--samples is for --strategy"),
+        (["--temperature", "0.5", "--strategy", "confidence"], "this is confidence"),
+        (["--strategy", "samples", "--retry-below", "0.5"], "--retry-below"),
+        (["--choice", "a", "--choice", "b"], "have no choices"),
+        (["--stream", "--json"], "--stream"),
+        (["--stream", "--strategy", "samples"], "outvoted"),
+        (["--stream", "--abstain-below", "0.5"], "withheld"),
+        (["--price-input", "1"], "--escalate-to"),
+    ):
+        found = mmedge(*question, *options)
+        assert is_one_line_error(found) and complaint in found.err, found.err
+    assert mmedge(*question, "--stream", "--abstain-below", "0").code == 0
+
+
 def test_the_command_line_has_every_strategy(tiny_run: Path) -> None:
     bundle = tiny_run / "bundle-int8"
     drawn = mmedge("run", bundle, "Ann has 3 apples.", "--strategy", "samples", "--samples", "3", "--constrained", "--json")
