@@ -1,10 +1,11 @@
-"""What the quickstart student's verdicts find: by the kind of flaw in the teacher's CoTs, and on the student's own answers.
+"""What a student's verdicts find on the embedded task: by the kind of flaw in the teacher's CoTs, and of error in its own answers.
 
-python benchmarks/quickstart_verdicts.py runs/quickstart
+python benchmarks/quickstart_verdicts.py runs/quickstart [BUNDLE]        by default bundle-fp32
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,13 +20,21 @@ from mmedge.tasks.prompts import render_question
 from mmedge.teachers.embedded import EmbeddedTeacher
 
 
-def main(folder: Path) -> None:
+def error_of(answer: str, label: str, question: str) -> str:
+    """Return what is wrong with a wrong answer, by the numbers that it is made of."""
+    said, right, given = (re.findall(r"\d+(?:\.\d+)?", text) for text in (answer, label, question))
+    if sorted(said) == sorted(right):
+        return "right numbers, another operation or order"
+    return "other numbers of the question" if all(number in given for number in said) else "a number that is not there"
+
+
+def main(folder: Path, bundle: str) -> None:
     """Print both tables for a finished run of the embedded task."""
     recipe = load_run_recipe(Run(folder))
     task = build_task(recipe.task.model_dump())
     assert isinstance(task, ArithmeticTask), "only the embedded task knows its flaws"
     teacher = EmbeddedTeacher(task, **recipe.teacher.model_dump(exclude={"kind"}))
-    student = Student.load(folder / "bundle-fp32")
+    student = Student.load(folder / bundle)
     evaluation = read_evaluation_set(folder / FILE_NAME)
     held_out = {held.example.id for held in evaluation.cots["verdict_test"]}
     held_out |= {example.id for example in evaluation.questions["validation"]}
@@ -43,7 +52,7 @@ def main(folder: Path) -> None:
         judgement = student.judge([render_question(example)], [cot])[0]
         total[kind] += 1
         found[kind] += judgement.verdict != "correct"
-        probability[kind] += judgement.probability_correct
+        probability[kind] += judgement.probability_correct  # type: ignore[assignment]
     for kind, count in total.most_common():
         print(f"flaw {kind}: {count} CoTs, {100 * found[kind] / count:.0f} % not called correct, mean P(correct) "
               f"{probability[kind] / count:.2f}")  # fmt: skip
@@ -53,7 +62,14 @@ def main(folder: Path) -> None:
         says = [a.verdict == "correct" for a in answers]
         balanced = balanced_accuracy(says, right)
         print(f"own answers to {split}: {sum(right)} of {len(right)} right, {sum(says)} called correct, balanced {balanced}")
+        kinds = [
+            "right" if truth else error_of(a.text, str(q.label), q.question)
+            for a, q, truth in zip(answers, questions, right, strict=True)
+        ]
+        called = Counter(kind for kind, correct in zip(kinds, says, strict=True) if correct)
+        for kind, count in Counter(kinds).most_common():
+            print(f"    {kind}: {count}, of which {called[kind]} called correct")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "bundle-fp32")
