@@ -74,6 +74,28 @@ def balanced_accuracy(predicted: Sequence[bool], actual: Sequence[bool]) -> floa
     return (sum(positives) / len(positives) + sum(negatives) / len(negatives)) / 2
 
 
+def said_at_best_level(scores: Sequence[float], positive: Sequence[bool], groups: Sequence[str]) -> list[bool]:
+    """Return what scores say at the level above which most are right, chosen for each half of the groups on the other half.
+
+    How often a judge says yes depends on how often it was taught to; where the level that separates yes from no is set on data of
+    the kind it will see, as calibration does, only the order of its scores matters. Cross-fitting keeps the choice honest.
+
+    Args:
+        scores: Higher means yes.
+        positive: What is so.
+        groups: What each belongs to, such as its question; a group is never split.
+    """
+    values, truth = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
+    half = np.array([{group: place % 2 for place, group in enumerate(sorted(set(groups)))}[group] for group in groups])
+    said = np.zeros(len(values), dtype=bool)
+    for side in (0, 1):
+        fitted, kept = values[half != side], truth[half != side]
+        levels = np.concatenate([[-np.inf], np.unique(fitted), [np.inf]])
+        right = [int(np.count_nonzero((fitted >= level) == kept)) for level in levels]
+        said[half == side] = values[half == side] >= levels[int(np.argmax(right))]
+    return [bool(one) for one in said]
+
+
 def percentile(samples: Sequence[float], percent: float) -> float:
     """Return a percentile by linear interpolation between the sorted samples (at least one)."""
     ordered = sorted(samples)

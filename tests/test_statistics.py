@@ -23,6 +23,7 @@ from mmedge.statistics import (
     paired_difference,
     risk_area,
     risk_coverage,
+    said_at_best_level,
 )
 
 
@@ -178,3 +179,21 @@ def test_bootstrap_intervals_hold_what_they_promise() -> None:
         inside += found.low <= 2.0 <= found.high
     assert 180 <= inside <= 199  # 95 % of 200, within chance
     assert bootstrap(lambda _: None, 5) is None
+
+
+def test_a_level_is_chosen_on_other_groups() -> None:
+    rng = random.Random(5)
+    groups = [str(number // 3) for number in range(600)]
+    truth = [rng.random() < 0.75 for _ in groups]
+    shifted = [(0.3 if true else 0.1) + rng.gauss(0, 0.1) for true in truth]  # nearly all are below one half
+    said = said_at_best_level(shifted, truth, groups)
+    assert sum(one == true for one, true in zip(said, truth, strict=True)) / 600 > 0.84
+    assert sum((score >= 0.5) == true for score, true in zip(shifted, truth, strict=True)) / 600 < 0.4
+    # what tells nothing is no better than always saying the more frequent
+    noise = [rng.random() for _ in groups]
+    blind = said_at_best_level(noise, truth, groups)
+    assert abs(sum(one == true for one, true in zip(blind, truth, strict=True)) / 600 - sum(truth) / 600) < 0.02
+    # one half's level comes from the other half: turned around there, it fails here
+    half = {group: place % 2 for place, group in enumerate(sorted(set(groups)))}
+    turned = [score if half[group] else -score for score, group in zip(shifted, groups, strict=True)]
+    assert sum(one == true for one, true in zip(said_at_best_level(turned, truth, groups), truth, strict=True)) / 600 < 0.8

@@ -43,7 +43,15 @@ from mmedge.pretrained.sources import ModelSource
 from mmedge.progress import Progress, duration
 from mmedge.recipe import ROWS, MethodSection, Recipe, StageSection, TrainingSection, recipe_values
 from mmedge.runs import Run, machine, work_on
-from mmedge.statistics import Estimate, auroc_over_seeds, balanced_accuracy, mean_over_seeds, paired_difference, proportion
+from mmedge.statistics import (
+    Estimate,
+    auroc_over_seeds,
+    balanced_accuracy,
+    mean_over_seeds,
+    paired_difference,
+    proportion,
+    said_at_best_level,
+)
 from mmedge.storage import atomic_folder, read_json, write_json
 
 TITLES = {
@@ -343,24 +351,33 @@ class _Ablation:
         }
 
     def _judged(self, verdicts: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
-        """Return accuracy, balanced accuracy and AUROC of several trainings' verdicts on the same chains of thought."""
+        """Return how right several trainings' verdicts on the same chains of thought are.
+
+        `accuracy_at_level` is that of P(correct) above a level that was chosen on the other half of the questions.
+        """
         known = [found for found in verdicts if found]
         if not known:
             return None
         questions = self.held_out
         order = sorted(set(questions))
         place = {question: number for number, question in enumerate(order)}
-        successes = [[0] * len(order) for _ in known]
         trials = [0] * len(order)
         for question in questions:
             trials[place[question]] += 1
-        for number, found in enumerate(known):
-            for question, said, true in zip(questions, found["said_correct"], found["correct"], strict=True):
-                successes[number][place[question]] += said == true
+
+        def share_right(said: Sequence[Sequence[bool]]) -> dict[str, Any]:
+            successes = [[0] * len(order) for _ in known]
+            for row, ones, found in zip(successes, said, known, strict=True):
+                for question, one, true in zip(questions, ones, found["correct"], strict=True):
+                    row[place[question]] += bool(one) == bool(true)
+            return mean_over_seeds(successes, trials).to_json()
+
+        levelled = [said_at_best_level(found["confidences"], found["correct"], questions) for found in known]
         balanced = [balanced_accuracy(found["said_correct"], found["correct"]) for found in known]
         area = auroc_over_seeds([found["confidences"] for found in known], known[0]["correct"], questions)
         return {
-            "accuracy": mean_over_seeds(successes, trials).to_json(),
+            "accuracy": share_right([found["said_correct"] for found in known]),
+            "accuracy_at_level": share_right(levelled),
             "balanced_accuracy": _mean([value for value in balanced if value is not None]) if None not in balanced else None,
             "auroc": area.to_json() if isinstance(area, Estimate) else None,
         }

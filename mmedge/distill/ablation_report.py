@@ -65,7 +65,8 @@ def _judged(found: dict[str, Any] | None) -> str:
         return "–"
     balanced = "" if found["balanced_accuracy"] is None else f", balanced {100 * found['balanced_accuracy']:.1f}"
     area = "" if found["auroc"] is None else f", AUROC {found['auroc']['value']:.3f}"
-    return f"{_share(found['accuracy'])}{balanced}{area}"
+    level = f"; at a chosen level {100 * found['accuracy_at_level']['value']:.1f} %"
+    return f"{_share(found['accuracy'])}{balanced}{area}{level}"
 
 
 def caption(results: dict[str, Any]) -> str:
@@ -76,8 +77,9 @@ def caption(results: dict[str, Any]) -> str:
     seeds = results["seeds"]
     return (
         f"{'Seeds' if len(seeds) > 1 else 'Seed'} {', '.join(map(str, seeds))}; {EQUAL[results['equal']]}. Test questions:"
-        f" {questions}; verdicts on {results['verdict_cots']} held-out chains of thought. {_uncertainty(len(seeds))} Rows that the"
-        f" recipe adds are compared with the last of the paper's.{unfinished}"
+        f" {questions}; verdicts on {results['verdict_cots']} held-out chains of thought, also with the level of P(correct) between"
+        " right and wrong chosen on the other half of their questions."
+        f" {_uncertainty(len(seeds))} Rows that the recipe adds are compared with the last of the paper's.{unfinished}"
     )
 
 
