@@ -210,6 +210,7 @@ class _Ablation:
         found: list[dict[str, Any]] = []
         results: dict[str, Any] = {}
         trained, seconds = 0, 0.0
+        written, took = time.monotonic(), 0.0
         for number, unit in enumerate(self.units, start=1):
             curriculum = self._curriculum(unit.recipe)
             folder = self.folder / "rows" / f"{unit.labels}-{unit.row}-seed{unit.seed}-{curriculum.key()[:12]}"
@@ -224,10 +225,14 @@ class _Ablation:
             if self.devices.main:
                 shutil.rmtree(folder / "stage2" / "best", ignore_errors=True)  # nothing needs the weights any more
             found.append(done)
-            if trained or number == len(self.units):
+            # a summary of many trainings takes a while: it is renewed now and then
+            if number == len(self.units) or (trained and time.monotonic() - written > 20 * took):
+                started = time.monotonic()
                 results = self._summary(found)
                 if self.devices.main:
                     write_reports(results, self.place.folder)
+                written = time.monotonic()
+                took = written - started
         kept = len(self.units) - trained
         if kept:
             self.progress.line(f"{kept} of {len(self.units)} trainings were there already and kept")
