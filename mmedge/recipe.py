@@ -464,7 +464,7 @@ class AblationSection(Section):
     rows: Annotated[tuple[RowName, ...], Field(min_length=1)] = ROWS
     more: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], dict[str, JsonValue]] = {}
     labels: Annotated[tuple[Literal["pseudo", "majority", "human"], ...], Field(min_length=1)] = ("pseudo", "human")
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)] = (0, 1, 2)
     equal: Literal["lessons", "steps", "stage2", "none"] = "lessons"
     epochs: dict[str, tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]]] = {}
     keep_students: bool = False
@@ -508,7 +508,11 @@ class Recipe(Section):
                 raise ValueError(f"ablation.more: {name!r} is a row of the paper's; give yours another name")
             if unknown := sorted(settings.keys() - MethodSection.model_fields.keys()):
                 raise ValueError(f"ablation.more.{name}: {unknown[0]!r} is no setting of method")
-            MethodSection.model_validate(self.method.model_dump() | settings)
+            if "labels" in settings:
+                raise ValueError(f"ablation.more.{name}: every row is trained with each of ablation.labels; name them there")
+            method = MethodSection.model_validate(self.method.model_dump() | settings)
+            if method.own_cots and self.training.stage3 is None:
+                raise ValueError(f"ablation.more.{name}: own_cots needs training.stage3, which says how long")
         for name in ("rows", "labels", "seeds"):
             if len(set(getattr(self.ablation, name))) < len(getattr(self.ablation, name)):
                 raise ValueError(f"ablation.{name}: something stands there twice")

@@ -70,13 +70,14 @@ class Run:
 
 
 @contextmanager
-def work_on(folder: Path, recipe: Recipe, *, shared: bool = False) -> Iterator[Run]:
+def work_on(folder: Path, recipe: Recipe, *, shared: bool = False, comparison: bool = False) -> Iterator[Run]:
     """Open a run for one process, creating it or checking that it is this recipe's.
 
     Args:
         folder: The run's folder.
         recipe: What it is made by.
         shared: Let others who say so too work on it at the same time, as several collectors do.
+        comparison: It is a comparison of methods, whose rows may grow but not what they share.
 
     Raises:
         MmedgeError: Another process works on it, it was made by a recipe that differs in what decides the result, or the folder
@@ -95,7 +96,10 @@ def work_on(folder: Path, recipe: Recipe, *, shared: bool = False) -> Iterator[R
         run = Run(folder)
         if not shared:
             remove_leftovers(folder)
-        begun = any(path.exists() for path in (run.stage(1), run.stage(2), run.student))
+        compared = (folder / "ablation").exists()
+        begun = compared or any(path.exists() for path in (run.stage(1), run.stage(2), run.student))
+        if compared and not comparison and not shared:
+            raise MmedgeError(f"{folder} holds a comparison of methods", "choose another --out folder")
         if run.recipe.is_file() and begun:  # before training, the annotations alone say what they belong to
             _check_same(load_run_recipe(run), recipe, folder)
         write_recipe(recipe, run.recipe)

@@ -62,6 +62,7 @@ TITLES = {
     "cots_self_evaluation": "{m} CoTs + self-evaluation",
 }
 LARGEST_ROW = "cots_self_evaluation"
+_PARTS = {"row", "labels", "seed", "method", "stages", "lessons", "after_stage1", "tests", "verdicts"}
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def method_of(recipe: Recipe, row: str, labels: str) -> MethodSection:
         return MethodSection.model_validate(base | {"self_evaluation": True} | recipe.ablation.more[row])
     evaluates, one = row.endswith("self_evaluation"), row.startswith("one_cot")
     changes: dict[str, Any] = {"self_evaluation": evaluates, "keep": "all", "max_cots": 1 if one else recipe.method.max_cots}
+    changes |= {"rationales": True, "own_cots": 0}
     if one and recipe.method.contrast_verdicts:  # one chain of thought differs from no other
         changes |= {"contrast_verdicts": False, "balance_verdicts": True}
     if row == "standard":
@@ -136,7 +138,12 @@ class _Budget:
             stage1, stage2 = self._written(row, method)
         elif equal == "lessons":
             left = self._lessons - (stage1 * training.stage1.batch_size if has_stage1 else 0) - self._stage3(method)
-            stage2 = max(1, round(left / (batch + rehearsed(method, batch))))
+            stage2 = round(left / (batch + rehearsed(method, batch)))
+            if stage2 < 1:
+                raise MmedgeError(
+                    f"ablation: the other stages of row {row!r} take all the {self._lessons} lessons that each row has",
+                    "shorten them (training.stage1, training.stage3), or lengthen training.stage2",
+                )
         elif equal == "steps" and not has_stage1:
             stage2 += stage1
         return self._section(training.stage1, stage1, self._stage1), self._section(training.stage2, stage2, self._stage2)
@@ -190,7 +197,7 @@ def ablate(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
     """
     with Devices(recipe.training) as devices:
         shown = progress if devices.main else Progress(quiet=True)
-        with work_on(out, recipe) if devices.main else nullcontext(Run(out)) as run:
+        with work_on(out, recipe, comparison=True) if devices.main else nullcontext(Run(out)) as run:
             return _Ablation(recipe, run, shown, devices).run()
 
 
@@ -204,17 +211,25 @@ class _Ablation:
         self.held_out = [judged.example.id for judged in judged_cots(self.material.verdict_test, self.material.task)]
         if recipe.method.max_cots:
             self.cots = min(self.cots, recipe.method.max_cots)
+        tests = self.material.splits.tests
+        self.questions = {name: sum(one.label is not None for one in found) for name, found in tests.items()}
+        if unlabelled := [name for name, count in self.questions.items() if not count]:
+            raise MmedgeError(
+                f"ablation: no question of the test {unlabelled[0]!r} has a label, so nothing could be compared", "give labels"
+            )
 
     def run(self) -> dict[str, Any]:
         self.units = plan(self.recipe, self.material, self._curriculum(self.recipe).student())
         found: list[dict[str, Any]] = []
         results: dict[str, Any] = {}
+        folders: list[Path] = []
         trained, seconds = 0, 0.0
         written, took = time.monotonic(), 0.0
         for number, unit in enumerate(self.units, start=1):
             curriculum = self._curriculum(unit.recipe)
             folder = self.folder / "rows" / f"{unit.labels}-{unit.row}-seed{unit.seed}-{curriculum.key()[:12]}"
-            done = self.devices.from_main(partial(_result, folder / "result.json"))
+            folders.append(folder)
+            done = self.devices.from_main(partial(_result, folder / "result.json", self.questions))
             if done is None:
                 left = f", about {duration(seconds / trained * (len(self.units) - number + 1))} left" if trained else ""
                 words = f"{self._title(unit.row)}, {unit.labels} labels, seed {unit.seed}"
@@ -234,6 +249,10 @@ class _Ablation:
                 written = time.monotonic()
                 took = written - started
         kept = len(self.units) - trained
+        if self.recipe.ablation.keep_students and (lost := [folder for folder in folders if not (folder / "student").is_dir()]):
+            self.progress.line(
+                f"{len(lost)} trainings were done before students were kept; to have theirs, remove {lost[0]} and the like"
+            )
         if kept:
             self.progress.line(f"{kept} of {len(self.units)} trainings were there already and kept")
         return results
@@ -396,9 +415,33 @@ def _lessons_of_step(stage: str, training: TrainingSection, method: MethodSectio
     return training.stage2.batch_size + rehearsed
 
 
-def _result(path: Path) -> dict[str, Any] | None:
-    """Return a finished training's result, where there is one."""
-    return read_json(path) if path.is_file() else None
+def _result(path: Path, questions: dict[str, int]) -> dict[str, Any] | None:
+    """Return a finished training's result, where there is one.
+
+    Args:
+        path: The file.
+        questions: How many labelled questions each test has.
+
+    Raises:
+        MmedgeError: The file is damaged.
+    """
+    if not path.is_file():
+        return None
+    hint = f"remove the folder {path.parent} and run the same command again"
+    try:
+        found = read_json(path)
+        whole = (
+            isinstance(found, dict)
+            and found.keys() >= _PARTS
+            and isinstance(found["stages"], dict)
+            and isinstance(found["tests"], dict)
+            and {name: len(outcomes) for name, outcomes in found["tests"].items()} == questions
+        )
+    except MmedgeError as error:
+        raise MmedgeError(error.what, hint) from None
+    if not whole:
+        raise MmedgeError(f"{path} is no whole result of a training", hint)
+    return dict(found)
 
 
 def _verdicts(found: Verdicts | None) -> dict[str, Any] | None:

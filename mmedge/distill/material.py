@@ -47,7 +47,7 @@ class Material:
         """Return the same with the first `most` chains of thought of every training question alone; all of them if None."""
         if most is None:
             return self
-        train = [replace(a, cots=tuple(e for e in a.cots if e.sample < most)) for a in self.train]
+        train = [replace(a, cots=tuple(sorted(a.cots, key=lambda evaluated: evaluated.sample)[:most])) for a in self.train]
         return replace(self, train=train)
 
 

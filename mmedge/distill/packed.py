@@ -161,7 +161,7 @@ def decoder_only_states(
             for product in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
         if hasattr(attention, "q_norm"):
-            query, key = attention.q_norm(query), attention.k_norm(key)
+            query, key = (norm(one).to(value.dtype) for norm, one in ((attention.q_norm, query), (attention.k_norm, key)))
         query, key = _turned(query, *turn), _turned(key, *turn)
         hidden = hidden + attention.o_proj(_grouped_attention(query, key, value, rows, masks, attention.scaling))
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))

@@ -102,16 +102,20 @@ class _Lessons:
         self._lessons: Sequence[Lesson] = ()
         self._order: list[int] = []
         self._encoded: dict[Lesson, Encoded] = {}
-        self.per_epoch = math.ceil(len(course.lessons(0)) / course.batch)
+        self._count = len(course.lessons(0))
+        self.per_epoch = math.ceil(self._count / course.batch)
 
     def batch(self, step: int) -> list[Encoded]:
-        """Return the lessons of a step, from 0."""
-        epoch, place = divmod(step, self.per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._lessons = epoch, self._course.lessons(epoch)
-            self._order = epoch_order(len(self._lessons), self._seed, self._name, epoch)
-        chosen = self._order[place * self._course.batch : (place + 1) * self._course.batch]
-        return [self._encode(self._lessons[index]) for index in chosen]
+        """Return the lessons of a step, from 0; every step has as many: an epoch's last ones are followed by the next's first."""
+        found: list[Encoded] = []
+        while len(found) < self._course.batch:
+            epoch, place = divmod(step * self._course.batch + len(found), self._count)
+            if epoch != self._epoch:
+                self._epoch, self._lessons = epoch, self._course.lessons(epoch)
+                self._order = epoch_order(self._count, self._seed, self._name, epoch)
+            chosen = self._order[place : place + self._course.batch - len(found)]
+            found += [self._encode(self._lessons[index]) for index in chosen]
+        return found
 
     def _encode(self, lesson: Lesson) -> Encoded:
         if lesson not in self._encoded:
@@ -281,9 +285,15 @@ class StageTrainer:
             self.skipped += 1  # float16 overflowed: the step is left out and the loss scaled down, as is usual
             if self.skipped > max(50, self.steps // 4):
                 raise self._no_number("most gradients are too large for float16", step)
-        for optimizer in self._prepared:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        try:
+            for optimizer in self._prepared:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            hint = "train adapters (student.lora), or a smaller student"
+            raise MmedgeError(f"{self.name}: what the optimizer keeps does not fit into memory", hint) from error
         losses["learning_rate"] = rate
         return losses, sum(lesson.tokens for lessons in batches for lesson in lessons)
 
@@ -351,6 +361,8 @@ class StageTrainer:
         return MmedgeError(f"{self.name}: {what} at step {step + 1}", f"{hint} and choose another --out folder")
 
     def _validate(self) -> None:
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.module.parameters() if parameter.requires_grad):
+            raise self._no_number("a weight is no number", self.step - 1)
         self._gather()
         if self.devices.main:
             self.student.model.eval()
@@ -410,6 +422,9 @@ class StageTrainer:
         done = read_json(path)
         if done.get("key") != self.key:
             raise _other_settings(self.folder)
+        if not (self.folder / "best" / "model.safetensors").is_file():
+            self.progress.line(f"{self.name}: its weights are gone from {self.folder}, so it is trained again")
+            return None
         self.progress.line(f"{self.name}: done already ({done['steps']} steps), kept")
         return dict(done)
 
@@ -430,6 +445,9 @@ class StageTrainer:
     def _begin(self) -> None:
         """Take up a checkpoint, where there is one, and get model and optimizers ready to train."""
         model = self.student.model
+        self.devices.wait()  # all have looked for it
+        if self.devices.main:
+            (self.folder / "done.json").unlink(missing_ok=True)
         state, moments = self._checkpointed()
         whole = model
         if self.devices.sharded:

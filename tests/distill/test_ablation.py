@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,3 +154,47 @@ def test_human_labels_that_are_not_there_are_one_line(own_task: dict[str, Path],
     values["task"] = dict(values["task"]) | {"train_file": str(bare)}  # type: ignore[call-overload]
     done = mmedge("ablate", write_recipe(tmp_path / "r.yaml", values), "--out", tmp_path / "run", "-q")
     assert is_one_line_error(done) and "no human labels" in done.err
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    for section, complaint in (
+        ({"seeds": [99999999999999999999]}, "seeds"),
+        ({"more": {"x": {"own_cots": 2}}}, "training.stage3"),
+        ({"more": {"x": {"labels": "majority"}}}, "ablation.labels"),
+    ):
+        found = mmedge("ablate", write_recipe(tmp_path / "r.yaml", _recipe(**section)), "--out", tmp_path / "run")
+        assert is_one_line_error(found) and complaint in found.err, found.err
+    assert not list((tmp_path / "run").glob("ablation/rows/*"))
+
+
+def test_another_comparison_and_a_damaged_result_are_told(compared: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(compared[0], run)
+    same = _recipe(seeds=[0], more={"paper_schedule": {"rehearsal": 0.0}})
+    other = write_recipe(tmp_path / "other.yaml", {**same, "method": {"alpha": 0.2}})
+    table = (run / "ablation.md").read_text()
+    for command in ("ablate", "distill"):
+        found = mmedge(command, other, "--out", run)
+        assert is_one_line_error(found) and "another --out" in found.err, found.err
+    assert (run / "ablation.md").read_text() == table and "alpha: 0.2" not in (run / "recipe.yaml").read_text()
+    recipe = write_recipe(tmp_path / "r.yaml", same)
+    kept = mmedge("ablate", recipe, "--out", run, "--set", "ablation.keep_students=true")
+    assert kept.code == 0 and "before students were kept" in kept.err
+    result = sorted(run.glob("ablation/rows/*/result.json"))[0]
+    for text in ("{}", "[]", '{"row": ', ""):
+        result.write_text(text)
+        found = mmedge("ablate", recipe, "--out", run)
+        assert is_one_line_error(found) and f"remove the folder {result.parent}" in found.err, found.err
+    result.unlink()  # without it, what is left of that training is not enough: it is done again, and comes out the same
+    again = mmedge("ablate", recipe, "--out", run, "--json")
+    assert again.code == 0, again.err
+    tests = [[row["tests"] for row in found["rows"]] for found in (json.loads(again.out), compared[1])]
+    assert tests[0] == tests[1]
+
+
+def test_rows_of_the_paper_are_the_papers_whatever_the_recipe_adds() -> None:
+    recipe = validate(_recipe(), "r")
+    recipe = recipe.model_copy(update={"method": recipe.method.model_copy(update={"own_cots": 2, "rationales": False})})
+    for row in ROWS:
+        method = method_of(recipe, row, "pseudo")
+        assert method.own_cots == 0 and method.rationales == (row != "standard")

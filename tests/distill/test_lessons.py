@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,9 @@ from mmedge.distill.lessons import (
     padded_tokens,
     reasoning_lessons,
 )
+from mmedge.distill.material import Material
 from mmedge.distill.students import Student, build_scratch, load_student, resolve_source
+from mmedge.distill.training import Course, _Lessons
 from mmedge.recipe import MethodSection, ScratchSection, StudentSection
 from mmedge.tasks import ChainOfThought, Example, SelfEvaluation, Verdict
 from mmedge.tasks.encoding import Family
@@ -167,3 +171,22 @@ def test_an_encoder_decoder_reads_the_question_alone_and_judges_what_its_decoder
         assert "answer: 84 / 2" in encoder.text(encoder.prompt(kind, context).begun)
     causal = students["decoder-only"].encoder
     assert "answer: 84 / 2" in causal.text(causal.prompt("predict", causal.prompts.evaluation_context("Luke?", cot)).context)
+
+
+def test_every_step_has_a_whole_batch_and_every_lesson_its_turn(students: dict[str, Student]) -> None:
+    lessons = [Lesson(Context(f"Question {number}?\n"), (Target("predict", str(number), 1.0),)) for number in range(10)]
+    course = Course(lambda _: lessons, 4, 0.5, 1.0)
+    for batch, steps in ((4, 5), (32, 5)):
+        source = _Lessons(replace(course, batch=batch), students["decoder-only"], 16, 0, "stage2/0")
+        seen = [one.context for step in range(steps) for one in source.batch(step)]
+        assert len(seen) == batch * steps
+        assert set(Counter(seen).values()) == {batch * steps // 10}
+        assert [one.context for one in source.batch(2)] == seen[2 * batch : 3 * batch]  # in whatever order steps are asked for
+
+
+def test_the_first_chains_of_thought_are_those_that_there_are() -> None:
+    cots = tuple(EvaluatedCot(sample, ChainOfThought(f"way {sample}", "2"), ()) for sample in (3, 1, 2))
+    example = AnnotatedExample(Example("a", "What is 1 + 1?", "2"), cots)
+    material = Material(None, None, [example], [], [], None, "")  # type: ignore[arg-type]
+    assert [evaluated.sample for evaluated in material.limited(1).train[0].cots] == [1]
+    assert [evaluated.sample for evaluated in material.limited(2).train[0].cots] == [1, 2]

@@ -122,3 +122,11 @@ def test_a_validation_split_too_small_to_choose_by_is_said_and_the_last_weights_
     assert done.code == 0 and "5 validation items are too few to choose a checkpoint by" in done.err
     stage = json.loads((tmp_path / "run" / "metrics.json").read_text())["stages"]["stage2"]
     assert stage["best"]["step"] == stage["steps"]
+
+
+def test_weights_that_are_no_numbers_after_the_last_step_are_no_student(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", tiny_recipe())
+    rate = "training.stage2={max_steps: 1, batch_size: 8, learning_rate: 3.0e+38, warmup_share: 0}"
+    done = mmedge("distill", recipe, "--out", tmp_path / "run", "--set", rate, "--set", "training.optimizer=adamw")
+    assert is_one_line_error(done) and "no number at step 1" in done.err and "training.stage2.learning_rate" in done.err
+    assert not (tmp_path / "run" / "student").exists()
