@@ -53,7 +53,7 @@ class Asking:
     def decides_later(self) -> bool:
         """Whether an answer may be withheld or outvoted once it is written."""
         stated = (self.student.bundle.manifest.get("answering") or {}).get("threshold")
-        threshold = stated if self.abstain_below is None else self.abstain_below
+        threshold = (stated or {}).get("value") if self.abstain_below is None else self.abstain_below
         return bool(threshold) or self.strategy.kind in ("samples", "retry")
 
     def key(self) -> list[object]:
@@ -66,7 +66,7 @@ class Asking:
 
 def say(asking: Asking, example: Example, *, as_json: bool = False, stream: bool = False) -> None:
     """Answer one question on the terminal."""
-    if stream:
+    if stream and not asking.decides_later:  # what may yet be withheld is not shown
         answer = _streamed(asking, example)
         _say_rest(answer, shown=True)
         return
