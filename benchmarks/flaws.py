@@ -85,6 +85,7 @@ def main() -> None:
     arguments = parser.parse_args()
     shares = {str(share): compared(arguments, f"share-{share}", f"teacher.flawed_share={share}") for share in SHARES}
     counts = {str(count): compared(arguments, f"count-{count}", f"teacher.cots_per_question={count}") for count in COUNTS}
+    share = load_recipe(Path(arguments.recipe), arguments.set or []).model_dump()["teacher"]["flawed_share"]
     parts = [
         "# What a teacher's flaws do",
         f"{arguments.seeds} seeds, pseudo-labels; brackets are 95 % intervals over questions and seeds.",
@@ -93,7 +94,7 @@ def main() -> None:
         ending = "" if number == 0 else f"-{number + 1}"
         write_text(arguments.out / f"flaws-share{ending}.svg", figure(shares, test, "share of flawed chains of thought"))
         write_text(arguments.out / f"flaws-count{ending}.svg", figure(counts, test, "chains of thought for each question"))
-        parts += [f"## {test}", table(shares, test, "flawed share"), table(counts, test, "m (a quarter flawed)")]
+        parts += [f"## {test}", table(shares, test, "flawed share"), table(counts, test, f"m ({share:.0%} flawed)")]
     write_text(arguments.out / "flaws.md", "\n\n".join(parts) + "\n")
     write_json(arguments.out / "flaws.json", {"shares": shares, "counts": counts, "machine": machine()})
     print(json.dumps({"written": str(arguments.out / "flaws.md")}))
