@@ -127,7 +127,7 @@ def _server_rows(report: dict[str, Any]) -> Rows:
 
 def _reached_rows(report: dict[str, Any]) -> Rows:
     ceilings = "; ".join(
-        f"{one['threads']} thread{'s' if one['threads'] > 1 else ''} read {one['read_bytes_per_second'] / 1e9:.1f} GB/s and do"
+        f"{one['threads']} thread{'s' if one['threads'] > 1 else ''}: {one['read_bytes_per_second'] / 1e9:.1f} GB/s read,"
         f" {one['float32_operations_per_second'] / 1e9:.0f} (float32) or {one['int8_operations_per_second'] / 1e9:.0f} (int8)"
         " G operations/s"
         for one in report["ceilings"]
@@ -140,9 +140,9 @@ def _reached_rows(report: dict[str, Any]) -> Rows:
             body.append([variant["name"], *["–"] * 4])
             continue
         read, done = one["weight_bytes_per_token"] / 1e6, one["operations_per_token"] / 1e6
-        shares = [f"{100 * one[name]:.0f} %" for name in ("bandwidth_share", "arithmetic_share")]
-        body.append([variant["name"], f"{read:.1f}", shares[0], f"{done:.0f}", f"{shares[1]} ({one['arithmetic']})"])
-    return f"decoding one token against this machine's ceilings: {ceilings}", headings, body
+        shares = [f"{_figures(100 * one[name])} %" for name in ("bandwidth_share", "arithmetic_share")]
+        body.append([variant["name"], f"{read:.1f}", shares[0], _figures(done), f"{shares[1]} ({one['arithmetic']})"])
+    return f"decoding one token against this machine's ceilings ({ceilings})", headings, body
 
 
 def sections(report: dict[str, Any]) -> list[Rows]:
