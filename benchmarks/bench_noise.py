@@ -39,18 +39,20 @@ def main() -> None:
     Variant.worker = "benchmarks.slowed_worker"
     settings = BenchSettings(scenarios=("single",), timed=arguments.timed, rounds=arguments.rounds, verdicts=0)
     found: list[list[dict[str, Any]]] = []
-    noisy = 0
+    noisy: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         copies = [Path(folder) / name for name in ("original", "same", "slowed")]
         for copy in copies:
             shutil.copytree(arguments.bundle, copy)
         for _ in range(arguments.repeats):
             report = bench(copies, settings, Progress(quiet=True), arguments.bundle.resolve().parent / FILE_NAME)
-            noisy += bool(report["noisy"])
+            noisy += report["noisy"][:1]
             found.append([variant["ratio_to_first"] for variant in report["variants"][1:]])
             print(" ".join(f"{one['value']:.3f} {one['interval_95']} {one['differs']}" for one in found[-1]), flush=True)
     where = report["machine"]
-    print(f"\n{arguments.repeats} repeats, {arguments.timed} questions, {arguments.rounds} rounds; {noisy} of them noisy;")
+    why = f" (such as: {noisy[0]})" if noisy else ""
+    counts = f"{arguments.repeats} repeats, {arguments.timed} questions, {arguments.rounds} rounds"
+    print(f"\n{counts}; {len(noisy)} of them noisy{why};")
     print(f"{where['processor']}, {where['cores']} cores, Python {where['python']}\n")
     print("| | said to differ | median ratio | repeats that agree with the one before |\n|---|---|---|---|")
     for place, name in enumerate(("the same bundle again", "slowed by a tenth")):

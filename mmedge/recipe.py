@@ -448,17 +448,21 @@ RowName = Literal["standard", "one_cot", "one_cot_self_evaluation", "cots", "cot
 ROWS: tuple[RowName, ...] = ("standard", "one_cot", "one_cot_self_evaluation", "cots", "cots_self_evaluation")
 
 
+_OF_SELF_EVALUATION = {"rehearsal", "evaluation_weight", "balance_verdicts", "contrast_verdicts", "schedule"}
+
+
 class AblationSection(Section):
     """What `mmedge ablate` compares.
 
-    `rows` are the paper's methods: labels only, one CoT, one CoT with self-evaluation, all CoTs, all CoTs with self-evaluation.
-    `more` are further rows by name, each the last of those with other settings of `method`, such as
-    `paper_schedule: {rehearsal: 0}`. Every row is trained with each of `labels` and from every one of `seeds`.
+    `rows` are the paper's methods: labels only, one CoT, one CoT with self-evaluation, all CoTs, all CoTs with self-evaluation;
+    they learn from all of a question's chains of thought, whatever `method.keep` says. `more` are further rows by name, each
+    the recipe's `method` with self-evaluation and with other settings, such as `paper_schedule: {rehearsal: 0}`. Every row is
+    trained with each of `labels` and from every one of `seeds`.
 
     `equal` is the budget that all rows share: `lessons` (as many visits to a question or a chain of thought, over both stages,
     as the last of the paper's rows takes), `steps` (as many optimizer steps over both stages), `stage2` (as many steps of
     stage 2, with stage 1 on top), or `none`: the recipe's own lengths, as epochs of each row's own material (`epochs` may give
-    a row its own, as the paper does). No row stops early (`patience`), and all validate equally often.
+    a row its own for both stages, as the paper does). No row stops early (`patience`), and all validate equally often.
     """
 
     rows: Annotated[tuple[RowName, ...], Field(min_length=1)] = ROWS
@@ -494,6 +498,12 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _evaluation_is_weighed(self) -> Recipe:
+        if self.method.evaluation_weight is not None and not self.method.rehearsal:
+            raise ValueError("method.evaluation_weight: changes nothing without method.rehearsal")
+        return self
+
+    @model_validator(mode="after")
     def _own_cots_have_a_stage(self) -> Recipe:
         if self.method.own_cots and self.training.stage3 is None:
             raise ValueError("method.own_cots: stage 3 learns from them, so training.stage3 must say how long")
@@ -513,6 +523,12 @@ class Recipe(Section):
             method = MethodSection.model_validate(self.method.model_dump() | settings)
             if method.own_cots and self.training.stage3 is None:
                 raise ValueError(f"ablation.more.{name}: own_cots needs training.stage3, which says how long")
+            if not method.self_evaluation and (vain := sorted(settings.keys() & _OF_SELF_EVALUATION)):
+                raise ValueError(f"ablation.more.{name}: {vain[0]} changes nothing without self_evaluation")
+            if not method.rehearsal and "evaluation_weight" in settings:
+                raise ValueError(f"ablation.more.{name}: evaluation_weight changes nothing without rehearsal")
+        if self.ablation.epochs and self.ablation.equal != "none":
+            raise ValueError("ablation.epochs: rows have lengths of their own with `equal: none` only")
         for name in ("rows", "labels", "seeds"):
             if len(set(getattr(self.ablation, name))) < len(getattr(self.ablation, name)):
                 raise ValueError(f"ablation.{name}: something stands there twice")

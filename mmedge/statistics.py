@@ -362,11 +362,15 @@ def auroc_over_seeds(scores: Table, positive: Sequence[bool], groups: Sequence[s
 def paired_difference(new: Table, base: Table, seed: int = 0) -> Estimate:
     """Return by how much the share of successes differs, paired by training and question, with interval and p.
 
-    The interval is that of `mean_over_seeds`, on the differences. With one training, p is McNemar's exact test on the
+    The interval is that of `mean_over_seeds`, on the differences; where no outcome differs, as wide to either side as Wilson's
+    for none of as many questions. With one training, p is McNemar's exact test on the
     questions on which the two differ (McNemar 1947); with more, the share of resampled differences on the other side of zero,
     doubled.
     """
     difference = np.asarray(new, dtype=float) - np.asarray(base, dtype=float)
+    if not difference.any():  # resampling what is all the same shows no variation
+        most = _wilson(0.0, difference.shape[1])[1]
+        return Estimate(0.0, -most, most, 1.0)
     drawn = _resampled(difference, np.ones(difference.shape[1]), seed)
     low, high = np.percentile(drawn, [2.5, 97.5])
     if len(difference) == 1:

@@ -240,11 +240,11 @@ def find_variants(place: str | Path) -> list[VariantSpec]:
         return [VariantSpec("bundle", folder)]
     if (folder / _DETAILS).is_file():
         return [VariantSpec("torch", folder)]
-    if (folder / "recipe.yaml").is_file():
-        found = [spec for name in _OF_A_RUN if (folder / name).is_dir() for spec in find_variants(folder / name)]
-        if not found:
-            raise MmedgeError(f"the run {folder} has neither student nor bundles yet", "finish mmedge distill and mmedge export")
+    found = [spec for name in _OF_A_RUN if (folder / name).is_dir() for spec in find_variants(folder / name)]
+    if found:  # a run, or a row of a comparison whose student was kept
         return found
+    if (folder / "recipe.yaml").is_file():
+        raise MmedgeError(f"the run {folder} has neither student nor bundles yet", "finish mmedge distill and mmedge export")
     if not folder.exists():
         known = f"; kinds are {', '.join(OPENERS)}" if colon else ""
         raise MmedgeError(f"no such variant: {place}", f"name a run, a student folder or a bundle{known}")

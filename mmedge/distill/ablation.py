@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from mmedge.distill.material import Material
 from mmedge.distill.measure import Measure
 from mmedge.distill.scoring import Verdicts, judged_cots
 from mmedge.distill.students import Student, resolve_source, save_student
+from mmedge.distill.training import selectable
 from mmedge.errors import MmedgeError
 from mmedge.pretrained.sources import ModelSource
 from mmedge.progress import Progress, duration
@@ -101,7 +102,11 @@ def method_of(recipe: Recipe, row: str, labels: str) -> MethodSection:
 
 
 def plan(recipe: Recipe, material: Material, student: Student) -> list[Unit]:
-    """Return every training of a comparison, in the order in which they are done: all rows of a seed before the next seed."""
+    """Return every training of a comparison, in the order in which they are done: all rows of a seed before the next seed.
+
+    Raises:
+        MmedgeError: A row has no stage 2 within the budget that all share, or its stages' lengths cannot be told.
+    """
     section = recipe.ablation
     budget = _Budget(recipe, material, student)
     units = []
@@ -109,12 +114,22 @@ def plan(recipe: Recipe, material: Material, student: Student) -> list[Unit]:
         for labels in section.labels:
             for row in (*section.rows, *section.more):
                 method = method_of(recipe, row, labels)
-                stage1, stage2 = budget.stages(row, method)
+                with _row_named(row, labels):
+                    stage1, stage2 = budget.stages(row, method)
                 training = recipe.training.model_copy(update={"stage1": stage1, "stage2": stage2})
                 units.append(
                     Unit(row, labels, seed, recipe.model_copy(update={"seed": seed, "method": method, "training": training}))
                 )
     return units
+
+
+@contextmanager
+def _row_named(row: str, labels: str) -> Iterator[None]:
+    """Say of which row an error is."""
+    try:
+        yield
+    except MmedgeError as error:
+        raise MmedgeError(f"row {row} of the comparison, {labels} labels: {error.what}", error.hint) from error
 
 
 class _Budget:
@@ -136,12 +151,14 @@ class _Budget:
         stage1, stage2 = self._stage1, self._stage2
         if equal == "none":
             stage1, stage2 = self._written(row, method)
+            if has_stage1 and self._recipe.ablation.epochs.get(row, (1, 1))[0] == 0:
+                raise MmedgeError("its stage 1 cannot have 0 epochs", f"give ablation.epochs.{row} a first number above 0")
         elif equal == "lessons":
             left = self._lessons - (stage1 * training.stage1.batch_size if has_stage1 else 0) - self._stage3(method)
             stage2 = round(left / (batch + rehearsed(method, batch)))
             if stage2 < 1:
                 raise MmedgeError(
-                    f"ablation: the other stages of row {row!r} take all the {self._lessons} lessons that each row has",
+                    f"its other stages take all the {self._lessons} lessons that each row has",
                     "shorten them (training.stage1, training.stage3), or lengthen training.stage2",
                 )
         elif equal == "steps" and not has_stage1:
@@ -219,23 +236,24 @@ class _Ablation:
             )
 
     def run(self) -> dict[str, Any]:
-        self.units = plan(self.recipe, self.material, self._curriculum(self.recipe).student())
+        student = self._curriculum(self.recipe).student()
+        self.units = plan(self.recipe, self.material, student)
+        self._check(student)
+        del student
+        folders = [self._folder(unit) for unit in self.units]
+        known = [self.devices.from_main(partial(_result, folder / "result.json", self.questions)) for folder in folders]
         found: list[dict[str, Any]] = []
         results: dict[str, Any] = {}
-        folders: list[Path] = []
         trained, seconds = 0, 0.0
         written, took = time.monotonic(), 0.0
-        for number, unit in enumerate(self.units, start=1):
-            curriculum = self._curriculum(unit.recipe)
-            folder = self.folder / "rows" / f"{unit.labels}-{unit.row}-seed{unit.seed}-{curriculum.key()[:12]}"
-            folders.append(folder)
-            done = self.devices.from_main(partial(_result, folder / "result.json", self.questions))
+        for number, (unit, folder, done) in enumerate(zip(self.units, folders, known, strict=True), start=1):
             if done is None:
-                left = f", about {duration(seconds / trained * (len(self.units) - number + 1))} left" if trained else ""
+                left = f", about {duration(seconds / trained * known[number - 1 :].count(None))} left" if trained else ""
                 words = f"{self._title(unit.row)}, {unit.labels} labels, seed {unit.seed}"
                 self.progress.line(f"training {number} of {len(self.units)}{left}: {words}")
                 started = time.monotonic()
-                done = self._train(unit, curriculum, folder)
+                with _row_named(unit.row, unit.labels):
+                    done = self._train(unit, folder)
                 trained, seconds = trained + 1, seconds + time.monotonic() - started
             if self.devices.main:
                 shutil.rmtree(folder / "stage2" / "best", ignore_errors=True)  # nothing needs the weights any more
@@ -261,10 +279,23 @@ class _Ablation:
         measure = Measure(recipe, self.material, self.progress)
         return Curriculum(recipe, self.material, self.source, measure, self.progress, self.devices)
 
-    def _title(self, row: str) -> str:
-        return TITLES.get(row, row).format(m=self.cots)
+    def _folder(self, unit: Unit) -> Path:
+        name = f"{unit.labels}-{unit.row}-seed{unit.seed}-{self._curriculum(unit.recipe).key()[:12]}"
+        return self.folder / "rows" / name
 
-    def _train(self, unit: Unit, curriculum: Curriculum, folder: Path) -> dict[str, Any]:
+    def _check(self, student: Student) -> None:
+        """Refuse, before anything is trained, a comparison of which some row could not be trained."""
+        one_seed = [unit for unit in self.units if unit.seed == self.units[0].seed]
+        for unit in one_seed:
+            shown = self.progress if unit is one_seed[-1] else Progress(quiet=True)  # once what all rows share
+            with _row_named(unit.row, unit.labels):
+                self._curriculum(unit.recipe).check(student, shown)
+
+    def _title(self, row: str) -> str:
+        return TITLES.get(row, row).format(m=self.cots).replace("1 CoTs", "1 CoT")
+
+    def _train(self, unit: Unit, folder: Path) -> dict[str, Any]:
+        curriculum = self._curriculum(unit.recipe)
         measure, main = curriculum.measure, self.devices.main
         if main:
             folder.mkdir(parents=True, exist_ok=True)
@@ -368,6 +399,7 @@ class _Ablation:
             "lessons": results[0]["lessons"],
             "tokens": round(_mean([sum(stage["tokens"] for stage in result["stages"].values()) for result in results])),
             "seconds": round(_mean(trained), 1),
+            "chosen_by_validation": all(selectable(stage["validations"]) for stage in results[0]["stages"].values()),
             "validations": [
                 [(entry["step"], entry["answer"]["value"]) for entry in result["stages"]["stage2"]["validations"]]
                 for result in results

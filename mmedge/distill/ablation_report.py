@@ -19,6 +19,9 @@ EQUAL = {
 }
 
 
+BOOTSTRAP = "bootstrap; Wilson's where all outcomes are alike"
+
+
 def headings(results: dict[str, Any]) -> list[str]:
     """Return the table's headings."""
     tests = [name for test in results["test_questions"] for name in (test, "against the row above")]
@@ -73,13 +76,18 @@ def caption(results: dict[str, Any]) -> str:
     """Return what a reader must know about the table."""
     done, planned = results["trainings"]["done"], results["trainings"]["planned"]
     questions = ", ".join(f"{name}: {count}" for name, count in results["test_questions"].items())
+    few = (
+        ""
+        if all(row["chosen_by_validation"] for row in results["rows"])
+        else (" There are too few validation items to choose by: the last checkpoint of a stage is taken, not the best.")
+    )
     unfinished = f" {done} of {planned} trainings are done." if done < planned else ""
     seeds = results["seeds"]
     return (
         f"{'Seeds' if len(seeds) > 1 else 'Seed'} {', '.join(map(str, seeds))}; {EQUAL[results['equal']]}. Test questions:"
         f" {questions}; verdicts on {results['verdict_cots']} held-out chains of thought, also with the level of P(correct) between"
         " right and wrong chosen on the other half of their questions."
-        f" {_uncertainty(len(seeds))} Rows that the recipe adds are compared with the last of the paper's.{unfinished}"
+        f" {_uncertainty(len(seeds))} Rows that the recipe adds are compared with the last of the paper's.{few}{unfinished}"
     )
 
 
@@ -87,12 +95,12 @@ def _uncertainty(seeds: int) -> str:
     """Return what brackets and p mean, which depends on whether there is more than one training of a row."""
     if seeds == 1:
         return (
-            "Brackets are 95 % intervals over questions (bootstrap); with one seed they say nothing of how much another training"
+            f"Brackets are 95 % intervals over questions ({BOOTSTRAP}); with one seed they say nothing of how much another training"
             " would differ. Differences are in points, paired by question, p by McNemar's exact test."
         )
     return (
-        "Brackets are 95 % intervals over questions and seeds (bootstrap); differences are in points, paired by question and seed,"
-        " p by bootstrap."
+        f"Brackets are 95 % intervals over questions and seeds ({BOOTSTRAP}); differences are in points, paired by question and"
+        " seed, p by bootstrap."
     )
 
 

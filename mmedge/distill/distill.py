@@ -158,8 +158,18 @@ class Curriculum:
         if section.lora is not None:
             add_adapters(student, section.lora, seed)
         student.model.to(self.devices.device)
-        check_targets(self.recipe, self._taught, student, self.progress)
         return student
+
+    def check(self, student: Student, progress: Progress) -> None:
+        """Refuse what would only fail when its stage's turn comes, and warn of what is cut off.
+
+        Raises:
+            MmedgeError: The material holds nothing of what a stage learns from, or the student cannot write it.
+        """
+        check_targets(self.recipe, self._taught, student, progress)
+        if self.has_stage1:
+            self.evaluation_lessons(student)
+        self.stage2_courses(student)
 
     def evaluation_lessons(self, student: Student) -> list[Lesson]:
         """Return what stage 1 and rehearsal teach.
@@ -317,6 +327,7 @@ def _distill(recipe: Recipe, run: Run, progress: Progress, devices: Devices) -> 
         + ", ".join(f"{count} CoTs {reason}" for reason, count in material.report.cots.items())
     )
     student = curriculum.student()
+    curriculum.check(student, progress)
     progress.line(
         f"student: {recipe.student.source}, {student.family}, {student.parameters / 1e6:.1f} M parameters, on {devices.describe()}"
     )

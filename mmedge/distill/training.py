@@ -367,16 +367,16 @@ class StageTrainer:
         if self.devices.main:
             self.student.model.eval()
         found = self.devices.from_main(self.validate)
-        entry = {"step": self.step, "score": found.score, **found.details}
+        entry = {"step": self.step, "score": found.score, "items": found.count, **found.details}
         self.history.append(entry)
         self._log({"validation": entry, "step": self.step})
         self.progress.line(f"{self.name} step {self.step}/{self.steps}: {found.text}")
-        selectable = found.count >= SELECTABLE
-        if not selectable and len(self.history) == 1:
+        choose = selectable(self.history)
+        if not choose and len(self.history) == 1:
             self.progress.line(
                 f"{self.name}: {found.count} validation items are too few to choose a checkpoint by; the last one is taken"
             )
-        if self.best is None or not selectable or found.score > self.best["score"]:
+        if self.best is None or not choose or found.score > self.best["score"]:
             self.best, self.since_best = entry, 0
             if self.devices.main:
                 with atomic_folder(self.folder / "best") as temporary:
@@ -584,6 +584,11 @@ def _flat_numbers(entry: dict[str, Any], prefix: str = "") -> list[tuple[str, fl
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             found.append((prefix + name, float(value)))
     return found
+
+
+def selectable(validations: Sequence[dict[str, Any]]) -> bool:
+    """Whether a stage's validations had items enough for a checkpoint to be chosen by them; if not, the last one is taken."""
+    return all(entry.get("items", SELECTABLE) >= SELECTABLE for entry in validations)
 
 
 def _other_settings(folder: Path) -> MmedgeError:

@@ -143,6 +143,7 @@ class GraphBuilder:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._tables: dict[str, RoundedMatrix] = {}
+        self._cast: set[str] = set()
 
     def input(self, name: str, type_: int, shape: Sequence[int | str]) -> str:
         """Declare an input; dimensions given as text are free."""
@@ -261,7 +262,7 @@ class GraphBuilder:
             return self.node("Gather", [self.constant(f"{name}.weight", table), ids], f"{name}.row")
         rounded = self._rounded(name, table, format_, table=True)
         codes = self._shaped(f"{name}.codes", f"{name}.table", rounded.codes.reshape(len(table), -1))
-        scales = self._shaped(f"{name}.scales", f"{name}.table_scales", rounded.scales)
+        scales = self._scales(name, f"{name}.table_scales", rounded.scales)
         inputs = [codes, ids, scales]
         if rounded.zeros is not None:
             inputs.append(self._shaped(f"{name}.zeros", f"{name}.table_zeros", rounded.zeros))
@@ -294,12 +295,23 @@ class GraphBuilder:
             self._constants[name] = self._data.tensor(key, name, type_, array.shape)
         return name
 
+    def _scales(self, key: str, name: str, scales: NDArray[np.float32]) -> str:
+        """Return blocks' scales, kept in float16 where that says the same: the runtime folds the cast when it loads."""
+        with np.errstate(over="ignore"):
+            halves = scales.astype(np.float16)
+        if self._data is None or not np.array_equal(halves.astype(np.float32), scales):
+            return self._shaped(f"{key}.scales", name, scales)
+        if name not in self._cast:
+            kept = self._shaped(f"{key}.half_scales", f"{name}.half", halves)
+            self._cast.add(self.node("Cast", [kept], name, to=TensorProto.FLOAT))
+        return name
+
     def _blocks_product(
         self, x: str, weight: NDArray[np.float32], name: str, format_: NumberFormat, added: list[str], node: str = ""
     ) -> str:
         rounded = self._rounded(name, weight, format_)
         inputs = [x, self._shaped(f"{name}.codes", f"{name}.codes", rounded.codes)]
-        inputs.append(self._shaped(f"{name}.scales", f"{name}.scales", rounded.scales))
+        inputs.append(self._scales(name, f"{name}.scales", rounded.scales))
         zeros = "" if rounded.zeros is None else self._shaped(f"{name}.zeros", f"{name}.zeros", rounded.zeros)
         if zeros or added:
             inputs += [zeros, "", *added]

@@ -54,7 +54,7 @@ REPORT = "export.html"
 FIRST_SHARE = 1 / 8  # of the products that are kept in finer numbers when accuracy asks for it; doubled until it holds
 _OF_STRATEGY = {"samples", "choose_by", "temperature", "seed", "retry_below"}
 HALF_ROOM = 32_752.0  # half of what float16 holds: other questions may go further than those of the validation
-GRAPH_FORMAT = 5  # counts up when the same student would give other graphs
+GRAPH_FORMAT = 6  # counts up when the same student would give other graphs
 ROUNDED_FORMAT = 1  # the same for students that bitsandbytes rounds
 ROUNDED_AS: dict[BitsPrecision, Precision] = {"bnb-int8": "int8", "bnb-nf4": "int4"}  # whose costs say what to keep finer
 
@@ -278,10 +278,7 @@ class _Exporter:
                 )
         with atomic_folder(target) as temporary:
             found = self._within_budget(precision, temporary)
-        self._progress.line(
-            f"{target}: {folder_size(target) / 1e6:.1f} MB, {found.same_answers}/{found.questions} answers as the "
-            f"student's, top-1 agreement {100 * found.top1_agreement:.2f} %, KL {found.mean_kl:.1e}"
-        )
+        self._progress.line(f"{target}: {folder_size(target) / 1e6:.1f} MB, {found}")
         return read_manifest(target)
 
     def _kept(self, bundle: Path) -> dict[str, Any] | None:
@@ -383,10 +380,7 @@ class _Exporter:
             self._progress.line(f"{precision}: the whole vocabulary is kept; only graphs have theirs trimmed")
         with atomic_folder(target) as temporary:
             found = self._rounded_within_budget(precision, temporary)
-        self._progress.line(
-            f"{target}: {folder_size(target) / 1e6:.1f} MB, {found.same_answers}/{found.questions} answers as the "
-            f"student's, top-1 agreement {100 * found.top1_agreement:.2f} %, KL {found.mean_kl:.1e}"
-        )
+        self._progress.line(f"{target}: {folder_size(target) / 1e6:.1f} MB, {found}")
         manifest: dict[str, Any] = student_details(target)["rounded"]
         return manifest
 

@@ -37,6 +37,8 @@ def write_report(path: Path, manifests: Mapping[str, Mapping[str, Any]]) -> None
             "KL, nats a token",
             "accuracy",
             "change, points",
+            "probability of the right answer",
+            "change, points",
             "numbers",
             "written in",
         ],
@@ -48,9 +50,13 @@ def write_report(path: Path, manifests: Mapping[str, Mapping[str, Any]]) -> None
     page.write(path)
 
 
+def _change(change: Sequence[float] | None) -> str:
+    return "–" if change is None else f"{change[0]:+.1f} [{change[1]:+.1f}, {change[2]:+.1f}]"
+
+
 def _row(precision: str, manifest: Mapping[str, Any]) -> list[str]:
     checked = manifest["verification"]
-    change = checked["accuracy_change"]
+    change, likely = checked["accuracy_change"], checked.get("label_probability")
     accuracy = "–"
     if checked["accuracy_student"] is not None:
         accuracy = f"{100 * checked['accuracy_student']:.1f} → {100 * checked['accuracy_bundle']:.1f} %"
@@ -62,7 +68,9 @@ def _row(precision: str, manifest: Mapping[str, Any]) -> list[str]:
         f"{100 * checked['top1_agreement']:.2f} %",
         f"{checked['mean_kl']:.1e}",
         accuracy,
-        "–" if change is None else f"{change[0]:+.1f} [{change[1]:+.1f}, {change[2]:+.1f}]",
+        _change(change),
+        "–" if likely is None else f"{100 * likely[0]:.1f} → {100 * likely[1]:.1f} %",
+        _change(checked.get("label_probability_change")),
         ", ".join(f"{count} in {kind}" for kind, count in kinds.most_common()) or precision,
         duration(manifest["written"]["seconds"]),
     ]

@@ -100,6 +100,15 @@ def blocks_of(weight: NDArray[np.float32], block: int) -> NDArray[np.float32]:
     return padded.reshape(rows, count, block)
 
 
+def _in_halves(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return scales as float16 writes them, but for those that it cannot write well enough."""
+    with np.errstate(over="ignore"):
+        halves = scales.astype(np.float16).astype(np.float32)
+    size = np.abs(scales)
+    near = np.abs(halves - scales) <= 2.0**-11 * np.maximum(size, size.mean())
+    return np.where(near, halves, scales).astype(np.float32)
+
+
 def block_scales(
     grouped: NDArray[np.float32], format_: NumberFormat, importance: NDArray[np.float32] | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -116,8 +125,8 @@ def block_scales(
     bits = format_.bits
     top, middle = (1 << bits) - 1, float(1 << (bits - 1))
     if bits == 8 and format_.symmetric:
-        scales = np.abs(grouped).max(axis=-1) / 127
-        return scales.astype(np.float32), np.full(scales.shape, middle, dtype=np.float32)
+        scales = _in_halves((np.abs(grouped).max(axis=-1) / 127).astype(np.float32))
+        return scales, np.full(scales.shape, middle, dtype=np.float32)
     if format_.symmetric:  # the largest weight, whatever its sign, is the lowest code: all codes are used
         largest = np.take_along_axis(grouped, np.abs(grouped).argmax(axis=-1)[..., None], axis=-1)[..., 0]
         full, low = largest / -middle, np.zeros_like(largest)
@@ -126,7 +135,7 @@ def block_scales(
         full = (np.maximum(grouped.max(axis=-1), 0) - low) / top
     best_scale, best_zero, least = full, np.full(full.shape, middle, dtype=np.float32), np.full(full.shape, np.inf)
     for share in _SHRUNK:
-        scale = (full * share).astype(np.float32)
+        scale = _in_halves((full * share).astype(np.float32))
         safe = np.where(scale == 0, 1, scale)
         zero = np.full(full.shape, middle, dtype=np.float32)
         if not format_.symmetric:

@@ -44,6 +44,9 @@ class Verification:
         accuracy_student: Share of right answers of the student; None without labels.
         accuracy_bundle: The same of the bundle.
         accuracy_change: The bundle's accuracy less the student's, in points, with its paired 95 % interval; None without labels.
+        label_probability: The mean probability of the right answer, of the student and of the bundle; None without labels. It
+            moves by less chance than the share of right answers, which a few questions decide.
+        label_probability_change: By how many points it changed, with its paired 95 % interval; None without labels.
         became_wrong: How many right answers became wrong.
         became_right: How many wrong answers became right.
     """
@@ -56,6 +59,8 @@ class Verification:
     accuracy_student: float | None
     accuracy_bundle: float | None
     accuracy_change: tuple[float, float, float] | None
+    label_probability: tuple[float, float] | None
+    label_probability_change: tuple[float, float, float] | None
     became_wrong: int
     became_right: int
 
@@ -66,8 +71,23 @@ class Verification:
             return None
         return 100 * (self.accuracy_student - self.accuracy_bundle)
 
+    def __str__(self) -> str:
+        words = [
+            f"{self.same_answers}/{self.questions} answers as the student's, top-1 agreement {100 * self.top1_agreement:.2f} %"
+        ]
+        words.append(f"KL {self.mean_kl:.1e}")
+        if self.accuracy_change is not None:
+            words.append(f"accuracy {_change(self.accuracy_change)}")
+        if self.label_probability_change is not None:
+            words.append(f"probability of the right answer {_change(self.label_probability_change)} points")
+        return ", ".join(words)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _change(change: tuple[float, float, float]) -> str:
+    return f"{change[0]:+.1f} [{change[1]:+.1f}, {change[2]:+.1f}]"
 
 
 class Compared(Protocol):
@@ -102,6 +122,7 @@ class Reference:
             prompt, target = student.encoder.prompt("predict", context), student.encoder.target(answer, max_answer_tokens)
             self.forced.append((target, engine.forced_logits(prompt, target)))
         self.right = self._outcomes(self.answers)
+        self.label_probabilities = self._of_labels(student.encoder, engine)
         self._student = student
 
     def _outcomes(self, texts: Sequence[str]) -> list[bool]:
@@ -110,6 +131,17 @@ class Reference:
             for text, example in zip(texts, self.examples, strict=True)
             if example.label is not None
         ]
+
+    def _of_labels(self, encoder: PromptEncoder, engine: Engine) -> list[float]:
+        """Return how likely each labelled question's label is as the answer."""
+        found = []
+        for context, example in zip(self.contexts, self.examples, strict=True):
+            if example.label is not None:
+                target = encoder.target(example.label, self._limit)
+                logits = engine.forced_logits(encoder.prompt("predict", context), target)
+                logs = (logits - _log_sum(logits))[np.arange(len(target)), list(target)]
+                found.append(float(np.exp(logs.sum(dtype=np.float64))))
+        return found
 
     def largest_state(self) -> tuple[float, str]:
         """Return the largest number that goes through the student on these questions, and the layer's name."""
@@ -144,6 +176,12 @@ class Reference:
         if before:
             estimate = paired_difference([after], [before])
             change = (100 * estimate.value, 100 * estimate.low, 100 * estimate.high)
+        likely = self._of_labels(bundle.encoder, bundle.engine)
+        means, moved = None, None
+        if likely:
+            estimate = paired_difference([likely], [self.label_probabilities])
+            means = (float(np.mean(self.label_probabilities)), float(np.mean(likely)))
+            moved = (100 * estimate.value, 100 * estimate.low, 100 * estimate.high)
         return Verification(
             questions=len(self.examples),
             same_answers=sum(a == b for a, b in zip(answers, self.answers, strict=True)),
@@ -153,6 +191,8 @@ class Reference:
             accuracy_student=sum(before) / len(before) if before else None,
             accuracy_bundle=sum(after) / len(after) if after else None,
             accuracy_change=change,
+            label_probability=means,
+            label_probability_change=moved,
             became_wrong=sum(old and not new for old, new in zip(before, after, strict=True)),
             became_right=sum(new and not old for old, new in zip(before, after, strict=True)),
         )
@@ -219,7 +259,8 @@ def problems(found: Verification, precision: str, max_accuracy_drop: float) -> l
     Args:
         found: The comparison.
         precision: `fp32`, `fp16`, `int8` or `int4`, `bnb-int8` or `bnb-nf4`.
-        max_accuracy_drop: The largest loss of accuracy on validation questions, in points.
+        max_accuracy_drop: The largest loss of accuracy on validation questions, in points; and of the right answers' mean
+            probability, where its whole interval lies beyond.
     """
     said = []
     if not np.isfinite([found.largest_difference, found.mean_kl]).all():
@@ -237,4 +278,7 @@ def problems(found: Verification, precision: str, max_accuracy_drop: float) -> l
         )
     if found.drop is not None and found.drop > max_accuracy_drop + 1e-9:
         said.append(f"accuracy drops by {found.drop:.1f} points (allowed: {max_accuracy_drop:g})")
+    moved = found.label_probability_change
+    if moved is not None and moved[2] < -max_accuracy_drop:
+        said.append(f"the probability of the right answer changes by {_change(moved)} points (allowed: {-max_accuracy_drop:g})")
     return said

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 from typing import Any
 
 import transformers
@@ -115,4 +116,5 @@ def load_tokenizer(place: str, *, plain: bool = False, **arguments: Any) -> Any:
 def quiet() -> None:
     """Keep transformers' own warnings and bars out of the output; errors still raise."""
     transformers.logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a kernel that it would download
     transformers.utils.logging.disable_progress_bar()

@@ -1,7 +1,21 @@
 """The runtime: opens a bundle and answers, explains and self-evaluates. Needs numpy, onnxruntime and tokenizers only."""
 
-from mmedge.runtime.escalation import Endpoint
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from mmedge.runtime.strategies import Strategy
 from mmedge.runtime.student import Answer, Judgement, Piece, Student
 
+if TYPE_CHECKING:
+    from mmedge.runtime.endpoint import Endpoint
+
 __all__ = ["Answer", "Endpoint", "Judgement", "Piece", "Strategy", "Student"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "Endpoint":  # what speaks HTTP is imported when it is needed
+        from mmedge.runtime.endpoint import Endpoint
+
+        return Endpoint
+    raise AttributeError(f"module 'mmedge.runtime' has no attribute {name!r}")

@@ -7,7 +7,7 @@ may follow, the likeliest is taken, so an answer that had the right form is the 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -133,10 +133,10 @@ class ExpressionGrammar:
     def __init__(self, tokenizer: tokenizers.Tokenizer, eos: int) -> None:
         self._eos = eos
         self._pieces: dict[int, str] = {}
-        for piece, number in tokenizer.get_vocab(with_added_tokens=False).items():
-            text = piece.replace("Ġ", " ").replace("▁", " ")
-            if number != eos and _OF_EXPRESSIONS.fullmatch(text):
-                self._pieces[number] = text
+        added = tokenizer.get_added_tokens_decoder()
+        for number, piece in _pieces(tokenizer):
+            if number != eos and number not in added and _OF_EXPRESSIONS.fullmatch(piece):
+                self._pieces[number] = piece
         if not any(text.strip().isdigit() for text in self._pieces.values()):
             raise ValueError("the vocabulary has no digits")
         self._following = lru_cache(maxsize=4096)(self._find_following)
@@ -185,6 +185,16 @@ class ExpressionConstraint:
         return np.array(nearer, dtype=np.int64) if nearer else ids
 
 
+def _pieces(tokenizer: tokenizers.Tokenizer) -> Iterator[tuple[int, str]]:
+    """Yield a vocabulary's ids and what stands for them; one by one, since all of them together take megabytes."""
+    count = tokenizer.get_vocab_size(with_added_tokens=True)
+    added = tokenizer.get_added_tokens_decoder()
+    for number in range(max(count, *(number + 1 for number in added)) if added else count):
+        piece = tokenizer.id_to_token(number)
+        if piece is not None:
+            yield number, piece.replace("Ġ", " ").replace("▁", " ")
+
+
 _RUN = re.compile(r"[\d(][-+*/() .,\d]*$")
 _EQUALS = re.compile(r"=\s*$")
 _LOOK_BACK = 160  # characters in front of a sign of equality in which the operation stands
@@ -204,9 +214,9 @@ class Calculator:
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._written = lru_cache(maxsize=4096)(self._find_written)
-        pieces = {number: piece.replace("Ġ", " ").replace("▁", " ") for piece, number in tokenizer.get_vocab().items()}
-        self._signs = frozenset(number for number, piece in pieces.items() if "=" in piece)
-        self._no_digit = np.array([number for number, piece in sorted(pieces.items()) if not piece[:1].isdigit()], dtype=np.int64)
+        self._signs = frozenset(number for number, piece in _pieces(tokenizer) if "=" in piece)
+        without = (number for number, piece in _pieces(tokenizer) if not piece[:1].isdigit())
+        self._no_digit = np.fromiter(without, dtype=np.int64)
 
     def of_row(self) -> Constraint:
         """Return the calculator of one text."""
@@ -290,11 +300,15 @@ class AnswerForms:
         self._judge, self._encoder, self._tokenizer = judge, encoder, tokenizer
         self._grammar: ExpressionGrammar | None = None
         self._labels: OneOf | None = None
-        self._calculator = Calculator(tokenizer) if judge.name == "expression" else None
+        self._calculator: Calculator | None = None
 
     def of_rationale(self) -> Constraint | None:
         """Return what a rationale may say: right results where answers are expressions, else anything."""
-        return self._calculator.of_row() if self._calculator else None
+        if self._judge.name != "expression":
+            return None
+        if self._calculator is None:
+            self._calculator = Calculator(self._tokenizer)
+        return self._calculator.of_row()
 
     def of(self, example: Example, limit: int) -> Constraint | None:
         """Return what may be answered to a question; None where anything may, as where answers are free text.

@@ -177,8 +177,8 @@ class Student:
         cores = len(os.sched_getaffinity(0))
         # one product of a small student is done before a second thread is awake, but a second batch keeps a second core busy
         self._workers = max(1, cores // (threads or bundle.threads or cores))
+        self._tokenizer = load_tokenizer(bundle.folder / "tokenizer.json")  # first: what reading it leaves free, the engine takes
         self.engine: Engine = open_engine(bundle, threads, device)
-        self._tokenizer = load_tokenizer(bundle.folder / "tokenizer.json")
         self.encoder = PromptEncoder(self._tokenizer, bundle.family, bundle.prompts, bundle.special, bundle.max_input_tokens)
         self.confidence = Confidence.from_manifest(bundle.manifest.get("confidence"))
         self._forms = AnswerForms(bundle.judge, self.encoder, self._tokenizer)

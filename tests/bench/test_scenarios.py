@@ -319,8 +319,11 @@ def test_the_pareto_front_is_what_no_other_beats() -> None:
     assert pareto_front([(1, 0.5), (1, 0.5)]) == [0]
 
 
-def test_variants_are_found_by_kind_and_place(tiny_run: Path) -> None:
+def test_variants_are_found_by_kind_and_place(tiny_run: Path, tmp_path: Path) -> None:
     assert [spec.kind for spec in find_variants(tiny_run)] == ["torch", "bundle", "bundle"]
+    for name in ("student", "bundle-int8"):  # as a row of a comparison lies there, once exported
+        (tmp_path / name).symlink_to(tiny_run / name)
+    assert [spec.kind for spec in find_variants(tmp_path)] == ["torch", "bundle"]
     assert find_variants(f"torch-bf16:{tiny_run / 'student'}")[0].kind == "torch-bf16"
     with pytest.raises(MmedgeError, match="no such variant"):
         find_variants("torch-int3:nowhere")

@@ -75,6 +75,7 @@ def test_all_rows_take_as_many_lessons_and_shared_stages_are_trained_once(compar
 def test_the_page_and_the_table_say_what_the_json_says(compared: tuple[Path, dict[str, Any]]) -> None:
     run, found = compared
     page, text = (run / "ablation.html").read_text(), (run / "ablation.md").read_text()
+    assert "the last checkpoint of a stage is taken" in text  # 16 validation questions
     assert "Seed 0;" in text and "with one seed they say nothing of how much another training would differ" in text
     assert page.count("<svg") >= 4 and (run / "ablation.svg").read_text().startswith("<svg")
     for row in found["rows"]:
@@ -119,7 +120,10 @@ def test_rows_are_the_papers_methods() -> None:
         ({"more": {"mine": {"rehersal": 0.3}}}, "rehersal"),
         ({"more": {"cots": {"rehearsal": 0.3}}}, "is a row of the paper's"),
         ({"more": {"mine": {"schedule": "joint", "rehearsal": 0}}}, "rehearsal"),
-        ({"epochs": {"nothing": [1, 2]}}, "there is no row 'nothing'"),
+        ({"equal": "none", "epochs": {"nothing": [1, 2]}}, "there is no row 'nothing'"),
+        ({"epochs": {"cots": [1, 2]}}, "`equal: none` only"),
+        ({"more": {"mine": {"self_evaluation": False, "rehearsal": 0.3}}}, "rehearsal changes nothing"),
+        ({"more": {"mine": {"rehearsal": 0, "evaluation_weight": 0.3}}}, "evaluation_weight changes nothing"),
         ({"rows": ["everything"]}, "rows"),
         ({"seeds": []}, "seeds"),
         ({"seeds": [1, 1]}, "ablation.seeds: something stands there twice"),
@@ -143,6 +147,20 @@ def test_budgets_in_epochs_are_the_rows_own(tmp_path: Path) -> None:
     assert whole["steps"] == {"stage1": round(0.5 * (132 * 2 / 8)), "stage2": per_epoch}
 
 
+def test_a_row_that_cannot_be_trained_is_named_before_anything_is_trained(tmp_path: Path) -> None:
+    rows = {"seeds": [0], "labels": ["human"], "rows": ["standard", "cots_self_evaluation"]}
+    flawless = {"kind": "embedded", "cots_per_question": 2, "flawed_share": 0.0, "wrong_evaluation_share": 0.0}
+    for changes, row, complaint in (
+        ({"equal": "none", "epochs": {"cots_self_evaluation": [0, 1]}}, "cots_self_evaluation", "0 epochs"),
+        ({"more": {"contrast": {"contrast_verdicts": True}}}, "contrast", "judged differently"),
+    ):
+        recipe = write_recipe(tmp_path / "r.yaml", _recipe(**rows, **changes) | {"teacher": flawless})
+        found = mmedge("ablate", recipe, "--out", tmp_path / row)
+        assert is_one_line_error(found), found.err
+        assert f"row {row} of the comparison, human labels: " in found.err and complaint in found.err
+        assert not list((tmp_path / row).glob("ablation/*"))
+
+
 def test_human_labels_that_are_not_there_are_one_line(own_task: dict[str, Path], tiny_llama: Path, tmp_path: Path) -> None:
     from tests.conftest import own_recipe
 
@@ -153,7 +171,7 @@ def test_human_labels_that_are_not_there_are_one_line(own_task: dict[str, Path],
     bare.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "label"}) + "\n" for line in lines))
     values["task"] = dict(values["task"]) | {"train_file": str(bare)}  # type: ignore[call-overload]
     done = mmedge("ablate", write_recipe(tmp_path / "r.yaml", values), "--out", tmp_path / "run", "-q")
-    assert is_one_line_error(done) and "no human labels" in done.err
+    assert is_one_line_error(done) and "row standard" in done.err and "no human labels" in done.err
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_is_trained(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_a_bundle_has_the_files_that_other_runtimes_expect(tiny_run: Path) -> No
 def _verification(**changes: float) -> Verification:
     values: dict[str, Any] = {"questions": 20, "same_answers": 20, "largest_difference": 1e-6, "top1_agreement": 1.0}
     values |= {"mean_kl": 1e-6, "accuracy_student": 0.8, "accuracy_bundle": 0.8, "accuracy_change": (0.0, 0.0, 0.0)}
+    values |= {"label_probability": (0.7, 0.7), "label_probability_change": (0.0, -1.0, 1.0)}
     return Verification(**{**values, "became_wrong": 0, "became_right": 0, **changes})
 
 
@@ -88,6 +89,11 @@ def _verification(**changes: float) -> Verification:
         ("int4", {"top1_agreement": 0.89}, "another token 11.0 %"),
         ("int8", {"accuracy_bundle": 0.7}, "accuracy drops by 10.0 points"),
         ("int8", {"mean_kl": float("nan")}, "not finite"),
+        (
+            "int8",
+            {"label_probability_change": (-9.0, -12.0, -5.5)},
+            "probability of the right answer changes by -9.0 [-12.0, -5.5]",
+        ),
     ],
 )
 def test_a_bundle_that_differs_has_problems(precision: str, changes: dict[str, float], complaint: str) -> None:

@@ -33,6 +33,23 @@ def test_codes_are_the_nearest(format_: NumberFormat, width: int) -> None:
     assert rounded.codes.nbytes == 40 * rounded.scales.shape[1] * format_.block * format_.bits // 8
 
 
+@pytest.mark.parametrize("format_", [INT8, INT4], ids=str)
+def test_scales_are_whole_in_float16_unless_that_is_too_coarse(format_: NumberFormat) -> None:
+    def halved(scales: Any) -> Any:
+        with np.errstate(over="ignore"):
+            return scales.astype(np.float16).astype(np.float32)
+
+    def error(rounded: Any, size: float) -> float:
+        return float(((rounded.restored() / np.float32(size) - _weight()) ** 2).mean())
+
+    usual = round_blocks(_weight(), format_)
+    assert (halved(usual.scales) == usual.scales).all()
+    for size in (1e-6, 1e7):  # float16 has few numbers so small, and none so large
+        found = round_blocks(_weight() * np.float32(size), format_)
+        assert (halved(found.scales) != found.scales).any()
+        assert error(found, size) == pytest.approx(error(usual, 1), rel=0.02)
+
+
 def test_searching_the_scale_beats_the_full_range_and_asymmetry_helps_what_is_not_centred() -> None:
     weight = _weight()
     grouped = weight.reshape(40, -1, 32)

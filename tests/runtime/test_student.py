@@ -282,7 +282,7 @@ def test_an_endpoint_answers_in_the_tasks_form(
 def test_bad_replies_withhold_the_answer_and_say_why(
     tiny_run: Path, server: tuple[str, type[_Handler]], reply: tuple[int, bytes], complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmedge.runtime.escalation.time.sleep", lambda _: None)
+    monkeypatch.setattr("mmedge.runtime.endpoint.time.sleep", lambda _: None)
     url, handler = server
     handler.replies = [reply]
     answer = Student.load(tiny_run / "bundle-int8").answer(QUESTION, abstain_below=1.0, escalate_to=Endpoint(url, "big"))
