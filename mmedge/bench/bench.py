@@ -40,7 +40,7 @@ from mmedge.tasks.judges import judge_by_name
 Scenario = Literal["single", "offline", "server", "accuracy"]
 SCENARIOS: tuple[Scenario, ...] = ("single", "offline", "server", "accuracy")
 FORMAT = "mmedge-bench/2"
-TOGETHER = 16  # questions answered together where only accuracy is measured
+TOGETHER = 16  # questions of one request where only accuracy is measured, and of one batch on GPUs
 PROBES = 7  # rates that the server scenario tries for each variant
 PERCENTILES = (50, 90, 99)
 GRAPHS = ("decoder_model_merged.onnx", "decoder_model.onnx", "model.onnx")  # the one of these that decodes
@@ -455,10 +455,12 @@ class _Session:
     def _accuracy(self, asked: Sequence[_Asked]) -> None:
         for row in self._rows:
             row.said.clear()
+        # one by one, as on a device, unless no CPU is measured: a batch would need more memory than what it is asked for
+        batch = 1 if any(row.problem is None and row.opened["device"] == "cpu" for row in self._rows) else TOGETHER
         with self._progress.task("accuracy", total=len(asked)) as step:
             for start in range(0, len(asked), TOGETHER):
                 some = asked[start : start + TOGETHER]
-                request = self._request([one.example for one in some], TOGETHER)
+                request = self._request([one.example for one in some], batch)
                 for row, reply in zip(self._rows, self._replies(f"accuracy/{start}", start, request), strict=True):
                     if reply is not None:
                         for place, one in enumerate(some):
