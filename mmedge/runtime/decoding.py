@@ -154,6 +154,7 @@ class FusedEncoderDecoderEngine(_FusedEngine):
     def __init__(self, bundle: Bundle, threads: int | None = None, device: Place = "cpu") -> None:
         super().__init__(bundle, threads, device)
         self._encoder = Graph(bundle.graph("encoder"), threads, device)
+        self._held = [name.replace("present", "past_key_values") for name in self._encoder.outputs]
 
     def held(self, prompts: Sequence[Prompt]) -> dict[str, ort.OrtValue]:
         """Encode each context by itself: an int8 encoder's activations share one scale, and no answer may depend on the batch."""
@@ -162,19 +163,15 @@ class FusedEncoderDecoderEngine(_FusedEngine):
         found: dict[str, Any] = {"encoder_attention_mask": mask}
         for row, prompt in enumerate(prompts):
             size = len(prompt.context)
-            one = {
-                "input_ids": bound(ids[row : row + 1, width - size :]),
-                "attention_mask": bound(mask[row : row + 1, width - size :]),
-            }
-            for name, value in self._encoder.run(one, self._encoder.outputs).items():
-                seen, key = value.numpy(), name.replace("present", "past_key_values")
+            one = {"input_ids": ids[row : row + 1, width - size :], "attention_mask": mask[row : row + 1, width - size :]}
+            for key, seen in zip(self._held, self._encoder.session.run(None, one), strict=True):
                 if len(prompts) == 1:
-                    found[key] = value
+                    found[key] = seen
                     continue
                 if key not in found:
                     found[key] = np.zeros((len(prompts), seen.shape[1], width, seen.shape[3]), dtype=seen.dtype)
                 found[key][row, :, width - size :] = seen[0]
-        return {name: value if isinstance(value, ort.OrtValue) else bound(value) for name, value in found.items()}
+        return {name: self.decoder.placed(value) for name, value in found.items()}
 
     def sequence(self, prompt: Prompt) -> tuple[int, ...]:
         return prompt.begun
