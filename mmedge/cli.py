@@ -498,7 +498,7 @@ def bench(
     max_rounds: Annotated[int, typer.Option(min=1, help="Rounds at most, with --precision.")] = 50,
     batches: Annotated[str, typer.Option(help="Batch sizes of the offline scenario.")] = "1,8,32",
     latency_bound: Annotated[str, typer.Option(help="What p99 must keep in the server scenario.")] = "200ms",
-    server_seconds: Annotated[float, typer.Option(min=0.1, help="For about how long each rate is tried.")] = 10.0,
+    server_seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="For about how long each rate is tried.")] = 10.0,
     cpus: Annotated[Optional[int], typer.Option(min=1, help="Processors that each variant may use.")] = None,
     memory_limit: Annotated[Optional[str], typer.Option(help="Memory that each variant may use, such as 300M.")] = None,
     sweep_threads: Annotated[

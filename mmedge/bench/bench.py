@@ -39,7 +39,8 @@ from mmedge.tasks.judges import judge_by_name
 
 Scenario = Literal["single", "offline", "server", "accuracy"]
 SCENARIOS: tuple[Scenario, ...] = ("single", "offline", "server", "accuracy")
-FORMAT = "mmedge-bench/2"
+FORMAT = "mmedge-bench/3"
+OFFLINE_LEAST = 32  # questions of a block of the offline scenario, at least
 TOGETHER = 16  # questions of one request where only accuracy is measured, and of one batch on GPUs
 PROBES = 7  # rates that the server scenario tries for each variant
 PERCENTILES = (50, 90, 99)
@@ -147,6 +148,7 @@ class _Row:
     warmup: list[list[float]] = field(default_factory=list)  # of each of its processes, seconds of each pass
     load_seconds: list[float] = field(default_factory=list)  # of each of its processes
     single: list[list[Json]] = field(default_factory=list)  # (rounds, questions)
+    timed: list[str] = field(default_factory=list)  # split and id of each of those questions
     said: dict[str, list[Json]] = field(default_factory=dict)  # by split: text, confidence, withheld
     verdicts: list[str | None] = field(default_factory=list)  # None where its engine tells no logits
     offline: dict[int, list[Json]] = field(default_factory=dict)
@@ -322,6 +324,8 @@ class _Session:
         for row in self._rows:
             if row.problem is not None:
                 continue
+            # questions alone say no task: the first variant that does says it for all
+            task = task or next((str(one.opened["task"]) for one in self._rows if one.opened.get("task")), "")
             self._progress.line(f"opening {row.spec.text}")
             try:
                 row.variant = Variant(row.spec, self._settings.cpus, self._settings.memory_limit)
@@ -431,6 +435,7 @@ class _Session:
             while True:
                 for row in self._rows:
                     row.single.append([])
+                    row.timed = [f"{one.split}/{one.example.id}" for one in timed]
                 for place, one in enumerate(timed):
                     turn = done * len(timed) + place + 1
                     replies = self._replies(f"{one.split}/{one.number}/{done}", turn, self._request([one.example]))
@@ -480,8 +485,9 @@ class _Session:
     def _offline(self, asked: Sequence[_Asked]) -> None:
         settings = self._settings
         largest = max(settings.batches)
-        some = [one.example for one in spread(asked, largest)]
-        work = (some * math.ceil(largest / len(some)))[:largest]
+        count = largest * math.ceil(OFFLINE_LEAST / largest)
+        some = [one.example for one in spread(asked, count)]
+        work = (some * math.ceil(count / len(some)))[:count]
         with self._progress.task("offline", total=settings.offline_rounds * len(settings.batches)) as step:
             for number in range(settings.offline_rounds):
                 for batch in settings.batches:
@@ -580,6 +586,16 @@ def seconds_of(rounds: Sequence[Sequence[Json]]) -> list[list[float]]:
     return [[reply["seconds"] for reply in one] for one in rounds]
 
 
+def _apart(places: Sequence[Path]) -> dict[Path, str]:
+    """Return as many of each place's last folders as tell them all apart."""
+    whole = {place: place.resolve().parts for place in places}
+    for count in range(1, max(map(len, whole.values()))):
+        found = {place: "/".join(parts[-count:]) for place, parts in whole.items()}
+        if len(set(found.values())) == len(found):
+            return found
+    return {place: str(place) for place in places}
+
+
 def _name(rows: Sequence[_Row]) -> None:
     """Give every row a name of its own: engine and precision, and what else tells it apart."""
     for row in rows:
@@ -591,9 +607,9 @@ def _name(rows: Sequence[_Row]) -> None:
     for name in {row.name for row in rows}:
         same = several(name)
         if len(same) > 1 and len({row.spec.place for row in same}) > 1:
-            short = {row.spec.place.name for row in same}
+            shown = _apart([row.spec.place for row in same])
             for row in same:
-                row.name += f" ({row.spec.place.name if len(short) == len(same) else row.spec.place})"
+                row.name += f" ({shown[row.spec.place]})"
     for name in {row.name for row in rows}:
         if len(same := several(name)) > 1:
             for row in same:
@@ -790,6 +806,7 @@ def _single_samples(row: _Row) -> dict[str, Any]:
     return {
         "round": [number for number, _, _ in replies],
         "question": [place for _, place, _ in replies],
+        "timed_questions": row.timed,
         **{
             name: [round(reply[name], 6) for _, _, reply in replies]
             for name in ("seconds", "time_to_first_token", "decode_seconds", "decode_steps", "tokens")

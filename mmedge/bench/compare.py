@@ -11,12 +11,9 @@ the same answers every time; whether the change is more than chance is said besi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from mmedge.bench.bench import FORMAT
 from mmedge.bench.limits import parse_share
@@ -78,6 +75,16 @@ def compare(base: Path, new: Path, bounds: Bounds) -> dict[str, Any]:
         MmedgeError: They are no reports, or have no variant in common.
     """
     before, after = read_report(base), read_report(new)
+    try:
+        return _compared(base, new, before, after, bounds)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError) as error:
+        raise MmedgeError(
+            f"{base} or {new} is no whole report: parts of it are missing or of another kind ({str(error)[:80]})",
+            "run mmedge bench again",
+        ) from error
+
+
+def _compared(base: Path, new: Path, before: dict[str, Any], after: dict[str, Any], bounds: Bounds) -> dict[str, Any]:
     if before["task"] != after["task"] or before["ask"] != after["ask"]:
         raise MmedgeError(
             f"{base} is about {before['task']} ({before['ask']}), {new} about {after['task']} ({after['ask']})",
@@ -98,6 +105,7 @@ def compare(base: Path, new: Path, bounds: Bounds) -> dict[str, Any]:
             else:
                 notes.append(f"{name}: {variant['problem'] or 'was not measured before: ' + earlier['problem']}")
         else:
+            notes += _other_settings(before, after, earlier, variant)
             change = _change(earlier, variant)
             found.append(change)
             broken += _broken(change, bounds, notes)
@@ -132,6 +140,15 @@ def _notes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return notes
 
 
+def _other_settings(before: dict[str, Any], after: dict[str, Any], earlier: dict[str, Any], variant: dict[str, Any]) -> list[str]:
+    """Say what a variant was measured with that differs."""
+    pairs = [(name, earlier.get(name), variant.get(name)) for name in ("threads", "precision", "device", "engine")]
+    settings = [report.get("settings", {}) for report in (before, after)]
+    pairs += [(name.replace("_", " "), *(one.get(name) for one in settings)) for name in ("cpus", "memory_limit")]
+    differing = ", ".join(f"{name} {old} → {new}" for name, old, new in pairs if old != new)
+    return [f"{variant['name']} was measured with other settings: {differing}"] if differing else []
+
+
 def _change(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": after["name"],
@@ -142,36 +159,37 @@ def _change(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _by_question(variant: dict[str, Any]) -> dict[int, float]:
-    """Return the median seconds of each question, by its place."""
-    times: dict[int, list[float]] = {}
-    for place, seconds in zip(variant["samples"]["question"], variant["samples"]["seconds"], strict=True):
-        times.setdefault(place, []).append(seconds)
-    return {place: float(np.median(values)) for place, values in times.items()}
+def _rounds(variant: dict[str, Any]) -> list[dict[str, float]]:
+    """Return the seconds of each round by question (split and id).
 
-
-def _rounds(variant: dict[str, Any], places: Sequence[int]) -> list[list[float]]:
-    """Return the seconds of some questions, (rounds, questions)."""
+    Raises:
+        ValueError: A time is none.
+    """
     samples = variant["samples"]
-    table: dict[int, dict[int, float]] = {}
+    names = samples["timed_questions"]
+    table: dict[int, dict[str, float]] = {}
     for number, place, seconds in zip(samples["round"], samples["question"], samples["seconds"], strict=True):
-        table.setdefault(number, {})[place] = seconds
-    return [[one[place] for place in places] for _, one in sorted(table.items())]
+        if not seconds > 0:
+            raise ValueError("seconds")
+        table.setdefault(number, {})[names[place]] = seconds
+    return [one for _, one in sorted(table.items())]
 
 
 def _time(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any] | None:
     """Return the ratio of times, paired by question, over the rounds that both reports have; None where one has no times."""
     if not before["latency_ms"] or not after["latency_ms"]:
         return None
-    places = sorted(_by_question(before).keys() & _by_question(after).keys())
-    if not places:
+    both = [_rounds(before), _rounds(after)]
+    shared = sorted(set.intersection(*(set(one) for table in both for one in table)))
+    if not shared:
         return None
-    old, new = _rounds(before, places), _rounds(after, places)
+    old, new = ([[one[name] for name in shared] for one in table] for table in both)
     rounds = min(len(old), len(new))
     found = ratio(new[:rounds], old[:rounds])
     return {
         **found.to_json(),
-        "questions": len(places),
+        "questions": len(shared),
+        "questions_before": len(both[0][0]),
         "rounds": rounds,
         "changed": differs(new[:rounds], old[:rounds]),
     }
@@ -179,24 +197,29 @@ def _time(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any] | Non
 
 def _accuracy(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any] | None:
     """Return by how much the share of right answers changed on the questions that both answered; None where there are none."""
-    pairs = []
-    for split, ids in after["samples"]["ids"].items():
-        earlier = dict(zip(before["samples"]["ids"].get(split, ()), before["samples"]["correct"].get(split, ()), strict=True))
-        for question, right in zip(ids, after["samples"]["correct"][split], strict=True):
-            if right is not None and earlier.get(question) is not None:
-                pairs.append((bool(right), bool(earlier[question])))
-    if not pairs:
+    pairs: dict[str, list[tuple[bool, bool]]] = {}
+    answered = 0
+    for split, ids in before["samples"]["ids"].items():
+        later = dict(zip(after["samples"]["ids"].get(split, ()), after["samples"]["correct"].get(split, ()), strict=True))
+        for question, was in zip(ids, before["samples"]["correct"][split], strict=True):
+            answered += was is not None
+            if was is not None and later.get(question) is not None:
+                pairs.setdefault(split, []).append((bool(later[question]), bool(was)))
+    every = [pair for found in pairs.values() for pair in found]
+    if not every:
         return None
-    new, old = [float(right) for right, _ in pairs], [float(right) for _, right in pairs]
+    new, old = [float(right) for right, _ in every], [float(was) for _, was in every]
     found = paired_difference([new], [old])
-    gained = sum(right and not was for right, was in pairs)
-    lost = sum(was and not right for right, was in pairs)
+    gained = sum(right and not was for right, was in every)
+    lost = sum(was and not right for right, was in every)
     return {
         **found.to_json(),
         "p": mcnemar(gained, lost),
-        "questions": len(pairs),
+        "questions": len(every),
+        "questions_before": answered,
         "gained": gained,
         "lost": lost,
+        "splits": {split: sum(right - was for right, was in found) / len(found) for split, found in pairs.items()},
         "changed": mcnemar(gained, lost) < 0.05,
     }
 
@@ -219,11 +242,22 @@ def _broken(change: dict[str, Any], bounds: Bounds, notes: list[str]) -> list[st
     if bounds.accuracy_drop is not None:
         if accuracy is None:
             found.append(f"{name}: no answers to hold against --max-accuracy-drop")
-        elif -100 * accuracy["value"] > bounds.accuracy_drop + 1e-9:
-            found.append(
-                f"{name} answers {-100 * accuracy['value']:.1f} points fewer right, more than {bounds.accuracy_drop:g} "
-                f"(p = {accuracy['p']:.3f})"
-            )
+        else:
+            if -100 * accuracy["value"] > bounds.accuracy_drop + 1e-9:
+                found.append(
+                    f"{name} answers {-100 * accuracy['value']:.1f} points fewer right, more than {bounds.accuracy_drop:g} "
+                    f"(p = {accuracy['p']:.3f})"
+                )
+            elif split := next(
+                (one for one, value in accuracy["splits"].items() if -100 * value > bounds.accuracy_drop + 1e-9), ""
+            ):
+                points = -100 * accuracy["splits"][split]
+                found.append(f"{name} answers {points:.1f} points fewer right in {split}, more than {bounds.accuracy_drop:g}")
+            if accuracy["questions"] < accuracy["questions_before"]:
+                found.append(
+                    f"{name} answered only {accuracy['questions']} of the {accuracy['questions_before']} questions that it was "
+                    "measured on before"
+                )
     if bounds.memory_growth is not None and change["peak_memory"] > 1 + bounds.memory_growth:
         more = _percent(change["peak_memory"] - 1)
         found.append(f"{name} needs {more} more memory at its peak, more than {_percent(bounds.memory_growth)}")
@@ -242,12 +276,13 @@ def text(found: dict[str, Any]) -> str:
         if (time := one["time"]) is not None:
             low, high = time["interval_95"]
             word = "changed" if time["changed"] else "no change beyond noise"
-            parts.append(f"time × {time['value']:.3f} [{low:.3f}, {high:.3f}], {word}")
+            counts = f"{time['questions']} questions, {time['rounds']} round{'' if time['rounds'] == 1 else 's'}"
+            parts.append(f"time × {time['value']:.3f} [{low:.3f}, {high:.3f}], {word} ({counts})")
         if (accuracy := one["accuracy"]) is not None:
             low, high = accuracy["interval_95"]
             parts.append(
                 f"right answers {100 * accuracy['value']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] "
-                f"({accuracy['gained']} gained, {accuracy['lost']} lost, p = {accuracy['p']:.3f})"
+                f"({accuracy['gained']} gained, {accuracy['lost']} lost of {accuracy['questions']}, p = {accuracy['p']:.3f})"
             )
         parts.append(f"peak memory × {one['peak_memory']:.3f}, disk × {one['bytes_on_disk']:.3f}")
         lines.append(f"{one['name']}: {'; '.join(parts)}")

@@ -31,8 +31,8 @@ def parse_size(text: str) -> int:
         MmedgeError: It is no size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?)B?\s*", text.upper())
-    if match is None or match[2] not in _UNITS or float(match[1]) * _UNITS[match[2]] < 1:
-        raise MmedgeError(f"{text!r} is no size", "write a number with M, MiB, G or GiB, such as 300M")
+    if match is None or match[2] not in _UNITS or float(match[1]) * _UNITS[match[2]] < 1e6:
+        raise MmedgeError(f"{text!r} is no size", "write a number with M, MiB, G or GiB, such as 300M; a megabyte at least")
     return int(float(match[1]) * _UNITS[match[2]])
 
 

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from mmedge.bench.limits import size_text
@@ -56,7 +57,12 @@ def measured(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 def problems(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the variants that were not measured, and why."""
-    return [(variant["name"], variant["problem"]) for variant in report["variants"] if variant["problem"]]
+    return [(variant["name"], _why(variant)) for variant in report["variants"] if variant["problem"]]
+
+
+def _why(variant: dict[str, Any]) -> str:
+    hint = variant.get("hint")
+    return f"{variant['problem']} → {hint}" if hint else str(variant["problem"])
 
 
 def rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -79,7 +85,7 @@ def rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             ("p99", lambda v: _figures(v["latency_ms"]["p99"])),
             ("× time", _against),
             ("first token ms", lambda v: _figures(v["time_to_first_token_ms"]["p50"])),
-            ("tokens/s", lambda v: _number(v["tokens_per_second"], 0)),
+            ("tokens/s decoding", lambda v: _number(v["tokens_per_second"], 0)),
         ]
     columns += [
         ("load s", lambda v: _figures(v["load_seconds"])),
@@ -90,7 +96,7 @@ def rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     body = []
     for variant in report["variants"]:
         if variant["problem"]:
-            body.append([variant["name"], variant["problem"], *[""] * (len(columns) - 2)])
+            body.append([variant["name"], _why(variant), *[""] * (len(columns) - 2)])
         else:
             body.append([cell(variant) for _, cell in columns])
     return [name for name, _ in columns], body
@@ -98,7 +104,7 @@ def rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def _offline_rows(report: dict[str, Any]) -> Rows:
     batches = [f"batch {batch}" for batch in report["settings"]["batches"]]
-    headings = ["variant", *batches, "tokens/s, last", "J/answer, last"]
+    headings = ["variant", *batches, "tokens/s over all, last", "J/answer, last"]
     body = []
     for variant in measured(report):
         rates = [
@@ -107,7 +113,8 @@ def _offline_rows(report: dict[str, Any]) -> Rows:
         last = variant["offline"][-1]
         energy = "not available" if last["joules_per_answer"] is None else _figures(last["joules_per_answer"])
         body.append([variant["name"], *rates, _figures(last["tokens_per_second"]), energy])
-    return "offline: answers a second, all questions at once", headings, body
+    asked = next((one["blocks"][0]["answers"] for variant in measured(report) for one in variant["offline"]), 0)
+    return f"offline: answers a second, {asked} questions at once", headings, body
 
 
 def _server_rows(report: dict[str, Any]) -> Rows:
@@ -184,7 +191,7 @@ def conditions(report: dict[str, Any]) -> str:
         over = f"{timed['rounds']} rounds" if timed["rounds"] >= FEW_ROUNDS else "blocks of neighbouring times"
         said += (
             f" Those of times are over {over}, each round of new processes; × time is paired, relative to the first row; "
-            "= marks what cannot be told from it."
+            "= marks what a 99.9 % interval cannot tell from it. Tokens/s decoding: one over the time between two tokens."
         )
     blocks = [block for variant in measured(report) for one in variant["offline"] for block in one["blocks"]]
     missing: list[str] = next((block["energy"]["missing"] for block in blocks if "energy" in block), [])
@@ -207,7 +214,7 @@ def table(report: dict[str, Any]) -> Table:
     missing = {name for name, _ in problems(report)}
     for row in body:
         if row[0] not in missing:
-            found.add_row(*(row[place] for place in shown))
+            found.add_row(*(escape(row[place]) for place in shown))
     return found
 
 
@@ -219,9 +226,14 @@ def more_tables(report: dict[str, Any]) -> list[Table]:
         for heading in headings:
             one.add_column(heading, justify="left" if heading == "variant" else "right")
         for row in body:
-            one.add_row(*row)
+            one.add_row(*map(escape, row))
         found.append(one)
     return found
+
+
+def _plain(cell: str) -> str:
+    """Return a cell without signs that Markdown or HTML would take for its own."""
+    return cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -230,7 +242,7 @@ def markdown(report: dict[str, Any]) -> str:
     for number, (title, headings, body) in enumerate(sections(report)):
         lines = [f"{title}\n"] if number else []
         lines += ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-        lines += ["| " + " | ".join(row) + " |" for row in body]
+        lines += ["| " + " | ".join(map(_plain, row)) + " |" for row in body]
         parts.append("\n".join(lines))
     return "\n\n".join(filter(None, [*parts, noise(report), conditions(report)])) + "\n"
 

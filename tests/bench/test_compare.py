@@ -36,6 +36,7 @@ def variant(name: str, seed: int, speed: float = 1.0) -> Report:
         "samples": {
             "round": [number for number in range(ROUNDS) for _ in range(QUESTIONS)],
             "question": [*range(QUESTIONS)] * ROUNDS,
+            "timed_questions": [f"test/q{number}" for number in range(QUESTIONS)],
             "seconds": (cost * noise * speed).ravel().tolist(),
             "ids": {"test": [f"q{number}" for number in range(QUESTIONS)]},
             "correct": {"test": right.tolist()},
@@ -94,7 +95,7 @@ def test_fewer_right_answers_fail_with_how_likely_that_is_by_chance(base: Path, 
         right[place] = not right[place]
     done = mmedge("compare", base, written(tmp_path, "new.json", worse), *BOUNDS)
     assert done.code == 1 and "BROKEN: b answers 12.0 points fewer right, more than 1 (p = 0.109)" in done.out
-    assert "(2 gained, 8 lost, p = 0.109)" in done.out and "BROKEN: a" not in done.out
+    assert "(2 gained, 8 lost of 50, p = 0.109)" in done.out and "BROKEN: a" not in done.out
     allowed = mmedge("compare", base, tmp_path / "new.json", "--max-accuracy-drop", "12")
     assert allowed.code == 0
 
@@ -154,3 +155,58 @@ def test_a_report_of_the_bench_itself_is_the_same_as_itself(tiny_run: Path, tmp_
     assert same.code == 0 and "× 1.000 [1.000, 1.000], no change beyond noise" in same.out
     nothing = mmedge("compare", tmp_path / "none.json", tmp_path / "bench.json")
     assert is_one_line_error(nothing) and "no such file" in nothing.err
+
+
+def test_times_are_paired_by_question_whatever_else_was_asked(tmp_path: Path) -> None:
+    """The new report timed every other question, in another order: places mean something else in it."""
+    base, new = report(1), report(1)
+    for one in new["variants"]:
+        samples = one["samples"]
+        order = list(range(QUESTIONS - 1, -1, -2))
+        seconds = np.array(samples["seconds"]).reshape(ROUNDS, QUESTIONS)[:, order]
+        samples |= {
+            "round": [number for number in range(ROUNDS) for _ in order],
+            "question": [*range(len(order))] * ROUNDS,
+            "timed_questions": [f"test/q{number}" for number in order],
+            "seconds": seconds.ravel().tolist(),
+        }
+    found = compare(written(tmp_path, "a.json", base), written(tmp_path, "b.json", new), Bounds(slowdown=0.05))
+    assert not found["broken"]
+    assert all(one["time"]["value"] == 1.0 and one["time"]["questions"] == QUESTIONS // 2 for one in found["variants"])
+
+
+def test_what_was_not_asked_again_and_one_split_that_gets_worse_break_the_bound(tmp_path: Path) -> None:
+    base, new = report(1), report(1)
+    for one in new["variants"]:
+        for kind in ("ids", "correct"):
+            one["samples"][kind]["test"] = one["samples"][kind]["test"][:2]
+    found = compare(written(tmp_path, "a.json", base), written(tmp_path, "b.json", new), Bounds(accuracy_drop=1))
+    assert any(f"answered only 2 of the {QUESTIONS} questions" in why for why in found["broken"])
+    base, new = report(1), report(1)
+    for whole in (base, new):
+        for one in whole["variants"]:
+            one["samples"]["ids"]["hard"] = [f"h{number}" for number in range(20)]
+            one["samples"]["correct"]["hard"] = [whole is base] + [True] * 19
+    found = compare(written(tmp_path, "a.json", base), written(tmp_path, "b.json", new), Bounds(accuracy_drop=2))
+    assert any("5.0 points fewer right in hard" in why for why in found["broken"])
+
+
+@pytest.mark.parametrize("part", ["noisy", "samples", "latency_ms", "peak_memory_bytes", "machine", "seconds"])
+def test_a_report_with_a_hole_is_one_line(part: str, tmp_path: Path) -> None:
+    new = report(1)
+    if part in new:
+        del new[part]
+    elif part == "seconds":
+        new["variants"][0]["samples"]["seconds"] = [0.0] * (ROUNDS * QUESTIONS)
+    else:
+        del new["variants"][0][part]
+    with pytest.raises(MmedgeError, match="whole report"):
+        compare(written(tmp_path, "a.json", report(1)), written(tmp_path, "b.json", new), Bounds(slowdown=0.05))
+
+
+def test_other_settings_are_said(tmp_path: Path) -> None:
+    base, new = report(1), report(1)
+    new["settings"] = {"cpus": 1}
+    new["variants"][0]["threads"] = 2
+    notes = " ".join(compare(written(tmp_path, "a.json", base), written(tmp_path, "b.json", new), Bounds())["notes"])
+    assert "threads None → 2" in notes and "cpus None → 1" in notes
