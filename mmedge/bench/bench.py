@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -502,12 +502,15 @@ class _Session:
 
     def _server(self, timed: Sequence[_Asked]) -> None:
         with self._progress.task("server", total=PROBES * len(self._rows)) as step:
-            for place, row in enumerate(self._rows):
-                if row.problem is None:
-                    self._hold_bound(place, row, [one.example for one in timed][:256], step.advance)
+            examples = [one.example for one in timed][:256]
+            searches = [self._hold_bound(place, row, examples) for place, row in enumerate(self._rows) if row.problem is None]
+            for _ in range(PROBES):  # in turns, so that what slows the machine for a while slows no variant alone
+                for search in searches:
+                    next(search, None)
+                    step.advance(1)
 
-    def _hold_bound(self, place: int, row: _Row, examples: Sequence[Example], advance: Callable[[int], None]) -> None:
-        """Raise the rate until p99 breaks its bound, then halve what is not known, in as many probes as there are."""
+    def _hold_bound(self, place: int, row: _Row, examples: Sequence[Example]) -> Iterator[None]:
+        """Raise the rate until p99 breaks its bound, then halve what is not known; one probe at a time."""
         settings = self._settings
         warm = row.ask(self._request(examples[:8]))
         if "seconds" not in warm:
@@ -530,7 +533,7 @@ class _Session:
             row.server.append(found)
             low, high = (found["rate"], high) if found["held"] else (low, found["rate"])
             rate = 1.5 * low if high == math.inf else (low + high) / 2
-            advance(1)
+            yield
 
     def _note_memory(self) -> None:
         for row in self._rows:

@@ -127,7 +127,10 @@ def _server_rows(report: dict[str, Any]) -> Rows:
         broken = min((one for one in probes if not one["held"]), key=lambda one: one["rate"], default=None)
         cells = [variant["name"]]
         for one in (held, broken):
-            cells += ["none", "–"] if one is None else [f"{_figures(one['rate'])}/s", _figures(one["p99_ms"])]
+            if one is None:
+                cells += ["none", "–"]
+            else:
+                cells += [f"{_figures(one['rate'])}/s, {one['arrivals']} questions", _figures(one["p99_ms"])]
         body.append(cells)
     return "server: questions at random moments, one answered at a time", headings, body
 
