@@ -523,9 +523,10 @@ class Recipe(Section):
             method = MethodSection.model_validate(self.method.model_dump() | settings)
             if method.own_cots and self.training.stage3 is None:
                 raise ValueError(f"ablation.more.{name}: own_cots needs training.stage3, which says how long")
-            if not method.self_evaluation and (vain := sorted(settings.keys() & _OF_SELF_EVALUATION)):
+            vain = sorted(one for one in settings.keys() & _OF_SELF_EVALUATION if settings[one])
+            if vain and not method.self_evaluation:
                 raise ValueError(f"ablation.more.{name}: {vain[0]} changes nothing without self_evaluation")
-            if not method.rehearsal and "evaluation_weight" in settings:
+            if not method.rehearsal and settings.get("evaluation_weight") is not None:
                 raise ValueError(f"ablation.more.{name}: evaluation_weight changes nothing without rehearsal")
         if self.ablation.epochs and self.ablation.equal != "none":
             raise ValueError("ablation.epochs: rows have lengths of their own with `equal: none` only")
