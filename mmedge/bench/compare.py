@@ -189,7 +189,6 @@ def _time(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any] | Non
     return {
         **found.to_json(),
         "questions": len(shared),
-        "questions_before": len(both[0][0]),
         "rounds": rounds,
         "changed": differs(new[:rounds], old[:rounds]),
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedge.charts import Series, line_chart
+from mmedge.export.verify import change_text
 from mmedge.page import Page
 from mmedge.progress import duration
 
@@ -50,10 +51,6 @@ def write_report(path: Path, manifests: Mapping[str, Mapping[str, Any]]) -> None
     page.write(path)
 
 
-def _change(change: Sequence[float] | None) -> str:
-    return "–" if change is None else f"{change[0]:+.1f} [{change[1]:+.1f}, {change[2]:+.1f}]"
-
-
 def _row(precision: str, manifest: Mapping[str, Any]) -> list[str]:
     checked = manifest["verification"]
     change, likely = checked["accuracy_change"], checked.get("label_probability")
@@ -68,9 +65,9 @@ def _row(precision: str, manifest: Mapping[str, Any]) -> list[str]:
         f"{100 * checked['top1_agreement']:.2f} %",
         f"{checked['mean_kl']:.1e}",
         accuracy,
-        _change(change),
+        change_text(change),
         "–" if likely is None else f"{100 * likely[0]:.1f} → {100 * likely[1]:.1f} %",
-        _change(checked.get("label_probability_change")),
+        change_text(checked.get("label_probability_change")),
         ", ".join(f"{count} in {kind}" for kind, count in kinds.most_common()) or precision,
         duration(manifest["written"]["seconds"]),
     ]

@@ -77,17 +77,18 @@ class Verification:
         ]
         words.append(f"KL {self.mean_kl:.1e}")
         if self.accuracy_change is not None:
-            words.append(f"accuracy {_change(self.accuracy_change)}")
+            words.append(f"accuracy {change_text(self.accuracy_change)}")
         if self.label_probability_change is not None:
-            words.append(f"probability of the right answer {_change(self.label_probability_change)} points")
+            words.append(f"probability of the right answer {change_text(self.label_probability_change)} points")
         return ", ".join(words)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def _change(change: tuple[float, float, float]) -> str:
-    return f"{change[0]:+.1f} [{change[1]:+.1f}, {change[2]:+.1f}]"
+def change_text(change: Sequence[float] | None) -> str:
+    """Return a change in points with its interval, as a person reads it; a dash for none."""
+    return "–" if change is None else f"{change[0]:+.1f} [{change[1]:+.1f}, {change[2]:+.1f}]"
 
 
 class Compared(Protocol):
@@ -280,5 +281,5 @@ def problems(found: Verification, precision: str, max_accuracy_drop: float) -> l
         said.append(f"accuracy drops by {found.drop:.1f} points (allowed: {max_accuracy_drop:g})")
     moved = found.label_probability_change
     if moved is not None and moved[2] < -max_accuracy_drop:
-        said.append(f"the probability of the right answer changes by {_change(moved)} points (allowed: {-max_accuracy_drop:g})")
+        said.append(f"the probability of the right answer changes by {change_text(moved)} points (allowed: {-max_accuracy_drop:g})")
     return said
