@@ -300,11 +300,13 @@ class TokenLosses:
         losses: (tokens,)
         weights: (tokens,)
         explains: (tokens,), true for the tokens of the long task.
+        lessons: (tokens,), the place of the lesson that each is of among those that went through the model.
     """
 
     losses: torch.Tensor
     weights: torch.Tensor
     explains: torch.Tensor
+    lessons: torch.Tensor
 
 
 class LessonPass(torch.nn.Module):  # type: ignore[misc]
@@ -327,18 +329,22 @@ class LessonPass(torch.nn.Module):  # type: ignore[misc]
         # in a list, so that a compiled part is no module of this one: its parameters would be there twice
         self._parts = [[torch.compile(part, dynamic=True) for part in parts] if compiled else parts]
 
-    def forward(self, lessons: Sequence[Encoded], factors: dict[str, float]) -> torch.Tensor:
-        """Return (3,): the loss, and the weighted sums of the short and of the long task's token losses.
+    def forward(self, groups: Sequence[Sequence[Encoded]], factors: Sequence[dict[str, float]]) -> torch.Tensor:
+        """Return (groups, 3): each group's loss, and the weighted sums of the short and of the long task's token losses.
 
         Args:
-            lessons: What goes through the model together.
-            factors: What each task's sum is multiplied by in the loss.
+            groups: Lessons that go through the model together.
+            factors: For each group, what each task's sum is multiplied by in the loss.
         """
-        found = self.token_losses(lessons)
-        weighted = found.losses * found.weights
-        predict, explain = weighted[~found.explains].sum(), weighted[found.explains].sum()
-        loss = factors["predict"] * predict + factors["explain"] * explain
-        return torch.stack([loss, predict.detach(), explain.detach()])
+        found = self.token_losses([lesson for group in groups for lesson in group])
+        weighted, rows, start = found.losses * found.weights, [], 0
+        for group, factor in zip(groups, factors, strict=True):
+            own = (found.lessons >= start) & (found.lessons < start + len(group))
+            start += len(group)
+            predict, explain = weighted[own & ~found.explains].sum(), weighted[own & found.explains].sum()
+            loss = factor["predict"] * predict + factor["explain"] * explain
+            rows.append(torch.stack([loss, predict.detach(), explain.detach()]))
+        return torch.stack(rows)
 
     def token_losses(self, lessons: Sequence[Encoded]) -> TokenLosses:
         """Run some lessons through the model in one pass; the head is computed for learned positions only."""
@@ -363,8 +369,9 @@ def _packed_encoder_decoder_losses(model: Any, lessons: Sequence[Encoded], devic
     counts = torch.tensor([len(target.ids) for _, target in targets], device=device)
     weights = torch.tensor([target.weight for _, target in targets], device=device)
     explains = torch.tensor([target.kind == "explain" for _, target in targets], device=device)
+    places = torch.tensor([place for place, _ in targets], device=device)
     losses = _head_losses(model, hidden[learned], label[learned])
-    return TokenLosses(losses, weights.repeat_interleave(counts), explains.repeat_interleave(counts))
+    return TokenLosses(losses, *(one.repeat_interleave(counts) for one in (weights, explains, places)))
 
 
 def _encoder_decoder_losses(
@@ -379,7 +386,7 @@ def _encoder_decoder_losses(
     read = _padded(contexts, prompts.special.pad).to(device)
     mask = _padded([[1] * len(context) for context in contexts], 0).to(device)
     states = encoder(input_ids=read, attention_mask=mask).last_hidden_state
-    losses, weights, explains = [], [], []
+    losses, weights, explains, places = [], [], [], []
     for kind in TASKS:  # short and long targets apart, or most of what the decoder computes is padding
         rows = [(place, target) for place, lesson in enumerate(lessons) for target in lesson.targets if target.kind == kind]
         if not rows:
@@ -397,7 +404,8 @@ def _encoder_decoder_losses(
         weight = torch.tensor([target.weight for _, target in rows], device=device)
         weights.append(weight[:, None].expand_as(label)[learned])
         explains.append(torch.full_like(losses[-1], kind == "explain", dtype=torch.bool))
-    return TokenLosses(torch.cat(losses), torch.cat(weights), torch.cat(explains))
+        places.append(row[:, None].expand_as(label)[learned])
+    return TokenLosses(*map(torch.cat, (losses, weights, explains, places)))
 
 
 @dataclass(frozen=True)
@@ -411,6 +419,7 @@ class _Tree:
         labels: What each predicts.
         weights: How much that counts.
         explains: Whether it is of the long task.
+        lessons: The lesson's place among those that go through the model together.
     """
 
     tokens: list[int]
@@ -419,11 +428,14 @@ class _Tree:
     labels: list[int]
     weights: list[float]
     explains: list[bool]
+    lessons: list[int]
 
 
-def _tree(lesson: Encoded) -> _Tree:
+def _tree(lesson: Encoded, place: int) -> _Tree:
     length = len(lesson.context)
-    tree = _Tree(list(lesson.context), list(range(length)), [0] * length, [IGNORED] * length, [0.0] * length, [False] * length)
+    nothing: dict[str, Any] = {"branches": [0] * length, "labels": [IGNORED] * length, "weights": [0.0] * length}
+    nothing |= {"explains": [False] * length, "lessons": [place] * length}
+    tree = _Tree(list(lesson.context), list(range(length)), **nothing)
     for number, target in enumerate(lesson.targets, start=1):
         count = len(target.read)
         tree.tokens.extend(target.read)
@@ -432,11 +444,12 @@ def _tree(lesson: Encoded) -> _Tree:
         tree.labels.extend(target.labels)
         tree.weights.extend([target.weight] * count)
         tree.explains.extend([target.kind == "explain"] * count)
+        tree.lessons.extend([place] * count)
     return tree
 
 
 def _packed_decoder_only_losses(model: Any, lessons: Sequence[Encoded], device: torch.device) -> TokenLosses:
-    trees = sorted(map(_tree, lessons), key=lambda tree: len(tree.tokens))
+    trees = sorted(map(_tree, lessons, range(len(lessons))), key=lambda tree: len(tree.tokens))
     rows = Rows([len(tree.tokens) for tree in trees], device)
     branches = [_padded([tree.branches for tree in trees[block.rows]], -1).to(device) for block in rows.blocks]
     hidden = decoder_only_states(
@@ -450,13 +463,15 @@ def _packed_decoder_only_losses(model: Any, lessons: Sequence[Encoded], device: 
     learned = label != IGNORED
     weight = torch.tensor([weight for tree in trees for weight in tree.weights], device=device)
     explain = torch.tensor([explain for tree in trees for explain in tree.explains], device=device)
-    return TokenLosses(_head_losses(model, hidden[learned], label[learned]), weight[learned], explain[learned])
+    place = torch.tensor([place for tree in trees for place in tree.lessons], device=device)
+    losses = _head_losses(model, hidden[learned], label[learned])
+    return TokenLosses(losses, weight[learned], explain[learned], place[learned])
 
 
 def _decoder_only_losses(
     model: Any, decoder: Any, lessons: Sequence[Encoded], encoder: PromptEncoder, device: torch.device
 ) -> TokenLosses:
-    trees = [_tree(lesson) for lesson in lessons]
+    trees = [_tree(lesson, place) for place, lesson in enumerate(lessons)]
     branch_of = _padded([tree.branches for tree in trees], -1).to(device)
     hidden = decoder(
         input_ids=_padded([tree.tokens for tree in trees], encoder.special.pad).to(device),
@@ -468,7 +483,9 @@ def _decoder_only_losses(
     learned = label != IGNORED
     weight = _padded([tree.weights for tree in trees], 0.0).to(device)
     explain = _padded([tree.explains for tree in trees], False).to(device)
-    return TokenLosses(_head_losses(model, hidden[learned], label[learned]), weight[learned], explain[learned])
+    place = _padded([tree.lessons for tree in trees], 0).to(device)
+    losses = _head_losses(model, hidden[learned], label[learned])
+    return TokenLosses(losses, weight[learned], explain[learned], place[learned])
 
 
 def branch_mask(branch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -144,14 +144,14 @@ class _Pass:
     """Some lessons that go through the model together.
 
     Attributes:
-        course: The number of the course they are of.
-        lessons: The lessons.
-        factors: What each task's summed loss is multiplied by.
+        courses: The numbers of the courses they are of.
+        lessons: The lessons of each of these courses.
+        factors: For each, what each task's summed loss is multiplied by.
     """
 
-    course: int
-    lessons: list[Encoded]
-    factors: dict[str, float]
+    courses: list[int]
+    lessons: list[list[Encoded]]
+    factors: list[dict[str, float]]
 
 
 class StageTrainer:
@@ -193,6 +193,7 @@ class StageTrainer:
         kind = devices.device.type
         small = kind == "cpu" and student.parameters < SMALL_PARAMETERS
         self._pass_cost = PASS_COST["cpu small" if small else kind]
+        self._joins_courses = kind == "cuda"
         self._most_tokens = training.micro_batch_tokens or MICRO_BATCH_TOKENS[kind]
         self._sources = [
             _Lessons(course, student, training.max_target_tokens, seed, f"{name}/{number}") for number, course in enumerate(courses)
@@ -308,25 +309,32 @@ class StageTrainer:
             with nullcontext() if last else self.devices.alone(self.module):
                 found = self.module(one.lessons, one.factors)
                 # every process averages the others' gradients in, and what is wanted is their sum
-                self.devices.backward(found[0] * self.devices.count)
-            if one.factors is not NO_FACTORS:
-                sums[one.course] += found.detach()
+                self.devices.backward(found[:, 0].sum() * self.devices.count)
+            if one.courses:
+                sums[one.courses] += found.detach()
         return self.devices.total(sums)
 
     def _passes(self, batches: Sequence[Sequence[Encoded]], totals: Sequence[dict[str, float]]) -> list[_Pass]:
         """Cut a step's batches into this process's passes; every process has as many, the missing ones without weight."""
+        factors: list[dict[str, float]] = [
+            {kind: course.share * f for kind, f in _task_factors(course.alpha, sums).items()}
+            for course, sums in zip(self.courses, totals, strict=True)
+        ]
+        dealt_out = [dealt(lessons, self.devices.count) for lessons in batches]
         hands: list[list[_Pass]] = [[] for _ in range(self.devices.count)]
-        for number, (course, lessons, sums) in enumerate(zip(self.courses, batches, totals, strict=True)):
-            factors: dict[str, float] = {kind: course.share * f for kind, f in _task_factors(course.alpha, sums).items()}
-            for hand, share in zip(hands, dealt(lessons, self.devices.count), strict=True):
-                cut = (
-                    micro_batches(share, self.student.family, self._most_tokens, self._pass_cost, packed=self._packed)
-                    if share
-                    else []
-                )
-                hand += [_Pass(number, group, factors) for group in cut]
+        for place, hand in enumerate(hands):
+            shares = [(number, lesson) for number, shares in enumerate(dealt_out) for lesson in shares[place]]
+            # a GPU wants few, full passes; elsewhere courses stay apart
+            for wanted in [range(len(batches))] if self._joins_courses else [[number] for number in range(len(batches))]:
+                course_of = {id(lesson): number for number, lesson in shares if number in wanted}
+                lessons = [lesson for number, lesson in shares if number in wanted]
+                cut = micro_batches(lessons, self.student.family, self._most_tokens, self._pass_cost, packed=self._packed)
+                for group in cut:
+                    present = sorted({course_of[id(lesson)] for lesson in group})
+                    parts = [[lesson for lesson in group if course_of[id(lesson)] == number] for number in present]
+                    hand.append(_Pass(present, parts, [factors[number] for number in present]))
         most = max(map(len, hands))
-        idle = _Pass(0, [min(batches[0], key=lambda lesson: lesson.tokens)], NO_FACTORS)
+        idle = _Pass([], [[min(batches[0], key=lambda lesson: lesson.tokens)]], [NO_FACTORS])
         mine = hands[self.devices.index]
         return mine + [idle] * (most - len(mine))
 

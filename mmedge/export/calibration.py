@@ -134,7 +134,7 @@ def observe(
                     targets.append(Target("explain", rationales[index], 1.0))
                 longest = max(max_answer_tokens, max_rationale_tokens)
                 encoded = encode_lesson(Lesson(context, tuple(targets)), student.encoder, longest)
-                loss = lessons([encoded], dict.fromkeys(TASKS, 1.0))[0]  # one at a time: no padding among the inputs
+                loss = lessons([[encoded]], [dict.fromkeys(TASKS, 1.0)])[0, 0]  # one at a time: no padding among the inputs
                 learned += sum(len(target.ids) for target in encoded.targets)
                 if gradients:
                     loss.backward()

@@ -62,6 +62,8 @@ def open_session(path: Path, threads: int | None, device: Place = "cpu") -> ort.
     options.inter_op_num_threads = 1
     providers = [*([CUDA] if device == "cuda" else []), "CPUExecutionProvider"]
     try:
+        if device == "cuda" and CUDA in ort.get_available_providers():
+            ort.preload_dlls()  # CUDA and cuDNN where pip installed them, which no library path names
         session = ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime raises its own types, which share no public base
         raise MmedgeError(f"ONNX Runtime cannot open {path}: {str(error)[:200]}", "export the student again") from error

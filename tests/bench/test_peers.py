@@ -19,6 +19,7 @@ from mmedge.runtime.student import Student, load_tokenizer
 from mmedge.tasks.encoding import Prompt, PromptEncoder, SpecialTokens
 from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS
 from tests.conftest import made_once
+from tests.export.test_fused import skip_without_optimum
 
 LIMIT = 12
 
@@ -33,6 +34,7 @@ def llama_encoder(tiny_llama: Path) -> PromptEncoder:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, tiny_run: Path) -> dict[str, Path]:
     """Both small students as optimum exports them."""
+    skip_without_optimum()
 
     def make(folder: Path) -> None:
         from mmedge.export.graphs import write_through_optimum

@@ -229,8 +229,8 @@ def test_a_pass_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.
     seen: list[int] = []
     forward = LessonPass.forward
 
-    def small_memory(self: LessonPass, some: list[Encoded], factors: dict[str, float]) -> torch.Tensor:
-        tokens = sum(lesson.tokens for lesson in some)
+    def small_memory(self: LessonPass, some: list[list[Encoded]], factors: list[dict[str, float]]) -> torch.Tensor:
+        tokens = sum(lesson.tokens for group in some for lesson in group)
         seen.append(tokens)
         if tokens > most:
             raise torch.cuda.OutOfMemoryError("out of memory")
@@ -260,3 +260,44 @@ def test_a_pass_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.
     most = 3
     with pytest.raises(MmedgeError, match=r"a single lesson of .* does not fit"):
         trainer("b").run()
+
+
+def test_courses_in_one_pass_learn_what_courses_apart_do(tmp_path: Path) -> None:
+    """As on a GPU, which wants few, full passes."""
+    from mmedge.distill.devices import Devices
+    from mmedge.distill.lessons import Lesson, Target
+    from mmedge.distill.students import build_scratch
+    from mmedge.distill.training import Course, StageTrainer, Validation
+    from mmedge.progress import Progress
+    from mmedge.recipe import ScratchSection, StageSection, TrainingSection
+    from mmedge.tasks.prompts import Context
+
+    section = ScratchSection(d_model=32, d_ff=48, d_kv=8, heads=2, encoder_layers=1, decoder_layers=1, vocabulary=300)
+    sums = [Lesson(Context(f"what is {n} and {n}"), (Target("predict", str(2 * n), 1.0),)) for n in range(8)]
+    chains = [Lesson(Context(f"{n} more than 3"), (Target("explain", f"3 + {n} = {3 + n}", 0.5),)) for n in range(8)]
+    stage = StageSection(max_steps=6, learning_rate=1e-3)
+    training = TrainingSection(stage1=stage, stage2=stage, device="cpu")
+    found = {}
+    for joins in (False, True):
+        student = build_scratch(section, ["what is 1 and 2 more than 3"], 64, 0)
+        trainer = StageTrainer(
+            student=student,
+            courses=[Course(lambda _: sums, 4, 0.5, 0.3, "evaluation "), Course(lambda _: chains, 5, 0.2, 0.7)],
+            section=stage,
+            training=training,
+            validate=lambda: Validation(0.0, {}, "", 100),
+            folder=tmp_path / str(joins),
+            name="stage2",
+            key="x",
+            seed=0,
+            progress=Progress(quiet=True),
+            devices=Devices(training),
+        )
+        trainer._joins_courses = joins
+        trainer.run()
+        log = [json.loads(line) for line in (tmp_path / str(joins) / "metrics.jsonl").read_text().splitlines()]
+        losses = {key: value for line in log for key, value in line.items() if key.endswith("loss")}
+        found[joins] = losses, student.model.state_dict()
+    assert found[True][0] == pytest.approx(found[False][0], rel=1e-4) and len(found[True][0]) == 3
+    for name, weight in found[False][1].items():
+        torch.testing.assert_close(found[True][1][name], weight, rtol=1e-3, atol=1e-5)

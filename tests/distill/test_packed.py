@@ -96,7 +96,7 @@ def learned(student: Student, packs: bool, precision: torch.dtype | None = None)
     lesson_pass = LessonPass(student.model, student.encoder, packs=packs)
     assert lesson_pass.packs == packs
     with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None):
-        found = lesson_pass(lessons(), {"predict": 0.03, "explain": 0.02})
+        found = lesson_pass([lessons()], [{"predict": 0.03, "explain": 0.02}])[0]
     found[0].backward()
     gradients = {name: p.grad.clone() for name, p in student.model.named_parameters() if p.grad is not None}
     return found.detach(), gradients
@@ -146,7 +146,7 @@ def test_dropout_is_t5s_own() -> None:
         for packs in (True, False):
             torch.manual_seed(1)
             lesson_pass = LessonPass(student.model, student.encoder, packs=packs)
-            drawn[packs] = torch.stack([lesson_pass(lessons(3), {"predict": 0.03, "explain": 0.02})[0] for _ in range(80)])
+            drawn[packs] = torch.stack([lesson_pass([lessons(3)], [{"predict": 0.03, "explain": 0.02}])[0, 0] for _ in range(80)])
     error = float(drawn[False].std()) / 40**0.5
     assert error > 0
     assert abs(float(drawn[True].mean() - drawn[False].mean())) < 4 * error

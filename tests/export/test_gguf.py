@@ -52,7 +52,8 @@ def changed(student: Path, folder: Path, **values: object) -> Path:
 def test_another_rotary_base_and_scaling_are_in_the_file(tiny_llama: Path, tmp_path: Path) -> None:
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     scaling["original_max_position_embeddings"] = 64
-    student = changed(tiny_llama, tmp_path / "student", rope_theta=500.0, rope_scaling=scaling)
+    both = {"rope_theta": 500.0, "rope_scaling": scaling, "rope_parameters": {"rope_theta": 500.0, **scaling}}  # 4.57's and 5.x's
+    student = changed(tiny_llama, tmp_path / "student", **both)
     write_gguf(student, tmp_path / "student.gguf", "F32")
     from gguf import GGUFReader
 
