@@ -50,6 +50,10 @@ class Rounding(Protocol):
         """Return the numbers of a matrix, (outputs, inputs), by what is computed with it; a table is also looked up in."""
         ...
 
+    def input_range(self, name: str) -> tuple[float, float] | None:
+        """Return between which numbers the inputs of an int8 product lie; None where that is to be seen each time."""
+        ...
+
     def rounded(self, name: str, weight: NDArray[np.float32], format_: NumberFormat) -> RoundedMatrix:
         """Return a matrix in numbers of few bits."""
         ...
@@ -63,6 +67,9 @@ class KeepFloat:
 
     def number_format(self, name: str, shape: tuple[int, ...], *, table: bool = False) -> NumberFormat:
         return FLOAT32
+
+    def input_range(self, name: str) -> tuple[float, float] | None:
+        return None
 
     def rounded(self, name: str, weight: NDArray[np.float32], format_: NumberFormat) -> RoundedMatrix:
         raise NotImplementedError
@@ -130,6 +137,7 @@ class GraphBuilder:
     Attributes:
         name: The graph's name.
         float_type: ONNX's number of what it computes in: float32 or float16.
+        notes: What the file says of itself (ONNX's `metadata_props`).
     """
 
     def __init__(self, name: str, data: DataFile | None = None, rounding: Rounding | None = None) -> None:
@@ -144,6 +152,8 @@ class GraphBuilder:
         self._outputs: list[onnx.ValueInfoProto] = []
         self._tables: dict[str, RoundedMatrix] = {}
         self._cast: set[str] = set()
+        self._codes: dict[tuple[str, float, int], tuple[str, str, str]] = {}
+        self.notes: dict[str, str] = {}
 
     def input(self, name: str, type_: int, shape: Sequence[int | str]) -> str:
         """Declare an input; dimensions given as text are free."""
@@ -235,8 +245,30 @@ class GraphBuilder:
         if not format_.block:
             rounded = self._rounding.rounded(name, weight, format_)
             codes, scales = self.constant(f"{name}.codes", rounded.codes.T), self.constant(f"{name}.scales", rounded.scales)
-            return self.node("DynamicQuantizeMatMul", [x, codes, scales, "", *added], name, CONTRIB)
+            range_ = self._rounding.input_range(name)
+            if range_ is None:
+                return self.node("DynamicQuantizeMatMul", [x, codes, scales, "", *added], name, CONTRIB)
+            quantized, scale, zero = self._quantized(x, name, range_)
+            return self.node("MatMulIntegerToFloat", [quantized, codes, scale, scales, zero, "", *added], name, CONTRIB)
         return self._blocks_product(x, weight, name, format_, added)
+
+    def _quantized(self, x: str, name: str, range_: tuple[float, float]) -> tuple[str, str, str]:
+        """Return x in unsigned 8-bit codes that hold a range, their scale and their zero; all products of x share them."""
+        low, high = min(0.0, range_[0]), max(0.0, range_[1])
+        step = np.float32((high - low) / 255) or np.float32(1.0)
+        zero = np.uint8(np.clip(np.rint(-low / step), 0, 255))
+        key = (x, float(step), int(zero))
+        if key not in self._codes:
+            scale_name, zero_name = self.constant(f"{name}.input.scale", step), self.constant(f"{name}.input.zero", zero)
+            codes = self.node("QuantizeLinear", [x, scale_name, zero_name], f"{name}.input")
+            self._codes[key] = codes, scale_name, zero_name
+        return self._codes[key]
+
+    @property
+    def rows_alike(self) -> bool:
+        """Whether every product is of integers whose scales were set beforehand, so that a row's never depend on other rows."""
+        products = [node.op_type for node in self._nodes if "MatMul" in node.op_type or node.op_type == "Gemm"]
+        return bool(products) and set(products) == {"MatMulIntegerToFloat"}
 
     def head(self, x: str, weight: NDArray[np.float32], name: str, output: str) -> str:
         """Return x · weightᵀ, float32, for x (rows, inputs); a table of the same name that is looked up in is kept once.
@@ -335,7 +367,9 @@ class GraphBuilder:
         """
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, list(self._constants.values()))
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="mmedge")
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="mmedge")
+        helper.set_model_props(model, self.notes)
+        return model
 
     def save(self, path: Path) -> None:
         """Write the graph; its weights are in the data file beside it."""

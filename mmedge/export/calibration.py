@@ -23,6 +23,8 @@ from mmedge.progress import Progress
 from mmedge.tasks.base import Example
 from mmedge.tasks.prompts import render_question
 
+COARSEST = 2.0  # times a question's own steps in the median; beyond, fixed steps cost what half a bit of weights would
+MARGIN = 0.05  # that a range is widened by on both sides, for questions that were not among the calibration's
 EXPLAINED = 16  # questions whose rationale is also written, which takes most of the time
 
 
@@ -147,3 +149,53 @@ def observe(
             parameter.requires_grad_(needed)
     found = {name: watch.observed(max(1, learned)) for name, watch in watches.items()}
     return {name: seen for name, seen in found.items() if seen is not None}
+
+
+def input_ranges(
+    student: Student, questions: Sequence[Example], products: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[float, float]]:
+    """Return between which numbers the inputs of an encoder's products lie, by product; nothing where fixed steps are too coarse.
+
+    With steps that are fixed beforehand a question's codes do not depend on what is read with it, so that a batch is read at once
+    and gives the very same answers; with steps of each call's own (`DynamicQuantizeMatMul`) questions are read one by one.
+
+    Args:
+        student: The torch student, an encoder-decoder.
+        questions: Calibration questions.
+        products: The weights of each product by its name.
+    """
+    model = student.model.eval()
+    modules = dict(model.named_modules())
+    seen: dict[str, list[tuple[float, float]]] = {}
+
+    def watch(name: str) -> Any:
+        def look(module: Any, inputs: Any) -> None:
+            low, high = torch.aminmax(inputs[0].detach().float())
+            seen.setdefault(name, []).append((float(low), float(high)))
+
+        return look
+
+    read = {name: weights for name, weights in products.items() if name.startswith("encoder.")}
+    handles = [
+        modules[weights[0].removesuffix(".weight")].register_forward_pre_hook(watch(name))
+        for name, weights in read.items()
+        if weights[0].removesuffix(".weight") in modules
+    ]
+    device = model.get_input_embeddings().weight.device
+    try:
+        with torch.inference_mode():
+            for example in questions:
+                context = student.encoder.context(student.encoder.prompts.reasoning_context(render_question(example)))
+                states = model.get_encoder()(input_ids=torch.tensor([context], device=device)).last_hidden_state
+                watch("cross.kv")(None, (states,))
+    finally:
+        for handle in handles:
+            handle.remove()
+    ranges = {}
+    for name, found in seen.items():
+        spans = np.array(found)
+        low, high = float(spans[:, 0].min()), float(spans[:, 1].max())
+        if high - low > COARSEST * float(np.median(spans[:, 1] - spans[:, 0])):
+            return {}
+        ranges[name] = low - MARGIN * (high - low), high + MARGIN * (high - low)
+    return ranges

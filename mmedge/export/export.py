@@ -22,7 +22,7 @@ import torch
 from mmedge import __version__
 from mmedge.distill.students import PIECES, Student, open_student, student_details
 from mmedge.errors import MmedgeError
-from mmedge.export.calibration import Observed, observe
+from mmedge.export.calibration import Observed, input_ranges, observe
 from mmedge.export.confidence import calibrated
 from mmedge.export.graphs import GraphChoice, choose_graphs, copy_configs, fused_products, write_fused, write_through_optimum
 from mmedge.export.numbers import FORMATS, HIGHER, MEANT_FOR, PRECISIONS, Numbers, Precision
@@ -188,6 +188,7 @@ class _Exporter:
         )
         self._floats = out / ".graphs"
         self._seen: dict[str, Observed] | None = None
+        self._input_ranges: dict[str, tuple[float, float]] | None = None
         self._with_gradients = False
 
     def close(self) -> None:
@@ -235,6 +236,15 @@ class _Exporter:
             self._seen = observe(self._student, examples, products, *limits, self._progress, gradients=gradients)
             self._with_gradients = gradients
         return self._seen
+
+    def _ranges(self) -> Mapping[str, tuple[float, float]]:
+        """Return between which numbers the inputs of an encoder's products lie; nothing where that is not known."""
+        examples = self._questions.questions.get(CALIBRATION, ())
+        if not examples or self._writer != "fused" or self._details["family"] != "encoder-decoder":
+            return {}
+        if self._input_ranges is None:
+            self._input_ranges = input_ranges(self._student, examples, fused_products(self._folder))
+        return self._input_ranges
 
     def written(self) -> dict[str, dict[str, Any]]:
         """Return the manifests of all bundles of this student that are there, by precision."""
@@ -301,7 +311,8 @@ class _Exporter:
         costs: list[tuple[str, float, int]] = []
         share = FIRST_SHARE
         while True:
-            numbers = Numbers(precision, exceptions, self._observed(gradients=False) if precision == "int4" else {})
+            observed = self._observed(gradients=False) if precision == "int4" else {}
+            numbers = Numbers(precision, exceptions, observed, self._ranges() if precision in HIGHER else {})
             manifest = self._fill(folder, precision, numbers)
             bundle = EdgeStudent.load(folder, device="cpu")
             found = self._reference.compare(bundle, self._vocabulary.kept if self._vocabulary else None)
@@ -309,6 +320,10 @@ class _Exporter:
             history.append({"kept_finer": len(exceptions), "problems": said, "accuracy_drop": found.drop, "mean_kl": found.mean_kl})
             if not said:
                 break
+            if numbers.ranges:
+                self._progress.line(f"{precision}: {'; '.join(said)}; the encoder's inputs are rounded anew for every question")
+                self._input_ranges = {}
+                continue
             finer = HIGHER.get(precision) if self._writer == "fused" else None
             if finer is None or share > 1:
                 raise MmedgeError(

@@ -40,12 +40,14 @@ class Numbers:
         precision: The bundle's.
         exceptions: Matrices that are kept in other numbers, by name.
         observed: What went through products on calibration questions, by name; int4 is then rounded by GPTQ.
+        ranges: Between which numbers the inputs of an encoder's products lie, by name; those are then rounded to fixed steps.
         written: What was written so far: each matrix's numbers and size, by name.
     """
 
     precision: Precision
     exceptions: Mapping[str, NumberFormat] = field(default_factory=dict)
     observed: Mapping[str, Observed] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     written: dict[str, tuple[NumberFormat, tuple[int, ...]]] = field(default_factory=dict)
 
     @property
@@ -78,6 +80,10 @@ class Numbers:
             blocks = [block for block in (format_.block, 32, 16) if shape[1] % block == 0]
             return replace(format_, block=blocks[0]) if blocks else FLOAT32
         return INT8_OUTPUTS if name.startswith(MANY_ROWS) else format_
+
+    def input_range(self, name: str) -> tuple[float, float] | None:
+        """Return between which numbers the inputs of a product lie; None where that is not known."""
+        return self.ranges.get(name)
 
     def rounded(self, name: str, weight: NDArray[np.float32], format_: NumberFormat) -> RoundedMatrix:
         """Return a matrix in numbers of few bits."""

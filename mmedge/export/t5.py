@@ -27,6 +27,7 @@ from onnx import TensorProto
 from mmedge.errors import MmedgeError
 from mmedge.export.builder import CONTRIB, DataFile, GraphBuilder, Rounding
 from mmedge.export.weights import HEAD, Weights, has_own_head
+from mmedge.runtime.graphs import ROWS_ALIKE
 
 ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"
 DATA = "weights.data"
@@ -256,6 +257,8 @@ def encoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None
         for offset, part in enumerate(("key", "value")):
             name = f"present.{index}.encoder.{part}"
             g.output(split[2 * index + offset], name, ("batch", shape.heads, "length", shape.head_width), g.float_type)
+    if g.rows_alike:
+        g.notes[ROWS_ALIKE] = "yes"
     return g
 
 

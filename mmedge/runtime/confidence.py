@@ -67,7 +67,7 @@ class Evidence:
 def _log_odds(log_probability: float) -> float:
     """Return the log-odds of a probability given by its logarithm."""
     p = min(log_probability, -1e-12)
-    return float(np.clip(p - math.log(-math.expm1(p)), -_LARGEST, _LARGEST))
+    return max(-_LARGEST, min(_LARGEST, p - math.log(-math.expm1(p))))
 
 
 def sigmoid(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -37,6 +37,8 @@ __all__ = ["Decoding", "Engine", "Generation", "Logits", "open_engine"]
 
 STEPPED = 4  # a batch whose rows have at most so many tokens more to read takes them one by one, and nothing is read twice
 LEAVES = 0.75  # a batch is made smaller when no more than this share of its rows still writes
+ENCODED_TOGETHER = 16  # contexts; what goes between layers then stays near the processor
+FILLED_UP_TO = 8  # tokens that a context is a multiple of where contexts are encoded together: more of them are then of a width
 
 
 class Engine(Protocol):
@@ -157,24 +159,45 @@ class FusedEncoderDecoderEngine(_FusedEngine):
         self._held = [name.replace("present", "past_key_values") for name in self._encoder.outputs]
 
     def held(self, prompts: Sequence[Prompt]) -> dict[str, ort.OrtValue]:
-        """Encode each context by itself: an int8 encoder's activations share one scale, and no answer may depend on the batch."""
-        ids, mask = left_padded([prompt.context for prompt in prompts], self.special.pad)
-        width = ids.shape[1]
-        found: dict[str, Any] = {"encoder_attention_mask": mask}
+        """Encode contexts so that what comes out of one does not depend on those beside it.
+
+        All are filled up behind, to a multiple of `FILLED_UP_TO` tokens, so that sums over them are made in the same order
+        however wide the batch is. Where a row's products are its own (`rows_alike`), contexts of the same width are read at
+        once: same width, same kernels, same bits. Else activations share one scale, and each is read alone, as it is.
+        """
+        counts = [len(prompt.context) for prompt in prompts]
+        filled = [-(-count // FILLED_UP_TO) * FILLED_UP_TO for count in counts]
+        total = max(filled)
+        ids = np.full((len(prompts), total), self.special.pad, dtype=np.int64)
+        mask = np.zeros((len(prompts), total), dtype=np.int64)
         for row, prompt in enumerate(prompts):
-            size = len(prompt.context)
-            one = {"input_ids": ids[row : row + 1, width - size :], "attention_mask": mask[row : row + 1, width - size :]}
-            for key, seen in zip(self._held, self._encoder.session.run(None, one), strict=True):
-                if len(prompts) == 1:
-                    found[key] = seen
-                    continue
-                if key not in found:
-                    found[key] = np.zeros((len(prompts), seen.shape[1], width, seen.shape[3]), dtype=seen.dtype)
-                found[key][row, :, width - size :] = seen[0]
-        return {name: self.decoder.placed(value) for name, value in found.items()}
+            ids[row, : counts[row]], mask[row, : counts[row]] = prompt.context, 1
+        alike = self._encoder.rows_alike
+        groups = _same(filled, ENCODED_TOGETHER) if alike else [[row] for row in range(len(prompts))]
+        whole: dict[str, Any] = {}
+        for rows in groups:
+            width = (filled if alike else counts)[rows[0]]
+            some = {"input_ids": bound(ids[rows, :width]), "attention_mask": bound(mask[rows, :width])}
+            found = dict(zip(self._held, self._encoder.run(some, self._encoder.outputs).values(), strict=True))
+            if len(groups) == 1 and width == total:
+                return {"encoder_attention_mask": self.decoder.placed(mask), **found}
+            for name, value in found.items():
+                part = value.numpy()
+                if name not in whole:
+                    whole[name] = self.decoder.scratch.zeros((len(prompts), part.shape[1], total, part.shape[3]), part.dtype)
+                whole[name][rows, :, :width] = part
+        return {name: self.decoder.placed(value) for name, value in ({"encoder_attention_mask": mask} | whole).items()}
 
     def sequence(self, prompt: Prompt) -> tuple[int, ...]:
         return prompt.begun
+
+
+def _same(values: Sequence[int], most: int) -> list[list[int]]:
+    """Return the places of equal values together, at most so many in a list."""
+    found: dict[int, list[int]] = {}
+    for place, value in enumerate(values):
+        found.setdefault(value, []).append(place)
+    return [places[first : first + most] for places in found.values() for first in range(0, len(places), most)]
 
 
 class _Conversation:

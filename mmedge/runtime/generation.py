@@ -134,9 +134,10 @@ class Writer:
             self._score(logits, chosen, rows)
         if not self._first:
             self._first = time.perf_counter() - self._started
-        for place, row in enumerate(rows):
+        places = range(len(chosen))
+        for place, row, token in zip(places, np.asarray(rows).tolist(), chosen.tolist(), strict=True):
             if self.open[row]:
-                self._put(int(row), int(chosen[place]))
+                self._put(row, token)
             if not self.open[row]:
                 chosen[place] = self._eos
         return chosen

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from mmedge.errors import MmedgeError
 from mmedge.runtime.generation import Logits, Tokens
+from mmedge.runtime.scratch import Scratch
 
 Device = Literal["auto", "cpu", "cuda"]
 Place = Literal["cpu", "cuda"]
 CUDA = "CUDAExecutionProvider"
+ROWS_ALIKE = "mmedge.rows_alike"  # a graph's note that what it computes of a row never depends on the rows beside it
 
 
 def choose_device(wanted: Device, meant_for: Place) -> Place:
@@ -89,6 +91,7 @@ class Graph:
     def __init__(self, path: Path, threads: int | None, device: Place = "cpu") -> None:
         self.device: Place = device
         self.shares_memory = device == "cpu"  # values made of arrays are those arrays
+        self.scratch = Scratch()
         self.session = open_session(path, threads, device)
         self.inputs = {item.name: item for item in self.session.get_inputs()}
         self.past = [name for name in self.inputs if name.startswith("past_key_values.")]
@@ -96,6 +99,7 @@ class Graph:
         self.floats: type[np.float32 | np.float16] = np.float16 if half else np.float32
         self.outputs = [item.name for item in self.session.get_outputs()]
         self.steps_alike = "attended" in self.inputs
+        self.rows_alike = self.session.get_modelmeta().custom_metadata_map.get(ROWS_ALIKE) == "yes"
         self.vocabulary = next((item.shape[-1] for item in self.session.get_outputs() if item.name == "logits"), 0)
 
     def placed(self, array: NDArray[Any]) -> ort.OrtValue:
@@ -154,7 +158,7 @@ class Reading:
             if name not in self.held:
                 _, heads, _, width = graph.inputs[name].shape
                 room = capacity + self._doubles
-                cache = graph.placed(np.zeros((rows, heads, room, width), dtype=graph.floats))
+                cache = graph.placed(graph.scratch.zeros((rows, heads, room, width), graph.floats))
                 self._cache[name] = cache
                 self._binding.bind_ortvalue_input(name, cache)
                 self._binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
@@ -205,7 +209,7 @@ class Reading:
 
     def rows(self, wanted: Tokens, capacity: int) -> Reading:
         """Return some of the rows, in any order and number, as a reading of their own; this one stays as it is."""
-        held = {name: bound(value.numpy()[wanted]) for name, value in self.held.items()}
+        held = {name: bound(self._picked(value.numpy(), wanted)) for name, value in self.held.items()}
         found = Reading(self._graph, len(wanted), capacity, held)
         found.lengths = self.lengths[wanted]
         longest = int(found.lengths.max())
@@ -217,6 +221,10 @@ class Reading:
             rows[:, :, :longest] = value.numpy()[wanted, :, :longest]
             found._cache[name].update_inplace(rows)
         return found
+
+    def _picked(self, values: NDArray[Any], wanted: Tokens) -> NDArray[Any]:
+        into = self._graph.scratch.empty((len(wanted), *values.shape[1:]), values.dtype)
+        return np.take(values, wanted, axis=0, out=into, mode="clip")  # which writes into it at once; rows are there
 
     def _run(self) -> None:
         if self._graph.shares_memory:
@@ -248,7 +256,7 @@ class Reading:
             }
             values = {name: bound(array) for name, array in fresh.items() if name in self._names}
             # a place of its own: asking the binding for its outputs would wrap the whole cache, half a millisecond a step
-            values["logits"] = bound(np.empty((wanted, self._graph.vocabulary), dtype=np.float32))
+            values["logits"] = bound(self._graph.scratch.empty((wanted, self._graph.vocabulary), np.float32))
             self._places[shape] = values, {name: value.numpy() for name, value in values.items()}
         values, arrays = self._places[shape]
         if self._shape != shape:

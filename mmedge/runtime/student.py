@@ -11,6 +11,7 @@ one call is that call's own.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,7 @@ from mmedge.runtime.graphs import Device
 from mmedge.runtime.strategies import Sample, Strategy, StrategyKind, vote
 from mmedge.tasks.base import ChainOfThought, Example, Unparsed
 from mmedge.tasks.encoding import Kind, Prompt, PromptEncoder
-from mmedge.tasks.expressions import ExpressionError, number_text, parse
+from mmedge.tasks.expressions import ExpressionError, number_text, value_of
 from mmedge.tasks.prompts import VERDICTS, Context, render_question
 from mmedge.tasks.reading import read_task_text
 
@@ -437,7 +438,7 @@ class Student:
             constrained=wish.constrained,
             told=told,
         )
-        answers = [self._answer(example, thought, wish, judged) for example, thought in zip(examples, thoughts, strict=True)]
+        answers = self._answers(examples, thoughts, wish, judged)
         if strategy.kind == "retry":
             doubtful = [row for row, answer in enumerate(answers) if (answer.confidence or 0.0) < strategy.retry_below]
             if doubtful:
@@ -508,9 +509,11 @@ class Student:
 
     def _prompts(self, kind: Kind, contexts: Sequence[Context], read: _Read) -> list[Prompt]:
         """Return prompts, what they read encoded once; `read` keeps it."""
-        for context in contexts:
-            if context.read not in read:
-                read[context.read] = self.encoder.context(context)
+        new = {context.read: context for context in contexts if context.read not in read}
+        if len(new) == 1:
+            read |= {text: self.encoder.context(context) for text, context in new.items()}
+        elif new:
+            read |= zip(new, self.encoder.contexts(list(new.values())), strict=True)
         return [Prompt(read[context.read], self.encoder.begun(kind, context)) for context in contexts]
 
     def _judged(
@@ -549,28 +552,35 @@ class Student:
             agreement = 1.0 if self.bundle.judge.agrees(thought.text, found.pseudo_label, example.choices) else -1.0
         return Evidence(thought.log_probability, thought.judgement.log_odds, agreement, thought.rationale_log_probability)
 
-    def _answer(self, example: Example, thought: _Thought, wish: _Wish, judged: bool) -> Answer:
-        judgement = thought.judgement
+    def _answers(self, examples: Sequence[Example], thoughts: Sequence[_Thought], wish: _Wish, judged: bool) -> list[Answer]:
         signal: Signal = self._best_signal() if judged else "answer"
-        evidence = Evidence(thought.log_probability, judgement.log_odds if judgement else None)
         if signal == "combined":  # which alone looks at what the rationale comes to
-            evidence = self._evidence(example, thought)
-        if self.confidence is not None:
-            confidence = self.confidence.of([evidence], signal)[0]
+            evidence = [self._evidence(example, thought) for example, thought in zip(examples, thoughts, strict=True)]
         else:
-            signal, confidence = "answer", float(np.exp(min(0.0, thought.log_probability)))
-        shown = judgement if wish.evaluate else None
-        return Answer(
-            thought.text,
-            self.value_of(thought.text),
-            confidence,
-            signal,
-            self.confidence is not None,
-            thought.rationale if wish.explain else None,
-            shown.verdict if shown else None,
-            shown.probability_correct if shown else None,
-            shown.evaluation if shown else None,
-        )
+            evidence = [
+                Evidence(thought.log_probability, thought.judgement.log_odds if thought.judgement else None) for thought in thoughts
+            ]
+        if self.confidence is not None:
+            confidences = self.confidence.of(evidence, signal)
+        else:
+            signal, confidences = "answer", [math.exp(min(0.0, thought.log_probability)) for thought in thoughts]
+        found = []
+        for thought, confidence in zip(thoughts, confidences, strict=True):
+            shown = thought.judgement if wish.evaluate else None
+            found.append(
+                Answer(
+                    thought.text,
+                    self.value_of(thought.text),
+                    confidence,
+                    signal,
+                    self.confidence is not None,
+                    thought.rationale if wish.explain else None,
+                    shown.verdict if shown else None,
+                    shown.probability_correct if shown else None,
+                    shown.evaluation if shown else None,
+                )
+            )
+        return found
 
     def _drawn(self, examples: Sequence[Example], contexts: Sequence[Context], wish: _Wish) -> list[list[_Thought]]:
         """Draw chains of thought, and let the student judge each."""
@@ -591,7 +601,7 @@ class Student:
         for example, thoughts in zip(examples, drawn, strict=True):
             samples = _samples(thoughts)
             place, share = vote(samples, self.bundle.judge, example.choices, wish.strategy.choose_by)
-            answer = self._answer(example, thoughts[place], wish, judged=True)
+            answer = self._answers([example], [thoughts[place]], wish, judged=True)[0]
             answers.append(replace(answer, confidence=share, signal="samples", calibrated=False, samples=tuple(samples)))
         return answers
 
@@ -635,7 +645,7 @@ class Student:
         if self.bundle.judge.name != "expression":
             return None
         try:
-            value = parse(text).value
+            value = value_of(text)
         except ExpressionError:
             return None
         return None if value is None else number_text(value)

@@ -31,6 +31,8 @@ class TextTokenizer(Protocol):
 
     def encode(self, sequence: str, *, add_special_tokens: bool) -> _Encoding: ...
 
+    def encode_batch_fast(self, input: Sequence[str], *, add_special_tokens: bool) -> Sequence[_Encoding]: ...
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
 
 
@@ -85,15 +87,22 @@ class PromptEncoder:
         return {"predict": tuple(self._ids(self.prompts.predict)), "explain": tuple(self._ids(self.prompts.explain))}
 
     def _ids(self, text: str) -> list[int]:
-        clean = text.encode("utf-8", "replace").decode("utf-8")  # unpaired surrogates are no text to a tokenizer
-        return list(self.tokenizer.encode(clean, add_special_tokens=False).ids)
+        return list(self.tokenizer.encode(_clean(text), add_special_tokens=False).ids)
 
     def context(self, context: Context) -> tuple[int, ...]:
         """Return the tokens that both tasks share, cut to the longest input."""
+        return self._cut(self._ids(context.read))
+
+    def contexts(self, contexts: Sequence[Context]) -> list[tuple[int, ...]]:
+        """Return the same of several; other threads of Python go on meanwhile."""
+        texts = [_clean(context.read) for context in contexts]
+        return [self._cut(found.ids) for found in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _cut(self, ids: list[int]) -> tuple[int, ...]:
         if self.family == "encoder-decoder":
-            return (*self._ids(context.read)[: self.max_input_tokens - 1], self.special.eos)
+            return (*ids[: self.max_input_tokens - 1], self.special.eos)
         first = [self.special.bos] if self.special.bos is not None else []
-        return tuple((first + self._ids(context.read))[: self.max_input_tokens])
+        return tuple((first + ids)[: self.max_input_tokens])
 
     def begun(self, kind: Kind, context: Context) -> tuple[int, ...]:
         """Return the tokens in front of what is written; what a decoder is given to judge is cut to the longest input."""
@@ -126,3 +135,8 @@ class PromptEncoder:
         while len({tuple(ids[: common + 1]) for ids in encoded}) == 1:
             common += 1
         return encoded[0][:common], [ids[common] for ids in encoded]
+
+
+def _clean(text: str) -> str:
+    """Return a text as tokenizers take it: unpaired surrogates are none."""
+    return text.encode("utf-8", "replace").decode("utf-8")

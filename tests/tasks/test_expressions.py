@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmedge.tasks.expressions import ExpressionError, find_expressions, find_numbers, leaf, operation, parse
+from mmedge.tasks.expressions import ExpressionError, find_expressions, find_numbers, leaf, operation, parse, value_of
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,17 @@ def test_operations_are_found_in_prose() -> None:
 def test_words_and_hyphens_are_no_operations() -> None:
     assert find_expressions("A one-step problem: 12 apples, 5 pears. It is well-known.") == []
     assert find_numbers("12 apples and 1,000 pears cost 2.50") == [12, 1000, Fraction(5, 2)]
+
+
+@given(
+    st.lists(st.sampled_from(["3", "12", "1,000", ".5", "+", "-", "*", "/", "(", ")", " ", "x", "٣", "007", "1" * 16]), max_size=7)
+)
+def test_the_short_way_to_a_value_is_the_long_one(parts: list[str]) -> None:
+    text = "".join(parts)
+    try:
+        expected = parse(text).value
+    except ExpressionError:
+        with pytest.raises(ExpressionError):
+            value_of(text)
+    else:
+        assert value_of(text) == expected
