@@ -51,6 +51,7 @@ AnyPrecision = Precision | BitsPrecision
 # and in 17 ms with two (measured on two cores); SmolLM2's 135 M gain from every core.
 SMALL_PARAMETERS = 10_000_000
 REPORT = "export.html"
+STEPS_TO_BLAME = 0.9  # of the KL that fixed steps had, below which steps chosen anew are worth reading questions one by one
 FIRST_SHARE = 1 / 8  # of the products that are kept in finer numbers when accuracy asks for it; doubled until it holds
 _OF_STRATEGY = {"samples", "choose_by", "temperature", "seed", "retry_below"}
 HALF_ROOM = 32_752.0  # half of what float16 holds: other questions may go further than those of the validation
@@ -310,20 +311,25 @@ class _Exporter:
         history: list[dict[str, Any]] = []
         costs: list[tuple[str, float, int]] = []
         share = FIRST_SHARE
+        fixed = True  # an encoder's inputs are rounded to steps that calibration questions fixed
         while True:
             observed = self._observed(gradients=False) if precision == "int4" else {}
-            numbers = Numbers(precision, exceptions, observed, self._ranges() if precision in HIGHER else {})
+            ranges = self._ranges() if precision in HIGHER and fixed else {}
+            numbers = Numbers(precision, exceptions, observed, ranges)
             manifest = self._fill(folder, precision, numbers)
             bundle = EdgeStudent.load(folder, device="cpu")
             found = self._reference.compare(bundle, self._vocabulary.kept if self._vocabulary else None)
             said = problems(found, precision, self._drop)
-            history.append({"kept_finer": len(exceptions), "problems": said, "accuracy_drop": found.drop, "mean_kl": found.mean_kl})
+            tried = {"kept_finer": len(exceptions), "fixed_steps": bool(ranges)}
+            history.append({**tried, "problems": said, "accuracy_drop": found.drop, "mean_kl": found.mean_kl})
             if not said:
                 break
-            if numbers.ranges:
+            if ranges and len(history) == 1:
                 self._progress.line(f"{precision}: {'; '.join(said)}; the encoder's inputs are rounded anew for every question")
-                self._input_ranges = {}
+                fixed = False
                 continue
+            if not fixed and len(history) == 2:
+                fixed = found.mean_kl > STEPS_TO_BLAME * history[0]["mean_kl"]  # it was the weights, and not the steps
             finer = HIGHER.get(precision) if self._writer == "fused" else None
             if finer is None or share > 1:
                 raise MmedgeError(

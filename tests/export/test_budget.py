@@ -74,15 +74,17 @@ def test_what_costs_most_is_kept_finer_until_it_holds(tiny_run: Path, tmp_path: 
 
     def twice(found: Any, precision: str, drop: float) -> list[str]:
         calls.append(found)
-        return ["too bad"] if len(calls) < 3 else []
+        return ["too bad"] if len(calls) < 4 else []
 
     monkeypatch.setattr("mmedge.export.export.problems", twice)
     manifest = export(run, ["int4"], QUIET)["int4"]
-    assert [step["problems"] for step in manifest["budget"]] == [["too bad"], ["too bad"], []]
-    kept = [step["kept_finer"] for step in manifest["budget"]]
-    assert kept[0] == 0 < kept[1] < kept[2]
+    assert [step["problems"] for step in manifest["budget"]] == [["too bad"], ["too bad"], ["too bad"], []]
+    # the encoder's steps are doubted first, but it is the weights in 4 bits that cost
+    assert [step["fixed_steps"] for step in manifest["budget"]] == [True, False, True, True]
+    *kept, last = [step["kept_finer"] for step in manifest["budget"]]
+    assert kept[:2] == [0, 0] and 0 < kept[2] < last
     costs = manifest["sensitivity"]
-    worst = {cost["product"] for cost in costs[: kept[2]]}
+    worst = {cost["product"] for cost in costs[:last]}
     assert manifest["numbers"]["exceptions"] == dict.fromkeys(worst, "int8")
     assert {name for name, format_ in manifest["numbers"]["layers"].items() if format_ == "int8"} >= worst
     per_byte = [cost["loss"] / cost["bytes"] for cost in costs]
