@@ -116,6 +116,8 @@ def observe(
     answers = generate(student, "predict", contexts, max_answer_tokens)
     rationales = generate(student, "explain", contexts[:EXPLAINED], max_rationale_tokens)
     modules = dict(model.named_modules())
+    # a table that is looked up in and multiplied by: rounding it well for the product changes what is looked up but little
+    modules |= {name: model.get_output_embeddings() for name, one in modules.items() if one is model.get_input_embeddings()}
     named = {
         name: [modules[weight.removesuffix(".weight")] for weight in weights]
         for name, weights in products.items()

@@ -32,7 +32,7 @@ from mmedge.export.rounded import FLOATS, Answering, write_rounded
 from mmedge.export.rounding import NumberFormat
 from mmedge.export.trim import TrimmedVocabulary, trim
 from mmedge.export.verify import Reference, Verification, problems
-from mmedge.export.weights import WeightFiles
+from mmedge.export.weights import TABLE, WeightFiles
 from mmedge.pretrained.bits import BITS_PRECISIONS, BitsPrecision, check_rounded, need_bitsandbytes, seal_rounded
 from mmedge.progress import Progress, duration
 from mmedge.recipe import AnsweringSection
@@ -485,13 +485,15 @@ class _Exporter:
         found = []
         with self._progress.task("what each product's rounding costs", len(observed)) as step:
             for name, seen in observed.items():
+                step.advance(1)
+                if name == TABLE:  # what finer numbers cost and bring where it is looked up is not known
+                    continue
                 weight = np.concatenate([weights[part] for part in products[name]])
                 format_ = numbers.number_format(name, weight.shape)
                 size = weight.size * (HIGHER[precision].bits - format_.bits) // 8
                 if size > 0:
                     change = numbers.rounded(name, weight, format_).restored() - weight
                     found.append((name, seen.loss_of(change), size))
-                step.advance(1)
         return sorted(found, key=lambda cost: -cost[1] / cost[2])
 
     def _fill(self, folder: Path, precision: Precision, numbers: Numbers) -> dict[str, Any]:

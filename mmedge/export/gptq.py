@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mmedge.export.rounding import NumberFormat, RoundedMatrix, assembled, block_scales, blocks_of
 
 DAMPING = 0.01  # of the mean second moment, added to all: inputs that hardly vary must not blow up the inverse
+_ROWS = 4096  # outputs rounded at a time
 _COLUMNS = 128  # after which the remaining columns are corrected in one product
 
 
@@ -26,18 +27,44 @@ def round_calibrated(weight: NDArray[np.float32], format_: NumberFormat, moments
     Returns:
         The rounded matrix.
     """
-    rows, width = weight.shape
+    width = weight.shape[1]
     second = moments.astype(np.float64)
     unseen = np.diag(second) <= 0
     second[unseen, unseen] = 1.0
     seen = np.diag(second).astype(np.float32)
-    grouped = blocks_of(weight, format_.block)
     importance = blocks_of(np.where(unseen, 0, seen)[None].astype(np.float32) + 1e-12, format_.block)[0]
-    scales, zeros = block_scales(grouped, format_, importance)
-
     order = np.argsort(-np.diag(second))
     damped = second[order][:, order] + DAMPING * float(np.diag(second).mean()) * np.eye(width)
     inverse = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)  # upper: what is left after each column
+    # each output is rounded by itself, so that a head of many takes no more memory than a product
+    parts = [
+        _rounded_rows(weight[first : first + _ROWS], format_, importance, order, inverse, unseen)
+        for first in range(0, len(weight), _ROWS)
+    ]
+    blocks, scales, zeros = (np.concatenate([part[index] for part in parts]) for index in range(3))
+    return assembled(blocks, scales, zeros.astype(np.uint8), format_, width)
+
+
+def _rounded_rows(
+    weight: NDArray[np.float32],
+    format_: NumberFormat,
+    importance: NDArray[np.float32],
+    order: NDArray[np.intp],
+    inverse: NDArray[np.float32],
+    unseen: NDArray[np.bool_],
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+    """Return codes (rows, blocks, block), scales and zero points (rows, blocks) of some rows.
+
+    Args:
+        weight: (rows, inputs).
+        format_: The numbers.
+        importance: (blocks, block), the mean square of each input.
+        order: (inputs,), in which order they are taken.
+        inverse: (inputs, inputs), the Cholesky factor of the inverse moments, in that order.
+        unseen: (inputs,), whether nothing ever came in there.
+    """
+    rows, width = weight.shape
+    scales, zeros = block_scales(blocks_of(weight, format_.block), format_, importance)
     left = np.ascontiguousarray(weight[:, order].T)  # (inputs, outputs): a column of the weight is a row here
     left[unseen[order]] = 0
     codes = np.zeros((width, rows), dtype=np.uint8)
@@ -64,5 +91,4 @@ def round_calibrated(weight: NDArray[np.float32], format_: NumberFormat, moments
     count = scales.shape[1]
     padded = np.full((count * format_.block, rows), 1 << (format_.bits - 1), dtype=np.uint8)
     padded[:width] = back
-    blocks = np.ascontiguousarray(padded.T).reshape(rows, count, format_.block)
-    return assembled(blocks, scales, zeros.astype(np.uint8), format_, width)
+    return np.ascontiguousarray(padded.T).reshape(rows, count, format_.block), scales, zeros

@@ -28,7 +28,7 @@ from onnx import TensorProto
 
 from mmedge.errors import MmedgeError
 from mmedge.export.builder import CONTRIB, DataFile, GraphBuilder, Rounding
-from mmedge.export.weights import HEAD, Weights, has_own_head
+from mmedge.export.weights import HEAD, TABLE, Weights, has_own_head
 
 DECODER = "model.onnx"
 DATA = "weights.data"
@@ -185,8 +185,8 @@ def product_weights(shape: LlamaShape, weights: Weights) -> dict[str, tuple[str,
         found[f"{name}.attention.o"] = (f"{prefix}.self_attn.o_proj.weight",)
         for part in ("gate", "up", "down"):
             found[f"{name}.feed_forward.{part}"] = (f"{prefix}.mlp.{part}_proj.weight",)
-    if has_own_head(weights, EMBEDDING):
-        found["head"] = (HEAD,)
+    own = has_own_head(weights, EMBEDDING)
+    found["head" if own else TABLE] = (HEAD if own else EMBEDDING,)
     return found
 
 
@@ -227,7 +227,7 @@ def decoder_graph(
     turns = [g.constant(f"rotary.{name}", turn(angles).astype(np.float32)) for name, turn in (("cos", np.cos), ("sin", np.sin))]
 
     embedding = weights[EMBEDDING]
-    residual = g.lookup(ids, embedding, "embedding")
+    residual = g.lookup(ids, embedding, TABLE)
     vocabulary = len(embedding)
     del embedding
     x = g.norm(residual, weights["model.layers.0.input_layernorm.weight"], shape.epsilon, "layers.0.norm")
@@ -250,7 +250,7 @@ def decoder_graph(
         following = weights["model.norm.weight" if last else f"model.layers.{index + 1}.input_layernorm.weight"]
         x, residual = g.add_norm(residual, fed, following, shape.epsilon, "norm" if last else f"layers.{index + 1}.norm")
     untied = has_own_head(weights, EMBEDDING)
-    g.head(x, weights[HEAD if untied else EMBEDDING], "head" if untied else "embedding", "logits")
+    g.head(x, weights[HEAD if untied else EMBEDDING], "head" if untied else TABLE, "logits")
     g.declare("logits", ("rows", vocabulary))
     return g
 

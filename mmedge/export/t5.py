@@ -26,7 +26,7 @@ from onnx import TensorProto
 
 from mmedge.errors import MmedgeError
 from mmedge.export.builder import CONTRIB, DataFile, GraphBuilder, Rounding
-from mmedge.export.weights import HEAD, Weights, has_own_head
+from mmedge.export.weights import HEAD, TABLE, Weights, has_own_head
 from mmedge.runtime.graphs import ROWS_ALIKE
 
 ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"
@@ -149,8 +149,9 @@ def product_weights(shape: T5Shape, weights: Weights) -> dict[str, tuple[str, ..
     found["cross.kv"] = tuple(
         f"decoder.block.{index}.layer.1.EncDecAttention.{part}.weight" for index in range(shape.decoder_layers) for part in "kv"
     )
-    if has_own_head(weights, _embedding_name(weights)):
-        found["head"] = (HEAD,)
+    embedding = _embedding_name(weights)
+    own = has_own_head(weights, embedding)
+    found["head" if own else TABLE] = (HEAD if own else embedding,)
     return found
 
 
@@ -219,7 +220,7 @@ def encoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None
     table = g.constant("encoder.position_bias", bias_table(learned, shape, bidirectional=True)[None])
     bias = g.node("Gather", [table, row], "bias", axis=2)  # (1, heads, length, length)
 
-    residual = g.lookup(ids, _embedding(weights), "embedding")
+    residual = g.lookup(ids, _embedding(weights), TABLE)
     x = g.norm(residual, weights["encoder.block.0.layer.0.layer_norm.weight"], shape.epsilon, "encoder.0.norm")
     for index in range(shape.encoder_layers):
         block, name = f"encoder.block.{index}", f"encoder.{index}"
@@ -299,7 +300,7 @@ def decoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None
         bias = g.node("Where", [unseen, lowest, bias], "bias.seen")
         where = _cache_places(g, ids, queries, shape)
 
-    residual = g.lookup(ids, _embedding(weights), "embedding")
+    residual = g.lookup(ids, _embedding(weights), TABLE)
     x = g.norm(residual, weights["decoder.block.0.layer.0.layer_norm.weight"], shape.epsilon, "decoder.0.norm")
     for index in range(shape.decoder_layers):
         block, name = f"decoder.block.{index}", f"decoder.{index}"
@@ -349,7 +350,7 @@ def decoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None
     x = g.node("Gather", [flat, wanted], "wanted.states", axis=0)
     untied = has_own_head(weights, _embedding_name(weights))
     head = weights[HEAD if untied else _embedding_name(weights)]
-    g.head(x, head, "head" if untied else "embedding", "logits")
+    g.head(x, head, "head" if untied else TABLE, "logits")
     g.declare("logits", ("rows", len(head)))
     return g
 

@@ -17,6 +17,7 @@ from mmedge.errors import MmedgeError
 from mmedge.storage import read_json
 
 HEAD = "lm_head.weight"
+TABLE = "embedding"  # what graphs call the table that is looked up in, and where it is tied, the head too
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 Weights = Mapping[str, NDArray[np.float32]]
 

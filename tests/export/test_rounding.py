@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,3 +81,38 @@ def test_gptq_changes_products_far_less_than_rounding_to_the_nearest(format_: Nu
     assert calibrated.codes.shape == nearest.codes.shape
     errors = [float((((rounded.restored() - weight) @ fresh.T) ** 2).mean()) for rounded in (nearest, calibrated)]
     assert errors[1] < 0.5 * errors[0]
+
+
+def test_outputs_are_rounded_by_themselves_however_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    weight, inputs = rng.standard_normal((100, 64)).astype(np.float32), rng.standard_normal((300, 64)).astype(np.float32)
+    moments = inputs.T @ inputs / 300
+    whole = round_calibrated(weight, INT4, moments)
+    monkeypatch.setattr("mmedge.export.gptq._ROWS", 7)
+    parts = round_calibrated(weight, INT4, moments)
+    assert np.array_equal(whole.codes, parts.codes) and np.array_equal(whole.scales, parts.scales)
+
+
+def test_a_tied_head_is_rounded_for_what_it_multiplies(llama_run: Path) -> None:
+    from mmedge.distill.students import open_student
+    from mmedge.export.calibration import observe
+    from mmedge.export.graphs import fused_products
+    from mmedge.export.weights import TABLE
+    from mmedge.progress import Progress
+    from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, read_evaluation_set
+
+    student = open_student(llama_run / "student")
+    questions = read_evaluation_set(llama_run / FILE_NAME).questions[CALIBRATION][:24]
+    products = fused_products(llama_run / "student")
+    assert TABLE in products and "head" not in products
+    seen = observe(student, questions, products, 8, 16, Progress(quiet=True))[TABLE]
+    weight = student.model.get_output_embeddings().weight.detach().numpy()
+    format_ = replace(INT4, block=16)
+    errors = {}
+    for name, found in (
+        ("nearest", round_blocks(weight, format_)),
+        ("calibrated", round_calibrated(weight, format_, seen.moments)),
+    ):
+        change = found.restored() - weight
+        errors[name] = float(((change @ seen.moments) * change).sum())
+    assert errors["calibrated"] < 0.7 * errors["nearest"]
