@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedge import Strategy, Student
+from mmedge.errors import MmedgeError
 from mmedge.runs import machine
 from mmedge.runtime.generation import Decoding
 from mmedge.storage import iterate_jsonl, write_json
@@ -169,7 +170,10 @@ def main() -> None:
     parser.add_argument("--only", choices=("chain", "batch", "draft", "cold"))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    student = Student.load(given.bundle, given.threads)
+    try:
+        student = Student.load(given.bundle, given.threads)
+    except MmedgeError as error:
+        raise SystemExit(f"error: {error}") from None
     tests = read_evaluation_set(given.bundle.resolve().parent / FILE_NAME).tests()
     questions = [example for examples in tests.values() for example in examples]
     more = [read_example(record, given.data, number) for number, record in iterate_jsonl(given.data)] if given.data else questions

@@ -347,6 +347,8 @@ class _Exporter:
                 exceptions |= dict.fromkeys(numbers.written, finer)  # the tables too
             self._progress.line(f"{precision}: {'; '.join(said)}; keeping {len(exceptions)} products in {finer}")
             share = min(1.0, share * 2) if share < 1 else 2.0
+        if exceptions and not numbers.written.keys() - exceptions.keys():
+            self._progress.line(f"{precision}: every product had to be kept in {HIGHER[precision]}: nothing is left of {precision}")
         if self._wants_costs and precision in HIGHER:
             costs = costs or self._costs(precision)
         confidence = calibrated(bundle, self._questions.questions.get(VALIDATION, ()), self._progress)

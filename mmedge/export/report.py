@@ -58,6 +58,7 @@ def _row(precision: str, manifest: Mapping[str, Any]) -> list[str]:
     if checked["accuracy_student"] is not None:
         accuracy = f"{100 * checked['accuracy_student']:.1f} → {100 * checked['accuracy_bundle']:.1f} %"
     kinds = Counter(manifest.get("numbers", {}).get("layers", {}).values())
+    fixed = "; encoder's inputs in fixed steps" if any(step.get("fixed_steps") for step in manifest.get("budget", ())[-1:]) else ""
     return [
         precision,
         f"{sum(file['bytes'] for file in manifest['files'].values()) / 1e6:.1f} MB",
@@ -68,9 +69,12 @@ def _row(precision: str, manifest: Mapping[str, Any]) -> list[str]:
         change_text(change),
         "–" if likely is None else f"{100 * likely[0]:.1f} → {100 * likely[1]:.1f} %",
         change_text(checked.get("label_probability_change")),
-        ", ".join(f"{count} in {kind}" for kind, count in kinds.most_common()) or precision,
+        (", ".join(f"{count} in {kind}" for kind, count in kinds.most_common()) or precision) + fixed,
         duration(manifest["written"]["seconds"]),
     ]
+
+
+_STEPS = {True: "in fixed steps", False: "in steps of each question's own"}
 
 
 def _budget(page: Page, precision: str, manifest: Mapping[str, Any]) -> None:
@@ -81,10 +85,11 @@ def _budget(page: Page, precision: str, manifest: Mapping[str, Any]) -> None:
     title = f"{precision}: kept within {manifest['max_accuracy_drop']:g} points"
     page.heading(title, "The products whose rounding costs most stay in finer numbers, more of them each time.")
     page.table(
-        ["products kept finer", "accuracy lost, points", "KL, nats a token", "what was wrong"],
+        ["products kept finer", "the encoder's inputs", "accuracy lost, points", "KL, nats a token", "what was wrong"],
         [
             [
                 str(step["kept_finer"]),
+                _STEPS[bool(step.get("fixed_steps"))] if any(one.get("fixed_steps") for one in history) else "–",
                 "–" if step["accuracy_drop"] is None else f"{step['accuracy_drop']:.1f}",
                 f"{step['mean_kl']:.1e}",
                 "; ".join(step["problems"]) or "nothing",

@@ -6,9 +6,12 @@ time and megabytes to import, and most students never hand anything on.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import socket
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -33,7 +36,56 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-_OPENER = urllib.request.build_opener(_NoRedirects)
+class _Deadline:
+    """Ends a request that takes too long, whatever it waits for: a socket's own timeout starts anew with every byte."""
+
+    def __init__(self, seconds: float) -> None:
+        self.passed = False
+        self._sockets: list[socket.socket] = []
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> _Deadline:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def watch(self, connected: socket.socket) -> None:
+        self._sockets.append(connected)
+        if self.passed:
+            self._end()
+
+    def _end(self) -> None:
+        self.passed = True
+        for connected in self._sockets:
+            with contextlib.suppress(OSError, ValueError):
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)  # of the socket itself, also beneath TLS
+
+
+def _opener(deadline: _Deadline) -> urllib.request.OpenerDirector:
+    """Return what opens addresses, its connections watched by a deadline."""
+
+    class Plain(http.client.HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            deadline.watch(self.sock)
+
+    class Secure(http.client.HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            deadline.watch(self.sock)
+
+    class PlainHandler(urllib.request.HTTPHandler):
+        def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(Plain, request)
+
+    class SecureHandler(urllib.request.HTTPSHandler):
+        def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(Secure, request)
+
+    return urllib.request.build_opener(_NoRedirects, PlainHandler, SecureHandler)
 
 
 @dataclass(frozen=True)
@@ -109,10 +161,10 @@ class Endpoint:
         for attempt in range(self.attempts):
             if attempt:
                 time.sleep(min(8.0, 0.5 * 2**attempt))
+            deadline = _Deadline(self.timeout)
             try:
-                deadline = time.monotonic() + self.timeout
-                with _OPENER.open(request, timeout=self.timeout) as response:
-                    reply = json.loads(_read(response, deadline))
+                with deadline, _opener(deadline).open(request, timeout=self.timeout) as response:
+                    reply = json.loads(_read(response))
                 if isinstance(reply, dict):
                     return reply
                 problem = "the reply is no JSON object"
@@ -122,10 +174,12 @@ class Endpoint:
                     break
             except urllib.error.URLError as error:
                 problem = f"cannot be reached ({error.reason})"
-            except (TimeoutError, http.client.HTTPException, ConnectionError) as error:
+            except (OSError, http.client.HTTPException) as error:
                 problem = f"the connection broke ({type(error).__name__})"
             except (ValueError, RecursionError):
                 problem = "the reply is no JSON"
+            if deadline.passed:
+                problem = f"no whole reply within {self.timeout:g} s"
         raise MmedgeError(f"{self.url}: {problem}", "is the endpoint up, and is the key right?")
 
 
@@ -140,18 +194,12 @@ def _parts(url: str) -> urllib.parse.SplitResult | None:
         return None
 
 
-def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
-    """Read a reply, at most `_LARGEST_REPLY` bytes of it.
-
-    Raises:
-        TimeoutError: It is not whole at the deadline (of `time.monotonic`), however steadily it drips.
-    """
+def _read(response: http.client.HTTPResponse) -> bytes:
+    """Read a reply, at most `_LARGEST_REPLY` bytes of it."""
     found = bytearray()
     while len(found) < _LARGEST_REPLY:
         piece = response.read1(min(65536, _LARGEST_REPLY - len(found)))
         if not piece:
             break
         found += piece
-        if time.monotonic() > deadline:
-            raise TimeoutError
     return bytes(found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnxruntime as ort
@@ -34,6 +34,8 @@ def choose_device(wanted: Device, meant_for: Place) -> Place:
     Raises:
         MmedgeError: CUDA is asked for, and this ONNX Runtime has none, or the bundle's numbers have no kernels there.
     """
+    if wanted not in get_args(Device):
+        raise MmedgeError(f"device {wanted!r} is none of {', '.join(get_args(Device))}")
     if wanted == "cuda" and meant_for != "cuda":
         raise MmedgeError("device cuda: this bundle's numbers are made for the CPU", "export the student with --fp16")
     there = CUDA in ort.get_available_providers()

@@ -17,6 +17,7 @@ from mmedge.tasks.judges import AnyJudge
 
 StrategyKind = Literal["answer", "confidence", "samples", "retry"]
 Choice = Literal["majority", "self_evaluation", "both"]
+COLDEST = 1e-3  # of drawing; below, logits divided by it are no numbers any more
 MOST_SAMPLES = 64
 
 
@@ -48,12 +49,15 @@ class Strategy:
         for name, number in (("samples", self.samples), ("seed", self.seed)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
                 raise MmedgeError(f"strategy: {name} must be a whole number from 0 on, not {number!r}")
+        for name, share in (("retry_below", self.retry_below), ("temperature", self.temperature)):
+            if isinstance(share, bool) or not isinstance(share, (int, float)):
+                raise MmedgeError(f"strategy: {name} must be a number, not {share!r}")
         if not 1 <= self.samples <= MOST_SAMPLES:
             raise MmedgeError(f"strategy: samples must be from 1 to {MOST_SAMPLES}, not {self.samples}")
         if not 0 <= self.retry_below <= 1:
             raise MmedgeError(f"strategy: retry_below is a confidence from 0 to 1, not {self.retry_below}")
-        if not 0 < self.temperature <= 10:
-            raise MmedgeError(f"strategy: temperature must be above 0 and at most 10, not {self.temperature:g}")
+        if not COLDEST <= self.temperature <= 10:
+            raise MmedgeError(f"strategy: temperature must be from {COLDEST:g} to 10, not {self.temperature:g}")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

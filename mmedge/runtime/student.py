@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -355,7 +355,15 @@ class Student:
         return [_samples(thoughts) for thoughts in self._drawn(questions, self._contexts(questions), wish)]
 
     def judge(self, questions: Sequence[str], cots: Sequence[ChainOfThought], *, explain: bool = False) -> list[Judgement]:
-        """Evaluate chains of thought, each on its rendered question; P(correct) comes from the verdict tokens' logits."""
+        """Evaluate chains of thought, each on its rendered question; P(correct) comes from the verdict tokens' logits.
+
+        Raises:
+            MmedgeError: There is not one chain of thought for each question.
+        """
+        if len(questions) != len(cots) or not all(isinstance(cot, ChainOfThought) for cot in cots):
+            raise MmedgeError("judge takes one chain of thought (mmedge.tasks.ChainOfThought) for each question")
+        if not questions:
+            return []
         return self._judged(self.engine.conversation(), questions, cots, explain, None)
 
     def write(self, kind: Kind, contexts: Sequence[Context], max_new_tokens: int) -> list[str]:
@@ -389,6 +397,8 @@ class Student:
         return [self.bundle.prompts.reasoning_context(render_question(example)) for example in examples]
 
     def _answered(self, questions: Sequence[Example | str], wish: _Wish, batch: int, tell: Told | None = None) -> list[Answer]:
+        if not isinstance(wish.strategy, Strategy):
+            raise MmedgeError(f"strategy is a Strategy, such as Strategy('samples'), not {wish.strategy!r}")
         if wish.abstain_below is None:
             stated = (self.bundle.manifest.get("answering") or {}).get("threshold")
             if stated and wish.strategy.kind in ("samples", "retry"):
@@ -399,11 +409,16 @@ class Student:
         if wish.escalate_to is not None and wish.abstain_below is None:
             raise MmedgeError("a bigger model is asked below a confidence only", "give abstain_below too; see Student.threshold")
         if wish.abstain_below is not None:
-            if not 0 <= wish.abstain_below <= 1:
+            if not isinstance(wish.abstain_below, (int, float)) or not 0 <= wish.abstain_below <= 1:
                 raise MmedgeError(f"abstain_below is a confidence from 0 to 1, not {wish.abstain_below}")
             wish = replace(wish, confidence=True)
         if isinstance(questions, (str, Example)):
             raise MmedgeError("answer_all takes a list of questions", "ask one with answer")
+        if not isinstance(questions, Iterable):
+            raise MmedgeError(f"answer_all takes a list of questions, not {type(questions).__name__}")
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise MmedgeError(f"batch must be a whole number from 1 on, not {batch!r}")
+        questions = list(questions)
         if wrong := [item for item in questions if not isinstance(item, (str, Example))]:
             raise MmedgeError(f"a question is text or an Example, not {type(wrong[0]).__name__}")
         examples = [Example(str(index), item) if isinstance(item, str) else item for index, item in enumerate(questions)]

@@ -180,7 +180,7 @@ def value_of(text: str) -> Fraction | int | None:
     Raises:
         ExpressionError: It is no expression.
     """
-    plain = _PLAIN.fullmatch(text)
+    plain = _PLAIN.fullmatch(text) if len(text) <= MAX_CHARACTERS else None
     if plain is not None and text.count("(") == text.count(")"):
         return _PLAINLY[plain[2]](int(plain[1]), int(plain[3]))
     return parse(text).value

@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -314,7 +315,17 @@ def test_a_server_that_says_it_read_less_than_nothing_pays_nobody(tiny_run: Path
     assert found.prompt_tokens == 0 and found.cost == 0
 
 
-def test_a_reply_that_drips_ends_at_the_timeout() -> None:
+@pytest.mark.parametrize(
+    ("begun", "drop"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\nX-Long: ", b"a"),
+        (b"HTTP/1.1 200 OK\r\n", b"X-Another: header\r\n"),
+        (b"", b"H"),
+    ],
+    ids=["body", "a header", "headers", "the first line"],
+)
+def test_a_reply_that_drips_ends_at_the_timeout(begun: bytes, drop: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         ended = threading.Event()
 
@@ -322,16 +333,18 @@ def test_a_reply_that_drips_ends_at_the_timeout() -> None:
             connection, _ = listening.accept()
             with connection, contextlib.suppress(OSError):
                 connection.recv(65536)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                connection.sendall(begun)
                 while not ended.wait(0.05):
-                    connection.sendall(b" ")
+                    connection.sendall(drop)
 
         thread = threading.Thread(target=drip)
         thread.start()
         try:
             bigger = Endpoint(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", "big", timeout=0.5, attempts=1)
-            with pytest.raises(MmedgeError, match="TimeoutError"):
+            started = time.monotonic()
+            with pytest.raises(MmedgeError, match=r"no whole reply within 0\.5 s"):
                 bigger.ask(QUESTION, judge_by_name("expression", ()))
+            assert time.monotonic() - started < 3
         finally:
             ended.set()
             thread.join()
@@ -401,3 +414,33 @@ def test_the_command_line_has_every_strategy(tiny_run: Path) -> None:
     assert package.Student is Student
     with pytest.raises(AttributeError):
         package.Teacher  # noqa: B018
+
+
+def test_what_is_no_list_of_questions_is_one_line(tiny_run: Path) -> None:
+    student = Student.load(tiny_run / "bundle-int8")
+    asked = ["What is 3 and 4?", "What is 9 and 2?"]
+    assert student.answer_all(question for question in asked) == student.answer_all(asked)  # type: ignore[arg-type]
+    for questions, more in (
+        (None, {}),
+        (3, {}),
+        ([3], {}),
+        (asked, {"batch": 0}),
+        (asked, {"batch": "4"}),
+        (asked, {"batch": None}),
+    ):
+        with pytest.raises(MmedgeError):
+            student.answer_all(questions, **more)  # type: ignore[arg-type]
+    assert student.judge([], []) == []
+    for cots in ([], ["3 + 4"]):
+        with pytest.raises(MmedgeError, match="chain of thought"):
+            student.judge(asked[:1], cots)  # type: ignore[arg-type]
+    with pytest.raises(MmedgeError, match="strategy"):
+        student.answer(asked[0], strategy="samples")  # type: ignore[arg-type]
+    with pytest.raises(MmedgeError, match="abstain_below"):
+        student.answer(asked[0], abstain_below="0.5")  # type: ignore[arg-type]
+    with pytest.raises(MmedgeError, match="device 'tpu'"):
+        Student.load(tiny_run / "bundle-int8", device="tpu")  # type: ignore[arg-type]
+    with pytest.raises(MmedgeError, match="temperature"):
+        Strategy("samples", temperature="a")  # type: ignore[arg-type]
+    with pytest.raises(MmedgeError, match="temperature"):
+        Strategy("samples", temperature=1e-300)
