@@ -168,21 +168,28 @@ def _parse_tokens(tokens: list[str | Fraction]) -> Expression:
     return result
 
 
-_PLAIN = re.compile(r"\s*\(?\s*(\d{1,15})\s*([-+*])\s*(\d{1,15})\s*\)?\s*")
+_WHOLE, _SIGN = r"\s*(\d{1,15})\s*", r"([-+*])"
+_ONE_STEP = re.compile(rf"{_WHOLE}{_SIGN}{_WHOLE}")
+_TWO_STEPS = re.compile(rf"\s*\({_WHOLE}{_SIGN}{_WHOLE}\)\s*{_SIGN}{_WHOLE}|{_WHOLE}{_SIGN}\s*\({_WHOLE}{_SIGN}{_WHOLE}\)\s*")
 _PLAINLY = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 
 
 def value_of(text: str) -> Fraction | int | None:
     """Return what a text that is one arithmetic expression comes to; None where that is nothing, as with a division by zero.
 
-    Two whole numbers, which most answers are, are not parsed: 2 µs instead of 25.
+    One or two operations on whole numbers, which most answers are, are not parsed: 2 µs instead of 15 to 25.
 
     Raises:
         ExpressionError: It is no expression.
     """
-    plain = _PLAIN.fullmatch(text) if len(text) <= MAX_CHARACTERS else None
-    if plain is not None and text.count("(") == text.count(")"):
-        return _PLAINLY[plain[2]](int(plain[1]), int(plain[3]))
+    if len(text) <= MAX_CHARACTERS:
+        if found := _ONE_STEP.fullmatch(text):
+            return _PLAINLY[found[2]](int(found[1]), int(found[3]))
+        if found := _TWO_STEPS.fullmatch(text):
+            a, first, b, second, c, d, third, e, fourth, f = found.groups()
+            if first:
+                return _PLAINLY[second](_PLAINLY[first](int(a), int(b)), int(c))
+            return _PLAINLY[third](int(d), _PLAINLY[fourth](int(e), int(f)))
     return parse(text).value
 
 
