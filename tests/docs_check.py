@@ -75,7 +75,8 @@ def _small(command: str, asked: dict[str, tuple[str, ...]]) -> list[str]:
     if "ablation-embedded" in recipe:  # it begins from a student that an earlier command makes
         small = tuple(setting for setting in SMALL if not setting.startswith("student."))
     comparison = ("ablation.seeds=[0]", "ablation.labels=[pseudo]") if verb == "ablate" else ()
-    settings = (*small, *comparison, *SMALL_TASK[kind], *next((found for name, found in asked.items() if name in recipe), ()))
+    own = ("method.own_cots=1", "training.stage3={max_steps: 3, batch_size: 8}") if "-own" in recipe else ()
+    settings = (*small, *own, *comparison, *SMALL_TASK[kind], *next((found for name, found in asked.items() if name in recipe), ()))
     return [*words, *(part for setting in settings for part in ("--set", setting))]
 
 
