@@ -24,12 +24,13 @@ from mmedge.runtime import Student
 from mmedge.runtime.bundle import GRAPHS
 from mmedge.runtime.decoding import FusedDecoderOnlyEngine, FusedEncoderDecoderEngine
 from mmedge.runtime.generation import Decoding
-from mmedge.runtime.graphs import CUDA, Reading
+from mmedge.runtime.graphs import CUDA
 from mmedge.tasks.encoding import SpecialTokens
 from mmedge.tasks.prompts import Context
 from tests.conftest import mmedge, tiny_recipe, write_recipe
 from tests.distill.test_packed import MODELS, lessons, student_of
 from tests.export.test_fused import T5, expected_logits, prompts, random_model
+from tests.export.test_half import check_that_the_cache_is_taken_back_continued_and_doubled
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 needs_provider = pytest.mark.skipif(CUDA not in ort.get_available_providers(), reason="this ONNX Runtime has no CUDA provider")
@@ -137,18 +138,7 @@ def test_graphs_on_the_gpu_are_near_and_batches_are_no_matter(name: str, tmp_pat
 @needs_provider
 @pytest.mark.parametrize("name", ["t5 v1.1", "SmolLM2: grouped, tied"])
 def test_the_cache_on_the_gpu_is_taken_back_continued_and_doubled(name: str, tmp_path: Path) -> None:
-    model, engine = on_cuda(name, tmp_path)
-    prompt, target = prompts()[1], np.random.default_rng(2).integers(3, 100, 10).tolist()
-    ids = np.array([engine.sequence(prompt)])
-    reading = Reading(engine.decoder, 1, ids.shape[1] + 16, engine.held([prompt]))
-    reading.read(ids, np.array([ids.shape[1]]), np.array([0]))
-    expected = expected_logits(model, prompt, [*target, 0])[1:]
-    near = 0.03 * expected.std()
-    reading.read(np.array([[9, 9, 9, 9]]), np.array([4]), np.array([0]))
-    reading.rewind(ids.shape[1])
-    assert np.abs(reading.read(np.array([target[:6]]), np.array([6]), np.arange(6)) - expected[:6]).max() < near
-    both = reading.rows(np.array([0, 0]), reading.capacity)
-    assert np.abs(both.step(np.array(target[6:7] * 2)) - expected[6]).max() < near
+    check_that_the_cache_is_taken_back_continued_and_doubled(*on_cuda(name, tmp_path), 0.03)
 
 
 @needs_provider
