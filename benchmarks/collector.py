@@ -26,13 +26,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from mmedge.annotations.annotation import Annotation
+from mmedge.annotations.store import AnnotationStore
+from mmedge.machine import machine
 from mmedge.progress import Progress
 from mmedge.recipe import Recipe, validate, write_recipe
-from mmedge.runs import machine
 from mmedge.tasks import build_task
-from mmedge.teachers.base import Annotation
 from mmedge.teachers.collect import annotate
-from mmedge.teachers.store import AnnotationStore
 
 IN_FLIGHT, DELAY = 512, 0.2
 IDEAL = IN_FLIGHT / DELAY
@@ -252,7 +252,7 @@ def summary(annotations: int) -> dict[str, Any]:
                     store.add(batch)
                     batch = []
             store.add(batch)
-        command = [sys.executable, "-m", "mmedge.cli", "annotations", str(run), "--json", "--quiet"]
+        command = [sys.executable, "-m", "mmedge", "annotations", str(run), "--json", "--quiet"]
         times = []
         for _ in range(4):
             begun = time.perf_counter()

@@ -47,8 +47,8 @@ class Fused:
     def __init__(self, folder: Path, threads: int) -> None:
         from types import SimpleNamespace
 
-        from mmedge.runtime.bundle import GRAPHS
-        from mmedge.runtime.decoding import FusedDecoderOnlyEngine, FusedEncoderDecoderEngine
+        from mmedge.engines.onnx.decoding import FusedDecoderOnlyEngine, FusedEncoderDecoderEngine
+        from mmedge.manifest import GRAPHS
         from mmedge.tasks.encoding import Prompt, SpecialTokens
 
         t5 = (folder / "encoder_model.onnx").is_file()
@@ -68,8 +68,8 @@ class Optimum:
     def __init__(self, folder: Path, threads: int) -> None:
         from types import SimpleNamespace
 
-        from mmedge.runtime.bundle import GRAPHS
-        from mmedge.runtime.decoding import DecoderOnlyEngine, EncoderDecoderEngine
+        from mmedge.engines.onnx.decoding import DecoderOnlyEngine, EncoderDecoderEngine
+        from mmedge.manifest import GRAPHS
         from mmedge.tasks.encoding import Prompt, SpecialTokens
 
         t5 = (folder / "encoder_model.onnx").is_file()
@@ -153,7 +153,7 @@ def make_student(model: str, folder: Path) -> None:
     if (folder / "config.json").is_file():
         return
     if model == "smollm2":
-        from mmedge.pretrained.sources import load, resolve
+        from mmedge.students.sources import load, resolve
 
         found, tokenizer = load(resolve(SMOLLM2, None, "model"), None, None, "model")
         found.float().save_pretrained(folder)
@@ -173,7 +173,7 @@ def make_student(model: str, folder: Path) -> None:
 def write_ours(student: Path, place: Path, pieces: int | None) -> dict[str, tuple[str, Path]]:
     """Write mmedge's graphs in every precision, and with so many pieces of the vocabulary only."""
     from mmedge.export.graphs import write_fused
-    from mmedge.export.numbers import PRECISIONS, Numbers
+    from mmedge.export.quantization.precisions import PRECISIONS, Numbers
 
     found = {}
     for precision in (precision for precision in PRECISIONS if precision != "fp16"):  # which is for GPUs
@@ -242,7 +242,7 @@ def write_genai(student: Path, place: Path, python: str) -> dict[str, tuple[str,
 
 def write_llama(place: Path, python: str) -> dict[str, tuple[str, Path]]:
     """Take the published 4-bit GGUF as it is, and as 8 bits."""
-    from mmedge.pretrained.sources import resolve
+    from mmedge.students.sources import resolve
 
     published, eight = Path(str(resolve(SMOLLM2, None, "model").path)), place / "q8_0.gguf"
     if not eight.is_file():
@@ -342,7 +342,7 @@ def main() -> None:
         return
     import numpy as np
 
-    from mmedge.runs import machine
+    from mmedge.machine import machine
 
     pythons = dict(peer.split("=", 1) for peer in options.peers)
     with tempfile.TemporaryDirectory() as temporary:

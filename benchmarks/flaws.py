@@ -15,11 +15,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmedge.charts import Series, line_chart, standalone
 from mmedge.distill.ablation import ablate
+from mmedge.machine import machine
 from mmedge.progress import Progress
 from mmedge.recipe import load_recipe
-from mmedge.runs import machine
+from mmedge.reports.charts import Series, line_chart, standalone
 from mmedge.storage import write_json, write_text
 
 SHARES = (0.0, 0.15, 0.3, 0.45, 0.6)

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from mmedge.bench.variants import Opened, VariantSpec, open_variant
+from mmedge.engines.variants import Opened, VariantSpec, open_variant
 from mmedge.errors import MmedgeError
-from mmedge.runs import machine
+from mmedge.machine import machine
 from mmedge.storage import write_json
 from mmedge.tasks.evaluation_set import FILE_NAME, read_evaluation_set
 from mmedge.tasks.prompts import render_question

@@ -11,10 +11,10 @@ from collections import Counter
 from pathlib import Path
 
 from mmedge import Student
-from mmedge.runs import Run, load_run_recipe
+from mmedge.folders import Run, load_run_recipe
 from mmedge.statistics import balanced_accuracy
 from mmedge.tasks import ChainOfThought, build_task
-from mmedge.tasks.arithmetic import ArithmeticTask
+from mmedge.tasks.embedded.problems import ArithmeticTask
 from mmedge.tasks.evaluation_set import FILE_NAME, read_evaluation_set
 from mmedge.tasks.prompts import render_question
 from mmedge.teachers.embedded import EmbeddedTeacher

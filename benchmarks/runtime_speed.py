@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from mmedge import Strategy, Student
+from mmedge.engines.generation import Decoding
 from mmedge.errors import MmedgeError
-from mmedge.runs import machine
-from mmedge.runtime.generation import Decoding
+from mmedge.machine import machine
 from mmedge.storage import iterate_jsonl, write_json
 from mmedge.tasks.base import ChainOfThought, Example
 from mmedge.tasks.evaluation_set import FILE_NAME, read_evaluation_set, read_example

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from mmedge.bench import worker
-from mmedge.bench.variants import Ask, Asked, Asker
+from mmedge.engines.variants import Ask, Asked, Asker
 from mmedge.tasks.base import Example
 
 SHARE = 0.1

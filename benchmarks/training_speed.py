@@ -270,7 +270,7 @@ def main() -> None:
     if arguments.worker:
         worker(arguments)
         return
-    from mmedge.runs import machine
+    from mmedge.machine import machine
 
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in MANNERS}
     for number in range(arguments.rounds):

@@ -37,9 +37,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedge import __version__
-from mmedge.bench.core_wheel import extras, requirements
 from mmedge.bench.energy import find_meters
-from mmedge.bench.far_side import fits
+from mmedge.bench.remote.core_wheel import extras, requirements
+from mmedge.bench.remote.far_side import fits
 from mmedge.errors import MmedgeError
 
 if TYPE_CHECKING:

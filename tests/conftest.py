@@ -35,7 +35,7 @@ class Finished:
 def mmedge(*arguments: str | Path, stdin: str | None = None, cwd: Path | None = None, timeout: float = 300) -> Finished:
     """Run the command line in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "mmedge.cli", *map(str, arguments)],
+        [sys.executable, "-m", "mmedge", *map(str, arguments)],
         input=stdin if stdin is not None else "",
         capture_output=True,
         text=True,
@@ -64,7 +64,7 @@ def data() -> Path:
 def killed_when_lines_are_there(arguments: Sequence[object], path: Path, lines: int) -> None:
     """Start a command and kill it with SIGKILL once a file has so many lines."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "mmedge.cli", *map(str, arguments)],
+        [sys.executable, "-m", "mmedge", *map(str, arguments)],
         cwd=REPOSITORY,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -195,7 +195,7 @@ def own_task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def _write_own_task(folder: Path) -> None:
-    from mmedge.tasks.arithmetic import ArithmeticTask
+    from mmedge.tasks.embedded.problems import ArithmeticTask
     from mmedge.teachers.embedded import EmbeddedTeacher
 
     task = ArithmeticTask(train=80, test=8)

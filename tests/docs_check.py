@@ -34,7 +34,7 @@ SMALL = (
     "bench.questions=5",
     "bench.verdicts=5",
 )
-_RUN_AS = {"mmedge": ("mmedge.cli",), "torchrun": ("torch.distributed.run", "--standalone")}
+_RUN_AS = {"mmedge": ("mmedge",), "torchrun": ("torch.distributed.run", "--standalone")}
 SMALL_TASK = {"arithmetic": ("task.train=120", "task.test=6"), "data": ("task.limit=60",)}
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mmedge.charts import IntervalRow, Series, interval_chart, line_chart, standalone, thinned
-from mmedge.page import Page
+from mmedge.reports.charts import IntervalRow, Series, interval_chart, line_chart, standalone, thinned
+from mmedge.reports.page import Page
 
 HOSTILE = '</title></svg><script>alert(1)</script> & "q" \x1b[31m \u202eevil \uffff'
 

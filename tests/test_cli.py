@@ -20,7 +20,7 @@ def test_help_is_quick() -> None:
     times = []
     for _ in range(5):
         started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "mmedge.cli", "--help"], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "-m", "mmedge", "--help"], capture_output=True, text=True, check=True)
         times.append(time.perf_counter() - started)
     assert min(times) < 0.4, times
     for command in ("quickstart", "annotate", "distill", "export", "bench", "run"):
@@ -108,7 +108,7 @@ def test_the_source_executes_nothing_that_it_reads() -> None:
 def test_a_full_disk_behind_standard_output_is_one_line(tiny_run: Path) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "mmedge.cli", "inspect", str(tiny_run / "bundle-fp32")],
+            [sys.executable, "-m", "mmedge", "inspect", str(tiny_run / "bundle-fp32")],
             stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=REPOSITORY,
         )  # fmt: skip
     assert done.returncode == 1 and done.stderr.startswith("error: no space left") and "Traceback" not in done.stderr
@@ -117,7 +117,7 @@ def test_a_full_disk_behind_standard_output_is_one_line(tiny_run: Path) -> None:
 def test_a_terminal_without_utf_8_still_gets_its_result(tiny_run: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
-        [sys.executable, "-m", "mmedge.cli", "inspect", str(tiny_run)],
+        [sys.executable, "-m", "mmedge", "inspect", str(tiny_run)],
         capture_output=True, text=True, check=False, cwd=REPOSITORY, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

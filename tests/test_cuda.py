@@ -12,19 +12,19 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from mmedge.bench.variants import VariantSpec, open_variant
-from mmedge.distill.engine import TorchEngine
 from mmedge.distill.lessons import LessonPass
-from mmedge.distill.students import open_student
+from mmedge.engines.generation import Decoding
+from mmedge.engines.onnx.decoding import FusedDecoderOnlyEngine, FusedEncoderDecoderEngine
+from mmedge.engines.onnx.graphs import CUDA
+from mmedge.engines.torch_engine import TorchEngine
+from mmedge.engines.variants import VariantSpec, open_variant
 from mmedge.export.export import export
 from mmedge.export.graphs import write_fused
-from mmedge.export.numbers import Numbers
+from mmedge.export.quantization.precisions import Numbers
+from mmedge.manifest import GRAPHS
 from mmedge.progress import Progress
 from mmedge.runtime import Student
-from mmedge.runtime.bundle import GRAPHS
-from mmedge.runtime.decoding import FusedDecoderOnlyEngine, FusedEncoderDecoderEngine
-from mmedge.runtime.generation import Decoding
-from mmedge.runtime.graphs import CUDA
+from mmedge.students.students import open_student
 from mmedge.tasks.encoding import SpecialTokens
 from mmedge.tasks.prompts import Context
 from tests.conftest import mmedge, tiny_recipe, write_recipe

@@ -26,16 +26,16 @@ from mmedge.bench.ceilings import Arithmetic, Ceilings, Work, decoding_work, mea
 from mmedge.bench.limits import size_text
 from mmedge.bench.process import Variant
 from mmedge.bench.timing import differs, mean_rate, precise, quantile, ratio, settled
-from mmedge.bench.variants import ASKS, Ask, VariantSpec, find_variants, judge_of
 from mmedge.bench.watch import Watch
+from mmedge.engines.variants import ASKS, Ask, VariantSpec, find_variants, judge_of
 from mmedge.errors import MmedgeError
+from mmedge.machine import machine
 from mmedge.progress import Progress
-from mmedge.runs import machine
 from mmedge.statistics import auroc, balanced_accuracy, calibration_error, percentile, proportion
 from mmedge.storage import Journal, Json, iterate_jsonl, sha256_file, sha256_json
 from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import FILE_NAME, EvaluationSet, HeldOutCot, read_evaluation_set, read_example
-from mmedge.tasks.judges import judge_by_name
+from mmedge.tasks.forms.judges import judge_by_name
 
 Scenario = Literal["single", "offline", "server", "accuracy"]
 SCENARIOS: tuple[Scenario, ...] = ("single", "offline", "server", "accuracy")

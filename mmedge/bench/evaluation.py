@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from mmedge.errors import MmedgeError
+from mmedge.machine import machine
 from mmedge.progress import Progress
-from mmedge.runs import machine
 from mmedge.runtime.confidence import SIGNALS, Evidence, Signal
 from mmedge.runtime.strategies import Choice, Sample, Strategy, vote
 from mmedge.runtime.student import Student

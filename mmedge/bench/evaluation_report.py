@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from mmedge.charts import IntervalRow, Series, interval_chart, line_chart
-from mmedge.page import Page
+from mmedge.reports.charts import IntervalRow, Series, interval_chart, line_chart
+from mmedge.reports.page import Page
 from mmedge.statistics import Proportion
 
 SIGNAL_NAMES = {

@@ -11,7 +11,7 @@ import sys
 import threading
 
 from mmedge.bench.limits import MemoryWatch, size_text
-from mmedge.bench.variants import VariantSpec
+from mmedge.engines.variants import VariantSpec
 from mmedge.errors import MmedgeError
 from mmedge.storage import Json
 

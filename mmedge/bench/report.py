@@ -11,8 +11,8 @@ from rich.table import Table
 
 from mmedge.bench.limits import size_text
 from mmedge.bench.timing import FEW_ROUNDS
-from mmedge.charts import IntervalRow, Series, interval_chart, line_chart
-from mmedge.page import Page
+from mmedge.reports.charts import IntervalRow, Series, interval_chart, line_chart
+from mmedge.reports.page import Page
 from mmedge.statistics import Proportion
 
 ASKED = {"answer": "the answer only", "rationale": "answer and rationale", "confidence": "answer and confidence"}

@@ -20,11 +20,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mmedge.bench.limits import bind_processors, peak_memory, resident_memory
-from mmedge.bench.variants import Asker, VariantSpec, open_variant
+from mmedge.engines.variants import Asker, VariantSpec, open_variant
 from mmedge.errors import MmedgeError
 
 if TYPE_CHECKING:
-    from mmedge.bench.variants import Opened
+    from mmedge.engines.variants import Opened
 
 
 def _verdict(request: dict[str, Any], opened: Opened) -> dict[str, Any]:

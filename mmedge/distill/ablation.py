@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from mmedge.distill.ablation_report import write_reports
-from mmedge.distill.adapters import merge_adapters
 from mmedge.distill.curves import write_training_page
 from mmedge.distill.devices import Devices
 from mmedge.distill.distill import (
@@ -37,13 +36,12 @@ from mmedge.distill.lessons import evaluation_lessons
 from mmedge.distill.material import Material
 from mmedge.distill.measure import Measure
 from mmedge.distill.scoring import Verdicts, judged_cots
-from mmedge.distill.students import Student, resolve_source, save_student
 from mmedge.distill.training import selectable
 from mmedge.errors import MmedgeError
-from mmedge.pretrained.sources import ModelSource
+from mmedge.folders import Run, work_on
+from mmedge.machine import machine
 from mmedge.progress import Progress, duration
 from mmedge.recipe import ROWS, MethodSection, Recipe, StageSection, TrainingSection, recipe_values
-from mmedge.runs import Run, machine, work_on
 from mmedge.statistics import (
     Estimate,
     auroc_over_seeds,
@@ -54,6 +52,9 @@ from mmedge.statistics import (
     said_at_best_level,
 )
 from mmedge.storage import atomic_folder, read_json, write_json
+from mmedge.students.adapters import merge_adapters
+from mmedge.students.sources import ModelSource
+from mmedge.students.students import Student, resolve_source, save_student
 
 TITLES = {
     "standard": "labels only",

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedge.charts import IntervalRow, Series, interval_chart, line_chart, standalone
-from mmedge.page import Page
 from mmedge.progress import duration
+from mmedge.reports.charts import IntervalRow, Series, interval_chart, line_chart, standalone
+from mmedge.reports.page import Page
 from mmedge.storage import write_json, write_text
 
 EQUAL = {

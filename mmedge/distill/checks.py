@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mmedge.distill.material import Material
-from mmedge.distill.students import Student
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from mmedge.recipe import Recipe
+from mmedge.students.students import Student
 from mmedge.tasks.prompts import VERDICTS, render_question
 
 TOLERATED = 0.02  # share of targets that may be spoiled, with a warning: a few odd signs in hundreds of texts

@@ -11,9 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mmedge.charts import Series, line_chart, thinned
-from mmedge.page import Page
 from mmedge.progress import duration
+from mmedge.reports.charts import Series, line_chart, thinned
+from mmedge.reports.page import Page
 from mmedge.storage import Json
 
 REFRESH_SECONDS = 10

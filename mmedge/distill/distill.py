@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmedge.distill.adapters import add_adapters, merge_adapters
+from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
+from mmedge.annotations.selection import select
 from mmedge.distill.checks import check_targets
 from mmedge.distill.curves import write_training_page
 from mmedge.distill.devices import Devices
@@ -16,19 +17,19 @@ from mmedge.distill.lessons import Lesson, evaluation_lessons, explanations, pie
 from mmedge.distill.material import Material, majority_labels, prepare, tokenizer_texts, trusted_answer
 from mmedge.distill.measure import Measure
 from mmedge.distill.scoring import judged_cots, own_cots
-from mmedge.distill.students import Student, load_student, resolve_source, save_student
 from mmedge.distill.training import Course, StageTrainer
+from mmedge.engines.drafting import PhraseTable
 from mmedge.errors import MmedgeError
-from mmedge.pretrained.sources import ModelSource
+from mmedge.folders import Run, work_on
+from mmedge.machine import machine
 from mmedge.progress import Progress, duration
 from mmedge.recipe import HOW_NOT_WHAT, MethodSection, Recipe, StageSection, recipe_values
-from mmedge.runs import Run, machine, work_on
-from mmedge.runtime.drafting import PhraseTable
 from mmedge.storage import atomic_folder, read_json, sha256_json, write_json
+from mmedge.students.adapters import add_adapters, merge_adapters
+from mmedge.students.sources import ModelSource
+from mmedge.students.students import Student, load_student, resolve_source, save_student
 from mmedge.tasks.base import ChainOfThought, SelfEvaluation, Verdict
 from mmedge.tasks.evaluation_set import FILE_NAME, HeldOutCot, evaluation_set_of, write_evaluation_set
-from mmedge.teachers.reading import AnnotatedExample, EvaluatedCot
-from mmedge.teachers.selection import select
 
 CALIBRATION_QUESTIONS = 64
 LESSON_FORMAT = 3  # counts up when the same recipe would train differently

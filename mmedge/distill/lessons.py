@@ -24,11 +24,11 @@ from typing import Any
 
 import torch
 
-from mmedge.distill.packed import Rows, can_pack, decoder_only_states, encoder_decoder_states
+from mmedge.annotations.reading import AnnotatedExample
 from mmedge.recipe import MethodSection
+from mmedge.students.packed import Rows, can_pack, decoder_only_states, encoder_decoder_states
 from mmedge.tasks.encoding import Family, Kind, PromptEncoder
 from mmedge.tasks.prompts import Context, render_question
-from mmedge.teachers.reading import AnnotatedExample
 
 TASKS: tuple[Kind, Kind] = ("predict", "explain")
 IGNORED = -100

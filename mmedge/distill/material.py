@@ -7,18 +7,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from mmedge.annotations.reading import AnnotatedExample, ReadingReport, read_annotations
+from mmedge.annotations.selection import select
+from mmedge.annotations.store import AnnotationStore
 from mmedge.errors import MmedgeError
+from mmedge.folders import Run
 from mmedge.progress import Progress
 from mmedge.recipe import Recipe
-from mmedge.runs import Run
 from mmedge.storage import sha256_json
 from mmedge.tasks import Example, Splits, Task, build_task
 from mmedge.tasks.base import Judge
 from mmedge.tasks.prompts import render_question
 from mmedge.teachers.collect import annotate, most_read
-from mmedge.teachers.reading import AnnotatedExample, ReadingReport, read_annotations
-from mmedge.teachers.selection import select
-from mmedge.teachers.store import AnnotationStore
 
 
 @dataclass(frozen=True)

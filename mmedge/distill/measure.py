@@ -7,12 +7,12 @@ from typing import Any
 
 from mmedge.distill.material import Material, reference
 from mmedge.distill.scoring import JudgedCot, Verdicts, answers_right, judged_cots, own_cots, verdicts_of
-from mmedge.distill.students import Student
 from mmedge.distill.training import Validation
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from mmedge.recipe import Recipe
 from mmedge.statistics import Proportion, proportion
+from mmedge.students.students import Student
 
 
 @dataclass

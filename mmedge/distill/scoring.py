@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 
-from mmedge.distill.engine import TorchEngine
-from mmedge.distill.students import Student
+from mmedge.annotations.reading import AnnotatedExample
+from mmedge.engines.generation import Decoding
+from mmedge.engines.torch_engine import TorchEngine
 from mmedge.progress import Progress
-from mmedge.runtime.constraints import AnswerForms
-from mmedge.runtime.generation import Decoding
 from mmedge.statistics import Proportion, auroc, balanced_accuracy, proportion
+from mmedge.students.students import Student
 from mmedge.tasks import ChainOfThought, Example, Task, Verdict
 from mmedge.tasks.encoding import Kind, Prompt
-from mmedge.tasks.judges import AnyJudge
+from mmedge.tasks.forms.constraints import AnswerForms
+from mmedge.tasks.forms.judges import AnyJudge
 from mmedge.tasks.prompts import VERDICTS, Context, render_question
-from mmedge.teachers.reading import AnnotatedExample
 
 # prompts in a batch: enough to fill two cores, little enough for a few hundred MB; a GPU takes as long for one as for many
 _ROWS = {"cpu": 32, "cuda": 256}

@@ -38,12 +38,12 @@ from mmedge.distill.lessons import (
     weight_sums,
 )
 from mmedge.distill.optimizers import build_optimizers, learning_rate_factor
-from mmedge.distill.students import Student
-from mmedge.distill.weights import load_weights, put_weights, read_tensors, save_weights, trained_state
 from mmedge.errors import MmedgeError, missing_extra
 from mmedge.progress import Progress
 from mmedge.recipe import StageSection, TrainingSection
 from mmedge.storage import atomic_folder, read_json, remove_leftovers, write_json
+from mmedge.students.students import Student
+from mmedge.students.weights import load_weights, put_weights, read_tensors, save_weights, trained_state
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # padded tokens in one pass; bounds memory, changes no result
 # What starting one more pass costs, in tokens: on a CPU little beside a token of 50 to 150 M parameters (a step of 16 lessons,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from mmedge.errors import MmedgeError
-from mmedge.export.rounding import FLOAT32, NumberFormat, RoundedMatrix
+from mmedge.export.quantization.formats import FLOAT32, NumberFormat, RoundedMatrix
 
 OPSET = 21
 IR_VERSION = 10  # what ONNX Runtime 1.22, the oldest that the core takes, reads

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from mmedge.distill.lessons import TASKS, Lesson, LessonPass, Target, encode_lesson
 from mmedge.distill.scoring import generate
-from mmedge.distill.students import Student
 from mmedge.progress import Progress
+from mmedge.students.students import Student
 from mmedge.tasks.base import Example
 from mmedge.tasks.prompts import render_question
 

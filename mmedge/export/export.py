@@ -20,28 +20,28 @@ import numpy as np
 import torch
 
 from mmedge import __version__
-from mmedge.distill.students import PIECES, Student, open_student, student_details
+from mmedge.engines.drafting import FILE_NAME as DRAFTS
+from mmedge.engines.drafting import PhraseTable
 from mmedge.errors import MmedgeError
 from mmedge.export.calibration import Observed, input_ranges, observe
 from mmedge.export.confidence import calibrated
 from mmedge.export.graphs import GraphChoice, choose_graphs, copy_configs, fused_products, write_fused, write_through_optimum
-from mmedge.export.numbers import FORMATS, HIGHER, MEANT_FOR, PRECISIONS, Numbers, Precision
-from mmedge.export.quantize import quantize_model
+from mmedge.export.quantization.bitsandbytes import FLOATS, Answering, write_rounded
+from mmedge.export.quantization.formats import NumberFormat
+from mmedge.export.quantization.graphs import quantize_model
+from mmedge.export.quantization.precisions import FORMATS, HIGHER, MEANT_FOR, PRECISIONS, Numbers, Precision
 from mmedge.export.report import write_report
-from mmedge.export.rounded import FLOATS, Answering, write_rounded
-from mmedge.export.rounding import NumberFormat
 from mmedge.export.trim import TrimmedVocabulary, trim
 from mmedge.export.verify import Reference, Verification, problems
 from mmedge.export.weights import TABLE, WeightFiles
-from mmedge.pretrained.bits import BITS_PRECISIONS, BitsPrecision, check_rounded, need_bitsandbytes, seal_rounded
+from mmedge.manifest import GRAPHS, MANIFEST, open_bundle, read_manifest, seal
 from mmedge.progress import Progress, duration
 from mmedge.recipe import AnsweringSection
-from mmedge.runtime.bundle import GRAPHS, MANIFEST, open_bundle, read_manifest, seal
 from mmedge.runtime.confidence import Confidence
-from mmedge.runtime.drafting import FILE_NAME as DRAFTS
-from mmedge.runtime.drafting import PhraseTable
 from mmedge.runtime.student import Student as EdgeStudent
 from mmedge.storage import atomic_folder, folder_size, read_json, remove_leftovers, sha256_file, sha256_json, write_json
+from mmedge.students.bitsandbytes import BITS_PRECISIONS, BitsPrecision, check_rounded, need_bitsandbytes, seal_rounded
+from mmedge.students.students import PIECES, Student, open_student, student_details
 from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, VALIDATION, EvaluationSet, read_evaluation_set
 from mmedge.tasks.prompts import render_question
 

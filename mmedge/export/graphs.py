@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 from mmedge.errors import MmedgeError, missing_extra
-from mmedge.export import llama, t5
+from mmedge.export.architectures import llama, t5
 from mmedge.export.builder import Rounding
 from mmedge.export.trim import TrimmedWeights
 from mmedge.export.weights import WeightFiles, Weights
-from mmedge.pretrained import compat
-from mmedge.runtime.bundle import Graphs
+from mmedge.manifest import Graphs
 from mmedge.storage import read_json
+from mmedge.students import dialects
 from mmedge.tasks.encoding import Family
 
 GraphChoice = Literal["auto", "fused", "optimum"]
@@ -107,7 +107,7 @@ def write_through_optimum(student: Path, family: Family, out: Path) -> None:
         from optimum.exporters.onnx import main_export
     except ImportError:
         raise missing_extra("optimum-onnx", "export") from None
-    compat.quiet()
+    dialects.quiet()
     logging.getLogger("optimum").setLevel(logging.ERROR)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     printed = io.StringIO()

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedge.charts import Series, line_chart
 from mmedge.export.verify import change_text
-from mmedge.page import Page
 from mmedge.progress import duration
+from mmedge.reports.charts import Series, line_chart
+from mmedge.reports.page import Page
 
 _LAYER = re.compile(r"^(?:(encoder|decoder)\.|layers\.)(\d+)\.(.+)$")
 

@@ -14,15 +14,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from mmedge.distill.engine import TorchEngine
 from mmedge.distill.scoring import generate
-from mmedge.distill.students import Student
+from mmedge.engines.onnx.decoding import Engine
+from mmedge.engines.torch_engine import TorchEngine
 from mmedge.errors import MmedgeError
-from mmedge.runtime.decoding import Engine
 from mmedge.statistics import paired_difference
+from mmedge.students.students import Student
 from mmedge.tasks.base import Example
 from mmedge.tasks.encoding import Kind, Prompt, PromptEncoder
-from mmedge.tasks.judges import AnyJudge
+from mmedge.tasks.forms.judges import AnyJudge
 from mmedge.tasks.prompts import Context, render_question
 
 # float32 sums in another order differ, and the difference grows with depth; small students stay below 1e-4

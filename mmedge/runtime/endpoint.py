@@ -22,7 +22,7 @@ from typing import Any
 from mmedge.errors import MmedgeError
 from mmedge.runtime.escalation import Escalated, question_for
 from mmedge.tasks.base import Example, Unparsed
-from mmedge.tasks.judges import AnyJudge
+from mmedge.tasks.forms.judges import AnyJudge
 from mmedge.tasks.reading import read_task_text
 
 _LARGEST_REPLY = 4_000_000  # bytes

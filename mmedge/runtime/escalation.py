@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from mmedge.errors import MmedgeError
 from mmedge.tasks.base import Example
-from mmedge.tasks.judges import AnyJudge
+from mmedge.tasks.forms.judges import AnyJudge
 from mmedge.tasks.prompts import render_question
 
 _FORMS = {

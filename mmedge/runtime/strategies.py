@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from mmedge.errors import MmedgeError
-from mmedge.tasks.judges import AnyJudge
+from mmedge.tasks.forms.judges import AnyJudge
 
 StrategyKind = Literal["answer", "confidence", "samples", "retry"]
 Choice = Literal["majority", "self_evaluation", "both"]

@@ -24,18 +24,18 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from mmedge.engines.generation import Decoding
+from mmedge.engines.onnx.decoding import Engine, open_engine
+from mmedge.engines.onnx.graphs import Device
 from mmedge.errors import MmedgeError
-from mmedge.runtime.bundle import Bundle, open_bundle
+from mmedge.manifest import Bundle, open_bundle
 from mmedge.runtime.confidence import Confidence, Evidence, Signal, Threshold
-from mmedge.runtime.constraints import AnswerForms
-from mmedge.runtime.decoding import Engine, open_engine
 from mmedge.runtime.escalation import BiggerModel, Escalated, escalated_all
-from mmedge.runtime.generation import Decoding
-from mmedge.runtime.graphs import Device
 from mmedge.runtime.strategies import Sample, Strategy, StrategyKind, vote
 from mmedge.tasks.base import ChainOfThought, Example, Unparsed
 from mmedge.tasks.encoding import Kind, Prompt, PromptEncoder
 from mmedge.tasks.expressions import ExpressionError, number_text, value_of
+from mmedge.tasks.forms.constraints import AnswerForms
 from mmedge.tasks.prompts import VERDICTS, Context, render_question
 from mmedge.tasks.reading import read_task_text
 

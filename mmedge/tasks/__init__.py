@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmedge.errors import MmedgeError
-from mmedge.tasks.arithmetic import ArithmeticTask
 from mmedge.tasks.base import ChainOfThought, Example, SelfEvaluation, Splits, Task, Unparsed, Verdict
+from mmedge.tasks.embedded.problems import ArithmeticTask
 from mmedge.tasks.files import FileTask, commonsenseqa, nli, svamp
-from mmedge.tasks.judges import judge_by_name
+from mmedge.tasks.forms.judges import judge_by_name
 
 __all__ = [
     "ChainOfThought",

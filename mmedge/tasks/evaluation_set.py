@@ -19,7 +19,7 @@ from pathlib import Path
 from mmedge.errors import MmedgeError
 from mmedge.storage import Json, iterate_jsonl, text_field, write_text
 from mmedge.tasks.base import ChainOfThought, Example
-from mmedge.tasks.judges import AnyJudge, judge_by_name
+from mmedge.tasks.forms.judges import AnyJudge, judge_by_name
 
 FILE_NAME = "evaluation.jsonl"
 VALIDATION = "validation"

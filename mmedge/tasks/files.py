@@ -16,7 +16,7 @@ from pathlib import Path
 from mmedge.errors import MmedgeError
 from mmedge.storage import Json, iterate_jsonl, text_field
 from mmedge.tasks.base import ChainOfThought, Example, Splits, Unparsed
-from mmedge.tasks.judges import AnyJudge, ChoiceJudge, ExpressionJudge, LabelJudge
+from mmedge.tasks.forms.judges import AnyJudge, ChoiceJudge, ExpressionJudge, LabelJudge
 from mmedge.tasks.reading import lacks_answer, one_paragraph, read_task_text
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")

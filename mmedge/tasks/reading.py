@@ -22,7 +22,7 @@ from mmedge.tasks.expressions import (
     parse,
     same_value,
 )
-from mmedge.tasks.judges import AnyJudge, plain
+from mmedge.tasks.forms.judges import AnyJudge, plain
 
 _RUN_ON = re.compile(r"\n\s*(?:Q\s*:|Question\s*:|Problem\s*:|Premise\s*:|###)", re.IGNORECASE)
 _HEAD = re.compile(r"^\s*(?:(?:rationale|explanation|reasoning|solution|a)\s*:\s*)+", re.IGNORECASE)

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mmedge.annotations.annotation import Annotation, Teacher
+from mmedge.annotations.store import AnnotationStore
 from mmedge.errors import MmedgeError, missing_extra
 from mmedge.progress import Progress
 from mmedge.recipe import (
@@ -23,14 +25,12 @@ from mmedge.recipe import (
 )
 from mmedge.storage import canonical_json, sha256_json
 from mmedge.tasks import Example, Task
-from mmedge.tasks.arithmetic import ArithmeticTask
+from mmedge.tasks.embedded.problems import ArithmeticTask
 from mmedge.teachers.asking import Writer
-from mmedge.teachers.base import Annotation, Teacher
 from mmedge.teachers.collector import Asked, Collected, Collector
 from mmedge.teachers.embedded import EmbeddedTeacher
 from mmedge.teachers.prompting import Prompts, load_prompts
 from mmedge.teachers.recorded import RecordedTeacher
-from mmedge.teachers.store import AnnotationStore
 
 BATCH = 2000  # annotations per transaction: a kill loses at most so many, and a disk flush costs little
 
@@ -60,7 +60,7 @@ def build_writer(section: SampledTeacherSection) -> Writer:
     """Return who is asked, where the recipe's teacher is one that is asked."""
     if isinstance(section, OpenAITeacherSection):
         try:
-            from mmedge.teachers.chat import ChatEndpoint
+            from mmedge.teachers.endpoint import ChatEndpoint
         except ImportError as error:
             raise missing_extra(error.name or "httptools", "annotate") from None
 

@@ -22,14 +22,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from mmedge.annotations.annotation import Annotation
+from mmedge.annotations.store import AnnotationStore, Draw, RequestRecord, Reservation, Settled, Subject
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress, duration
 from mmedge.tasks import Example, Task
 from mmedge.teachers.asking import AskingFailed, Call, Reply, Writer
-from mmedge.teachers.base import Annotation
 from mmedge.teachers.prompting import Message, Prompts, sha256_messages
 from mmedge.teachers.sampling import outcome, runs_of, seed_for, standing
-from mmedge.teachers.store import AnnotationStore, Draw, RequestRecord, Reservation, Settled, Subject
 
 T = TypeVar("T")
 

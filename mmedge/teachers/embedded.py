@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from mmedge.annotations.annotation import Annotation
 from mmedge.errors import MmedgeError
 from mmedge.storage import sha256_json
 from mmedge.tasks import Example
-from mmedge.tasks.arithmetic import ArithmeticTask, Problem, Step
+from mmedge.tasks.embedded.problems import ArithmeticTask, Problem, Step
 from mmedge.tasks.expressions import number_text
-from mmedge.teachers.base import Annotation
 
 NAME = "embedded"
 FLAWS = ("wrong operation", "misread number", "distractor used", "slip in the sum")

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mmedge.annotations.store import AnnotationStore
 from mmedge.tasks import Example
 from mmedge.teachers.collector import Asked
 from mmedge.teachers.prompting import Prompts, Template
-from mmedge.teachers.store import AnnotationStore
 
 CHARACTERS_PER_TOKEN = 4.0
 SAMPLE = 500  # prompts that are made to find their mean length

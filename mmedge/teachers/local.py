@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedge.errors import MmedgeError, missing_extra
-from mmedge.pretrained.sources import load, resolve
+from mmedge.students.sources import load, resolve
 from mmedge.teachers.asking import AskingFailed, Call, Reply, Text
 from mmedge.teachers.prompting import Message
 
@@ -151,7 +151,7 @@ class LocalModel:
             arguments |= self._quantized(source.kind, dtype, "cuda" if cuda else "cpu")
         model, self._tokenizer = load(source, self.revision, self.tokenizer, "teacher.source", **arguments)
         if self.quantization == "nf4" and not cuda:
-            from mmedge.pretrained.bits import restore_unfit_products
+            from mmedge.students.bitsandbytes import restore_unfit_products
 
             restore_unfit_products(model)
         self._model = model.eval() if self.quantization != "none" else model.eval().to("cuda" if cuda else "cpu")
@@ -164,7 +164,7 @@ class LocalModel:
 
     def _quantized(self, kind: str, dtype: Any, device: str) -> dict[str, Any]:
         """Return what `from_pretrained` needs for bitsandbytes."""
-        from mmedge.pretrained.bits import need_bitsandbytes
+        from mmedge.students.bitsandbytes import need_bitsandbytes
 
         need_bitsandbytes()
         if kind == "gguf":

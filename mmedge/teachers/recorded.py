@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmedge.annotations.annotation import Annotation
 from mmedge.errors import MmedgeError, missing_extra
 from mmedge.storage import Json, iterate_jsonl, read_json, sha256_file, sha256_json, text_field
 from mmedge.tasks import Example
 from mmedge.tasks.reading import one_paragraph
-from mmedge.teachers.base import Annotation
 
 Records = Iterator[tuple[int, Json]]
 

@@ -16,10 +16,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from mmedge.annotations.schema import ACCEPTED, IDENTICAL, WHOLE
+from mmedge.annotations.store import Draw
 from mmedge.tasks import Example, Task
 from mmedge.tasks.reading import lacks_verdict, one_paragraph, runs_on, trim
-from mmedge.teachers.schema import ACCEPTED, IDENTICAL, WHOLE
-from mmedge.teachers.store import Draw
 
 TRUNCATED, REFUSED, EMPTY = "truncated", "refused", "empty"
 _REFUSAL = re.compile(

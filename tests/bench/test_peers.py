@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmedge.bench.peers import PeerName, asking_of, check_pieces, open_peer, peer_of, student_beside
+from mmedge.engines.generation import Decoding
+from mmedge.engines.onnx.decoding import Engine
+from mmedge.engines.peers import PeerName, asking_of, check_pieces, open_peer, peer_of, student_beside
 from mmedge.errors import MmedgeError
-from mmedge.export.gguf_file import write_gguf
-from mmedge.runtime.decoding import Engine
-from mmedge.runtime.generation import Decoding
+from mmedge.export.gguf import write_gguf
 from mmedge.runtime.student import Student, load_tokenizer
 from mmedge.tasks.encoding import Prompt, PromptEncoder, SpecialTokens
 from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS

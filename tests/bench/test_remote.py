@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from mmedge.bench.core_wheel import requirements, write_core_wheel
-from mmedge.bench.far_side import fits
-from mmedge.bench.remote import bundles_of, far_command, run_remote
+from mmedge.bench.remote.core_wheel import requirements, write_core_wheel
+from mmedge.bench.remote.far_side import fits
+from mmedge.bench.remote.session import bundles_of, far_command, run_remote
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from tests.bench.ssh_server import SSHD, Cable, Server, free_port, new_key, ssh_server
@@ -193,7 +193,7 @@ def running_under(folder: Path) -> list[str]:
 @needs_sshd
 def test_an_interrupt_here_ends_the_measurement_there(server: Server, tiny_run: Path) -> None:
     arguments = ["bench", tiny_run / "bundle-int8", "--remote", "board", "--ssh-config", server.config, "--questions", "12"]
-    command = [sys.executable, "-m", "mmedge.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "mmedge", *map(str, arguments)]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert any("opening" in line for line in process.stderr)

@@ -19,8 +19,8 @@ from mmedge.bench.bench import BenchSettings, bench, poisson_arrivals, spread
 from mmedge.bench.limits import parse_counts, parse_seconds, parse_share, parse_size, size_text
 from mmedge.bench.process import Variant
 from mmedge.bench.report import page, pareto_front
-from mmedge.bench.variants import VariantSpec, find_variants
 from mmedge.bench.watch import OTHER_LOAD, Watch, processor_seconds
+from mmedge.engines.variants import VariantSpec, find_variants
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from tests.conftest import REPOSITORY, Finished, is_one_line_error, killed_when_lines_are_there, mmedge

@@ -215,11 +215,11 @@ def test_what_this_machine_cannot_do_is_one_line(tmp_path: Path, long_recipe: Pa
 
 def test_a_pass_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mmedge.distill.lessons import Lesson, LessonPass, Target
-    from mmedge.distill.students import build_scratch
     from mmedge.distill.training import Course, Validation
     from mmedge.errors import MmedgeError
     from mmedge.progress import Progress
     from mmedge.recipe import ScratchSection
+    from mmedge.students.students import build_scratch
     from mmedge.tasks.prompts import Context
 
     section = ScratchSection(d_model=32, d_ff=48, d_kv=8, heads=2, encoder_layers=1, decoder_layers=1, vocabulary=300)
@@ -266,10 +266,10 @@ def test_courses_in_one_pass_learn_what_courses_apart_do(tmp_path: Path) -> None
     """As on a GPU, which wants few, full passes."""
     from mmedge.distill.devices import Devices
     from mmedge.distill.lessons import Lesson, Target
-    from mmedge.distill.students import build_scratch
     from mmedge.distill.training import Course, StageTrainer, Validation
     from mmedge.progress import Progress
     from mmedge.recipe import ScratchSection, StageSection, TrainingSection
+    from mmedge.students.students import build_scratch
     from mmedge.tasks.prompts import Context
 
     section = ScratchSection(d_model=32, d_ff=48, d_kv=8, heads=2, encoder_layers=1, decoder_layers=1, vocabulary=300)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
 from mmedge.distill.lessons import (
     TASKS,
     Encoded,
@@ -23,13 +24,12 @@ from mmedge.distill.lessons import (
     reasoning_lessons,
 )
 from mmedge.distill.material import Material
-from mmedge.distill.students import Student, build_scratch, load_student, resolve_source
 from mmedge.distill.training import Course, _Lessons
 from mmedge.recipe import MethodSection, ScratchSection, StudentSection
+from mmedge.students.students import Student, build_scratch, load_student, resolve_source
 from mmedge.tasks import ChainOfThought, Example, SelfEvaluation, Verdict
 from mmedge.tasks.encoding import Family
 from mmedge.tasks.prompts import Context
-from mmedge.teachers.reading import AnnotatedExample, EvaluatedCot
 from tests.conftest import TINY_SCRATCH
 
 LESSONS = (

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
 from mmedge.distill.lessons import reasoning_lessons
 from mmedge.distill.material import majority_labels
-from mmedge.distill.students import build_scratch
 from mmedge.recipe import MethodSection, ScratchSection
+from mmedge.students.students import build_scratch
 from mmedge.tasks import ChainOfThought, Example
-from mmedge.tasks.judges import ExpressionJudge
-from mmedge.teachers.reading import AnnotatedExample, EvaluatedCot
+from mmedge.tasks.forms.judges import ExpressionJudge
 from tests.conftest import is_one_line_error, mmedge, own_recipe, tiny_recipe, write_recipe
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
 from mmedge.distill.distill import Curriculum, judged_beside
 from mmedge.distill.material import trusted_answer
 from mmedge.errors import MmedgeError
 from mmedge.recipe import Recipe, load_recipe
 from mmedge.tasks.base import ChainOfThought, Example, SelfEvaluation, Verdict
-from mmedge.tasks.judges import ExpressionJudge
-from mmedge.teachers.reading import AnnotatedExample, EvaluatedCot
+from mmedge.tasks.forms.judges import ExpressionJudge
 from tests.conftest import killed_when_lines_are_there, mmedge, tiny_recipe, write_recipe
 
 OWN = {"own_cots": 2, "own_temperature": 1.2, "cots_per_visit": 1, "rehearsal": 0.25}

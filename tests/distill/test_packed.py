@@ -10,10 +10,10 @@ import pytest
 import torch
 import transformers
 
-from mmedge.distill.adapters import add_adapters
 from mmedge.distill.lessons import Encoded, EncodedTarget, LessonPass, micro_batches
-from mmedge.distill.students import Student, load_student, resolve_source
 from mmedge.recipe import LoraSection, StudentSection
+from mmedge.students.adapters import add_adapters
+from mmedge.students.students import Student, load_student, resolve_source
 from mmedge.tasks.encoding import PromptEncoder, SpecialTokens
 from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, ENCODER_DECODER_PROMPTS
 

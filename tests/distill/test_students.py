@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmedge.distill.engine import TorchEngine
-from mmedge.distill.students import (
+from mmedge.engines.torch_engine import TorchEngine
+from mmedge.errors import MmedgeError
+from mmedge.recipe import ScratchSection, StudentSection
+from mmedge.students.students import (
     build_scratch,
     load_student,
     open_student,
@@ -18,8 +20,6 @@ from mmedge.distill.students import (
     save_student,
     train_tokenizer,
 )
-from mmedge.errors import MmedgeError
-from mmedge.recipe import ScratchSection, StudentSection
 from mmedge.tasks.prompts import VERDICTS, Context
 from tests.conftest import TINY_SCRATCH
 

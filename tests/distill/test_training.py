@@ -28,7 +28,7 @@ def _scores(run: Path) -> dict[str, object]:
 
 def _kill_when(command: list[str], reached: object, seconds: float = 120) -> None:
     """Start a command and kill it with SIGKILL as soon as `reached()` is true."""
-    process = subprocess.Popen([sys.executable, "-m", "mmedge.cli", *command], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "mmedge", *command], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + seconds
     try:
         while not reached():  # type: ignore[operator]
@@ -156,8 +156,8 @@ def test_each_step_has_its_own_seed() -> None:
 
 
 def test_position_biases_learn_at_a_rate_of_their_own_and_every_parameter_once() -> None:
-    from mmedge.distill.students import build_scratch
     from mmedge.recipe import ScratchSection, TrainingSection
+    from mmedge.students.students import build_scratch
     from tests.conftest import TINY_SCRATCH
 
     student = build_scratch(ScratchSection(**TINY_SCRATCH), ["some text"], 64, 0)

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from mmedge.distill.engine import TorchEngine
-from mmedge.distill.students import open_student
+from mmedge.engines.torch_engine import TorchEngine
 from mmedge.errors import MmedgeError
 from mmedge.export import verify
 from mmedge.export.calibration import observe
 from mmedge.export.export import export
 from mmedge.export.graphs import fused_products
-from mmedge.export.numbers import Numbers
-from mmedge.export.rounding import INT4
+from mmedge.export.quantization.formats import INT4
+from mmedge.export.quantization.precisions import Numbers
+from mmedge.manifest import open_bundle
 from mmedge.progress import Progress
-from mmedge.runtime.bundle import open_bundle
+from mmedge.students.students import open_student
 from mmedge.tasks.evaluation_set import CALIBRATION, VALIDATION, read_evaluation_set
 from mmedge.tasks.prompts import render_question
 

@@ -20,10 +20,10 @@ from onnx import helper, numpy_helper
 from mmedge.errors import MmedgeError
 from mmedge.export.export import export
 from mmedge.export.graphs import write_fused
-from mmedge.export.quantize import quantize_model
+from mmedge.export.quantization.graphs import quantize_model
 from mmedge.export.verify import Verification, problems
+from mmedge.manifest import open_bundle
 from mmedge.progress import Progress
-from mmedge.runtime.bundle import open_bundle
 from tests.conftest import REPOSITORY, is_one_line_error, mmedge, own_recipe, write_recipe
 from tests.export.test_fused import skip_without_optimum
 
@@ -133,7 +133,7 @@ def test_a_finished_bundle_is_kept_and_a_damaged_one_made_anew(tiny_run: Path, t
 
 def _killed(run: Path, seen: str, *options: str) -> None:
     """Start an export and kill it as soon as a file is there."""
-    command = [sys.executable, "-m", "mmedge.cli", "export", str(run), "-q", *options]
+    command = [sys.executable, "-m", "mmedge", "export", str(run), "-q", *options]
     process = subprocess.Popen(command, cwd=REPOSITORY)
     deadline = time.monotonic() + 120
     while not list(run.glob(seen)):
@@ -176,7 +176,7 @@ def test_a_pretrained_t5_v1_1_goes_through_the_chain(own_task: dict[str, Path], 
     import torch
     import transformers
 
-    from mmedge.distill.students import train_tokenizer
+    from mmedge.students.students import train_tokenizer
 
     folder = tmp_path / "t5"
     torch.manual_seed(0)

@@ -12,13 +12,13 @@ import pytest
 import torch
 import transformers
 
+from mmedge.engines.onnx.decoding import FusedDecoderOnlyEngine, FusedEncoderDecoderEngine
+from mmedge.engines.onnx.graphs import Reading
 from mmedge.errors import MmedgeError
 from mmedge.export.graphs import FUSED, choose_graphs, fused_products, write_fused
-from mmedge.export.numbers import Numbers
+from mmedge.export.quantization.precisions import Numbers
 from mmedge.export.weights import WeightFiles
-from mmedge.runtime.bundle import GRAPHS
-from mmedge.runtime.decoding import FusedDecoderOnlyEngine, FusedEncoderDecoderEngine
-from mmedge.runtime.graphs import Reading
+from mmedge.manifest import GRAPHS
 from mmedge.tasks.encoding import Prompt, SpecialTokens
 
 T5 = {

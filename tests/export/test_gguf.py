@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mmedge.errors import MmedgeError
-from mmedge.export.gguf_file import GgufNumbers, write_gguf
+from mmedge.export.gguf import GgufNumbers, write_gguf
 
 
 def logits(folder: Path, file: str | None = None) -> np.ndarray:
@@ -72,7 +72,7 @@ def test_what_cannot_be_written_is_one_line(tiny_llama: Path, tmp_path: Path) ->
     other = changed(tiny_llama, tmp_path / "other")
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     (other / "tokenizer.json").write_text(json.dumps(tokenizer | {"decoder": {"type": "Metaspace"}}))
-    command = [sys.executable, "-m", "mmedge.export.gguf_file", other, tmp_path / "a.gguf"]
+    command = [sys.executable, "-m", "mmedge.export.gguf", other, tmp_path / "a.gguf"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "no byte-level BPE" in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.glob("*.gguf")) and not list(tmp_path.glob(".*.tmp"))

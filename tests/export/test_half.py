@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mmedge.engines.onnx.graphs import CUDA, Graph, Reading, choose_device
 from mmedge.errors import MmedgeError
 from mmedge.export.export import export
 from mmedge.export.graphs import write_fused
-from mmedge.export.numbers import Numbers
+from mmedge.export.quantization.precisions import Numbers
 from mmedge.progress import Progress
 from mmedge.runtime import Student
-from mmedge.runtime.graphs import CUDA, Graph, Reading, choose_device
 from tests.export.test_fused import T5, expected_logits, opened, prompts, random_model
 
 NAMES = [*T5, "SmolLM2: grouped, tied", "Llama 3: scaled rotary embedding", "biases everywhere", "Qwen 3: untied"]

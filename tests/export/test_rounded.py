@@ -18,16 +18,17 @@ import pytest
 import torch
 import transformers
 
-from mmedge.bench.variants import find_variants
 from mmedge.bench.worker import serve
-from mmedge.cli import _inspected
-from mmedge.distill.engine import TorchEngine
-from mmedge.distill.students import Student, load_student, open_student, resolve_source, student_details
+from mmedge.cli.app import _inspected
+from mmedge.engines.torch_engine import TorchEngine
+from mmedge.engines.variants import find_variants
 from mmedge.errors import MmedgeError
 from mmedge.export.export import export, variant_name
-from mmedge.export.rounded import write_rounded
-from mmedge.pretrained import compat
-from mmedge.pretrained.bits import (
+from mmedge.export.quantization.bitsandbytes import write_rounded
+from mmedge.progress import Progress
+from mmedge.recipe import StudentSection
+from mmedge.students import dialects
+from mmedge.students.bitsandbytes import (
     BITS_PRECISIONS,
     BLOCK,
     CPU_OUTPUTS,
@@ -37,8 +38,7 @@ from mmedge.pretrained.bits import (
     restore_unfit_products,
     seal_rounded,
 )
-from mmedge.progress import Progress
-from mmedge.recipe import StudentSection
+from mmedge.students.students import Student, load_student, open_student, resolve_source, student_details
 from mmedge.tasks.prompts import Context
 from tests.conftest import REPOSITORY
 
@@ -84,7 +84,7 @@ def test_what_is_opened_computes_what_was_rounded(
     run = _copied(request.getfixturevalue(family), tmp_path)
     exact = open_student(run / "student").model.half().float()
     exact.save_pretrained(run / "student", safe_serialization=True)
-    compat.quiet()
+    dialects.quiet()
     settings = bits_config(precision, kept_in_floats(exact), torch.float32)
     direct = type(exact).from_pretrained(str(run / "student"), dtype=torch.float32, quantization_config=settings)
     restore_unfit_products(direct)
@@ -192,7 +192,7 @@ def test_a_finished_one_is_kept_and_a_damaged_one_written_anew(exported: Path, t
 def test_a_killed_export_continues(exported: Path, tmp_path: Path) -> None:
     run = _copied(exported, tmp_path)
     options = ["export", str(run), "--bnb-int8", "--max-accuracy-drop", "100", "-q"]
-    process = subprocess.Popen([sys.executable, "-m", "mmedge.cli", *options], cwd=REPOSITORY)
+    process = subprocess.Popen([sys.executable, "-m", "mmedge", *options], cwd=REPOSITORY)
     deadline = time.monotonic() + 120
     while not list(run.glob(".student-bnb-int8.*.tmp/config.json")):
         assert process.poll() is None and time.monotonic() < deadline
@@ -255,7 +255,10 @@ def test_without_bitsandbytes_the_error_names_the_extra(exported: Path, tmp_path
 
 def test_no_machine_code_is_asked_of_the_hub(tmp_path: Path) -> None:
     (tmp_path / "kernels.py").write_text("def get_kernel(*_, **__):\n    raise SystemExit('asked the hub')\n")
-    code = "from mmedge.pretrained.bits import need_bitsandbytes; need_bitsandbytes(); import kernels; print(kernels.__file__)"
+    code = (
+        "from mmedge.students.bitsandbytes import need_bitsandbytes; need_bitsandbytes()"
+    code += "; import kernels; print(kernels.__file__)"
+    )
     path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False

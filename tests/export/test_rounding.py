@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmedge.export.gptq import round_calibrated
-from mmedge.export.rounding import INT4, INT8, NumberFormat, round_blocks
+from mmedge.export.quantization.formats import INT4, INT8, NumberFormat, round_blocks
+from mmedge.export.quantization.gptq import round_calibrated
 
 FORMATS = [INT8, INT4, NumberFormat(8, 32, symmetric=False), NumberFormat(4, 32, symmetric=False), NumberFormat(4, 16)]
 
@@ -88,17 +88,17 @@ def test_outputs_are_rounded_by_themselves_however_many_at_a_time(monkeypatch: p
     weight, inputs = rng.standard_normal((100, 64)).astype(np.float32), rng.standard_normal((300, 64)).astype(np.float32)
     moments = inputs.T @ inputs / 300
     whole = round_calibrated(weight, INT4, moments)
-    monkeypatch.setattr("mmedge.export.gptq._ROWS", 7)
+    monkeypatch.setattr("mmedge.export.quantization.gptq._ROWS", 7)
     parts = round_calibrated(weight, INT4, moments)
     assert np.array_equal(whole.codes, parts.codes) and np.array_equal(whole.scales, parts.scales)
 
 
 def test_a_tied_head_is_rounded_for_what_it_multiplies(llama_run: Path) -> None:
-    from mmedge.distill.students import open_student
     from mmedge.export.calibration import observe
     from mmedge.export.graphs import fused_products
     from mmedge.export.weights import TABLE
     from mmedge.progress import Progress
+    from mmedge.students.students import open_student
     from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, read_evaluation_set
 
     student = open_student(llama_run / "student")

@@ -12,10 +12,10 @@ import torch
 
 from mmedge import Student
 from mmedge.errors import MmedgeError
+from mmedge.export.architectures.t5 import ENCODER, bucket, read_shape
 from mmedge.export.graphs import choose_graphs, write_fused
-from mmedge.export.numbers import Numbers
-from mmedge.export.rounding import round_outputs
-from mmedge.export.t5 import ENCODER, bucket, read_shape
+from mmedge.export.quantization.formats import round_outputs
+from mmedge.export.quantization.precisions import Numbers
 from mmedge.tasks.evaluation_set import read_evaluation_set
 from tests.conftest import mmedge
 from tests.export.test_fused import random_model, skip_without_optimum

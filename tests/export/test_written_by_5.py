@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from mmedge.errors import MmedgeError
 from mmedge.export.graphs import choose_graphs, fused_products, write_fused
 from mmedge.export.weights import WeightFiles
-from mmedge.pretrained import compat
-from mmedge.pretrained.sources import load, resolve
+from mmedge.students import dialects
+from mmedge.students.sources import load, resolve
 from tests.export.test_fused import expected_logits, opened, prompts, random_model
 
 T5: dict[str, Any] = {
@@ -140,7 +140,7 @@ def test_graphs_and_torch_read_the_same_model(case: str, sharded: bool, tmp_path
 
 def load_float32(folder: Path) -> Any:
     """Return the torch model of a folder, as a student is loaded."""
-    return compat.load_model(str(folder), compat.load_config(str(folder)), dtype=torch.float32).eval()
+    return dialects.load_model(str(folder), dialects.load_config(str(folder)), dtype=torch.float32).eval()
 
 
 @pytest.mark.parametrize("case", ["T5", "T5 v1.1, a head of its own", "T5 v1.1, built by 5.x: a tied head", "Llama 3", "SmolLM2"])
@@ -204,7 +204,7 @@ def test_what_only_5_can_say_and_the_graphs_do_not_implement_is_refused(config: 
 
 def test_what_a_config_leaves_out_is_what_transformers_takes(tmp_path: Path) -> None:
     """A Mistral without `sliding_window` has one of 4096 positions; a Qwen 3 without `head_dim` has heads of 128."""
-    from mmedge.export.llama import read_shape
+    from mmedge.export.architectures.llama import read_shape
 
     assert read_shape({name: value for name, value in MISTRAL.items() if name != "sliding_window"}).window == (4096,) * 3
     assert read_shape({name: value for name, value in QWEN3.items() if name != "head_dim"}).head_width == 128
@@ -213,7 +213,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(tmp_path: Path) -> 
 
 def plain_tokenizer() -> Any:
     """Return a small tokenizer with special tokens."""
-    from mmedge.distill.students import train_tokenizer
+    from mmedge.students.students import train_tokenizer
 
     return train_tokenizer(["some words 1 2 3"], 300)
 
@@ -228,6 +228,6 @@ def test_a_tokenizer_that_5_wrote_is_read(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
     (tmp_path / "special_tokens_map.json").unlink(missing_ok=True)
     for plain in (False, True):
-        tokenizer = compat.load_tokenizer(str(tmp_path), plain=plain)
+        tokenizer = dialects.load_tokenizer(str(tmp_path), plain=plain)
         assert tokenizer.is_fast and (tokenizer.eos_token, tokenizer.pad_token) == ("</s>", "<pad>")
         assert tokenizer.convert_tokens_to_ids("words") in tokenizer.all_special_ids

@@ -11,16 +11,16 @@ import onnx
 import pytest
 import torch
 
+from mmedge.engines.onnx.graphs import ROWS_ALIKE, Graph
+from mmedge.engines.onnx.scratch import LARGEST, MOST, SMALLEST, Scratch
 from mmedge.errors import MmedgeError
 from mmedge.export import export as exporting
 from mmedge.export.calibration import input_ranges
 from mmedge.export.export import export
 from mmedge.export.graphs import fused_products, write_fused
-from mmedge.export.numbers import Numbers
+from mmedge.export.quantization.precisions import Numbers
 from mmedge.progress import Progress
 from mmedge.runtime import Student
-from mmedge.runtime.graphs import ROWS_ALIKE, Graph
-from mmedge.runtime.scratch import LARGEST, MOST, SMALLEST, Scratch
 from mmedge.tasks.encoding import Prompt
 from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, read_evaluation_set
 from tests.export.test_fused import opened, random_model
@@ -84,7 +84,7 @@ def test_export_fixes_the_steps_by_calibration_questions(tiny_run: Path) -> None
 
 
 def test_every_input_lies_in_its_range(tiny_run: Path) -> None:
-    from mmedge.distill.students import open_student
+    from mmedge.students.students import open_student
 
     student = open_student(tiny_run / "student")
     questions = read_evaluation_set(tiny_run / FILE_NAME).questions[CALIBRATION]

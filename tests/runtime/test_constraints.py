@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmedge.runtime.bundle import open_bundle
-from mmedge.runtime.constraints import AnswerForms, Calculator, Constraint, ExpressionConstraint, ExpressionGrammar, OneOf
+from mmedge.manifest import open_bundle
 from mmedge.runtime.student import load_tokenizer
 from mmedge.tasks.base import Example
 from mmedge.tasks.encoding import PromptEncoder
 from mmedge.tasks.expressions import parse
-from mmedge.tasks.judges import ChoiceJudge, ExactJudge, ExpressionJudge, LabelJudge
+from mmedge.tasks.forms.constraints import AnswerForms, Calculator, Constraint, ExpressionConstraint, ExpressionGrammar, OneOf
+from mmedge.tasks.forms.judges import ChoiceJudge, ExactJudge, ExpressionJudge, LabelJudge
 
 
 class Opened:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmedge.engines.drafting import Drafter, Luck, PhraseTable, StepCosts
+from mmedge.engines.generation import Decoding
+from mmedge.engines.onnx.decoding import open_engine
+from mmedge.engines.onnx.graphs import Reading
 from mmedge.errors import MmedgeError
-from mmedge.runtime.bundle import open_bundle
-from mmedge.runtime.decoding import open_engine
-from mmedge.runtime.drafting import Drafter, Luck, PhraseTable, StepCosts
-from mmedge.runtime.generation import Decoding
-from mmedge.runtime.graphs import Reading
+from mmedge.manifest import open_bundle
 from mmedge.runtime.student import load_tokenizer
 from mmedge.tasks.encoding import Kind, Prompt, PromptEncoder
 from mmedge.tasks.evaluation_set import read_evaluation_set

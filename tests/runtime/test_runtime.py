@@ -11,7 +11,7 @@ import pytest
 
 from mmedge import Student
 from mmedge.errors import MmedgeError
-from mmedge.runtime.bundle import open_bundle
+from mmedge.manifest import open_bundle
 from mmedge.tasks.base import ChainOfThought, Example
 from mmedge.tasks.evaluation_set import read_evaluation_set
 from tests.conftest import is_one_line_error, killed_when_lines_are_there, mmedge
@@ -40,9 +40,9 @@ def test_a_batch_of_unequal_lengths_answers_as_one_by_one(name: str, request: py
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_bundle_writes_the_tokens_that_torch_writes(name: str, request: pytest.FixtureRequest) -> None:
-    from mmedge.distill.engine import TorchEngine
     from mmedge.distill.scoring import verdict_probabilities
-    from mmedge.distill.students import open_student
+    from mmedge.engines.torch_engine import TorchEngine
+    from mmedge.students.students import open_student
 
     run: Path = request.getfixturevalue(name)
     edge, torch_student = Student.load(run / "bundle-fp32"), open_student(run / "student")
@@ -149,7 +149,7 @@ def test_a_dialogue_in_a_terminal(tiny_run: Path) -> None:
     import sys
 
     parent, child = pty.openpty()
-    command = [sys.executable, "-m", "mmedge.cli", "run", str(tiny_run / "bundle-int8")]
+    command = [sys.executable, "-m", "mmedge", "run", str(tiny_run / "bundle-int8")]
     process = subprocess.Popen(command, stdin=child, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     os.close(child)
     os.write(parent, b"Ann has 3 apples. How many?\n\n")

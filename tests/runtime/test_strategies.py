@@ -6,7 +6,7 @@ import pytest
 
 from mmedge.errors import MmedgeError
 from mmedge.runtime.strategies import Sample, Strategy, vote
-from mmedge.tasks.judges import ExactJudge, ExpressionJudge
+from mmedge.tasks.forms.judges import ExactJudge, ExpressionJudge
 
 JUDGE = ExpressionJudge()
 

@@ -18,14 +18,14 @@ import pytest
 
 import mmedge as package
 from mmedge import Answer, Endpoint, Piece, Strategy, Student
-from mmedge.asking import Asking, say
+from mmedge.cli.terminal import Asking, say
 from mmedge.errors import MmedgeError
 from mmedge.runtime.confidence import Confidence, LinearMap
 from mmedge.runtime.escalation import Escalated
 from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import read_evaluation_set
 from mmedge.tasks.expressions import parse
-from mmedge.tasks.judges import AnyJudge, judge_by_name
+from mmedge.tasks.forms.judges import AnyJudge, judge_by_name
 from tests.conftest import is_one_line_error, mmedge
 
 RUNS = ["tiny_run", "llama_run"]

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from mmedge.pretrained.sources import load, resolve
+from mmedge.students.sources import load, resolve
 from tests.conftest import REPOSITORY, mmedge, write_recipe
 from tests.teachers.faulty_proxy import FAULTS, FaultyProxy
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from mmedge.tasks.arithmetic import ArithmeticTask
+from mmedge.tasks.embedded.grammar import DISTRACTORS, EVENTS, QUESTIONS, SOURCES
+from mmedge.tasks.embedded.problems import ArithmeticTask
 from mmedge.tasks.expressions import find_numbers, parse
-from mmedge.tasks.grammar import DISTRACTORS, EVENTS, QUESTIONS, SOURCES
 
 TASK = ArithmeticTask(train=1500, test=150)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmedge.tasks.judges import ChoiceJudge, ExactJudge, ExpressionJudge, LabelJudge, judge_by_name
+from mmedge.tasks.forms.judges import ChoiceJudge, ExactJudge, ExpressionJudge, LabelJudge, judge_by_name
 
 CHOICES = ("park", "coloring book", "garden center", "math problem", "gravity")
 

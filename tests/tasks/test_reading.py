@@ -9,7 +9,7 @@ import pytest
 
 from mmedge.tasks import ChainOfThought, Unparsed, Verdict
 from mmedge.tasks.files import FileTask, commonsenseqa, svamp
-from mmedge.tasks.judges import ChoiceJudge
+from mmedge.tasks.forms.judges import ChoiceJudge
 from mmedge.tasks.reading import lacks_verdict, read_arithmetic, read_choice, read_self_evaluation
 from mmedge.teachers.recorded import RecordedTeacher
 

@@ -16,7 +16,7 @@ import pytest
 
 from mmedge.errors import MmedgeError
 from mmedge.teachers.asking import AskingFailed, Call, Reply
-from mmedge.teachers.chat import ChatEndpoint
+from mmedge.teachers.endpoint import ChatEndpoint
 from mmedge.teachers.http import HttpClient, HttpFailure
 from tests.teachers.endpoint import Endpoint, completion
 

@@ -18,14 +18,14 @@ from typing import Any
 
 import pytest
 
+from mmedge.annotations.schema import MIGRATIONS
+from mmedge.annotations.store import AnnotationStore
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from mmedge.recipe import Recipe, validate
 from mmedge.tasks import build_task
 from mmedge.teachers.collect import Limits, annotate
 from mmedge.teachers.collector import Collected, Window
-from mmedge.teachers.schema import MIGRATIONS
-from mmedge.teachers.store import AnnotationStore
 from tests.conftest import REPOSITORY, is_one_line_error, mmedge, write_recipe
 from tests.teachers.endpoint import Endpoint, completion
 from tests.teachers.faulty_proxy import FAULTS, FaultyProxy
@@ -115,7 +115,7 @@ def test_faults_of_all_kinds_change_nothing(tmp_path: Path, undisturbed: dict[st
 
 
 def start(recipe: Path, folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "mmedge.cli", "annotate", str(recipe), "--out", str(folder), "--quiet", "--json"]
+    command = [sys.executable, "-m", "mmedge", "annotate", str(recipe), "--out", str(folder), "--quiet", "--json"]
     return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

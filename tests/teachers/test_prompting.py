@@ -9,7 +9,7 @@ import pytest
 from mmedge.errors import MmedgeError
 from mmedge.tasks import Example, Unparsed, build_task
 from mmedge.tasks.files import FileTask
-from mmedge.tasks.judges import judge_by_name
+from mmedge.tasks.forms.judges import judge_by_name
 from mmedge.tasks.reading import read_self_evaluation, read_task_text
 from mmedge.teachers.prompting import TEMPLATES, load_prompts, read_template, sha256_messages, shown
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
+from mmedge.annotations.exporting import export_annotations
+from mmedge.annotations.reading import read_annotations
+from mmedge.annotations.store import AnnotationStore
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from mmedge.recipe import validate
 from mmedge.tasks import Example, Unparsed, build_task
 from mmedge.tasks.files import FileTask, svamp
-from mmedge.tasks.judges import ExpressionJudge
+from mmedge.tasks.forms.judges import ExpressionJudge
 from mmedge.tasks.reading import read_self_evaluation
 from mmedge.teachers.collect import annotate
-from mmedge.teachers.exporting import export_annotations
-from mmedge.teachers.reading import read_annotations
 from mmedge.teachers.recorded import RecordedTeacher
-from mmedge.teachers.store import AnnotationStore
 from tests.conftest import is_one_line_error, mmedge, own_recipe, write_recipe
 
 LUKE = Example("a", "Luke scored 84 points after 2 rounds. How many per round?", "42")

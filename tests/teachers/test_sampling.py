@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmedge.annotations.store import Draw
 from mmedge.tasks import Example
-from mmedge.tasks.arithmetic import ArithmeticTask
+from mmedge.tasks.embedded.problems import ArithmeticTask
 from mmedge.teachers.sampling import outcome, runs_of, seed_for, standing
-from mmedge.teachers.store import Draw
 
 TASK = ArithmeticTask(train=10, test=10)
 EXAMPLE = Example("q", "Ann has 3 apples. Ben gives Ann 4 more apples. How many apples are there now?")

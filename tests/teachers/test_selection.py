@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
+from mmedge.annotations.selection import Selection, select
 from mmedge.tasks import ChainOfThought, Example, SelfEvaluation, Verdict
-from mmedge.tasks.judges import ExpressionJudge
-from mmedge.teachers.reading import AnnotatedExample, EvaluatedCot
-from mmedge.teachers.selection import Selection, select
+from mmedge.tasks.forms.judges import ExpressionJudge
 
 RIGHT, WRONG, UNSURE = Verdict.CORRECT, Verdict.WRONG, Verdict.UNCERTAIN
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
+from mmedge.annotations.annotation import Annotation
+from mmedge.annotations.report import page
+from mmedge.annotations.store import AnnotationStore
+from mmedge.annotations.summary import examples_to_show, refresh, report
 from mmedge.progress import Progress
 from mmedge.recipe import validate
 from mmedge.statistics import ClusteredShare
 from mmedge.tasks import build_task
-from mmedge.teachers.base import Annotation
 from mmedge.teachers.collect import asked_of, prompts_of
 from mmedge.teachers.estimate import estimate
-from mmedge.teachers.report import page
-from mmedge.teachers.store import AnnotationStore
-from mmedge.teachers.summary import examples_to_show, refresh, report
 from tests.conftest import is_one_line_error, mmedge, write_recipe
 from tests.teachers.endpoint import Endpoint
 from tests.teachers.test_collector import COTS, EVALUATIONS, QUESTIONS, collect, values

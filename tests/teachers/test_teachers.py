@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from mmedge.annotations.annotation import Annotation
+from mmedge.annotations.reading import read_annotations
+from mmedge.annotations.store import AnnotationStore
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from mmedge.recipe import load_recipe
 from mmedge.tasks import Unparsed, build_task
-from mmedge.tasks.arithmetic import ArithmeticTask
-from mmedge.teachers.base import Annotation
+from mmedge.tasks.embedded.problems import ArithmeticTask
 from mmedge.teachers.collect import annotate
 from mmedge.teachers.embedded import FLAWS, EmbeddedTeacher
-from mmedge.teachers.reading import read_annotations
 from mmedge.teachers.recorded import RecordedTeacher
-from mmedge.teachers.store import AnnotationStore
 from tests.conftest import own_recipe, tiny_recipe, write_recipe
 
 TASK = ArithmeticTask(train=700, test=10)

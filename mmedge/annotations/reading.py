@@ -1,0 +1,100 @@
+"""Reading a store: what a task understands of the texts, example by example, and counts of what it does not, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from mmedge.annotations.annotation import Annotation
+from mmedge.annotations.store import AnnotationStore
+from mmedge.tasks import ChainOfThought, Example, SelfEvaluation, Task, Unparsed
+from mmedge.tasks.reading import read_self_evaluation
+
+
+@dataclass(frozen=True)
+class EvaluatedCot:
+    """A parsed chain of thought with its parsed self-evaluations."""
+
+    sample: int
+    cot: ChainOfThought
+    evaluations: tuple[SelfEvaluation, ...]
+
+
+@dataclass(frozen=True)
+class AnnotatedExample:
+    """An example with everything about it that could be read."""
+
+    example: Example
+    cots: tuple[EvaluatedCot, ...]
+
+
+@dataclass
+class ReadingReport:
+    """How much of a store could be read.
+
+    Attributes:
+        cots: Counts of chains of thought by `parsed` or by the reason why not.
+        evaluations: The same for self-evaluations, whatever became of the chain of thought that they judge.
+    """
+
+    cots: Counter[str] = field(default_factory=Counter)
+    evaluations: Counter[str] = field(default_factory=Counter)
+
+    def to_json(self) -> dict[str, dict[str, int]]:
+        return {"cots": dict(self.cots), "evaluations": dict(self.evaluations)}
+
+
+def read_annotations(
+    store: AnnotationStore,
+    task: Task,
+    examples: Sequence[Example],
+    most: tuple[int | None, int | None] = (None, None),
+    *,
+    some: bool = False,
+    each: dict[str, ReadingReport] | None = None,
+) -> tuple[list[AnnotatedExample], ReadingReport]:
+    """Read everything a store holds about some examples.
+
+    Args:
+        store: The store.
+        task: Says how texts are read.
+        examples: The questions.
+        most: How many chains of thought per question and evaluations per chain are read at most, the first ones; None for all.
+        some: Whether these are few of the store's questions, so that the others are not even looked at.
+        each: Filled with a report for every question, where given.
+
+    Returns:
+        The examples in their order with what could be read of them, and the counts of what could not.
+    """
+    report = ReadingReport()
+    known = {example.id: example for example in examples}
+    ids = list(known) if some else None
+    evaluations: dict[tuple[str, int], list[SelfEvaluation]] = {}
+
+    def reports(annotation: Annotation) -> Iterator[ReadingReport]:
+        yield report
+        if each is not None:
+            yield each.setdefault(annotation.example_id, ReadingReport())
+
+    for annotation in store.annotations("evaluation", ids):
+        if annotation.example_id in known and _within(annotation.sample, most[0]) and _within(annotation.evaluation, most[1]):
+            evaluation = read_self_evaluation(annotation.text, annotation.verdict)
+            for counted in reports(annotation):
+                counted.evaluations[evaluation.value if isinstance(evaluation, Unparsed) else "parsed"] += 1
+            if not isinstance(evaluation, Unparsed):
+                evaluations.setdefault((annotation.example_id, annotation.sample), []).append(evaluation)
+    cots: dict[str, list[EvaluatedCot]] = {}
+    for annotation in store.annotations("cot", ids):
+        if annotation.example_id in known and _within(annotation.sample, most[0]):
+            cot = task.parse_chain_of_thought(annotation.text, known[annotation.example_id])
+            for counted in reports(annotation):
+                counted.cots[cot.value if isinstance(cot, Unparsed) else "parsed"] += 1
+            if not isinstance(cot, Unparsed):
+                judged = tuple(evaluations.get((annotation.example_id, annotation.sample), ()))
+                cots.setdefault(annotation.example_id, []).append(EvaluatedCot(annotation.sample, cot, judged))
+    return [AnnotatedExample(example, tuple(cots.get(example.id, ()))) for example in examples], report
+
+
+def _within(number: int, most: int | None) -> bool:
+    return most is None or number < most

@@ -1,0 +1,57 @@
+"""Choosing which of the teacher's chains of thought a student learns to reason from.
+
+    all               every one, flawed ones included (the paper)
+    self_consistent   those whose answer is the most frequent among the chains of thought of their question
+    judged_correct    those that the teacher's own self-evaluations call correct
+
+What is left out here is still evaluated by the student: learning to judge needs flawed chains of thought. Human labels play no
+part in the choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
+from mmedge.tasks.base import Example, Judge, Verdict
+
+Selection = Literal["all", "self_consistent", "judged_correct"]
+
+
+def select(examples: Sequence[AnnotatedExample], how: Selection, judge: Judge) -> list[AnnotatedExample]:
+    """Return the examples, in their order, with the chains of thought that are kept; an example may be left with none.
+
+    Args:
+        examples: What the teacher wrote.
+        how: What is kept.
+        judge: Says which answers mean the same.
+    """
+    if how == "all":
+        return list(examples)
+    if how == "judged_correct":
+        return [replace(annotated, cots=tuple(filter(_judged_correct, annotated.cots))) for annotated in examples]
+    return [replace(annotated, cots=_most_frequent(annotated.cots, annotated.example, judge)) for annotated in examples]
+
+
+def _judged_correct(evaluated: EvaluatedCot) -> bool:
+    """Whether more than half of the self-evaluations say `correct`."""
+    approving = sum(evaluation.verdict is Verdict.CORRECT for evaluation in evaluated.evaluations)
+    return 2 * approving > len(evaluated.evaluations)
+
+
+def _most_frequent(cots: Sequence[EvaluatedCot], example: Example, judge: Judge) -> tuple[EvaluatedCot, ...]:
+    """Return the largest group of chains of thought with the same answer; all of the largest, where several are as large."""
+    groups: list[list[EvaluatedCot]] = []
+    for evaluated in cots:
+        answer = evaluated.cot.pseudo_label
+        same = (group for group in groups if judge.agrees(answer, group[0].cot.pseudo_label, example.choices))
+        group = next(same, None)
+        if group is None:
+            groups.append([evaluated])
+        else:
+            group.append(evaluated)
+    largest = max(map(len, groups), default=0)
+    kept = {evaluated.sample for group in groups if len(group) == largest for evaluated in group}
+    return tuple(evaluated for evaluated in cots if evaluated.sample in kept)

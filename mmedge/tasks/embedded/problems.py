@@ -1,0 +1,250 @@
+"""The embedded task: arithmetic word problems of our own, written by a grammar, so that the whole chain runs offline.
+
+    "Mara has 6 boxes with 8 plums in each. Noah read 31 pages last night. Then Mara sells 5 plums.
+     How many plums are there now?"                                                   → ( 6 * 8 ) - 5
+
+A problem is a source of a quantity, perhaps an event, and a question; each part is a choice of meaning, of sentence pattern
+and of words. There are one- and two-step problems, all four operations, and numbers that are not needed. Two test splits:
+`new_combinations` (known sentence patterns, other names, things and numbers) and `held_out_patterns` (every sentence that
+has one is a pattern that training never shows).
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from dataclasses import dataclass, field, replace
+
+from mmedge.errors import MmedgeError
+from mmedge.tasks.base import ChainOfThought, Example, Splits, Unparsed
+from mmedge.tasks.embedded.grammar import CONTAINERS, DISTRACTORS, EVENTS, NAMES, QUESTIONS, SOURCES, THINGS, Patterns, expand
+from mmedge.tasks.expressions import Expression, leaf, operation
+from mmedge.tasks.forms.judges import ExpressionJudge
+from mmedge.tasks.reading import lacks_answer, read_arithmetic
+
+LARGEST = 400  # no quantity of a problem, given or intermediate, is larger
+DISTRACTOR_SHARE = 0.2
+ONE_STEP_SHARE = 0.5
+
+_SOURCE_OPERATOR = {"direct": None, "product": "*", "sum": "+", "more_than": "+", "times_as_many": "*"}
+_EVENT_OPERATOR = {"none": None, "gain": "+", "loss": "-"}
+_QUESTION_OPERATOR = {"count": None, "share": "/", "pack": "/", "price": "*", "more": "-", "gained": "-", "lost": "-"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of the solution; an operand that is the result of the step before is None."""
+
+    operator: str
+    left: int | None
+    right: int | None
+    part: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A generated problem with everything that a teacher may say about it.
+
+    Attributes:
+        text: The question.
+        steps: The operations that solve it, in order; one or two.
+        thing: What is counted, in the plural.
+        person: Whose it is.
+        distractor: The number that is not needed, or None.
+    """
+
+    text: str
+    steps: tuple[Step, ...]
+    thing: str
+    person: str
+    distractor: int | None
+
+    @property
+    def expression(self) -> Expression:
+        """The solution in the problem's own numbers."""
+        return solve(self.steps)
+
+
+def solve(steps: tuple[Step, ...]) -> Expression:
+    """Return the expression that a chain of steps computes."""
+    result = leaf(0)
+    for step in steps:
+        left = result if step.left is None else leaf(step.left)
+        right = result if step.right is None else leaf(step.right)
+        result = operation(step.operator, left, right)
+    return result
+
+
+Plan = tuple[str, str, str]  # the meanings of source, event and question
+
+
+def _operations(plan: Plan) -> int:
+    """Return how many operations a plan takes."""
+    source, event, question = plan
+    operators = (_SOURCE_OPERATOR[source], _EVENT_OPERATOR[event], _QUESTION_OPERATOR[question])
+    return sum(operator is not None for operator in operators)
+
+
+def _plans() -> list[Plan]:
+    """Return every combination of source, event and question that takes one or two operations."""
+    plans = itertools.product(_SOURCE_OPERATOR, _EVENT_OPERATOR, _QUESTION_OPERATOR)
+    return [plan for plan in plans if _operations(plan) in (1, 2)]
+
+
+PLANS = _plans()
+ONE_STEP_PLANS = [plan for plan in PLANS if _operations(plan) == 1]
+TWO_STEP_PLANS = [plan for plan in PLANS if _operations(plan) == 2]
+
+
+def _draw_numbers(plan: Plan, rng: random.Random) -> tuple[dict[str, int], list[Step]] | None:
+    """Draw numbers for a plan, or None where they do not come out whole, positive, distinct and small."""
+    source, event, question = plan
+    numbers: dict[str, int] = {}
+    steps: list[Step] = []
+    if source in ("product", "times_as_many"):
+        numbers["b"], numbers["n"] = rng.randint(2, 9), rng.randint(2, 25)
+        quantity = numbers["b"] * numbers["n"]
+        steps.append(Step("*", numbers["b"], numbers["n"], source))
+    else:
+        numbers["n"] = quantity = rng.randint(3, 99)
+        if source in ("sum", "more_than"):
+            numbers["m"] = rng.randint(2, 60)
+            quantity += numbers["m"]
+            steps.append(Step("+", numbers["n"], numbers["m"], source))
+
+    def apply(operator: str, name: str, value: int, part: str, *, reversed_: bool = False) -> int:
+        numbers[name] = value
+        known = None if steps else quantity
+        steps.append(Step(operator, value, known, part) if reversed_ else Step(operator, known, value, part))
+        if reversed_:
+            return value - quantity
+        if operator == "/":
+            return quantity // value if quantity % value == 0 else -1
+        return {"+": quantity + value, "-": quantity - value, "*": quantity * value}[operator]
+
+    if event == "gain":
+        quantity = apply("+", "e", rng.randint(2, 60), event)
+    elif event == "loss":
+        quantity = apply("-", "e", rng.randint(2, max(2, quantity - 1)), event)
+    if question in ("share", "pack"):
+        divisors = [divisor for divisor in range(2, 13) if quantity % divisor == 0 and quantity // divisor > 1]
+        if not divisors:
+            return None
+        quantity = apply("/", "q", rng.choice(divisors), question)
+    elif question == "price":
+        quantity = apply("*", "q", rng.randint(2, 9), question)
+    elif question in ("more", "lost"):
+        quantity = apply("-", "q", rng.randint(1, max(1, quantity - 1)), question)
+    elif question == "gained":
+        quantity = apply("-", "q", quantity + rng.randint(2, 60), question, reversed_=True)
+    intermediate = solve(tuple(steps[:1])).value
+    given = list(numbers.values())
+    if not 0 < quantity <= LARGEST or len(set(given)) < len(given):
+        return None
+    if intermediate is None or intermediate > LARGEST or (len(steps) == 2 and intermediate in given):
+        return None
+    return numbers, steps
+
+
+def generate(rng: random.Random, *, held_out: bool, distractors: float = DISTRACTOR_SHARE) -> Problem:
+    """Write one problem.
+
+    Args:
+        rng: Everything is drawn from it.
+        held_out: Whether every part that has held-out sentence patterns uses one of them.
+        distractors: How often there is a number that the answer does not need.
+    """
+    while True:
+        plan = rng.choice(ONE_STEP_PLANS if rng.random() < ONE_STEP_SHARE else TWO_STEP_PLANS)
+        drawn = _draw_numbers(plan, rng)
+        if drawn is not None:
+            break
+    numbers, steps = drawn
+    people = rng.sample(NAMES, 3)
+    thing, other_thing = rng.sample(THINGS, 2)
+    slots = {"A": people[0], "B": people[1], "D": people[2], "T": thing, "U": other_thing, "C": rng.choice(CONTAINERS)}
+    slots |= {name: str(value) for name, value in numbers.items()}
+
+    def sentence(patterns: Patterns, number: str) -> str:
+        pattern = rng.choice(patterns.held_out if held_out else patterns.seen)
+        return expand(pattern, slots | ({"k": str(numbers[number])} if number in numbers else {}), rng)
+
+    parts = [sentence(SOURCES[plan[0]], "n"), sentence(EVENTS[plan[1]], "e")]
+    question = sentence(QUESTIONS[plan[2]], "q")
+    distractor = None
+    if rng.random() < distractors:
+        distractor = rng.choice([value for value in range(2, 60) if value not in numbers.values()])
+        pattern = rng.choice(DISTRACTORS.held_out if held_out else DISTRACTORS.seen)
+        parts.insert(rng.randint(0, 2), expand(pattern, slots | {"k": str(distractor)}, rng))
+    text = " ".join(part for part in [*parts, question] if part)
+    return Problem(text, tuple(_in_reading_order(step, text) for step in steps), thing, people[0], distractor)
+
+
+def _in_reading_order(step: Step, text: str) -> Step:
+    """Return a sum or product of two given numbers with the operand first that the text names first, as people write it."""
+    if step.operator not in "+*" or step.left is None or step.right is None:
+        return step
+    words = re.findall(r"\d+", text)
+    if words.index(str(step.right)) < words.index(str(step.left)):
+        return replace(step, left=step.right, right=step.left)
+    return step
+
+
+@dataclass(frozen=True)
+class ArithmeticTask:
+    """The embedded task.
+
+    Args:
+        seed: Everything drawn depends on it and on nothing else.
+        train: How many training problems.
+        test: How many problems in each of the two test splits.
+        train_distractors: The share of training problems with a number that the answer does not need; in the tests it is 0.2
+            always. They are what a student learns last: with 0.2 it could answer four in five while it uses every number.
+    """
+
+    seed: int = 0
+    train: int = 8000
+    test: int = 400
+    train_distractors: float = DISTRACTOR_SHARE
+    name: str = "arithmetic"
+    judge: ExpressionJudge = field(default_factory=ExpressionJudge)
+
+    def problems(self) -> dict[str, tuple[dict[str, Problem], bool]]:
+        """Return the problems of each split by example id, and whether the split holds out sentence patterns."""
+        splits: dict[str, tuple[dict[str, Problem], bool]] = {}
+        seen: set[str] = set()
+        for split, size, held_out, distractors in (
+            ("new_combinations", self.test, False, DISTRACTOR_SHARE),
+            ("held_out_patterns", self.test, True, DISTRACTOR_SHARE),
+            ("train", self.train, False, self.train_distractors),
+        ):
+            rng = random.Random(f"arithmetic/{self.seed}/{split}")
+            made: dict[str, Problem] = {}
+            attempts = 0
+            while len(made) < size:
+                attempts += 1
+                if attempts > 20 * size + 1000:
+                    raise MmedgeError(f"the grammar cannot write {size} different problems", "ask for fewer")
+                problem = generate(rng, held_out=held_out, distractors=distractors)
+                if problem.text not in seen:
+                    seen.add(problem.text)
+                    made[f"arithmetic-{split}-{len(made):05d}"] = problem
+            splits[split] = (made, held_out)
+        return splits
+
+    def load(self) -> Splits:
+        """Generate the examples; the same seed gives the same examples on every machine."""
+        splits = {
+            split: tuple(Example(id_, problem.text, problem.expression.text()) for id_, problem in made.items())
+            for split, (made, _) in self.problems().items()
+        }
+        return Splits(splits.pop("train"), splits)
+
+    def parse_chain_of_thought(self, text: str, example: Example) -> ChainOfThought | Unparsed:
+        """Read a chain of thought that ends in a number."""
+        return read_arithmetic(text, example.question)
+
+    def lacks_answer(self, text: str, example: Example) -> Unparsed | None:
+        """Return why a chain of thought cannot be read, or None."""
+        return lacks_answer(text, example, self.judge)
