@@ -256,8 +256,7 @@ def test_without_bitsandbytes_the_error_names_the_extra(exported: Path, tmp_path
 def test_no_machine_code_is_asked_of_the_hub(tmp_path: Path) -> None:
     (tmp_path / "kernels.py").write_text("def get_kernel(*_, **__):\n    raise SystemExit('asked the hub')\n")
     code = (
-        "from mmedge.students.bitsandbytes import need_bitsandbytes; need_bitsandbytes()"
-    code += "; import kernels; print(kernels.__file__)"
+        "from mmedge.students.bitsandbytes import need_bitsandbytes; need_bitsandbytes(); import kernels; print(kernels.__file__)"
     )
     path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
     done = subprocess.run(
