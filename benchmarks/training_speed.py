@@ -56,7 +56,7 @@ def load_student(kind: str) -> Any:
 
 def examples() -> list[dict[str, str]]:
     """Return question, label and rationale of every readable chain of thought of SVAMP's recording."""
-    from mmedge.recipe import expand_path
+    from mmedge.sections import expand_path
     from mmedge.tasks import ChainOfThought, build_task
     from mmedge.tasks.prompts import render_question
     from mmedge.teachers.recorded import RecordedTeacher

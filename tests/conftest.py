@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).parent.parent
 DATA = Path(os.environ.get("MMEDGE_DATA") or REPOSITORY.parent / "shared" / "data")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MMEDGE_DATA", str(DATA))
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run at once; each with every core would slow all of them
 

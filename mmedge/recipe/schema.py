@@ -1,0 +1,221 @@
+"""Recipes: one YAML file that names task, teacher, student, method, training and export; a closed, validated schema.
+
+    recipe = load_recipe(Path("recipes/quickstart.yaml"), ["training.stage2.max_steps=100"])
+
+An unknown field, a wrong type or a value out of range is an error that names the field and what is allowed. `${MMEDGE_DATA}`
+in a path stands for the environment variable of that name; other variables are not expanded.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from mmedge.errors import MmedgeError
+from mmedge.recipe.ablation import OF_SELF_EVALUATION, ROWS, AblationSection
+from mmedge.recipe.answering import AnsweringSection
+from mmedge.recipe.bench import BenchSection
+from mmedge.recipe.export import ExportSection
+from mmedge.recipe.method import MethodSection
+from mmedge.recipe.student import StudentSection
+from mmedge.recipe.task import ArithmeticSection, DataFolderSection, JsonlSection, TaskSection
+from mmedge.recipe.teacher import (
+    EmbeddedTeacherSection,
+    LocalTeacherSection,
+    OpenAITeacherSection,
+    RecordedTeacherSection,
+    TeacherSection,
+)
+from mmedge.recipe.training import GenerationSection, SplitSection, TrainingSection
+from mmedge.sections import Section
+from mmedge.storage import read_text, write_text
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    seed: int = 0
+    task: TaskSection
+    teacher: TeacherSection
+    student: StudentSection
+    method: MethodSection = MethodSection()
+    training: TrainingSection
+    split: SplitSection = SplitSection()
+    generation: GenerationSection = GenerationSection()
+    export: ExportSection = ExportSection()
+    answering: AnsweringSection = AnsweringSection()
+    bench: BenchSection = BenchSection()
+    ablation: AblationSection = AblationSection()
+
+    @model_validator(mode="after")
+    def _teacher_fits_task(self) -> Recipe:
+        if self.teacher.kind == "embedded" and self.task.kind != "arithmetic":
+            raise ValueError("teacher.kind: 'embedded' knows the task 'arithmetic' only; use 'recorded'")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluation_is_weighed(self) -> Recipe:
+        if self.method.evaluation_weight is not None and not self.method.rehearsal:
+            raise ValueError("method.evaluation_weight: changes nothing without method.rehearsal")
+        return self
+
+    @model_validator(mode="after")
+    def _own_cots_have_a_stage(self) -> Recipe:
+        if self.method.own_cots and self.training.stage3 is None:
+            raise ValueError("method.own_cots: stage 3 learns from them, so training.stage3 must say how long")
+        if self.method.own_cots and not self.method.self_evaluation:
+            raise ValueError("method.own_cots: they are written to be judged, and method.self_evaluation is false")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_are_methods(self) -> Recipe:
+        for name, settings in self.ablation.more.items():
+            if name in ROWS:
+                raise ValueError(f"ablation.more: {name!r} is a row of the paper's; give yours another name")
+            if unknown := sorted(settings.keys() - MethodSection.model_fields.keys()):
+                raise ValueError(f"ablation.more.{name}: {unknown[0]!r} is no setting of method")
+            if "labels" in settings:
+                raise ValueError(f"ablation.more.{name}: every row is trained with each of ablation.labels; name them there")
+            method = MethodSection.model_validate(self.method.model_dump() | settings)
+            if method.own_cots and self.training.stage3 is None:
+                raise ValueError(f"ablation.more.{name}: own_cots needs training.stage3, which says how long")
+            vain = sorted(one for one in settings.keys() & OF_SELF_EVALUATION if settings[one])
+            if vain and not method.self_evaluation:
+                raise ValueError(f"ablation.more.{name}: {vain[0]} changes nothing without self_evaluation")
+            if not method.rehearsal and settings.get("evaluation_weight") is not None:
+                raise ValueError(f"ablation.more.{name}: evaluation_weight changes nothing without rehearsal")
+        if self.ablation.epochs and self.ablation.equal != "none":
+            raise ValueError("ablation.epochs: rows have lengths of their own with `equal: none` only")
+        for name in ("rows", "labels", "seeds"):
+            if len(set(getattr(self.ablation, name))) < len(getattr(self.ablation, name)):
+                raise ValueError(f"ablation.{name}: something stands there twice")
+        if unknown := sorted(self.ablation.epochs.keys() - {*ROWS, *self.ablation.more}):
+            raise ValueError(f"ablation.epochs: there is no row {unknown[0]!r}")
+        return self
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        path: The YAML file.
+        overrides: `section.field=value` settings that replace or add fields; values are read as YAML.
+
+    Raises:
+        MmedgeError: The file is missing or no YAML, or a field is unknown or has a value that is not allowed.
+    """
+    if path.is_dir():
+        raise MmedgeError(f"{path} is a folder, not a recipe", "name a YAML file, such as recipes/quickstart.yaml")
+    text = read_text(path)
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise MmedgeError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except RecursionError:
+        raise MmedgeError(f"{path}: YAML nested too deeply") from None
+    if not isinstance(values, dict):
+        raise MmedgeError(f"{path}: a recipe is a mapping of sections", "see recipes/quickstart.yaml")
+    for override in overrides or []:
+        _override(values, override)
+    return validate(values, str(path))
+
+
+def validate(values: dict[str, Any], where: str) -> Recipe:
+    """Validate a recipe's values; errors name the field and what is allowed."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise MmedgeError(_explain(error, where)) from None
+
+
+_EITHER = {"max_steps": "epochs", "epochs": "max_steps"}
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    parts = name.strip().split(".")
+    if not equals or not all(parts):
+        raise MmedgeError(f"--set {override!r}: expected section.field=value", "for example --set training.stage2.max_steps=100")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        value = text
+    target = values
+    for part in parts[:-1]:
+        inner = target.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise MmedgeError(f"--set {override!r}: {part!r} is a value, not a section")
+        target = inner
+    if value is not None and parts[-1] in _EITHER:
+        target.pop(_EITHER[parts[-1]], None)  # a stage has one length: what is set replaces what the file says
+    target[parts[-1]] = value
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    """Return the first problem of a validation as one line that names the field and what is allowed."""
+    problem = error.errors(include_url=False)[0]
+    place = [str(part) for part in problem["loc"] if str(part) not in _TAGS]
+    field = ".".join(place)
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        known = _known_fields(list(problem["loc"][:-1]))
+        close = difflib.get_close_matches(place[-1], known, n=1)
+        advice = f"did you mean {close[0]!r}? " if close else ""
+        return f"{where}: unknown field {field!r}\n  → {advice}allowed here: {', '.join(known)}"
+    if kind == "missing":
+        return f"{where}: field {field!r} is missing"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        expected = problem.get("ctx", {}).get("expected_tags") or "arithmetic, svamp, commonsenseqa, nli, jsonl"
+        return f"{where}: field '{field}.kind' must be one of {expected}"
+    message = problem["msg"].removeprefix("Value error, ")
+    found = "" if kind == "value_error" else f", found {problem.get('input')!r:.60}"
+    return f"{where}: field {field!r}: {message}{found}" if field else f"{where}: {message}"
+
+
+_TAGS = {"ArithmeticSection", "DataFolderSection", "JsonlSection", "arithmetic", "svamp", "commonsenseqa", "nli", "jsonl"} | {
+    "recorded",
+    "embedded",
+    "openai",
+    "local",
+}
+_BY_TAG: dict[str, type[Section]] = {
+    "arithmetic": ArithmeticSection,
+    "svamp": DataFolderSection,
+    "commonsenseqa": DataFolderSection,
+    "nli": DataFolderSection,
+    "jsonl": JsonlSection,
+    "recorded": RecordedTeacherSection,
+    "embedded": EmbeddedTeacherSection,
+    "openai": OpenAITeacherSection,
+    "local": LocalTeacherSection,
+}
+
+
+def _known_fields(path: list[int | str]) -> list[str]:
+    """Return the names of the fields that the section at a path has."""
+    section: type[Section] = Recipe
+    for part in path:
+        if str(part) in _BY_TAG:
+            section = _BY_TAG[str(part)]
+            continue
+        annotation = section.model_fields[str(part)].annotation if str(part) in section.model_fields else None
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            section = annotation
+    return sorted(section.model_fields)
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """Return the resolved recipe as plain values, every default written out."""
+    return recipe.model_dump(mode="json")
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe as YAML, atomically."""
+    write_text(path, yaml.safe_dump(recipe_values(recipe), sort_keys=False, allow_unicode=True))
