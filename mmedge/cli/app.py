@@ -15,9 +15,9 @@ import json
 import os
 import sys
 from dataclasses import replace
-from enum import Enum
+from enum import Enum, StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -46,8 +46,8 @@ app = typer.Typer(
 BENCH_JOURNAL = ".bench.journal"
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/quickstart.yaml.")]
-Out = Annotated[Optional[Path], typer.Option(help="The run's folder. Default: runs/NAME, by the recipe's name.")]
-Set = Annotated[Optional[list[str]], typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the recipe.")]
+Out = Annotated[Path | None, typer.Option(help="The run's folder. Default: runs/NAME, by the recipe's name.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the recipe.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
@@ -140,12 +140,12 @@ def annotate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be asked, and what that costs.")] = False,
     show_prompts: Annotated[bool, typer.Option("--show-prompts", help="Only print what would be sent.")] = False,
     copy_prompts: Annotated[
-        Optional[Path], typer.Option(metavar="FOLDER", help="Only copy the prompts' template files, to be edited.")
+        Path | None, typer.Option(metavar="FOLDER", help="Only copy the prompts' template files, to be edited.")
     ] = None,
     max_cost: Annotated[
-        Optional[float], typer.Option(min=0, help="Stop before the run's bill, earlier collections included, exceeds this.")
+        float | None, typer.Option(min=0, help="Stop before the run's bill, earlier collections included, exceeds this.")
     ] = None,
-    max_requests: Annotated[Optional[int], typer.Option(min=0, help="Stop before the run has sent more requests.")] = None,
+    max_requests: Annotated[int | None, typer.Option(min=0, help="Stop before the run has sent more requests.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -279,7 +279,7 @@ def _show_collection(found: dict[str, Any], folder: Path) -> None:
     typer.echo(f"more: mmedge annotations {folder}")
 
 
-class ExportForm(str, Enum):
+class ExportForm(StrEnum):
     """How annotations are written."""
 
     JSONL = "jsonl"
@@ -289,9 +289,9 @@ class ExportForm(str, Enum):
 @app.command("annotations")
 def annotations_report(
     place: Annotated[Path, typer.Argument(metavar="RUN", help="A run with annotations.")],
-    html: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Also write a page to look at.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page to look at.")] = None,
     export_to: Annotated[
-        Optional[Path], typer.Option("--export", metavar="FOLDER", help="Write all texts, as a recorded teacher reads them.")
+        Path | None, typer.Option("--export", metavar="FOLDER", help="Write all texts, as a recorded teacher reads them.")
     ] = None,
     form: Annotated[ExportForm, typer.Option("--format", help="How --export writes them.")] = ExportForm.JSONL,
     as_json: AsJson = False,
@@ -380,7 +380,7 @@ def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-class GraphChoice(str, Enum):
+class GraphChoice(StrEnum):
     """Who writes the graphs of a bundle."""
 
     AUTO = "auto"
@@ -399,18 +399,18 @@ def export(
         bool, typer.Option("--bnb-int8", help="Write student-bnb-int8: torch, weights in int8 by bitsandbytes, for small GPUs.")
     ] = False,
     bnb_nf4: Annotated[bool, typer.Option("--bnb-nf4", help="Write student-bnb-nf4: the same in 4-bit NormalFloat.")] = False,
-    out: Annotated[Optional[Path], typer.Option(help="Where bundles go. Default: beside the student.")] = None,
-    evaluation: Annotated[Optional[Path], typer.Option(help="The evaluation set. Default: beside the student.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where bundles go. Default: beside the student.")] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="The evaluation set. Default: beside the student.")] = None,
     max_accuracy_drop: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(min=0, help="Points of accuracy on validation questions that may be lost. Default: the recipe's."),
     ] = None,
     graphs: Annotated[
-        Optional[GraphChoice],
+        GraphChoice | None,
         typer.Option(help="Who writes the graphs: mmedge (fused, fast) or optimum (any architecture). Default: the recipe."),
     ] = None,
     trim_vocab: Annotated[
-        Optional[bool],
+        bool | None,
         typer.Option("--trim-vocab/--whole-vocab", help="Keep only the pieces that the task needs. Default: the recipe."),
     ] = None,
     sensitivity: Annotated[
@@ -465,19 +465,19 @@ def bench(
         typer.Argument(metavar="VARIANT…", help="Runs, student folders, bundles, or KIND:PLACE such as torch-bf16:RUN/student."),
     ],
     questions: Annotated[
-        Optional[int], typer.Option(min=1, help="Questions of each test split. Default: the run's recipe, else all.")
+        int | None, typer.Option(min=1, help="Questions of each test split. Default: the run's recipe, else all.")
     ] = None,
     verdicts: Annotated[
-        Optional[int], typer.Option(min=0, help="Held-out chains of thought to judge. Default: the run's recipe, else 100.")
+        int | None, typer.Option(min=0, help="Held-out chains of thought to judge. Default: the run's recipe, else 100.")
     ] = None,
     warmup: Annotated[
-        Optional[int], typer.Option(min=0, help="Questions of one pass of warm-up. Default: the run's recipe, else 5.")
+        int | None, typer.Option(min=0, help="Questions of one pass of warm-up. Default: the run's recipe, else 5.")
     ] = None,
     threads: Annotated[
-        Optional[int], typer.Option(min=1, help="Threads of each variant. Default: what a bundle asks for, else all cores.")
+        int | None, typer.Option(min=1, help="Threads of each variant. Default: what a bundle asks for, else all cores.")
     ] = None,
     evaluation: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             "--evaluation",
             "--data",
@@ -489,28 +489,26 @@ def bench(
     ] = "single,accuracy",
     ask: Annotated[str, typer.Option(help="What is asked for: answer, rationale or confidence.")] = "answer",
     timed: Annotated[
-        Optional[int], typer.Option(min=1, help="Questions of one round, evenly spread. Default: all that are asked.")
+        int | None, typer.Option(min=1, help="Questions of one round, evenly spread. Default: all that are asked.")
     ] = None,
     precision: Annotated[
-        Optional[str], typer.Option(help="Repeat rounds until medians and ratios are known so precisely, such as 3%.")
+        str | None, typer.Option(help="Repeat rounds until medians and ratios are known so precisely, such as 3%.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds at least, each in new processes.")] = 1,
     max_rounds: Annotated[int, typer.Option(min=1, help="Rounds at most, with --precision.")] = 50,
     batches: Annotated[str, typer.Option(help="Batch sizes of the offline scenario.")] = "1,8,32",
     latency_bound: Annotated[str, typer.Option(help="What p99 must keep in the server scenario.")] = "200ms",
     server_seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="For about how long each rate is tried.")] = 10.0,
-    cpus: Annotated[Optional[int], typer.Option(min=1, help="Processors that each variant may use.")] = None,
-    memory_limit: Annotated[Optional[str], typer.Option(help="Memory that each variant may use, such as 300M.")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="Processors that each variant may use.")] = None,
+    memory_limit: Annotated[str | None, typer.Option(help="Memory that each variant may use, such as 300M.")] = None,
     sweep_threads: Annotated[
-        Optional[str], typer.Option(help="Measure each variant with each number of threads, such as 1,2.")
+        str | None, typer.Option(help="Measure each variant with each number of threads, such as 1,2.")
     ] = None,
-    out: Annotated[
-        Optional[Path], typer.Option(help="Where bench.json, .md and .html go. Default: beside the first variant.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where bench.json, .md and .html go. Default: beside the first variant.")] = None,
     remote: Annotated[
-        Optional[str], typer.Option(metavar="USER@HOST", help="Measure on that machine, over SSH; bundles only.")
+        str | None, typer.Option(metavar="USER@HOST", help="Measure on that machine, over SSH; bundles only.")
     ] = None,
-    ssh_config: Annotated[Optional[Path], typer.Option(metavar="FILE", help="An SSH configuration for --remote.")] = None,
+    ssh_config: Annotated[Path | None, typer.Option(metavar="FILE", help="An SSH configuration for --remote.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -570,13 +568,13 @@ def compare(
     base: Annotated[Path, typer.Argument(metavar="BASE.json", help="A report of mmedge bench.")],
     new: Annotated[Path, typer.Argument(metavar="NEW.json", help="Another, of the same questions.")],
     max_slowdown: Annotated[
-        Optional[str], typer.Option(help="Fail where a variant is slower by more, beyond noise, such as 5%.")
+        str | None, typer.Option(help="Fail where a variant is slower by more, beyond noise, such as 5%.")
     ] = None,
     max_accuracy_drop: Annotated[
-        Optional[float], typer.Option(min=0, help="Fail where a variant's accuracy is lower by more points.")
+        float | None, typer.Option(min=0, help="Fail where a variant's accuracy is lower by more points.")
     ] = None,
     max_memory_growth: Annotated[
-        Optional[str], typer.Option(help="Fail where a variant's peak memory is larger by more, such as 10%.")
+        str | None, typer.Option(help="Fail where a variant's peak memory is larger by more, such as 10%.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -596,18 +594,16 @@ def compare(
 @app.command()
 def evaluate(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
-    questions: Annotated[Optional[int], typer.Option(min=1, help="Questions of each test split. Default: all.")] = None,
+    questions: Annotated[int | None, typer.Option(min=1, help="Questions of each test split. Default: all.")] = None,
     samples: Annotated[int, typer.Option(min=0, max=64, help="Chains of thought drawn for each question; 0 for none.")] = 5,
     temperature: Annotated[float, typer.Option(min=0.01, max=10, help="Of drawing.")] = 0.7,
     seed: Annotated[int, typer.Option(help="Of drawing.")] = 0,
     timed: Annotated[int, typer.Option(min=0, help="Questions that every strategy is timed on; 0 for none.")] = 20,
     batch: Annotated[int, typer.Option(min=1, max=1024, help="Questions answered together.")] = 16,
-    threads: Annotated[
-        Optional[int], typer.Option(min=1, help="Threads. Default: what the bundle asks for, else all cores.")
-    ] = None,
-    evaluation: Annotated[Optional[Path], typer.Option(help="The evaluation set. Default: beside the bundle.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads. Default: what the bundle asks for, else all cores.")] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="The evaluation set. Default: beside the bundle.")] = None,
     out: Annotated[
-        Optional[Path], typer.Option(help="Where evaluate-PRECISION.json, .md and .html go. Default: beside the bundle.")
+        Path | None, typer.Option(help="Where evaluate-PRECISION.json, .md and .html go. Default: beside the bundle.")
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -725,7 +721,7 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
 # ---------------------------------------------------------------------------------------------------- asking
 
 
-class StrategyChoice(str, Enum):
+class StrategyChoice(StrEnum):
     """How a student goes about a question."""
 
     ANSWER = "answer"
@@ -734,7 +730,7 @@ class StrategyChoice(str, Enum):
     RETRY = "retry"
 
 
-class DeviceChoice(str, Enum):
+class DeviceChoice(StrEnum):
     """Where a bundle computes."""
 
     AUTO = "auto"
@@ -742,7 +738,7 @@ class DeviceChoice(str, Enum):
     CUDA = "cuda"
 
 
-class VoteChoice(str, Enum):
+class VoteChoice(StrEnum):
     """Which of several answers wins."""
 
     MAJORITY = "majority"
@@ -754,9 +750,9 @@ class VoteChoice(str, Enum):
 def run(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
     question: Annotated[
-        Optional[str], typer.Argument(metavar="[QUESTION]", help="One question. Without: a dialogue, or a pipe.")
+        str | None, typer.Argument(metavar="[QUESTION]", help="One question. Without: a dialogue, or a pipe.")
     ] = None,
-    choices: Annotated[Optional[list[str]], typer.Option("--choice", help="A choice; give one for each.")] = None,
+    choices: Annotated[list[str] | None, typer.Option("--choice", help="A choice; give one for each.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Also write a rationale.")] = False,
     confidence: Annotated[
         bool, typer.Option("--confidence", help="The best confidence that there is, not the one that costs nothing.")
@@ -765,34 +761,34 @@ def run(
         bool, typer.Option("--evaluate", help="Also judge rationale and answer: a verdict, with --explain its reasons.")
     ] = False,
     strategy: Annotated[
-        Optional[StrategyChoice], typer.Option(help="How to go about it. Default: as the bundle says, or else answer.")
+        StrategyChoice | None, typer.Option(help="How to go about it. Default: as the bundle says, or else answer.")
     ] = None,
-    samples: Annotated[Optional[int], typer.Option(min=1, max=64, help="Chains of thought that are drawn.")] = None,
-    choose_by: Annotated[Optional[VoteChoice], typer.Option(help="Which of the drawn answers wins.")] = None,
-    temperature: Annotated[Optional[float], typer.Option(help="Of drawing.")] = None,
-    seed: Annotated[Optional[int], typer.Option(min=0, help="Of drawing.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, max=64, help="Chains of thought that are drawn.")] = None,
+    choose_by: Annotated[VoteChoice | None, typer.Option(help="Which of the drawn answers wins.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of drawing.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of drawing.")] = None,
     retry_below: Annotated[
-        Optional[float], typer.Option(min=0, max=1, help="The confidence below which the strategy retry draws more.")
+        float | None, typer.Option(min=0, max=1, help="The confidence below which the strategy retry draws more.")
     ] = None,
     constrained: Annotated[
-        Optional[bool],
+        bool | None,
         typer.Option("--constrained/--free", help="Only answers of the task's form. Default: as the bundle says, or else free."),
     ] = None,
-    abstain_below: Annotated[Optional[float], typer.Option(min=0, max=1, help="Withhold answers with a lower confidence.")] = None,
+    abstain_below: Annotated[float | None, typer.Option(min=0, max=1, help="Withhold answers with a lower confidence.")] = None,
     target_accuracy: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(min=0, max=1, help="Withhold as few answers as bring the others to this accuracy on validation questions."),
     ] = None,
     max_handed_on: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(min=0, max=1, help="Withhold the least confident, at most this share of them."),
     ] = None,
     escalate_to: Annotated[
-        Optional[str], typer.Option(metavar="URL", help="Ask this OpenAI-compatible endpoint (…/v1) what would be withheld.")
+        str | None, typer.Option(metavar="URL", help="Ask this OpenAI-compatible endpoint (…/v1) what would be withheld.")
     ] = None,
-    escalate_model: Annotated[Optional[str], typer.Option(metavar="NAME", help="The model's name there.")] = None,
+    escalate_model: Annotated[str | None, typer.Option(metavar="NAME", help="The model's name there.")] = None,
     escalate_key: Annotated[
-        Optional[str], typer.Option(metavar="VARIABLE", help="The environment variable that holds its key.")
+        str | None, typer.Option(metavar="VARIABLE", help="The environment variable that holds its key.")
     ] = None,
     price_input: Annotated[float, typer.Option(min=0, help="Of a million tokens that it reads.")] = 0.0,
     price_output: Annotated[float, typer.Option(min=0, help="Of a million tokens that it writes.")] = 0.0,
@@ -800,12 +796,10 @@ def run(
         DeviceChoice, typer.Option(help="Where it computes; auto: where the bundle is meant for.")
     ] = DeviceChoice.AUTO,
     stream: Annotated[bool, typer.Option("--stream", help="Show the text while it is written.")] = False,
-    input_: Annotated[Optional[Path], typer.Option("--input", help="JSON lines with questions; - for standard input.")] = None,
-    output: Annotated[Optional[Path], typer.Option("--output", help="JSON lines with answers; - for standard output.")] = None,
+    input_: Annotated[Path | None, typer.Option("--input", help="JSON lines with questions; - for standard input.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="JSON lines with answers; - for standard output.")] = None,
     batch: Annotated[int, typer.Option(min=1, max=1024, help="Questions answered together.")] = 8,
-    threads: Annotated[
-        Optional[int], typer.Option(min=1, help="Threads. Default: what the bundle asks for, else all cores.")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads. Default: what the bundle asks for, else all cores.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a bundle: one question, a dialogue in the terminal, or JSON lines through files and pipes."""
@@ -868,7 +862,7 @@ def run(
         answer_lines(asking, input_, output, batch, _progress(False))
 
 
-def _refuse_unused(student: Student, strategy: Strategy, drawing: dict[str, Any], choices: Optional[list[str]]) -> None:
+def _refuse_unused(student: Student, strategy: Strategy, drawing: dict[str, Any], choices: list[str] | None) -> None:
     """Refuse options that would change nothing.
 
     Raises:

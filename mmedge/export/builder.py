@@ -259,7 +259,8 @@ class GraphBuilder:
         zero = np.uint8(np.clip(np.rint(-low / step), 0, 255))
         key = (x, float(step), int(zero))
         if key not in self._codes:
-            scale_name, zero_name = self.constant(f"{name}.input.scale", step), self.constant(f"{name}.input.zero", zero)
+            scale_name = self.constant(f"{name}.input.scale", np.asarray(step))
+            zero_name = self.constant(f"{name}.input.zero", np.asarray(zero))
             codes = self.node("QuantizeLinear", [x, scale_name, zero_name], f"{name}.input")
             self._codes[key] = codes, scale_name, zero_name
         return self._codes[key]

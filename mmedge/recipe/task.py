@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Union
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -48,4 +48,4 @@ class JsonlSection(Section):
         return self
 
 
-TaskSection = Annotated[Union[ArithmeticSection, DataFolderSection, JsonlSection], Field(discriminator="kind")]
+TaskSection = Annotated[ArithmeticSection | DataFolderSection | JsonlSection, Field(discriminator="kind")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Union
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, JsonValue, model_validator
@@ -132,6 +132,6 @@ class LocalTeacherSection(SampledTeacherSection):
 
 
 TeacherSection = Annotated[
-    Union[RecordedTeacherSection, EmbeddedTeacherSection, OpenAITeacherSection, LocalTeacherSection],
+    RecordedTeacherSection | EmbeddedTeacherSection | OpenAITeacherSection | LocalTeacherSection,
     Field(discriminator="kind"),
 ]

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Protocol
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """What a self-evaluation concludes about a chain of thought."""
 
     CORRECT = "correct"
@@ -23,7 +23,7 @@ class Verdict(str, Enum):
     UNCERTAIN = "uncertain"
 
 
-class Unparsed(str, Enum):
+class Unparsed(StrEnum):
     """Why a teacher's text could not be read."""
 
     EMPTY = "empty"

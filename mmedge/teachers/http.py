@@ -236,7 +236,7 @@ class HttpClient:
     async def _connect(self) -> _Connection:
         try:
             return await asyncio.wait_for(self._open(), self._connect_timeout)
-        except (asyncio.TimeoutError, TimeoutError):
+        except TimeoutError:
             raise HttpFailure("unreachable", f"no connection within {self._connect_timeout:.0f} s") from None
         except ssl.SSLCertVerificationError as error:
             raise HttpFailure("certificate", error.verify_message or str(error)) from None
