@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmedge.errors import MmedgeError
+from mmedge.folders import MANIFEST as MANIFEST
 from mmedge.storage import check_files, folder_size, hash_files, read_json, sha256_json, write_json
 from mmedge.tasks.encoding import Family, SpecialTokens
 from mmedge.tasks.forms.judges import AnyJudge, judge_by_name
 from mmedge.tasks.prompts import StudentPrompts
 
 FORMAT = 5
-MANIFEST = "manifest.json"
 Graphs = Literal["fused", "optimum"]  # who wrote them: mmedge.export, one fused node for each attention, or optimum
 GRAPHS: dict[tuple[Family, Graphs], dict[str, str]] = {
     ("encoder-decoder", "fused"): {"encoder": "encoder_model.onnx", "decoder": "decoder_model.onnx"},

@@ -1,11 +1,13 @@
-"""Files that are never half there: atomic writes, content hashes, and JSON lines that name the line which is broken.
+"""Files that are never half written: atomic writes, locks, content hashes, and JSON lines whose errors name the broken line.
 
-Knows nothing of tasks, students or bundles. A reader of any file written here finds either the old content or the new.
+Knows nothing of tasks, students or bundles. A reader of any file written here finds either the old content or the new. Lines end
+with `\n` and names in hashes have `/` on every platform, so that Windows writes what Linux writes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -20,13 +22,21 @@ from typing import Any
 from mmedge.errors import MmedgeError
 
 Json = dict[str, Any]
+LOCK_SECONDS = 0.2  # a lock is asked for; long enough for somebody who is just being refused
 
 
 def _temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
+def _sync_file(path: Path) -> None:
+    with open(path, "rb" if os.name == "posix" else "rb+") as file:  # Windows flushes only what is open for writing
+        os.fsync(file.fileno())
+
+
 def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # a folder cannot be opened on Windows, whose file systems log renames themselves
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -41,13 +51,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         MmedgeError: The file cannot be written, for example because the disk is full, or something other than a file has its name.
     """
-    refuse_no_file(path)
+    refuse_special_file(path)
     temporary = _temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        _sync_file(temporary)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -69,8 +78,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                with open(file, "rb") as written:
-                    os.fsync(written.fileno())
+                _sync_file(file)
         if path.exists():
             old = _temporary_beside(path)
             os.replace(path, old)
@@ -97,15 +105,49 @@ def remove_leftovers(folder: Path) -> None:
                 entry.unlink(missing_ok=True)
 
 
-def refuse_no_file(path: Path) -> None:
-    """Refuse a target that is there and is no file: a rename would put a file in the place of a device or a pipe.
+@contextmanager
+def locked(folder: Path, *, shared: bool = False, name: str = ".lock") -> Iterator[None]:
+    """Hold the lock of a folder while the block runs. The operating system releases it when the process ends, however it ends.
+
+    Args:
+        folder: The folder; it is made.
+        shared: Let others who also say so hold it at the same time; they exclude only those who do not.
+        name: The lock's file within the folder.
 
     Raises:
-        MmedgeError: It is a device, a pipe or a socket.
+        MmedgeError: Another process holds the lock, or the folder cannot be written.
+    """
+    import sqlite3
+
+    from filelock import ReadWriteLock, Timeout
+
+    path = folder / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = ReadWriteLock(path, is_singleton=False)
+        (lock.acquire_read if shared else lock.acquire_write)(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise MmedgeError(f"another process is using {folder}", "wait until it has finished, or choose another folder") from None
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    except (sqlite3.Error, ValueError) as error:  # the lock is an SQLite file
+        raise MmedgeError(f"cannot lock {path}: {error}", f"remove {path} and run the same command again") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        lock.close()
+
+
+def refuse_special_file(path: Path) -> None:
+    """Refuse to write to a device, a pipe or a socket: a rename would put a file in its place.
+
+    Raises:
+        MmedgeError: The path is one of these.
     """
     try:
         mode = path.stat().st_mode
-    except OSError:  # what is not there, or cannot be looked at, is for the writer to find
+    except OSError:  # a missing or unreadable path is for the writer to find
         return
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise MmedgeError(f"{path} is a device or a pipe, not a file", "name a file")
@@ -114,9 +156,9 @@ def refuse_no_file(path: Path) -> None:
 def cannot_write(path: Path, error: OSError) -> MmedgeError:
     """Return the error for a failed write, with what to do for the usual causes."""
     hint = {
-        28: "free some disk space and run the same command again; finished work is kept",
-        13: "choose a folder that you may write to, with --out",
-        30: "the file system is read-only; choose another folder with --out",
+        errno.ENOSPC: "free some disk space and run the same command again; finished work is kept",
+        errno.EACCES: "choose a folder that you may write to, or close the program that has the file open",
+        errno.EROFS: "the file system is read-only; choose another folder",
     }.get(error.errno or 0, "check the path and run the same command again")
     return MmedgeError(f"cannot write {path}: {error.strerror or error}", hint)
 
@@ -124,7 +166,7 @@ def cannot_write(path: Path, error: OSError) -> MmedgeError:
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -136,28 +178,29 @@ def read_text(path: Path) -> str:
     """Read a UTF-8 text file.
 
     Raises:
-        MmedgeError: It is missing, a folder, unreadable or no UTF-8.
+        MmedgeError: The file is missing, unreadable or not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise MmedgeError(f"no such file: {path}", "check the path") from None
     except UnicodeDecodeError as error:
-        raise MmedgeError(f"{path} is no UTF-8 text (byte {error.start})", "save it as UTF-8") from None
+        raise MmedgeError(f"{path} is not valid UTF-8 (byte {error.start})", "save it as UTF-8") from None
     except OSError as error:
-        raise MmedgeError(f"cannot read {path}: {error.strerror or error}") from None
+        raise MmedgeError(f"cannot read {path}: {error.strerror or error}", "check the path and its permissions") from None
 
 
 def read_json(path: Path) -> Any:
     """Read one JSON document.
 
     Raises:
-        MmedgeError: It is missing or no valid JSON; the message names line and column.
+        MmedgeError: The file is missing or not valid JSON; the message names line and column.
     """
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise MmedgeError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
+        hint = "fix that line, or make the file again"
+        raise MmedgeError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}", hint) from None
     except RecursionError:
         raise MmedgeError(f"{path}: JSON nested too deeply") from None
     except ValueError:  # Python reads no whole number of more than 4,300 digits
@@ -168,7 +211,7 @@ def iterate_jsonl(path: Path) -> Iterator[tuple[int, Json]]:
     """Yield (line number from 1, object) for every non-empty line of a JSON-lines file.
 
     Raises:
-        MmedgeError: The file is missing, or a line is no JSON object; the message is `file:line: …`.
+        MmedgeError: The file is missing, or a line is not a JSON object; the message is `file:line: …`.
     """
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
@@ -194,36 +237,44 @@ def parse_json_line(line: str, path: Path | str, number: int) -> Json:
 
 
 class Journal:
-    """A file of finished pieces of a longer piece of work, so that it continues when it was killed.
+    """The finished steps of a long computation in a file, so that it continues after it was killed.
 
-    Each piece is one line, flushed when it is finished. What belongs to another key, and a last line that was cut off, is
-    dropped.
+    Each step is one line, flushed when it is finished. Steps under another key, and a last line that was cut off, are dropped.
+    One process at a time has a journal open.
 
     Args:
         path: The file; its folder is made.
-        key: Hash of everything that the pieces depend on.
+        key: Hash of everything that the steps depend on.
 
     Raises:
-        MmedgeError: It cannot be written.
+        MmedgeError: The file cannot be written, or another process writes it.
     """
 
     def __init__(self, path: Path, key: str) -> None:
+        from filelock import FileLock, Timeout
+
         self._path = path
-        self._pieces: dict[str, Any] = {}
+        self._steps: dict[str, Any] = {}
+        self._lock = FileLock(path.with_name(f"{path.name}.lock"), timeout=0)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.is_file() else []
             if lines and lines[0] == key:
                 for line in lines[1:]:
                     try:
-                        piece = json.loads(line)
-                        self._pieces[piece["name"]] = piece["value"]
+                        step = json.loads(line)
+                        self._steps[step["name"]] = step["value"]
                     except (json.JSONDecodeError, KeyError, TypeError):
                         continue
-            whole = "".join(self._line(name, value) for name, value in self._pieces.items())
+            whole = "".join(self._line(name, value) for name, value in self._steps.items())
             write_text(path, f"{key}\n{whole}")
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
+            self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 (closed by `close`)
+        except Timeout:
+            hint = "wait until it has finished, or write to another place"
+            raise MmedgeError(f"another process is writing {path}", hint) from None
         except OSError as error:
+            self._lock.release()
             raise cannot_write(path, error) from None
 
     @staticmethod
@@ -231,25 +282,29 @@ class Journal:
         return json.dumps({"name": name, "value": value}, ensure_ascii=False) + "\n"
 
     def __len__(self) -> int:
-        return len(self._pieces)
+        return len(self._steps)
 
     def get(self, name: str) -> Any:
-        """Return what a finished piece gave, or None."""
-        return self._pieces.get(name)
+        """Return what a finished step gave, or None."""
+        return self._steps.get(name)
 
     def put(self, name: str, value: Any) -> None:
-        """Note that a piece is finished."""
+        """Note that a step is finished."""
         try:
             self._file.write(self._line(name, value))
             self._file.flush()
         except OSError as error:
             raise cannot_write(self._path, error) from None
-        self._pieces[name] = value
+        self._steps[name] = value
 
     def close(self) -> None:
         """Close the file and keep it."""
         with contextlib.suppress(OSError):
             self._file.close()
+        if self._lock.is_locked:
+            with contextlib.suppress(OSError):  # Windows removes no file that is open
+                Path(self._lock.lock_file).unlink()
+            self._lock.release()
 
     def remove(self) -> None:
         """Close the file and remove it: the work is finished and its result written."""
@@ -276,7 +331,7 @@ def sha256_file(path: Path) -> str:
     except FileNotFoundError:
         raise MmedgeError(f"no such file: {path}", "check the path") from None
     except OSError as error:
-        raise MmedgeError(f"cannot read {path}: {error.strerror or error}") from None
+        raise MmedgeError(f"cannot read {path}: {error.strerror or error}", "check the path and its permissions") from None
     return digest.hexdigest()
 
 
@@ -291,16 +346,16 @@ def sha256_json(value: Any) -> str:
 
 
 def hash_files(folder: Path, besides: str) -> dict[str, Json]:
-    """Return hash and size of every file under a folder by its relative name, but for the file that will say them."""
+    """Return hash and size of every file under a folder by its relative name, except the file `besides` that will list them."""
     return {
-        str(file.relative_to(folder)): {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+        file.relative_to(folder).as_posix(): {"sha256": sha256_file(file), "bytes": file.stat().st_size}
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != besides
     }
 
 
 def check_files(folder: Path, files: dict[str, Any], besides: str) -> None:
-    """Compare a folder with what `hash_files` said.
+    """Compare a folder with what `hash_files` returned.
 
     Raises:
         MmedgeError: A file is missing, was added, or differs from its hash; the message names it.
@@ -308,18 +363,18 @@ def check_files(folder: Path, files: dict[str, Any], besides: str) -> None:
     for name, stated in files.items():
         path = folder / name
         if not path.is_file():
-            raise MmedgeError(f"{path} is missing", f"copy {folder.name} again, whole, or export again")
+            raise MmedgeError(f"{path} is missing", f"copy the whole folder {folder.name} again, or export again")
         if path.stat().st_size != stated["bytes"] or sha256_file(path) != stated["sha256"]:
             raise MmedgeError(
-                f"{path} is damaged: its hash is not the one in {besides}", f"copy {folder.name} again, or export again"
+                f"{path} is damaged: its hash differs from the one in {besides}", f"copy {folder.name} again, or export again"
             )
-    added = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+    added = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     if unexpected := [name for name in added if name not in files and name != besides]:
         raise MmedgeError(f"{folder / unexpected[0]} does not belong to {folder.name}", "remove it, or export again")
 
 
 def folder_size(path: Path) -> int:
-    """Return the bytes of all files under a folder, or of one file."""
+    """Return the size in bytes of one file, or of all files under a folder."""
     if path.is_file():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -10,7 +10,18 @@ import pytest
 
 from mmedge.errors import MmedgeError
 from mmedge.statistics import balanced_accuracy, percentile, proportion
-from mmedge.storage import atomic_file, atomic_folder, iterate_jsonl, read_json, remove_leftovers, write_json, write_text
+from mmedge.storage import (
+    Journal,
+    atomic_file,
+    atomic_folder,
+    hash_files,
+    iterate_jsonl,
+    locked,
+    read_json,
+    remove_leftovers,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
@@ -74,7 +85,7 @@ def test_a_cut_off_line_is_named(tmp_path: Path) -> None:
 
 def test_text_that_is_no_utf8_and_broken_json_are_named(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\xff\xfe")
-    with pytest.raises(MmedgeError, match="no UTF-8"):
+    with pytest.raises(MmedgeError, match="not valid UTF-8"):
         list(iterate_jsonl(tmp_path / "x"))
     (tmp_path / "y").write_text("{\n 1")
     with pytest.raises(MmedgeError, match="y:2:2: not valid JSON"):
@@ -96,6 +107,37 @@ def test_infinity_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         write_json(tmp_path / "x.json", {"a": float("inf")})
     assert not (tmp_path / "x.json").exists()
+
+
+def test_a_journal_belongs_to_one_process_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / ".work.journal"
+    journal = Journal(path, "key")
+    journal.put("a", 1)
+    with pytest.raises(MmedgeError, match="another process is writing"):
+        Journal(path, "key")
+    journal.close()
+    again = Journal(path, "key")
+    assert (len(again), again.get("a")) == (1, 1)
+    again.remove()
+    assert list(tmp_path.iterdir()) == []
+    other = Journal(path, "another key")
+    assert other.get("a") is None
+    other.remove()
+
+
+def test_a_folder_that_cannot_be_locked_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(MmedgeError, match="cannot write"), locked(tmp_path / "file"):
+        pass
+    (tmp_path / ".lock").write_text("something else " * 100)
+    with pytest.raises(MmedgeError, match=r"cannot lock .*\n.*remove"), locked(tmp_path):
+        pass
+
+
+def test_names_in_hashes_are_the_same_on_every_platform(tmp_path: Path) -> None:
+    write_text(tmp_path / "sub" / "a.txt", "one\ntwo\n")
+    assert list(hash_files(tmp_path, "manifest.json")) == ["sub/a.txt"]
+    assert (tmp_path / "sub" / "a.txt").read_bytes() == b"one\ntwo\n"
 
 
 def test_the_interval_is_wilsons() -> None:

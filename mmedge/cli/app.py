@@ -93,15 +93,6 @@ def _need(package: str, extra: str) -> None:
 # ------------------------------------------------------------------------------------------------ the chain
 
 
-def quickstart_recipe() -> Path:
-    """Return the quickstart's recipe: beside the package in a checkout, inside it when installed."""
-    here = Path(__file__).parent.parent
-    for folder in (here / "recipes", here.parent / "recipes"):
-        if (folder / "quickstart.yaml").is_file():
-            return folder / "quickstart.yaml"
-    raise MmedgeError("recipes/quickstart.yaml is not installed", "reinstall mmedge")
-
-
 @app.command()
 def quickstart(
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/quickstart"),
@@ -113,8 +104,9 @@ def quickstart(
     from mmedge.bench.bench import bench as measure
     from mmedge.distill.distill import distill as train
     from mmedge.export.export import export as write
+    from mmedge.folders import shipped_recipe
 
-    recipe, _ = _load(quickstart_recipe(), overrides, out)
+    recipe, _ = _load(shipped_recipe("quickstart"), overrides, out)
     progress = _progress(quiet)
     metrics = train(recipe, out, progress)
     write(out, recipe.export.precisions, progress)
@@ -425,10 +417,11 @@ def export(
     """
     for package in ("torch", "onnx"):
         _need(package, "export")
-    from mmedge.export.export import AnyPrecision, find_student, variant_name
+    from mmedge.export.export import AnyPrecision, variant_name
     from mmedge.export.export import export as write
+    from mmedge.folders import student_in
 
-    find_student(place)
+    student = student_in(place)
     asked: dict[AnyPrecision, bool] = {
         "fp32": fp32, "fp16": fp16, "int8": int8, "int4": int4, "bnb-int8": bnb_int8, "bnb-nf4": bnb_nf4,
     }  # fmt: skip
@@ -447,7 +440,7 @@ def export(
     if as_json:
         _print_json(found)
         return
-    folder = out or find_student(place).parent
+    folder = out or student.parent
     for precision, manifest in found.items():
         size = sum(file["bytes"] for file in manifest["files"].values())
         checked = manifest["verification"]

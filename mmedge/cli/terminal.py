@@ -18,7 +18,7 @@ from mmedge.progress import Progress
 from mmedge.runtime.escalation import BiggerModel
 from mmedge.runtime.strategies import Strategy
 from mmedge.runtime.student import Answer, Piece, Student
-from mmedge.storage import Journal, parse_json_line, refuse_no_file, sha256_file, sha256_json, write_text
+from mmedge.storage import Journal, parse_json_line, refuse_special_file, sha256_file, sha256_json, write_text
 from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import read_example
 
@@ -144,7 +144,7 @@ def _read_lines(source: Path | None) -> Iterator[Example]:
             if line.strip():
                 yield read_example(parse_json_line(line, name, number), name, number)
     except UnicodeDecodeError as error:
-        raise MmedgeError(f"{name} is no UTF-8 text (byte {error.start})", "save it as UTF-8") from None
+        raise MmedgeError(f"{name} is not valid UTF-8 (byte {error.start})", "save it as UTF-8") from None
 
 
 def answer_lines(asking: Asking, source: Path | None, target: Path | None, batch: int, progress: Progress) -> None:
@@ -174,7 +174,7 @@ def answer_lines(asking: Asking, source: Path | None, target: Path | None, batch
             sys.stdout.write("".join(line + "\n" for line in answered(questions)[0]))
             sys.stdout.flush()
         return
-    refuse_no_file(target)
+    refuse_special_file(target)
     refuse_bundle(target.parent, "--output")
     piped = source is None or str(source) == "-"
     given = "" if piped or source is None else sha256_file(source)

@@ -34,6 +34,7 @@ from mmedge.export.report import write_report
 from mmedge.export.trim import TrimmedVocabulary, trim
 from mmedge.export.verify import Reference, Verification, problems
 from mmedge.export.weights import TABLE, WeightFiles
+from mmedge.folders import student_in
 from mmedge.manifest import GRAPHS, MANIFEST, open_bundle, read_manifest, seal
 from mmedge.progress import Progress, duration
 from mmedge.recipe import AnsweringSection
@@ -45,7 +46,7 @@ from mmedge.students.students import PIECES, Student, open_student, student_deta
 from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, VALIDATION, EvaluationSet, read_evaluation_set
 from mmedge.tasks.prompts import render_question
 
-__all__ = ["PRECISIONS", "AnyPrecision", "Precision", "export", "find_student", "variant_name"]
+__all__ = ["PRECISIONS", "AnyPrecision", "Precision", "export", "variant_name"]
 AnyPrecision = Precision | BitsPrecision
 # Below this, one product is done before a second thread is awake: a student of 1.2 M parameters answers in 8 ms with one thread
 # and in 17 ms with two (measured on two cores); SmolLM2's 135 M gain from every core.
@@ -58,21 +59,6 @@ HALF_ROOM = 32_752.0  # half of what float16 holds: other questions may go furth
 GRAPH_FORMAT = 6  # counts up when the same student would give other graphs
 ROUNDED_FORMAT = 1  # the same for students that bitsandbytes rounds
 ROUNDED_AS: dict[BitsPrecision, Precision] = {"bnb-int8": "int8", "bnb-nf4": "int4"}  # whose costs say what to keep finer
-
-
-def find_student(place: Path) -> Path:
-    """Return the student folder that a run or a student folder means.
-
-    Raises:
-        MmedgeError: There is none.
-    """
-    if not place.exists():
-        raise MmedgeError(f"no such run or student: {place}", "distil one first: mmedge distill RECIPE --out RUN")
-    if (place / "student").is_dir():
-        return place / "student"
-    if (place / "recipe.yaml").is_file():
-        raise MmedgeError(f"the run {place} has no student yet", f"finish it: mmedge distill {place / 'recipe.yaml'} --out {place}")
-    return place
 
 
 def variant_name(precision: str) -> str:
@@ -111,7 +97,7 @@ def export(
     Raises:
         MmedgeError: The student cannot be exported, or what is written is not the same model.
     """
-    folder = find_student(place)
+    folder = student_in(place)
     out = out or folder.parent
     details = student_details(folder)
     if "rounded" in details:

@@ -14,6 +14,7 @@ import pytest
 
 from mmedge.distill.optimizers import build_optimizers, learning_rate_factor
 from mmedge.distill.training import step_seed
+from mmedge.storage import locked
 from tests.conftest import REPOSITORY, is_one_line_error, mmedge, own_recipe, tiny_recipe, write_recipe
 
 
@@ -123,12 +124,9 @@ def test_early_stop_ends_a_stage_that_no_longer_improves(tmp_path: Path) -> None
 
 
 def test_two_processes_do_not_work_on_one_run(tiny_run: Path) -> None:
-    import fcntl
-
-    with open(tiny_run / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(tiny_run):
         found = mmedge("distill", tiny_run / "recipe.yaml", "--out", tiny_run)
-    assert is_one_line_error(found) and "another process works on" in found.err
+    assert is_one_line_error(found) and "another process is using" in found.err
 
 
 def test_a_damaged_checkpoint_is_an_error_that_says_what_to_remove(tiny_run: Path, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_a_killed_export_continues(tiny_run: Path, tmp_path: Path, seen: str, op
 
 
 def test_what_cannot_be_exported_is_one_line(tmp_path: Path, tiny_llama: Path) -> None:
-    for place, complaint in ((tmp_path / "none", "no such run or student"), (tiny_llama, "has no mmedge.json")):
+    for place, complaint in ((tmp_path / "none", "no such folder"), (tiny_llama, "has no mmedge.json")):
         found = mmedge("export", place, "--int8")
         assert is_one_line_error(found) and complaint in found.err
 
