@@ -15,17 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from mmedge.reports.formats import duration
+
 PLAIN_SECONDS = 15.0  # how often a line is written where there is no terminal
-
-
-def duration(seconds: float) -> str:
-    """Return a span of time as a person writes it: `42 s`, `7 min 05 s`, `2 h 10 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 class Step:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from mmedge.annotations.reading import AnnotatedExample
-from mmedge.annotations.summary import KEEPS, text_of
+from mmedge.annotations.summary import KEEPS
+from mmedge.reports.formats import NOTHING, in_json, number, share
 from mmedge.reports.page import Page
+from mmedge.reports.tables import Table
 
 _KEEP_WORDS = {"all": "all (the paper)", "self_consistent": "self-consistent", "judged_correct": "judged correct"}
 
@@ -40,19 +41,19 @@ def yield_rows(found: dict[str, Any]) -> Rows:
 def quality_rows(found: dict[str, Any]) -> Rows:
     """Return what the texts are worth."""
     rows = [
-        ["agreement: share of a question's CoTs with its most frequent answer", text_of(found["agreement"])],
-        ["different answers per question", _number(found["answers_per_question"], 2)],
+        ["agreement: share of a question's CoTs with its most frequent answer", share(*in_json(found["agreement"]))],
+        ["different answers per question", number(found["answers_per_question"], 2)],
         [
             "diversity: mean distance of a question's rationales (0 same words, 1 none in common)",
-            _number(found["diversity"], 2),
+            number(found["diversity"], 2),
         ],
     ]
     if found["pseudo_label_accuracy"]:
-        rows.append(["pseudo-labels that are the human label", text_of(found["pseudo_label_accuracy"])])
-        rows.append(["majority votes that are the human label", text_of(found["majority_vote_accuracy"])])
+        rows.append(["pseudo-labels that are the human label", share(*in_json(found["pseudo_label_accuracy"]))])
+        rows.append(["majority votes that are the human label", share(*in_json(found["majority_vote_accuracy"]))])
     if found["verdict_confusion"]:
-        rows.append(["verdicts that are right", text_of(found["verdict_accuracy"])])
-        rows.append(["the same, balanced (0.5 says nothing)", _number(found["verdict_balanced_accuracy"], 3)])
+        rows.append(["verdicts that are right", share(*in_json(found["verdict_accuracy"]))])
+        rows.append(["the same, balanced (0.5 says nothing)", number(found["verdict_balanced_accuracy"], 3)])
     return rows
 
 
@@ -70,7 +71,7 @@ def keep_rows(found: dict[str, Any]) -> Rows:
             _KEEP_WORDS[how],
             f"{kept['cots']} ({_percent(kept['cots'], total)})",
             str(kept["questions"]),
-            text_of(kept["pseudo_label_accuracy"]),
+            share(*in_json(kept["pseudo_label_accuracy"])),
         ]
         for how, kept in found["keep"].items()
     ]
@@ -87,7 +88,7 @@ def bill_rows(found: dict[str, Any]) -> Rows:
     rows += [
         ["tokens read" + estimated, f"{bill['prompt_tokens']:,}"],
         ["tokens written" + estimated, f"{bill['completion_tokens']:,}"],
-        ["seconds per answer", _number(bill["seconds_per_answer"], 2)],
+        ["seconds per answer", number(bill["seconds_per_answer"], 2)],
     ]
     if bill["currency"]:
         rows.append(["cost", f"{bill['cost']:.4f} {bill['currency']}"])
@@ -117,12 +118,7 @@ def tables(found: dict[str, Any]) -> RenderableType:
         rows = rows_of(found)
         if not rows:
             continue
-        table = Table(title=title, title_justify="left", show_header=any(headings))
-        for index, heading in enumerate(headings):
-            table.add_column(heading, justify="right" if index else "left")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        parts.append(table)
+        parts.append(Table(title, headings, rows).rich())
     parts.append(Text("brackets are 95 % intervals over questions", style="dim"))
     return Group(*parts)
 
@@ -134,7 +130,7 @@ def page(found: dict[str, Any], shown: Sequence[AnnotatedExample]) -> Page:
     made.heading("Yield", "What came back, and what could be read of it.")
     made.bars([(name, float(count), f"{count} ({share})") for name, count, share in rows])
     made.heading("Worth")
-    made.table(["", ""], quality_rows(found))
+    made.table(Table("", ["", ""], quality_rows(found)))
     counts = found["cots"]["questions_by_count"]
     made.heading("Readable chains of thought per question")
     made.bars([(count, float(number), str(number)) for count, number in counts.items()])
@@ -143,16 +139,17 @@ def page(found: dict[str, Any], shown: Sequence[AnnotatedExample]) -> Page:
             "Verdicts against human labels",
             "A teacher that judges well says 'correct' of right answers and 'wrong' of the others.",
         )
-        made.table(["the teacher says", "answer is right", "answer is wrong"], confusion_rows(found))
+        made.table(Table("", ["the teacher says", "answer is right", "answer is wrong"], confusion_rows(found)))
     made.heading("What method.keep would train on", "Fewer but better chains of thought, or all of them.")
-    made.table(["keep", "CoTs", "questions", "right pseudo-labels"], keep_rows(found))
+    made.table(Table("", ["keep", "CoTs", "questions", "right pseudo-labels"], keep_rows(found)))
     accuracies = {how: found["keep"][how]["pseudo_label_accuracy"] for how in KEEPS}
-    bars = [(_KEEP_WORDS[how], value["value"], text_of(value)) for how, value in accuracies.items() if value and value["value"]]
+    shares = {how: in_json(value) for how, value in accuracies.items()}
+    bars = [(_KEEP_WORDS[how], value, share(value, interval)) for how, (value, interval) in shares.items() if value]
     if bars:
         made.bars(bars, largest=1.0)
     if found["bill"]:
         made.heading("Bill")
-        made.table(["", ""], bill_rows(found))
+        made.table(Table("", ["", ""], bill_rows(found)))
     made.heading("A look at some of them", "Spread evenly over the questions; what is shown is what was read of the raw texts.")
     for annotated in shown:
         example = annotated.example
@@ -173,8 +170,4 @@ def _title(found: dict[str, Any]) -> str:
 
 
 def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "–"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return share(part / whole) if whole else NOTHING

@@ -8,7 +8,6 @@ questions have changed.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -311,14 +310,6 @@ def bill(recipe: Recipe, store: AnnotationStore) -> dict[str, Any] | None:
         "seconds_per_answer": _share(sum(row[7] for row in answered), requests),
         "in_flight_when_killed": {"requests_at_most": unsettled.requests, "cost_at_most": unsettled.cost},
     }
-
-
-def text_of(value: dict[str, Any] | None) -> str:
-    """Return a share with its interval, as `to_json` gives it, for people."""
-    if not value or value["value"] is None or math.isnan(value["value"]):
-        return "–"
-    low, high = value["interval_95"]
-    return f"{100 * value['value']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def examples_to_show(

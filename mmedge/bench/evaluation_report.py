@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from rich.table import Table
-
 from mmedge.reports.charts import IntervalRow, Series, interval_chart, line_chart
+from mmedge.reports.formats import NOTHING, estimate, in_json, number, points, share
 from mmedge.reports.page import Page
-from mmedge.statistics import Proportion
+from mmedge.reports.tables import Cell, Table
 
 SIGNAL_NAMES = {
     "answer": "the answer's own probability",
@@ -17,40 +17,24 @@ SIGNAL_NAMES = {
     "combined": "both, and agreement with the rationale",
     "samples": "agreement of the samples",
 }
-Rows = tuple[str, list[str], list[list[str]]]  # title, headings, cells
 
 
 def _share(found: Mapping[str, Any] | None) -> str:
-    """Return a share or an estimate of one, in percent."""
-    if found is None or found.get("value") is None:
-        return "–"
-    if "successes" in found:
-        return str(Proportion(found["successes"], found["total"]))
-    low, high = found["interval_95"]
-    return f"{100 * found['value']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return share(*in_json(found))
 
 
 def _points(found: Mapping[str, Any] | None) -> str:
-    """Return a difference in points, with p where there is one."""
-    if found is None:
-        return "–"
-    low, high = found["interval_95"]
-    p = f", p = {found['p']:.3f}" if "p" in found else ""
-    return f"{100 * found['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]{p}"
+    return points(*in_json(found), (found or {}).get("p"))
 
 
 def _value(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return "–"
-    if found["interval_95"] is None:
-        return f"{found['value']:.3f} (by {found['fewer']})"
-    low, high = found["interval_95"]
-    return f"{found['value']:.3f} [{low:.3f}, {high:.3f}]"
+    few = f" (by {found['fewer']})" if found and found["interval_95"] is None else ""
+    return estimate(*in_json(found), digits=3) + few
 
 
-def sections(report: Mapping[str, Any]) -> list[Rows]:
-    """Return every table as title, headings and cells."""
-    found: list[Rows] = []
+def sections(report: Mapping[str, Any]) -> list[Table]:
+    """Return every table."""
+    found: list[Table] = []
     chosen = report["confidence"]["chosen"]
     for split, result in report["splits"].items():
         headings = [
@@ -64,9 +48,9 @@ def sections(report: Mapping[str, Any]) -> list[Rows]:
         ]
         rows = [
             [
-                SIGNAL_NAMES[name] + (" (chosen)" if name == chosen else ""),
+                Cell(f"{SIGNAL_NAMES[name]} (chosen)", "strong") if name == chosen else SIGNAL_NAMES[name],
                 _value(signal["auroc"]),
-                f"{signal['calibration_error']['value']:.3f} ({signal['calibration_error']['by_chance']:.3f})",
+                f"{number(signal['calibration_error']['value'], 3)} ({number(signal['calibration_error']['by_chance'], 3)})",
                 _value(signal["risk_coverage_area"]),
                 _share(signal["accuracy_at"]["0.7"]),
                 _share(signal["accuracy_at"]["0.8"]),
@@ -74,12 +58,12 @@ def sections(report: Mapping[str, Any]) -> list[Rows]:
             ]
             for name, signal in result["signals"].items()
         ]
-        found.append((f"{split}: {result['questions']} questions, accuracy {_share(result['accuracy'])}", headings, rows))
+        found.append(Table(f"{split}: {result['questions']} questions, accuracy {_share(result['accuracy'])}", headings, rows))
     for split, result in report["splits"].items():
         found += _choices(split, result, report["prices"])
     cascade = report["cascade"]
     if cascade is not None:
-        rows = [["student alone", "0", _share(cascade["student"]), "–", "0"]]
+        rows = [["student alone", "0", _share(cascade["student"]), NOTHING, "0"]]
         for point in cascade["points"]:
             rows.append(
                 [
@@ -87,26 +71,19 @@ def sections(report: Mapping[str, Any]) -> list[Rows]:
                     _share(point["handed_on"]),
                     _share(point["accuracy"]),
                     _points(point["gain_over_student"]),
-                    f"{point['teacher_characters_per_question']:.0f}",
+                    number(point["teacher_characters_per_question"], 0),
                 ]
             )
-        rows.append(
-            [
-                "teacher alone",
-                "100 %",
-                _share(cascade["teacher"]),
-                "–",
-                f"{cascade['teacher_characters_per_question']:.0f}",
-            ]
-        )
+        characters = number(cascade["teacher_characters_per_question"], 0)
+        rows.append(["teacher alone", "100 %", _share(cascade["teacher"]), NOTHING, characters])
         headings = ["cascade", "handed on", "accuracy", "gain over the student, points", "teacher's characters a question"]
-        found.append((f"handing on to the recorded teacher, {cascade['questions']} held-out questions", headings, rows))
+        found.append(Table(f"handing on to the recorded teacher, {cascade['questions']} held-out questions", headings, rows))
     return found
 
 
-def _choices(split: str, whole: Mapping[str, Any], prices: Mapping[str, Any]) -> list[Rows]:
+def _choices(split: str, whole: Mapping[str, Any], prices: Mapping[str, Any]) -> list[Table]:
     """Return what strategies and thresholds do on one test split."""
-    found: list[Rows] = []
+    found: list[Table] = []
     rows = []
     for name, strategy in whole["strategies"].items():
         price = prices.get(name.split(",")[0] if "samples" in name else name)
@@ -115,13 +92,13 @@ def _choices(split: str, whole: Mapping[str, Any], prices: Mapping[str, Any]) ->
                 name,
                 _share(strategy["accuracy"]),
                 _points(strategy["difference"]),
-                f"{price['mean_times_answer']:.2f} ×" if price else "–",
+                f"{price['mean_times_answer']:.2f} ×" if price else NOTHING,
             ]
         )
     for name in ("answer, rationale", "answer, rationale, confidence"):
         if name in prices:
-            rows.append([name, "as answer", "–", f"{prices[name]['mean_times_answer']:.2f} ×"])
-    found.append((f"strategies, {split}", ["strategy", "accuracy", "against answering at once, points", "time"], rows))
+            rows.append([name, "as answer", NOTHING, f"{prices[name]['mean_times_answer']:.2f} ×"])
+    found.append(Table(f"strategies, {split}", ["strategy", "accuracy", "against answering at once, points", "time"], rows))
     if whole["abstaining"]:
         rows = []
         for aim in whole["abstaining"]:
@@ -131,11 +108,11 @@ def _choices(split: str, whole: Mapping[str, Any], prices: Mapping[str, Any]) ->
                 else f"{100 * aim['max_handed_on']:g} % withheld"
             )
             if "problem" in aim:
-                rows.append([wanted, aim["problem"], "–", "–"])
+                rows.append([wanted, aim["problem"], NOTHING, NOTHING])
                 continue
-            rows.append([wanted, f"{aim['threshold']:.3f}", _share(aim["accuracy_of_given"]), _share(aim["withheld"])])
+            rows.append([wanted, number(aim["threshold"], 3), _share(aim["accuracy_of_given"]), _share(aim["withheld"])])
         headings = ["aim on validation questions", "threshold", "accuracy of the answers given", "withheld"]
-        found.append((f"abstaining, {split}", headings, rows))
+        found.append(Table(f"abstaining, {split}", headings, rows))
     return found
 
 
@@ -160,25 +137,16 @@ def conditions(report: Mapping[str, Any]) -> str:
 
 
 def tables(report: Mapping[str, Any]) -> list[Table]:
-    """Return the report as tables for the terminal."""
-    found = []
-    for title, headings, rows in sections(report):
-        table = Table(title=title, title_justify="left")
-        for number, heading in enumerate(headings):
-            table.add_column(heading, justify="left" if not number else "right")
-        for row in rows:
-            table.add_row(*row)
-        found.append(table)
-    found[-1].caption, found[-1].caption_justify = conditions(report), "left"
-    return found
+    """Return the report as tables for the terminal: the last one says what was measured, where and how."""
+    *found, last = sections(report)
+    return [*found, replace(last, caption=conditions(report))]
 
 
 def markdown(report: Mapping[str, Any]) -> str:
     """Return the report as Markdown."""
     lines = [f"# Does {report['recipe']} know when it is wrong?", ""]
-    for title, headings, rows in sections(report):
-        lines += [f"## {title}", "", "| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+    for table in sections(report):
+        lines += [f"## {table.title}", "", table.markdown(), ""]
     return "\n".join([*lines, conditions(report), ""])
 
 
@@ -187,9 +155,9 @@ def page(report: Mapping[str, Any]) -> Page:
     found = Page(f"Does {report['recipe']} know when it is wrong?", conditions(report))
     found_sections = sections(report)
     splits = report["splits"]
-    for (title, headings, rows), result in zip(found_sections, splits.values(), strict=False):
-        found.heading(title)
-        found.table(headings, rows)
+    for table, result in zip(found_sections, splits.values(), strict=False):
+        found.heading(table.title)
+        found.table(table)
         found.figure(risk_chart(result), "Wrong answers among those given, the most confident first. Lower is better.")
         found.figure(
             reliability_chart(result), "Right answers among those of about the same confidence. On the diagonal is honest."
@@ -204,10 +172,10 @@ def page(report: Mapping[str, Any]) -> Page:
                 x_label="AUROC",
             )
         )
-    for title, headings, rows in found_sections[len(splits) :]:
-        found.heading(title)
-        found.table(headings, rows)
-        if title.startswith("handing on"):
+    for table in found_sections[len(splits) :]:
+        found.heading(table.title)
+        found.table(table)
+        if table.title.startswith("handing on"):
             found.figure(
                 cascade_chart(report["cascade"]),
                 "The least confident questions are handed on; at random, accuracy is on the dashed line.",

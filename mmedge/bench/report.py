@@ -4,50 +4,34 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
-from mmedge.bench.limits import size_text
 from mmedge.bench.timing import FEW_ROUNDS
 from mmedge.reports.charts import IntervalRow, Series, interval_chart, line_chart
+from mmedge.reports.formats import NOTHING, estimate, number, share, significant, size
 from mmedge.reports.page import Page
+from mmedge.reports.tables import Column, Table
 from mmedge.statistics import Proportion
 
 ASKED = {"answer": "the answer only", "rationale": "answer and rationale", "confidence": "answer and confidence"}
 _PAGE_ONLY = ("load s", "steady MB", "verdicts, balanced")
-Rows = tuple[str, list[str], list[list[str]]]  # title, headings, cells
 
 
 def _share(found: dict[str, Any]) -> str:
-    return str(Proportion(found["successes"], found["total"]))
+    proportion = Proportion(found["successes"], found["total"])
+    return share(proportion.value, proportion.interval)
 
 
 def _split_share(split: str, variant: dict[str, Any]) -> str:
     return _share(variant["answer_accuracy"].get(split, {"successes": 0, "total": 0}))
 
 
-def _number(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _figures(value: float) -> str:
-    """Return a number with about three figures."""
-    return (
-        f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.2 else f"{value:.2g}"
-    )
-
-
-def _within(value: float, interval: Sequence[float]) -> str:
-    return f"{_figures(value)} [{_figures(interval[0])}, {_figures(interval[1])}]"
-
-
 def _against(variant: dict[str, Any]) -> str:
     found = variant["ratio_to_first"]
     if found is None:
         return "1"
-    return _within(found["value"], found["interval_95"]) + ("" if found["differs"] else " =")
+    return estimate(found["value"], found["interval_95"]) + ("" if found["differs"] else " =")
 
 
 def measured(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -65,30 +49,30 @@ def _why(variant: dict[str, Any]) -> str:
     return f"{variant['problem']} → {hint}" if hint else str(variant["problem"])
 
 
-def rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return headings and one row for each variant; the times are also ratios to the first that was measured."""
+def _summary(report: dict[str, Any]) -> Table:
+    """Return the table of all variants; the times are also ratios to the first that was measured."""
     variants = measured(report)
     columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [("variant", lambda v: str(v["name"]))]
     for split in report["questions"]:
         columns.append((f"answers: {split}", functools.partial(_split_share, split)))
     if variants and variants[0]["verdict_accuracy"]["total"]:
         columns.append(("verdicts", lambda v: _share(v["verdict_accuracy"])))
-        columns.append(("verdicts, balanced", lambda v: _number(v["verdict_balanced_accuracy"], 3)))
+        columns.append(("verdicts, balanced", lambda v: number(v["verdict_balanced_accuracy"], 3)))
     if report["ask"] == "confidence":
-        columns.append(("AUROC", lambda v: _number((v["confidence"] or {}).get("auroc"), 3)))
-        columns.append(("calibration error", lambda v: _number((v["confidence"] or {}).get("calibration_error"), 3)))
+        columns.append(("AUROC", lambda v: number((v["confidence"] or {}).get("auroc"), 3)))
+        columns.append(("calibration error", lambda v: number((v["confidence"] or {}).get("calibration_error"), 3)))
     columns.append(("threads", lambda v: str(v["threads"])))
     if variants and variants[0]["latency_ms"]:
         columns += [
-            ("ms/answer p50", lambda v: _within(v["latency_ms"]["p50"], v["latency_ms"]["p50_interval_95"])),
-            ("p90", lambda v: _figures(v["latency_ms"]["p90"])),
-            ("p99", lambda v: _figures(v["latency_ms"]["p99"])),
+            ("ms/answer p50", lambda v: estimate(v["latency_ms"]["p50"], v["latency_ms"]["p50_interval_95"])),
+            ("p90", lambda v: significant(v["latency_ms"]["p90"])),
+            ("p99", lambda v: significant(v["latency_ms"]["p99"])),
             ("× time", _against),
-            ("first token ms", lambda v: _figures(v["time_to_first_token_ms"]["p50"])),
-            ("tokens/s decoding", lambda v: _number(v["tokens_per_second"], 0)),
+            ("first token ms", lambda v: significant(v["time_to_first_token_ms"]["p50"])),
+            ("tokens/s decoding", lambda v: number(v["tokens_per_second"], 0)),
         ]
     columns += [
-        ("load s", lambda v: _figures(v["load_seconds"])),
+        ("load s", lambda v: significant(v["load_seconds"])),
         ("peak MB", lambda v: f"{v['peak_memory_bytes'] / 1e6:.0f}"),
         ("steady MB", lambda v: f"{v['steady_memory_bytes'] / 1e6:.0f}"),
         ("disk MB", lambda v: f"{v['bytes_on_disk'] / 1e6:.1f}"),
@@ -99,25 +83,26 @@ def rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             body.append([variant["name"], _why(variant), *[""] * (len(columns) - 2)])
         else:
             body.append([cell(variant) for _, cell in columns])
-    return [name for name, _ in columns], body
+    headings: list[str | Column] = [Column("variant", "left", wraps=False), *(name for name, _ in columns[1:])]
+    return Table(f"bench: {report['task']}", headings, body)
 
 
-def _offline_rows(report: dict[str, Any]) -> Rows:
+def _offline(report: dict[str, Any]) -> Table:
     batches = [f"batch {batch}" for batch in report["settings"]["batches"]]
     headings = ["variant", *batches, "tokens/s over all, last", "J/answer, last"]
     body = []
     for variant in measured(report):
         rates = [
-            _within(one["answers_per_second"]["value"], one["answers_per_second"]["interval_95"]) for one in variant["offline"]
+            estimate(one["answers_per_second"]["value"], one["answers_per_second"]["interval_95"]) for one in variant["offline"]
         ]
         last = variant["offline"][-1]
-        energy = "not available" if last["joules_per_answer"] is None else _figures(last["joules_per_answer"])
-        body.append([variant["name"], *rates, _figures(last["tokens_per_second"]), energy])
+        energy = "not available" if last["joules_per_answer"] is None else significant(last["joules_per_answer"])
+        body.append([variant["name"], *rates, significant(last["tokens_per_second"]), energy])
     asked = next((one["blocks"][0]["answers"] for variant in measured(report) for one in variant["offline"]), 0)
-    return f"offline: answers a second, {asked} questions at once", headings, body
+    return Table(f"offline: answers a second, {asked} questions at once", headings, body)
 
 
-def _server_rows(report: dict[str, Any]) -> Rows:
+def _server(report: dict[str, Any]) -> Table:
     bound = 1000 * report["settings"]["latency_bound"]
     headings = ["variant", f"rate that holds p99 ≤ {bound:g} ms", "p99 ms there", "next rate tried", "p99 ms there"]
     body = []
@@ -128,14 +113,14 @@ def _server_rows(report: dict[str, Any]) -> Rows:
         cells = [variant["name"]]
         for one in (held, broken):
             if one is None:
-                cells += ["none", "–"]
+                cells += ["none", NOTHING]
             else:
-                cells += [f"{_figures(one['rate'])}/s, {one['arrivals']} questions", _figures(one["p99_ms"])]
+                cells += [f"{significant(one['rate'])}/s, {one['arrivals']} questions", significant(one["p99_ms"])]
         body.append(cells)
-    return "server: questions at random moments, one answered at a time", headings, body
+    return Table("server: questions at random moments, one answered at a time", headings, body)
 
 
-def _reached_rows(report: dict[str, Any]) -> Rows:
+def _reached(report: dict[str, Any]) -> Table:
     ceilings = "; ".join(
         f"{one['threads']} thread{'s' if one['threads'] > 1 else ''}: {one['read_bytes_per_second'] / 1e9:.1f} GB/s read,"
         f" {one['float32_operations_per_second'] / 1e9:.0f} (float32) or {one['int8_operations_per_second'] / 1e9:.0f} (int8)"
@@ -147,24 +132,24 @@ def _reached_rows(report: dict[str, Any]) -> Rows:
     for variant in measured(report):
         one = variant["reached"]
         if one is None:
-            body.append([variant["name"], *["–"] * 4])
+            body.append([variant["name"], *[NOTHING] * 4])
             continue
         read, done = one["weight_bytes_per_token"] / 1e6, one["operations_per_token"] / 1e6
-        shares = [f"{_figures(100 * one[name])} %" for name in ("bandwidth_share", "arithmetic_share")]
-        body.append([variant["name"], f"{read:.1f}", shares[0], _figures(done), f"{shares[1]} ({one['arithmetic']})"])
-    return f"decoding one token against this machine's ceilings ({ceilings})", headings, body
+        shares = [share(one[name]) for name in ("bandwidth_share", "arithmetic_share")]
+        body.append([variant["name"], number(read), shares[0], significant(done), f"{shares[1]} ({one['arithmetic']})"])
+    return Table(f"decoding one token against this machine's ceilings ({ceilings})", headings, body)
 
 
-def sections(report: dict[str, Any]) -> list[Rows]:
-    """Return every table as title, headings and cells."""
-    found: list[Rows] = [(f"bench: {report['task']}", *rows(report))]
+def sections(report: dict[str, Any]) -> list[Table]:
+    """Return every table."""
+    found = [_summary(report)]
     variants = measured(report)
     if any(variant.get("reached") for variant in variants):
-        found.append(_reached_rows(report))
+        found.append(_reached(report))
     if any(variant["offline"] for variant in variants):
-        found.append(_offline_rows(report))
+        found.append(_offline(report))
     if any(variant["server"] for variant in variants):
-        found.append(_server_rows(report))
+        found.append(_server(report))
     return found
 
 
@@ -182,7 +167,7 @@ def conditions(report: dict[str, Any]) -> str:
     )
     versions = " ".join(f"{name} {version}" for name, version in where["packages"].items())
     bounds = [f"on {settings['cpus']} of the cores"] if settings["cpus"] else []
-    bounds += [f"in {size_text(settings['memory_limit'])}"] if settings["memory_limit"] else []
+    bounds += [f"in {size(settings['memory_limit'])}"] if settings["memory_limit"] else []
     said = (
         f"{report['task']}: {counts} questions, {ASKED[report['ask']]}, batch {report['batch']}, "
         f"{where['cores']} cores, {where['processor']}, {where['memory_gb']} GB, Python {where['python']}, {versions}. "
@@ -206,47 +191,22 @@ def conditions(report: dict[str, Any]) -> str:
     return said
 
 
-def table(report: dict[str, Any]) -> Table:
-    """Return the report as a table for the terminal, without what only a page has room for."""
-    title, headings, body = sections(report)[0]
-    shown = [place for place, heading in enumerate(headings) if heading not in _PAGE_ONLY]
-    headings = [headings[place] for place in shown]
-    found = Table(title=title, caption=" ".join(filter(None, [noise(report), conditions(report)])), caption_justify="left")
-    for heading in headings:
-        found.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=heading == "variant")
+def tables(report: dict[str, Any]) -> list[Table]:
+    """Return the report as tables for the terminal; the first without what only a page has room for."""
+    first, *others = sections(report)
+    first = _without_failed(report, first).take([p for p, heading in enumerate(first.headings) if heading not in _PAGE_ONLY])
+    return [replace(first, caption=" ".join(filter(None, [noise(report), conditions(report)]))), *others]
+
+
+def _without_failed(report: dict[str, Any], table: Table) -> Table:
     missing = {name for name, _ in problems(report)}
-    for row in body:
-        if row[0] not in missing:
-            found.add_row(*(escape(row[place]) for place in shown))
-    return found
-
-
-def more_tables(report: dict[str, Any]) -> list[Table]:
-    """Return the tables of the other scenarios."""
-    found = []
-    for title, headings, body in sections(report)[1:]:
-        one = Table(title=title, title_justify="left")
-        for heading in headings:
-            one.add_column(heading, justify="left" if heading == "variant" else "right")
-        for row in body:
-            one.add_row(*map(escape, row))
-        found.append(one)
-    return found
-
-
-def _plain(cell: str) -> str:
-    """Return a cell without signs that Markdown or HTML would take for its own."""
-    return cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    return replace(table, rows=[row for row in table.rows if row[0] not in missing])
 
 
 def markdown(report: dict[str, Any]) -> str:
     """Return the report as Markdown tables with the conditions below them."""
-    parts = []
-    for number, (title, headings, body) in enumerate(sections(report)):
-        lines = [f"{title}\n"] if number else []
-        lines += ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-        lines += ["| " + " | ".join(map(_plain, row)) + " |" for row in body]
-        parts.append("\n".join(lines))
+    first, *others = sections(report)
+    parts = [first.markdown(), *(f"{table.title}\n\n{table.markdown()}" for table in others)]
     return "\n\n".join(filter(None, [*parts, noise(report), conditions(report)])) + "\n"
 
 
@@ -315,15 +275,16 @@ def page(report: dict[str, Any]) -> Page:
     found = Page(f"Bench: {report['task']}", conditions(report))
     if report["noisy"]:
         found.note(noise(report))
-    names = {name for name, _ in missing}
-    for number, (title, headings, body) in enumerate(sections(report)):
-        found.heading(title if number else "Results")
-        body = [row for row in body if row[0] not in names]
-        for columns in ([*range(len(headings))],) if number else _halves(headings):
-            found.table([headings[place] for place in columns], [[row[place] for place in columns] for row in body])
+    first, *others = sections(report)
+    found.heading("Results")
+    for half in _halves(first.headings):
+        found.table(_without_failed(report, first).take(half))
+    for table in others:
+        found.heading(table.title)
+        found.table(table)
     if missing:
         found.heading("Not measured")
-        found.table(["variant", "why"], [[name, why] for name, why in missing])
+        found.table(Table("", ["variant", Column("why", "left")], missing))
     timed = [variant for variant in variants if variant["latency_ms"]]
     if timed:
         found.heading("Accuracy and time")
@@ -335,18 +296,19 @@ def page(report: dict[str, Any]) -> Page:
         found.figure(_over_time(timed), "The same in the order in which they were measured: drift and stalls are seen here.")
     if any(variant["offline"] for variant in variants):
         found.heading("Throughput")
-        found.figure(_throughput(variants), "Answers a second over batch sizes.")
+        found.figure(_throughput_chart(variants), "Answers a second over batch sizes.")
     if any(variant["server"] for variant in variants):
-        found.figure(_server(variants), "p99 of the time from arrival to answer, over the rate of arrivals.")
+        found.figure(_server_chart(variants), "p99 of the time from arrival to answer, over the rate of arrivals.")
     found.heading("Memory", "The largest resident size of each process, the interpreter and its libraries included.")
     found.bars([(one["name"], one["peak_memory_bytes"], f"{one['peak_memory_bytes'] / 1e6:.0f} MB") for one in variants])
     found.heading("On disk")
     found.bars([(one["name"], one["bytes_on_disk"], f"{one['bytes_on_disk'] / 1e6:.1f} MB") for one in variants])
     found.heading("What each variant is")
     headings = ["variant", "engine", "precision", "device", "threads", "place"]
-    found.table(headings, [[v["name"], v["engine"], v["precision"], v["device"], str(v["threads"]), v["place"]] for v in variants])
+    places = [[v["name"], v["engine"], v["precision"], v["device"], str(v["threads"]), v["place"]] for v in variants]
+    found.table(Table("", headings, places))
     found.heading("The machine")
-    found.table(["", ""], _machine_rows(report))
+    found.table(Table("", ["", Column(align="left")], _machine_rows(report)))
     return found
 
 
@@ -361,11 +323,11 @@ def _ratios(variants: Sequence[dict[str, Any]]) -> str:
     for variant in variants:
         ratio = variant["ratio_to_first"]
         value, (low, high) = (1.0, (1.0, 1.0)) if ratio is None else (ratio["value"], ratio["interval_95"])
-        found.append(IntervalRow(variant["name"], value, low, high, f"{_figures(value)} ×"))
+        found.append(IntervalRow(variant["name"], value, low, high, f"{significant(value)} ×"))
     return interval_chart(found, x_label="times as long as the first")
 
 
-def _throughput(variants: Sequence[dict[str, Any]]) -> str:
+def _throughput_chart(variants: Sequence[dict[str, Any]]) -> str:
     series = []
     for variant in variants:
         rates = [(one["batch"], one["answers_per_second"]) for one in variant["offline"]]
@@ -380,7 +342,7 @@ def _throughput(variants: Sequence[dict[str, Any]]) -> str:
     return line_chart(series, x_label="batch", y_label="answers a second", zero=True, markers=True)
 
 
-def _server(variants: Sequence[dict[str, Any]]) -> str:
+def _server_chart(variants: Sequence[dict[str, Any]]) -> str:
     series = []
     for variant in variants:
         probes = sorted(variant["server"]["probes"], key=lambda one: float(one["rate"])) if variant["server"] else []
@@ -401,7 +363,7 @@ def _machine_rows(report: dict[str, Any]) -> list[list[str]]:
         ["system", f"{where['system']}, Python {where['python']}, mmedge {where['mmedge']}"],
         ["packages", " ".join(f"{name} {version}" for name, version in where["packages"].items())],
         ["other load while measuring", "not told here" if load is None else f"{load:.2f} cores"],
-        ["taken by the host", "not told here" if steal is None else f"{100 * steal:.1f} %"],
+        ["taken by the host", "not told here" if steal is None else share(steal)],
         ["frequency", span(watch["frequency_ghz"], "GHz")],
         ["temperature", span(watch["temperature_c"], "°C")],
         ["noise", noise(report) or "none that was seen"],

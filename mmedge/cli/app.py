@@ -358,11 +358,11 @@ def ablate(recipe: RecipePath, out: Out = None, overrides: Set = None, as_json: 
         return
     from rich.console import Console
 
-    from mmedge.distill.ablation_report import caption, rich_tables
+    from mmedge.distill.ablation_report import caption, kinds_of_labels, table
 
     console = Console(width=max(Console().width, 180))
-    for table in rich_tables(results):
-        console.print(table)
+    for labels in kinds_of_labels(results):
+        console.print(table(results, labels).rich(lines=True))
     console.print(caption(results), highlight=False)
     typer.echo(f"figures: {folder / 'ablation.html'}")
 
@@ -625,7 +625,7 @@ def evaluate(
 
     console = Console(width=max(Console().width, 150))
     for table in tables(report):
-        console.print(table)
+        console.print(table.rich())
     typer.echo(f"written: {folder / name}.json, .md, .html")
 
 
@@ -678,37 +678,32 @@ def _save_report(report: dict[str, Any], folder: Path) -> str:
 def _show_report(report: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from mmedge.bench.report import more_tables, problems, table
+    from mmedge.bench.report import problems, tables
 
     console = Console(width=max(Console().width, 170))
-    for one in (table(report), *more_tables(report)):
-        console.print(one)
+    for table in tables(report):
+        console.print(table.rich())
     for name, why in problems(report):
         typer.echo(f"{printable(name)}: {printable(why)}")
 
 
 def _show_metrics(metrics: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    from mmedge.statistics import Proportion
+    from mmedge.reports.formats import in_json, number, share
+    from mmedge.reports.tables import Table
 
-    def share(found: dict[str, Any] | None) -> str:
-        return str(Proportion(found["successes"], found["total"])) if found else "–"
-
-    shown = Table(title="distillation", caption="brackets are 95 % Wilson intervals", caption_justify="left")
-    for heading in ("", "untrained", "after stage 1", "distilled"):
-        shown.add_column(heading)
+    rows = []
     before, middle, after = metrics["before"], metrics["after_stage1"] or {}, metrics["after"]
     for split, found in after["answer"].items():
-        shown.add_row(f"answers: {split}", share(before["answer"].get(split)), "", share(found))
+        rows.append([f"answers: {split}", share(*in_json(before["answer"].get(split))), "", share(*in_json(found))])
     if after["verdict"]:
         columns = [before["verdict"], middle.get("verdict"), after["verdict"]]
-        shown.add_row("verdicts on held-out CoTs", *(share(found and found["accuracy"]) for found in columns))
-        balanced = [found and found["balanced_accuracy"] for found in columns]
-        shown.add_row("verdicts, balanced", *("–" if value is None else f"{value:.3f}" for value in balanced))
-        shown.add_row("always saying 'correct'", *(share(after["verdict"]["always_correct"]) for _ in columns))
-    Console(width=max(Console().width, 120)).print(shown)
+        rows.append(["verdicts on held-out CoTs", *(share(*in_json(found and found["accuracy"])) for found in columns)])
+        rows.append(["verdicts, balanced", *(number(found and found["balanced_accuracy"], 3) for found in columns)])
+        rows.append(["always saying 'correct'", *(share(*in_json(after["verdict"]["always_correct"])) for _ in columns)])
+    shown = Table("distillation", ["", "untrained", "after stage 1", "distilled"], rows, "brackets are 95 % Wilson intervals")
+    Console(width=max(Console().width, 120)).print(shown.rich())
 
 
 # ---------------------------------------------------------------------------------------------------- asking

@@ -40,8 +40,9 @@ from mmedge.distill.training import selectable
 from mmedge.errors import MmedgeError
 from mmedge.folders import Run, work_on
 from mmedge.machine import machine
-from mmedge.progress import Progress, duration
+from mmedge.progress import Progress
 from mmedge.recipe import ROWS, MethodSection, Recipe, StageSection, TrainingSection, recipe_values
+from mmedge.reports.formats import duration
 from mmedge.statistics import (
     Estimate,
     auroc_over_seeds,

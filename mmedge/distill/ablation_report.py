@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedge.progress import duration
 from mmedge.reports.charts import IntervalRow, Series, interval_chart, line_chart, standalone
+from mmedge.reports.formats import NOTHING, duration, in_json, points, share
 from mmedge.reports.page import Page
+from mmedge.reports.tables import Table
 from mmedge.storage import write_json, write_text
 
 EQUAL = {
@@ -22,14 +22,10 @@ EQUAL = {
 BOOTSTRAP = "bootstrap; Wilson's where all outcomes are alike"
 
 
-def headings(results: dict[str, Any]) -> list[str]:
-    """Return the table's headings."""
-    tests = [name for test in results["test_questions"] for name in (test, "against the row above")]
-    return ["", *tests, "verdicts after stage 1", "verdicts at the end", "steps", "lessons", "tokens", "time"]
-
-
-def table_rows(results: dict[str, Any], labels: str) -> list[list[str]]:
+def table(results: dict[str, Any], labels: str) -> Table:
     """Return the table of one kind of labels, a row for each method."""
+    tests = [name for test in results["test_questions"] for name in (test, "against the row above")]
+    headings = ["", *tests, "verdicts after stage 1", "verdicts at the end", "steps", "lessons", "tokens", "time"]
     rows = []
     for row in results["rows"]:
         if row["labels"] != labels:
@@ -37,7 +33,8 @@ def table_rows(results: dict[str, Any], labels: str) -> list[list[str]]:
         cells = [row["title"]]
         for test in results["test_questions"]:
             found = row["tests"][test]
-            cells += [_share(found), _difference(found.get("difference"))]
+            difference = found.get("difference")
+            cells += [share(*in_json(found)), points(*in_json(difference), (difference or {}).get("p"))]
         steps = " + ".join(str(count) for count in row["steps"].values())
         cells += [
             _judged(row["after_stage1"]),
@@ -47,29 +44,16 @@ def table_rows(results: dict[str, Any], labels: str) -> list[list[str]]:
             f"{row['tokens'] / 1000:,.0f} k",
         ]
         rows.append([*cells, duration(row["seconds"])])
-    return rows
-
-
-def _share(found: dict[str, Any]) -> str:
-    low, high = found["interval_95"]
-    return f"{100 * found['value']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _difference(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return "–"
-    low, high = found["interval_95"]
-    p = "p < 0.001" if found["p"] < 0.001 else f"p = {found['p']:.3f}"
-    return f"{100 * found['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}], {p}"
+    return Table(f"{results['recipe']}, {labels} labels", headings, rows)
 
 
 def _judged(found: dict[str, Any] | None) -> str:
     if found is None:
-        return "–"
+        return NOTHING
     balanced = "" if found["balanced_accuracy"] is None else f", balanced {100 * found['balanced_accuracy']:.1f}"
     area = "" if found["auroc"] is None else f", AUROC {found['auroc']['value']:.3f}"
-    level = f"; at a chosen level {100 * found['accuracy_at_level']['value']:.1f} %"
-    return f"{_share(found['accuracy'])}{balanced}{area}{level}"
+    level = f"; at a chosen level {share(found['accuracy_at_level']['value'])}"
+    return f"{share(*in_json(found['accuracy']))}{balanced}{area}{level}"
 
 
 def caption(results: dict[str, Any]) -> str:
@@ -114,8 +98,7 @@ def figure(results: dict[str, Any], test: str) -> str:
     rows = []
     for row in results["rows"]:
         value, (low, high) = row["tests"][test]["value"], row["tests"][test]["interval_95"]
-        words, group = f"{100 * value:.1f} %", f"{row['labels']} labels"
-        rows.append(IntervalRow(row["title"], value, low, high, words=words, group=group))
+        rows.append(IntervalRow(row["title"], value, low, high, words=share(value), group=f"{row['labels']} labels"))
     return interval_chart(rows, x_label=f"answers right: {test}", percent=True)
 
 
@@ -148,8 +131,7 @@ def markdown(results: dict[str, Any]) -> str:
     """Return the comparison as Markdown."""
     parts = [f"# Comparison of methods: {results['recipe']}", caption(results)]
     for labels in kinds_of_labels(results):
-        lines = [headings(results), ["---"] * len(headings(results)), *table_rows(results, labels)]
-        parts += [f"## {labels} labels", "\n".join("| " + " | ".join(line) + " |" for line in lines)]
+        parts += [f"## {labels} labels", table(results, labels).markdown()]
     machine = results["machine"]
     packages = machine["packages"]
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers") if name in packages)
@@ -166,7 +148,7 @@ def _page(results: dict[str, Any]) -> Page:
         page.figure(figure(results, test))
     for labels in kinds_of_labels(results):
         page.heading(f"Table, {labels} labels")
-        page.table(headings(results), table_rows(results, labels))
+        page.table(table(results, labels))
     verdicts = _verdict_figure(results)
     if verdicts is not None:
         page.heading("Telling right from wrong", "How often a right chain of thought gets a higher P(correct) than a wrong one.")
@@ -185,18 +167,3 @@ def write_reports(results: dict[str, Any], folder: Path) -> None:
     for number, test in enumerate(results["test_questions"]):
         name = "ablation.svg" if number == 0 else f"ablation-{number + 1}.svg"
         write_text(folder / name, standalone(figure(results, test)))
-
-
-def rich_tables(results: dict[str, Any]) -> Sequence[Any]:
-    """Return a table for the terminal for each kind of labels."""
-    from rich.table import Table
-
-    tables = []
-    for labels in kinds_of_labels(results):
-        table = Table(title=f"{results['recipe']}, {labels} labels", show_lines=True)
-        for heading in headings(results):
-            table.add_column(heading)
-        for row in table_rows(results, labels):
-            table.add_row(*row)
-        tables.append(table)
-    return tables

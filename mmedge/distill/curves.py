@@ -11,9 +11,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mmedge.progress import duration
 from mmedge.reports.charts import Series, line_chart, thinned
+from mmedge.reports.formats import NOTHING, duration, number, share
 from mmedge.reports.page import Page
+from mmedge.reports.tables import Cell, Table
 from mmedge.storage import Json
 
 REFRESH_SECONDS = 10
@@ -22,7 +23,6 @@ _LARGEST = 1e15  # beyond it, nothing in a log is a measurement
 _MOST_LINES = 12  # of one chart
 _MOST_VALIDATIONS = 100  # in one table
 _LOG_RANGE = 20.0  # largest by smallest loss beyond which the scale is logarithmic
-_SPACE = "\N{NO-BREAK SPACE}"
 _STAGES = (
     ("stage1", "Stage 1: self-evaluation", {"predict": "verdict", "explain": "evaluation"}),
     (
@@ -106,7 +106,7 @@ def _add_stage(page: Page, records: list[Json], done: Json, names: dict[str, str
         ]
         if len(shown) < len(validations):
             page.note(f"The last {_MOST_VALIDATIONS} of {len(validations):,} validations, and the best.")
-        page.table(*_table(shown, best))
+        page.table(_table(shown, best))
 
 
 def _line(steps: Sequence[Json], done: Json, finished: bool) -> str:
@@ -184,19 +184,24 @@ def _scores(validations: Sequence[Json]) -> list[Series]:
     return found
 
 
-def _table(validations: Sequence[Json], best: float) -> tuple[list[str], list[list[str]]]:
-    """Return headings and rows; what no validation has is no column."""
+def _table(validations: Sequence[Json], best: float) -> Table:
+    """Return the table of validations; what none of them has is no column."""
+
+    def share_of(value: Any) -> str:
+        found, *interval = _share(value)
+        return share(found, interval)
+
     columns: list[tuple[str, Callable[[Json], str]]] = [
-        ("score", lambda one: _plain(_number(one.get("score")))),
-        ("answer accuracy", lambda one: _interval(_share(one.get("answer")))),
-        ("verdict accuracy", lambda one: _interval(_share(_verdict_of(one).get("accuracy")))),
-        ("balanced", lambda one: _plain(_verdict(one, "balanced_accuracy"))),
-        ("AUROC", lambda one: _plain(_verdict(one, "auroc"))),
+        ("score", lambda one: number(_number(one.get("score")), 3)),
+        ("answer accuracy", lambda one: share_of(one.get("answer"))),
+        ("verdict accuracy", lambda one: share_of(_verdict_of(one).get("accuracy"))),
+        ("balanced", lambda one: number(_verdict(one, "balanced_accuracy"), 3)),
+        ("AUROC", lambda one: number(_verdict(one, "auroc"), 3)),
     ]
-    filled = [(heading, cells) for heading, text in columns if any(cells := [text(one) for one in validations])]
-    steps = [f"{_count(_step(one))}{_SPACE}★{_SPACE}best" if _step(one) == best else _count(_step(one)) for one in validations]
-    rows = [[step, *(cells[index] or "–" for _, cells in filled)] for index, step in enumerate(steps)]
-    return ["step", *(heading for heading, _ in filled)], rows
+    written = {heading: [text(one) for one in validations] for heading, text in columns}
+    filled = {heading: cells for heading, cells in written.items() if set(cells) != {NOTHING}}
+    steps = [Cell(f"{_count(_step(one))} ★ best", "strong") if _step(one) == best else _count(_step(one)) for one in validations]
+    return Table("", ["step", *filled], list(zip(steps, *filled.values(), strict=True)))
 
 
 def _best_step(validations: Sequence[Json], done: Json) -> float:
@@ -307,15 +312,3 @@ def _first(*values: float) -> float:
 
 def _count(value: float) -> str:
     return f"{value:,.0f}" if math.isfinite(value) else "?"
-
-
-def _plain(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else ""
-
-
-def _interval(share: tuple[float, float, float]) -> str:
-    value, low, high = share
-    if not math.isfinite(value):
-        return ""
-    interval = f" [{100 * low:.1f},{_SPACE}{100 * high:.1f}]" if math.isfinite(low) and math.isfinite(high) else ""
-    return f"{100 * value:.1f}{_SPACE}%{interval}"

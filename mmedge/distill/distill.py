@@ -22,8 +22,9 @@ from mmedge.engines.drafting import PhraseTable
 from mmedge.errors import MmedgeError
 from mmedge.folders import Run, work_on
 from mmedge.machine import machine
-from mmedge.progress import Progress, duration
+from mmedge.progress import Progress
 from mmedge.recipe import HOW_NOT_WHAT, MethodSection, Recipe, StageSection, recipe_values
+from mmedge.reports.formats import duration
 from mmedge.storage import atomic_folder, read_json, sha256_json, write_json
 from mmedge.students.adapters import add_adapters, merge_adapters
 from mmedge.students.sources import ModelSource

@@ -36,8 +36,9 @@ from mmedge.export.verify import Reference, Verification, problems
 from mmedge.export.weights import TABLE, WeightFiles
 from mmedge.folders import student_in
 from mmedge.manifest import GRAPHS, MANIFEST, open_bundle, read_manifest, seal
-from mmedge.progress import Progress, duration
+from mmedge.progress import Progress
 from mmedge.recipe import AnsweringSection
+from mmedge.reports.formats import duration
 from mmedge.runtime.confidence import Confidence
 from mmedge.runtime.student import Student as EdgeStudent
 from mmedge.storage import atomic_folder, folder_size, read_json, remove_leftovers, sha256_file, sha256_json, write_json

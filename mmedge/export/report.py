@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mmedge.export.verify import change_text
-from mmedge.progress import duration
 from mmedge.reports.charts import Series, line_chart
+from mmedge.reports.formats import NOTHING, duration, number, share, size
 from mmedge.reports.page import Page
+from mmedge.reports.tables import Table
 
 _LAYER = re.compile(r"^(?:(encoder|decoder)\.|layers\.)(\d+)\.(.+)$")
 
@@ -29,22 +30,20 @@ def write_report(path: Path, manifests: Mapping[str, Mapping[str, Any]]) -> None
         "Bundles",
         "Compared with the torch student on validation questions; agreement and divergence are over the tokens of its own answers.",
     )
-    page.table(
-        [
-            "bundle",
-            "size",
-            "same answers",
-            "top-1 agreement",
-            "KL, nats a token",
-            "accuracy",
-            "change, points",
-            "probability of the right answer",
-            "change, points",
-            "numbers",
-            "written in",
-        ],
-        [_row(precision, manifest) for precision, manifest in manifests.items()],
-    )
+    headings = [
+        "bundle",
+        "size",
+        "same answers",
+        "top-1 agreement",
+        "KL, nats a token",
+        "accuracy",
+        "change, points",
+        "probability of the right answer",
+        "change, points",
+        "numbers",
+        "written in",
+    ]
+    page.table(Table("", headings, [_row(precision, manifest) for precision, manifest in manifests.items()]))
     for precision, manifest in manifests.items():
         _budget(page, precision, manifest)
         _sensitivity(page, precision, manifest.get("sensitivity") or ())
@@ -54,20 +53,20 @@ def write_report(path: Path, manifests: Mapping[str, Mapping[str, Any]]) -> None
 def _row(precision: str, manifest: Mapping[str, Any]) -> list[str]:
     checked = manifest["verification"]
     change, likely = checked["accuracy_change"], checked.get("label_probability")
-    accuracy = "–"
+    accuracy = NOTHING
     if checked["accuracy_student"] is not None:
-        accuracy = f"{100 * checked['accuracy_student']:.1f} → {100 * checked['accuracy_bundle']:.1f} %"
+        accuracy = f"{share(checked['accuracy_student'])} → {share(checked['accuracy_bundle'])}"
     kinds = Counter(manifest.get("numbers", {}).get("layers", {}).values())
     fixed = "; encoder's inputs in fixed steps" if any(step.get("fixed_steps") for step in manifest.get("budget", ())[-1:]) else ""
     return [
         precision,
-        f"{sum(file['bytes'] for file in manifest['files'].values()) / 1e6:.1f} MB",
+        size(sum(file["bytes"] for file in manifest["files"].values())),
         f"{checked['same_answers']} of {checked['questions']}",
-        f"{100 * checked['top1_agreement']:.2f} %",
+        share(checked["top1_agreement"], digits=2),
         f"{checked['mean_kl']:.1e}",
         accuracy,
         change_text(change),
-        "–" if likely is None else f"{100 * likely[0]:.1f} → {100 * likely[1]:.1f} %",
+        NOTHING if likely is None else f"{share(likely[0])} → {share(likely[1])}",
         change_text(checked.get("label_probability_change")),
         (", ".join(f"{count} in {kind}" for kind, count in kinds.most_common()) or precision) + fixed,
         duration(manifest["written"]["seconds"]),
@@ -84,19 +83,18 @@ def _budget(page: Page, precision: str, manifest: Mapping[str, Any]) -> None:
         return
     title = f"{precision}: kept within {manifest['max_accuracy_drop']:g} points"
     page.heading(title, "The products whose rounding costs most stay in finer numbers, more of them each time.")
-    page.table(
-        ["products kept finer", "the encoder's inputs", "accuracy lost, points", "KL, nats a token", "what was wrong"],
+    headings = ["products kept finer", "the encoder's inputs", "accuracy lost, points", "KL, nats a token", "what was wrong"]
+    rows = [
         [
-            [
-                str(step["kept_finer"]),
-                _STEPS[bool(step.get("fixed_steps"))] if any(one.get("fixed_steps") for one in history) else "–",
-                "–" if step["accuracy_drop"] is None else f"{step['accuracy_drop']:.1f}",
-                f"{step['mean_kl']:.1e}",
-                "; ".join(step["problems"]) or "nothing",
-            ]
-            for step in history
-        ],
-    )
+            str(step["kept_finer"]),
+            _STEPS[bool(step.get("fixed_steps"))] if any(one.get("fixed_steps") for one in history) else NOTHING,
+            number(step["accuracy_drop"]),
+            f"{step['mean_kl']:.1e}",
+            "; ".join(step["problems"]) or "nothing",
+        ]
+        for step in history
+    ]
+    page.table(Table("", headings, rows))
 
 
 def _sensitivity(page: Page, precision: str, costs: Sequence[Mapping[str, Any]]) -> None:
@@ -120,4 +118,4 @@ def _sensitivity(page: Page, precision: str, costs: Sequence[Mapping[str, Any]])
     if series:
         page.figure(line_chart(series, x_label="layer", y_label="loss, nats a token", log_y=True, markers=True))
     worst = [*others, *costs][: len(others) + 10]
-    page.bars([(cost["product"], cost["loss"], f"{cost['loss']:.1e} nats, {cost['bytes'] / 1e6:.1f} MB") for cost in worst])
+    page.bars([(cost["product"], cost["loss"], f"{cost['loss']:.1e} nats, {size(cost['bytes'])}") for cost in worst])

@@ -2,7 +2,7 @@
 
     page = Page("Annotations of svamp")
     page.heading("Yield")
-    page.table(["", "count"], [["parsed", "97"]])
+    page.table(Table("", ["", "count"], [["parsed", "97"]]))
     page.bars([("correct", 573, "71.6 %")])
     page.figure(line_chart(lines, x_label="step", y_label="loss"), "Losses of stage 1.")
     page.write(Path("annotations.html"))
@@ -12,11 +12,10 @@ All text is escaped: what a teacher wrote is shown, never interpreted.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmedge.errors import printable
+from mmedge.reports.tables import Table, escaped
 from mmedge.storage import write_text
 
 _STYLE = """
@@ -31,9 +30,9 @@ body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 4rem; background: 
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
 p { margin: .25rem 0 .75rem; max-width: 60rem; } .dim { color: var(--dim); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
+th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
          overflow-wrap: break-word; }
-td + td, th + th { text-align: right; } th { font-weight: 600; }
+.left { text-align: left; } td.short { white-space: nowrap; } th { font-weight: 600; }
 .bars { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr max-content; gap: .3rem .8rem; align-items: center; }
 .bars i { display: block; height: .9rem; background: var(--mark); border-radius: 2px; min-width: 1px; }
 .bars .track { background: var(--soft); border-radius: 2px; }
@@ -50,16 +49,7 @@ summary { cursor: pointer; } pre { white-space: pre-wrap; font: .9rem/1.45 ui-mo
 .text { background: var(--soft); border-radius: 6px; padding: .4rem .7rem; margin: .4rem 0; }
 """
 
-
-_LONGEST = 5000  # characters of one text that are shown
 _FIGURES = '<div class="figures">'
-
-
-def _shown(text: str) -> str:
-    """Return text as HTML: escaped, without signs that steer or turn it, and not longer than anybody reads."""
-    if len(text) > _LONGEST:
-        text = f"{text[:_LONGEST]} … ({len(text) - _LONGEST:,} more characters)"
-    return html.escape(printable(text))
 
 
 class Page:
@@ -74,25 +64,23 @@ class Page:
     def __init__(self, title: str, subtitle: str = "", refresh_seconds: int | None = None) -> None:
         self._title = title
         self._refresh_seconds = refresh_seconds
-        self._parts = [f"<h1>{_shown(title)}</h1>"]
+        self._parts = [f"<h1>{escaped(title)}</h1>"]
         if subtitle:
-            self._parts.append(f'<p class="dim">{_shown(subtitle)}</p>')
+            self._parts.append(f'<p class="dim">{escaped(subtitle)}</p>')
 
     def heading(self, text: str, note: str = "") -> None:
         """Begin a section, with a sentence that says what is to be seen."""
-        self._parts.append(f"<h2>{_shown(text)}</h2>")
+        self._parts.append(f"<h2>{escaped(text)}</h2>")
         if note:
             self.note(note)
 
     def note(self, text: str) -> None:
         """Add a sentence."""
-        self._parts.append(f'<p class="dim">{_shown(text)}</p>')
+        self._parts.append(f'<p class="dim">{escaped(text)}</p>')
 
-    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Add a table whose first column names what the others count."""
-        head = "".join(f"<th>{_shown(heading)}</th>" for heading in headings)
-        body = "".join("<tr>" + "".join(f"<td>{_shown(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        self._parts.append(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+    def table(self, table: Table) -> None:
+        """Add a table, without its title and caption: a page says these in a heading and in notes."""
+        self._parts.append(f'<div class="scroll">{table.html()}</div>')
 
     def bars(self, bars: Sequence[tuple[str, float, str]], largest: float | None = None) -> None:
         """Add horizontal bars: name, length, and the words behind it. Lengths are shares of `largest`, or of the longest bar."""
@@ -101,8 +89,8 @@ class Page:
         for name, length, words in bars:
             width = max(0.0, min(100.0, 100 * length / top))
             cells.append(
-                f'<span>{_shown(name)}</span><span class="track"><i style="width:{width:.2f}%"></i></span>'
-                f"<span>{_shown(words)}</span>"
+                f'<span>{escaped(name)}</span><span class="track"><i style="width:{width:.2f}%"></i></span>'
+                f"<span>{escaped(words)}</span>"
             )
         self._parts.append(f'<div class="bars">{"".join(cells)}</div>')
 
@@ -114,7 +102,7 @@ class Page:
         """
         if not svg.startswith("<svg ") or not svg.endswith("</svg>"):
             raise ValueError("a figure is one SVG element")
-        words = f"<figcaption>{_shown(caption)}</figcaption>" if caption else ""
+        words = f"<figcaption>{escaped(caption)}</figcaption>" if caption else ""
         before = ""
         if self._parts[-1].startswith(_FIGURES):
             before = self._parts.pop().removeprefix(_FIGURES).removesuffix("</div>")
@@ -123,9 +111,9 @@ class Page:
     def details(self, summary: str, texts: Sequence[tuple[str, str]]) -> None:
         """Add something to unfold: texts, each with a line that says what it is."""
         inside = "".join(
-            f'<div class="text"><span class="dim">{_shown(what)}</span><pre>{_shown(text)}</pre></div>' for what, text in texts
+            f'<div class="text"><span class="dim">{escaped(what)}</span><pre>{escaped(text)}</pre></div>' for what, text in texts
         )
-        self._parts.append(f"<details><summary>{_shown(summary)}</summary>{inside}</details>")
+        self._parts.append(f"<details><summary>{escaped(summary)}</summary>{inside}</details>")
 
     def text(self) -> str:
         """Return the whole page."""
@@ -134,7 +122,7 @@ class Page:
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-            f"{refresh}<title>{_shown(self._title)}</title><style>{_STYLE}</style></head><body>\n"
+            f"{refresh}<title>{escaped(self._title)}</title><style>{_STYLE}</style></head><body>\n"
             + "\n".join(self._parts)
             + "\n</body></html>\n"
         )

@@ -25,7 +25,8 @@ from typing import Any, TypeVar
 from mmedge.annotations.annotation import Annotation
 from mmedge.annotations.store import AnnotationStore, Draw, RequestRecord, Reservation, Settled, Subject
 from mmedge.errors import MmedgeError
-from mmedge.progress import Progress, duration
+from mmedge.progress import Progress
+from mmedge.reports.formats import duration
 from mmedge.tasks import Example, Task
 from mmedge.teachers.asking import AskingFailed, Call, Reply, Writer
 from mmedge.teachers.prompting import Message, Prompts, sha256_messages
