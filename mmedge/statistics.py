@@ -50,12 +50,6 @@ class Proportion:
             "total": self.total,
         }
 
-    def __str__(self) -> str:
-        if not self.total:
-            return "–"
-        low, high = self.interval
-        return f"{100 * self.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-
 
 def proportion(outcomes: Sequence[bool]) -> Proportion:
     """Return the share of true outcomes with its interval."""
@@ -155,12 +149,6 @@ class ClusteredShare:
             "total": self.total,
             "questions": self.groups,
         }
-
-    def __str__(self) -> str:
-        if not self.total:
-            return "–"
-        low, high = self.interval
-        return f"{100 * self.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:

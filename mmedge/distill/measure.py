@@ -11,6 +11,7 @@ from mmedge.distill.training import Validation
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from mmedge.recipe import Recipe
+from mmedge.reports.formats import number, share
 from mmedge.statistics import Proportion, proportion
 from mmedge.students.students import Student
 
@@ -45,7 +46,7 @@ class Measure:
         assert found is not None  # stage 1 has lessons, so there are evaluations
         score = found.score
         chosen = score.balanced if score.balanced is not None else score.accuracy.value
-        text = f"verdict accuracy {score.accuracy}, balanced {chosen:.3f}, on validation CoTs"
+        text = f"verdict accuracy {_shown(score.accuracy)}, balanced {chosen:.3f}, on validation CoTs"
         return Validation(chosen, {"verdict": score.to_json()}, text, len(self.validation_cots))
 
     def _answers(self, student: Student) -> Proportion:
@@ -55,7 +56,7 @@ class Measure:
     def stage2(self, student: Student) -> Validation:
         """Answers to validation questions, and verdicts on validation CoTs too where the recipe selects by both."""
         accuracy = self._answers(student)
-        text = f"answer accuracy {accuracy} on validation questions"
+        text = f"answer accuracy {_shown(accuracy)} on validation questions"
         both = self.recipe.training.select_by == "answers_and_verdicts" and self.recipe.method.self_evaluation
         if not both or not self.validation_cots:
             return Validation(accuracy.value, {"answer": accuracy.to_json()}, text, accuracy.total)
@@ -77,8 +78,8 @@ class Measure:
         assert found is not None
         accuracy, area = proportion(right), found.score.auroc
         score = (accuracy.value + area) / 2 if area is not None else accuracy.value
-        shown = "–" if area is None else f"{area:.3f}"
-        text = f"answer accuracy {accuracy} on validation questions, AUROC of the student's verdicts on them {shown}"
+        text = f"answer accuracy {_shown(accuracy)} on validation questions, "
+        text += f"AUROC of the student's verdicts on them {number(area, 3)}"
         return Validation(score, {"answer": accuracy.to_json(), "own_verdict": found.score.to_json()}, text, accuracy.total)
 
     def tests(self, student: Student, when: str) -> dict[str, list[bool]]:
@@ -90,7 +91,7 @@ class Measure:
             labels = [example.label for example in labelled if example.label is not None]
             task, shown = self.material.task, f"answers to {name}, {when}"
             found[name] = answers_right(student, task, labelled, labels, limit, self.progress, shown)
-            self.progress.line(f"{when}: answer accuracy on {name}: {proportion(found[name])}")
+            self.progress.line(f"{when}: answer accuracy on {name}: {_shown(proportion(found[name]))}")
         return found
 
     def everything(self, student: Student, when: str) -> dict[str, Any]:
@@ -106,8 +107,8 @@ class Measure:
             score = found.score
             balanced, auroc = ("–" if value is None else f"{value:.3f}" for value in (score.balanced, score.auroc))
             self.progress.line(
-                f"{when}: verdict accuracy on {len(self.test_cots)} held-out CoTs: {score.accuracy}, balanced {balanced},"
-                f" AUROC {auroc} (always 'correct': {score.always_correct})"
+                f"{when}: verdict accuracy on {len(self.test_cots)} held-out CoTs: {_shown(score.accuracy)}, balanced {balanced},"
+                f" AUROC {auroc} (always 'correct': {_shown(score.always_correct)})"
             )
         return found
 
@@ -115,3 +116,7 @@ class Measure:
         """The score of `held_out_verdicts`."""
         found = self.held_out_verdicts(student, when)
         return found.score.to_json() if found is not None else None
+
+
+def _shown(found: Proportion) -> str:
+    return share(found.value, found.interval)

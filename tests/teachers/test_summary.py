@@ -14,6 +14,7 @@ from mmedge.annotations.store import AnnotationStore
 from mmedge.annotations.summary import examples_to_show, refresh, report
 from mmedge.progress import Progress
 from mmedge.recipe import validate
+from mmedge.reports.formats import share
 from mmedge.statistics import ClusteredShare
 from mmedge.tasks import build_task
 from mmedge.teachers.collect import asked_of, prompts_of
@@ -98,7 +99,7 @@ def test_answers_to_one_question_are_no_independent_trials() -> None:
     assert alike.effective == pytest.approx(100, rel=0.02)  # five answers that always agree are worth one
     assert apart.effective == 500
     assert alike.interval[1] - alike.interval[0] > 2 * (apart.interval[1] - apart.interval[0])
-    assert str(ClusteredShare()) == "–"
+    assert share(ClusteredShare().value, ClusteredShare().interval) == "–"
 
 
 def test_the_page_shows_texts_and_runs_none_of_them(tmp_path: Path) -> None:
