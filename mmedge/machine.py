@@ -1,49 +1,530 @@
-"""The machine that this runs on: processor, memory, cores, versions. Read in one place."""
+"""The machine: processor, memory, the container's limits, usable cores, GPUs, load. Read here and nowhere else.
+
+    usable_cores()             2
+    read_processor().name      "AMD EPYC 7B13"
+    read_memory().available    19_200_000_000
+    read_gpus()                (Gpu("Tesla T4", …),), None
+    machine()                  what a report says about where it was measured
+
+Asks what a system says about itself (/proc and /sys on Linux, sysctl on macOS), psutil for what it reads on every system, and NVML
+for NVIDIA's GPUs. Nothing fails because something is not there: what is unknown is None. psutil and NVML are imported by the
+functions that need them; the runtime asks for `usable_cores` alone.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from mmedge import __version__
+from mmedge.errors import MmedgeError
 
+ROOT = Path("/")
+
+# what people call a feature: the kernel's flags that stand for it, any of which is enough
+_Features = dict[str, tuple[str, ...]]
+_X86_FEATURES: _Features = {
+    "AVX2": ("avx2",),
+    "FMA": ("fma",),
+    "F16C": ("f16c",),
+    "AVX-512": ("avx512f",),
+    "AVX-512 VNNI": ("avx512_vnni",),
+    "AVX VNNI": ("avx_vnni",),
+    "AVX-512 BF16": ("avx512_bf16",),
+    "AVX-512 FP16": ("avx512_fp16",),
+    "AMX int8": ("amx_int8",),
+    "AMX bf16": ("amx_bf16",),
+}
+_ARM_FEATURES: _Features = {  # a 64-bit kernel says asimd, a 32-bit one neon; macOS has sysctl names
+    "NEON": ("asimd", "neon", "hw.optional.neon", "hw.optional.AdvSIMD"),
+    "FP16": ("asimdhp", "hw.optional.arm.FEAT_FP16"),
+    "dotprod": ("asimddp", "hw.optional.arm.FEAT_DotProd"),
+    "i8mm": ("i8mm", "hw.optional.arm.FEAT_I8MM"),
+    "BF16": ("bf16", "hw.optional.arm.FEAT_BF16"),
+    "SVE": ("sve",),
+    "SVE2": ("sve2",),
+    "SME": ("sme", "hw.optional.arm.FEAT_SME"),
+}
+_ARM_PARTS = {  # Arm's own cores (implementer 0x41), from the Main ID Register's part number in each core's manual
+    0xC07: "Cortex-A7", 0xC08: "Cortex-A8", 0xC09: "Cortex-A9", 0xC0F: "Cortex-A15", 0xD03: "Cortex-A53", 0xD04: "Cortex-A35",
+    0xD05: "Cortex-A55", 0xD07: "Cortex-A57", 0xD08: "Cortex-A72", 0xD09: "Cortex-A73", 0xD0A: "Cortex-A75", 0xD0B: "Cortex-A76",
+    0xD0C: "Neoverse N1", 0xD0D: "Cortex-A77", 0xD40: "Neoverse V1", 0xD41: "Cortex-A78", 0xD42: "Cortex-A78AE", 0xD44: "Cortex-X1",
+    0xD46: "Cortex-A510", 0xD47: "Cortex-A710", 0xD48: "Cortex-X2", 0xD49: "Neoverse N2", 0xD4D: "Cortex-A715",
+    0xD4F: "Neoverse V2",
+}  # fmt: skip
 _PACKAGES = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "optimum", "optimum-onnx", "numpy", "safetensors")
 
 
-def machine() -> dict[str, Any]:
-    """Return what a measurement must say about where it was taken: processor, cores, memory, system, versions."""
+@dataclass(frozen=True)
+class Processor:
+    """The CPU.
+
+    Attributes:
+        name: As the system calls it.
+        board: The board's own name, where it has one (device tree).
+        architecture: As `uname -m` says.
+        features: Those that matter here, as people call them.
+        cores: Physical cores of the whole machine.
+        threads: Logical cores that are switched on.
+        usable: Logical cores that this process may use; see `usable_cores`.
+        quota: Cores' worth of time that the cgroup allows; None where it is not limited.
+        caches: Bytes by level, all instances together: L1d, L2, L3.
+        governor: The frequency governor of the first core.
+    """
+
+    name: str
+    board: str | None
+    architecture: str
+    features: tuple[str, ...]
+    cores: int | None
+    threads: int
+    usable: int
+    quota: float | None
+    caches: dict[str, int]
+    governor: str | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Main memory, in bytes.
+
+    Attributes:
+        total: Of the machine.
+        available: What can be used without swapping, within the limit.
+        limit: What the cgroup allows; None where it is not limited.
+    """
+
+    total: int
+    available: int
+    limit: int | None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A graphics processor.
+
+    Attributes:
+        name: Its name.
+        memory: Bytes; None where it is not known.
+        free: Bytes that are free.
+        compute_capability: NVIDIA's, such as (8, 6).
+        driver: The driver's version.
+        usable: Whether something here can use it (NVIDIA's, through torch or ONNX Runtime); others are only named.
+    """
+
+    name: str
+    memory: int | None = None
+    free: int | None = None
+    compute_capability: tuple[int, int] | None = None
+    driver: str | None = None
+    usable: bool = False
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy the machine was until now.
+
+    Attributes:
+        busy: Seconds that all processors have worked, together.
+        stolen: Seconds that the host has taken from this virtual machine; 0 where that is not told.
+        total: Seconds that all processors had.
+        processes: Seconds of processor time of each process that was asked about and runs.
+        frequency_ghz: The highest of all cores now.
+        temperature_c: The highest of all sensors now.
+    """
+
+    busy: float
+    stolen: float
+    total: float
+    processes: dict[int, float]
+    frequency_ghz: float | None
+    temperature_c: float | None
+
+
+class MachineFacts(TypedDict):
+    """Where something was measured; `cores` are those that the process may use."""
+
+    mmedge: str
+    python: str
+    system: str
+    processor: str
+    cores: int
+    memory_gb: float
+    packages: dict[str, str]
+
+
+def machine() -> MachineFacts:
+    """Return what a measurement must say about where it was taken."""
+    processor = read_processor()
     versions = {}
     for package in _PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "mmedge": __version__,
         "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gb": _memory_gb(),
+        "system": f"{platform.system()} {processor.architecture}",
+        "processor": processor.name,
+        "cores": processor.usable,
+        "memory_gb": round(read_memory().total / 1e9, 1),
         "packages": versions,
     }
 
 
-def _processor() -> str:
+# ------------------------------------------------------------------------------------------------------------- cores
+
+
+def usable_cores(root: Path = ROOT) -> int:
+    """Return how many logical cores this process may use: its affinity, and its container's share of time, rounded up."""
+    return _within_quota(len(_affinity()), _cpu_quota(root))
+
+
+def _affinity() -> list[int]:
+    """Return the logical cores that this process may run on; all of them where the system has no affinity (macOS)."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def _within_quota(cores: int, quota: float | None) -> int:
+    return cores if quota is None else min(cores, max(1, math.ceil(quota)))
+
+
+def use_cores(count: int) -> None:
+    """Let this process, and all threads that it starts from now on, run on so many logical cores only.
+
+    Raises:
+        MmedgeError: There are fewer, or the system cannot do that.
+    """
+    allowed = _affinity()
+    if count > len(allowed):
+        raise MmedgeError(f"--cpus {count}: this process may use {len(allowed)} processors", "ask for fewer")
+    if not hasattr(os, "sched_setaffinity"):
+        raise MmedgeError("--cpus: this system cannot bind a process to processors", "leave it out, or measure on Linux")
+    os.sched_setaffinity(0, allowed[:count])
+
+
+# ------------------------------------------------------------------------------------------------------------- processor
+
+
+def _text(path: Path) -> str:
+    """Return a file's text; nothing where it cannot be read."""
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.split(":", 1)[1].strip()
+        return path.read_bytes().decode("utf-8", "replace").strip("\0 \n")
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return ""
 
 
-def _memory_gb() -> float | None:
+def _whole(text: str) -> int | None:
+    """Return a whole number; None where the text is something else."""
+    return int(text) if re.fullmatch(r"-?\d+", text.strip()) else None
+
+
+def _sysctl() -> dict[str, str]:
+    """Return what macOS says about itself; nothing elsewhere."""
+    if sys.platform != "darwin":
+        return {}
     try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    except (ValueError, OSError, AttributeError):
+        command = ["sysctl", "hw", "machdep.cpu.brand_string"]
+        said = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in said.splitlines())}
+
+
+def read_processor(root: Path = ROOT, architecture: str | None = None, system: dict[str, str] | None = None) -> Processor:
+    """Read the CPU.
+
+    Args:
+        root: Where `proc` and `sys` are; a recorded one is for tests.
+        architecture: As `uname -m` says; by default this machine's.
+        system: What `sysctl` says, on macOS; by default this machine's.
+    """
+    architecture = architecture or platform.machine()
+    system = _sysctl() if system is None else system
+    blocks = [_fields(block) for block in _text(root / "proc" / "cpuinfo").split("\n\n") if block.strip()]
+    every = {name: value for block in reversed(blocks) for name, value in block.items()}
+    flags = set(f"{every.get('flags', '')} {every.get('Features', '')}".split())
+    flags |= {name for name, value in system.items() if value == "1"}
+    cpus = root / "sys" / "devices" / "system" / "cpu"
+    numbered = sorted(folder for folder in cpus.glob("cpu[0-9]*") if folder.is_dir())
+    online = [folder for folder in numbered if _text(folder / "online") != "0"]
+    threads = len(online) or sum("processor" in block for block in blocks) or _whole(system.get("hw.logicalcpu", ""))
+    threads = threads or os.cpu_count() or 1
+    quota = _cpu_quota(root)
+    board = _text(root / "proc" / "device-tree" / "model") or _text(root / "sys" / "firmware" / "devicetree" / "base" / "model")
+    name = every.get("model name") or every.get("uarch") or system.get("machdep.cpu.brand_string") or _arm_name(blocks)
+    return Processor(
+        name=name or every.get("Hardware") or platform.processor() or architecture,
+        board=board or every.get("Model") or None,
+        architecture=architecture,
+        features=tuple(name for name, wanted in features_of(architecture).items() if flags & set(wanted)),
+        cores=_physical_cores(online, blocks) or _whole(system.get("hw.physicalcpu", "")),
+        threads=threads,
+        usable=_within_quota(len(_affinity()) if root == ROOT else threads, quota),
+        quota=quota,
+        caches=_caches(online, system),
+        governor=_text(cpus / "cpu0" / "cpufreq" / "scaling_governor") or None,
+    )
+
+
+def features_of(architecture: str) -> _Features:
+    """Return the features that a processor of this architecture may have; an x86 flag `bf16` would be another thing than ARM's."""
+    return _X86_FEATURES if architecture.lower() in ("x86_64", "amd64", "i686", "i386", "x86") else _ARM_FEATURES
+
+
+def _fields(block: str) -> dict[str, str]:
+    pairs = (line.partition(":") for line in block.splitlines())
+    return {name.strip(): value.strip() for name, colon, value in pairs if colon}
+
+
+def _arm_name(blocks: list[dict[str, str]]) -> str:
+    """Return the names of ARM cores by their part numbers, such as `4 × Cortex-A53 + 2 × Cortex-A72`."""
+    counts: dict[str, int] = {}
+    for block in blocks:
+        if "CPU part" not in block:
+            continue
+        maker, part = block.get("CPU implementer", "unknown"), block["CPU part"]
+        known = _ARM_PARTS.get(int(part, 16)) if maker == "0x41" and re.fullmatch("0x[0-9a-f]+", part) else None
+        name = known or f"implementer {maker}, part {part}"
+        counts[name] = counts.get(name, 0) + 1
+    return " + ".join(f"{count} × {name}" for name, count in counts.items())
+
+
+def _physical_cores(online: list[Path], blocks: list[dict[str, str]]) -> int | None:
+    """Count cores: sets of threads that share one."""
+    siblings = {_text(folder / "topology" / "thread_siblings_list") for folder in online} - {""}
+    if siblings:
+        return len(siblings)
+    pairs = {(block.get("physical id"), block["core id"]) for block in blocks if "core id" in block}
+    return len(pairs) or None
+
+
+def _caches(online: list[Path], system: dict[str, str]) -> dict[str, int]:
+    """Add up the data caches of each level; one that several threads share counts once."""
+    found: dict[tuple[str, str], int] = {}
+    for folder in online:
+        for index in (folder / "cache").glob("index*"):
+            kind, level, size = (_text(index / name) for name in ("type", "level", "size"))
+            match = re.fullmatch(r"(\d+)([KMG]?)", size)
+            if kind == "Instruction" or match is None:
+                continue
+            scale = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[match[2]]
+            shared = _text(index / "shared_cpu_list") or folder.name
+            found[f"L{level}" + ("d" if kind == "Data" else ""), shared] = int(match[1]) * scale
+    totals: dict[str, int] = {}
+    for (name, _), size_bytes in sorted(found.items()):
+        totals[name] = totals.get(name, 0) + size_bytes
+    if not totals:  # macOS: of one core, or of one cluster
+        for name, key in (("L1d", "hw.l1dcachesize"), ("L2", "hw.l2cachesize"), ("L3", "hw.l3cachesize")):
+            if size_of_one := _whole(system.get(key, "")):
+                totals[name] = size_of_one
+    return totals
+
+
+# ------------------------------------------------------------------------------------------------------------- limits
+
+
+def _cgroups(root: Path, controller: str) -> list[Path]:
+    """Return the folders of this process's cgroup and those above it, version 2's or of one controller of version 1."""
+    base = root / "sys" / "fs" / "cgroup"
+    found: list[Path] = []
+    for line in _text(root / "proc" / "self" / "cgroup").splitlines():
+        _, controllers, place = [*line.split(":", 2), "", ""][:3]
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = base / controller if controllers else base
+        folder = top / place.strip("/")
+        while folder != top and top in folder.parents:
+            found.append(folder)
+            folder = folder.parent
+        found.append(top)
+    return found or [base, base / controller]
+
+
+def _cpu_quota(root: Path) -> float | None:
+    """Return how many cores' worth of time the cgroups allow: the least of all."""
+    found: list[float] = []
+    for folder in _cgroups(root, "cpu"):
+        words = _text(folder / "cpu.max").split()
+        if not words:
+            words = [_text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")]
+        quota, period = _whole(words[0]), _whole(words[1]) if len(words) > 1 else None
+        if quota and quota > 0 and period and period > 0:
+            found.append(quota / period)
+    return min(found, default=None)
+
+
+def read_memory(root: Path = ROOT, total_and_available: tuple[int, int] | None = None) -> Memory:
+    """Read memory and its limits.
+
+    Args:
+        root: Where `proc` and `sys` are; a recorded one is for tests.
+        total_and_available: Bytes of the machine; by default what psutil says.
+    """
+    if total_and_available is None:
+        import psutil
+
+        whole = psutil.virtual_memory()
+        total_and_available = whole.total, whole.available
+    total, available = total_and_available
+    limits: list[int] = []
+    for folder in _cgroups(root, "memory"):
+        limit = _whole(_text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes"))
+        used = _whole(_text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes")) or 0
+        if limit is None or limit >= total:  # version 1 says a number near 2^63 where there is no limit
+            continue
+        limits.append(limit)
+        available = min(available, max(0, limit - used))
+    return Memory(total, available, min(limits, default=None))
+
+
+# ------------------------------------------------------------------------------------------------------------- GPUs
+
+
+def open_nvml(root: Path = ROOT) -> Any:
+    """Return NVIDIA's management library, started; None where there is no driver of NVIDIA's.
+
+    Args:
+        root: Where `proc` is; a recorded one is for tests.
+
+    Raises:
+        MmedgeError: There is a driver, and it cannot be asked.
+    """
+    is_loaded = (root / "proc" / "driver" / "nvidia" / "version").is_file()
+    try:
+        import pynvml
+    except ImportError:
+        if not is_loaded:
+            return None
+        raise MmedgeError("NVIDIA's driver is loaded, but nvidia-ml-py is not installed", "pip install nvidia-ml-py") from None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        if not is_loaded and error.value == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
+            return None
+        raise nvml_problem(error) from None
+    return pynvml
+
+
+def nvml_problem(error: Exception) -> MmedgeError:
+    """Return what NVML complains of as an error of ours."""
+    return MmedgeError(f"NVIDIA's driver says: {error}", "install or repair NVIDIA's driver")
+
+
+def read_gpus(root: Path = ROOT, nvml: Any = None) -> tuple[tuple[Gpu, ...], MmedgeError | None]:
+    """Return the GPUs, and what is wrong with NVIDIA's where there is one that cannot be used.
+
+    Args:
+        root: Where `proc` and `sys` are; a recorded one is for tests.
+        nvml: What `open_nvml` returns; by default it is opened.
+    """
+    found: list[Gpu] = []
+    problem = None
+    try:
+        found = _nvidia_gpus(nvml or open_nvml(root))
+    except MmedgeError as error:
+        problem = error
+    makers = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
+    for card in sorted((root / "sys" / "class" / "drm").glob("card[0-9]*")):
+        vendor = _text(card / "device" / "vendor")
+        if not re.fullmatch(r"card\d+", card.name) or not vendor or (vendor == "0x10de" and found):
+            continue
+        found.append(Gpu(f"{makers.get(vendor, f'vendor {vendor}')} graphics, device {_text(card / 'device' / 'device')}"))
+    return tuple(found), problem
+
+
+def _nvidia_gpus(nvml: Any) -> list[Gpu]:
+    if nvml is None:
+        return []
+    found = []
+    try:
+        for index in range(nvml.nvmlDeviceGetCount()):
+            device = nvml.nvmlDeviceGetHandleByIndex(index)
+            memory, capability = nvml.nvmlDeviceGetMemoryInfo(device), nvml.nvmlDeviceGetCudaComputeCapability(device)
+            name, driver = nvml.nvmlDeviceGetName(device), nvml.nvmlSystemGetDriverVersion()
+            found.append(Gpu(name, memory.total, memory.free, (capability[0], capability[1]), driver, usable=True))
+    except nvml.NVMLError as error:
+        raise nvml_problem(error) from None
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- load
+
+
+def read_load(pids: Iterable[int] = ()) -> Load:
+    """Return how busy the machine and some of its processes were until now."""
+    import psutil
+
+    times = psutil.cpu_times()
+    stolen = getattr(times, "steal", 0.0)
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    total = sum(times[:8])  # on Linux, the ninth and tenth stand in the first two already
+    speeds: list[float] = []
+    heats: list[float] = []
+    with suppress(OSError, RuntimeError, AttributeError, NotImplementedError):
+        speeds = [core.current / 1000 for core in psutil.cpu_freq(percpu=True) or () if core.current]
+    with suppress(OSError, RuntimeError, AttributeError, NotImplementedError):
+        heats = [sensor.current for sensors in psutil.sensors_temperatures().values() for sensor in sensors if sensor.current]
+    processes = {pid: used for pid in pids if (used := processor_seconds(pid)) is not None}
+    return Load(total - idle - stolen, stolen, total, processes, max(speeds, default=None), max(heats, default=None))
+
+
+def processor_seconds(pid: int) -> float | None:
+    """Return the processor time that a process has used, all its threads together; None where it has ended."""
+    import psutil
+
+    with suppress(psutil.Error):
+        used = psutil.Process(pid).cpu_times()
+        return float(used.user + used.system)
+    return None
+
+
+def _status(pid: int | None, field: str) -> int | None:
+    """Return a size from /proc/PID/status in bytes; None where there is none."""
+    for line in _text(ROOT / "proc" / str(pid or "self") / "status").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def peak_memory(pid: int | None = None) -> int | None:
+    """Return the largest resident size that a process, or this one, has had, in bytes; None where the system does not tell.
+
+    From the kernel's own note of it, which no moment between two looks escapes and which psutil does not tell. getrusage would
+    count what the parent held when it started a process.
+    """
+    found = _status(pid, "VmHWM")
+    if found is not None:
+        return found
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process(pid).memory_info().peak_wset)
+    if pid is not None:
         return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_memory(pid: int | None = None) -> int:
+    """Return the resident size of a process, or of this one, in bytes.
+
+    Without psutil on Linux, so that a process that measures itself does not grow by it.
+    """
+    found = _status(pid, "VmRSS")
+    if found is not None:
+        return found
+    import psutil
+
+    return int(psutil.Process(pid).memory_info().rss)

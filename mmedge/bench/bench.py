@@ -20,10 +20,10 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from mmedge.bench.ceilings import Arithmetic, Ceilings, Work, decoding_work, measure_ceilings
-from mmedge.bench.limits import size_text
+from mmedge.bench.energy import EnergyMeter
 from mmedge.bench.process import Variant
 from mmedge.bench.timing import differs, mean_rate, precise, quantile, ratio, settled
 from mmedge.bench.watch import Watch
@@ -31,6 +31,7 @@ from mmedge.engines.variants import ASKS, Ask, VariantSpec, find_variants, judge
 from mmedge.errors import MmedgeError
 from mmedge.machine import machine
 from mmedge.progress import Progress
+from mmedge.reports.formats import size
 from mmedge.statistics import auroc, balanced_accuracy, calibration_error, percentile, proportion
 from mmedge.storage import Journal, Json, iterate_jsonl, sha256_file, sha256_json
 from mmedge.tasks.base import Example
@@ -89,20 +90,6 @@ class BenchSettings:
     cpus: int | None = None
     memory_limit: int | None = None
     sweep_threads: tuple[int, ...] = ()
-
-
-class Meter(Protocol):
-    """Measures something beside time, such as energy, while one variant alone works through a block of the offline scenario."""
-
-    name: str
-
-    def start(self) -> object:
-        """Begin."""
-        ...
-
-    def stop(self) -> dict[str, Any]:
-        """Return what was measured since `start`, JSON-able; it stands with the block, under the meter's name."""
-        ...
 
 
 def read_choices(scenarios: str, ask: str) -> dict[str, Any]:
@@ -190,7 +177,7 @@ def bench(
     progress: Progress,
     evaluation: Path | None = None,
     journal: Path | None = None,
-    meters: Sequence[Meter] = (),
+    energy: EnergyMeter | None = None,
 ) -> dict[str, Any]:
     """Measure variants on the same questions.
 
@@ -201,7 +188,7 @@ def bench(
         evaluation: The evaluation set, or JSON lines of questions with labels; the set beside the first variant by default.
         journal: Where answers are kept until all are there, so that a bench that was killed continues; the caller removes it
             when the report is written. Memory is that of the processes that finished.
-        meters: What else is measured in the offline scenario.
+        energy: What measures energy in the offline scenario; None for nothing.
 
     Returns:
         The report as a JSON-able value; `report.py` renders it.
@@ -225,7 +212,7 @@ def bench(
     if kept is not None and len(kept):
         progress.line(f"continues: {len(kept)} answers and verdicts are there already")
     continued = len(kept) if kept is not None else 0
-    session = _Session(rows, settings, progress, kept, meters)
+    session = _Session(rows, settings, progress, kept, energy)
     try:
         session.open(questions.task)
         session.measure(asked, cots)
@@ -310,9 +297,9 @@ class _Session:
         settings: BenchSettings,
         progress: Progress,
         kept: Journal | None,
-        meters: Sequence[Meter],
+        energy: EnergyMeter | None,
     ) -> None:
-        self._rows, self._settings, self._progress, self._kept, self._meters = rows, settings, progress, kept, meters
+        self._rows, self._settings, self._progress, self._kept, self._energy = rows, settings, progress, kept, energy
         self.watch = Watch()
         self.reached: bool | None = None  # whether the precision that was asked for was reached
         self._worn: Sequence[_Asked] = ()  # where new processes are due before anything is asked: what warms them up
@@ -352,10 +339,10 @@ class _Session:
     def _look(self, force: bool = False) -> None:
         self.watch.look([row.variant.pid for row in self._rows if row.variant is not None], force)
 
-    def _replies(self, name: str, turn: int, request: Json, meters: Sequence[Meter] = ()) -> list[Json | None]:
+    def _replies(self, name: str, turn: int, request: Json, energy: EnergyMeter | None = None) -> list[Json | None]:
         """Return every variant's reply, in the variants' order; asked in turn from `turn` on, unless kept.
 
-        None where a variant has failed. What meters say of a reply stands in it, under `meters`.
+        None where a variant has failed. What energy a reply took stands in it.
         """
         found: list[Json] | None = self._kept.get(name) if self._kept is not None else None
         if found is None:
@@ -364,11 +351,11 @@ class _Session:
             replies: dict[int, Json] = {}
             for offset in range(len(self._rows)):
                 index = (turn + offset) % len(self._rows)
-                for meter in meters:
-                    meter.start()
+                if energy is not None:
+                    energy.start()
                 replies[index] = self._rows[index].ask(request)
-                if meters:
-                    replies[index]["meters"] = {meter.name: meter.stop() for meter in meters}
+                if energy is not None:
+                    replies[index]["energy"] = asdict(energy.stop())
             found = [replies[index] for index in range(len(self._rows))]
             if self._kept is not None:
                 self._kept.put(name, found)
@@ -492,11 +479,11 @@ class _Session:
             for number in range(settings.offline_rounds):
                 for batch in settings.batches:
                     request = self._request(work, batch)
-                    replies = self._replies(f"offline/{batch}/{number}", number, request, self._meters)
+                    replies = self._replies(f"offline/{batch}/{number}", number, request, self._energy)
                     for row, reply in zip(self._rows, replies, strict=True):
                         if reply is not None:
                             block = {"answers": len(work), "seconds": reply["seconds"], "tokens": reply["tokens"]}
-                            row.offline.setdefault(batch, []).append({**block, **reply.get("meters", {})})
+                            row.offline.setdefault(batch, []).append({**block, "energy": reply.get("energy")})
                     step.advance(1)
         self._note_memory()
 
@@ -638,7 +625,7 @@ def _report(
     spoken = {split: len(base.said.get(split, [])) for split in splits}
     timed = [row for row in measured if row.single and row.opened["device"] == "cpu"]
     ceilings = {count: measure_ceilings(count) for count in sorted({_processors(row, settings) for row in timed})}
-    watched = session.watch.summary()
+    watched = asdict(session.watch.summary())
     return {
         "format": FORMAT,
         "task": questions.task or base.opened["task"] or next(iter(splits)),
@@ -693,7 +680,7 @@ def _summary(
         "device": row.opened["device"],
         "threads": row.opened["threads"],
         "cpus": settings.cpus,
-        "memory_limit": None if settings.memory_limit is None else size_text(settings.memory_limit),
+        "memory_limit": None if settings.memory_limit is None else size(settings.memory_limit),
         "answer_accuracy": {
             split: proportion([one for one in outcomes if one is not None]).to_json() for split, outcomes in right.items()
         },

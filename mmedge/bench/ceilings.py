@@ -27,6 +27,7 @@ import numpy as np
 import onnxruntime as ort
 
 from mmedge.errors import MmedgeError
+from mmedge.machine import read_memory, read_processor
 
 Arithmetic = Literal["float32", "int8"]
 LARGEST = 512_000_000  # bytes of all arrays together
@@ -90,13 +91,9 @@ def measure_ceilings(threads: int, cache_bytes: int | None = None, seconds: floa
         cache_bytes: The largest cache's size; by default what the system says.
         seconds: About how long it may take, after arrays are made.
     """
-    from mmedge.doctor import memory_of, processor_of  # not at the top: the doctor asks this package's modules
-
-    root = Path("/")
     if cache_bytes is None:
-        cache_bytes = max(processor_of(root, "", {}).caches.values(), default=32 << 20)
-    available = memory_of(root, {}).available
-    size = min(LARGEST, max(4 * cache_bytes, 64 << 20), (available or LARGEST) // 4)
+        cache_bytes = max(read_processor().caches.values(), default=32 << 20)
+    size = min(LARGEST, max(4 * cache_bytes, 64 << 20), read_memory().available // 4)
     reading, copying = _bandwidth(threads, max(size, 1 << 20), seconds / 2)
     return Ceilings(
         threads=threads,

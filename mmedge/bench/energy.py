@@ -1,38 +1,37 @@
-"""Energy: what the machine's own meters say was used while something ran, or in words why they say nothing.
+"""Energy: what the machine's own counters say was used while something ran, or in words why they say nothing.
 
 RAPL (Linux powercap) counts microjoules for each processor package and, on some, its memory; the counters wrap around. It is
-root's alone since CVE-2020-8694. A GPU's power is read from nvidia-smi ten times a second and summed up over time. Both count
-all that the machine did in that time, not one process alone; a board without a meter needs one at its plug.
+root's alone since CVE-2020-8694. NVIDIA's GPUs from Volta on count millijoules (NVML). Both count all that the machine did in that
+time, not one process alone; a board without a counter needs a meter at its plug.
 
-    meters = find_meters()
-    with measured(meters) as used:
-        …
-    used.joules      {"processor (package-0)": 12.3}, empty where nothing is metered
-    meters.missing   ["processor: /sys/class/powercap holds no RAPL zone"]
+    meter = EnergyMeter()
+    meter.start()
+    …
+    meter.stop().joules      {"processor (package-0)": 12.3}, empty where nothing is counted
 """
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from mmedge.errors import MmedgeError
+from mmedge.machine import ROOT, nvml_problem, open_nvml
 
 GLANCE_SECONDS = 10.0  # between readings: at 1 kW a counter of 65,536 J, the smallest range there is, wraps after 65 s
-NVIDIA_MILLISECONDS = 100
 
 
-class Meter(Protocol):
+class EnergyCounter(Protocol):
     """Something that counts joules."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it counts, for people."""
+        ...
 
     def start(self) -> None:
         """Begin to count, from zero."""
@@ -43,7 +42,7 @@ class Meter(Protocol):
         ...
 
     def stop(self) -> float | None:
-        """Return the joules since the start; None where the meter failed meanwhile."""
+        """Return the joules since the start; None where the counter failed meanwhile."""
         ...
 
 
@@ -84,120 +83,93 @@ class RaplZone:
         return None if self._failed else self._sum / 1e6
 
 
-class NvidiaPower:
-    """The power of one NVIDIA GPU, as nvidia-smi tells it, summed up over time (trapezoids between readings).
+class GpuEnergy:
+    """The counter of one NVIDIA GPU: 64 bits of millijoules since the driver was loaded, so that it never wraps around.
 
     Args:
+        nvml: As `machine.open_nvml` returns it.
         index: The GPU's number.
-        name: Its name.
-        program: The path of nvidia-smi.
     """
 
-    def __init__(self, index: int, name: str, program: str) -> None:
-        self.name = f"GPU {index} ({name})"
-        self._command = [
-            *(program, f"--id={index}", "--query-gpu=power.draw", "--format=csv,noheader,nounits"),
-            f"--loop-ms={NVIDIA_MILLISECONDS}",
-        ]
-        self._process: subprocess.Popen[str] | None = None
-        self._readings: list[tuple[float, float]] = []
-        self._listener: threading.Thread | None = None
+    def __init__(self, nvml: Any, index: int) -> None:
+        self._nvml = nvml
+        self._device = nvml.nvmlDeviceGetHandleByIndex(index)
+        self.name = f"GPU {index} ({nvml.nvmlDeviceGetName(self._device)})"
+        self._started = 0
+
+    def read(self) -> int:
+        """Return the counter, in millijoules.
+
+        Raises:
+            OSError: The GPU has none, or the driver does not answer.
+        """
+        try:
+            return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._device))
+        except self._nvml.NVMLError as error:
+            raise OSError(str(error)) from None
 
     def start(self) -> None:
-        self._readings = []
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        self._listener = threading.Thread(target=self._listen, args=(self._process,), daemon=True)
-        self._started = time.perf_counter()
-        self._listener.start()
-
-    def _listen(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            with contextlib.suppress(ValueError):
-                self._readings.append((time.perf_counter(), float(line)))
+        self._started = self.read()
 
     def glance(self) -> None:
-        pass  # it is read all the time
+        pass
 
     def stop(self) -> float | None:
-        ended = time.perf_counter()
-        assert self._process is not None and self._listener is not None
-        self._process.terminate()
-        self._process.wait()
-        self._listener.join(timeout=5)
-        return energy_of(self._readings, self._started, ended)
-
-
-def energy_of(readings: Sequence[tuple[float, float]], started: float, ended: float) -> float | None:
-    """Return the joules between two moments; the first and last power hold up to the ends.
-
-    Args:
-        readings: (seconds, watts), in order.
-        started: Seconds, on the same clock.
-        ended: Seconds.
-
-    Returns:
-        None where nothing was read.
-    """
-    inside = [(moment, watts) for moment, watts in readings if started <= moment <= ended]
-    if not inside:
-        return None
-    points = [(started, inside[0][1]), *inside, (ended, inside[-1][1])]
-    return sum((later - sooner) * (a + b) / 2 for (sooner, a), (later, b) in pairwise(points))
+        try:
+            return (self.read() - self._started) / 1e3
+        except OSError:
+            return None
 
 
 @dataclass(frozen=True)
-class Meters:
-    """What is metered here, and in words what is not.
+class EnergyCounters:
+    """What is counted here, and in words what is not.
 
     Attributes:
-        found: The meters.
+        found: The counters.
         missing: One sentence for each kind that is not available.
     """
 
-    found: tuple[Meter, ...]
+    found: tuple[EnergyCounter, ...]
     missing: tuple[str, ...]
 
 
 @dataclass
-class Energy:
+class EnergyUse:
     """What was used.
 
     Attributes:
         seconds: How long it ran.
-        joules: By meter.
-        failed: Meters that failed meanwhile.
+        joules: By counter.
+        total_joules: All counters together; None where there is none.
+        failed: Counters that failed meanwhile.
+        missing: Why nothing is said of others.
     """
 
     seconds: float = 0.0
     joules: dict[str, float] = field(default_factory=dict)
+    total_joules: float | None = None
     failed: list[str] = field(default_factory=list)
-
-    @property
-    def total(self) -> float | None:
-        """Joules of all meters together; None where there is none."""
-        return sum(self.joules.values()) if self.joules else None
-
-    def to_json(self) -> dict[str, object]:
-        return {"seconds": self.seconds, "joules": self.joules, "total_joules": self.total, "failed": self.failed}
+    missing: list[str] = field(default_factory=list)
 
 
-def find_meters(root: Path = Path("/")) -> Meters:
-    """Return what is metered on this machine.
+def find_energy_counters(root: Path = ROOT, nvml: Any = None) -> EnergyCounters:
+    """Return what is counted on this machine.
 
     Args:
-        root: Where `sys` is; another one is for tests.
+        root: Where `proc` and `sys` are; another one is for tests.
+        nvml: As `machine.open_nvml` returns it; by default it is opened.
     """
     zones, why_no_zone = _rapl(root / "sys" / "class" / "powercap")
-    gpus, why_no_gpu = _nvidia()
-    return Meters((*zones, *gpus), tuple(filter(None, (why_no_zone, why_no_gpu))))
+    gpus, why_no_gpu = _nvidia(root, nvml)
+    return EnergyCounters((*zones, *gpus), tuple(filter(None, (why_no_zone, why_no_gpu))))
 
 
-def _rapl(powercap: Path) -> tuple[list[Meter], str]:
-    """Return a meter for each package, and for memory that stands beside its package, not in it."""
+def _rapl(powercap: Path) -> tuple[list[RaplZone], str]:
+    """Return a counter for each package, and for memory that stands beside its package, not in it."""
     if not powercap.is_dir():
         return [], "processor: not available: this system has no powercap (no Linux, a virtual machine, or a kernel without it)"
-    found: list[Meter] = []
+    found: list[RaplZone] = []
     problem = ""
     # AMD's are called intel-rapl too; -mmio names the same counters a second time; psys contains the packages
     for folder in sorted(powercap.glob("intel-rapl:*")):
@@ -220,108 +192,73 @@ def _rapl(powercap: Path) -> tuple[list[Meter], str]:
     return found, problem if not found else ""
 
 
-def _nvidia() -> tuple[list[Meter], str]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return [], "GPU: not available: no nvidia-smi here"
-    query = [program, "--query-gpu=index,name,power.draw", "--format=csv,noheader,nounits"]
+def _nvidia(root: Path, nvml: Any) -> tuple[list[GpuEnergy], str]:
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return [], f"GPU: not available: nvidia-smi does not run ({type(error).__name__})"
-    if done.returncode:
-        said = (done.stdout + done.stderr).strip().splitlines()
-        return [], f"GPU: not available: nvidia-smi says: {(said or ['nothing'])[-1][:120]}"
-    found: list[Meter] = []
-    silent = []
-    for line in done.stdout.splitlines():
-        parts = [part.strip() for part in line.split(",")]
-        if len(parts) != 3 or not parts[0].isdecimal():
-            continue
+        nvml = nvml or open_nvml(root)
+    except MmedgeError as error:
+        return [], f"GPU: not available: {error.what}"
+    if nvml is None:
+        return [], "GPU: not available: no NVIDIA driver here"
+    try:
+        gpus = [GpuEnergy(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
+    except nvml.NVMLError as error:
+        return [], f"GPU: not available: {nvml_problem(error).what}"
+    found, silent = [], []
+    for gpu in gpus:
         try:
-            float(parts[2])
-            found.append(NvidiaPower(int(parts[0]), parts[1], program))
-        except ValueError:
-            silent.append(parts[1])
-    return found, f"GPU: not available: {', '.join(silent)} does not tell its power" if silent and not found else ""
+            gpu.read()
+            found.append(gpu)
+        except OSError:
+            silent.append(gpu.name)
+    return found, f"GPU: not available: {', '.join(silent)} does not count its energy" if silent and not found else ""
 
 
 class EnergyMeter:
-    """All meters of a machine together, started and stopped around a piece of work.
+    """All counters of a machine together, started and stopped around a piece of work, again and again.
 
     Args:
-        meters: By default all that there are.
+        counters: By default all that there are.
     """
 
-    name = "energy"
-
-    def __init__(self, meters: Meters | None = None) -> None:
-        self._meters = find_meters() if meters is None else meters
-        self._energy = Energy()
-        self._running: list[Meter] = []
+    def __init__(self, counters: EnergyCounters | None = None) -> None:
+        self._counters = find_energy_counters() if counters is None else counters
+        self._use = EnergyUse()
+        self._running: Sequence[EnergyCounter] = ()
         self._ended = threading.Event()
         self._watcher: threading.Thread | None = None
         self._begun = 0.0
 
-    def start(self) -> Energy:
-        """Begin; what is returned is complete once `finish` was called."""
-        self._energy, self._running, self._ended = Energy(), [], threading.Event()
-        for meter in self._meters.found:
+    def start(self) -> None:
+        """Begin, from zero."""
+        self._use, running, self._ended = EnergyUse(missing=list(self._counters.missing)), [], threading.Event()
+        for counter in self._counters.found:
             try:
-                meter.start()
-                self._running.append(meter)
+                counter.start()
+                running.append(counter)
             except (OSError, ValueError):
-                self._energy.failed.append(meter.name)
+                self._use.failed.append(counter.name)
+        self._running = running
         self._watcher = threading.Thread(target=self._glance, args=(self._ended,), daemon=True)
         self._watcher.start()
         self._begun = time.perf_counter()
-        return self._energy
 
     def _glance(self, ended: threading.Event) -> None:
         while not ended.wait(GLANCE_SECONDS):
-            for meter in self._running:
-                meter.glance()
+            for counter in self._running:
+                counter.glance()
 
-    def finish(self) -> Energy:
+    def stop(self) -> EnergyUse:
         """End, and return what was used."""
-        energy = self._energy
-        energy.seconds = time.perf_counter() - self._begun
+        use = self._use
+        use.seconds = time.perf_counter() - self._begun
         self._ended.set()
         if self._watcher is not None:
             self._watcher.join()  # from here on nobody else reads
-        for meter in self._running:
-            joules = meter.stop()
+        for counter in self._running:
+            joules = counter.stop()
             if joules is None:
-                energy.failed.append(meter.name)
+                use.failed.append(counter.name)
             else:
-                energy.joules[meter.name] = joules
-        return energy
-
-    def stop(self) -> dict[str, object]:
-        """End, and return what was used as a JSON-able value, with the reasons for what is not metered."""
-        return {**self.finish().to_json(), "missing": list(self._meters.missing)}
-
-
-@contextmanager
-def measured(meters: Meters) -> Iterator[Energy]:
-    """Measure while the block runs; the result is complete when it has ended."""
-    meter = EnergyMeter(meters)
-    energy = meter.start()
-    try:
-        yield energy
-    finally:
-        meter.finish()
-
-
-def per_answer(energy: Energy, answers: int, idle_watts: float | None = None) -> float | None:
-    """Return the joules of one answer; None where nothing was metered.
-
-    Args:
-        energy: What was used while they were given.
-        answers: How many there were.
-        idle_watts: What all meters together show when nothing runs, to be left out; None to leave it in.
-    """
-    total = energy.total
-    if total is None or answers < 1:
-        return None
-    return (total - (idle_watts or 0.0) * energy.seconds) / answers
+                use.joules[counter.name] = joules
+        use.total_joules = sum(use.joules.values()) if use.joules else None
+        return use

@@ -9,16 +9,13 @@ no data. Imports nothing heavy.
 
 from __future__ import annotations
 
-import os
 import re
-import resource
 import signal
 import subprocess
-import sys
 import threading
-from pathlib import Path
 
 from mmedge.errors import MmedgeError
+from mmedge.machine import peak_memory
 
 LOOKS_PER_SECOND = 50
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -34,11 +31,6 @@ def parse_size(text: str) -> int:
     if match is None or match[2] not in _UNITS or float(match[1]) * _UNITS[match[2]] < 1e6:
         raise MmedgeError(f"{text!r} is no size", "write a number with M, MiB, G or GiB, such as 300M; a megabyte at least")
     return int(float(match[1]) * _UNITS[match[2]])
-
-
-def size_text(size: int) -> str:
-    """Return a size as a person writes it: `300 MB`, `1.5 GB`."""
-    return f"{size / 1e9:g} GB" if size >= 1e9 else f"{size / 1e6:g} MB"
 
 
 def parse_seconds(text: str) -> float:
@@ -76,43 +68,6 @@ def parse_counts(text: str, what: str) -> tuple[int, ...]:
     if not all(part.isdecimal() and 0 < int(part) <= 100_000 for part in parts):
         raise MmedgeError(f"{what}: {text!r} are no positive whole numbers", "write them with commas between, such as 1,8,32")
     return tuple(dict.fromkeys(int(part) for part in parts))
-
-
-def bind_processors(count: int) -> None:
-    """Let this process, and all threads that it starts from now on, use so many processors only.
-
-    Raises:
-        MmedgeError: There are fewer.
-    """
-    allowed = sorted(os.sched_getaffinity(0))
-    if count > len(allowed):
-        raise MmedgeError(f"--cpus {count}: this process may use {len(allowed)} processors", "ask for fewer")
-    os.sched_setaffinity(0, allowed[:count])
-
-
-def _status(pid: int | str, field: str) -> int | None:
-    """Return a size from /proc/PID/status in bytes; None where there is none."""
-    try:  # getrusage would count what the parent held when it started a process
-        for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
-
-
-def peak_memory(pid: int | None = None) -> int | None:
-    """Return the largest resident size that a process, or this one, has had, in bytes."""
-    found = _status(pid or "self", "VmHWM")
-    if found is None and pid is None:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    return found
-
-
-def resident_memory(pid: int | None = None) -> int | None:
-    """Return the resident size of a process, or of this one, in bytes."""
-    return _status(pid or "self", "VmRSS")
 
 
 class MemoryWatch:

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import threading
 
-from mmedge.bench.limits import MemoryWatch, size_text
+from mmedge.bench.limits import MemoryWatch
 from mmedge.engines.variants import VariantSpec
 from mmedge.errors import MmedgeError
+from mmedge.reports.formats import size
 from mmedge.storage import Json
 
 
@@ -66,7 +67,7 @@ class Variant:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if self._watch is not None and self._watch.check():
-            raise MmedgeError(f"does not fit in {size_text(self._memory_limit or 0)}", "raise --memory-limit, or export it smaller")
+            raise MmedgeError(f"does not fit in {size(self._memory_limit or 0)}", "raise --memory-limit, or export it smaller")
         if not line:
             raise MmedgeError(self._why_it_ended())
         reply = json.loads(line)

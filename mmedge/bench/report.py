@@ -182,7 +182,7 @@ def conditions(report: dict[str, Any]) -> str:
             "= marks what a 99.9 % interval cannot tell from it. Tokens/s decoding: one over the time between two tokens."
         )
     blocks = [block for variant in measured(report) for one in variant["offline"] for block in one["blocks"]]
-    missing: list[str] = next((block["energy"]["missing"] for block in blocks if "energy" in block), [])
+    missing: list[str] = next((block["energy"]["missing"] for block in blocks if block.get("energy")), [])
     if missing:
         said += f" Energy: {'; '.join(missing)}."
     if settings["precision"] is not None:

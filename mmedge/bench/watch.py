@@ -1,9 +1,9 @@
 """The machine, watched while it measures: what others took of it, how fast it ran, how hot it was.
 
     watch = Watch(); watch.look(pids); …; watch.look(pids)
-    watch.summary()     {"other_load_cores": 0.02, "steal_share": 0.0, "noisy": [], …}
+    watch.summary().noisy     ["other processes used 0.52 cores"]
 
-Looks are taken between measurements, when nothing is timed. What the kernel does not tell (a virtual machine has no temperature)
+Looks are taken between measurements, when nothing is timed. What the system does not tell (a virtual machine has no temperature)
 is None, and is then no reason to call a measurement quiet or noisy.
 """
 
@@ -12,54 +12,59 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass
+
+from mmedge.machine import Load, read_load
 
 STEAL = 0.02  # of all processor time: more makes a run noisy
 OTHER_LOAD = 0.1  # of one core, that the machine's other processes use
 SLOWER = 0.9  # of the highest frequency seen
 HOT = 95.0  # °C
 _EVERY = 0.25  # seconds between looks, at least
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
-def processor_seconds(pid: int | str) -> float | None:
-    """Return the processor time that a process has used, all its threads together."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICK
-    except (OSError, IndexError, ValueError):
-        return None
+@dataclass(frozen=True)
+class WatchSummary:
+    """What was seen: means over time, extremes, and every reason to distrust the times.
+
+    Attributes:
+        looks: How many.
+        other_load_cores: Cores that other processes used.
+        steal_share: Share of all processor time that the host took.
+        frequency_ghz: Lowest and highest.
+        temperature_c: Lowest and highest.
+        noisy: The reasons, in words.
+        samples: What each look saw.
+    """
+
+    looks: int
+    other_load_cores: float | None
+    steal_share: float | None
+    frequency_ghz: tuple[float, float] | None
+    temperature_c: tuple[float, float] | None
+    noisy: list[str]
+    samples: list[dict[str, float]]
 
 
-def _machine_seconds() -> tuple[float, float, float] | None:
-    """Return the seconds that all processors were busy, were taken by the host, and had in all."""
-    try:
-        with open("/proc/stat", encoding="ascii") as file:
-            ticks = [int(part) for part in file.readline().split()[1:9]]
-        idle = ticks[3] + ticks[4]
-        return (sum(ticks) - idle - ticks[7]) / _TICK, ticks[7] / _TICK, sum(ticks) / _TICK
-    except (OSError, IndexError, ValueError):
-        return None
+@dataclass(frozen=True)
+class _Look:
+    """What was seen since the look before; `at` is in seconds, on the monotonic clock."""
 
-
-def _numbers(pattern: str, scale: float) -> list[float]:
-    found = []
-    for path in Path("/sys").glob(pattern):
-        try:
-            found.append(int(path.read_text(encoding="ascii")) / scale)
-        except (OSError, ValueError):
-            continue
-    return found
+    seconds: float
+    at: float
+    other_load_cores: float | None
+    steal_share: float | None
+    frequency_ghz: float | None
+    temperature_c: float | None
 
 
 class Watch:
     """Looks at the machine now and then."""
 
     def __init__(self) -> None:
-        self._looks: list[dict[str, Any]] = []
+        self._looks: list[_Look] = []
         self._next = 0.0
-        self._last: tuple[float, tuple[float, float, float] | None, dict[int | str, float]] | None = None
+        self._last: tuple[float, Load] | None = None
 
     def look(self, pids: Iterable[int], force: bool = False) -> None:
         """Look, unless the last look was a moment ago.
@@ -71,57 +76,47 @@ class Watch:
         now = time.monotonic()
         if now < self._next and not force:
             return
-        whole = _machine_seconds()
-        watched: list[int | str] = ["self", *pids]
-        own = {pid: used for pid in watched if (used := processor_seconds(pid)) is not None}
+        load = read_load([os.getpid(), *pids])
         if self._last is not None and now - self._last[0] > 0.05:
-            self._note(now, whole, own)
-        self._last, self._next = (now, whole, own), now + _EVERY
+            self._note(now, load)
+        self._last, self._next = (now, load), now + _EVERY
 
-    def _note(self, now: float, whole: tuple[float, float, float] | None, own: dict[int | str, float]) -> None:
+    def _note(self, now: float, load: Load) -> None:
         assert self._last is not None
-        before, machine_before, own_before = self._last
-        look: dict[str, Any] = {"seconds": now - before, "at": now}
-        if whole is not None and machine_before is not None and whole[2] > machine_before[2]:
-            mine = sum(used - own_before.get(pid, 0.0) for pid, used in own.items())
-            busy, stolen, total = (after - earlier for after, earlier in zip(whole, machine_before, strict=True))
-            look |= {"other_load_cores": max(0.0, busy - mine) / (now - before), "steal_share": stolen / total}
-        if speeds := _numbers("devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq", 1e6):
-            look["frequency_ghz"] = max(speeds)
-        if heats := _numbers("class/thermal/thermal_zone*/temp", 1000.0):
-            look["temperature_c"] = max(heats)
-        self._looks.append(look)
+        before, earlier = self._last
+        seconds, other, steal = now - before, None, None
+        if load.total > earlier.total:
+            mine = sum(used - earlier.processes.get(pid, 0.0) for pid, used in load.processes.items())
+            other = max(0.0, load.busy - earlier.busy - mine) / seconds
+            steal = (load.stolen - earlier.stolen) / (load.total - earlier.total)
+        self._looks.append(_Look(seconds, now, other, steal, load.frequency_ghz, load.temperature_c))
 
-    def _mean(self, name: str) -> float | None:
-        known = [(look[name], look["seconds"]) for look in self._looks if name in look]
-        return sum(value * seconds for value, seconds in known) / sum(seconds for _, seconds in known) if known else None
+    def summary(self) -> WatchSummary:
+        """Return what was seen until now."""
 
-    def _all(self, name: str) -> list[float]:
-        return [look[name] for look in self._looks if name in look]
+        def mean(values: list[float | None]) -> float | None:
+            known = [(value, look.seconds) for value, look in zip(values, self._looks, strict=True) if value is not None]
+            return sum(value * seconds for value, seconds in known) / sum(seconds for _, seconds in known) if known else None
 
-    def summary(self) -> dict[str, Any]:
-        """Return what was seen: means over time, extremes, and in `noisy` every reason to distrust the times, in words."""
-        load, steal = self._mean("other_load_cores"), self._mean("steal_share")
-        speeds, heats = self._all("frequency_ghz"), self._all("temperature_c")
+        def extremes(values: list[float | None]) -> tuple[float, float] | None:
+            known = [value for value in values if value is not None]
+            return (min(known), max(known)) if known else None
+
+        load, steal = mean([look.other_load_cores for look in self._looks]), mean([look.steal_share for look in self._looks])
+        speeds = extremes([look.frequency_ghz for look in self._looks])
+        heats = extremes([look.temperature_c for look in self._looks])
         noisy = []
         if load is not None and load > OTHER_LOAD:
             noisy.append(f"other processes used {load:.2f} cores")
         if steal is not None and steal > STEAL:
             noisy.append(f"the host took {100 * steal:.1f} % of the processors' time")
-        if speeds and min(speeds) < SLOWER * max(speeds):
-            noisy.append(f"the processor ran at {min(speeds):.2f} to {max(speeds):.2f} GHz")
-        if heats and max(heats) >= HOT:
-            noisy.append(f"it was {max(heats):.0f} °C hot")
-        return {
-            "looks": len(self._looks),
-            "other_load_cores": load,
-            "steal_share": steal,
-            "frequency_ghz": [min(speeds), max(speeds)] if speeds else None,
-            "temperature_c": [min(heats), max(heats)] if heats else None,
-            "noisy": noisy,
-            "samples": [
-                {name: round(value, 4) for name, value in look.items() if name != "at"}
-                | {"at": round(look["at"] - self._looks[0]["at"], 3)}
-                for look in self._looks
-            ],
-        }
+        if speeds is not None and speeds[0] < SLOWER * speeds[1]:
+            noisy.append(f"the processor ran at {speeds[0]:.2f} to {speeds[1]:.2f} GHz")
+        if heats is not None and heats[1] >= HOT:
+            noisy.append(f"it was {heats[1]:.0f} °C hot")
+        begun = self._looks[0].at if self._looks else 0.0
+        samples = [
+            {name: round(value, 4) for name, value in {**asdict(look), "at": look.at - begun}.items() if value is not None}
+            for look in self._looks
+        ]
+        return WatchSummary(len(self._looks), load, steal, speeds, heats, noisy, samples)

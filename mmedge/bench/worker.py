@@ -19,9 +19,9 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
-from mmedge.bench.limits import bind_processors, peak_memory, resident_memory
 from mmedge.engines.variants import Asker, VariantSpec, open_variant
 from mmedge.errors import MmedgeError
+from mmedge.machine import peak_memory, resident_memory, use_cores
 
 if TYPE_CHECKING:
     from mmedge.engines.variants import Opened
@@ -68,7 +68,7 @@ def _served(request: dict[str, Any], asker: Asker) -> dict[str, Any]:
 
 def _reply(request: dict[str, Any], opened: Opened, asker: Asker) -> dict[str, Any]:
     if "memory" in request:
-        return {"peak_memory_bytes": peak_memory(), "resident_memory_bytes": resident_memory() or peak_memory()}
+        return {"peak_memory_bytes": peak_memory(), "resident_memory_bytes": resident_memory()}
     if "cot" in request:
         try:
             return _verdict(request, opened)
@@ -121,7 +121,7 @@ def main() -> None:
     spec, processors = VariantSpec.from_json(json.loads(sys.argv[1])), int(sys.argv[2])
     if processors:
         try:
-            bind_processors(processors)
+            use_cores(processors)
         except MmedgeError as error:
             replies.write(json.dumps({"error": error.what, "hint": error.hint}) + "\n")
             replies.flush()

@@ -546,8 +546,8 @@ def bench(
     )
     folder = out or first_folder(places)
     journal = folder / BENCH_JOURNAL
-    meters = [EnergyMeter()] if "offline" in settings.scenarios else []
-    report = measure(places, settings, _progress(quiet), evaluation, journal, meters)
+    energy = EnergyMeter() if "offline" in settings.scenarios else None
+    report = measure(places, settings, _progress(quiet), evaluation, journal, energy)
     name = _save_report(report, folder)
     if as_json:
         _print_json(report)
@@ -978,7 +978,7 @@ def doctor(
         return
     from rich.console import Console
 
-    Console().print(table(found))
+    Console().print(table(found).rich(grid=False))
 
 
 def main() -> None:

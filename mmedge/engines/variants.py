@@ -15,7 +15,6 @@ says so in that variant's row. Nothing heavy is imported before a variant is ope
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmedge.errors import MmedgeError, missing_extra
+from mmedge.machine import usable_cores
 from mmedge.storage import folder_size, read_json
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _open_bundle(device: Literal["auto", "cuda"], place: Path, threads: int | No
     return Opened(
         "onnxruntime",
         bundle.precision,
-        threads or bundle.threads or len(os.sched_getaffinity(0)),
+        threads or bundle.threads or usable_cores(),
         student.engine,
         student.encoder,
         bundle.max_answer_tokens,
@@ -141,7 +141,7 @@ def _open_torch(precision: str | None, device: str | None, place: Path, threads:
         raise MmedgeError(f"{place} is rounded to {saved} already", f"name it without torch-…: {place}")
     if device is None:
         device = "cuda" if saved != "fp32" and torch.cuda.is_available() else "cpu"
-    used = threads or len(os.sched_getaffinity(0))
+    used = threads or usable_cores()
     torch.set_num_threads(used)
     student = open_student(place, device=device)
     if precision is not None:
@@ -184,7 +184,7 @@ def _open_peer(kind: Literal["optimum", "llama.cpp", "genai", "ctranslate2"], pl
     name = PeerName(kind, place)
     student = student_beside(name)
     asking = asking_of(student)
-    used = threads or len(os.sched_getaffinity(0))
+    used = threads or usable_cores()
     return Opened(
         kind,
         place.name,

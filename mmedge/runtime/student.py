@@ -28,6 +28,7 @@ from mmedge.engines.generation import Decoding
 from mmedge.engines.onnx.decoding import Engine, open_engine
 from mmedge.engines.onnx.graphs import Device
 from mmedge.errors import MmedgeError
+from mmedge.machine import usable_cores
 from mmedge.manifest import Bundle, open_bundle
 from mmedge.runtime.confidence import Confidence, Evidence, Signal, Threshold
 from mmedge.runtime.escalation import BiggerModel, Escalated, escalated_all
@@ -175,7 +176,7 @@ class Student:
         if threads is not None and threads < 1:
             raise MmedgeError(f"threads: {threads} is not from 1 on")
         self.bundle = bundle
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         # one product of a small student is done before a second thread is awake, but a second batch keeps a second core busy
         self._workers = max(1, cores // (threads or bundle.threads or cores))
         self._tokenizer = load_tokenizer(bundle.folder / "tokenizer.json")  # first: what reading it leaves free, the engine takes

@@ -20,10 +20,11 @@ from pathlib import Path
 
 import pytest
 
-from mmedge.bench.remote.core_wheel import requirements, write_core_wheel
+from mmedge.bench.remote.core_wheel import write_core_wheel
 from mmedge.bench.remote.far_side import fits
 from mmedge.bench.remote.session import bundles_of, far_command, run_remote
 from mmedge.errors import MmedgeError
+from mmedge.installation import requirements
 from mmedge.progress import Progress
 from tests.bench.ssh_server import SSHD, Cable, Server, free_port, new_key, ssh_server
 from tests.conftest import REPOSITORY, is_one_line_error, mmedge
@@ -207,7 +208,7 @@ def test_an_interrupt_here_ends_the_measurement_there(server: Server, tiny_run: 
 
 def far_side(temporary: Path, changed: tuple[str, str] = ("", ""), limit: int | None = None) -> subprocess.Popen[bytes]:
     """Start the far side's program as ssh would; perhaps with another constant, or with a limit on the size of files."""
-    script = resources.files("mmedge.bench").joinpath("far_side.py").read_text()
+    script = resources.files("mmedge.bench.remote").joinpath("far_side.py").read_text()
     assert changed[0] in script
     script = script.replace(*changed) if changed[0] else script
 

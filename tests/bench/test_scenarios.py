@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 
 from mmedge.bench.bench import BenchSettings, bench, poisson_arrivals, spread
-from mmedge.bench.limits import parse_counts, parse_seconds, parse_share, parse_size, size_text
+from mmedge.bench.energy import EnergyCounters, EnergyMeter
+from mmedge.bench.limits import parse_counts, parse_seconds, parse_share, parse_size
 from mmedge.bench.process import Variant
 from mmedge.bench.report import page, pareto_front
-from mmedge.bench.watch import OTHER_LOAD, Watch, processor_seconds
+from mmedge.bench.watch import OTHER_LOAD, Watch
 from mmedge.engines.variants import VariantSpec, find_variants
 from mmedge.errors import MmedgeError
+from mmedge.machine import processor_seconds
 from mmedge.progress import Progress
 from tests.conftest import REPOSITORY, Finished, is_one_line_error, killed_when_lines_are_there, mmedge
 from tests.json_schema import violations
@@ -131,26 +133,29 @@ def test_rounds_are_repeated_until_it_is_precise(tiny_run: Path) -> None:
 
 
 class _Clock:
-    """A meter that reads the wall clock."""
+    """A counter of joules that counts seconds."""
 
     name = "clock"
 
     def start(self) -> None:
         self._started = time.perf_counter()
 
-    def stop(self) -> dict[str, float]:
-        return {"seconds": time.perf_counter() - self._started}
+    def glance(self) -> None:
+        pass
+
+    def stop(self) -> float:
+        return time.perf_counter() - self._started
 
 
-def test_meters_measure_one_variant_at_a_time(tiny_run: Path) -> None:
+def test_energy_is_measured_for_one_variant_at_a_time(tiny_run: Path) -> None:
     settings = BenchSettings(questions=1, verdicts=0, warmup_questions=1, scenarios=("offline", "accuracy"), batches=(2,))
     places = [tiny_run / "bundle-fp32", tiny_run / "bundle-int8"]
-    found = bench(places, settings, Progress(quiet=True), meters=[_Clock()])
+    found = bench(places, settings, Progress(quiet=True), energy=EnergyMeter(EnergyCounters((_Clock(),), ())))
     assert violations(found, SCHEMA) == []
     for variant in found["variants"]:
         assert variant["latency_ms"] is None and len(variant["offline"][0]["blocks"]) == settings.offline_rounds
         for block in variant["offline"][0]["blocks"]:
-            assert block["seconds"] < block["clock"]["seconds"] < block["seconds"] + 5
+            assert block["seconds"] < block["energy"]["joules"]["clock"] < block["seconds"] + 5
     page(found).text()
 
 
@@ -271,7 +276,6 @@ def test_a_process_that_dies_is_said_to_have(tiny_run: Path) -> None:
 
 def test_sizes_shares_and_times_are_read_as_people_write_them() -> None:
     assert [parse_size(text) for text in ("300M", "1.5g", "512MiB", "64 MB")] == [300_000_000, 1_500_000_000, 512 << 20, 64_000_000]
-    assert [size_text(size) for size in (300_000_000, 1_500_000_000)] == ["300 MB", "1.5 GB"]
     assert (parse_share("3%"), parse_share("0.03")) == (0.03, 0.03)
     assert (parse_seconds("200ms"), parse_seconds("1.5s"), parse_counts("1, 8,8", "x")) == (0.2, 1.5, (1, 8))
     for wrong in ("0M", "M", "-3M", "1e9", "3 apples"):
@@ -293,9 +297,8 @@ def test_other_load_makes_a_run_noisy() -> None:
         busy.kill()
         busy.wait()
     found = watch.summary()
-    if found["other_load_cores"] is None:
-        pytest.skip("the system does not tell how busy it is")
-    assert found["other_load_cores"] > OTHER_LOAD and any("other processes" in why for why in found["noisy"])
+    assert found.other_load_cores is not None
+    assert found.other_load_cores > OTHER_LOAD and any("other processes" in why for why in found.noisy)
 
 
 # ------------------------------------------------------------------------------------------------------- parts

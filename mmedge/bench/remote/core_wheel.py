@@ -8,63 +8,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 import zipfile
-from importlib import metadata
 from pathlib import Path
 
 import mmedge
-from mmedge.errors import MmedgeError
+from mmedge.installation import distribution
 
 _WHEN = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say: the same files make the same wheel
-_REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[^\]]*\])?\s*([^;]*)(?:;(.*))?$")
-
-
-def metadata_text() -> str:
-    """Return the METADATA of the installed package.
-
-    Raises:
-        MmedgeError: mmedge is not installed, only lies there.
-    """
-    try:
-        text = metadata.distribution("mmedge").read_text("METADATA")
-    except metadata.PackageNotFoundError:
-        text = None
-    if not text:
-        raise MmedgeError("mmedge is not installed here, so what it requires is not known", "pip install . (or -e .)")
-    return text
-
-
-def extras() -> list[str]:
-    """Return the names of the package's extras.
-
-    Raises:
-        MmedgeError: See `metadata_text`.
-    """
-    return re.findall(r"^Provides-Extra: (\S+)$", metadata_text().split("\n\n", 1)[0], re.MULTILINE)
-
-
-def requirements(extra: str | None = None) -> dict[str, str]:
-    """Return what the core, or one extra, requires: package names with their version limits, as `numpy: >=1.26`.
-
-    Args:
-        extra: An extra's name; its own alone, `mmedge[...]` among them where it includes another.
-
-    Raises:
-        MmedgeError: See `metadata_text`.
-    """
-    found: dict[str, str] = {}
-    for line in metadata_text().splitlines():
-        if not line:
-            break  # the description begins
-        name, _, value = line.partition(":")
-        match = _REQUIREMENT.match(value) if name == "Requires-Dist" else None
-        if match is None:
-            continue
-        wanted = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", match[4] or "")
-        if (wanted[1] if wanted else None) == extra:
-            found[match[1] + (match[2] or "")] = match[3].strip().strip("()").replace(" ", "")
-    return found
 
 
 def write_core_wheel(folder: Path) -> Path:
@@ -74,9 +24,9 @@ def write_core_wheel(folder: Path) -> Path:
         folder: An existing folder.
 
     Raises:
-        MmedgeError: See `metadata_text`.
+        MmedgeError: See `installation.distribution`.
     """
-    about = metadata_text()
+    about = distribution().read_text("METADATA") or ""
     name, info = f"mmedge-{mmedge.__version__}", f"mmedge-{mmedge.__version__}.dist-info"
     path = folder / f"{name}-py3-none-any.whl"
     package = Path(mmedge.__file__).resolve().parent

@@ -29,8 +29,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mmedge.bench.remote.core_wheel import requirements, write_core_wheel
+from mmedge.bench.remote.core_wheel import write_core_wheel
 from mmedge.errors import MmedgeError, printable
+from mmedge.installation import requirements
 from mmedge.manifest import MANIFEST, read_manifest
 from mmedge.progress import Progress
 from mmedge.tasks.evaluation_set import FILE_NAME

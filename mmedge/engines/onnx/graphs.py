@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mmedge.engines.generation import Logits, Tokens
 from mmedge.engines.onnx.scratch import Scratch
 from mmedge.errors import MmedgeError
+from mmedge.machine import usable_cores
 
 Device = Literal["auto", "cpu", "cuda"]
 Place = Literal["cpu", "cuda"]
@@ -62,7 +63,7 @@ def open_session(path: Path, threads: int | None, device: Place = "cpu") -> ort.
         raise MmedgeError(f"threads: {threads} is not from 1 to {max(64, cores)}", f"this machine has {cores} cores")
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     providers = [*([CUDA] if device == "cuda" else []), "CPUExecutionProvider"]
     try:
