@@ -19,12 +19,12 @@ import torch
 import transformers
 
 from mmedge.bench.worker import serve
-from mmedge.cli.app import _inspected
 from mmedge.engines.torch_engine import TorchEngine
 from mmedge.engines.variants import find_variants
 from mmedge.errors import MmedgeError
 from mmedge.export.export import export, variant_name
 from mmedge.export.quantization.bitsandbytes import write_rounded
+from mmedge.inspection import inspect, to_json
 from mmedge.progress import Progress
 from mmedge.recipe import StudentSection
 from mmedge.students import dialects
@@ -141,8 +141,8 @@ def test_the_folder_is_what_transformers_expects_and_says_how_good_it_is(exporte
     restore_unfit_products(plain)
     ours = _logits(open_student(folder).model)
     assert (_logits(plain) - ours).abs().max() < 0.01 * ours.abs().max()  # it multiplies nf4 in float16
-    found = _inspected(folder)
-    assert found["trusted"].startswith("yes") and found["precision"] == precision and found["products"][precision] == 14
+    found = to_json(*inspect(folder))
+    assert found["trusted"].startswith("yes") and found["precision"] == precision and found["linears"][precision] == 14
     checked = found["verification"]
     assert checked["questions"] == 16 and checked["top1_agreement"] >= 0.9 and 0 < checked["mean_kl"] < 0.05
     assert f">{precision}<" in (exported / "export.html").read_text()

@@ -18,7 +18,7 @@ import pytest
 
 import mmedge as package
 from mmedge import Answer, Endpoint, Piece, Strategy, Student
-from mmedge.cli.terminal import Asking, say
+from mmedge.cli.asking import Asking, say
 from mmedge.errors import MmedgeError
 from mmedge.runtime.confidence import Confidence, LinearMap
 from mmedge.runtime.escalation import Escalated

@@ -295,7 +295,7 @@ def test_an_endpoint_that_always_says_the_same_is_noticed(tmp_path: Path) -> Non
         recipe = write_recipe(tmp_path / "r.yaml", values(endpoint.url, evaluations_per_cot=0, attempts=2))
         found = mmedge("annotate", recipe, "--out", tmp_path / "run")
     assert found.code == 0 and "does the endpoint heed teacher.temperature?" in found.out
-    assert f"{QUESTIONS} subjects have fewer texts than wanted" in found.out
+    assert f"{QUESTIONS} questions or chains of thought have fewer texts than wanted" in found.out
 
 
 def test_texts_that_are_no_answers_are_kept_apart_and_given_up_at_last(tmp_path: Path) -> None:

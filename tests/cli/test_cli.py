@@ -16,16 +16,19 @@ from tests.conftest import REPOSITORY, is_one_line_error, mmedge, own_recipe, ti
 HEAVY = ("torch", "transformers", "onnxruntime", "numpy", "onnx", "optimum", "pydantic")
 
 
-def test_help_is_quick() -> None:
+def test_help_is_quick(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(tmp_path)  # compiled once, as pip does when it installs
     times = []  # of the processor: what else runs on this machine is not counted
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-m", "mmedge", "--help"], capture_output=True, text=True, check=True)
+        command = [sys.executable, "-m", "mmedge", "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert min(times) < 0.4, times
-    for command in ("quickstart", "annotate", "distill", "export", "bench", "run"):
-        assert command in done.stdout
+    for verb in ("quickstart", "annotate", "distill", "export", "bench", "run"):
+        assert verb in done.stdout
 
 
 def test_help_and_import_load_nothing_heavy() -> None:
@@ -36,6 +39,41 @@ def test_help_and_import_load_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_long_helps_have_panels() -> None:
+    for command, panels in {
+        "run": ("Answer", "Strategy", "Withhold answers", "Escalate withheld questions", "Files and pipes"),
+        "bench": ("Questions", "Scenarios", "Device"),
+        "export": ("Precisions", "Conversion"),
+    }.items():
+        shown = mmedge(command, "--help").out
+        assert all(f"─ {panel} " in shown for panel in panels), shown
+
+
+def test_a_shell_completes_verbs_and_choices() -> None:
+    for words, expected in (("mmedge in", "inspect"), ("mmedge run b --strategy re", "retry")):
+        asked = {"_MMEDGE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        done = subprocess.run(
+            [sys.executable, "-c", "import sys; sys.argv = ['mmedge']; from mmedge.cli import main; main()"],
+            capture_output=True, text=True, check=False, env={**os.environ, **asked},
+        )  # fmt: skip
+        assert done.stdout.split() == [expected], done.stderr
+    assert "--install-completion" in mmedge("--help").out
+
+
+def test_the_schema_of_recipes_is_for_editors() -> None:
+    schema = json.loads(mmedge("schema").out)
+    assert schema["$schema"].startswith("https://json-schema.org/")
+    assert {"name", "task", "student"} <= schema["properties"].keys()
+
+
+def test_an_option_with_an_old_name_works_with_a_notice(tiny_run: Path) -> None:
+    old, new = (
+        mmedge("run", tiny_run / "bundle-int8", f"{name}=0.3", "How many?") for name in ("--max-handed-on", "--max-escalated")
+    )
+    notice = "note: --max-handed-on is now called --max-escalated"
+    assert old.err.startswith(notice) and old.err.splitlines()[1:] == new.err.splitlines()
 
 
 def test_running_a_bundle_loads_neither_torch_nor_transformers(tiny_run: Path) -> None:
@@ -92,7 +130,8 @@ def test_annotate_counts_what_it_could_read(tmp_path: Path) -> None:
 
 
 def test_inspect_says_what_a_thing_is(tiny_run: Path, tmp_path: Path) -> None:
-    assert "kind: run" in mmedge("inspect", tiny_run).out
+    run = mmedge("inspect", tiny_run).out
+    assert "kind: run" in run and '"stage1", "stage2", "student"' in run
     assert "kind: student" in mmedge("inspect", tiny_run / "student").out
     assert "files match their hashes" in mmedge("inspect", tiny_run / "bundle-int8").out
     assert is_one_line_error(mmedge("inspect", tmp_path))

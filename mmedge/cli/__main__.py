@@ -1,5 +1,0 @@
-"""`python -m mmedge.cli`."""
-
-from mmedge.cli import main
-
-main()

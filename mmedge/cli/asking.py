@@ -1,0 +1,427 @@
+"""Asking a bundle: `run`, for one question, a dialogue in the terminal, or JSON lines through files and pipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import typer
+
+from mmedge.cli.common import AsJson, BundlePath, Threads, progress
+from mmedge.errors import MmedgeError, printable
+
+if TYPE_CHECKING:
+    from mmedge.progress import Progress
+    from mmedge.runtime import Answer, Endpoint, Strategy, Student
+    from mmedge.runtime.escalation import BiggerModel
+    from mmedge.tasks import Example
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What comes with the answer."""
+
+    panel: ClassVar[str] = "Answer"
+
+    explain: Annotated[bool, typer.Option("--explain", help="Also write a rationale.")] = False
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="Use the best confidence there is, not the one that costs nothing.")
+    ] = False
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Also judge rationale and answer: a verdict, and with --explain its reasons.")
+    ] = False
+    constrained: Annotated[
+        bool | None,
+        typer.Option("--constrained/--free", help="Allow only answers of the task's form. Default: as the bundle says, or free."),
+    ] = None
+    choices: Annotated[list[str] | None, typer.Option("--choice", help="One choice of the question; repeat for each.")] = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the student goes about a question."""
+
+    panel: ClassVar[str] = "Strategy"
+
+    strategy: Annotated[
+        Literal["answer", "confidence", "samples", "retry"] | None,
+        typer.Option(help="How to find the answer. Default: as the bundle says, or answer at once."),
+    ] = None
+    samples: Annotated[int | None, typer.Option(min=1, max=64, help="Chains of thought to sample.")] = None
+    choose_by: Annotated[
+        Literal["majority", "self_evaluation", "both"] | None, typer.Option(help="How the sampled answers vote.")
+    ] = None
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature.")] = None
+    seed: Annotated[int | None, typer.Option(min=0, help="Sampling seed.")] = None
+    retry_below: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Confidence below which the strategy retry samples more.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Abstention:
+    """Which answers are withheld; one of the three."""
+
+    panel: ClassVar[str] = "Withhold answers"
+
+    abstain_below: Annotated[float | None, typer.Option(min=0, max=1, help="Withhold answers with a lower confidence.")] = None
+    target_accuracy: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Withhold as few as bring the others to this accuracy on validation questions."),
+    ] = None
+    max_escalated: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Withhold the least confident, at most this share of all.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Escalation:
+    """Who answers what would be withheld."""
+
+    panel: ClassVar[str] = "Escalate withheld questions"
+
+    escalate_to: Annotated[
+        str | None, typer.Option(metavar="URL", help="OpenAI-compatible endpoint (…/v1) that answers what would be withheld.")
+    ] = None
+    escalate_model: Annotated[str | None, typer.Option(metavar="NAME", help="Model to use there.")] = None
+    escalate_key: Annotated[str | None, typer.Option(metavar="VARIABLE", help="Environment variable that holds its API key.")] = (
+        None
+    )
+    price_input: Annotated[float, typer.Option(min=0, help="Price of a million tokens that it reads.")] = 0.0
+    price_output: Annotated[float, typer.Option(min=0, help="Price of a million tokens that it writes.")] = 0.0
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Questions and answers in files or pipes."""
+
+    panel: ClassVar[str] = "Files and pipes"
+
+    input_: Annotated[Path | None, typer.Option("--input", help="JSON lines with questions; - for standard input.")] = None
+    output: Annotated[Path | None, typer.Option("--output", help="JSON lines for the answers; - for standard output.")] = None
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Questions answered together.")] = 8
+
+
+def run(
+    bundle: BundlePath,
+    wanted: Wanted,
+    sampling: Sampling,
+    abstention: Abstention,
+    escalation: Escalation,
+    lines: Lines,
+    question: Annotated[
+        str | None, typer.Argument(metavar="QUESTION", help="One question. Without it: a dialogue, or a pipe.")
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Show the text while it is written.")] = False,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Device to compute on; auto: the one the bundle was exported for.")
+    ] = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a bundle: one question, a dialogue in the terminal, or JSON lines through files and pipes."""
+    _check_use(question, wanted, lines, stream=stream, as_json=as_json)
+    from mmedge.runtime import Student
+    from mmedge.tasks import Example
+
+    bigger = _bigger_model(abstention, escalation)
+    asking = _asking(Student.load(bundle, threads, device), wanted, sampling, abstention, bigger)
+    if stream and asking.decides_later:
+        raise MmedgeError(
+            "--stream cannot show an answer that may still be withheld or outvoted",
+            "leave it out, or add --strategy answer --abstain-below 0",
+        )
+    if question is not None:
+        say(asking, Example("question", question, None, tuple(wanted.choices or ())), as_json=as_json, stream=stream)
+    elif lines.input_ is None and sys.stdin.isatty():
+        dialogue(asking, stream=stream)
+    else:
+        answer_lines(asking, lines.input_, lines.output, lines.batch, progress(False))
+
+
+def _check_use(question: str | None, wanted: Wanted, lines: Lines, *, stream: bool, as_json: bool) -> None:
+    """Refuse uses that contradict themselves.
+
+    Raises:
+        MmedgeError: This is one.
+    """
+    source, target = lines.input_, lines.output
+    if question is not None and source is not None:
+        raise MmedgeError("give either a question or --input, not both", "leave one out")
+    if question is not None and target is not None:
+        raise MmedgeError("--output is for the answers to --input or a pipe", "redirect the output of one question, or use --json")
+    if question is not None and not question.strip():
+        raise MmedgeError("the question is empty", "write it in quotes behind the bundle")
+    if source is not None and str(source) != "-" and not source.is_file():
+        raise MmedgeError(f"no such file: {source}", "name a file with one JSON object with a question in each line")
+    if source is not None and target is not None and target.exists() and source.exists() and source.samefile(target):
+        raise MmedgeError("--input and --output are the same file", "name another output")
+    if wanted.choices and question is None:
+        raise MmedgeError("--choice is for one question on the command line", "give `choices` in the lines of --input")
+    if stream and (as_json or source is not None):
+        raise MmedgeError("--stream shows the text of one question in a terminal", "leave it out with --json and --input")
+
+
+def _bigger_model(abstention: Abstention, escalation: Escalation) -> Endpoint | None:
+    """Return who is asked what would be withheld.
+
+    Raises:
+        MmedgeError: Options are missing, or contradict each other.
+    """
+    from mmedge.runtime import Endpoint
+
+    if sum(aim is not None for aim in asdict(abstention).values()) > 1:
+        raise MmedgeError("--abstain-below, --target-accuracy and --max-escalated exclude each other", "give one of them")
+    if (escalation.escalate_to is None) != (escalation.escalate_model is None):
+        raise MmedgeError("--escalate-to and --escalate-model go together", "give both")
+    prices = escalation.price_input or escalation.price_output
+    if escalation.escalate_to is None or escalation.escalate_model is None:
+        if escalation.escalate_key is not None or prices:
+            raise MmedgeError("--escalate-key and prices are for the endpoint of --escalate-to", "name that endpoint")
+        return None
+    return Endpoint(
+        escalation.escalate_to,
+        escalation.escalate_model,
+        escalation.escalate_key,
+        price_input=escalation.price_input,
+        price_output=escalation.price_output,
+    )
+
+
+def _asking(student: Student, wanted: Wanted, sampling: Sampling, abstention: Abstention, bigger: Endpoint | None) -> Asking:
+    """Return how the student is asked.
+
+    Raises:
+        MmedgeError: Options contradict each other, or no threshold reaches an aim.
+    """
+    drawing = {name: value for name, value in asdict(sampling).items() if name != "strategy"}
+    strategy = student.strategy_with(sampling.strategy, **drawing)
+    _refuse_unused(student, strategy, drawing, wanted.choices)
+    below = abstention.abstain_below
+    if abstention.target_accuracy is not None or abstention.max_escalated is not None:
+        found = student.threshold(target_accuracy=abstention.target_accuracy, max_handed_on=abstention.max_escalated)
+        if strategy.kind in ("samples", "retry"):
+            raise MmedgeError(
+                f"thresholds are chosen for answering at once, not for --strategy {strategy.kind}", "give --abstain-below yourself"
+            )
+        below = found.value
+        low, high = (100 * end for end in found.interval)
+        typer.echo(
+            f"withheld below a confidence of {found.value:.2f}: {100 * found.handed_on:.0f} % of {found.questions} validation "
+            f"questions; of the others {100 * found.accuracy:.0f} % [{low:.0f}, {high:.0f}] were right",
+            err=True,
+        )
+    return Asking(student, wanted.explain, wanted.evaluate, wanted.confidence, strategy, wanted.constrained, below, bigger)
+
+
+def _refuse_unused(student: Student, strategy: Strategy, drawing: dict[str, Any], choices: list[str] | None) -> None:
+    """Refuse options that would change nothing.
+
+    Raises:
+        MmedgeError: There is one.
+    """
+    given = [name for name, value in drawing.items() if value is not None]
+    if strategy.kind not in ("samples", "retry") and given:
+        option = f"--{given[0].replace('_', '-')}"
+        raise MmedgeError(f"{option} is for --strategy samples or retry, and this is {strategy.kind}", "name one of them")
+    if strategy.kind == "samples" and "retry_below" in given:
+        raise MmedgeError("--retry-below is for --strategy retry", "name it, or leave the option out")
+    task = student.bundle.manifest["task"]
+    if choices and task["judge"] != "choice":
+        raise MmedgeError(f"--choice: questions of the task {task['name']} have no choices", "leave it out")
+
+
+# ------------------------------------------------------------------------------------------------------ in a terminal
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Who is asked, and for what; see `Student.answer`."""
+
+    student: Student
+    explain: bool
+    evaluate: bool
+    confidence: bool
+    strategy: Strategy
+    constrained: bool | None
+    abstain_below: float | None
+    escalate_to: BiggerModel | None
+
+    def answers(self, examples: list[Example], batch: int) -> list[Answer]:
+        return self.student.answer_all(
+            examples,
+            explain=self.explain,
+            evaluate=self.evaluate,
+            confidence=self.confidence,
+            strategy=self.strategy,
+            constrained=self.constrained,
+            abstain_below=self.abstain_below,
+            escalate_to=self.escalate_to,
+            batch=batch,
+        )
+
+    @property
+    def decides_later(self) -> bool:
+        """Whether an answer may be withheld or outvoted once it is written."""
+        stated = (self.student.bundle.manifest.get("answering") or {}).get("threshold")
+        threshold = (stated or {}).get("value") if self.abstain_below is None else self.abstain_below
+        return bool(threshold) or self.strategy.kind in ("samples", "retry")
+
+    def key(self) -> list[object]:
+        """Return everything besides the questions that answers depend on."""
+        manifest = self.student.bundle.manifest
+        settings = [self.explain, self.evaluate, self.confidence, self.strategy.to_json(), self.constrained, self.abstain_below]
+        bigger = self.escalate_to.name if self.escalate_to else None
+        return [manifest["files"], manifest["prompts"], manifest.get("confidence"), manifest.get("answering"), settings, bigger]
+
+
+def say(asking: Asking, example: Example, *, as_json: bool = False, stream: bool = False) -> None:
+    """Answer one question on the terminal."""
+    if stream and not asking.decides_later:  # what may yet be withheld is not shown
+        answer = _streamed(asking, example)
+        _say_rest(answer, shown=True)
+        return
+    answer = asking.answers([example], 1)[0]
+    if as_json:
+        typer.echo(json.dumps(answer.to_json(), ensure_ascii=False))
+        return
+    if answer.withheld:
+        typer.echo(f"no answer: a confidence of {answer.confidence or 0:.2f} is too low")
+    else:
+        said = answer.text if answer.value is None or answer.value == answer.text else f"{answer.text} = {answer.value}"
+        typer.echo(printable(said if answer.source == "student" else f"{said}  (by {answer.source})"))
+    _say_rest(answer, shown=False)
+
+
+def _streamed(asking: Asking, example: Example) -> Answer:
+    from mmedge.runtime import Answer, Piece
+
+    part = ""
+    headings = {"answer": "", "rationale": "because: ", "evaluation": "evaluation: "}
+    for item in asking.student.stream(
+        example,
+        explain=asking.explain,
+        evaluate=asking.evaluate,
+        confidence=asking.confidence or asking.strategy.kind == "confidence",
+        constrained=asking.constrained,
+    ):
+        if isinstance(item, Answer):
+            typer.echo()
+            return item
+        assert isinstance(item, Piece)
+        if item.part == "rationale" and not asking.explain:
+            continue
+        if item.part != part:
+            typer.echo(("\n" if part else "") + headings[item.part], nl=False)
+            part = item.part
+        typer.echo(printable(item.text), nl=False)
+        sys.stdout.flush()
+    raise AssertionError("a stream ends with its answer")
+
+
+def _say_rest(answer: Answer, *, shown: bool) -> None:
+    if answer.problem:
+        typer.echo(printable(f"nobody else answered: {answer.problem}"), err=True)
+    if answer.rationale and not shown:
+        typer.echo(printable(f"because: {answer.rationale}"))
+    if answer.confidence is not None and not answer.withheld and (answer.calibrated or answer.signal != "answer"):
+        how = "calibrated" if answer.calibrated else "not calibrated"
+        typer.echo(f"confidence: {answer.confidence:.2f} ({how}, by {answer.signal})")
+    if answer.verdict is not None:
+        typer.echo(f"verdict: {answer.verdict} (P(correct) = {answer.probability_correct:.2f}, not calibrated)")
+    if answer.evaluation and not shown:
+        typer.echo(printable(f"evaluation: {answer.evaluation}"))
+    if answer.escalation is not None and answer.escalation.cost:
+        typer.echo(f"cost: {answer.escalation.cost:.6f}")
+
+
+def dialogue(asking: Asking, *, stream: bool = False) -> None:
+    """Answer what is typed, until an empty line or the end."""
+    from mmedge.tasks import Example
+
+    typer.echo("Ask; an empty line or Ctrl-D ends.", err=True)
+    while True:
+        try:
+            question = input("? ")
+        except EOFError:
+            typer.echo()
+            return
+        if not question.strip():
+            return
+        say(asking, Example("question", question), stream=stream)
+
+
+def _read_lines(source: Path | None) -> Iterator[Example]:
+    from mmedge.storage import parse_json_line
+    from mmedge.tasks.evaluation_set import read_example
+
+    name = "standard input" if source is None or str(source) == "-" else str(source)
+    file = sys.stdin if name == "standard input" else open(name, encoding="utf-8-sig")  # noqa: SIM115 (closed by the process)
+    try:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield read_example(parse_json_line(line, name, number), name, number)
+    except UnicodeDecodeError as error:
+        raise MmedgeError(f"{name} is not valid UTF-8 (byte {error.start})", "save it as UTF-8") from None
+
+
+def answer_lines(asking: Asking, source: Path | None, target: Path | None, batch: int, progress: Progress) -> None:
+    """Answer JSON lines, batch by batch.
+
+    Args:
+        asking: Who is asked, and for what.
+        source: A file; standard input where it is None or `-`.
+        target: A file, which is there once all are answered; standard output where it is None or `-`.
+        batch: How many questions together.
+        progress: Where progress is shown.
+    """
+
+    def answered(examples: list[Example]) -> tuple[list[str], bool]:
+        """Return lines, and whether everybody who was asked answered."""
+        found = asking.answers(examples, batch)
+        lines = [
+            json.dumps({"id": example.id, **answer.to_json()}, ensure_ascii=False)
+            for example, answer in zip(examples, found, strict=True)
+        ]
+        return lines, not any(answer.problem for answer in found)
+
+    examples = _read_lines(source)
+    batches = iter(lambda: list(islice(examples, batch)), [])
+    if target is None or str(target) == "-":
+        for questions in batches:
+            sys.stdout.write("".join(line + "\n" for line in answered(questions)[0]))
+            sys.stdout.flush()
+        return
+    from mmedge.manifest import refuse_bundle
+    from mmedge.storage import Journal, refuse_special_file, sha256_file, sha256_json, write_text
+
+    refuse_special_file(target)
+    refuse_bundle(target.parent, "--output")
+    piped = source is None or str(source) == "-"
+    given = "" if piped or source is None else sha256_file(source)
+    key = sha256_json([*asking.key(), given, batch])
+    lines: list[str] = []
+    # what is finished waits beside the output until all is, so that a killed run continues (a pipe is read anew)
+    journal = Journal(target.with_name(f".{target.name}.journal"), os.urandom(8).hex() if piped else key)
+    if len(journal):
+        progress.line(f"continues: {len(journal)} batches are answered already")
+    try:
+        with progress.task("answers", total=None) as step:
+            for number, questions in enumerate(batches):
+                found = journal.get(str(number))
+                if found is None:
+                    found, whole = answered(questions)
+                    if whole:  # a bigger model that could not be asked is asked again by a run that continues
+                        journal.put(str(number), found)
+                lines += found
+                step.advance(len(questions))
+        write_text(target, "".join(line + "\n" for line in lines))
+        journal.remove()
+    finally:
+        journal.close()

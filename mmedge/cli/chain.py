@@ -1,0 +1,197 @@
+"""From a recipe to bundles: `quickstart`, `distill`, `ablate`, `export`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import typer
+
+from mmedge.cli.common import AsJson, Out, Overrides, Quiet, RecipePath, console, load, need, print_json, progress
+from mmedge.cli.measuring import show_report
+
+if TYPE_CHECKING:
+    from mmedge.export.export import AnyPrecision
+
+
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/quickstart"),
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run the whole chain on the embedded task, in minutes on two CPU cores."""
+    need("torch", "all")
+    from mmedge.bench.bench import bench as measure
+    from mmedge.cli.measuring import BENCH_JOURNAL, recipe_settings, save_report
+    from mmedge.distill.distill import distill as train
+    from mmedge.export.export import export as write
+    from mmedge.folders import shipped_recipe
+
+    recipe, _ = load(shipped_recipe("quickstart"), overrides, out)
+    shown = progress(quiet)
+    metrics = train(recipe, out, shown)
+    write(out, recipe.export.precisions, shown)
+    report = measure([out], recipe_settings(out, {}), shown, journal=out / BENCH_JOURNAL)
+    save_report(report, out)
+    _show_metrics(metrics)
+    show_report(report)
+    typer.echo(
+        f'\nAsk it yourself:  mmedge run {out / "bundle-int8"} --explain "Mara has 6 boxes with 8 plums in each. '
+        'Then Mara sells 5 plums. How many plums are there now?"'
+    )
+
+
+def distill(
+    recipe: RecipePath, out: Out = None, overrides: Overrides = None, as_json: AsJson = False, quiet: Quiet = False
+) -> None:
+    """Train the student: stage 1 on self-evaluation, stage 2 on reasoning. Collects missing annotations first."""
+    loaded, folder = load(recipe, overrides, out)
+    need("torch", "distill")
+    from mmedge.distill.distill import distill as train
+
+    metrics = train(loaded, folder, progress(quiet))
+    if not _is_main_process():
+        return
+    if as_json:
+        print_json(metrics)
+        return
+    _show_metrics(metrics)
+    typer.echo(f"student: {folder / 'student'}")
+
+
+def ablate(recipe: RecipePath, out: Out = None, overrides: Overrides = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Compare the paper's methods on this task: labels only, one and several CoTs, with and without self-evaluation."""
+    loaded, folder = load(recipe, overrides, out)
+    need("torch", "distill")
+    from mmedge.distill.ablation import ablate as compare
+
+    results = compare(loaded, folder, progress(quiet))
+    if not _is_main_process():
+        return
+    if as_json:
+        print_json(results)
+        return
+    from mmedge.distill.ablation_report import caption, kinds_of_labels, table
+
+    shown = console(180)
+    for labels in kinds_of_labels(results):
+        shown.print(table(results, labels).rich(lines=True))
+    shown.print(caption(results), highlight=False)
+    typer.echo(f"figures: {folder / 'ablation.html'}")
+
+
+def _is_main_process() -> bool:
+    """Whether this process is the one that prints, where `torchrun` started several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@dataclass(frozen=True)
+class Precisions:
+    """Which bundles and students to write."""
+
+    panel: ClassVar[str] = "Precisions (default: those of the recipe)"
+
+    int8: Annotated[bool, typer.Option("--int8", help="Write bundle-int8: 8-bit weights, int8 arithmetic.")] = False
+    int4: Annotated[bool, typer.Option("--int4", help="Write bundle-int4: 4-bit weights, calibrated (GPTQ).")] = False
+    fp16: Annotated[bool, typer.Option("--fp16", help="Write bundle-fp16, for ONNX Runtime's CUDA provider.")] = False
+    fp32: Annotated[bool, typer.Option("--fp32", help="Write bundle-fp32.")] = False
+    bnb_int8: Annotated[
+        bool, typer.Option("--bnb-int8", help="Write student-bnb-int8: torch, int8 weights by bitsandbytes, for small GPUs.")
+    ] = False
+    bnb_nf4: Annotated[
+        bool, typer.Option("--bnb-nf4", help="Write student-bnb-nf4: torch, 4-bit NormalFloat weights by bitsandbytes.")
+    ] = False
+
+    def chosen(self) -> list[AnyPrecision] | None:
+        """Return the precisions that are asked for; None where none is named."""
+        flags: dict[AnyPrecision, bool] = {
+            "fp32": self.fp32, "fp16": self.fp16, "int8": self.int8, "int4": self.int4,
+            "bnb-int8": self.bnb_int8, "bnb-nf4": self.bnb_nf4,
+        }  # fmt: skip
+        return [precision for precision, wanted in flags.items() if wanted] or None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How bundles are made, and what they may lose."""
+
+    panel: ClassVar[str] = "Conversion"
+
+    graphs: Annotated[
+        Literal["auto", "fused", "optimum"] | None,
+        typer.Option(help="Who writes the graphs: mmedge (fused, fast) or optimum (any architecture). Default: the recipe's."),
+    ] = None
+    trim_vocab: Annotated[
+        bool | None,
+        typer.Option("--trim-vocab/--whole-vocab", help="Keep only the tokens that the task needs. Default: the recipe's."),
+    ] = None
+    max_accuracy_drop: Annotated[
+        float | None,
+        typer.Option(min=0, help="Percentage points of accuracy on validation questions that may be lost. Default: the recipe's."),
+    ] = None
+    evaluation: Annotated[Path | None, typer.Option(help="Evaluation set to verify with. Default: beside the student.")] = None
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Measure what quantizing each linear layer costs; shown in export.html.")
+    ] = False
+
+
+def export(
+    place: Annotated[Path, typer.Argument(metavar="RUN|STUDENT", help="A run or a student folder.")],
+    precisions: Precisions,
+    conversion: Conversion,
+    out: Annotated[Path | None, typer.Option(help="Folder for the bundles. Default: beside the student.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write ONNX bundles and quantized torch students, verified against the student.
+
+    Where quantizing costs more accuracy than is allowed, the layers that cost most keep a higher precision until it holds.
+    """
+    for package in ("torch", "onnx"):
+        need(package, "export")
+    from mmedge.export.export import export as write
+    from mmedge.export.export import variant_name
+    from mmedge.folders import student_in
+
+    student = student_in(place)
+    found = write(
+        place,
+        precisions.chosen(),
+        progress(quiet),
+        out,
+        conversion.evaluation,
+        conversion.max_accuracy_drop,
+        conversion.graphs,
+        conversion.trim_vocab,
+        sensitivity=conversion.sensitivity,
+    )
+    if as_json:
+        print_json(found)
+        return
+    folder = out or student.parent
+    for precision, manifest in found.items():
+        size = sum(file["bytes"] for file in manifest["files"].values())
+        checked = manifest["verification"]
+        typer.echo(
+            f"{folder / variant_name(precision)}  {size / 1e6:.1f} MB  {checked['same_answers']}/{checked['questions']} answers "
+            f"as the student's  top-1 agreement {100 * checked['top1_agreement']:.2f} %"
+        )
+
+
+def _show_metrics(metrics: dict[str, Any]) -> None:
+    from mmedge.reports.formats import in_json, number, share
+    from mmedge.reports.tables import Table
+
+    rows = []
+    before, middle, after = metrics["before"], metrics["after_stage1"] or {}, metrics["after"]
+    for split, found in after["answer"].items():
+        rows.append([f"answers: {split}", share(*in_json(before["answer"].get(split))), "", share(*in_json(found))])
+    if after["verdict"]:
+        columns = [before["verdict"], middle.get("verdict"), after["verdict"]]
+        rows.append(["verdicts on held-out CoTs", *(share(*in_json(found and found["accuracy"])) for found in columns)])
+        rows.append(["verdicts, balanced", *(number(found and found["balanced_accuracy"], 3) for found in columns)])
+        rows.append(["always saying 'correct'", *(share(*in_json(after["verdict"]["always_correct"])) for _ in columns)])
+    shown = Table("distillation", ["", "untrained", "after stage 1", "distilled"], rows, "brackets are 95 % Wilson intervals")
+    console(120).print(shown.rich())

@@ -1,0 +1,235 @@
+"""What a teacher writes: `annotate` collects it, `annotations` reports on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import typer
+
+from mmedge.cli.common import AsJson, Out, Overrides, Quiet, RecipePath, console, load, print_json, progress
+from mmedge.errors import MmedgeError, printable
+
+if TYPE_CHECKING:
+    from mmedge.recipe import Recipe
+    from mmedge.tasks import Example, Task
+    from mmedge.teachers.collector import Asked
+    from mmedge.teachers.prompting import Prompts
+
+INCOMPLETE = 3  # exit code of a collection that stopped at a limit, or left something for the next run
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What to look at before anything is sent."""
+
+    panel: ClassVar[str] = "Look first (sends nothing)"
+
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked and what it would cost, then stop.")] = False
+    show_prompts: Annotated[bool, typer.Option("--show-prompts", help="Print what would be sent, then stop.")] = False
+    copy_prompts: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Copy the prompts' template files to a folder for editing, then stop.")
+    ] = None
+
+    def wanted(self) -> bool:
+        return self.dry_run or self.show_prompts or self.copy_prompts is not None
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """When to stop."""
+
+    panel: ClassVar[str] = "Limits"
+
+    max_cost: Annotated[
+        float | None, typer.Option(min=0, help="Stop before the run's bill, earlier collections included, exceeds this.")
+    ] = None
+    max_requests: Annotated[int | None, typer.Option(min=0, help="Stop before the run has sent more requests than this.")] = None
+
+
+def annotate(
+    recipe: RecipePath,
+    preparation: Preparation,
+    bounds: Bounds,
+    out: Out = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Collect the teacher's chains of thought and self-evaluations into the run.
+
+    Run it again to continue; run it twice at once, and both share the work. Exit code 3: stopped at a limit, or something was
+    left for the next run.
+    """
+    from mmedge.tasks import build_task
+
+    loaded, folder = load(recipe, overrides, out)
+    task = build_task(loaded.task.model_dump())
+    if preparation.wanted():
+        _prepare(loaded, folder, task, preparation, as_json)
+        return
+    from mmedge.annotations.store import AnnotationStore
+    from mmedge.annotations.summary import refresh, report
+    from mmedge.folders import work_on
+    from mmedge.teachers.collect import Limits
+    from mmedge.teachers.collect import annotate as collect
+
+    with work_on(folder, loaded, shared=True) as run:
+        examples = task.load().train
+        shown = progress(quiet)
+        with AnnotationStore(run.annotations) as store:
+            collected = collect(loaded, task, examples, store, shown, Limits(bounds.max_cost, bounds.max_requests))
+            refresh(loaded, task, store, shown)
+            found = report(loaded, store)
+    if as_json:
+        print_json({"run": str(folder), "complete": collected is None or collected.complete, **found})
+    else:
+        _show_collection(found, folder)
+    if collected is not None and collected.given_up and not as_json:
+        said = f"{collected.given_up} questions or chains of thought have fewer texts than wanted"
+        typer.echo(f"{said}: every attempt was made (teacher.attempts)")
+    if collected is not None and not collected.complete:
+        if collected.stopped:
+            typer.echo(f"stopped: one more request could exceed {collected.stopped}; raise it and run again to continue", err=True)
+        if collected.postponed:
+            said = f"{collected.postponed} questions or chains of thought failed too often"
+            typer.echo(f"{said}; run the same command again to retry them", err=True)
+        raise typer.Exit(INCOMPLETE)
+    if not found["cots"]["parsed"]:
+        raise MmedgeError(
+            "no chain of thought could be read",
+            "check that the annotations' ids match the questions' and that each ends in an answer",
+        )
+
+
+def _prepare(recipe: Recipe, folder: Path, task: Task, preparation: Preparation, as_json: bool) -> None:
+    """Show what a collection would send, copy its templates, or say what it would cost; nothing is sent or made."""
+    from mmedge.recipe import SampledTeacherSection
+
+    section = recipe.teacher
+    if not isinstance(section, SampledTeacherSection):
+        raise MmedgeError(
+            f"the teacher {section.kind!r} is not asked anything: it has no prompts and no price",
+            "use a teacher of kind openai or local",
+        )
+    if preparation.copy_prompts is not None:
+        _copy_prompts(task, preparation.copy_prompts)
+        return
+    from mmedge.teachers.collect import asked_of, prompts_of
+
+    prompts, examples = prompts_of(section, task), task.load().train
+    if preparation.show_prompts:
+        from mmedge.teachers.prompting import shown
+
+        typer.echo(printable(f"# a chain of thought for {examples[0].id}\n{shown(prompts.about_question(examples[0]))}\n"))
+        judged = "(here stands the chain of thought that is judged)"
+        typer.echo(printable(f"# an evaluation of it\n{shown(prompts.about_cot(examples[0], judged))}"))
+        return
+    _show_estimate(recipe, folder, asked_of(section), prompts, examples, as_json)
+
+
+def _copy_prompts(task: Task, folder: Path) -> None:
+    from mmedge.storage import read_text, write_text
+    from mmedge.teachers.prompting import template_files
+
+    for kind, source in template_files(task).items():
+        target = folder / source.name
+        if target.exists():
+            raise MmedgeError(f"{target} exists already", "move it away, or name another folder")
+        write_text(target, read_text(source))
+        typer.echo(f"teacher.prompts.{kind}: {target}")
+
+
+def _show_estimate(
+    recipe: Recipe, folder: Path, asked: Asked, prompts: Prompts, examples: tuple[Example, ...], as_json: bool
+) -> None:
+    from mmedge.annotations.store import AnnotationStore
+    from mmedge.folders import Run
+    from mmedge.recipe import OpenAITeacherSection
+    from mmedge.teachers.estimate import estimate
+
+    path = Run(folder).annotations
+    if path.is_file():
+        with AnnotationStore(path) as store:
+            found = estimate(examples, prompts, asked, store)
+    else:
+        found = estimate(examples, prompts, asked, None)
+    if as_json:
+        print_json(found.to_json())
+        return
+    source = "from this teacher's texts so far" if found.measured else "assumed: 4 characters a token, texts as in the prompts"
+    typer.echo(f"{found.questions} questions; missing: {found.cots} chains of thought, {found.evaluations} self-evaluations")
+    typer.echo(f"requests: {found.requests:,}, at most {found.requests_at_most:,} where texts must be sampled again")
+    typer.echo(f"tokens: {found.prompt_tokens:,} read, {found.completion_tokens:,} written ({source})")
+    if isinstance(recipe.teacher, OpenAITeacherSection):
+        prices = recipe.teacher.prices
+        if prices.input or prices.output:
+            most = f"at most {found.cost_at_most:.2f} {prices.currency}"
+            typer.echo(
+                f"cost: about {found.cost:.2f} {prices.currency}; {most} if every text is as long as allowed and sampled again"
+            )
+        else:
+            typer.echo("cost: unknown; set teacher.prices (input and output, per million tokens) to have it estimated")
+
+
+def _show_collection(found: dict[str, Any], folder: Path) -> None:
+    from mmedge.annotations.report import yield_rows
+
+    for name, count, share in yield_rows(found):
+        typer.echo(f"{name}: {count} ({share})")
+    bill = found["bill"]
+    texts = bill["texts"]["cot"] if bill is not None else {}
+    if 2 * texts.get("identical", 0) > sum(texts.values()):
+        typer.echo("most chains of thought were identical to another: does the endpoint use teacher.temperature?")
+    if bill is not None and bill["failed"]:
+        failed = ", ".join(f"{count} {status}" for status, count in bill["failed"].items())
+        typer.echo(f"requests failed: {failed} (of {bill['requests']:,})")
+    if bill is not None and bill["currency"] and bill["cost"]:
+        typer.echo(f"bill: {bill['cost']:.4f} {bill['currency']} for {bill['requests']:,} requests")
+    typer.echo(f"more: mmedge annotations {folder}")
+
+
+def report(
+    place: Annotated[Path, typer.Argument(metavar="RUN", help="A run with annotations.")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report as an HTML page.")] = None,
+    export_to: Annotated[
+        Path | None, typer.Option("--export", metavar="FOLDER", help="Write all texts as files that a recorded teacher reads.")
+    ] = None,
+    form: Annotated[Literal["jsonl", "parquet"], typer.Option("--format", help="Format of the files of --export.")] = "jsonl",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Report what the teacher's texts are worth: yield, agreement, correctness, verdicts, the bill, and what each filter keeps."""
+    from mmedge.annotations.store import AnnotationStore
+    from mmedge.annotations.summary import refresh
+    from mmedge.annotations.summary import report as summed_up
+    from mmedge.folders import Run, load_run_recipe
+    from mmedge.tasks import build_task
+
+    run = Run(place)
+    loaded = load_run_recipe(run)
+    if not run.annotations.is_file():
+        raise MmedgeError(f"{place} has no annotations", f"collect them: mmedge annotate RECIPE --out {place}")
+    task = build_task(loaded.task.model_dump())
+    with AnnotationStore(run.annotations) as store:
+        if export_to is not None:
+            from mmedge.annotations.exporting import export_annotations
+
+            for path, count in export_annotations(store, export_to, form).items():
+                typer.echo(f"{path}: {count} records", err=as_json)
+        refresh(loaded, task, store, progress(quiet))
+        found = summed_up(loaded, store)
+        if html is not None:
+            from mmedge.annotations.report import page
+            from mmedge.annotations.summary import examples_to_show
+            from mmedge.teachers.collect import most_read
+
+            page(found, examples_to_show(store, task, 12, most_read(loaded))).write(html)
+            typer.echo(f"written: {html}", err=True)
+    if as_json:
+        print_json(found)
+        return
+    from mmedge.annotations.report import tables
+
+    console(120).print(tables(found))

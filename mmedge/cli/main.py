@@ -1,0 +1,107 @@
+"""The command line: which verbs there are, and what happens when one fails.
+
+mmedge quickstart
+mmedge distill recipes/quickstart.yaml --out runs/quickstart
+mmedge export runs/quickstart --fp32 --int8
+mmedge bench runs/quickstart
+mmedge run runs/quickstart/bundle-int8 "Ann has 3 apples and buys 4 more. How many apples does Ann have now?"
+
+Nothing heavy is imported before a verb needs it.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, NoReturn
+
+import typer
+
+from mmedge import __version__
+from mmedge.cli import asking, chain, collecting, looking, measuring
+from mmedge.cli.common import Command, grouped
+from mmedge.errors import MmedgeError, printable
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Distil a large teacher into a small student that knows when it is wrong, and run it at the edge.\n\n"
+    "A recipe goes in; annotations, a student, int8 bundles and the measurements that prove them come out. "
+    "Every command continues where it was interrupted when it is run again.",
+)
+
+VERBS: dict[str, dict[str, Callable[..., None]]] = {
+    "Make a student": {
+        "quickstart": chain.quickstart,
+        "annotate": collecting.annotate,
+        "annotations": collecting.report,
+        "distill": chain.distill,
+        "ablate": chain.ablate,
+        "export": chain.export,
+    },
+    "Measure": {"bench": measuring.bench, "compare": measuring.compare, "evaluate": measuring.evaluate},
+    "Use": {"run": asking.run, "inspect": looking.inspect, "doctor": looking.doctor, "schema": looking.schema},
+}
+for panel, verbs in VERBS.items():
+    for name, verb in verbs.items():
+        app.command(name, cls=Command, rich_help_panel=panel)(grouped(verb))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mmedge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Start from the command line: one-line errors, exit code 1; a traceback only with --debug."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show becomes a question mark
+            stream.reconfigure(errors="replace")
+    try:
+        app()
+    except BrokenPipeError:
+        _discard_output()
+        sys.exit(1)
+    except (KeyboardInterrupt, SystemExit) as ended:  # typer turns the former into exit code 130, without a word
+        if isinstance(ended, SystemExit) and ended.code != 130:
+            raise
+        typer.echo("interrupted; run the same command again to continue", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    """Say what is wrong and what to do about it, and end."""
+    if isinstance(error, MmedgeError):
+        said = printable(str(error))
+    elif isinstance(error, MemoryError):
+        said = "out of memory\n  → close other programs, or use a smaller student or batch"
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        _discard_output()
+        said = "no space left to write to\n  → free some, or send the output elsewhere; then run the same command again"
+    else:
+        first = next(iter(str(error).strip().splitlines()), "")
+        said = f"{type(error).__name__}: {first}\n  → this is a bug in mmedge; rerun with --debug and report it"
+    typer.echo(f"error: {said}", err=True)
+    sys.exit(1)
+
+
+def _discard_output() -> None:
+    """Send what is still to be flushed nowhere: standard output takes nothing more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

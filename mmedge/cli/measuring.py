@@ -1,0 +1,273 @@
+"""How good, how fast, how large: `bench`, `compare`, `evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import typer
+
+from mmedge.cli.common import AsJson, BundlePath, Quiet, Threads, console, given_options, print_json, progress
+from mmedge.errors import MmedgeError, printable
+
+if TYPE_CHECKING:
+    from mmedge.bench.bench import BenchSettings
+
+BENCH_JOURNAL = ".bench.journal"
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked."""
+
+    panel: ClassVar[str] = "Questions"
+
+    questions: Annotated[
+        int | None, typer.Option(min=1, help="Questions of each test split. Default: the run's recipe, or all.")
+    ] = None
+    verdicts: Annotated[
+        int | None, typer.Option(min=0, help="Held-out chains of thought to judge. Default: the run's recipe, or 100.")
+    ] = None
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(
+            "--evaluation",
+            "--data",
+            help="Evaluation set, or JSON lines of labelled questions. Default: beside the first variant.",
+        ),
+    ] = None
+    ask: Annotated[str, typer.Option(help="What to ask for: answer, rationale or confidence.")] = "answer"
+
+
+@dataclass(frozen=True)
+class Scenarios:
+    """What is measured, and until when."""
+
+    panel: ClassVar[str] = "Scenarios"
+
+    scenarios: Annotated[
+        str, typer.Option(help="Any of: single (one question at a time), offline (batches), server (random arrivals), accuracy.")
+    ] = "single,accuracy"
+    timed: Annotated[
+        int | None, typer.Option(min=1, help="Questions timed in each round, evenly spread. Default: all that are asked.")
+    ] = None
+    precision: Annotated[
+        str | None, typer.Option(help="Repeat rounds until medians and ratios are known this precisely, such as 3%.")
+    ] = None
+    rounds: Annotated[int, typer.Option(min=1, help="Minimum rounds, each in new processes.")] = 1
+    max_rounds: Annotated[int, typer.Option(min=1, help="Maximum rounds with --precision.")] = 50
+    warmup: Annotated[int | None, typer.Option(min=0, help="Questions in one warm-up pass. Default: the run's recipe, or 5.")] = (
+        None
+    )
+    batches: Annotated[str, typer.Option(help="Batch sizes of the offline scenario.")] = "1,8,32"
+    latency_bound: Annotated[str, typer.Option(help="Bound on p99 latency in the server scenario.")] = "200ms"
+    server_seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Approximate time for each rate, in seconds.")] = 10.0
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a variant may use, and where it is measured."""
+
+    panel: ClassVar[str] = "Device"
+
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of each variant. Default: what a bundle asks for, or all cores.")
+    ] = None
+    sweep_threads: Annotated[
+        str | None, typer.Option(help="Measure each variant with each of these numbers of threads, such as 1,2.")
+    ] = None
+    cpus: Annotated[int | None, typer.Option(min=1, help="Processors that each variant may use.")] = None
+    memory_limit: Annotated[str | None, typer.Option(help="Memory that each variant may use, such as 300M.")] = None
+    remote: Annotated[str | None, typer.Option(metavar="USER@HOST", help="Measure on that machine, over SSH; bundles only.")] = None
+    ssh_config: Annotated[Path | None, typer.Option(metavar="FILE", help="SSH configuration file for --remote.")] = None
+
+
+def bench(
+    context: typer.Context,
+    places: Annotated[
+        list[str],
+        typer.Argument(metavar="VARIANT…", help="Runs, student folders, bundles, or KIND:PLACE such as torch-bf16:RUN/student."),
+    ],
+    questions: Questions,
+    scenarios: Scenarios,
+    device: Device,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for bench.json, .md and .html. Default: beside the first variant.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure accuracy, latency, memory and size of variants on the same questions, taking turns."""
+    from mmedge.bench.bench import bench as measure
+    from mmedge.bench.bench import first_folder
+    from mmedge.bench.energy import EnergyMeter
+    from mmedge.manifest import refuse_bundle
+
+    if out is not None:
+        refuse_bundle(out, "--out")
+    shown = progress(quiet)
+    if device.remote is not None:
+        from mmedge.bench.remote.session import bundles_of, run_remote
+
+        passed_on = given_options(context, {"places", "evaluation", "out", "remote", "ssh_config", "as_json", "quiet"})
+        bundles = [Path(place) for place in places]
+        report = run_remote(device.remote, bundles, questions.evaluation, passed_on, shown, device.ssh_config)
+        folder = out or bundles_of(bundles)[0].resolve().parent
+    else:
+        settings = _bench_settings(Path(places[0]), questions, scenarios, device)
+        folder = out or first_folder(places)
+        energy = EnergyMeter() if "offline" in settings.scenarios else None
+        report = measure(places, settings, shown, questions.evaluation, folder / BENCH_JOURNAL, energy)
+    name = save_report(report, folder)
+    if as_json:
+        print_json(report)
+        return
+    show_report(report)
+    typer.echo(f"{f'measured on {device.remote}; ' if device.remote else ''}written: {folder / name}.json, .md, .html")
+
+
+def _bench_settings(place: Path, questions: Questions, scenarios: Scenarios, device: Device) -> BenchSettings:
+    """Return the settings that the command line gives."""
+    from mmedge.bench.bench import read_choices
+    from mmedge.bench.limits import parse_counts, parse_seconds, parse_share, parse_size
+
+    given = {
+        "questions": questions.questions,
+        "verdicts": questions.verdicts,
+        "warmup_questions": scenarios.warmup,
+        "threads": device.threads,
+    }
+    return replace(
+        recipe_settings(place, {name: value for name, value in given.items() if value is not None}),
+        **read_choices(scenarios.scenarios, questions.ask),
+        timed=scenarios.timed,
+        precision=None if scenarios.precision is None else parse_share(scenarios.precision),
+        rounds=scenarios.rounds,
+        max_rounds=scenarios.max_rounds,
+        batches=parse_counts(scenarios.batches, "--batches"),
+        latency_bound=parse_seconds(scenarios.latency_bound),
+        server_seconds=scenarios.server_seconds,
+        cpus=device.cpus,
+        memory_limit=None if device.memory_limit is None else parse_size(device.memory_limit),
+        sweep_threads=() if device.sweep_threads is None else parse_counts(device.sweep_threads, "--sweep-threads"),
+    )
+
+
+def recipe_settings(place: Path, given: dict[str, int]) -> BenchSettings:
+    """Return what the command line gives, then what the run's recipe says, then the defaults."""
+    from mmedge.bench.bench import BenchSettings
+    from mmedge.folders import Run
+    from mmedge.recipe import BenchSection, load_recipe
+
+    path = Run(place).recipe
+    section = load_recipe(path).bench if path.is_file() else BenchSection()
+    return BenchSettings(**{**section.model_dump(), **given})
+
+
+def save_report(report: dict[str, Any], folder: Path) -> str:
+    """Write a report, beside a fuller one of the same task under a name of its own; return the name."""
+    from mmedge.bench.report import markdown, page
+    from mmedge.storage import read_json, write_json, write_text
+
+    name = "bench"
+    try:
+        before = read_json(folder / "bench.json")
+        if before["task"] == report["task"] and sum(before["questions"].values()) > sum(report["questions"].values()):
+            name = "bench-partial"
+    except (MmedgeError, KeyError, TypeError, AttributeError):
+        pass  # none there, or none that is worth keeping
+    write_json(folder / f"{name}.json", report)
+    write_text(folder / f"{name}.md", markdown(report))
+    page(report).write(folder / f"{name}.html")
+    (folder / BENCH_JOURNAL).unlink(missing_ok=True)
+    return name
+
+
+def show_report(report: dict[str, Any]) -> None:
+    """Print a bench's tables, and what could not be measured."""
+    from mmedge.bench.report import problems, tables
+
+    shown = console(170)
+    for table in tables(report):
+        shown.print(table.rich())
+    for name, why in problems(report):
+        typer.echo(f"{printable(name)}: {printable(why)}")
+
+
+def compare(
+    base: Annotated[Path, typer.Argument(metavar="BASE.json", help="A report of mmedge bench.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="A later report on the same questions.")],
+    max_slowdown: Annotated[
+        str | None, typer.Option(help="Fail where a variant is slower by more than this, beyond noise, such as 5%.")
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float | None, typer.Option(min=0, help="Fail where a variant's accuracy is lower by more percentage points than this.")
+    ] = None,
+    max_memory_growth: Annotated[
+        str | None, typer.Option(help="Fail where a variant's peak memory is larger by more than this, such as 10%.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what changed between two reports of `mmedge bench`, beyond noise. Exit code 1: a limit is exceeded."""
+    from mmedge.bench.compare import compare as compared
+    from mmedge.bench.compare import read_bounds, text
+
+    found = compared(base, new, read_bounds(max_slowdown, max_accuracy_drop, max_memory_growth))
+    if as_json:
+        print_json(found)
+    else:
+        typer.echo(text(found))
+    if found["broken"]:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The chains of thought that a student samples for each question."""
+
+    panel: ClassVar[str] = "Sampling"
+
+    samples: Annotated[int, typer.Option(min=0, max=64, help="Chains of thought sampled for each question; 0 for none.")] = 5
+    temperature: Annotated[float, typer.Option(min=0.01, max=10, help="Sampling temperature.")] = 0.7
+    seed: Annotated[int, typer.Option(help="Sampling seed.")] = 0
+
+
+def evaluate(
+    bundle: BundlePath,
+    samples: Samples,
+    questions: Annotated[int | None, typer.Option(min=1, help="Questions of each test split. Default: all.")] = None,
+    timed: Annotated[int, typer.Option(min=0, help="Questions on which each strategy is timed; 0 for none.")] = 20,
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Questions answered together.")] = 16,
+    threads: Threads = None,
+    evaluation: Annotated[Path | None, typer.Option(help="Evaluation set. Default: beside the bundle.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for evaluate-PRECISION.json, .md and .html. Default: beside the bundle.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure whether a bundle knows when it is wrong, and what abstaining, escalating and voting gain."""
+    from mmedge.bench.evaluation import EvaluationSettings
+    from mmedge.bench.evaluation import evaluate as measure
+    from mmedge.bench.evaluation_report import markdown, page, tables
+    from mmedge.manifest import refuse_bundle
+    from mmedge.storage import write_json, write_text
+
+    folder = out or bundle.resolve().parent
+    refuse_bundle(folder, "--out")
+    journal = folder / f".evaluate-{bundle.name}.journal"
+    settings = EvaluationSettings(questions, samples.samples, samples.temperature, samples.seed, batch, timed, threads)
+    report = measure(bundle, settings, progress(quiet), evaluation, journal)
+    name = f"evaluate-{report['precision']}"
+    write_json(folder / f"{name}.json", report)
+    write_text(folder / f"{name}.md", markdown(report))
+    page(report).write(folder / f"{name}.html")
+    journal.unlink(missing_ok=True)
+    if as_json:
+        print_json(report)
+        return
+    shown = console(150)
+    for table in tables(report):
+        shown.print(table.rich())
+    typer.echo(f"written: {folder / name}.json, .md, .html")
