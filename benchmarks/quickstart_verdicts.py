@@ -44,7 +44,7 @@ def main(folder: Path, bundle: str) -> None:
     total, found, probability = Counter[str](), Counter[str](), Counter[str]()
     for annotation in teacher.chains_of_thought(examples):
         example = by_id[annotation.example_id]
-        cot = task.parse_chain_of_thought(annotation.text, example)
+        cot = task.form.read(annotation.text, example)
         if not isinstance(cot, ChainOfThought):
             continue
         flaw = teacher.solution(problems[example.id], example.id, annotation.sample).flaw
@@ -58,7 +58,7 @@ def main(folder: Path, bundle: str) -> None:
               f"{probability[kind] / count:.2f}")  # fmt: skip
     for split, questions in evaluation.tests().items():
         answers = student.answer_all(questions, evaluate=True)
-        right = [task.judge.agrees(a.text, str(q.label), q.choices) for a, q in zip(answers, questions, strict=True)]
+        right = [task.form.agrees(a.text, str(q.label), q.choices) for a, q in zip(answers, questions, strict=True)]
         says = [a.verdict == "correct" for a in answers]
         balanced = balanced_accuracy(says, right)
         print(f"own answers to {split}: {sum(right)} of {len(right)} right, {sum(says)} called correct, balanced {balanced}")

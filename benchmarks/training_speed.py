@@ -67,7 +67,7 @@ def examples() -> list[dict[str, str]]:
     by_id = {question.id: question for question in questions}
     found = []
     for annotation in RecordedTeacher((folder / "teacher_cots.jsonl",), None, None, "auto").chains_of_thought(questions):
-        cot = task.parse_chain_of_thought(annotation.text, by_id[annotation.example_id])
+        cot = task.form.read(annotation.text, by_id[annotation.example_id])
         if isinstance(cot, ChainOfThought):
             question = render_question(by_id[annotation.example_id])
             found.append({"question": question, "label": cot.pseudo_label, "rationale": cot.rationale})

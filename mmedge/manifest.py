@@ -19,7 +19,7 @@ from mmedge.errors import MmedgeError
 from mmedge.folders import MANIFEST as MANIFEST
 from mmedge.storage import check_files, folder_size, hash_files, read_json, sha256_json, write_json
 from mmedge.tasks.encoding import Family, SpecialTokens
-from mmedge.tasks.forms.judges import AnyJudge, judge_by_name
+from mmedge.tasks.forms import AnswerForm, open_form
 from mmedge.tasks.prompts import StudentPrompts
 
 FORMAT = 5
@@ -44,7 +44,7 @@ class Bundle:
         device: What it is meant for: `cpu`, or `cuda` (fp16), which the CPU computes too, more slowly than float32.
         prompts: Its prompts.
         special: Its special tokens.
-        judge: How answers of its task are judged.
+        form: What answers of its task look like.
         max_input_tokens: Longer inputs are cut.
         max_answer_tokens: The longest answer.
         max_rationale_tokens: The longest rationale or evaluation.
@@ -59,7 +59,7 @@ class Bundle:
     device: Literal["cpu", "cuda"]
     prompts: StudentPrompts
     special: SpecialTokens
-    judge: AnyJudge
+    form: AnswerForm
     max_input_tokens: int
     max_answer_tokens: int
     max_rationale_tokens: int
@@ -132,7 +132,7 @@ def open_bundle(folder: Path) -> Bundle:
         device=manifest.get("device", "cpu"),
         prompts=StudentPrompts(**manifest["prompts"]),
         special=SpecialTokens(**manifest["special_tokens"]),
-        judge=judge_by_name(manifest["task"]["judge"], manifest["task"]["labels"]),
+        form=open_form(manifest["task"], folder, f"{folder / MANIFEST}: task"),
         max_input_tokens=manifest["max_input_tokens"],
         max_answer_tokens=manifest["max_answer_tokens"],
         max_rationale_tokens=manifest["max_rationale_tokens"],

@@ -1,16 +1,21 @@
 """What all sections of a recipe have in common: a closed schema, and the types that several of them use.
 
 Whoever has settings in a recipe (an answer form, an objective, an engine) derives them from `Section`, in a file that imports
-nothing heavy. Knows no registry, so that nobody imports in a circle.
+nothing heavy. Names no registry itself, so that nobody imports in a circle.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from typing import Annotated
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from mmedge.registry import Registry
 
 DATA_VARIABLE = "MMEDGE_DATA"
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -45,3 +50,75 @@ class Section(BaseModel):
     """A part of a recipe; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class _Lookup:
+    """What both annotations below have in common: a registry, looked at when a value is validated, and not before."""
+
+    def __init__(self, registry: Registry[Any]) -> None:
+        self._registry = registry
+
+    def _known(self, name: object) -> str:
+        if not isinstance(name, str) or name not in self._registry:
+            raise ValueError(f"unknown name {name!r:.40}; known: {', '.join(self._registry)}")
+        return name
+
+
+class NameOf(_Lookup):
+    """Annotates a field that holds the name of a registry's entry: `Annotated[str, NameOf(PRECISIONS)]`."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            self._known, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "enum": list(self._registry)}
+
+
+class SettingsOf(_Lookup):
+    """Annotates a field that holds settings of a registry's entry: `kind: NAME` beside them, or NAME alone.
+
+    Args:
+        registry: Its entries are looked up when a recipe is validated.
+        settings: Returns the section that an entry's settings must be.
+    """
+
+    def __init__(self, registry: Registry[Any], settings: Callable[[Any], type[Section]]) -> None:
+        super().__init__(registry)
+        self._settings = settings
+
+    def _validated(self, value: object) -> Section:
+        if isinstance(value, Section):
+            return value
+        given = {"kind": value} if isinstance(value, str) else value
+        if not isinstance(given, dict):
+            raise ValueError(f"expected a name or a mapping with 'kind'; names: {', '.join(self._registry)}")
+        entry = self._registry[self._known(given.get("kind"))]
+        return self._settings(entry).model_validate(given)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        dump = core_schema.plain_serializer_function_ser_schema(lambda section: section.model_dump(mode="json"))
+        return core_schema.no_info_plain_validator_function(self._validated, serialization=dump)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        sections = [self._settings(entry).model_json_schema() for entry in self._registry.values()]
+        return {"anyOf": [{"type": "string", "enum": list(self._registry)}, *sections]}
+
+
+def renamed(values: object, old: str, new: str, section: str) -> object:
+    """Return a section's values with an old name of a field replaced by the new one, with a notice; for one version.
+
+    Raises:
+        ValueError: Both are given.
+    """
+    if not isinstance(values, dict) or old not in values:
+        return values
+    if new in values:
+        raise ValueError(f"{old} is the old name of {new}; give {new} alone")
+    warnings.warn(
+        f"{section}.{old} is now called {section}.{new}; the old name will be refused in the next version",
+        FutureWarning,
+        stacklevel=2,
+    )
+    return {new if name == old else name: value for name, value in values.items()}

@@ -87,7 +87,7 @@ def read_annotations(
     cots: dict[str, list[EvaluatedCot]] = {}
     for annotation in store.annotations("cot", ids):
         if annotation.example_id in known and _within(annotation.sample, most[0]):
-            cot = task.parse_chain_of_thought(annotation.text, known[annotation.example_id])
+            cot = task.form.read(annotation.text, known[annotation.example_id])
             for counted in reports(annotation):
                 counted.cots[cot.value if isinstance(cot, Unparsed) else "parsed"] += 1
             if not isinstance(cot, Unparsed):

@@ -15,12 +15,13 @@ from dataclasses import replace
 from typing import Literal
 
 from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
-from mmedge.tasks.base import Example, Judge, Verdict
+from mmedge.tasks.base import Example, Verdict
+from mmedge.tasks.forms import AnswerForm
 
 Selection = Literal["all", "self_consistent", "judged_correct"]
 
 
-def select(examples: Sequence[AnnotatedExample], how: Selection, judge: Judge) -> list[AnnotatedExample]:
+def select(examples: Sequence[AnnotatedExample], how: Selection, judge: AnswerForm) -> list[AnnotatedExample]:
     """Return the examples, in their order, with the chains of thought that are kept; an example may be left with none.
 
     Args:
@@ -41,7 +42,7 @@ def _judged_correct(evaluated: EvaluatedCot) -> bool:
     return 2 * approving > len(evaluated.evaluations)
 
 
-def _most_frequent(cots: Sequence[EvaluatedCot], example: Example, judge: Judge) -> tuple[EvaluatedCot, ...]:
+def _most_frequent(cots: Sequence[EvaluatedCot], example: Example, judge: AnswerForm) -> tuple[EvaluatedCot, ...]:
     """Return the largest group of chains of thought with the same answer; all of the largest, where several are as large."""
     groups: list[list[EvaluatedCot]] = []
     for evaluated in cots:

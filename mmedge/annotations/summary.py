@@ -23,7 +23,7 @@ from mmedge.recipe import OpenAITeacherSection, Recipe
 from mmedge.statistics import ClusteredShare, Proportion
 from mmedge.storage import sha256_file, sha256_json
 from mmedge.tasks import Task, Verdict
-from mmedge.tasks.forms.judges import plain
+from mmedge.tasks.reading import plain
 from mmedge.teachers.collect import most_read
 
 READER_VERSION = 1  # goes up when texts are read or summed up in another way
@@ -83,7 +83,7 @@ _AT = {name: index for index, name in enumerate(_NUMBERS)}
 
 def summed_up(annotated: AnnotatedExample, report: ReadingReport, task: Task) -> str:
     """Return what the texts about one question say, as JSON: numbers in the order of `_NUMBERS`, and what could not be read."""
-    judge, example, cots = task.judge, annotated.example, annotated.cots
+    judge, example, cots = task.form, annotated.example, annotated.cots
     values = dict.fromkeys(_NUMBERS, 0)
     values["cots"], values["parsed"] = sum(report.cots.values()), len(cots)
     values["evaluations"], values["read"] = sum(report.evaluations.values()), report.evaluations["parsed"]

@@ -27,7 +27,7 @@ from mmedge.bench.energy import EnergyMeter
 from mmedge.bench.process import Variant
 from mmedge.bench.timing import differs, mean_rate, precise, quantile, ratio, settled
 from mmedge.bench.watch import Watch
-from mmedge.engines.variants import ASKS, Ask, VariantSpec, find_variants, judge_of
+from mmedge.engines.variants import ASKS, Ask, VariantSpec, find_variants, form_of
 from mmedge.errors import MmedgeError
 from mmedge.machine import machine
 from mmedge.progress import Progress
@@ -36,7 +36,6 @@ from mmedge.statistics import auroc, balanced_accuracy, calibration_error, perce
 from mmedge.storage import Journal, Json, iterate_jsonl, sha256_file, sha256_json
 from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import FILE_NAME, EvaluationSet, HeldOutCot, read_evaluation_set, read_example
-from mmedge.tasks.forms.judges import judge_by_name
 
 Scenario = Literal["single", "offline", "server", "accuracy"]
 SCENARIOS: tuple[Scenario, ...] = ("single", "offline", "server", "accuracy")
@@ -246,7 +245,7 @@ def _rows(places: Sequence[Path | str], settings: BenchSettings) -> list[_Row]:
 
 
 def _questions(source: Path, specs: Sequence[VariantSpec]) -> EvaluationSet:
-    """Read an evaluation set, or plain JSON lines of questions with labels, judged as the first bundle says.
+    """Read an evaluation set, or plain JSON lines of questions with labels, judged by the answer form of the first bundle.
 
     Raises:
         MmedgeError: It is neither, or no bundle says how answers are judged.
@@ -256,11 +255,11 @@ def _questions(source: Path, specs: Sequence[VariantSpec]) -> EvaluationSet:
     _, first = next(iterate_jsonl(source), (0, {"kind": "empty"}))
     if "kind" in first:
         return read_evaluation_set(source)
-    found = next((judge for spec in specs if (judge := judge_of(spec)) is not None), None)
+    found = next((form for spec in specs if (form := form_of(spec)) is not None), None)
     if found is None:
         raise MmedgeError(f"{source} does not say how answers are judged", "name a bundle first: it says so")
     examples = tuple(read_example(record, source, number) for number, record in iterate_jsonl(source))
-    return EvaluationSet("", judge_by_name(*found), {source.stem: examples}, {})
+    return EvaluationSet("", found, {source.stem: examples}, {})
 
 
 def _key(rows: Sequence[_Row], settings: BenchSettings, evaluation: Path) -> str:
@@ -713,7 +712,7 @@ def _summary(
 def _right(said: Sequence[Json], questions: EvaluationSet) -> list[bool | None]:
     """Return whether each answer is right; None where no label says so."""
     return [
-        None if one["example"].label is None else questions.judge.agrees(one["text"], one["example"].label, one["example"].choices)
+        None if one["example"].label is None else questions.form.agrees(one["text"], one["example"].label, one["example"].choices)
         for one in said
     ]
 

@@ -118,10 +118,10 @@ def evaluate(
     student = Student.load(bundle, settings.threads)
     source = evaluation or bundle.resolve().parent / FILE_NAME
     questions = read_evaluation_set(source)
-    if questions.judge.name != student.bundle.judge.name:
+    if questions.form.name != student.bundle.form.name:
         raise MmedgeError(
-            f"{source} is about another task: its answers are judged by {questions.judge.name}, the bundle's by "
-            f"{student.bundle.judge.name}",
+            f"{source} is about another task: its answers are judged by {questions.form.name}, the bundle's by "
+            f"{student.bundle.form.name}",
             "name the evaluation set that was written beside the student: --evaluation FILE",
         )
     splits = {
@@ -208,7 +208,7 @@ def _asked(
                 if kept is not None:
                     kept.put(place, stored)
             for example, one in zip(batch, stored, strict=True):
-                right = student.bundle.judge.agrees(one["text"], example.label or "", example.choices)
+                right = student.bundle.form.agrees(one["text"], example.label or "", example.choices)
                 samples = [Sample(**sample) for sample in one["samples"]]
                 found.append(Asked(example, one["text"], right, Evidence(**one["evidence"]), samples))
             step.advance(len(batch))
@@ -223,7 +223,7 @@ def _confidences(student: Student, asked: Sequence[Asked], signal: str) -> list[
     if signal == SAMPLES:
         if not asked or not asked[0].samples:
             return None
-        judge = student.bundle.judge
+        judge = student.bundle.form
         return [
             sum(judge.agrees(sample.text, one.text, one.example.choices) for sample in one.samples) / len(one.samples)
             for one in asked
@@ -368,7 +368,7 @@ def _strategies(student: Student, asked: Sequence[Asked], settings: EvaluationSe
     found: dict[str, Any] = {"answer": {"accuracy": proportion(greedy).to_json(), "difference": None}}
     if not asked[0].samples:
         return found
-    judge = student.bundle.judge
+    judge = student.bundle.form
 
     def chosen(one: Asked, choose_by: Choice) -> bool:
         place, _ = vote(one.samples, judge, one.example.choices, choose_by)

@@ -210,7 +210,7 @@ class Curriculum:
         section, method = self.recipe.training.stage3, self.recipe.method
         assert section is not None  # the recipe sees to it
         taught = self._with_own(student, folder)
-        judge = self.material.task.judge
+        judge = self.material.task.form
         kept = select(self._taught.train, method.keep, judge)
         right = [_right_ones(annotated, len(before.cots)) for annotated, before in zip(taught, self._taught.train, strict=True)]
         reasons = [replace(a, cots=(*a.cots, *own)) for a, own in zip(kept, right, strict=True)]
@@ -231,7 +231,7 @@ class Curriculum:
     def _with_own(self, student: Student, folder: Path) -> list[AnnotatedExample]:
         """Return the training questions with the student's own chains of thought behind the teacher's, each with a verdict."""
         method, limits = self.recipe.method, self.recipe.generation
-        judge, train = self.material.task.judge, self._taught.train
+        judge, train = self.material.task.form, self._taught.train
         answers = [trusted_answer(annotated, judge, human=method.labels == "human") for annotated in train]
         examples = [annotated.example for annotated in train]
 
@@ -241,7 +241,7 @@ class Curriculum:
             for number in range(method.own_cots):
                 heat = method.own_temperature if number else 0.0
                 seed = self.recipe.seed * 1000 + number
-                cots = own_cots(student, judge, examples, tokens, heat, seed, self.progress)  # type: ignore[arg-type]
+                cots = own_cots(student, judge, examples, tokens, heat, seed, self.progress)
                 found.append([[cot.rationale, cot.pseudo_label] for cot in cots])
             return found
 
@@ -285,7 +285,7 @@ class Curriculum:
     def stage2_courses(self, student: Student) -> list[Course]:
         """Return what stage 2 teaches: to reason, and to evaluate where that is rehearsed or learned jointly."""
         section, method = self.recipe.training.stage2, self.recipe.method
-        judge = self.material.task.judge
+        judge = self.material.task.form
         kept = select(self._taught.train, method.keep, judge)
         majority = majority_labels(self._taught.train, judge) if method.labels == "majority" else None
         if method.labels == "pseudo" and not any(annotated.cots for annotated in kept):
@@ -401,7 +401,7 @@ def write_measuring_set(folder: Path, material: Material) -> None:
     step = max(1, len(material.train) // CALIBRATION_QUESTIONS)
     calibration = [annotated.example for annotated in material.train[::step][:CALIBRATION_QUESTIONS]]
     task, tests = material.task, material.splits.tests
-    evaluation = evaluation_set_of(task.name, task.judge, validation, calibration, tests, {"verdict_test": held})  # type: ignore[arg-type]
+    evaluation = evaluation_set_of(task.name, task.form, validation, calibration, tests, {"verdict_test": held})
     write_evaluation_set(path, evaluation)
 
 

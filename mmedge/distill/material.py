@@ -16,7 +16,7 @@ from mmedge.progress import Progress
 from mmedge.recipe import Recipe
 from mmedge.storage import sha256_json
 from mmedge.tasks import Example, Splits, Task, build_task
-from mmedge.tasks.base import Judge
+from mmedge.tasks.forms import AnswerForm
 from mmedge.tasks.prompts import render_question
 from mmedge.teachers.collect import annotate, most_read
 
@@ -91,7 +91,7 @@ def prepare(recipe: Recipe, run: Run, progress: Progress) -> Material:
     return Material(task, splits, trained, validated, tested, report, digest)
 
 
-def majority_labels(examples: Sequence[AnnotatedExample], judge: Judge) -> dict[str, str]:
+def majority_labels(examples: Sequence[AnnotatedExample], judge: AnswerForm) -> dict[str, str]:
     """Return the answer of most chains of thought by the question's id; the first such answer where several are as frequent."""
     kept = select(examples, "self_consistent", judge)
     return {annotated.example.id: annotated.cots[0].cot.pseudo_label for annotated in kept if annotated.cots}
@@ -105,7 +105,7 @@ def reference(annotated: AnnotatedExample) -> str | None:
     return labels.most_common(1)[0][0] if labels else None
 
 
-def trusted_answer(annotated: AnnotatedExample, judge: Judge, *, human: bool) -> str | None:
+def trusted_answer(annotated: AnnotatedExample, judge: AnswerForm, *, human: bool) -> str | None:
     """Return what the student's own answers to a training question are judged by.
 
     Args:

@@ -67,8 +67,8 @@ class Measure:
     def stage3(self, student: Student) -> Validation:
         """Answers to validation questions, and how well the student tells its right ones from its wrong ones."""
         limits = self.recipe.generation.max_answer_tokens, self.recipe.generation.max_rationale_tokens
-        cots = own_cots(student, self.material.task.judge, self.questions, limits)  # type: ignore[arg-type]
-        judge = self.material.task.judge
+        cots = own_cots(student, self.material.task.form, self.questions, limits)
+        judge = self.material.task.form
         right = [
             judge.agrees(cot.pseudo_label, answer, example.choices)
             for cot, answer, example in zip(cots, self.references, self.questions, strict=True)

@@ -20,8 +20,7 @@ from mmedge.statistics import Proportion, auroc, balanced_accuracy, proportion
 from mmedge.students.students import Student
 from mmedge.tasks import ChainOfThought, Example, Task, Verdict
 from mmedge.tasks.encoding import Kind, Prompt
-from mmedge.tasks.forms.constraints import AnswerForms
-from mmedge.tasks.forms.judges import AnyJudge
+from mmedge.tasks.forms import AnswerForm
 from mmedge.tasks.prompts import VERDICTS, Context, render_question
 
 # prompts in a batch: enough to fill two cores, little enough for a few hundred MB; a GPU takes as long for one as for many
@@ -81,7 +80,7 @@ def judged_cots(examples: Sequence[AnnotatedExample], task: Task) -> list[Judged
         for evaluated in annotated.cots:
             verdict = evaluated.evaluations[0].verdict if evaluated.evaluations else None
             if example.label is not None:
-                correct = task.judge.agrees(evaluated.cot.pseudo_label, example.label, example.choices)
+                correct = task.form.agrees(evaluated.cot.pseudo_label, example.label, example.choices)
             elif verdict is not None:
                 correct = verdict is Verdict.CORRECT
             else:
@@ -131,7 +130,7 @@ def _batches(student: Student, kind: Kind, contexts: Sequence[Context]) -> Itera
 
 def own_cots(
     student: Student,
-    judge: AnyJudge,
+    form: AnswerForm,
     examples: Sequence[Example],
     limits: tuple[int, int],
     temperature: float = 0.0,
@@ -142,7 +141,7 @@ def own_cots(
 
     Args:
         student: The student.
-        judge: Of the task.
+        form: What answers look like.
         examples: The questions.
         limits: The most tokens of an answer and of a rationale.
         temperature: Of drawing; 0 writes greedily.
@@ -150,13 +149,13 @@ def own_cots(
         progress: Where it is shown.
     """
     contexts = [student.encoder.prompts.reasoning_context(render_question(example)) for example in examples]
-    forms = AnswerForms(judge, student.encoder, student.encoder.tokenizer)
+    constrainer = form.constrainer(student.encoder)
     engine = TorchEngine(student)
     texts: dict[Kind, list[str]] = {"predict": [""] * len(contexts), "explain": [""] * len(contexts)}
     for part, (kind, limit) in enumerate((("predict", limits[0]), ("explain", limits[1]))):
         with (progress or Progress(quiet=True)).task(f"own chains of thought: {kind}", len(contexts)) as step:
             for rows, prompts in _batches(student, kind, contexts):  # type: ignore[arg-type]
-                sums = tuple(forms.of_rationale() if kind == "explain" else None for _ in rows)
+                sums = tuple(constrainer.rationale() if kind == "explain" else None for _ in rows)
                 seeds = tuple((seed * 2 + part) * 10_000_019 + row for row in rows) if temperature else ()
                 how = Decoding(temperature, seeds=seeds, constraints=sums if any(sums) else ())
                 for row, tokens in zip(rows, engine.generate(prompts, limit, how).tokens, strict=True):
@@ -190,7 +189,7 @@ def answers_right(
     contexts = [student.encoder.prompts.reasoning_context(render_question(example)) for example in examples]
     answers = generate(student, "predict", contexts, max_new_tokens, progress, name)
     return [
-        task.judge.agrees(answer, reference, example.choices)
+        task.form.agrees(answer, reference, example.choices)
         for answer, example, reference in zip(answers, examples, references, strict=True)
     ]
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmedge.errors import MmedgeError, missing_extra
 from mmedge.machine import usable_cores
 from mmedge.storage import folder_size, read_json
+from mmedge.tasks.forms import AnswerForm, open_form
 
 if TYPE_CHECKING:
     from mmedge.engines.generation import Decoding, Generation, Logits
@@ -260,13 +261,12 @@ def open_variant(spec: VariantSpec) -> Opened:
     return OPENERS[spec.kind](spec.place, spec.threads)
 
 
-def judge_of(spec: VariantSpec) -> tuple[str, list[str]] | None:
-    """Return how answers of a variant's task are judged (name, labels), where a bundle says so."""
+def form_of(spec: VariantSpec) -> AnswerForm | None:
+    """Return what answers of a variant's task look like, where a bundle says so."""
     if not spec.kind.startswith("bundle"):
         return None
     try:
-        task = read_json(spec.place / _MANIFEST)["task"]
-        return str(task["judge"]), [str(label) for label in task["labels"]]
+        return open_form(read_json(spec.place / _MANIFEST)["task"], spec.place)
     except (MmedgeError, KeyError, TypeError):
         return None
 

@@ -41,7 +41,7 @@ def calibrated(student: Student, examples: Sequence[Example], progress: Progress
             batch = labelled[start : start + BATCH]
             for example, (text, shown) in zip(batch, student.examined(batch), strict=True):
                 evidence.append(shown)
-                right.append(student.bundle.judge.agrees(text, example.label or "", example.choices))
+                right.append(student.bundle.form.agrees(text, example.label or "", example.choices))
             step.advance(len(batch))
     return fitted(evidence, right)
 

@@ -190,7 +190,7 @@ class _Exporter:
     @cached_property
     def _reference(self) -> Reference:
         self._progress.line(f"the student answers {len(self._examples)} validation questions")
-        return Reference(self._student, self._examples, self._questions.judge, self._limits["max_answer_tokens"])
+        return Reference(self._student, self._examples, self._questions.form, self._limits["max_answer_tokens"])
 
     @cached_property
     def _vocabulary(self) -> TrimmedVocabulary | None:
@@ -522,8 +522,7 @@ class _Exporter:
             "graphs": self._writer,
             "task": {
                 "name": questions.task,
-                "judge": questions.judge.name,
-                "labels": list(getattr(questions.judge, "labels", ())),
+                **questions.form.to_json(),
             },
             "prompts": details["prompts"],
             "special_tokens": special,

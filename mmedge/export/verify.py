@@ -22,7 +22,7 @@ from mmedge.statistics import paired_difference
 from mmedge.students.students import Student
 from mmedge.tasks.base import Example
 from mmedge.tasks.encoding import Kind, Prompt, PromptEncoder
-from mmedge.tasks.forms.judges import AnyJudge
+from mmedge.tasks.forms import AnswerForm
 from mmedge.tasks.prompts import Context, render_question
 
 # float32 sums in another order differ, and the difference grows with depth; small students stay below 1e-4
@@ -113,7 +113,7 @@ class Reference:
         max_answer_tokens: The longest answer.
     """
 
-    def __init__(self, student: Student, examples: Sequence[Example], judge: AnyJudge, max_answer_tokens: int) -> None:
+    def __init__(self, student: Student, examples: Sequence[Example], judge: AnswerForm, max_answer_tokens: int) -> None:
         self.examples, self._judge, self._limit, self._encoder = examples, judge, max_answer_tokens, student.encoder
         self.contexts = [student.encoder.prompts.reasoning_context(render_question(example)) for example in examples]
         self.answers = generate(student, "predict", self.contexts, max_answer_tokens)

@@ -7,7 +7,6 @@ from mmedge.recipe.export import ExportSection
 from mmedge.recipe.method import MethodSection
 from mmedge.recipe.schema import Recipe, load_recipe, recipe_values, validate, write_recipe
 from mmedge.recipe.student import LoraSection, ScratchSection, StudentSection
-from mmedge.recipe.task import ArithmeticSection, DataFolderSection, JsonlSection, TaskSection
 from mmedge.recipe.teacher import (
     EmbeddedTeacherSection,
     LocalTeacherSection,
@@ -19,6 +18,7 @@ from mmedge.recipe.teacher import (
     TeacherSection,
 )
 from mmedge.recipe.training import HOW_NOT_WHAT, GenerationSection, SplitSection, StageSection, TrainingSection
+from mmedge.tasks.settings import ArithmeticSection, DataFolderSection, JsonlSection, TaskSection
 
 __all__ = [
     "HOW_NOT_WHAT",

@@ -22,7 +22,6 @@ from mmedge.recipe.bench import BenchSection
 from mmedge.recipe.export import ExportSection
 from mmedge.recipe.method import MethodSection
 from mmedge.recipe.student import StudentSection
-from mmedge.recipe.task import ArithmeticSection, DataFolderSection, JsonlSection, TaskSection
 from mmedge.recipe.teacher import (
     EmbeddedTeacherSection,
     LocalTeacherSection,
@@ -33,6 +32,7 @@ from mmedge.recipe.teacher import (
 from mmedge.recipe.training import GenerationSection, SplitSection, TrainingSection
 from mmedge.sections import Section
 from mmedge.storage import read_text, write_text
+from mmedge.tasks.settings import ArithmeticSection, DataFolderSection, JsonlSection, TaskSection
 
 
 class Recipe(Section):

@@ -22,8 +22,7 @@ from typing import Any
 from mmedge.errors import MmedgeError
 from mmedge.runtime.escalation import Escalated, question_for
 from mmedge.tasks.base import Example, Unparsed
-from mmedge.tasks.forms.judges import AnyJudge
-from mmedge.tasks.reading import read_task_text
+from mmedge.tasks.forms import AnswerForm
 
 _LARGEST_REPLY = 4_000_000  # bytes
 _AGAIN = (408, 409, 429, 500, 502, 503, 504)
@@ -131,11 +130,11 @@ class Endpoint:
     def name(self) -> str:
         return self.model
 
-    def ask(self, example: Example, judge: AnyJudge) -> Escalated:
+    def ask(self, example: Example, form: AnswerForm) -> Escalated:
         started = time.monotonic()
         body = {
             "model": self.model,
-            "messages": [{"role": "user", "content": question_for(example, judge)}],
+            "messages": [{"role": "user", "content": question_for(example, form)}],
             "temperature": 0,
             "max_tokens": self.max_tokens,
         }
@@ -146,7 +145,7 @@ class Endpoint:
             read, written = (max(0, int(usage.get(name) or 0)) for name in ("prompt_tokens", "completion_tokens"))
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
             raise MmedgeError(f"{self.url}: the reply is no chat completion") from None
-        found = read_task_text(text if isinstance(text, str) else "", example, judge)
+        found = form.read(text if isinstance(text, str) else "", example)
         if isinstance(found, Unparsed):
             raise MmedgeError(f"{self.name}'s reply was read, and {found.value}")
         cost = (read * self.price_input + written * self.price_output) / 1e6

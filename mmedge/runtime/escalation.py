@@ -8,14 +8,8 @@ from typing import Any, Protocol
 
 from mmedge.errors import MmedgeError
 from mmedge.tasks.base import Example
-from mmedge.tasks.forms.judges import AnyJudge
+from mmedge.tasks.forms import AnswerForm
 from mmedge.tasks.prompts import render_question
-
-_FORMS = {
-    "expression": "an arithmetic expression over the numbers of the question, such as ( 12 - 5 ) * 2",
-    "choice": "one of the choices, word for word",
-    "exact": "a short phrase",
-}
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ class BiggerModel(Protocol):
         """What answers call it."""
         ...
 
-    def ask(self, example: Example, judge: AnyJudge) -> Escalated:
+    def ask(self, example: Example, form: AnswerForm) -> Escalated:
         """Answer one question.
 
         Raises:
@@ -64,30 +58,28 @@ class BiggerModel(Protocol):
         ...
 
 
-def question_for(example: Example, judge: AnyJudge) -> str:
+def question_for(example: Example, form: AnswerForm) -> str:
     """Return what a bigger model is asked."""
-    labels = getattr(judge, "labels", ())
-    form = f"one of: {', '.join(labels)}" if labels else _FORMS[judge.name]
     return (
         f"{render_question(example)}\n\nReason in one or two sentences. Then end with a line of its own: "
-        f"'The answer is: ' and {form}."
+        f"'The answer is: ' and {form.instruction()}."
     )
 
 
-def escalated_all(bigger: BiggerModel, examples: list[Example], judge: AnyJudge, at_once: int = 8) -> list[Escalated | str]:
+def escalated_all(bigger: BiggerModel, examples: list[Example], form: AnswerForm, at_once: int = 8) -> list[Escalated | str]:
     """Ask a bigger model several questions at once; for those that fail, the reason.
 
     Args:
         bigger: The model.
         examples: The questions.
-        judge: Of the task.
+        form: What answers look like.
         at_once: How many are in flight.
     """
     from concurrent.futures import ThreadPoolExecutor
 
     def asked(example: Example) -> Escalated | str:
         try:
-            return bigger.ask(example, judge)
+            return bigger.ask(example, form)
         except MmedgeError as error:
             return str(error).splitlines()[0]
 

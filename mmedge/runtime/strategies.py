@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from mmedge.errors import MmedgeError
-from mmedge.tasks.forms.judges import AnyJudge
+from mmedge.tasks.forms import AnswerForm
 
 StrategyKind = Literal["answer", "confidence", "samples", "retry"]
 Choice = Literal["majority", "self_evaluation", "both"]
@@ -78,7 +78,7 @@ class Sample:
     probability_correct: float
 
 
-def vote(samples: Sequence[Sample], judge: AnyJudge, choices: Sequence[str], choose_by: Choice) -> tuple[int, float]:
+def vote(samples: Sequence[Sample], form: AnswerForm, choices: Sequence[str], choose_by: Choice) -> tuple[int, float]:
     """Return the place of the sample whose answer wins, and the share of the votes that the answer has.
 
     Answers that mean the same are one candidate; what is no answer at all wins only where there is nothing else. Of the
@@ -86,18 +86,18 @@ def vote(samples: Sequence[Sample], judge: AnyJudge, choices: Sequence[str], cho
 
     Args:
         samples: At least one.
-        judge: Which answers mean the same.
+        form: Which answers mean the same.
         choices: Of the question.
         choose_by: See `Strategy`.
     """
     groups: list[list[int]] = []
     nothing: list[int] = []
     for place, sample in enumerate(samples):
-        if judge.canonical(sample.text, choices) is None:
+        if form.canonical(sample.text, choices) is None:
             nothing.append(place)
             continue
         for group in groups:
-            if judge.agrees(sample.text, samples[group[0]].text, choices):
+            if form.agrees(sample.text, samples[group[0]].text, choices):
                 group.append(place)
                 break
         else:

@@ -35,10 +35,7 @@ from mmedge.runtime.escalation import BiggerModel, Escalated, escalated_all
 from mmedge.runtime.strategies import Sample, Strategy, StrategyKind, vote
 from mmedge.tasks.base import ChainOfThought, Example, Unparsed
 from mmedge.tasks.encoding import Kind, Prompt, PromptEncoder
-from mmedge.tasks.expressions import ExpressionError, number_text, value_of
-from mmedge.tasks.forms.constraints import AnswerForms
 from mmedge.tasks.prompts import VERDICTS, Context, render_question
-from mmedge.tasks.reading import read_task_text
 
 MAX_QUESTION_CHARACTERS = 1_000_000  # only the first few hundred tokens are read; what is longer is no question
 BATCH = 16  # questions answered together
@@ -183,7 +180,7 @@ class Student:
         self.engine: Engine = open_engine(bundle, threads, device)
         self.encoder = PromptEncoder(self._tokenizer, bundle.family, bundle.prompts, bundle.special, bundle.max_input_tokens)
         self.confidence = Confidence.from_manifest(bundle.manifest.get("confidence"))
-        self._forms = AnswerForms(bundle.judge, self.encoder, self._tokenizer)
+        self._constrainer = bundle.form.constrainer(self.encoder)
 
     @classmethod
     def load(cls, folder: str | Path, threads: int | None = None, device: Device = "auto") -> Student:
@@ -496,7 +493,7 @@ class Student:
         bundle = self.bundle
         conversation = self.engine.conversation()
         limit = bundle.max_answer_tokens
-        forms = tuple(self._forms.of(example, limit) for example in examples) if constrained else ()
+        forms = tuple(self._constrainer.answer(example, limit) for example in examples) if constrained else ()
         how = drawing.how(0, len(examples)) if drawing else Decoding()
         how = replace(how, scored=True, constraints=forms if any(forms) else (), on_token=told("answer"))
         read: _Read = {}
@@ -509,7 +506,7 @@ class Student:
             return thoughts
         how = drawing.how(1, len(examples)) if drawing else Decoding()
         prompts = self._prompts("explain", contexts, read)
-        sums = tuple(self._forms.of_rationale() for _ in examples)
+        sums = tuple(self._constrainer.rationale() for _ in examples)
         how = replace(how, scored=True, constraints=sums if any(sums) else (), on_token=told("rationale"), draft=True)
         written = conversation.generate(prompts, bundle.max_rationale_tokens, how)
         for thought, tokens, scores in zip(thoughts, written.tokens, written.log_probabilities, strict=True):
@@ -563,9 +560,9 @@ class Student:
         if thought.judgement is None:
             return Evidence(thought.log_probability)
         agreement = 0.0
-        found = read_task_text(thought.rationale or "", example, self.bundle.judge)
+        found = self.bundle.form.read(thought.rationale or "", example)
         if not isinstance(found, Unparsed):
-            agreement = 1.0 if self.bundle.judge.agrees(thought.text, found.pseudo_label, example.choices) else -1.0
+            agreement = 1.0 if self.bundle.form.agrees(thought.text, found.pseudo_label, example.choices) else -1.0
         return Evidence(thought.log_probability, thought.judgement.log_odds, agreement, thought.rationale_log_probability)
 
     def _answers(self, examples: Sequence[Example], thoughts: Sequence[_Thought], wish: _Wish, judged: bool) -> list[Answer]:
@@ -616,7 +613,7 @@ class Student:
         answers = []
         for example, thoughts in zip(examples, drawn, strict=True):
             samples = _samples(thoughts)
-            place, share = vote(samples, self.bundle.judge, example.choices, wish.strategy.choose_by)
+            place, share = vote(samples, self.bundle.form, example.choices, wish.strategy.choose_by)
             answer = self._answers([example], [thoughts[place]], wish, judged=True)[0]
             answers.append(replace(answer, confidence=share, signal="samples", calibrated=False, samples=tuple(samples)))
         return answers
@@ -634,7 +631,7 @@ class Student:
         rows = [row for row, answer in enumerate(found) if answer.withheld]
         if bigger is None or not rows:
             return found
-        replies = escalated_all(bigger, [examples[row] for row in rows], self.bundle.judge)
+        replies = escalated_all(bigger, [examples[row] for row in rows], self.bundle.form)
         for row, reply in zip(rows, replies, strict=True):
             if isinstance(reply, str):
                 found[row] = replace(found[row], problem=reply)
@@ -657,14 +654,8 @@ class Student:
         return found
 
     def value_of(self, text: str) -> str | None:
-        """Return what an arithmetic answer comes to; None for other tasks, or where it has no value."""
-        if self.bundle.judge.name != "expression":
-            return None
-        try:
-            value = value_of(text)
-        except ExpressionError:
-            return None
-        return None if value is None else number_text(value)
+        """Return what an answer comes to; None where answers of the task have no values, or this one has none."""
+        return self.bundle.form.value_of(text)
 
 
 def _samples(thoughts: Sequence[_Thought]) -> list[Sample]:

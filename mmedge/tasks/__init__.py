@@ -1,15 +1,15 @@
-"""Tasks: questions, how teachers' texts about them are read, and how answers are judged. Standard library only."""
+"""Tasks: questions, how teachers' texts about them are read, and what answers look like."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mmedge.errors import MmedgeError
 from mmedge.tasks.base import ChainOfThought, Example, SelfEvaluation, Splits, Task, Unparsed, Verdict
-from mmedge.tasks.embedded.problems import ArithmeticTask
-from mmedge.tasks.files import FileTask, commonsenseqa, nli, svamp
-from mmedge.tasks.forms.judges import judge_by_name
+
+if TYPE_CHECKING:
+    from mmedge.tasks.settings import ArithmeticSection, DataFolderSection, JsonlSection
 
 __all__ = [
     "ChainOfThought",
@@ -23,37 +23,29 @@ __all__ = [
 ]
 
 
-def build_task(settings: Mapping[str, object]) -> Task:
+def build_task(section: ArithmeticSection | DataFolderSection | JsonlSection | Mapping[str, Any]) -> Task:
     """Return the task that a recipe's `task` section describes.
 
     Args:
-        settings: The section as a mapping: `kind`, and what that kind needs.
+        section: The section, validated or as plain values.
 
     Raises:
-        MmedgeError: The kind is unknown or a needed setting is missing.
+        MmedgeError: A folder or a file that a form needs is missing.
+        pydantic.ValidationError: Plain values are not a task section.
     """
-    kind = settings["kind"]
-    if kind == "arithmetic":
-        known = ("seed", "train", "test", "train_distractors")
-        return ArithmeticTask(**{name: settings[name] for name in known if name in settings})  # type: ignore[arg-type]
-    limit = settings.get("limit")
-    capped = limit if isinstance(limit, int) else None
-    if kind == "jsonl":
-        labels = settings.get("labels") or ()
-        try:
-            judge = judge_by_name(str(settings["judge"]), [str(label) for label in labels])  # type: ignore[attr-defined]
-        except ValueError as error:
-            raise MmedgeError(f"recipe: task.judge: {error}") from None
-        tests = settings.get("test_files") or {}
-        return FileTask(
-            name=str(settings.get("name") or "jsonl"),
-            judge=judge,
-            train=Path(str(settings["train_file"])),
-            tests={str(name): Path(str(path)) for name, path in tests.items()},  # type: ignore[attr-defined]
-            has_choices=judge.name == "choice",
-            limit=capped,
-        )
-    makers = {"svamp": svamp, "commonsenseqa": commonsenseqa, "nli": nli}
-    if kind not in makers:
-        raise MmedgeError(f"recipe: task.kind: unknown task {kind!r}", f"known: arithmetic, jsonl, {', '.join(makers)}")
-    return makers[str(kind)](Path(str(settings["data"])), capped)
+    from pydantic import TypeAdapter
+
+    from mmedge.tasks import files
+    from mmedge.tasks.embedded.problems import ArithmeticTask
+    from mmedge.tasks.forms import form_from_settings
+    from mmedge.tasks.settings import ArithmeticSection, JsonlSection, TaskSection
+
+    found = TypeAdapter(TaskSection).validate_python(section) if isinstance(section, Mapping) else section
+    if isinstance(found, ArithmeticSection):
+        return ArithmeticTask(found.seed, found.train, found.test, found.train_distractors)
+    if isinstance(found, JsonlSection):
+        form = form_from_settings(found.form)
+        tests = {name: Path(path) for name, path in found.test_files.items()}
+        return files.FileTask(found.name, form, Path(found.train_file), tests, form.name == "choice", limit=found.limit)
+    makers = {"svamp": files.svamp, "commonsenseqa": files.commonsenseqa, "nli": files.nli}
+    return makers[found.kind](Path(found.data), found.limit)

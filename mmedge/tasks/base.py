@@ -1,18 +1,20 @@
-"""What a task is: examples, a way to read a teacher's text, and a judge of answers.
+"""What a task is: examples, and the form of their answers.
 
 An example of SVAMP, as every task holds it:
 
     Example(id="svamp-train-0000", question="Luke scored 84 points after playing 2 rounds …", label="84 / 2")
 
-A task knows nothing of students, tokenizers or teachers; it turns text into meaning and says whether an answer is right.
+A task knows nothing of students, tokenizers or teachers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from mmedge.tasks.forms.form import AnswerForm
 
 
 class Verdict(StrEnum):
@@ -79,25 +81,8 @@ class Splits:
     tests: dict[str, tuple[Example, ...]] = field(default_factory=dict)
 
 
-class Judge(Protocol):
-    """Decides whether an answer is right; pure functions of text, so that a bundle can carry them by name."""
-
-    @property
-    def name(self) -> str:
-        """What recipes and bundles call it."""
-        ...
-
-    def canonical(self, answer: str, choices: Sequence[str] = ()) -> str | None:
-        """Return the answer in the form the student learns to write, or None where it is no answer at all."""
-        ...
-
-    def agrees(self, answer: str, reference: str, choices: Sequence[str] = ()) -> bool:
-        """Return whether two answers mean the same; text that is no answer agrees with nothing."""
-        ...
-
-
 class Task(Protocol):
-    """A task: where its examples come from and how text about them is read."""
+    """A task: where its examples come from, and what its answers look like."""
 
     @property
     def name(self) -> str:
@@ -105,8 +90,8 @@ class Task(Protocol):
         ...
 
     @property
-    def judge(self) -> Judge:
-        """How answers are judged."""
+    def form(self) -> AnswerForm:
+        """What its answers look like."""
         ...
 
     def load(self) -> Splits:
@@ -115,12 +100,4 @@ class Task(Protocol):
         Raises:
             MmedgeError: A file is missing or a record is broken; the message names file and line.
         """
-        ...
-
-    def parse_chain_of_thought(self, text: str, example: Example) -> ChainOfThought | Unparsed:
-        """Read a teacher's raw text; anything that is not a whole rationale with an answer is an `Unparsed`."""
-        ...
-
-    def lacks_answer(self, text: str, example: Example) -> Unparsed | None:
-        """Return why a teacher's raw text cannot be read, or None where it can; quick, for texts that arrive by the thousand."""
         ...

@@ -10,7 +10,7 @@ Encoder-decoder:  reads  context [eos],  writes  [start] predict: | 84 / 2 [eos]
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Literal, Protocol
@@ -34,6 +34,12 @@ class TextTokenizer(Protocol):
     def encode_batch_fast(self, input: Sequence[str], *, add_special_tokens: bool) -> Sequence[_Encoding]: ...
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+
+    def get_vocab_size(self, with_added_tokens: bool = ...) -> int: ...
+
+    def id_to_token(self, id: int) -> str | None: ...
+
+    def get_added_tokens_decoder(self) -> Mapping[int, object]: ...
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The evaluation set of a run: what export verifies against and bench measures with, in one JSON-lines file.
 
-    {"kind": "task", "name": "svamp", "judge": "expression", "labels": []}
+    {"kind": "task", "name": "svamp", "form": "expression", "settings": {}}
     {"kind": "question", "split": "test", "id": "svamp-test-0000", "question": "…", "choices": [], "label": "84 / 2"}
     {"kind": "cot", "split": "verdict_test", "id": "svamp-train-0007", "sample": 2, "rationale": "…", "pseudo_label": "…",
      "correct": false, "teacher_verdict": "wrong", …}
@@ -19,7 +19,7 @@ from pathlib import Path
 from mmedge.errors import MmedgeError
 from mmedge.storage import Json, iterate_jsonl, text_field, write_text
 from mmedge.tasks.base import ChainOfThought, Example
-from mmedge.tasks.forms.judges import AnyJudge, judge_by_name
+from mmedge.tasks.forms import AnswerForm, open_form
 
 FILE_NAME = "evaluation.jsonl"
 VALIDATION = "validation"
@@ -39,10 +39,10 @@ class HeldOutCot:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Questions by split, chains of thought by split, and how answers are judged."""
+    """Questions by split, chains of thought by split, and what answers look like."""
 
     task: str
-    judge: AnyJudge
+    form: AnswerForm
     questions: dict[str, tuple[Example, ...]]
     cots: dict[str, tuple[HeldOutCot, ...]]
 
@@ -57,8 +57,7 @@ def _example_json(example: Example) -> Json:
 
 def write_evaluation_set(path: Path, evaluation: EvaluationSet) -> None:
     """Write an evaluation set, atomically."""
-    labels = list(getattr(evaluation.judge, "labels", ()))
-    lines: list[Json] = [{"kind": "task", "name": evaluation.task, "judge": evaluation.judge.name, "labels": labels}]
+    lines: list[Json] = [{"kind": "task", "name": evaluation.task, **evaluation.form.to_json()}]
     for split, examples in evaluation.questions.items():
         lines += [{"kind": "question", "split": split, **_example_json(example)} for example in examples]
     for split, cots in evaluation.cots.items():
@@ -88,17 +87,14 @@ def read_evaluation_set(path: Path) -> EvaluationSet:
         raise MmedgeError(
             f"no evaluation set: {path}", "`mmedge distill` writes it beside the student; name it with --evaluation FILE"
         )
-    task, judge = "", None
+    task, form = "", None
     questions: dict[str, list[Example]] = {}
     cots: dict[str, list[HeldOutCot]] = {}
     for number, record in iterate_jsonl(path):
         kind = record.get("kind")
         if kind == "task":
             task = text_field(record, "name", path, number)
-            try:
-                judge = judge_by_name(str(record.get("judge")), [str(label) for label in record.get("labels") or ()])
-            except ValueError as error:
-                raise MmedgeError(f"{path}:{number}: {error}") from None
+            form = open_form(record, path.parent, f"{path}:{number}")
             continue
         split = text_field(record, "split", path, number)
         example = read_example(record, path, number)
@@ -113,11 +109,11 @@ def read_evaluation_set(path: Path) -> EvaluationSet:
             cots.setdefault(split, []).append(held)
         else:
             raise MmedgeError(f"{path}:{number}: field 'kind' must be task, question or cot, found {kind!r:.40}")
-    if judge is None:
-        raise MmedgeError(f"{path}: the first line must name the task and its judge")
+    if form is None:
+        raise MmedgeError(f"{path}: the first line must name the task and the form of its answers")
     return EvaluationSet(
         task,
-        judge,
+        form,
         {split: tuple(examples) for split, examples in questions.items()},
         {split: tuple(held) for split, held in cots.items()},
     )
@@ -139,7 +135,7 @@ def read_example(record: Json, path: Path | str, number: int) -> Example:
 
 def evaluation_set_of(
     task: str,
-    judge: AnyJudge,
+    form: AnswerForm,
     validation: Sequence[Example],
     calibration: Sequence[Example],
     tests: dict[str, tuple[Example, ...]],
@@ -147,4 +143,4 @@ def evaluation_set_of(
 ) -> EvaluationSet:
     """Put an evaluation set together."""
     chosen = {VALIDATION: tuple(validation), CALIBRATION: tuple(calibration), **tests}
-    return EvaluationSet(task, judge, chosen, {name: tuple(held) for name, held in cots.items()})
+    return EvaluationSet(task, form, chosen, {name: tuple(held) for name, held in cots.items()})

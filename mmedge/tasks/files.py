@@ -4,7 +4,7 @@
     {"id": "cqa-train-0001", "question": "…", "choices": ["bus depot", …], "label": "bridge"}
     {"id": "anli-7", "premise": "…", "hypothesis": "…", "label": "entailment"}
 
-Every label is read by the task's judge when the file is loaded: a label that it cannot read is an error with file and line.
+Every label is read by the task's answer form when the file is loaded: one that it cannot read is an error with file and line.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from pathlib import Path
 
 from mmedge.errors import MmedgeError
 from mmedge.storage import Json, iterate_jsonl, text_field
-from mmedge.tasks.base import ChainOfThought, Example, Splits, Unparsed
-from mmedge.tasks.forms.judges import AnyJudge, ChoiceJudge, ExpressionJudge, LabelJudge
-from mmedge.tasks.reading import lacks_answer, one_paragraph, read_task_text
+from mmedge.tasks.base import Example, Splits
+from mmedge.tasks.forms.choice import ChoiceForm, LabelForm
+from mmedge.tasks.forms.expression import ExpressionForm
+from mmedge.tasks.forms.form import AnswerForm
+from mmedge.tasks.reading import one_paragraph
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 _NLI_NUMBERS = dict(zip(("0", "1", "2"), NLI_LABELS, strict=True))  # the order in which ANLI and SNLI number them
@@ -30,7 +32,7 @@ class FileTask:
 
     Attributes:
         name: The task's name.
-        judge: How answers are judged.
+        form: What answers look like.
         train: The file of training questions.
         tests: Named test files.
         has_choices: Whether every record must carry `choices`.
@@ -39,7 +41,7 @@ class FileTask:
     """
 
     name: str
-    judge: AnyJudge
+    form: AnswerForm
     train: Path
     tests: dict[str, Path] = field(default_factory=dict)
     has_choices: bool = False
@@ -50,20 +52,12 @@ class FileTask:
         """Read all files.
 
         Raises:
-            MmedgeError: A file is missing or empty, a record is broken, an id occurs twice, or the judge cannot read a label.
+            MmedgeError: A file is missing or empty, a record is broken, an id occurs twice, or a label is not an answer.
         """
         seen: dict[str, str] = {}
         train = self._read(self.train, seen)
         tests = {name: self._read(path, seen) for name, path in self.tests.items()}
         return Splits(train[: self.limit], tests)
-
-    def parse_chain_of_thought(self, text: str, example: Example) -> ChainOfThought | Unparsed:
-        """Read a chain of thought that ends in what this task's judge takes for an answer."""
-        return read_task_text(text, example, self.judge)
-
-    def lacks_answer(self, text: str, example: Example) -> Unparsed | None:
-        """Return why a chain of thought cannot be read, or None."""
-        return lacks_answer(text, example, self.judge)
 
     def _read(self, path: Path, seen: dict[str, str]) -> tuple[Example, ...]:
         examples = []
@@ -107,15 +101,11 @@ class FileTask:
         text = str(label)
         if self.has_premise:
             text = _NLI_NUMBERS.get(text, _NLI_LETTERS.get(text, text))
-        canonical = self.judge.canonical(text, choices)
+        canonical = self.form.canonical(text, choices)
         if canonical is None:
-            allowed = {
-                "expression": "a number or an arithmetic expression such as ( 84 / 2 )",
-                "choice": f"one of {list(choices)}, or its letter",
-                "label": f"one of {list(getattr(self.judge, 'labels', ()))}",
-            }.get(self.judge.name, "text")
             raise MmedgeError(
-                f"{path}:{number}: the judge {self.judge.name!r} cannot read the label {text!r:.60}", f"it must be {allowed}"
+                f"{path}:{number}: the label {text!r:.60} is not an answer of the form {self.form.name!r}",
+                f"it must be {self.form.expected()}",
             )
         return canonical
 
@@ -131,17 +121,17 @@ def _only_file(data: Path, name: str) -> Path:
 def svamp(data: Path, limit: int | None = None) -> FileTask:
     """SVAMP (Patel et al. 2021): math word problems; the answer is a number or an arithmetic expression."""
     files = (_only_file(data, "train.jsonl"), {"test": _only_file(data, "test.jsonl")})
-    return FileTask("svamp", ExpressionJudge(), *files, limit=limit)
+    return FileTask("svamp", ExpressionForm(), *files, limit=limit)
 
 
 def commonsenseqa(data: Path, limit: int | None = None) -> FileTask:
     """CommonsenseQA (Talmor et al. 2019): five choices, answered by letter or by text."""
     files = (_only_file(data, "train.jsonl"), {"test": _only_file(data, "test.jsonl")})
-    return FileTask("commonsenseqa", ChoiceJudge(), *files, has_choices=True, limit=limit)
+    return FileTask("commonsenseqa", ChoiceForm(), *files, has_choices=True, limit=limit)
 
 
 def nli(data: Path, limit: int | None = None) -> FileTask:
     """Natural language inference in the form of ANLI (Nie et al. 2020): premise, hypothesis, three labels."""
     train = _only_file(data, "train.jsonl")
     tests = {path.stem: path for path in sorted(data.glob("test*.jsonl"))}
-    return FileTask("nli", LabelJudge(NLI_LABELS), train, tests, has_premise=True, limit=limit)
+    return FileTask("nli", LabelForm(NLI_LABELS), train, tests, has_premise=True, limit=limit)

@@ -132,7 +132,7 @@ def read_template(path: Path, needs: Sequence[str]) -> Template:
 
 def template_files(task: Task) -> dict[str, Path]:
     """Return the built-in files for a task: by its name, or else by how its answers are judged."""
-    for name in (task.name, _BY_JUDGE.get(task.judge.name, "")):
+    for name in (task.name, _BY_JUDGE.get(task.form.name, "")):
         files = {kind: TEMPLATES / f"{name}.{kind}.txt" for kind in ("cot", "evaluation")}
         if all(path.is_file() for path in files.values()):
             return files
@@ -145,7 +145,7 @@ def load_prompts(task: Task, cot: Path | None, evaluation: Path | None) -> Promp
     return Prompts(
         read_template(cot or built_in["cot"], ("question",)),
         read_template(evaluation or built_in["evaluation"], ("question", "cot")),
-        tuple(getattr(task.judge, "labels", ())),
+        tuple(task.form.labels),
     )
 
 

@@ -98,7 +98,7 @@ def outcome(text: str, finish: str, kind: str, task: Task, example: Example) -> 
         return TRUNCATED if finish == "length" else EMPTY
     if finish == "length" and not runs_on(text):
         return TRUNCATED
-    unread = task.lacks_answer(text, example) if kind == "cot" else lacks_verdict(text)
+    unread = task.form.lacks_answer(text, example) if kind == "cot" else lacks_verdict(text)
     if unread is None:
         return WHOLE
     return REFUSED if _REFUSAL.match(text) else unread.value

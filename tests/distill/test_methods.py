@@ -13,7 +13,7 @@ from mmedge.distill.material import majority_labels
 from mmedge.recipe import MethodSection, ScratchSection
 from mmedge.students.students import build_scratch
 from mmedge.tasks import ChainOfThought, Example
-from mmedge.tasks.forms.judges import ExpressionJudge
+from mmedge.tasks.forms.expression import ExpressionForm
 from tests.conftest import is_one_line_error, mmedge, own_recipe, tiny_recipe, write_recipe
 
 
@@ -25,7 +25,7 @@ def _annotated(answers: list[str], label: str | None = "7") -> AnnotatedExample:
 def _targets(method: MethodSection, annotated: AnnotatedExample) -> list[tuple[str, str, float]]:
     section = ScratchSection(d_model=32, d_ff=48, d_kv=8, heads=2, encoder_layers=1, decoder_layers=1, vocabulary=300)
     encoder = build_scratch(section, ["What?"], 64, 0).encoder
-    majority = majority_labels([annotated], ExpressionJudge())
+    majority = majority_labels([annotated], ExpressionForm())
     (lesson,) = reasoning_lessons([annotated], encoder, method, 0, majority)
     return [(target.kind, target.text, target.weight) for target in lesson.targets]
 

@@ -13,7 +13,7 @@ from mmedge.distill.material import trusted_answer
 from mmedge.errors import MmedgeError
 from mmedge.recipe import Recipe, load_recipe
 from mmedge.tasks.base import ChainOfThought, Example, SelfEvaluation, Verdict
-from mmedge.tasks.forms.judges import ExpressionJudge
+from mmedge.tasks.forms.expression import ExpressionForm
 from tests.conftest import killed_when_lines_are_there, mmedge, tiny_recipe, write_recipe
 
 OWN = {"own_cots": 2, "own_temperature": 1.2, "cots_per_visit": 1, "rehearsal": 0.25}
@@ -80,9 +80,9 @@ def test_without_human_labels_the_teacher_s_own_judgement_says_what_is_right() -
         cot(3, "9", Verdict.CORRECT),
     )
     annotated = AnnotatedExample(example, judged)
-    assert trusted_answer(annotated, ExpressionJudge(), human=True) == "9"
-    assert trusted_answer(annotated, ExpressionJudge(), human=False) == "4 + 4"
-    assert trusted_answer(AnnotatedExample(example, judged[:1]), ExpressionJudge(), human=False) is None
+    assert trusted_answer(annotated, ExpressionForm(), human=True) == "9"
+    assert trusted_answer(annotated, ExpressionForm(), human=False) == "4 + 4"
+    assert trusted_answer(AnnotatedExample(example, judged[:1]), ExpressionForm(), human=False) is None
 
 
 def test_recipes_that_contradict_themselves_are_named(tmp_path: Path) -> None:

@@ -12,8 +12,11 @@ from mmedge.runtime.student import load_tokenizer
 from mmedge.tasks.base import Example
 from mmedge.tasks.encoding import PromptEncoder
 from mmedge.tasks.expressions import parse
-from mmedge.tasks.forms.constraints import AnswerForms, Calculator, Constraint, ExpressionConstraint, ExpressionGrammar, OneOf
-from mmedge.tasks.forms.judges import ChoiceJudge, ExactJudge, ExpressionJudge, LabelJudge
+from mmedge.tasks.forms.choice import ChoiceForm, LabelForm
+from mmedge.tasks.forms.constraints import Constraint, OneOf
+from mmedge.tasks.forms.exact import ExactForm
+from mmedge.tasks.forms.expression import ExpressionForm
+from mmedge.tasks.forms.expression_constraints import Calculator, ExpressionConstraint, ExpressionGrammar
 
 
 class Opened:
@@ -81,14 +84,11 @@ def test_one_of_several_texts() -> None:
 def test_each_kind_of_task_has_its_form(opened: Opened) -> None:
     example = Example("q", "Which?", None, ("a math problem", "a river"))
 
-    def form(judge: object) -> object:
-        return AnswerForms(judge, opened.encoder, opened.tokenizer).of(example, 20)  # type: ignore[arg-type]
-
-    assert isinstance(form(ExpressionJudge()), ExpressionConstraint)
-    assert isinstance(form(ChoiceJudge()), OneOf)
-    assert isinstance(form(LabelJudge(("yes", "no"))), OneOf)
-    assert form(ExactJudge()) is None
-    assert AnswerForms(ChoiceJudge(), opened.encoder, opened.tokenizer).of(Example("q", "Which?"), 20) is None
+    assert isinstance(ExpressionForm().constrainer(opened.encoder).answer(example, 20), ExpressionConstraint)
+    assert isinstance(ChoiceForm().constrainer(opened.encoder).answer(example, 20), OneOf)
+    assert isinstance(LabelForm(("yes", "no")).constrainer(opened.encoder).answer(example, 20), OneOf)
+    assert ExactForm().constrainer(opened.encoder).answer(example, 20) is None
+    assert ChoiceForm().constrainer(opened.encoder).answer(Example("q", "Which?"), 20) is None
 
 
 def _calculated(opened: Opened, text: str) -> str:

@@ -6,9 +6,10 @@ import pytest
 
 from mmedge.errors import MmedgeError
 from mmedge.runtime.strategies import Sample, Strategy, vote
-from mmedge.tasks.forms.judges import ExactJudge, ExpressionJudge
+from mmedge.tasks.forms.exact import ExactForm
+from mmedge.tasks.forms.expression import ExpressionForm
 
-JUDGE = ExpressionJudge()
+JUDGE = ExpressionForm()
 
 
 def _samples(*pairs: tuple[str, float]) -> list[Sample]:
@@ -30,7 +31,7 @@ def test_what_is_no_answer_wins_only_where_there_is_nothing_else() -> None:
 
 def test_ties_go_to_what_was_drawn_first() -> None:
     assert vote(_samples(("4", 0.5), ("3", 0.5)), JUDGE, (), "majority")[0] == 0
-    assert vote(_samples(("a cat", 0.0), ("A CAT", 0.0), ("dog", 0.0)), ExactJudge(), (), "both")[0] == 0
+    assert vote(_samples(("a cat", 0.0), ("A CAT", 0.0), ("dog", 0.0)), ExactForm(), (), "both")[0] == 0
 
 
 WRONG = [

@@ -25,7 +25,7 @@ from mmedge.runtime.escalation import Escalated
 from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import read_evaluation_set
 from mmedge.tasks.expressions import parse
-from mmedge.tasks.forms.judges import AnyJudge, judge_by_name
+from mmedge.tasks.forms import AnswerForm, form_by_name
 from tests.conftest import is_one_line_error, mmedge
 
 RUNS = ["tiny_run", "llama_run"]
@@ -142,7 +142,7 @@ class Oracle:
 
     name = "oracle"
 
-    def ask(self, example: Example, judge: AnyJudge) -> Escalated:
+    def ask(self, example: Example, judge: AnswerForm) -> Escalated:
         if example.id == "lost":
             raise MmedgeError("nobody knows")
         return Escalated("6 * 7", "because", 10, 5, 0.001, 0.1)
@@ -311,7 +311,7 @@ def test_a_run_that_continues_asks_again_what_no_bigger_model_answered(
 def test_a_server_that_says_it_read_less_than_nothing_pays_nobody(tiny_run: Path, server: tuple[str, type[_Handler]]) -> None:
     url, handler = server
     handler.replies = [(200, _completion("The answer is: 3 + 4").replace(b"1000", b"-1000"))]
-    found = Endpoint(url, "big", price_input=1.0).ask(QUESTION, Student.load(tiny_run / "bundle-int8").bundle.judge)
+    found = Endpoint(url, "big", price_input=1.0).ask(QUESTION, Student.load(tiny_run / "bundle-int8").bundle.form)
     assert found.prompt_tokens == 0 and found.cost == 0
 
 
@@ -343,7 +343,7 @@ def test_a_reply_that_drips_ends_at_the_timeout(begun: bytes, drop: bytes) -> No
             bigger = Endpoint(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", "big", timeout=0.5, attempts=1)
             started = time.monotonic()
             with pytest.raises(MmedgeError, match=r"no whole reply within 0\.5 s"):
-                bigger.ask(QUESTION, judge_by_name("expression", ()))
+                bigger.ask(QUESTION, form_by_name("expression"))
             assert time.monotonic() - started < 3
         finally:
             ended.set()

@@ -19,7 +19,7 @@ def _write(path: Path, *records: object) -> Path:
 
 
 def _own(path: Path, **settings: object) -> dict[str, object]:
-    return {"kind": "jsonl", "train_file": str(path), "judge": "expression", **settings}
+    return {"kind": "jsonl", "train_file": str(path), "form": "expression", **settings}
 
 
 def test_a_users_own_questions_are_read(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_a_users_own_questions_are_read(tmp_path: Path) -> None:
 
 def test_choices_are_lettered_and_labels_may_be_letters(tmp_path: Path) -> None:
     path = _write(tmp_path / "q.jsonl", {"question": "Which?", "choices": ["red", "blue"], "label": "B"})
-    example = build_task(_own(path, judge="choice")).load().train[0]
+    example = build_task(_own(path, form="choice")).load().train[0]
     assert example.label == "blue"
     assert render_question(example) == "Which? Choices: (a) red (b) blue"
 
@@ -55,7 +55,7 @@ def test_nli_takes_names_numbers_and_anlis_letters(tmp_path: Path) -> None:
         ("[1, 2]", "q.jsonl:2: expected a JSON object"),
         ('{"label": "4"}', "q.jsonl:2: field 'question' is missing"),
         ('{"question": "", "label": "4"}', "q.jsonl:2: field 'question' must be non-empty"),
-        ('{"question": "x", "label": "four"}', "q.jsonl:2: the judge 'expression' cannot read the label 'four'"),
+        ('{"question": "x", "label": "four"}', "q.jsonl:2: the label 'four' is not an answer of the form 'expression'"),
         ('{"question": "x", "label": [4]}', "q.jsonl:2: field 'label' must be text or a number"),
         ('{"question": "x", "choices": "ab", "label": "4"}', "q.jsonl:2: field 'choices' must be a list"),
         ('{"id": "a", "question": "x", "label": "4"}', "q.jsonl:2: id 'a' was already used"),

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from mmedge.tasks import ChainOfThought, Unparsed, Verdict
+from mmedge.tasks import ChainOfThought, Example, Unparsed, Verdict
 from mmedge.tasks.files import FileTask, commonsenseqa, svamp
-from mmedge.tasks.forms.judges import ChoiceJudge
-from mmedge.tasks.reading import lacks_verdict, read_arithmetic, read_choice, read_self_evaluation
+from mmedge.tasks.forms.choice import ChoiceForm
+from mmedge.tasks.forms.expression import ExpressionForm, read_arithmetic
+from mmedge.tasks.reading import lacks_verdict, read_self_evaluation
 from mmedge.teachers.recorded import RecordedTeacher
 
 LUKE = "Luke scored 84 points after playing 2 rounds. How many points did he score per round?"
@@ -79,13 +80,13 @@ def test_what_states_no_answer_is_not_guessed(text: str, reason: Unparsed) -> No
     ],
 )
 def test_a_choice_is_read_by_letter_or_text(text: str, label: str) -> None:
-    found = read_choice(text, CHOICES, ChoiceJudge())
+    found = ChoiceForm().read(text, Example("q", "Which?", None, CHOICES))
     assert isinstance(found, ChainOfThought)
     assert found.pseudo_label == label
 
 
 def test_a_text_that_names_two_choices_is_ambiguous() -> None:
-    assert read_choice("It could be a park or gravity.", CHOICES, ChoiceJudge()) is Unparsed.AMBIGUOUS
+    assert ChoiceForm().read("It could be a park or gravity.", Example("q", "Which?", None, CHOICES)) is Unparsed.AMBIGUOUS
 
 
 def test_verdicts_are_read_beside_the_text_and_in_it() -> None:
@@ -104,13 +105,13 @@ def _read_all(task: FileTask, path: Path) -> dict[int, Counter[str]]:
     outcomes: dict[int, Counter[str]] = {}
     for annotation in RecordedTeacher((path,)).chains_of_thought(list(examples.values())):
         example = examples[annotation.example_id]
-        found = task.parse_chain_of_thought(annotation.text, example)
-        assert (task.lacks_answer(annotation.text, example) is None) == (not isinstance(found, Unparsed)), annotation.text
+        found = task.form.read(annotation.text, example)
+        assert (task.form.lacks_answer(annotation.text, example) is None) == (not isinstance(found, Unparsed)), annotation.text
         counts = outcomes.setdefault(annotation.sample, Counter())
         if isinstance(found, Unparsed):
             counts[found.value] += 1
         else:
-            counts["right" if task.judge.agrees(found.pseudo_label, example.label or "", example.choices) else "wrong"] += 1
+            counts["right" if task.form.agrees(found.pseudo_label, example.label or "", example.choices) else "wrong"] += 1
     return outcomes
 
 
@@ -162,7 +163,7 @@ def test_arithmetic_texts_that_once_were_misread(text: str, answer: str | None) 
 )
 def test_choices_that_once_were_misread(text: str, choice: str | None) -> None:
     choices = ("party", "jail time", "marching band", "parade", "going to prison")
-    found = read_choice(text, choices, ChoiceJudge())
+    found = ChoiceForm().read(text, Example("q", "Which?", None, choices))
     assert (None if isinstance(found, Unparsed) else found.pseudo_label) == choice
 
 
@@ -171,3 +172,38 @@ def test_the_verdicts_of_the_published_logs_are_read() -> None:
     found = read_self_evaluation(said, None)
     assert not isinstance(found, Unparsed) and found.verdict.value == "wrong"
     assert lacks_verdict(said) is None and lacks_verdict("Nothing is said.") is Unparsed.NO_VERDICT
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        (r"We divide. \boxed{\frac{84}{2}}", "84 / 2"),
+        (r"So $84 \div 2 = 42$. The answer is $\boxed{42}$.", "84 / 2"),
+        (r"Thus \[ \frac{84}{2} = 42 \] The final answer is \(42\).", "84 / 2"),
+        (r"The answer is \frac12.", "1 / 2"),
+        (r"Each gets \boxed{1{,}234 \text{ points}}", "1234"),
+        (r"It costs \$84, so the answer is \$42.", "42"),
+    ],
+)
+def test_latex_is_read_as_arithmetic(text: str, label: str) -> None:
+    found = read_arithmetic(text, LUKE)
+    assert isinstance(found, ChainOfThought)
+    assert found.pseudo_label == label
+
+
+@pytest.mark.parametrize(
+    "text",
+    [r"\boxed{x^2}", r"The answer is \sqrt{84}.", r"Thus \boxed{3\frac{1}{2}}", r"The answer is 2^{10}.", r"\boxed{\frac{84}{2}"],
+)
+def test_mathematics_that_is_not_arithmetic_is_refused(text: str) -> None:
+    assert read_arithmetic(text, LUKE) is Unparsed.NO_ANSWER
+    assert ExpressionForm().lacks_answer(text, Example("q", LUKE)) is Unparsed.NO_ANSWER
+
+
+def test_a_box_that_never_closes_is_cut_off() -> None:
+    assert read_arithmetic(r"Thus \boxed{\frac{84}{2}", LUKE) is Unparsed.TRUNCATED
+
+
+def test_a_boxed_letter_names_a_choice() -> None:
+    found = ChoiceForm().read(r"It has numbers. \boxed{(d)}", Example("q", "Which?", None, CHOICES))
+    assert isinstance(found, ChainOfThought) and found.pseudo_label == "math problem"

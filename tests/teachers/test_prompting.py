@@ -9,13 +9,13 @@ import pytest
 from mmedge.errors import MmedgeError
 from mmedge.tasks import Example, Unparsed, build_task
 from mmedge.tasks.files import FileTask
-from mmedge.tasks.forms.judges import judge_by_name
-from mmedge.tasks.reading import read_self_evaluation, read_task_text
+from mmedge.tasks.forms import form_by_name
+from mmedge.tasks.reading import read_self_evaluation
 from mmedge.teachers.prompting import TEMPLATES, load_prompts, read_template, sha256_messages, shown
 
 
 def _task(name: str, judge: str, labels: tuple[str, ...] = ()) -> FileTask:
-    return FileTask(name, judge_by_name(judge, labels), Path("unused"))
+    return FileTask(name, form_by_name(judge, labels=labels) if labels else form_by_name(judge), Path("unused"))
 
 
 TASKS = [
@@ -30,7 +30,7 @@ TASKS = [
 ]
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.name}-{task.judge.name}")
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.name}-{task.form.name}")
 def test_every_kind_of_task_has_prompts_whose_own_examples_are_read(task: FileTask) -> None:
     prompts = load_prompts(task, None, None)
     example = Example("q", "Does {question} break?", None, ("yes {cot}", "no"))
@@ -43,7 +43,7 @@ def test_every_kind_of_task_has_prompts_whose_own_examples_are_read(task: FileTa
         if role == "assistant":
             listed = asked.partition("Choices:")[2]
             choices = tuple(part.split(") ", 1)[1].strip() for part in listed.split("(")[1:])
-            found = read_task_text(answered, Example("x", asked, None, choices), task.judge)
+            found = task.form.read(answered, Example("x", asked, None, choices))
             assert not isinstance(found, Unparsed), answered
     evaluated = [read_self_evaluation(text, None) for role, text in prompts.evaluation.messages if role == "assistant"]
     assert not any(isinstance(found, Unparsed) for found in evaluated)

@@ -17,7 +17,7 @@ from mmedge.progress import Progress
 from mmedge.recipe import validate
 from mmedge.tasks import Example, Unparsed, build_task
 from mmedge.tasks.files import FileTask, svamp
-from mmedge.tasks.forms.judges import ExpressionJudge
+from mmedge.tasks.forms.expression import ExpressionForm
 from mmedge.tasks.reading import read_self_evaluation
 from mmedge.teachers.collect import annotate
 from mmedge.teachers.recorded import RecordedTeacher
@@ -170,7 +170,7 @@ def test_a_recording_that_was_mended_is_read_anew(tmp_path: Path, own_task: dict
 def test_a_list_that_is_longer_than_the_task_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "texts.json"
     path.write_text(json.dumps(["The answer is 42.", "The answer is 43."]))
-    task = FileTask("mine", ExpressionJudge(), tmp_path / "unused")
-    assert task.lacks_answer("The answer is 42.", LUKE) is None
+    task = FileTask("mine", ExpressionForm(), tmp_path / "unused")
+    assert task.form.lacks_answer("The answer is 42.", LUKE) is None
     with pytest.raises(MmedgeError, match="2 texts, but the task has 1 training questions"):
         list(RecordedTeacher((path,)).chains_of_thought([LUKE]))

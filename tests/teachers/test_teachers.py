@@ -33,9 +33,9 @@ def test_the_set_share_of_chains_of_thought_is_flawed_and_every_flaw_gives_a_wro
     cots = list(teacher.chains_of_thought(examples))
     for annotation in cots:
         example = by_id[annotation.example_id]
-        found = TASK.parse_chain_of_thought(annotation.text, example)
+        found = TASK.form.read(annotation.text, example)
         assert not isinstance(found, Unparsed), annotation.text
-        right = TASK.judge.agrees(found.pseudo_label, example.label or "")
+        right = TASK.form.agrees(found.pseudo_label, example.label or "")
         flaw = teacher.solution(problems[example.id], example.id, annotation.sample).flaw
         assert right == (flaw is None), annotation.text
         wrong += not right

@@ -17,11 +17,10 @@ import re
 from dataclasses import dataclass, field, replace
 
 from mmedge.errors import MmedgeError
-from mmedge.tasks.base import ChainOfThought, Example, Splits, Unparsed
+from mmedge.tasks.base import Example, Splits
 from mmedge.tasks.embedded.grammar import CONTAINERS, DISTRACTORS, EVENTS, NAMES, QUESTIONS, SOURCES, THINGS, Patterns, expand
 from mmedge.tasks.expressions import Expression, leaf, operation
-from mmedge.tasks.forms.judges import ExpressionJudge
-from mmedge.tasks.reading import lacks_answer, read_arithmetic
+from mmedge.tasks.forms.expression import ExpressionForm
 
 LARGEST = 400  # no quantity of a problem, given or intermediate, is larger
 DISTRACTOR_SHARE = 0.2
@@ -208,7 +207,7 @@ class ArithmeticTask:
     test: int = 400
     train_distractors: float = DISTRACTOR_SHARE
     name: str = "arithmetic"
-    judge: ExpressionJudge = field(default_factory=ExpressionJudge)
+    form: ExpressionForm = field(default_factory=ExpressionForm)
 
     def problems(self) -> dict[str, tuple[dict[str, Problem], bool]]:
         """Return the problems of each split by example id, and whether the split holds out sentence patterns."""
@@ -240,11 +239,3 @@ class ArithmeticTask:
             for split, (made, _) in self.problems().items()
         }
         return Splits(splits.pop("train"), splits)
-
-    def parse_chain_of_thought(self, text: str, example: Example) -> ChainOfThought | Unparsed:
-        """Read a chain of thought that ends in a number."""
-        return read_arithmetic(text, example.question)
-
-    def lacks_answer(self, text: str, example: Example) -> Unparsed | None:
-        """Return why a chain of thought cannot be read, or None."""
-        return lacks_answer(text, example, self.judge)

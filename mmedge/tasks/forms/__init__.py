@@ -1,1 +1,76 @@
-"""Answer forms: what an answer looks like, how it is judged and read, and what a student may write."""
+"""Answer forms: what an answer looks like, and all that follows from it.
+
+    form = open_form({"form": "label", "settings": {"labels": ["yes", "no"]}}, folder)
+    form.agrees("Yes.", "yes")                                         how an answer is judged
+    form.read("… So the answer is yes.", example)                      how it is read out of a teacher's text
+    form.constrainer(encoder).answer(example, 16)                      what a student may write
+    form.instruction()                                                 how a bigger model is told to end
+
+Adding a form takes one file in this folder and one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mmedge.errors import MmedgeError
+from mmedge.registry import Registry
+from mmedge.tasks.forms.form import AnswerForm, FormSettings
+
+FORMS: Registry[type[AnswerForm]] = Registry(
+    "forms",
+    {
+        "expression": "mmedge.tasks.forms.expression:ExpressionForm",
+        "choice": "mmedge.tasks.forms.choice:ChoiceForm",
+        "label": "mmedge.tasks.forms.choice:LabelForm",
+        "exact": "mmedge.tasks.forms.exact:ExactForm",
+    },
+)
+
+__all__ = ["FORMS", "AnswerForm", "FormSettings", "form_by_name", "form_from_settings", "open_form"]
+
+
+def form_from_settings(settings: FormSettings) -> AnswerForm:
+    """Return the form that a recipe's validated settings describe; files that they name are read now.
+
+    Raises:
+        MmedgeError: A file is missing or is not what the form needs.
+    """
+    return FORMS[settings.kind].from_settings(settings)
+
+
+def form_by_name(name: str, **settings: Any) -> AnswerForm:
+    """Return a form by its name and its settings as keywords.
+
+    Raises:
+        MmedgeError: There is no such form, or a setting is missing or wrong.
+    """
+    return open_form({"form": name, "settings": settings}, Path())
+
+
+def open_form(value: Mapping[str, Any], folder: Path, where: str = "form") -> AnswerForm:
+    """Return the form that an evaluation set or a bundle states.
+
+    Args:
+        value: `form` and `settings`, as `AnswerForm.to_json` writes them; the older `judge` and `labels` are read too.
+        folder: Where the files lie that the form needs.
+        where: What errors call the place that states it.
+
+    Raises:
+        MmedgeError: There is no such form, or a setting or a file is missing or wrong.
+    """
+    name = value.get("form", value.get("judge"))
+    settings = dict(value.get("settings") or {})
+    if value.get("labels") and "form" not in value:
+        settings["labels"] = value["labels"]
+    entry = FORMS.require(name, where)
+    try:
+        return entry.from_settings(entry.settings_type.model_validate({"kind": name, **settings}), folder)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        field = ".".join(map(str, problem["loc"]))
+        raise MmedgeError(f"{where}: form {name!r}: {field}: {problem['msg']}", "export or distil again") from None

@@ -1,0 +1,207 @@
+"""Answers that are one of several texts: a question's own choices, or a task's labels.
+
+ChoiceForm().agrees("(d)", "math problem", choices)       True: the letter names the text
+LabelForm(("entailment", …)).canonical("Entailment.")     "entailment"
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from mmedge.tasks.base import ChainOfThought, Example, Unparsed
+from mmedge.tasks.encoding import PromptEncoder
+from mmedge.tasks.forms.constraints import Constrainer, Constraint, OneOf
+from mmedge.tasks.forms.form import AnswerForm, FormSettings
+from mmedge.tasks.latex import unboxed
+from mmedge.tasks.reading import answer_sections, ends_whole, first_line, one_paragraph, plain, trim
+
+_LETTER = re.compile(r"^\(?\s*([A-Za-z])\s*\)?\s*[.:)]?(?:\s+(.*))?$", re.DOTALL)
+_LETTERS = re.compile(r"\(([A-Za-z])\)")
+_SEVERAL = re.compile(r"\([A-Za-z]\)[^()]{0,40}?(?:\b(?:or|and)\b|,)\s*\([A-Za-z]\)")
+
+
+class _OneOfSeveral(AnswerForm):
+    """What choices and labels have in common: a text names one of them, and a student may write nothing else."""
+
+    @abstractmethod
+    def among(self, example: Example) -> Sequence[str]:
+        """Return what an answer to a question is one of."""
+
+    def read(self, text: str, example: Example) -> ChainOfThought | Unparsed:
+        choices = self.among(example)
+        body = unboxed(trim(text))
+        if not body:
+            return Unparsed.EMPTY
+        for before, after in answer_sections(body):
+            named = self._named(after, choices)
+            if named is None and _SEVERAL.search(first_line(after)):
+                return Unparsed.AMBIGUOUS
+            if named is None:
+                mentioned = _mentioned(first_line(after).split(".")[0], choices)
+                named = mentioned[0] if len(mentioned) == 1 else None
+            if named is not None:
+                return ChainOfThought(one_paragraph(before) or one_paragraph(after), named)
+        first = self._named(body, choices) if not re.match(r"\s*[A-Za-z][ \t]", body) else None
+        if first is not None:
+            return ChainOfThought(one_paragraph(body), first)
+        mentioned = _mentioned(body, choices)
+        if len(mentioned) == 1:
+            return ChainOfThought(one_paragraph(body), mentioned[0])
+        if len(mentioned) > 1:
+            return Unparsed.AMBIGUOUS
+        return Unparsed.NO_ANSWER if ends_whole(body) else Unparsed.TRUNCATED
+
+    def _named(self, text: str, choices: Sequence[str]) -> str | None:
+        """Return the choice that a text names first: by letter in parentheses, by letter alone, or by its words."""
+        line = first_line(text)
+        if len(set(_LETTERS.findall(line.split(". ")[0]))) > 1 and _SEVERAL.search(line):
+            return None  # "(b) jail time or (e) going to prison"
+        if match := re.match(r"\s*\(?([A-Za-z])\)", line) or re.match(r"\s*\(?([A-Za-z])\s*(?:[.,:;]|$)", line):
+            return self.canonical(match[1], choices)
+        low = plain(line)
+        named = [choice for choice in choices if re.match(rf"(?:the |an? |to )?{re.escape(plain(choice))}\b", low)]
+        return max(named, key=len, default=None)
+
+
+def _mentioned(text: str, choices: Sequence[str]) -> list[str]:
+    """Return the choices whose words occur in a text; one inside a longer one that occurs there does not count."""
+    low = f" {plain(text)} "
+    found: list[str] = []
+    for choice in sorted(dict.fromkeys(choices), key=len, reverse=True):
+        pattern = rf"(?<!\w){re.escape(plain(choice))}(?!\w)"
+        if re.search(pattern, low):
+            found.append(choice)
+            low = re.sub(pattern, " ", low)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- choices
+
+
+class ChoiceSettings(FormSettings):
+    """An answer is one of the question's own `choices`."""
+
+    kind: Literal["choice"] = Field("choice", description="One of the question's own choices.")
+
+
+@dataclass(frozen=True)
+class ChoiceForm(_OneOfSeveral):
+    """An answer is one of the example's choices, named by letter, by text, or by both."""
+
+    name: ClassVar[str] = "choice"
+    settings_type: ClassVar[type[FormSettings]] = ChoiceSettings
+    templates: ClassVar[str] = "commonsenseqa"
+
+    @classmethod
+    def from_settings(cls, settings: ChoiceSettings, folder: Path | None = None) -> ChoiceForm:
+        return cls()
+
+    def canonical(self, answer: str, choices: Sequence[str] = ()) -> str | None:
+        wanted = plain(answer)
+        for choice in choices:
+            if plain(choice) == wanted:
+                return choice
+        if match := _LETTER.match(answer.strip()):
+            index = ord(match[1].lower()) - ord("a")
+            if index < len(choices) and (not match[2] or plain(match[2]) == plain(choices[index])):
+                return choices[index]
+        return None
+
+    def agrees(self, answer: str, reference: str, choices: Sequence[str] = ()) -> bool:
+        left, right = self.canonical(answer, choices), self.canonical(reference, choices)
+        return left is not None and right is not None and plain(left) == plain(right)
+
+    def among(self, example: Example) -> Sequence[str]:
+        return example.choices
+
+    def expected(self) -> str:
+        return "one of the question's choices, or its letter"
+
+    def instruction(self) -> str:
+        return "one of the choices, word for word"
+
+    def constrainer(self, encoder: PromptEncoder) -> Constrainer:
+        return _ChoiceConstrainer(encoder)
+
+
+class _ChoiceConstrainer(Constrainer):
+    def __init__(self, encoder: PromptEncoder) -> None:
+        self._encoder = encoder
+
+    def answer(self, example: Example, limit: int) -> Constraint | None:
+        return OneOf([self._encoder.target(choice, limit) for choice in example.choices]) if example.choices else None
+
+
+# -------------------------------------------------------------------------------------------------- labels
+
+
+def _refuse_yaml_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("YAML reads yes, no, on and off as true or false; put the label in quotes, such as 'no'")
+    return value
+
+
+Label = Annotated[str, BeforeValidator(_refuse_yaml_boolean), Field(min_length=1)]
+
+
+class LabelSettings(FormSettings):
+    """An answer is one of a fixed list of labels."""
+
+    kind: Literal["label"] = Field("label", description="One of a fixed list of labels.")
+    labels: tuple[Label, ...] = Field(min_length=1, description="The labels, as the student learns to write them.")
+
+
+@dataclass(frozen=True)
+class LabelForm(_OneOfSeveral):
+    """An answer is one of a fixed set of labels."""
+
+    labels: tuple[str, ...] = field()
+
+    name: ClassVar[str] = "label"
+    settings_type: ClassVar[type[FormSettings]] = LabelSettings
+    templates: ClassVar[str] = "label"
+
+    def expected(self) -> str:
+        return f"one of {list(self.labels)}"
+
+    @classmethod
+    def from_settings(cls, settings: LabelSettings, folder: Path | None = None) -> LabelForm:
+        return cls(settings.labels)
+
+    def canonical(self, answer: str, choices: Sequence[str] = ()) -> str | None:
+        wanted = plain(answer)
+        return next((label for label in self.labels if plain(label) == wanted), None)
+
+    def agrees(self, answer: str, reference: str, choices: Sequence[str] = ()) -> bool:
+        left = self.canonical(answer)
+        return left is not None and left == self.canonical(reference)
+
+    def among(self, example: Example) -> Sequence[str]:
+        return self.labels
+
+    def instruction(self) -> str:
+        return f"one of: {', '.join(self.labels)}"
+
+    def settings(self) -> dict[str, list[str]]:
+        return {"labels": list(self.labels)}
+
+    def constrainer(self, encoder: PromptEncoder) -> Constrainer:
+        return _LabelConstrainer(encoder, self.labels)
+
+
+class _LabelConstrainer(Constrainer):
+    def __init__(self, encoder: PromptEncoder, labels: Sequence[str]) -> None:
+        self._encoder, self._labels = encoder, labels
+        self._made: dict[int, Constraint] = {}
+
+    def answer(self, example: Example, limit: int) -> Constraint | None:
+        if limit not in self._made:
+            self._made[limit] = OneOf([self._encoder.target(label, limit) for label in self._labels])
+        return self._made[limit]

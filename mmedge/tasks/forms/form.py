@@ -1,0 +1,102 @@
+"""What an answer form is. A new form derives from `AnswerForm` and says what differs.
+
+Knows no task, teacher or student. Text that a form is given is untrusted: nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from mmedge.sections import Section
+from mmedge.tasks.base import ChainOfThought, Example, Unparsed
+
+if TYPE_CHECKING:
+    from mmedge.tasks.encoding import PromptEncoder
+    from mmedge.tasks.forms.constraints import Constrainer
+
+
+class FormSettings(Section):
+    """Settings of a form in a recipe; each form has its own, which name it by `kind`."""
+
+    kind: str
+
+
+class AnswerForm(ABC):
+    """What an answer looks like, and all that follows from it. A form has no state beyond its settings.
+
+    Attributes:
+        name: What recipes and bundles call it.
+        settings_type: Its settings in a recipe.
+        labels: The labels to choose from where the form has a fixed list of them.
+        templates: The built-in teacher prompts for tasks of this form, by the name of their files.
+        calculates: Whether answers have a value beyond their text (`84 / 2` comes to `42`).
+    """
+
+    name: ClassVar[str]
+    settings_type: ClassVar[type[FormSettings]]
+    templates: ClassVar[str] = "exact"
+    calculates: ClassVar[bool] = False
+    labels: tuple[str, ...] = ()
+
+    def expected(self) -> str:
+        """Return what a label in a data file must be, for error messages."""
+        return "text"
+
+    @classmethod
+    @abstractmethod
+    def from_settings(cls, settings: Any, folder: Path | None = None) -> Self:
+        """Return the form with these settings (an instance of `settings_type`).
+
+        Args:
+            settings: Of a recipe, or as `to_json` wrote them.
+            folder: Where the files of `files` lie; None where the settings are a recipe's own and name files themselves.
+
+        Raises:
+            MmedgeError: A file is missing or is not what the form needs.
+        """
+
+    @abstractmethod
+    def canonical(self, answer: str, choices: Sequence[str] = ()) -> str | None:
+        """Return an answer in the form that the student learns to write, or None where the text is not an answer."""
+
+    @abstractmethod
+    def agrees(self, answer: str, reference: str, choices: Sequence[str] = ()) -> bool:
+        """Return whether two answers mean the same; text that is not an answer agrees with nothing."""
+
+    @abstractmethod
+    def read(self, text: str, example: Example) -> ChainOfThought | Unparsed:
+        """Read a teacher's raw text; whatever is not a whole rationale with an answer is an `Unparsed`."""
+
+    def lacks_answer(self, text: str, example: Example) -> Unparsed | None:
+        """Return why a teacher's text cannot be read, or None where it can; quick, for texts that arrive by the thousand."""
+        found = self.read(text, example)
+        return found if isinstance(found, Unparsed) else None
+
+    def value_of(self, answer: str) -> str | None:
+        """Return what an answer comes to, as text; None where the form has no values, or the answer has none."""
+        return None
+
+    @abstractmethod
+    def instruction(self) -> str:
+        """Return what an answer must be, as a bigger model is told: `one of the choices, word for word`."""
+
+    def constrainer(self, encoder: PromptEncoder) -> Constrainer:
+        """Return what makes the constraints of answers and rationales for one student; by default anything may be written."""
+        from mmedge.tasks.forms.constraints import Constrainer
+
+        return Constrainer()
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as JSON, without `kind`; files are named as `files` names them."""
+        return {}
+
+    def files(self) -> Mapping[str, bytes]:
+        """Return the files that the form needs, by name: they are written beside whatever states the form, bundles included."""
+        return {}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `open_form` reads."""
+        return {"form": self.name, "settings": self.settings()}

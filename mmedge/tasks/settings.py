@@ -1,0 +1,58 @@
+"""The task section of a recipe: where questions come from, and what their answers look like."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from mmedge.sections import PathText, Positive, Section, SettingsOf, Share, renamed
+from mmedge.tasks.forms import FORMS, FormSettings
+
+
+class ArithmeticSection(Section):
+    """The embedded task: word problems written by a grammar."""
+
+    kind: Literal["arithmetic"] = Field(description="The embedded task.")
+    seed: int = Field(0, description="Everything that is generated depends on it and on nothing else.")
+    train: Positive = Field(8000, description="Training problems.")
+    test: Positive = Field(400, description="Problems in each of the two test splits.")
+    train_distractors: Share = Field(
+        0.2, description="Share of training problems with a number that the answer does not need; the tests have 0.2."
+    )
+
+
+class DataFolderSection(Section):
+    """A task read from a folder with `train.jsonl` and `test.jsonl`."""
+
+    kind: Literal["svamp", "commonsenseqa", "nli"] = Field(description="Which public data set the folder holds.")
+    data: PathText = Field(description="The folder.")
+    limit: Positive | None = Field(None, description="Use only so many training questions, from the file's start.")
+
+
+class JsonlSection(Section):
+    """A task of one's own: JSON lines with `question`, `label`, optional `choices` and `id`."""
+
+    kind: Literal["jsonl"] = Field(description="A task of one's own.")
+    name: str = Field("jsonl", description="What the task is called in reports.")
+    train_file: PathText = Field(description="The training questions, one JSON object a line.")
+    test_files: dict[str, PathText] = Field(default_factory=dict, description="Test questions by the name of their split.")
+    form: Annotated[FormSettings, SettingsOf(FORMS, lambda form: form.settings_type)] = Field(
+        description="What answers look like: the name of a form, or its settings with `kind`."
+    )
+    limit: Positive | None = Field(None, description="Use only so many training questions, from the file's start.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_names(cls, values: Any) -> Any:
+        """Read `judge` and `labels`, which are `form` now."""
+        if not isinstance(values, dict) or "judge" not in values:
+            return values
+        values = dict(renamed(values, "judge", "form", "task"))  # type: ignore[call-overload]
+        labels = values.pop("labels", ())
+        if labels:
+            values["form"] = {"kind": values["form"], "labels": labels}
+        return values
+
+
+TaskSection = Annotated[ArithmeticSection | DataFolderSection | JsonlSection, Field(discriminator="kind")]
