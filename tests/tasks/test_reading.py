@@ -193,7 +193,7 @@ def test_latex_is_read_as_arithmetic(text: str, label: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [r"\boxed{x^2}", r"The answer is \sqrt{84}.", r"Thus \boxed{3\frac{1}{2}}", r"The answer is 2^{10}.", r"\boxed{\frac{84}{2}"],
+    [r"\boxed{x^2}", r"The answer is \sqrt{84}.", r"Thus \boxed{3\frac{1}{2}}", r"The answer is 2^{10}."],
 )
 def test_mathematics_that_is_not_arithmetic_is_refused(text: str) -> None:
     assert read_arithmetic(text, LUKE) is Unparsed.NO_ANSWER
