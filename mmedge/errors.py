@@ -2,11 +2,11 @@
 
 import unicodedata
 
-_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
+_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
 
 
 def printable(text: str) -> str:
-    """Return text that only says something: signs that steer a terminal, or turn the direction of writing, become `�`.
+    """Return text with every character that could control a terminal, or reverse the direction of writing, replaced by `�`.
 
     Line breaks and tabs stay.
     """
@@ -14,7 +14,7 @@ def printable(text: str) -> str:
         return text
     return "".join(
         "\N{REPLACEMENT CHARACTER}"
-        if sign in _TURNING or (unicodedata.category(sign) in ("Cc", "Cs") and sign not in "\n\t")
+        if sign in _DIRECTIONS or (unicodedata.category(sign) in ("Cc", "Cs") and sign not in "\n\t")
         else sign
         for sign in text
     )
@@ -24,8 +24,8 @@ class MmedgeError(Exception):
     """A failure that the user can do something about.
 
     Args:
-        what: What is wrong and where, one line.
-        hint: What to do about it, one line; empty when `what` says it already.
+        what: What is wrong and where, in one line.
+        hint: What to do about it, in one line; empty where `what` says it already.
     """
 
     def __init__(self, what: str, hint: str = "") -> None:
@@ -35,8 +35,5 @@ class MmedgeError(Exception):
 
 
 def missing_extra(package: str, extra: str) -> MmedgeError:
-    """Return the error for a command that needs an optional dependency which is not installed."""
-    return MmedgeError(
-        f"this needs the package {package!r}, which is not installed",
-        f"pip install 'mmedge[{extra}]'",
-    )
+    """Return the error for an optional package that is needed and not installed."""
+    return MmedgeError(f"this needs the package {package!r}, which is not installed", f"pip install 'mmedge[{extra}]'")

@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar in a terminal, plain lines now and then elsewhere; always rate and time left.
+"""Progress of long work: a live bar in a terminal, plain lines now and then elsewhere, both with rate and time left.
 
 with progress.task("stage 2", total=1000) as step:
     step.advance(1, loss=0.42, rate="512 tokens/s")
@@ -17,11 +17,11 @@ from rich.progress import Progress as RichProgress
 
 from mmedge.reports.formats import duration
 
-PLAIN_SECONDS = 15.0  # how often a line is written where there is no terminal
+PLAIN_SECONDS = 15.0  # between two lines where there is no terminal
 
 
 class Step:
-    """One piece of work in progress."""
+    """One task in progress."""
 
     def __init__(self, progress: Progress, name: str, total: int | None, done: int = 0) -> None:
         self._progress, self._name, self._total = progress, name, total
@@ -32,16 +32,25 @@ class Step:
             self._bar = progress.live.add_task(name, total=total, completed=done, detail="")
 
     def advance(self, count: int = 1, **details: object) -> None:
-        """Note that `count` more are done, with what is worth showing beside it."""
+        """Note that `count` more are done.
+
+        Args:
+            count: How many more.
+            details: Values to show, such as a loss; `rate` is worked out where it is not given.
+        """
         self._done += count
+        now = time.monotonic()
+        details.setdefault("rate", self._rate(now))
         detail = "  ".join(f"{name} {value}" for name, value in details.items())
         if self._bar is not None and self._progress.live is not None:
             self._progress.live.update(self._bar, advance=count, detail=detail)
-            return
-        now = time.monotonic()
-        if now - self._printed >= PLAIN_SECONDS:
+        elif now - self._printed >= PLAIN_SECONDS:
             self._printed = now
             self._progress.line(self._plain(now, detail))
+
+    def _rate(self, now: float) -> str:
+        rate = (self._done - self._at_start) / max(now - self._start, 1e-9)
+        return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s"
 
     def _plain(self, now: float, detail: str) -> str:
         seconds, done = now - self._start, self._done - self._at_start
@@ -70,7 +79,13 @@ class Progress:
 
     @contextmanager
     def task(self, name: str, total: int | None, done: int = 0) -> Iterator[Step]:
-        """Show a piece of work while the block runs."""
+        """Show a task while the block runs.
+
+        Args:
+            name: What is done.
+            total: How many there are to do; None where that is not known.
+            done: How many of them were done before.
+        """
         if self._quiet or not self._console.is_terminal:
             yield Step(self, name, total, done)
             return

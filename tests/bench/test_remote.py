@@ -319,7 +319,7 @@ def test_packages_that_cannot_be_installed_there_are_one_line(
 
 def test_places_that_are_no_bundles_are_refused_before_anything_connects(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").touch()
-    refused = ((tiny_run / "student", "only bundles"), (tmp_path / "none", "no such bundle"), (tmp_path, "no bundles yet"))
+    refused = ((tiny_run / "student", "is a student"), (tmp_path / "none", "no such folder"), (tmp_path, "no bundle yet"))
     for place, expected in refused:
         with pytest.raises(MmedgeError, match=expected):
             run_remote("board.invalid", [place], None, [], Progress(quiet=True))

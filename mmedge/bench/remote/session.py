@@ -31,8 +31,9 @@ from typing import Any
 
 from mmedge.bench.remote.core_wheel import write_core_wheel
 from mmedge.errors import MmedgeError, printable
+from mmedge.folders import bundles_in
 from mmedge.installation import requirements
-from mmedge.manifest import MANIFEST, read_manifest
+from mmedge.manifest import read_manifest
 from mmedge.progress import Progress
 from mmedge.tasks.evaluation_set import FILE_NAME
 
@@ -251,17 +252,7 @@ def bundles_of(places: Sequence[Path]) -> list[Path]:
     Raises:
         MmedgeError: A place is none of these, or a bundle's manifest is damaged.
     """
-    found: list[Path] = []
-    for place in places:
-        if (place / "mmedge.json").is_file() and not (place / MANIFEST).is_file():
-            raise MmedgeError(f"{place} is a student, which needs torch: only bundles are measured elsewhere", "mmedge export it")
-        if (place / "recipe.yaml").is_file():
-            inside = sorted(folder for folder in place.glob("bundle-*") if (folder / MANIFEST).is_file())
-            if not inside:
-                raise MmedgeError(f"the run {place} has no bundles yet", f"mmedge export {place} --int8")
-            found += inside
-        else:
-            found.append(place)
+    found = [bundle for place in places for bundle in bundles_in(place)]
     for folder in found:
         read_manifest(folder)
     if not found:
