@@ -125,9 +125,9 @@ def _student(folder: Path) -> InspectedStudent:
         raise MmedgeError(f"the student {folder} has no weights: no *.safetensors in it", "distil it again, or restore the folder")
     quantized: dict[str, Any] = {}
     if "rounded" in details:
-        from mmedge.students.bitsandbytes import check_rounded
+        from mmedge.students.bitsandbytes import check_quantized
 
-        manifest = check_rounded(folder, details)
+        manifest = check_quantized(folder, details)
         quantized = {
             "trusted": _matching(manifest),
             "precision": manifest["precision"],

@@ -24,13 +24,13 @@ from mmedge.export.quantization.precisions import Numbers
 from mmedge.manifest import GRAPHS
 from mmedge.progress import Progress
 from mmedge.runtime import Student
-from mmedge.students.students import open_student
+from mmedge.students.saved import open_student
 from mmedge.tasks.encoding import SpecialTokens
 from mmedge.tasks.prompts import Context
 from tests.conftest import mmedge, tiny_recipe, write_recipe
-from tests.distill.test_packed import MODELS, lessons, student_of
 from tests.export.test_fused import T5, expected_logits, prompts, random_model
 from tests.export.test_half import check_that_the_cache_is_taken_back_continued_and_doubled
+from tests.students.test_packed import MODELS, lessons, student_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 needs_provider = pytest.mark.skipif(CUDA not in ort.get_available_providers(), reason="this ONNX Runtime has no CUDA provider")

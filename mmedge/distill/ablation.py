@@ -28,9 +28,8 @@ from mmedge.distill.distill import (
     once,
     prepared,
     rehearsed,
-    task_phrases,
-    task_pieces,
     write_measuring_set,
+    write_student,
 )
 from mmedge.distill.lessons import evaluation_lessons
 from mmedge.distill.material import Material
@@ -54,8 +53,9 @@ from mmedge.statistics import (
 )
 from mmedge.storage import atomic_folder, read_json, write_json
 from mmedge.students.adapters import merge_adapters
+from mmedge.students.loading import resolve_source
 from mmedge.students.sources import ModelSource
-from mmedge.students.students import Student, resolve_source, save_student
+from mmedge.students.student import TorchStudent
 
 TITLES = {
     "standard": "labels only",
@@ -103,7 +103,7 @@ def method_of(recipe: Recipe, row: str, labels: str) -> MethodSection:
     return MethodSection.model_validate(base | changes)
 
 
-def plan(recipe: Recipe, material: Material, student: Student) -> list[Unit]:
+def plan(recipe: Recipe, material: Material, student: TorchStudent) -> list[Unit]:
     """Return every training of a comparison, in the order in which they are done: all rows of a seed before the next seed.
 
     Raises:
@@ -137,7 +137,7 @@ def _row_named(row: str, labels: str) -> Iterator[None]:
 class _Budget:
     """How long each row's stages are."""
 
-    def __init__(self, recipe: Recipe, material: Material, student: Student) -> None:
+    def __init__(self, recipe: Recipe, material: Material, student: TorchStudent) -> None:
         self._recipe, self._material, self._student = recipe, material, student
         whole = method_of(recipe, LARGEST_ROW, recipe.ablation.labels[0])
         self._stage1, self._stage2 = self._written(LARGEST_ROW, whole)
@@ -285,7 +285,7 @@ class _Ablation:
         name = f"{unit.labels}-{unit.row}-seed{unit.seed}-{self._curriculum(unit.recipe).key()[:12]}"
         return self.folder / "rows" / name
 
-    def _check(self, student: Student) -> None:
+    def _check(self, student: TorchStudent) -> None:
         """Refuse, before anything is trained, a comparison of which some row could not be trained."""
         one_seed = [unit for unit in self.units if unit.seed == self.units[0].seed]
         for unit in one_seed:
@@ -344,8 +344,7 @@ class _Ablation:
                 after = {"answer": {name: proportion(list(map(bool, right))).to_json() for name, right in result["tests"].items()}}
                 details = {"recipe": recipe_values(unit.recipe), "metrics": {"after": after}, "data_hash": self.material.hash}
                 with atomic_folder(folder / "student") as temporary:
-                    pieces = task_pieces(student, self.material, unit.recipe)
-                    save_student(student, temporary, details, pieces, task_phrases(student, self.material, unit.recipe))
+                    write_student(student, temporary, details, self.material, unit.recipe)
             write_training_page(folder, title=f"Training of {folder.name}", finished=True)
             write_json(folder / "result.json", result)
         self.devices.wait()

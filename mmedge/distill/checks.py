@@ -12,13 +12,13 @@ from mmedge.distill.material import Material
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from mmedge.recipe import Recipe
-from mmedge.students.students import Student
+from mmedge.students.student import TorchStudent
 from mmedge.tasks.prompts import VERDICTS, render_question
 
 TOLERATED = 0.02  # share of targets that may be spoiled, with a warning: a few odd signs in hundreds of texts
 
 
-def check_targets(recipe: Recipe, material: Material, student: Student, progress: Progress) -> None:
+def check_targets(recipe: Recipe, material: Material, student: TorchStudent, progress: Progress) -> None:
     """Refuse a training whose answers or verdicts the student cannot write; warn of what is cut off.
 
     Raises:
@@ -61,7 +61,7 @@ def _answers(recipe: Recipe, material: Material) -> Iterator[str]:
             yield from {evaluated.cot.pseudo_label for evaluated in annotated.cots}
 
 
-def _written(student: Student, text: str) -> str | None:
+def _written(student: TorchStudent, text: str) -> str | None:
     """Return what the student's tokens of a text say, where it is not the text."""
     becomes = student.encoder.text(student.encoder.target(text, 100_000))
     return None if "".join(becomes.split()) == "".join(text.split()) else becomes

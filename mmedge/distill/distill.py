@@ -13,11 +13,12 @@ from mmedge.annotations.selection import select
 from mmedge.distill.checks import check_targets
 from mmedge.distill.curves import write_training_page
 from mmedge.distill.devices import Devices
-from mmedge.distill.lessons import Lesson, evaluation_lessons, explanations, pieces_of, reasoning_lessons
+from mmedge.distill.lessons import Lesson, evaluation_lessons, explanations, reasoning_lessons, task_tokens
 from mmedge.distill.material import Material, majority_labels, prepare, tokenizer_texts, trusted_answer
 from mmedge.distill.measure import Measure
 from mmedge.distill.scoring import judged_cots, own_cots
 from mmedge.distill.training import Course, StageTrainer
+from mmedge.engines.drafting import FILE_NAME as DRAFTS
 from mmedge.engines.drafting import PhraseTable
 from mmedge.errors import MmedgeError
 from mmedge.folders import Run, work_on
@@ -27,8 +28,10 @@ from mmedge.recipe import HOW_NOT_WHAT, MethodSection, Recipe, StageSection, rec
 from mmedge.reports.formats import duration
 from mmedge.storage import atomic_folder, read_json, sha256_json, write_json
 from mmedge.students.adapters import add_adapters, merge_adapters
+from mmedge.students.loading import load_student, resolve_source
+from mmedge.students.saved import save_student
 from mmedge.students.sources import ModelSource
-from mmedge.students.students import Student, load_student, resolve_source, save_student
+from mmedge.students.student import TorchStudent
 from mmedge.tasks.base import ChainOfThought, SelfEvaluation, Verdict
 from mmedge.tasks.evaluation_set import FILE_NAME, HeldOutCot, evaluation_set_of, write_evaluation_set
 
@@ -152,7 +155,7 @@ class Curriculum:
 
     # ------------------------------------------------------------------------------------------------------ the work
 
-    def student(self) -> Student:
+    def student(self) -> TorchStudent:
         """Return the student that the training starts from."""
         section, seed = self.recipe.student, self.recipe.seed
         texts = list(tokenizer_texts(self.material)) if self.source.kind == "scratch" else []
@@ -162,7 +165,7 @@ class Curriculum:
         student.model.to(self.devices.device)
         return student
 
-    def check(self, student: Student, progress: Progress) -> None:
+    def check(self, student: TorchStudent, progress: Progress) -> None:
         """Refuse what would only fail when its stage's turn comes, and warn of what is cut off.
 
         Raises:
@@ -173,7 +176,7 @@ class Curriculum:
             self.evaluation_lessons(student)
         self.stage2_courses(student)
 
-    def evaluation_lessons(self, student: Student) -> list[Lesson]:
+    def evaluation_lessons(self, student: TorchStudent) -> list[Lesson]:
         """Return what stage 1 and rehearsal teach.
 
         Raises:
@@ -194,18 +197,18 @@ class Curriculum:
             raise MmedgeError("the annotations hold no self-evaluations", "collect some, or set method.self_evaluation to false")
         return lessons
 
-    def stage1(self, student: Student, folder: Path) -> dict[str, Any]:
+    def stage1(self, student: TorchStudent, folder: Path) -> dict[str, Any]:
         """Teach a student to evaluate; its weights are those of the best validation afterwards."""
         lessons, section = self.evaluation_lessons(student), self.recipe.training.stage1
         course = Course(lambda _: lessons, section.batch_size, self.recipe.method.alpha, 1.0)
         return self._trainer(student, [course], section, 1, folder).run()
 
-    def stage2(self, student: Student, folder: Path) -> dict[str, Any]:
+    def stage2(self, student: TorchStudent, folder: Path) -> dict[str, Any]:
         """Teach a student to reason, and by the recipe to go on evaluating."""
         courses = self.stage2_courses(student)
         return self._trainer(student, courses, self.recipe.training.stage2, 2, folder).run()
 
-    def stage3(self, student: Student, folder: Path) -> dict[str, Any]:
+    def stage3(self, student: TorchStudent, folder: Path) -> dict[str, Any]:
         """Teach a student to judge what it writes itself, and to reason from what of that is right."""
         section, method = self.recipe.training.stage3, self.recipe.method
         assert section is not None  # the recipe sees to it
@@ -228,7 +231,7 @@ class Curriculum:
         ]
         return self._trainer(student, courses, section, 3, folder).run()
 
-    def _with_own(self, student: Student, folder: Path) -> list[AnnotatedExample]:
+    def _with_own(self, student: TorchStudent, folder: Path) -> list[AnnotatedExample]:
         """Return the training questions with the student's own chains of thought behind the teacher's, each with a verdict."""
         method, limits = self.recipe.method, self.recipe.generation
         judge, train = self.material.task.form, self._taught.train
@@ -261,7 +264,9 @@ class Curriculum:
         self.progress.line(f"own chains of thought: {total}, of which {right} come to the trusted answer")
         return taught
 
-    def _trainer(self, student: Student, courses: list[Course], section: StageSection, number: int, folder: Path) -> StageTrainer:
+    def _trainer(
+        self, student: TorchStudent, courses: list[Course], section: StageSection, number: int, folder: Path
+    ) -> StageTrainer:
         validate = {1: self.measure.stage1, 2: self.measure.stage2, 3: self.measure.stage3}[number]
         return StageTrainer(
             student=student,
@@ -282,7 +287,7 @@ class Curriculum:
         """Return how many evaluation lessons a step of stage 2 has beside its reasoning lessons."""
         return rehearsed(self.recipe.method, self.recipe.training.stage2.batch_size)
 
-    def stage2_courses(self, student: Student) -> list[Course]:
+    def stage2_courses(self, student: TorchStudent) -> list[Course]:
         """Return what stage 2 teaches: to reason, and to evaluate where that is rehearsed or learned jointly."""
         section, method = self.recipe.training.stage2, self.recipe.method
         judge = self.material.task.form
@@ -367,8 +372,7 @@ def _distill(recipe: Recipe, run: Run, progress: Progress, devices: Devices) -> 
                 "metrics": {"before": before, "after_stage1": after_stage1, "after": after},
                 "data_hash": material.hash,
             }
-            pieces, phrases = task_pieces(student, material, recipe), task_phrases(student, material, recipe)
-            save_student(student, temporary, details, pieces, phrases)
+            write_student(student, temporary, details, material, recipe)
         write_json(run.metrics, metrics)
         write_training_page(run.folder, title=f"Training of {recipe.name}", finished=True)
     devices.wait()
@@ -405,15 +409,12 @@ def write_measuring_set(folder: Path, material: Material) -> None:
     write_evaluation_set(path, evaluation)
 
 
-def task_phrases(student: Student, material: Material, recipe: Recipe) -> PhraseTable:
-    """Return what follows what in the training questions' rationales and evaluations."""
-    return PhraseTable.of(explanations(material.train, student.encoder, recipe.training.max_target_tokens))
-
-
-def task_pieces(student: Student, material: Material, recipe: Recipe) -> list[int]:
-    """Return the ids of the tokens that a task is made of: questions, chains of thought, evaluations and answers."""
+def write_student(student: TorchStudent, folder: Path, details: dict[str, Any], material: Material, recipe: Recipe) -> None:
+    """Write a student, with what its task is made of: tokens for `export --trim-vocab`, and phrases for the runtime's drafts."""
     examples = [*material.train, *material.validation, *material.verdict_test]
-    return pieces_of(examples, student.encoder, recipe.training.max_target_tokens)
+    limit = recipe.training.max_target_tokens
+    save_student(student, folder, details, task_tokens(examples, student.encoder, limit))
+    PhraseTable.of(explanations(material.train, student.encoder, limit)).save(folder / DRAFTS)
 
 
 def once(path: Path, key: str, measure: Callable[[], Any]) -> Any:

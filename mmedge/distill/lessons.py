@@ -140,7 +140,7 @@ def explanations(examples: Sequence[AnnotatedExample], encoder: PromptEncoder, m
                     yield [*begun, *encoder.target(text, max_target_tokens)]
 
 
-def pieces_of(examples: Sequence[AnnotatedExample], encoder: PromptEncoder, max_target_tokens: int) -> list[int]:
+def task_tokens(examples: Sequence[AnnotatedExample], encoder: PromptEncoder, max_target_tokens: int) -> list[int]:
     """Return the ids of all tokens that a student reads or writes when it learns from some examples, rising.
 
     Args:

@@ -13,7 +13,7 @@ from mmedge.progress import Progress
 from mmedge.recipe import Recipe
 from mmedge.reports.formats import number, share
 from mmedge.statistics import Proportion, proportion
-from mmedge.students.students import Student
+from mmedge.students.student import TorchStudent
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Measure:
         self.validation_cots = judged_cots(self.material.validation, task)
         self.test_cots = judged_cots(self.material.verdict_test, task)
 
-    def stage1(self, student: Student) -> Validation:
+    def stage1(self, student: TorchStudent) -> Validation:
         """Verdicts on validation CoTs: balanced accuracy, or plain where one class is missing."""
         found = verdicts_of(student, self.validation_cots)
         assert found is not None  # stage 1 has lessons, so there are evaluations
@@ -49,11 +49,11 @@ class Measure:
         text = f"verdict accuracy {_shown(score.accuracy)}, balanced {chosen:.3f}, on validation CoTs"
         return Validation(chosen, {"verdict": score.to_json()}, text, len(self.validation_cots))
 
-    def _answers(self, student: Student) -> Proportion:
+    def _answers(self, student: TorchStudent) -> Proportion:
         limit = self.recipe.generation.max_answer_tokens
         return proportion(answers_right(student, self.material.task, self.questions, self.references, limit))
 
-    def stage2(self, student: Student) -> Validation:
+    def stage2(self, student: TorchStudent) -> Validation:
         """Answers to validation questions, and verdicts on validation CoTs too where the recipe selects by both."""
         accuracy = self._answers(student)
         text = f"answer accuracy {_shown(accuracy)} on validation questions"
@@ -64,7 +64,7 @@ class Measure:
         details = {"answer": accuracy.to_json(), **judged.details}
         return Validation((accuracy.value + judged.score) / 2, details, f"{text}; {judged.text}", accuracy.total)
 
-    def stage3(self, student: Student) -> Validation:
+    def stage3(self, student: TorchStudent) -> Validation:
         """Answers to validation questions, and how well the student tells its right ones from its wrong ones."""
         limits = self.recipe.generation.max_answer_tokens, self.recipe.generation.max_rationale_tokens
         cots = own_cots(student, self.material.task.form, self.questions, limits)
@@ -82,7 +82,7 @@ class Measure:
         text += f"AUROC of the student's verdicts on them {number(area, 3)}"
         return Validation(score, {"answer": accuracy.to_json(), "own_verdict": found.score.to_json()}, text, accuracy.total)
 
-    def tests(self, student: Student, when: str) -> dict[str, list[bool]]:
+    def tests(self, student: TorchStudent, when: str) -> dict[str, list[bool]]:
         """Return for every labelled test question whether it is answered right, by test."""
         limit = self.recipe.generation.max_answer_tokens
         found = {}
@@ -94,13 +94,13 @@ class Measure:
             self.progress.line(f"{when}: answer accuracy on {name}: {_shown(proportion(found[name]))}")
         return found
 
-    def everything(self, student: Student, when: str) -> dict[str, Any]:
+    def everything(self, student: TorchStudent, when: str) -> dict[str, Any]:
         """All final figures: answers on validation and test questions, verdicts on held-out CoTs."""
         answers = {"validation": self._answers(student).to_json()}
         answers |= {name: proportion(outcomes).to_json() for name, outcomes in self.tests(student, when).items()}
         return {"answer": answers, "verdict": self.verdicts(student, when)}
 
-    def held_out_verdicts(self, student: Student, when: str) -> Verdicts | None:
+    def held_out_verdicts(self, student: TorchStudent, when: str) -> Verdicts | None:
         """Verdicts on the chains of thought of the verdict test; None where there are none."""
         found = verdicts_of(student, self.test_cots)
         if found is not None:
@@ -112,7 +112,7 @@ class Measure:
             )
         return found
 
-    def verdicts(self, student: Student, when: str) -> dict[str, Any] | None:
+    def verdicts(self, student: TorchStudent, when: str) -> dict[str, Any] | None:
         """The score of `held_out_verdicts`."""
         found = self.held_out_verdicts(student, when)
         return found.score.to_json() if found is not None else None

@@ -17,7 +17,7 @@ from mmedge.engines.generation import Decoding
 from mmedge.engines.torch_engine import TorchEngine
 from mmedge.progress import Progress
 from mmedge.statistics import Proportion, auroc, balanced_accuracy, proportion
-from mmedge.students.students import Student
+from mmedge.students.student import TorchStudent
 from mmedge.tasks import ChainOfThought, Example, Task, Verdict
 from mmedge.tasks.encoding import Kind, Prompt
 from mmedge.tasks.forms import AnswerForm
@@ -90,7 +90,7 @@ def judged_cots(examples: Sequence[AnnotatedExample], task: Task) -> list[Judged
 
 
 def generate(
-    student: Student,
+    student: TorchStudent,
     kind: Kind,
     contexts: Sequence[Context],
     max_new_tokens: int,
@@ -118,7 +118,7 @@ def generate(
     return texts
 
 
-def _batches(student: Student, kind: Kind, contexts: Sequence[Context]) -> Iterator[tuple[list[int], list[Prompt]]]:
+def _batches(student: TorchStudent, kind: Kind, contexts: Sequence[Context]) -> Iterator[tuple[list[int], list[Prompt]]]:
     """Yield prompts of similar length together, with their places in `contexts`."""
     prompts = [student.encoder.prompt(kind, context) for context in contexts]
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index].context) + len(prompts[index].begun), index))
@@ -129,7 +129,7 @@ def _batches(student: Student, kind: Kind, contexts: Sequence[Context]) -> Itera
 
 
 def own_cots(
-    student: Student,
+    student: TorchStudent,
     form: AnswerForm,
     examples: Sequence[Example],
     limits: tuple[int, int],
@@ -164,7 +164,7 @@ def own_cots(
     return [ChainOfThought(rationale, answer) for answer, rationale in zip(texts["predict"], texts["explain"], strict=True)]
 
 
-def verdict_probabilities(student: Student, contexts: Sequence[Context]) -> torch.Tensor:
+def verdict_probabilities(student: TorchStudent, contexts: Sequence[Context]) -> torch.Tensor:
     """Return P(correct), P(wrong), P(uncertain) for each evaluation context, (contexts, 3), each row summing to 1."""
     more, tokens = student.encoder.verdict_tokens()
     engine = TorchEngine(student)
@@ -175,7 +175,7 @@ def verdict_probabilities(student: Student, contexts: Sequence[Context]) -> torc
 
 
 def answers_right(
-    student: Student,
+    student: TorchStudent,
     task: Task,
     examples: Sequence[Example],
     references: Sequence[str],
@@ -211,7 +211,7 @@ class Verdicts:
     score: VerdictScore
 
 
-def verdicts_of(student: Student, cots: Sequence[JudgedCot]) -> Verdicts | None:
+def verdicts_of(student: TorchStudent, cots: Sequence[JudgedCot]) -> Verdicts | None:
     """Let a student judge chains of thought; None where there are none."""
     if not cots:
         return None

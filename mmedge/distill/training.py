@@ -42,7 +42,7 @@ from mmedge.errors import MmedgeError, missing_extra
 from mmedge.progress import Progress
 from mmedge.recipe import StageSection, TrainingSection
 from mmedge.storage import atomic_folder, read_json, remove_leftovers, write_json
-from mmedge.students.students import Student
+from mmedge.students.student import TorchStudent
 from mmedge.students.weights import load_weights, put_weights, read_tensors, save_weights, trained_state
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # padded tokens in one pass; bounds memory, changes no result
@@ -95,7 +95,7 @@ class Validation:
 class _Lessons:
     """Lessons by step, each encoded once."""
 
-    def __init__(self, course: Course, student: Student, max_target_tokens: int, seed: int, name: str) -> None:
+    def __init__(self, course: Course, student: TorchStudent, max_target_tokens: int, seed: int, name: str) -> None:
         self._course, self._student, self._limit = course, student, max_target_tokens
         self._seed, self._name = seed, name
         self._epoch = -1
@@ -174,7 +174,7 @@ class StageTrainer:
 
     def __init__(
         self,
-        student: Student,
+        student: TorchStudent,
         courses: Sequence[Course],
         section: StageSection,
         training: TrainingSection,

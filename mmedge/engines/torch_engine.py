@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from mmedge.engines.generation import GREEDY, Decoding, Generation, Logits, by_beginning, decode, left_padded, right_padded
 from mmedge.engines.onnx.decoding import Engine
-from mmedge.students.students import Student
+from mmedge.students.student import TorchStudent
 from mmedge.tasks.encoding import Prompt
 
 
 class TorchEngine:
     """Continues token sequences with a torch student and its KV cache."""
 
-    def __init__(self, student: Student) -> None:
+    def __init__(self, student: TorchStudent) -> None:
         self._student = student
         self._model = student.model.eval()
         self._special = student.encoder.special

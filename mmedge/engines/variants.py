@@ -132,7 +132,7 @@ def _open_torch(precision: str | None, device: str | None, place: Path, threads:
         raise missing_extra("torch", "distill") from None
 
     from mmedge.engines.torch_engine import TorchEngine
-    from mmedge.students.students import open_student, student_details, student_precision
+    from mmedge.students.saved import open_student, student_details, student_precision
 
     if device == "cuda" and not torch.cuda.is_available():
         raise MmedgeError("torch sees no CUDA GPU here", "measure it on a machine that has one")

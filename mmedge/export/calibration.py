@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mmedge.distill.lessons import TASKS, Lesson, LessonPass, Target, encode_lesson
 from mmedge.distill.scoring import generate
 from mmedge.progress import Progress
-from mmedge.students.students import Student
+from mmedge.students.student import TorchStudent
 from mmedge.tasks.base import Example
 from mmedge.tasks.prompts import render_question
 
@@ -88,7 +88,7 @@ class _Watch:
 
 
 def observe(
-    student: Student,
+    student: TorchStudent,
     questions: Sequence[Example],
     products: Mapping[str, tuple[str, ...]],
     max_answer_tokens: int,
@@ -154,7 +154,7 @@ def observe(
 
 
 def input_ranges(
-    student: Student, questions: Sequence[Example], products: Mapping[str, tuple[str, ...]]
+    student: TorchStudent, questions: Sequence[Example], products: Mapping[str, tuple[str, ...]]
 ) -> dict[str, tuple[float, float]]:
     """Return between which numbers the inputs of an encoder's products lie, by product; nothing where fixed steps are too coarse.
 

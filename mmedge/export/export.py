@@ -40,10 +40,11 @@ from mmedge.progress import Progress
 from mmedge.recipe import AnsweringSection
 from mmedge.reports.formats import duration
 from mmedge.runtime.confidence import Confidence
-from mmedge.runtime.student import Student as EdgeStudent
+from mmedge.runtime.student import Student
 from mmedge.storage import atomic_folder, folder_size, read_json, remove_leftovers, sha256_file, sha256_json, write_json
-from mmedge.students.bitsandbytes import BITS_PRECISIONS, BitsPrecision, check_rounded, need_bitsandbytes, seal_rounded
-from mmedge.students.students import PIECES, Student, open_student, student_details
+from mmedge.students.bitsandbytes import BITS_PRECISIONS, BitsPrecision, check_quantized, need_bitsandbytes, seal_quantized
+from mmedge.students.saved import open_student, student_details, task_tokens
+from mmedge.students.student import TorchStudent
 from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, VALIDATION, EvaluationSet, read_evaluation_set
 from mmedge.tasks.prompts import render_question
 
@@ -184,7 +185,7 @@ class _Exporter:
         shutil.rmtree(self._floats, ignore_errors=True)
 
     @cached_property
-    def _student(self) -> Student:
+    def _student(self) -> TorchStudent:
         return open_student(self._folder)
 
     @cached_property
@@ -197,10 +198,7 @@ class _Exporter:
         """What is kept of the vocabulary; None for all of it."""
         if not self._trims:
             return None
-        path = self._folder / PIECES
-        if not path.is_file():
-            raise MmedgeError(f"{self._folder} has no {PIECES}: it was made by an older version", "distil the student again")
-        encoder, used = self._student.encoder, set(read_json(path))
+        encoder, used = self._student.encoder, set(task_tokens(self._folder))
         for example in (example for examples in self._questions.questions.values() for example in examples):
             used.update(encoder.context(encoder.prompts.reasoning_context(render_question(example))))
             for text in (example.label, *example.choices):
@@ -304,7 +302,7 @@ class _Exporter:
             ranges = self._ranges() if precision in HIGHER and fixed else {}
             numbers = Numbers(precision, exceptions, observed, ranges)
             manifest = self._fill(folder, precision, numbers)
-            bundle = EdgeStudent.load(folder, device="cpu")
+            bundle = Student.load(folder, device="cpu")
             found = self._reference.compare(bundle, self._vocabulary.kept if self._vocabulary else None)
             said = problems(found, precision, self._drop)
             tried = {"kept_finer": len(exceptions), "fixed_steps": bool(ranges)}
@@ -399,7 +397,7 @@ class _Exporter:
         if not (folder / "mmedge.json").is_file():
             return None
         try:
-            manifest = check_rounded(folder, student_details(folder))
+            manifest = check_quantized(folder, student_details(folder))
         except (MmedgeError, KeyError):
             return None  # damaged, or of an older version: written anew
         same = manifest["key"] == self._rounded_key and manifest["max_accuracy_drop"] == self._drop
@@ -437,7 +435,7 @@ class _Exporter:
                 "numbers": {"exceptions": dict.fromkeys(finer, FLOATS), "layers": layers},
                 "computed_on": device,
             }
-            seal_rounded(folder, self._details, manifest)
+            seal_quantized(folder, self._details, manifest)
             self._progress.line(f"{precision}: {size / 1e6:.1f} MB in {duration(seconds)}; verifying")
             found = self._reference.compare(Answering(open_student(folder, device=device)))
             said = problems(found, precision, self._drop)
@@ -454,7 +452,7 @@ class _Exporter:
             finer = ranked[: max(1, round(share * len(ranked)))]
             self._progress.line(f"{precision}: keeping {len(finer)} products in {FLOATS}")
             share *= 2
-        seal_rounded(folder, self._details, {**manifest, "budget": history, "verification": found.to_json()})
+        seal_quantized(folder, self._details, {**manifest, "budget": history, "verification": found.to_json()})
         return found
 
     def _costly_modules(self, precision: BitsPrecision, layers: Mapping[str, str]) -> list[str]:

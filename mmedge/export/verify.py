@@ -19,7 +19,7 @@ from mmedge.engines.onnx.decoding import Engine
 from mmedge.engines.torch_engine import TorchEngine
 from mmedge.errors import MmedgeError
 from mmedge.statistics import paired_difference
-from mmedge.students.students import Student
+from mmedge.students.student import TorchStudent
 from mmedge.tasks.base import Example
 from mmedge.tasks.encoding import Kind, Prompt, PromptEncoder
 from mmedge.tasks.forms import AnswerForm
@@ -113,7 +113,7 @@ class Reference:
         max_answer_tokens: The longest answer.
     """
 
-    def __init__(self, student: Student, examples: Sequence[Example], judge: AnswerForm, max_answer_tokens: int) -> None:
+    def __init__(self, student: TorchStudent, examples: Sequence[Example], judge: AnswerForm, max_answer_tokens: int) -> None:
         self.examples, self._judge, self._limit, self._encoder = examples, judge, max_answer_tokens, student.encoder
         self.contexts = [student.encoder.prompts.reasoning_context(render_question(example)) for example in examples]
         self.answers = generate(student, "predict", self.contexts, max_answer_tokens)
@@ -211,7 +211,7 @@ def _log_sum(logits: Any) -> Any:
     return top + np.log(np.exp(logits - top).sum(-1, keepdims=True))
 
 
-def largest_state(student: Student, texts: Sequence[tuple[Prompt, Sequence[int]]]) -> tuple[float, str]:
+def largest_state(student: TorchStudent, texts: Sequence[tuple[Prompt, Sequence[int]]]) -> tuple[float, str]:
     """Return the largest number that goes into or comes out of any layer, and the layer's name.
 
     Args:

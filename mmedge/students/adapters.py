@@ -6,10 +6,10 @@ from typing import Any
 
 from mmedge.errors import MmedgeError, missing_extra
 from mmedge.recipe import LoraSection
-from mmedge.students.students import Student
+from mmedge.students.student import TorchStudent
 
 
-def add_adapters(student: Student, section: LoraSection, seed: int) -> None:
+def add_adapters(student: TorchStudent, section: LoraSection, seed: int) -> None:
     """Put adapters into a student's linear layers and freeze everything else.
 
     Raises:
@@ -34,7 +34,7 @@ def add_adapters(student: Student, section: LoraSection, seed: int) -> None:
         raise MmedgeError(f"student.lora.targets: {reason}", "name layers of the student, or set it to all-linear") from None
 
 
-def merge_adapters(student: Student) -> None:
+def merge_adapters(student: TorchStudent) -> None:
     """Add what the adapters learned to the weights that they stand beside, and remove them."""
     if student.adapted is not None:
         student.model = student.adapted.merge_and_unload()

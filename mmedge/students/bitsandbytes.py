@@ -70,7 +70,7 @@ def bits_config(precision: BitsPrecision, floats: Sequence[str], dtype: Any) -> 
     )
 
 
-def kept_in_floats(model: Any) -> list[str]:
+def kept_in_float(model: Any) -> list[str]:
     """Return the names of a model's products that are never rounded: the head, and what transformers keeps in float32.
 
     Args:
@@ -86,7 +86,7 @@ def kept_in_floats(model: Any) -> list[str]:
     ]
 
 
-def restore_unfit_products(model: Any) -> None:
+def restore_unsupported_linears(model: Any) -> None:
     """Turn nf4 products that bitsandbytes does not compute on every CPU into ordinary ones, with the same weights.
 
     Version 0.50.2 on CPUs with AVX-512 restores weights wrongly where the inputs are no multiple of 64, and on those with
@@ -121,7 +121,7 @@ def restore_unfit_products(model: Any) -> None:
 # ------------------------------------------------------------------------------------------------- on disk
 
 
-def seal_rounded(folder: Path, details: dict[str, Any], manifest: dict[str, Any]) -> None:
+def seal_quantized(folder: Path, details: dict[str, Any], manifest: dict[str, Any]) -> None:
     """Write the `mmedge.json` of a rounded student whose other files are complete: hashes of them and of itself are in it.
 
     Args:
@@ -133,8 +133,8 @@ def seal_rounded(folder: Path, details: dict[str, Any], manifest: dict[str, Any]
     write_json(folder / DETAILS, {**whole, "sha256": sha256_json(whole)})
 
 
-def check_rounded(folder: Path, details: dict[str, Any]) -> dict[str, Any]:
-    """Check every file of a rounded student, and return what `seal_rounded` was given, with `files`.
+def check_quantized(folder: Path, details: dict[str, Any]) -> dict[str, Any]:
+    """Check every file of a rounded student, and return what `seal_quantized` was given, with `files`.
 
     Args:
         folder: Its folder.

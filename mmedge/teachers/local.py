@@ -151,9 +151,9 @@ class LocalModel:
             arguments |= self._quantized(source.kind, dtype, "cuda" if cuda else "cpu")
         model, self._tokenizer = load(source, self.revision, self.tokenizer, "teacher.source", **arguments)
         if self.quantization == "nf4" and not cuda:
-            from mmedge.students.bitsandbytes import restore_unfit_products
+            from mmedge.students.bitsandbytes import restore_unsupported_linears
 
-            restore_unfit_products(model)
+            restore_unsupported_linears(model)
         self._model = model.eval() if self.quantization != "none" else model.eval().to("cuda" if cuda else "cpu")
         self._generation = transformers.GenerationConfig(
             do_sample=False, num_beams=1, eos_token_id=self._ends(), pad_token_id=self._padding()

@@ -219,7 +219,7 @@ def test_a_pass_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.
     from mmedge.errors import MmedgeError
     from mmedge.progress import Progress
     from mmedge.recipe import ScratchSection
-    from mmedge.students.students import build_scratch
+    from mmedge.students.scratch import build_scratch
     from mmedge.tasks.prompts import Context
 
     section = ScratchSection(d_model=32, d_ff=48, d_kv=8, heads=2, encoder_layers=1, decoder_layers=1, vocabulary=300)
@@ -269,7 +269,7 @@ def test_courses_in_one_pass_learn_what_courses_apart_do(tmp_path: Path) -> None
     from mmedge.distill.training import Course, StageTrainer, Validation
     from mmedge.progress import Progress
     from mmedge.recipe import ScratchSection, StageSection, TrainingSection
-    from mmedge.students.students import build_scratch
+    from mmedge.students.scratch import build_scratch
     from mmedge.tasks.prompts import Context
 
     section = ScratchSection(d_model=32, d_ff=48, d_kv=8, heads=2, encoder_layers=1, decoder_layers=1, vocabulary=300)

@@ -26,7 +26,9 @@ from mmedge.distill.lessons import (
 from mmedge.distill.material import Material
 from mmedge.distill.training import Course, _Lessons
 from mmedge.recipe import MethodSection, ScratchSection, StudentSection
-from mmedge.students.students import Student, build_scratch, load_student, resolve_source
+from mmedge.students.loading import load_student, resolve_source
+from mmedge.students.scratch import build_scratch
+from mmedge.students.student import TorchStudent
 from mmedge.tasks import ChainOfThought, Example, SelfEvaluation, Verdict
 from mmedge.tasks.encoding import Family
 from mmedge.tasks.prompts import Context
@@ -49,7 +51,7 @@ LESSONS = (
 
 
 @pytest.fixture(scope="module")
-def students(tiny_llama: Path) -> dict[str, Student]:
+def students(tiny_llama: Path) -> dict[str, TorchStudent]:
     section = StudentSection(source=str(tiny_llama))
     causal = load_student(section, resolve_source(section), 128, [], 0)
     scratch = build_scratch(ScratchSection(**TINY_SCRATCH), ["predict: explain: He scored 84 points in 2 rounds."], 128, 0)
@@ -58,7 +60,7 @@ def students(tiny_llama: Path) -> dict[str, Student]:
 
 @pytest.mark.parametrize("packs", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("family", ["decoder-only", "encoder-decoder"])
-def test_shared_contexts_give_the_losses_of_separate_sequences(students: dict[str, Student], family: str, packs: bool) -> None:
+def test_shared_contexts_give_the_losses_of_separate_sequences(students: dict[str, TorchStudent], family: str, packs: bool) -> None:
     student = students[family]
     student.model.eval()
     encoded = [encode_lesson(lesson, student.encoder, 64) for lesson in LESSONS]
@@ -96,7 +98,7 @@ def test_branches_do_not_see_each_other() -> None:
     ]
 
 
-def test_every_chain_of_thought_becomes_a_target_and_pseudo_labels_count_by_share(students: dict[str, Student]) -> None:
+def test_every_chain_of_thought_becomes_a_target_and_pseudo_labels_count_by_share(students: dict[str, TorchStudent]) -> None:
     cots = [EvaluatedCot(i, ChainOfThought(f"way {i}", label), ()) for i, label in enumerate(("1 + 1", "2", "1 + 1"))]
     example = AnnotatedExample(Example("a", "What is 1 + 1?", "2"), tuple(cots))
     encoder = students["decoder-only"].encoder
@@ -131,7 +133,7 @@ def test_micro_batches_weigh_padding_against_passes() -> None:
     assert len(micro_batches(lessons, "decoder-only", 1000, 500)) == 1
 
 
-def test_balanced_verdicts_weigh_the_same_in_total(students: dict[str, Student]) -> None:
+def test_balanced_verdicts_weigh_the_same_in_total(students: dict[str, TorchStudent]) -> None:
     def judged(number: int, verdict: Verdict) -> AnnotatedExample:
         cot = EvaluatedCot(0, ChainOfThought("way", "2"), (SelfEvaluation("Because.", verdict),))
         return AnnotatedExample(Example(str(number), "What is 1 + 1?", "2"), (cot,))
@@ -144,7 +146,7 @@ def test_balanced_verdicts_weigh_the_same_in_total(students: dict[str, Student])
         assert sums == pytest.approx(expected)
 
 
-def test_contrasted_lessons_come_from_questions_that_were_judged_differently(students: dict[str, Student]) -> None:
+def test_contrasted_lessons_come_from_questions_that_were_judged_differently(students: dict[str, TorchStudent]) -> None:
     def annotated(name: str, *verdicts: Verdict) -> AnnotatedExample:
         cots = [
             EvaluatedCot(sample, ChainOfThought(f"way {sample}", "2"), (SelfEvaluation("Because.", verdict),))
@@ -160,7 +162,7 @@ def test_contrasted_lessons_come_from_questions_that_were_judged_differently(stu
 
 
 def test_an_encoder_decoder_reads_the_question_alone_and_judges_what_its_decoder_has_written(
-    students: dict[str, Student],
+    students: dict[str, TorchStudent],
 ) -> None:
     encoder = students["encoder-decoder"].encoder
     cot = ChainOfThought("He scored 84 points", "84 / 2")
@@ -173,7 +175,7 @@ def test_an_encoder_decoder_reads_the_question_alone_and_judges_what_its_decoder
     assert "answer: 84 / 2" in causal.text(causal.prompt("predict", causal.prompts.evaluation_context("Luke?", cot)).context)
 
 
-def test_every_step_has_a_whole_batch_and_every_lesson_its_turn(students: dict[str, Student]) -> None:
+def test_every_step_has_a_whole_batch_and_every_lesson_its_turn(students: dict[str, TorchStudent]) -> None:
     lessons = [Lesson(Context(f"Question {number}?\n"), (Target("predict", str(number), 1.0),)) for number in range(10)]
     course = Course(lambda _: lessons, 4, 0.5, 1.0)
     for batch, steps in ((4, 5), (32, 5)):

@@ -11,7 +11,7 @@ from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
 from mmedge.distill.lessons import reasoning_lessons
 from mmedge.distill.material import majority_labels
 from mmedge.recipe import MethodSection, ScratchSection
-from mmedge.students.students import build_scratch
+from mmedge.students.scratch import build_scratch
 from mmedge.tasks import ChainOfThought, Example
 from mmedge.tasks.forms.expression import ExpressionForm
 from tests.conftest import is_one_line_error, mmedge, own_recipe, tiny_recipe, write_recipe

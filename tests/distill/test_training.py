@@ -155,7 +155,7 @@ def test_each_step_has_its_own_seed() -> None:
 
 def test_position_biases_learn_at_a_rate_of_their_own_and_every_parameter_once() -> None:
     from mmedge.recipe import ScratchSection, TrainingSection
-    from mmedge.students.students import build_scratch
+    from mmedge.students.scratch import build_scratch
     from tests.conftest import TINY_SCRATCH
 
     student = build_scratch(ScratchSection(**TINY_SCRATCH), ["some text"], 64, 0)

@@ -21,7 +21,7 @@ from mmedge.export.quantization.formats import INT4
 from mmedge.export.quantization.precisions import Numbers
 from mmedge.manifest import open_bundle
 from mmedge.progress import Progress
-from mmedge.students.students import open_student
+from mmedge.students.saved import open_student
 from mmedge.tasks.evaluation_set import CALIBRATION, VALIDATION, read_evaluation_set
 from mmedge.tasks.prompts import render_question
 

@@ -176,7 +176,7 @@ def test_a_pretrained_t5_v1_1_goes_through_the_chain(own_task: dict[str, Path], 
     import torch
     import transformers
 
-    from mmedge.students.students import train_tokenizer
+    from mmedge.students.scratch import train_tokenizer
 
     folder = tmp_path / "t5"
     torch.manual_seed(0)

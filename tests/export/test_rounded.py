@@ -34,11 +34,13 @@ from mmedge.students.bitsandbytes import (
     CPU_OUTPUTS,
     BitsPrecision,
     bits_config,
-    kept_in_floats,
-    restore_unfit_products,
-    seal_rounded,
+    kept_in_float,
+    restore_unsupported_linears,
+    seal_quantized,
 )
-from mmedge.students.students import Student, load_student, open_student, resolve_source, student_details
+from mmedge.students.loading import load_student, resolve_source
+from mmedge.students.saved import open_student, student_details
+from mmedge.students.student import TorchStudent
 from mmedge.tasks.prompts import Context
 from tests.conftest import REPOSITORY
 
@@ -59,11 +61,11 @@ def _logits(model: Any) -> torch.Tensor:
         return torch.as_tensor(model.eval()(input_ids=ids, **arguments).logits)
 
 
-def _rounded(run: Path, out: Path, precision: BitsPrecision) -> Student:
+def _rounded(run: Path, out: Path, precision: BitsPrecision) -> TorchStudent:
     out.mkdir()
     layers = write_rounded(run / "student", out, precision)
     details = student_details(run / "student")
-    seal_rounded(out, details, {"precision": precision, "numbers": {"layers": layers}})
+    seal_quantized(out, details, {"precision": precision, "numbers": {"layers": layers}})
     return open_student(out)
 
 
@@ -85,9 +87,9 @@ def test_what_is_opened_computes_what_was_rounded(
     exact = open_student(run / "student").model.half().float()
     exact.save_pretrained(run / "student", safe_serialization=True)
     dialects.quiet()
-    settings = bits_config(precision, kept_in_floats(exact), torch.float32)
+    settings = bits_config(precision, kept_in_float(exact), torch.float32)
     direct = type(exact).from_pretrained(str(run / "student"), dtype=torch.float32, quantization_config=settings)
-    restore_unfit_products(direct)
+    restore_unsupported_linears(direct)
     again = _rounded(run, tmp_path / "out", precision)
     expected = _logits(direct)
     assert torch.equal(_logits(again.model), expected)
@@ -105,7 +107,7 @@ def test_every_product_is_rounded_but_the_head_and_what_float16_cannot_hold(
     weights = dict(student.model.named_parameters())
     products = {name for name, module in student.model.named_modules() if isinstance(module, torch.nn.Linear)}
     floats = {name for name in products if name == "lm_head" or name.endswith(".wo")}
-    assert set(kept_in_floats(student.model)) == floats
+    assert set(kept_in_float(student.model)) == floats
     for precision in BITS_PRECISIONS:
         found = _rounded(run, tmp_path / precision, precision)
         layers = student_details(tmp_path / precision)["rounded"]["numbers"]["layers"]
@@ -138,7 +140,7 @@ def test_the_folder_is_what_transformers_expects_and_says_how_good_it_is(exporte
     assert json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"] == "bitsandbytes"
     assert not any(str(exported) in path.read_text() for path in folder.glob("*.json"))
     plain = transformers.AutoModelForSeq2SeqLM.from_pretrained(str(folder), dtype=torch.float32)
-    restore_unfit_products(plain)
+    restore_unsupported_linears(plain)
     ours = _logits(open_student(folder).model)
     assert (_logits(plain) - ours).abs().max() < 0.01 * ours.abs().max()  # it multiplies nf4 in float16
     found = to_json(*inspect(folder))

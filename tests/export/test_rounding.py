@@ -98,7 +98,7 @@ def test_a_tied_head_is_rounded_for_what_it_multiplies(llama_run: Path) -> None:
     from mmedge.export.graphs import fused_products
     from mmedge.export.weights import TABLE
     from mmedge.progress import Progress
-    from mmedge.students.students import open_student
+    from mmedge.students.saved import open_student
     from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, read_evaluation_set
 
     student = open_student(llama_run / "student")

@@ -213,7 +213,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(tmp_path: Path) -> 
 
 def plain_tokenizer() -> Any:
     """Return a small tokenizer with special tokens."""
-    from mmedge.students.students import train_tokenizer
+    from mmedge.students.scratch import train_tokenizer
 
     return train_tokenizer(["some words 1 2 3"], 300)
 

@@ -84,7 +84,7 @@ def test_export_fixes_the_steps_by_calibration_questions(tiny_run: Path) -> None
 
 
 def test_every_input_lies_in_its_range(tiny_run: Path) -> None:
-    from mmedge.students.students import open_student
+    from mmedge.students.saved import open_student
 
     student = open_student(tiny_run / "student")
     questions = read_evaluation_set(tiny_run / FILE_NAME).questions[CALIBRATION]

@@ -42,7 +42,7 @@ def test_a_batch_of_unequal_lengths_answers_as_one_by_one(name: str, request: py
 def test_the_bundle_writes_the_tokens_that_torch_writes(name: str, request: pytest.FixtureRequest) -> None:
     from mmedge.distill.scoring import verdict_probabilities
     from mmedge.engines.torch_engine import TorchEngine
-    from mmedge.students.students import open_student
+    from mmedge.students.saved import open_student
 
     run: Path = request.getfixturevalue(name)
     edge, torch_student = Student.load(run / "bundle-fp32"), open_student(run / "student")

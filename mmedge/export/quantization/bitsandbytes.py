@@ -17,13 +17,14 @@ import transformers
 
 from mmedge.engines.torch_engine import TorchEngine
 from mmedge.students import dialects
-from mmedge.students.bitsandbytes import DETAILS, BitsPrecision, bits_config, kept_in_floats, need_bitsandbytes
-from mmedge.students.students import PIECES, Student
+from mmedge.students.bitsandbytes import DETAILS, BitsPrecision, bits_config, kept_in_float, need_bitsandbytes
+from mmedge.students.saved import TASK_TOKENS
+from mmedge.students.student import TorchStudent
 from mmedge.tasks.encoding import Kind, PromptEncoder
 from mmedge.tasks.prompts import Context
 
 FLOATS = "float16"
-_NOT_COPIED = {DETAILS, PIECES, "config.json", "generation_config.json", "model.safetensors.index.json"}
+_NOT_COPIED = {DETAILS, *TASK_TOKENS, "config.json", "generation_config.json", "model.safetensors.index.json"}
 
 
 def write_rounded(student: Path, out: Path, precision: BitsPrecision, finer: Sequence[str] = ()) -> dict[str, str]:
@@ -46,13 +47,13 @@ def write_rounded(student: Path, out: Path, precision: BitsPrecision, finer: Seq
     config = dialects.load_config(str(student))
     kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
     with torch.device("meta"):
-        floats = [*kept_in_floats(kind.from_config(config)), *finer]
+        floats = [*kept_in_float(kind.from_config(config)), *finer]
     bits = bits_config(precision, floats, torch.float16)
     model = dialects.load_model(str(student), config, dtype=torch.float16, quantization_config=bits, device_map={"": "cpu"})
     for parameter in model.parameters():
         if parameter.dtype == torch.float32:
             parameter.data = parameter.data.half()
-    model.save_pretrained(out, safe_serialization=True)  # before anything is computed: see bits.restore_unfit_products
+    model.save_pretrained(out, safe_serialization=True)  # before anything is computed: see bits.restore_unsupported_linears
     for file in student.iterdir():
         if file.is_file() and file.name not in _NOT_COPIED and file.suffix != ".safetensors":
             shutil.copyfile(file, out / file.name)
@@ -71,7 +72,7 @@ class Answering:
         student: The student.
     """
 
-    student: Student
+    student: TorchStudent
 
     @property
     def encoder(self) -> PromptEncoder:

@@ -13,7 +13,8 @@ import transformers
 from mmedge.distill.lessons import Encoded, EncodedTarget, LessonPass, micro_batches
 from mmedge.recipe import LoraSection, StudentSection
 from mmedge.students.adapters import add_adapters
-from mmedge.students.students import Student, load_student, resolve_source
+from mmedge.students.loading import load_student, resolve_source
+from mmedge.students.student import TorchStudent
 from mmedge.tasks.encoding import PromptEncoder, SpecialTokens
 from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, ENCODER_DECODER_PROMPTS
 
@@ -58,7 +59,7 @@ MODELS: dict[str, Any] = {
 }
 
 
-def student_of(kind: str) -> Student:
+def student_of(kind: str) -> TorchStudent:
     torch.manual_seed(0)
     model = MODELS[kind]()
     for name, parameter in model.named_parameters():
@@ -72,7 +73,7 @@ def student_of(kind: str) -> Student:
         SpecialTokens(eos=1, pad=0, bos=None, start=0 if seq2seq else None),
         200,
     )
-    return Student(model, None, encoder, {})
+    return TorchStudent(model, None, encoder, {})
 
 
 def lessons(count: int = 7) -> list[Encoded]:
@@ -90,7 +91,9 @@ def lessons(count: int = 7) -> list[Encoded]:
     return made
 
 
-def learned(student: Student, packs: bool, precision: torch.dtype | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def learned(
+    student: TorchStudent, packs: bool, precision: torch.dtype | None = None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return the losses of a pass, and every parameter's gradient."""
     student.model.zero_grad()
     lesson_pass = LessonPass(student.model, student.encoder, packs=packs)

@@ -12,14 +12,9 @@ import torch
 from mmedge.engines.torch_engine import TorchEngine
 from mmedge.errors import MmedgeError
 from mmedge.recipe import ScratchSection, StudentSection
-from mmedge.students.students import (
-    build_scratch,
-    load_student,
-    open_student,
-    resolve_source,
-    save_student,
-    train_tokenizer,
-)
+from mmedge.students.loading import load_student, resolve_source
+from mmedge.students.saved import open_student, save_student
+from mmedge.students.scratch import build_scratch, train_tokenizer
 from mmedge.tasks.prompts import VERDICTS, Context
 from tests.conftest import TINY_SCRATCH
 

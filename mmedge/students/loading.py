@@ -1,0 +1,60 @@
+"""The student that a recipe starts from: from the hub, a folder, a GGUF file or an installed package, or built from nothing.
+
+Weights are safetensors or GGUF, never pickle; no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from mmedge.errors import MmedgeError
+from mmedge.recipe import StudentSection
+from mmedge.storage import sha256_json
+from mmedge.students.bitsandbytes import DETAILS
+from mmedge.students.saved import open_student, student_details
+from mmedge.students.scratch import SCRATCH, build_scratch
+from mmedge.students.sources import ModelSource, load, resolve
+from mmedge.students.student import TorchStudent, assemble
+
+
+def resolve_source(section: StudentSection) -> ModelSource:
+    """Find a student's weights without loading them.
+
+    Raises:
+        MmedgeError: There is no such file, package or folder, or a folder has no safetensors weights.
+    """
+    if section.source == SCRATCH:
+        return ModelSource(SCRATCH, None, SCRATCH, sha256_json(section.scratch.model_dump()))
+    return resolve(section.source, section.revision, "student.source")
+
+
+def load_student(
+    section: StudentSection, source: ModelSource, max_input_tokens: int, texts: Iterable[str], seed: int
+) -> TorchStudent:
+    """Load or build the student that a recipe starts from.
+
+    Args:
+        section: The recipe's `student`.
+        source: The same, resolved.
+        max_input_tokens: Longer inputs are cut.
+        texts: The task's texts, for a tokenizer trained from scratch.
+        seed: Seeds the weights of a student from scratch.
+
+    Raises:
+        MmedgeError: The hub cannot be reached, or what is there is no supported model.
+    """
+    if source.kind == SCRATCH:
+        return build_scratch(section.scratch, texts, max_input_tokens, seed)
+    if source.kind == "folder" and source.path is not None and (source.path / DETAILS).is_file():
+        if "rounded" in student_details(source.path):
+            raise MmedgeError(
+                f"student.source: {source.path} is quantized, and cannot be trained", "name the student that it was made from"
+            )
+        return open_student(source.path, max_input_tokens)
+    model, tokenizer = load(source, section.revision, section.tokenizer, "student.source", dtype=torch.float32)
+    local = source.kind in ("folder", "gguf") and not source.name.startswith("package:")
+    shown = Path(source.name).name if local else source.name  # a bundle carries no paths of the machine that made it
+    return assemble(model, tokenizer, max_input_tokens, {"source": shown, "fingerprint": source.fingerprint})

@@ -1,0 +1,134 @@
+"""Students on disk: a folder in Hugging Face format with `mmedge.json` beside the weights, which says how to talk to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from mmedge import __version__
+from mmedge.errors import MmedgeError
+from mmedge.storage import read_json, write_json
+from mmedge.students import dialects
+from mmedge.students.bitsandbytes import DETAILS, check_quantized, need_bitsandbytes, restore_unsupported_linears
+from mmedge.students.sources import check_folder
+from mmedge.students.student import TorchStudent, plain_backend
+from mmedge.tasks.encoding import PromptEncoder, SpecialTokens
+from mmedge.tasks.prompts import StudentPrompts
+
+FORMAT = 1
+TASK_TOKENS = ("task_tokens.json", "pieces.json")  # the second is what it was called before
+
+
+def save_student(student: TorchStudent, folder: Path, details: dict[str, Any], tokens: Sequence[int]) -> None:
+    """Write a student in Hugging Face format with `mmedge.json` beside it; the caller makes the folder atomic.
+
+    Args:
+        student: The student.
+        folder: Where it goes.
+        details: What `mmedge.json` says besides.
+        tokens: The ids of the tokens that its task is made of, which `mmedge export --trim-vocab` keeps.
+    """
+    student.model.save_pretrained(folder, safe_serialization=True)
+    student.tokenizer.save_pretrained(folder)
+    copied = folder / "tokenizer.model"
+    if copied.is_file() and copied.open("rb").read(4) == b"GGUF":
+        copied.unlink()  # a tokenizer read from a .gguf file takes that whole file along as its vocabulary
+    write_json(folder / TASK_TOKENS[0], list(tokens))
+    write_json(
+        folder / DETAILS,
+        {
+            "format": FORMAT,
+            "mmedge": __version__,
+            "transformers": transformers.__version__,
+            "family": student.family,
+            "prompts": student.encoder.prompts.to_json(),
+            "special_tokens": student.encoder.special.to_json(),
+            "max_input_tokens": student.encoder.max_input_tokens,
+            "parameters": student.parameters,
+            "origin": student.origin,
+            **details,
+        },
+    )
+
+
+def student_details(folder: Path) -> dict[str, Any]:
+    """Return a saved student's `mmedge.json`.
+
+    Raises:
+        MmedgeError: The folder is no student of mmedge, or one of a newer version.
+    """
+    if not folder.is_dir():
+        raise MmedgeError(f"no such student: {folder}", "name a folder that `mmedge distill` wrote")
+    check_folder(folder)
+    if not (folder / DETAILS).is_file():
+        raise MmedgeError(f"{folder} has no mmedge.json", "only students that `mmedge distill` made know their task")
+    details = read_json(folder / DETAILS)
+    if not isinstance(details, dict) or details.get("format") != FORMAT:
+        raise MmedgeError(f"{folder}/mmedge.json is not of a format this version reads", "update mmedge")
+    return details
+
+
+def task_tokens(folder: Path) -> list[int]:
+    """Return the ids of the tokens that a saved student's task is made of.
+
+    Raises:
+        MmedgeError: The folder does not say.
+    """
+    for name in TASK_TOKENS:
+        if (folder / name).is_file():
+            found: list[int] = read_json(folder / name)
+            return found
+    raise MmedgeError(f"{folder} has no {TASK_TOKENS[0]}: an older version wrote it", "distil the student again")
+
+
+def student_precision(details: dict[str, Any]) -> str:
+    """Return the weight format of a saved student: `fp32`, `bnb-int8` or `bnb-nf4`."""
+    return str(details["rounded"]["precision"]) if "rounded" in details else "fp32"
+
+
+def open_student(folder: Path, max_input_tokens: int | None = None, device: str = "cpu") -> TorchStudent:
+    """Load a student that `save_student` or `mmedge export` wrote, with the prompts and tokens it was trained with.
+
+    What is not quantized of a quantized student becomes float32 on a CPU, and stays float16 on a GPU.
+
+    Args:
+        folder: The student's.
+        max_input_tokens: Longer inputs are cut; as it was trained by default.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        MmedgeError: It is no student or damaged, or needs bitsandbytes, which is not installed.
+    """
+    dialects.quiet()
+    details = student_details(folder)
+    rounded = "rounded" in details
+    if rounded:
+        need_bitsandbytes()
+        check_quantized(folder, details)
+    try:
+        tokenizer = dialects.load_tokenizer(str(folder), plain=True)
+        config = dialects.load_config(str(folder))
+        if rounded:
+            dtype = torch.float32 if device == "cpu" else torch.float16
+            config.quantization_config["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
+            model = dialects.load_model(str(folder), config, dtype=dtype, device_map={"": device})
+            if device == "cpu":
+                restore_unsupported_linears(model)
+        else:
+            model = dialects.load_model(str(folder), config, dtype=torch.float32)
+            model.to(device)
+        encoder = PromptEncoder(
+            plain_backend(tokenizer),
+            details["family"],
+            StudentPrompts(**details["prompts"]),
+            SpecialTokens(**details["special_tokens"]),
+            max_input_tokens or int(details["max_input_tokens"]),
+        )
+    except Exception as error:  # safetensors, tokenizers and transformers raise many types for a broken file
+        reason = str(error).strip().split("\n")[0][:200]
+        raise MmedgeError(f"cannot load the student {folder}: {reason}", "distil it again, or restore the folder") from error
+    return TorchStudent(model, tokenizer, encoder, details["origin"])

@@ -1,0 +1,80 @@
+"""A student in torch: a Hugging Face model, and what it takes to talk to it (prompts, special tokens, tokenizer)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import transformers
+
+from mmedge.errors import MmedgeError
+from mmedge.tasks.encoding import Family, PromptEncoder, SpecialTokens
+from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, ENCODER_DECODER_PROMPTS
+
+
+@dataclass
+class TorchStudent:
+    """A model and how to talk to it.
+
+    Attributes:
+        model: The torch model: float32, or quantized by bitsandbytes.
+        tokenizer: The fast tokenizer that is saved with it.
+        encoder: Encodes prompts and targets with the same tokenizer.
+        origin: Where the weights came from, for the record.
+        adapted: The model's adapters, while there are any; they stand inside `model`.
+    """
+
+    model: Any
+    tokenizer: transformers.PreTrainedTokenizerFast
+    encoder: PromptEncoder
+    origin: dict[str, Any]
+    adapted: Any = None
+
+    @property
+    def family(self) -> Family:
+        return self.encoder.family
+
+    @property
+    def parameters(self) -> int:
+        """Number of distinct parameters; tied ones count once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def assemble(model: Any, tokenizer: Any, max_input_tokens: int, origin: dict[str, Any]) -> TorchStudent:
+    """Return a model as a student: its family, special tokens and prompts follow from its config and tokenizer.
+
+    Args:
+        model: A model of transformers.
+        tokenizer: Its tokenizer.
+        max_input_tokens: Longer inputs are cut.
+        origin: Where the weights came from, for the record.
+
+    Raises:
+        MmedgeError: It has no fast tokenizer or no end-of-sequence token.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise MmedgeError("the student has no fast tokenizer (tokenizer.json)", "save one with transformers' fast tokenizer")
+    config = model.config
+    family: Family = "encoder-decoder" if config.is_encoder_decoder else "decoder-only"
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else config.eos_token_id
+    eos = eos[0] if isinstance(eos, (list, tuple)) else eos
+    if eos is None:
+        raise MmedgeError("the student has no end-of-sequence token", "set eos_token_id in its config")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
+    bos = None
+    if family == "decoder-only" and tokenizer.bos_token_id is not None:
+        ids = tokenizer("x")["input_ids"]
+        bos = tokenizer.bos_token_id if ids and ids[0] == tokenizer.bos_token_id else None
+    start = config.decoder_start_token_id if family == "encoder-decoder" else None
+    prompts = ENCODER_DECODER_PROMPTS if family == "encoder-decoder" else DECODER_ONLY_PROMPTS
+    special = SpecialTokens(eos=int(eos), pad=int(pad), bos=bos, start=start)
+    encoder = PromptEncoder(plain_backend(tokenizer), family, prompts, special, max_input_tokens)
+    return TorchStudent(model, tokenizer, encoder, origin)
+
+
+def plain_backend(tokenizer: Any) -> Any:
+    """Return the tokenizer underneath, with truncation and padding off."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
