@@ -15,7 +15,7 @@ Knows the names of files, not what is in them. Imports nothing heavy: an edge de
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 RECIPE = "recipe.yaml"
 DETAILS = "mmedge.json"  # makes a folder with a Hugging Face model a student of mmedge
 MANIFEST = "manifest.json"  # makes a folder with graphs a bundle
+QUANTIZED = "quantized"  # where the mmedge.json of a quantized student tells of its export
 _FINEST_FIRST = ("fp32", "fp16", "int8", "int4")  # the order in which a run's bundles are listed; others follow by name
 _EXPORTS_FOR_PEERS = {  # by the file that makes it one
     "genai_config.json": "genai",
@@ -86,7 +87,12 @@ def _is_quantized(student: Path) -> bool:
         details = read_json(student / DETAILS)
     except MmedgeError:
         return False
-    return isinstance(details, dict) and "rounded" in details
+    return isinstance(details, dict) and is_quantized(details)
+
+
+def is_quantized(details: Mapping[str, Any]) -> bool:
+    """Return whether a student's `mmedge.json` is that of a quantized one; `rounded` is what older versions called it."""
+    return QUANTIZED in details or "rounded" in details
 
 
 @dataclass(frozen=True)

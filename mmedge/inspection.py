@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmedge.errors import MmedgeError
-from mmedge.folders import DETAILS, Kind, Run, kind_of, peer_engine
-from mmedge.manifest import open_bundle, read_manifest
+from mmedge.folders import DETAILS, Kind, Run, is_quantized, kind_of, peer_engine
+from mmedge.manifest import Exported, check_student, open_bundle, read_manifest
 from mmedge.storage import folder_size, read_json
 
 
@@ -124,16 +125,14 @@ def _student(folder: Path) -> InspectedStudent:
     if not list(folder.glob("*.safetensors")):
         raise MmedgeError(f"the student {folder} has no weights: no *.safetensors in it", "distil it again, or restore the folder")
     quantized: dict[str, Any] = {}
-    if "rounded" in details:
-        from mmedge.students.bitsandbytes import check_quantized
-
-        manifest = check_quantized(folder, details)
+    if is_quantized(details):
+        manifest = check_student(folder, details)
         quantized = {
             "trusted": _matching(manifest),
-            "precision": manifest["precision"],
-            "linears": dict(Counter(manifest["numbers"]["layers"].values())),
-            "made_with": manifest["made_with"],
-            "verification": manifest["verification"],
+            "precision": manifest.precision,
+            "linears": dict(Counter(manifest.quantization.layers.values())),
+            "made_with": manifest.made_with,
+            "verification": asdict(manifest.verification),
         }
     try:
         return InspectedStudent(
@@ -155,24 +154,24 @@ def _bundle(folder: Path) -> InspectedBundle:
     manifest = bundle.manifest
     return InspectedBundle(
         trusted=_matching(manifest),
-        precision=bundle.precision,
-        family=bundle.family,
-        task=manifest["task"]["name"],
-        recipe=manifest["recipe"],
-        parameters=manifest["student"]["parameters"],
+        precision=manifest.precision,
+        family=manifest.family,
+        task=manifest.task.name,
+        recipe=manifest.recipe,
+        parameters=manifest.student.parameters,
         bytes=bundle.size,
-        verification=manifest["verification"],
-        confidence=_confidence(manifest.get("confidence") or {}),
-        answering=manifest.get("answering"),
-        student_metrics=manifest["student"]["metrics"]["after"],
+        verification=asdict(manifest.verification),
+        confidence=_confidence(manifest.confidence),
+        answering=asdict(manifest.answering),
+        student_metrics=manifest.student.metrics["after"],
     )
 
 
-def _matching(manifest: dict[str, Any]) -> str:
-    return f"yes: {len(manifest['files'])} files match their hashes"
+def _matching(manifest: Exported) -> str:
+    return f"yes: {len(manifest.files)} files match their hashes"
 
 
-def _confidence(stated: dict[str, Any]) -> dict[str, Any]:
+def _confidence(stated: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a manifest says about confidence, without the figures of single questions."""
     signals = {
         name: {"map": found["map"]["kind"], "auroc": found["auroc"], "calibration_error": found["calibration_error"]}

@@ -1,29 +1,37 @@
 """Bundles: the deployable folder, its manifest, and the check that every file is what the manifest says.
 
     bundle-int8/
-        manifest.json                    this format; hashes of every other file, and of itself
+        manifest.json                    what this file declares; hashes of every other file, and of itself
         encoder_model.onnx  decoder_model.onnx             (encoder-decoder), or model.onnx (decoder-only)
         weights.data                     what those graphs read
         tokenizer.json  config.json  …   as other runtimes expect them
 
-A bundle opens without network, torch or transformers, and refuses to open when a byte differs.
+A bundle opens without network, torch or transformers, and refuses to open when a byte differs. Export writes manifests, the runtime
+and the reports read them. A student quantized by bitsandbytes carries the same account of its export in its `mmedge.json`.
+Knows what a manifest says, and not how any of it comes about.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mmedge.errors import MmedgeError
+from mmedge.folders import DETAILS, QUANTIZED
 from mmedge.folders import MANIFEST as MANIFEST
 from mmedge.storage import check_files, folder_size, hash_files, read_json, sha256_json, write_json
 from mmedge.tasks.encoding import Family, SpecialTokens
 from mmedge.tasks.forms import AnswerForm, open_form
 from mmedge.tasks.prompts import StudentPrompts
+from mmedge.typed import read_as
 
-FORMAT = 5
+FORMAT = 6
+OLDEST = 5  # that is read
+RENEW = "write it again: mmedge export RUN"
 Graphs = Literal["fused", "optimum"]  # who wrote them: mmedge.export, one fused node for each attention, or optimum
+Arithmetic = Literal["float32", "int8"]
 GRAPHS: dict[tuple[Family, Graphs], dict[str, str]] = {
     ("encoder-decoder", "fused"): {"encoder": "encoder_model.onnx", "decoder": "decoder_model.onnx"},
     ("encoder-decoder", "optimum"): {"encoder": "encoder_model.onnx", "decoder": "decoder_model_merged.onnx"},
@@ -32,43 +40,355 @@ GRAPHS: dict[tuple[Family, Graphs], dict[str, str]] = {
 }
 
 
+# --------------------------------------------------------------------------------------------- what a manifest says
+
+
+@dataclass(frozen=True)
+class TaskPart:
+    """What a bundle answers.
+
+    Attributes:
+        name: The task.
+        form: The form of its answers: `expression`, `choice`, `label`, …
+        settings: The form's settings, such as its labels.
+        files: Names of files in the bundle that the form needs, such as a schema.
+    """
+
+    name: str
+    form: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StudentPart:
+    """The student that was exported.
+
+    Attributes:
+        parameters: How many.
+        origin: Where its weights came from.
+        metrics: What it scored before and after it was distilled.
+    """
+
+    parameters: int
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VocabularyPart:
+    """A trimmed vocabulary: how many tokens were kept, and of how many."""
+
+    kept: int
+    of: int
+
+
+@dataclass(frozen=True)
+class WrittenPart:
+    """What was written: in how many seconds, how many bytes, and how many nodes the decoder's graph has, where that is known."""
+
+    seconds: float
+    bytes: int
+    decoder_nodes: int | None = None
+
+
+@dataclass(frozen=True)
+class QuantizationPart:
+    """The dtype of every linear layer and table.
+
+    Attributes:
+        layers: By name: `int4`, `int8`, `float32`, …
+        exceptions: Those that accuracy asked to be kept in a finer dtype than the precision's own.
+    """
+
+    layers: Mapping[str, str]
+    exceptions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class BudgetStep:
+    """One attempt to stay within the accuracy budget.
+
+    Attributes:
+        kept_finer: How many layers were kept in a finer dtype.
+        problems: What was wrong; nothing of the last attempt.
+        accuracy_drop: Points of accuracy lost on validation questions; None without labels.
+        mean_kl: KL divergence from the student, in nats per token.
+        static_activations: Whether an encoder's activations were quantized with ranges fixed by calibration.
+    """
+
+    kept_finer: int
+    problems: tuple[str, ...]
+    accuracy_drop: float | None
+    mean_kl: float
+    static_activations: bool = False
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What quantizing one linear layer costs: the loss foreseen, in nats per token, and the bytes of a finer dtype."""
+
+    linear: str
+    loss: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How what was exported compares with its student on validation questions.
+
+    Attributes:
+        questions: How many were asked.
+        same_answers: How many greedy answers are the same, word for word.
+        largest_difference: The largest difference of any logit, as a share of the largest logit, teacher-forced.
+        top1_agreement: The share of answer tokens for which both choose the same, teacher-forced.
+        mean_kl: Mean Kullback-Leibler divergence from the student, in nats per token.
+        accuracy_student: Share of right answers of the student; None without labels.
+        accuracy_bundle: The same of what was exported.
+        accuracy_change: The second less the first, in points, with its paired 95 % interval; None without labels.
+        label_probability: The mean probability of the right answer, of the student and of what was exported; None without labels.
+            It moves by less chance than the share of right answers, which a few questions decide.
+        label_probability_change: By how many points it changed, with its paired 95 % interval; None without labels.
+        became_wrong: How many right answers became wrong.
+        became_right: How many wrong answers became right.
+    """
+
+    questions: int
+    same_answers: int
+    largest_difference: float
+    top1_agreement: float
+    mean_kl: float
+    accuracy_student: float | None = None
+    accuracy_bundle: float | None = None
+    accuracy_change: tuple[float, float, float] | None = None
+    label_probability: tuple[float, float] | None = None
+    label_probability_change: tuple[float, float, float] | None = None
+    became_wrong: int = 0
+    became_right: int = 0
+
+    @property
+    def drop(self) -> float | None:
+        """Points of accuracy lost; None without labels."""
+        if self.accuracy_student is None or self.accuracy_bundle is None:
+            return None
+        return 100 * (self.accuracy_student - self.accuracy_bundle)
+
+    def __str__(self) -> str:
+        words = [f"{self.same_answers}/{self.questions} answers as the student's"]
+        words.append(f"top-1 agreement {100 * self.top1_agreement:.2f} %, KL {self.mean_kl:.1e}")
+        if self.accuracy_change is not None:
+            words.append(f"accuracy {change_text(self.accuracy_change)}")
+        if self.label_probability_change is not None:
+            words.append(f"probability of the right answer {change_text(self.label_probability_change)} points")
+        return ", ".join(words)
+
+
+def change_text(change: Sequence[float] | None) -> str:
+    """Return a change in points with its interval, as a person reads it; a dash for none."""
+    return "–" if change is None else f"{change[0]:+.1f} [{change[1]:+.1f}, {change[2]:+.1f}]"
+
+
+NOT_VERIFIED = Verification(questions=0, same_answers=0, largest_difference=0.0, top1_agreement=0.0, mean_kl=0.0)
+
+
+@dataclass(frozen=True)
+class ThresholdPart:
+    """The confidence below which a bundle withholds answers, chosen on validation questions.
+
+    Attributes:
+        value: The confidence.
+        accuracy: Of the answers given on validation questions.
+        withheld: The share of validation questions below.
+        questions: How many there were.
+        interval: 95 % interval of the accuracy.
+        target_accuracy: The accuracy that the recipe asked for, if it did.
+        max_withheld: The largest share withheld that the recipe asked for, if it did.
+    """
+
+    value: float
+    accuracy: float
+    withheld: float
+    questions: int
+    interval: tuple[float, float] = (0.0, 1.0)
+    target_accuracy: float | None = None
+    max_withheld: float | None = None
+
+
+@dataclass(frozen=True)
+class AnsweringPart:
+    """How a bundle answers where a call says nothing else.
+
+    Attributes:
+        strategy: The settings of the runtime's strategy.
+        constrained: Whether answers are held to the task's form.
+        threshold: Below which confidence answers are withheld; None for never.
+    """
+
+    strategy: Mapping[str, Any] = field(default_factory=dict)
+    constrained: bool = False
+    threshold: ThresholdPart | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one row's decoding step does with its weights; attention over what was read before is not counted.
+
+    Attributes:
+        bytes: Of the weights that are read: all but tables that rows are looked up in.
+        operations: Multiplications and additions of linear layers.
+        table_bytes: Of those tables: embeddings that are not the head too.
+        arithmetic: What the linear layers are mostly computed in.
+    """
+
+    bytes: int
+    operations: int
+    table_bytes: int
+    arithmetic: Arithmetic = "float32"
+
+
+@dataclass(frozen=True)
+class State:
+    """A recurrent state of a graph, which holds all that was read and cannot be taken back to an earlier token.
+
+    Attributes:
+        name: The graph takes it as `past_states.NAME` and returns it as `present_states.NAME`.
+        shape: Of one row.
+        dtype: `float32` or `float16`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """A file's hash and size."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What a bundle and a quantized student both say of their export.
+
+    Attributes:
+        mmedge: The version that wrote it.
+        recipe: The recipe's name.
+        precision: `fp32`, `int8`, `bnb-nf4`, …
+        student: What was exported.
+        key: Hash of all that decides what is written.
+        verified_on: Hash of the questions that it was verified on.
+        max_accuracy_drop: The accuracy budget, in points.
+        written: In what time and size.
+        quantization: The dtype of every layer.
+        verification: How it compares with the student.
+        budget: The attempts to stay within the accuracy budget.
+        sensitivity: What quantizing each layer costs, where that was found out, the worst first.
+        files: Hash and size of every other file.
+    """
+
+    mmedge: str
+    recipe: str
+    precision: str
+    student: StudentPart
+    key: str
+    verified_on: str
+    max_accuracy_drop: float
+    written: WrittenPart
+    quantization: QuantizationPart
+    verification: Verification = NOT_VERIFIED
+    budget: tuple[BudgetStep, ...] = ()
+    sensitivity: tuple[LayerCost, ...] = ()
+    files: Mapping[str, FilePart] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Exported):
+    """What a bundle says of itself.
+
+    Attributes:
+        device: What it is meant for: `cpu`, or `cuda` (fp16), which the CPU computes too, more slowly than float32.
+        family: Which kind of student.
+        graphs: Who wrote the graphs, which decides their inputs and outputs.
+        task: What it answers.
+        prompts: Its prompts.
+        special_tokens: Its special tokens.
+        max_input_tokens: Longer inputs are cut.
+        max_answer_tokens: The longest answer.
+        max_rationale_tokens: The longest rationale or evaluation.
+        threads: How many threads serve it best; None for all cores.
+        vocabulary: What was kept of the vocabulary; None for all of it.
+        confidence: How its confidence was calibrated, as `runtime.confidence` reads it; empty where it was not.
+        answering: How it answers where a call says nothing else.
+        work: What a decoding step does; None in bundles of format 5.
+        states: The graph's recurrent states.
+        plan: The layer plan of an engine that interprets one; None where none was written.
+    """
+
+    device: Literal["cpu", "cuda"]
+    family: Family
+    graphs: Graphs
+    task: TaskPart
+    prompts: StudentPrompts
+    special_tokens: SpecialTokens
+    max_input_tokens: int
+    max_answer_tokens: int
+    max_rationale_tokens: int
+    threads: int | None = None
+    vocabulary: VocabularyPart | None = None
+    confidence: Mapping[str, Any] = field(default_factory=dict)
+    answering: AnsweringPart = AnsweringPart()
+    work: Work | None = None
+    states: tuple[State, ...] = ()
+    plan: Mapping[str, Any] | None = None
+
+    def identity(self) -> str:
+        """Return a hash of all that answers depend on."""
+        stated = asdict(self)
+        return sha256_json([stated[name] for name in ("files", "prompts", "confidence", "answering")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedStudent(Exported):
+    """What a student quantized by bitsandbytes says of its export.
+
+    Attributes:
+        made_with: Versions of the packages that quantized it.
+        computed_on: Where it was verified: `cpu` or `cuda`.
+    """
+
+    made_with: Mapping[str, str] = field(default_factory=dict)
+    computed_on: Literal["cpu", "cuda"] = "cpu"
+
+
 @dataclass(frozen=True)
 class Bundle:
     """An opened, checked bundle.
 
     Attributes:
         folder: Where it lies.
-        family: Which kind of student.
-        graphs: Who wrote the graphs, which decides their inputs and outputs.
-        precision: `fp32`, `fp16`, `int8` or `int4`.
-        device: What it is meant for: `cpu`, or `cuda` (fp16), which the CPU computes too, more slowly than float32.
-        prompts: Its prompts.
-        special: Its special tokens.
+        manifest: What it says of itself.
         form: What answers of its task look like.
-        max_input_tokens: Longer inputs are cut.
-        max_answer_tokens: The longest answer.
-        max_rationale_tokens: The longest rationale or evaluation.
-        threads: How many threads serve it best; None for all cores.
-        manifest: The whole manifest.
     """
 
     folder: Path
-    family: Family
-    graphs: Graphs
-    precision: str
-    device: Literal["cpu", "cuda"]
-    prompts: StudentPrompts
-    special: SpecialTokens
+    manifest: Manifest
     form: AnswerForm
-    max_input_tokens: int
-    max_answer_tokens: int
-    max_rationale_tokens: int
-    threads: int | None
-    manifest: dict[str, Any]
+
+    @classmethod
+    def of(cls, folder: Path, manifest: Manifest) -> Bundle:
+        """Return the bundle in a folder whose files are known to be right.
+
+        Raises:
+            MmedgeError: This version does not know the form of its answers.
+        """
+        return cls(folder, manifest, open_form(asdict(manifest.task), folder, f"{folder / MANIFEST}: task"))
 
     def graph(self, part: str) -> Path:
         """Return the path of a graph: `decoder`, or `encoder`."""
-        return self.folder / GRAPHS[self.family, self.graphs][part]
+        return self.folder / GRAPHS[self.manifest.family, self.manifest.graphs][part]
 
     @property
     def size(self) -> int:
@@ -76,44 +396,54 @@ class Bundle:
         return folder_size(self.folder)
 
 
-def seal(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest of a folder whose other files are complete: their hashes and sizes, and a hash over itself."""
-    whole = {"format": FORMAT, **manifest, "files": hash_files(folder, MANIFEST)}
-    write_json(folder / MANIFEST, {**whole, "sha256": sha256_json(whole)})
+# ------------------------------------------------------------------------------------------------- reading, writing
+
+
+def seal(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest of a folder whose other files are complete, and return it with their hashes and sizes."""
+    whole = replace(manifest, files=_hashed(folder, MANIFEST))
+    stated = {"format": FORMAT, **asdict(whole)}
+    write_json(folder / MANIFEST, {**stated, "sha256": sha256_json(stated)})
+    return whole
+
+
+def _hashed(folder: Path, besides: str) -> dict[str, FilePart]:
+    return {name: FilePart(**part) for name, part in hash_files(folder, besides).items()}
 
 
 def refuse_bundle(folder: Path, option: str) -> None:
-    """Refuse to write results into a bundle: it opens no more when it holds a file that its manifest does not.
+    """Refuse to write results into a bundle: it no longer opens when it holds a file that its manifest does not list.
 
     Raises:
         MmedgeError: The folder is a bundle.
     """
     if (folder / MANIFEST).is_file():
-        raise MmedgeError(f"{folder} is a bundle, which a file more would spoil", f"name another place with {option}")
+        raise MmedgeError(f"{folder} is a bundle, and another file in it would break it", f"name another place with {option}")
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Manifest:
     """Return a bundle's manifest, checked against its own hash.
 
     Raises:
-        MmedgeError: The folder is no bundle, is of a newer format, or its manifest was changed.
+        MmedgeError: The folder is not a bundle, its format is not read by this version, or its manifest was changed.
     """
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise MmedgeError(f"no such bundle: {folder}", "make one with mmedge export RUN --int8")
+        raise MmedgeError(f"no such bundle: {folder}", "make one: mmedge export RUN --int8")
     if not path.is_file():
-        raise MmedgeError(f"{folder} is no bundle: it has no {MANIFEST}", "make one with mmedge export RUN --int8")
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or "format" not in manifest:
-        raise MmedgeError(f"{path} is no bundle manifest", "export the student again")
-    if manifest["format"] != FORMAT:
-        raise MmedgeError(
-            f"{path} has format {manifest['format']!r}; this version reads {FORMAT}", "update mmedge, or export again"
-        )
-    stated = manifest.pop("sha256", None)
-    if sha256_json(manifest) != stated:
-        raise MmedgeError(f"{path} was changed after export: its hash does not match", "export the student again")
-    return manifest
+        raise MmedgeError(f"{folder} is not a bundle: it has no {MANIFEST}", "make one: mmedge export RUN --int8")
+    stated = read_json(path)
+    if not isinstance(stated, dict) or not isinstance(stated.get("format"), int):
+        raise MmedgeError(f"{path} is not a bundle's manifest", RENEW)
+    format_ = stated["format"]
+    if format_ > FORMAT:
+        raise MmedgeError(f"{path} has format {format_}, and this version of mmedge reads up to {FORMAT}", "update mmedge")
+    if format_ < OLDEST:
+        raise MmedgeError(f"{path} has format {format_}, which is too old: formats {OLDEST} to {FORMAT} are read", RENEW)
+    digest = stated.pop("sha256", None)
+    if sha256_json(stated) != digest:
+        raise MmedgeError(f"{path} was changed after export: its hash does not match", RENEW)
+    return read_as(Manifest, _upgraded(stated, path) if format_ < FORMAT else stated, str(path), RENEW)
 
 
 def open_bundle(folder: Path) -> Bundle:
@@ -123,19 +453,77 @@ def open_bundle(folder: Path) -> Bundle:
         MmedgeError: A file is missing, was added, or differs from its hash; the message names it.
     """
     manifest = read_manifest(folder)
-    check_files(folder, manifest["files"], MANIFEST)
-    return Bundle(
-        folder=folder,
-        family=manifest["family"],
-        graphs=manifest["graphs"],
-        precision=manifest["precision"],
-        device=manifest.get("device", "cpu"),
-        prompts=StudentPrompts(**manifest["prompts"]),
-        special=SpecialTokens(**manifest["special_tokens"]),
-        form=open_form(manifest["task"], folder, f"{folder / MANIFEST}: task"),
-        max_input_tokens=manifest["max_input_tokens"],
-        max_answer_tokens=manifest["max_answer_tokens"],
-        max_rationale_tokens=manifest["max_rationale_tokens"],
-        threads=manifest["threads"],
-        manifest=manifest,
-    )
+    check_files(folder, {name: asdict(part) for name, part in manifest.files.items()}, MANIFEST)
+    return Bundle.of(folder, manifest)
+
+
+def seal_student(folder: Path, details: Mapping[str, Any], manifest: QuantizedStudent) -> QuantizedStudent:
+    """Write the `mmedge.json` of a quantized student whose other files are complete, and return its account with their hashes.
+
+    Args:
+        folder: Its folder.
+        details: The `mmedge.json` of the student that was quantized.
+        manifest: How it was exported.
+    """
+    whole = replace(manifest, files=_hashed(folder, DETAILS))
+    stated = {**details, QUANTIZED: asdict(whole)}
+    write_json(folder / DETAILS, {**stated, "sha256": sha256_json(stated)})
+    return whole
+
+
+def read_quantized(details: Mapping[str, Any], path: Path) -> QuantizedStudent:
+    """Return how a quantized student was exported, from its `mmedge.json`, without a look at its files.
+
+    Raises:
+        MmedgeError: A field is missing or of another type.
+    """
+    stated = details[QUANTIZED] if QUANTIZED in details else _upgraded(details["rounded"], path)
+    return read_as(QuantizedStudent, stated, str(path), RENEW)
+
+
+def check_student(folder: Path, details: Mapping[str, Any]) -> QuantizedStudent:
+    """Check every file of a quantized student, and return how it was exported.
+
+    Args:
+        folder: Its folder.
+        details: Its `mmedge.json`.
+
+    Raises:
+        MmedgeError: A file is missing, was added or changed; the message names it.
+    """
+    stated = {name: value for name, value in details.items() if name != "sha256"}
+    if sha256_json(stated) != details.get("sha256"):
+        raise MmedgeError(f"{folder / DETAILS} was changed after export: its hash does not match", RENEW)
+    manifest = read_quantized(details, folder / DETAILS)
+    check_files(folder, {name: asdict(part) for name, part in manifest.files.items()}, DETAILS)
+    return manifest
+
+
+def _upgraded(old: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return a manifest of format 5, or what a quantized student of its time says, in the words of format 6.
+
+    Raises:
+        MmedgeError: It is not what export wrote then.
+    """
+    try:
+        return _renamed(old)
+    except (KeyError, TypeError, AttributeError):
+        raise MmedgeError(f"{path} is not what mmedge export writes", RENEW) from None
+
+
+def _renamed(old: dict[str, Any]) -> dict[str, Any]:
+    new = dict(old)
+    if "task" in old:
+        labels = old["task"].get("labels")
+        settings = {"labels": labels} if labels else {}
+        new["task"] = {"name": old["task"]["name"], "form": old["task"]["judge"], "settings": settings}
+    new["quantization"] = old.get("numbers", {"layers": {}, "exceptions": {}})
+    new["budget"] = [{**step, "static_activations": step.get("fixed_steps", False)} for step in old.get("budget", ())]
+    new["sensitivity"] = [{**cost, "linear": cost["product"]} for cost in old.get("sensitivity", ())]
+    new["confidence"] = old.get("confidence") or {}
+    answering = dict(old.get("answering") or {})
+    if threshold := answering.get("threshold"):
+        withheld = {"withheld": threshold["handed_on"], "max_withheld": threshold.get("max_handed_on")}
+        answering["threshold"] = threshold | withheld
+    new["answering"] = answering
+    return new

@@ -90,7 +90,7 @@ def test_a_student_learns_on_the_gpu_as_on_the_cpu(precision: str, tmp_path: Pat
 def test_rounded_students_answer_on_the_gpu(which: str, precision: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     run: Path = request.getfixturevalue(which)
     manifest = export(run, [precision], QUIET, tmp_path, max_accuracy_drop=100)[precision]  # type: ignore[list-item]
-    assert manifest["computed_on"] == "cuda" and manifest["verification"]["top1_agreement"] > 0.85
+    assert manifest.computed_on == "cuda" and manifest.verification.top1_agreement > 0.85
     folder = tmp_path / f"student-{precision}"
     there, here = open_student(folder, device="cuda"), open_student(folder)
     prompt, target = there.encoder.prompt("predict", Context("What is 3 and 4?")), here.encoder.target("3 + 4", 8)
@@ -108,9 +108,8 @@ def on_cuda(name: str, folder: Path) -> tuple[Any, Any]:
     model.save_pretrained(folder)
     write_fused(folder, folder, Numbers("fp16"))
     files = GRAPHS["encoder-decoder" if name in T5 else "decoder-only", "fused"]
-    bundle: Any = SimpleNamespace(
-        folder=folder, graph=lambda part: folder / files[part], special=SpecialTokens(pad=0, eos=-1, start=0)
-    )
+    stated = SimpleNamespace(special_tokens=SpecialTokens(pad=0, eos=-1, start=0))
+    bundle: Any = SimpleNamespace(folder=folder, graph=lambda part: folder / files[part], manifest=stated)
     return model, (FusedEncoderDecoderEngine if name in T5 else FusedDecoderOnlyEngine)(bundle, 1, "cuda")
 
 

@@ -135,9 +135,7 @@ def evaluate(
     held_out = [examples[0] for examples in teacher.values()]
     key = sha256_json(
         [
-            student.bundle.manifest["files"],
-            student.bundle.manifest["prompts"],
-            student.bundle.manifest.get("confidence"),
+            student.bundle.manifest.identity(),
             asdict(replace(settings, timed=0, threads=None)),  # which change no answer
             sha256_file(source),
         ]
@@ -156,9 +154,9 @@ def evaluate(
         asked[ALL] = [one for found in asked.values() for one in found]
     return {
         "bundle": bundle.name,
-        "recipe": student.bundle.manifest["recipe"],
+        "recipe": student.bundle.manifest.recipe,
         "task": questions.task,
-        "precision": student.bundle.precision,
+        "precision": student.bundle.manifest.precision,
         "settings": asdict(settings),
         "machine": machine(),
         "confidence": _calibration(student),
@@ -451,7 +449,7 @@ def _cascade(
 
 
 def _calibration(student: Student) -> dict[str, Any]:
-    stated = student.bundle.manifest.get("confidence") or {}
+    stated = student.bundle.manifest.confidence
     signals = stated.get("signals") or {}
     shown = {name: {key: value for key, value in found.items() if key != "confidences"} for name, found in signals.items()}
     return {"questions": stated.get("questions"), "chosen": stated.get("chosen"), "why": stated.get("why"), "signals": shown}

@@ -232,9 +232,9 @@ def _refuse_unused(student: Student, strategy: Strategy, drawing: dict[str, Any]
         raise MmedgeError(f"{option} is for --strategy samples or retry, and this is {strategy.kind}", "name one of them")
     if strategy.kind == "samples" and "retry_below" in given:
         raise MmedgeError("--retry-below is for --strategy retry", "name it, or leave the option out")
-    task = student.bundle.manifest["task"]
-    if choices and task["judge"] != "choice":
-        raise MmedgeError(f"--choice: questions of the task {task['name']} have no choices", "leave it out")
+    task = student.bundle.manifest.task
+    if choices and task.form != "choice":
+        raise MmedgeError(f"--choice: questions of the task {task.name} have no choices", "leave it out")
 
 
 # ------------------------------------------------------------------------------------------------------ in a terminal
@@ -269,16 +269,15 @@ class Asking:
     @property
     def decides_later(self) -> bool:
         """Whether an answer may be withheld or outvoted once it is written."""
-        stated = (self.student.bundle.manifest.get("answering") or {}).get("threshold")
-        threshold = (stated or {}).get("value") if self.abstain_below is None else self.abstain_below
+        stated = self.student.bundle.manifest.answering.threshold
+        threshold = self.abstain_below if self.abstain_below is not None or stated is None else stated.value
         return bool(threshold) or self.strategy.kind in ("samples", "retry")
 
     def key(self) -> list[object]:
         """Return everything besides the questions that answers depend on."""
-        manifest = self.student.bundle.manifest
         settings = [self.explain, self.evaluate, self.confidence, self.strategy.to_json(), self.constrained, self.abstain_below]
         bigger = self.escalate_to.name if self.escalate_to else None
-        return [manifest["files"], manifest["prompts"], manifest.get("confidence"), manifest.get("answering"), settings, bigger]
+        return [self.student.bundle.manifest.identity(), settings, bigger]
 
 
 def say(asking: Asking, example: Example, *, as_json: bool = False, stream: bool = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -168,15 +168,15 @@ def export(
         sensitivity=conversion.sensitivity,
     )
     if as_json:
-        print_json(found)
+        print_json({precision: asdict(manifest) for precision, manifest in found.items()})
         return
     folder = out or student.parent
     for precision, manifest in found.items():
-        size = sum(file["bytes"] for file in manifest["files"].values())
-        checked = manifest["verification"]
+        size = sum(file.bytes for file in manifest.files.values())
+        checked = manifest.verification
         typer.echo(
-            f"{folder / variant_name(precision)}  {size / 1e6:.1f} MB  {checked['same_answers']}/{checked['questions']} answers "
-            f"as the student's  top-1 agreement {100 * checked['top1_agreement']:.2f} %"
+            f"{folder / variant_name(precision)}  {size / 1e6:.1f} MB  {checked.same_answers}/{checked.questions} answers "
+            f"as the student's  top-1 agreement {100 * checked.top1_agreement:.2f} %"
         )
 
 

@@ -140,14 +140,15 @@ def asking_of(folder: Path) -> Asking:
     Raises:
         MmedgeError: It is neither, or damaged.
     """
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
     if (folder / MANIFEST).is_file():
-        values = read_manifest(folder)
-        limits = values
-    else:
-        values = read_json(folder / "mmedge.json")
-        limits = values["recipe"]["generation"]
+        stated = read_manifest(folder)
+        encoder = PromptEncoder(tokenizer, stated.family, stated.prompts, stated.special_tokens, stated.max_input_tokens)
+        return Asking(encoder, stated.max_answer_tokens, stated.max_rationale_tokens)
+    values = read_json(folder / "mmedge.json")
+    limits = values["recipe"]["generation"]
     encoder = PromptEncoder(
-        load_tokenizer(folder / "tokenizer.json"),
+        tokenizer,
         values["family"],
         StudentPrompts(**values["prompts"]),
         SpecialTokens(**values["special_tokens"]),

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmedge.errors import MmedgeError, missing_extra
 from mmedge.machine import usable_cores
-from mmedge.storage import folder_size, read_json
+from mmedge.storage import folder_size
 from mmedge.tasks.forms import AnswerForm, open_form
 
 if TYPE_CHECKING:
@@ -108,18 +108,18 @@ def _open_bundle(device: Literal["auto", "cuda"], place: Path, threads: int | No
     from mmedge.runtime.student import Student
 
     student = Student.load(place, threads, device)
-    bundle = student.bundle
+    bundle, stated = student.bundle, student.bundle.manifest
     return Opened(
         "onnxruntime",
-        bundle.precision,
-        threads or bundle.threads or usable_cores(),
+        stated.precision,
+        threads or stated.threads or usable_cores(),
         student.engine,
         student.encoder,
-        bundle.max_answer_tokens,
-        bundle.max_rationale_tokens,
+        stated.max_answer_tokens,
+        stated.max_rationale_tokens,
         bundle.size,
-        choose_device(device, bundle.device),
-        task=str(bundle.manifest["task"]["name"]),
+        choose_device(device, stated.device),
+        task=stated.task.name,
         student=student,
     )
 
@@ -265,9 +265,11 @@ def form_of(spec: VariantSpec) -> AnswerForm | None:
     """Return what answers of a variant's task look like, where a bundle says so."""
     if not spec.kind.startswith("bundle"):
         return None
+    from mmedge.manifest import read_manifest
+
     try:
-        return open_form(read_json(spec.place / _MANIFEST)["task"], spec.place)
-    except (MmedgeError, KeyError, TypeError):
+        return open_form(asdict(read_manifest(spec.place).task), spec.place)
+    except MmedgeError:
         return None
 
 

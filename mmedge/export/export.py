@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -32,21 +32,45 @@ from mmedge.export.quantization.graphs import quantize_model
 from mmedge.export.quantization.precisions import FORMATS, HIGHER, MEANT_FOR, PRECISIONS, Numbers, Precision
 from mmedge.export.report import write_report
 from mmedge.export.trim import TrimmedVocabulary, trim
-from mmedge.export.verify import Reference, Verification, problems
+from mmedge.export.verify import Reference, problems
 from mmedge.export.weights import TABLE, WeightFiles
-from mmedge.folders import student_in
-from mmedge.manifest import GRAPHS, MANIFEST, open_bundle, read_manifest, seal
+from mmedge.folders import DETAILS, is_quantized, student_in
+from mmedge.manifest import (
+    GRAPHS,
+    MANIFEST,
+    AnsweringPart,
+    BudgetStep,
+    Bundle,
+    Exported,
+    LayerCost,
+    Manifest,
+    QuantizationPart,
+    QuantizedStudent,
+    StudentPart,
+    TaskPart,
+    ThresholdPart,
+    Verification,
+    VocabularyPart,
+    WrittenPart,
+    check_student,
+    open_bundle,
+    read_manifest,
+    read_quantized,
+    seal,
+    seal_student,
+)
 from mmedge.progress import Progress
 from mmedge.recipe import AnsweringSection
 from mmedge.reports.formats import duration
 from mmedge.runtime.confidence import Confidence
 from mmedge.runtime.student import Student
 from mmedge.storage import atomic_folder, folder_size, read_json, remove_leftovers, sha256_file, sha256_json, write_json
-from mmedge.students.bitsandbytes import BITS_PRECISIONS, BitsPrecision, check_quantized, need_bitsandbytes, seal_quantized
+from mmedge.students.bitsandbytes import BITS_PRECISIONS, BitsPrecision, need_bitsandbytes
 from mmedge.students.saved import open_student, student_details, task_tokens
 from mmedge.students.student import TorchStudent
+from mmedge.tasks.encoding import SpecialTokens
 from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, VALIDATION, EvaluationSet, read_evaluation_set
-from mmedge.tasks.prompts import render_question
+from mmedge.tasks.prompts import StudentPrompts, render_question
 
 __all__ = ["PRECISIONS", "AnyPrecision", "Precision", "export", "variant_name"]
 AnyPrecision = Precision | BitsPrecision
@@ -79,7 +103,7 @@ def export(
     trim_vocabulary: bool | None = None,
     *,
     sensitivity: bool = False,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Exported]:
     """Export a student.
 
     Args:
@@ -102,14 +126,14 @@ def export(
     folder = student_in(place)
     out = out or folder.parent
     details = student_details(folder)
-    if "rounded" in details:
-        raise MmedgeError(f"{folder} is rounded already", "export the student that it was made from")
+    if is_quantized(details):
+        raise MmedgeError(f"{folder} is quantized already", "export the student that it was made from")
     questions = read_evaluation_set(evaluation or folder.parent / FILE_NAME)
     exporter = _Exporter(folder, details, out, questions, max_accuracy_drop, graphs, trim_vocabulary, progress, sensitivity)
     if out.is_dir():
         remove_leftovers(out)
     try:
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Exported] = {}
         for precision in precisions or exporter.precisions:
             found[precision] = exporter.write(precision)
         write_report(out / REPORT, exporter.written())
@@ -232,31 +256,31 @@ class _Exporter:
             self._input_ranges = input_ranges(self._student, examples, fused_products(self._folder))
         return self._input_ranges
 
-    def written(self) -> dict[str, dict[str, Any]]:
+    def written(self) -> dict[str, Exported]:
         """Return the manifests of all bundles of this student that are there, by precision."""
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Exported] = {}
         for precision in PRECISIONS:
             try:
                 manifest = read_manifest(self._out / f"bundle-{precision}")
             except MmedgeError:
                 continue  # none, or one of another version
-            if manifest["key"] == self._key:
+            if manifest.key == self._key:
                 found[precision] = manifest
         for rounded in BITS_PRECISIONS:
             folder = self._out / variant_name(rounded)
-            if (folder / "mmedge.json").is_file():
-                stated = student_details(folder).get("rounded", {})
-                if stated.get("key") == self._rounded_key:
+            if (folder / DETAILS).is_file() and is_quantized(details := student_details(folder)):
+                stated = read_quantized(details, folder / DETAILS)
+                if stated.key == self._rounded_key:
                     found[rounded] = stated
         return found
 
-    def write(self, precision: AnyPrecision) -> dict[str, Any]:
+    def write(self, precision: AnyPrecision) -> Exported:
         """Write what a precision asks for, unless it is there and holds, and return its manifest."""
         if precision == "bnb-int8" or precision == "bnb-nf4":
             return self.rounded(precision)
         return self.bundle(precision)
 
-    def bundle(self, precision: Precision) -> dict[str, Any]:
+    def bundle(self, precision: Precision) -> Manifest:
         """Write one bundle, unless one that holds is there, and return its manifest."""
         if precision == "fp16" and self._writer != "fused":
             raise MmedgeError("float16 is there for mmedge's own graphs alone", "export with --fp32 or --int8")
@@ -277,7 +301,7 @@ class _Exporter:
         self._progress.line(f"{target}: {folder_size(target) / 1e6:.1f} MB, {found}")
         return read_manifest(target)
 
-    def _kept(self, bundle: Path) -> dict[str, Any] | None:
+    def _kept(self, bundle: Path) -> Manifest | None:
         """Return the manifest of a bundle that was exported before from the same student and holds, or None."""
         if not (bundle / MANIFEST).is_file():
             return None
@@ -285,16 +309,16 @@ class _Exporter:
             manifest = open_bundle(bundle).manifest
         except MmedgeError:
             return None  # damaged or of an older format: exported anew
-        if self._wants_costs and manifest["precision"] in HIGHER and not manifest["sensitivity"]:
+        if self._wants_costs and manifest.precision in HIGHER and not manifest.sensitivity:
             return None
-        same = manifest["key"] == self._key and manifest["max_accuracy_drop"] == self._drop
-        return manifest if same and manifest["verified_on"] == _questions_hash(self._questions) else None
+        same = manifest.key == self._key and manifest.max_accuracy_drop == self._drop
+        return manifest if same and manifest.verified_on == _questions_hash(self._questions) else None
 
     def _within_budget(self, precision: Precision, folder: Path) -> Verification:
         """Fill a folder with a bundle that loses no more accuracy than it may, as coarse as that allows."""
         exceptions: dict[str, NumberFormat] = {}
-        history: list[dict[str, Any]] = []
-        costs: list[tuple[str, float, int]] = []
+        history: list[BudgetStep] = []
+        costs: list[LayerCost] = []
         share = FIRST_SHARE
         fixed = True  # an encoder's inputs are rounded to steps that calibration questions fixed
         while True:
@@ -302,11 +326,10 @@ class _Exporter:
             ranges = self._ranges() if precision in HIGHER and fixed else {}
             numbers = Numbers(precision, exceptions, observed, ranges)
             manifest = self._fill(folder, precision, numbers)
-            bundle = Student.load(folder, device="cpu")
+            bundle = Student(Bundle.of(folder, manifest), device="cpu")
             found = self._reference.compare(bundle, self._vocabulary.kept if self._vocabulary else None)
             said = problems(found, precision, self._drop)
-            tried = {"kept_finer": len(exceptions), "fixed_steps": bool(ranges)}
-            history.append({**tried, "problems": said, "accuracy_drop": found.drop, "mean_kl": found.mean_kl})
+            history.append(BudgetStep(len(exceptions), tuple(said), found.drop, found.mean_kl, bool(ranges)))
             if not said:
                 break
             if ranges and len(history) == 1:
@@ -314,7 +337,7 @@ class _Exporter:
                 fixed = False
                 continue
             if not fixed and len(history) == 2:
-                fixed = found.mean_kl > STEPS_TO_BLAME * history[0]["mean_kl"]  # it was the weights, and not the steps
+                fixed = found.mean_kl > STEPS_TO_BLAME * history[0].mean_kl  # it was the weights, and not the steps
             finer = HIGHER.get(precision) if self._writer == "fused" else None
             if finer is None or share > 1:
                 raise MmedgeError(
@@ -327,7 +350,7 @@ class _Exporter:
                     f"the {precision} graphs are refused: {'; '.join(said)}",
                     "distil again for an evaluation set with calibration questions, or allow more with --max-accuracy-drop",
                 )
-            exceptions = dict.fromkeys((name for name, _, _ in costs[: max(1, round(share * len(costs)))]), finer)
+            exceptions = dict.fromkeys((cost.linear for cost in costs[: max(1, round(share * len(costs)))]), finer)
             if share == 1:
                 exceptions |= dict.fromkeys(numbers.written, finer)  # the tables too
             self._progress.line(f"{precision}: {'; '.join(said)}; keeping {len(exceptions)} products in {finer}")
@@ -337,18 +360,19 @@ class _Exporter:
         if self._wants_costs and precision in HIGHER:
             costs = costs or self._costs(precision)
         confidence = calibrated(bundle, self._questions.questions.get(VALIDATION, ()), self._progress)
-        answering = self._answering(confidence)
         layers = {name: str(format_) for name, (format_, _) in numbers.written.items()}
-        whole = {
-            **manifest,
-            "numbers": {"exceptions": {name: str(exceptions[name]) for name in exceptions}, "layers": layers},
-            "budget": history,
-            "sensitivity": [{"product": name, "loss": loss, "bytes": size} for name, loss, size in costs],
-            "verification": found.to_json(),
-            "confidence": confidence,
-            "answering": answering,
-        }
-        seal(folder, whole)
+        seal(
+            folder,
+            replace(
+                manifest,
+                quantization=QuantizationPart(layers, {name: str(exceptions[name]) for name in exceptions}),
+                budget=tuple(history),
+                sensitivity=tuple(costs),
+                verification=found,
+                confidence=confidence,
+                answering=self._answering(confidence),
+            ),
+        )
         return found
 
     def _drafts(self, numbers: Numbers) -> bool:
@@ -359,13 +383,12 @@ class _Exporter:
         alike = numbers.precision == "fp32" or (numbers.steps_alike and self._details["family"] == "decoder-only")
         return alike and self._details["parameters"] >= SMALL_PARAMETERS and (self._folder / DRAFTS).is_file()
 
-    def _answering(self, confidence: dict[str, Any]) -> dict[str, Any]:
+    def _answering(self, confidence: dict[str, Any]) -> AnsweringPart:
         """Return how the bundle answers where a call says nothing else, the threshold chosen on validation questions."""
         stated = AnsweringSection.model_validate(self._answers)
         strategy = {"kind": stated.strategy, **stated.model_dump(include=_OF_STRATEGY)}
-        found: dict[str, Any] = {"strategy": strategy, "constrained": stated.constrained, "threshold": None}
-        aims = {"target_accuracy": stated.target_accuracy, "max_handed_on": stated.max_handed_on}
-        if any(value is not None for value in aims.values()):
+        threshold = None
+        if stated.target_accuracy is not None or stated.max_handed_on is not None:
             known = Confidence.from_manifest(confidence)
             if known is None:
                 raise MmedgeError(
@@ -373,10 +396,11 @@ class _Exporter:
                     "raise split.validation, or leave out answering.target_accuracy and answering.max_handed_on",
                 )
             chosen = known.threshold(target_accuracy=stated.target_accuracy, max_handed_on=stated.max_handed_on)
-            found["threshold"] = aims | asdict(chosen)
-        return found
+            known_from = chosen.value, chosen.accuracy, chosen.handed_on, chosen.questions, chosen.interval
+            threshold = ThresholdPart(*known_from, stated.target_accuracy, stated.max_handed_on)
+        return AnsweringPart(strategy, stated.constrained, threshold)
 
-    def rounded(self, precision: BitsPrecision) -> dict[str, Any]:
+    def rounded(self, precision: BitsPrecision) -> QuantizedStudent:
         """Write a student with weights in bitsandbytes' numbers, unless one that holds is there, and return its manifest."""
         target = self._out / variant_name(precision)
         kept = self._kept_rounded(target)
@@ -389,19 +413,18 @@ class _Exporter:
         with atomic_folder(target) as temporary:
             found = self._rounded_within_budget(precision, temporary)
         self._progress.line(f"{target}: {folder_size(target) / 1e6:.1f} MB, {found}")
-        manifest: dict[str, Any] = student_details(target)["rounded"]
-        return manifest
+        return read_quantized(student_details(target), target / DETAILS)
 
-    def _kept_rounded(self, folder: Path) -> dict[str, Any] | None:
+    def _kept_rounded(self, folder: Path) -> QuantizedStudent | None:
         """Return the manifest of a rounded student that was written before from the same student and holds, or None."""
-        if not (folder / "mmedge.json").is_file():
+        if not (folder / DETAILS).is_file():
             return None
         try:
-            manifest = check_quantized(folder, student_details(folder))
+            manifest = check_student(folder, student_details(folder))
         except (MmedgeError, KeyError):
             return None  # damaged, or of an older version: written anew
-        same = manifest["key"] == self._rounded_key and manifest["max_accuracy_drop"] == self._drop
-        return manifest if same and manifest["verified_on"] == _questions_hash(self._questions) else None
+        same = manifest.key == self._rounded_key and manifest.max_accuracy_drop == self._drop
+        return manifest if same and manifest.verified_on == _questions_hash(self._questions) else None
 
     def _rounded_within_budget(self, precision: BitsPrecision, folder: Path) -> Verification:
         """Fill a folder with a rounded student that loses no more accuracy than it may.
@@ -410,7 +433,7 @@ class _Exporter:
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
         finer: list[str] = []
-        history: list[dict[str, Any]] = []
+        history: list[BudgetStep] = []
         ranked: list[str] = []
         share = FIRST_SHARE
         while True:
@@ -421,25 +444,24 @@ class _Exporter:
             layers = write_rounded(self._folder, folder, precision, finer)
             seconds = time.monotonic() - started
             size = folder_size(folder)
-            manifest = {
-                "mmedge": __version__,
-                "recipe": self._details["recipe"]["name"],
-                "precision": precision,
-                "graphs": "none: torch",
-                "made_with": {name: version(name) for name in ("bitsandbytes", "transformers", "torch")},
-                "student": {"parameters": self._details["parameters"]},
-                "key": self._rounded_key,
-                "verified_on": _questions_hash(self._questions),
-                "max_accuracy_drop": self._drop,
-                "written": {"seconds": round(seconds, 2), "bytes": size},
-                "numbers": {"exceptions": dict.fromkeys(finer, FLOATS), "layers": layers},
-                "computed_on": device,
-            }
-            seal_quantized(folder, self._details, manifest)
+            manifest = QuantizedStudent(
+                mmedge=__version__,
+                recipe=self._details["recipe"]["name"],
+                precision=precision,
+                student=StudentPart(self._details["parameters"]),
+                key=self._rounded_key,
+                verified_on=_questions_hash(self._questions),
+                max_accuracy_drop=self._drop,
+                written=WrittenPart(round(seconds, 2), size),
+                quantization=QuantizationPart(layers, dict.fromkeys(finer, FLOATS)),
+                made_with={name: version(name) for name in ("bitsandbytes", "transformers", "torch")},
+                computed_on="cuda" if device == "cuda" else "cpu",
+            )
+            seal_student(folder, self._details, manifest)
             self._progress.line(f"{precision}: {size / 1e6:.1f} MB in {duration(seconds)}; verifying")
             found = self._reference.compare(Answering(open_student(folder, device=device)))
             said = problems(found, precision, self._drop)
-            history.append({"kept_finer": len(finer), "problems": said, "accuracy_drop": found.drop, "mean_kl": found.mean_kl})
+            history.append(BudgetStep(len(finer), tuple(said), found.drop, found.mean_kl))
             if not said:
                 break
             self._progress.line(f"{precision}: {'; '.join(said)}")
@@ -452,7 +474,7 @@ class _Exporter:
             finer = ranked[: max(1, round(share * len(ranked)))]
             self._progress.line(f"{precision}: keeping {len(finer)} products in {FLOATS}")
             share *= 2
-        seal_quantized(folder, self._details, {**manifest, "budget": history, "verification": found.to_json()})
+        seal_student(folder, self._details, replace(manifest, budget=tuple(history), verification=found))
         return found
 
     def _costly_modules(self, precision: BitsPrecision, layers: Mapping[str, str]) -> list[str]:
@@ -461,10 +483,10 @@ class _Exporter:
             return []
         products = fused_products(self._folder)
         costs = self._costs(ROUNDED_AS[precision])
-        modules = [part.removesuffix(".weight") for name, _, _ in costs for part in products[name]]
+        modules = [part.removesuffix(".weight") for cost in costs for part in products[cost.linear]]
         return [module for module in modules if layers.get(module) == precision]
 
-    def _costs(self, precision: Precision) -> list[tuple[str, float, int]]:
+    def _costs(self, precision: Precision) -> list[LayerCost]:
         """Return for each product the loss that its rounding costs and the bytes that finer numbers cost, the worst first."""
         observed = self._observed(gradients=True)
         numbers = Numbers(precision, observed=observed)
@@ -480,11 +502,11 @@ class _Exporter:
                 size = weight.size * (HIGHER[precision].bits - format_.bits) // 8
                 if size > 0:
                     change = numbers.rounded(name, weight, format_).restored() - weight
-                    found.append((name, seen.loss_of(change), size))
-        return sorted(found, key=lambda cost: -cost[1] / cost[2])
+                    found.append(LayerCost(name, seen.loss_of(change), size))
+        return sorted(found, key=lambda cost: -cost.loss / cost.bytes)
 
-    def _fill(self, folder: Path, precision: Precision, numbers: Numbers) -> dict[str, Any]:
-        """Write and seal a bundle's files, and return its manifest so far."""
+    def _fill(self, folder: Path, precision: Precision, numbers: Numbers) -> Manifest:
+        """Write a bundle's files, and return its manifest so far."""
         shutil.rmtree(folder)
         folder.mkdir()
         self._progress.line(f"{precision}: writing")
@@ -511,32 +533,28 @@ class _Exporter:
         special = details["special_tokens"]
         if self._vocabulary:
             special = self._vocabulary.renumbered(special)
-        manifest = {
-            "mmedge": __version__,
-            "recipe": details["recipe"]["name"],
-            "precision": precision,
-            "device": MEANT_FOR[precision],
-            "family": details["family"],
-            "graphs": self._writer,
-            "task": {
-                "name": questions.task,
-                **questions.form.to_json(),
-            },
-            "prompts": details["prompts"],
-            "special_tokens": special,
-            "vocabulary": {"kept": len(self._vocabulary.kept), "of": self._vocabulary.of} if self._vocabulary else None,
-            "max_input_tokens": details["max_input_tokens"],
-            "max_answer_tokens": self._limits["max_answer_tokens"],
-            "max_rationale_tokens": self._limits["max_rationale_tokens"],
-            "threads": 1 if details["parameters"] < SMALL_PARAMETERS else None,
-            "student": {"parameters": details["parameters"], "origin": details["origin"], "metrics": details["metrics"]},
-            "key": self._key,
-            "verified_on": _questions_hash(questions),
-            "max_accuracy_drop": self._drop,
-            "written": {"seconds": round(seconds, 2), "decoder_nodes": nodes, "bytes": size},
-        }
-        seal(folder, manifest)
-        return manifest
+        return Manifest(
+            mmedge=__version__,
+            recipe=details["recipe"]["name"],
+            precision=precision,
+            device=MEANT_FOR[precision],
+            family=details["family"],
+            graphs=self._writer,
+            task=TaskPart(questions.task, **questions.form.to_json()),
+            prompts=StudentPrompts(**details["prompts"]),
+            special_tokens=SpecialTokens(**special),
+            vocabulary=VocabularyPart(len(self._vocabulary.kept), self._vocabulary.of) if self._vocabulary else None,
+            max_input_tokens=details["max_input_tokens"],
+            max_answer_tokens=self._limits["max_answer_tokens"],
+            max_rationale_tokens=self._limits["max_rationale_tokens"],
+            threads=1 if details["parameters"] < SMALL_PARAMETERS else None,
+            student=StudentPart(details["parameters"], details["origin"], details["metrics"]),
+            key=self._key,
+            verified_on=_questions_hash(questions),
+            max_accuracy_drop=self._drop,
+            written=WrittenPart(round(seconds, 2), size, nodes),
+            quantization=QuantizationPart({}, {}),
+        )
 
     def _fill_from_optimum(self, folder: Path, precision: Precision) -> None:
         """Take optimum's float32 graphs, written once for all precisions, and round them."""

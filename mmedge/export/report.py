@@ -1,4 +1,4 @@
-"""`export.html`: what bundles of a student there are, how they compare with it, and what rounding each product costs."""
+"""`export.html`: which exports of a student there are, how they compare with it, and what quantizing each layer costs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from mmedge.export.verify import change_text
+from mmedge.manifest import Exported, LayerCost, Manifest, change_text
 from mmedge.reports.charts import Series, line_chart
 from mmedge.reports.formats import NOTHING, duration, number, share, size
 from mmedge.reports.page import Page
@@ -17,7 +16,7 @@ from mmedge.reports.tables import Table
 _LAYER = re.compile(r"^(?:(encoder|decoder)\.|layers\.)(\d+)\.(.+)$")
 
 
-def write_report(path: Path, manifests: Mapping[str, Mapping[str, Any]]) -> None:
+def write_report(path: Path, manifests: Mapping[str, Exported]) -> None:
     """Write the page of an export.
 
     Args:
@@ -25,7 +24,8 @@ def write_report(path: Path, manifests: Mapping[str, Mapping[str, Any]]) -> None
         manifests: The manifest of each bundle by precision.
     """
     first = next(iter(manifests.values()))
-    page = Page(f"Bundles of {first['recipe']}", f"{first['student']['parameters']:,} parameters, graphs: {first['graphs']}")
+    graphs = next((one.graphs for one in manifests.values() if isinstance(one, Manifest)), "none")
+    page = Page(f"Bundles of {first.recipe}", f"{first.student.parameters:,} parameters, graphs: {graphs}")
     page.heading(
         "Bundles",
         "Compared with the torch student on validation questions; agreement and divergence are over the tokens of its own answers.",
@@ -35,87 +35,83 @@ def write_report(path: Path, manifests: Mapping[str, Mapping[str, Any]]) -> None
         "size",
         "same answers",
         "top-1 agreement",
-        "KL, nats a token",
+        "KL, nats per token",
         "accuracy",
         "change, points",
         "probability of the right answer",
         "change, points",
-        "numbers",
+        "dtypes",
         "written in",
     ]
     page.table(Table("", headings, [_row(precision, manifest) for precision, manifest in manifests.items()]))
     for precision, manifest in manifests.items():
         _budget(page, precision, manifest)
-        _sensitivity(page, precision, manifest.get("sensitivity") or ())
+        _sensitivity(page, precision, manifest.sensitivity)
     page.write(path)
 
 
-def _row(precision: str, manifest: Mapping[str, Any]) -> list[str]:
-    checked = manifest["verification"]
-    change, likely = checked["accuracy_change"], checked.get("label_probability")
-    accuracy = NOTHING
-    if checked["accuracy_student"] is not None:
-        accuracy = f"{share(checked['accuracy_student'])} → {share(checked['accuracy_bundle'])}"
-    kinds = Counter(manifest.get("numbers", {}).get("layers", {}).values())
-    fixed = "; encoder's inputs in fixed steps" if any(step.get("fixed_steps") for step in manifest.get("budget", ())[-1:]) else ""
+def _row(precision: str, manifest: Exported) -> list[str]:
+    checked = manifest.verification
+    likely, accuracy = checked.label_probability, NOTHING
+    if checked.accuracy_student is not None:
+        accuracy = f"{share(checked.accuracy_student)} → {share(checked.accuracy_bundle)}"
+    dtypes = Counter(manifest.quantization.layers.values())
+    static = "; static activations" if any(step.static_activations for step in manifest.budget[-1:]) else ""
     return [
         precision,
-        size(sum(file["bytes"] for file in manifest["files"].values())),
-        f"{checked['same_answers']} of {checked['questions']}",
-        share(checked["top1_agreement"], digits=2),
-        f"{checked['mean_kl']:.1e}",
+        size(sum(file.bytes for file in manifest.files.values())),
+        f"{checked.same_answers} of {checked.questions}",
+        share(checked.top1_agreement, digits=2),
+        f"{checked.mean_kl:.1e}",
         accuracy,
-        change_text(change),
+        change_text(checked.accuracy_change),
         NOTHING if likely is None else f"{share(likely[0])} → {share(likely[1])}",
-        change_text(checked.get("label_probability_change")),
-        (", ".join(f"{count} in {kind}" for kind, count in kinds.most_common()) or precision) + fixed,
-        duration(manifest["written"]["seconds"]),
+        change_text(checked.label_probability_change),
+        (", ".join(f"{count} in {dtype}" for dtype, count in dtypes.most_common()) or precision) + static,
+        duration(manifest.written.seconds),
     ]
 
 
-_STEPS = {True: "in fixed steps", False: "in steps of each question's own"}
-
-
-def _budget(page: Page, precision: str, manifest: Mapping[str, Any]) -> None:
+def _budget(page: Page, precision: str, manifest: Exported) -> None:
     """Add what was tried before the accuracy held, where it did not at once."""
-    history = manifest.get("budget") or ()
-    if len(history) < 2:
+    if len(manifest.budget) < 2:
         return
-    title = f"{precision}: kept within {manifest['max_accuracy_drop']:g} points"
-    page.heading(title, "The products whose rounding costs most stay in finer numbers, more of them each time.")
-    headings = ["products kept finer", "the encoder's inputs", "accuracy lost, points", "KL, nats a token", "what was wrong"]
+    title = f"{precision}: kept within {manifest.max_accuracy_drop:g} points"
+    page.heading(title, "The linear layers that cost most to quantize stay in a finer dtype, more of them each time.")
+    encoder = any(step.static_activations for step in manifest.budget)
+    headings = ["layers kept finer", "the encoder's activations", "accuracy lost, points", "KL, nats per token", "what was wrong"]
     rows = [
         [
-            str(step["kept_finer"]),
-            _STEPS[bool(step.get("fixed_steps"))] if any(one.get("fixed_steps") for one in history) else NOTHING,
-            number(step["accuracy_drop"]),
-            f"{step['mean_kl']:.1e}",
-            "; ".join(step["problems"]) or "nothing",
+            str(step.kept_finer),
+            ("static" if step.static_activations else "dynamic") if encoder else NOTHING,
+            number(step.accuracy_drop),
+            f"{step.mean_kl:.1e}",
+            "; ".join(step.problems) or "nothing",
         ]
-        for step in history
+        for step in manifest.budget
     ]
     page.table(Table("", headings, rows))
 
 
-def _sensitivity(page: Page, precision: str, costs: Sequence[Mapping[str, Any]]) -> None:
-    """Add the loss that each product's rounding is foreseen to cost, layer by layer."""
+def _sensitivity(page: Page, precision: str, costs: Sequence[LayerCost]) -> None:
+    """Add the loss that quantizing each linear layer is expected to cost, layer by layer."""
     if not costs:
         return
     lines: dict[str, list[tuple[float, float]]] = {}
     others = []
     for cost in costs:
-        match = _LAYER.match(cost["product"])
+        match = _LAYER.match(cost.linear)
         if match is None:
             others.append(cost)
             continue
         side, layer, part = match.groups()
-        lines.setdefault(f"{side} {part}" if side else part, []).append((float(layer), float(cost["loss"])))
+        lines.setdefault(f"{side} {part}" if side else part, []).append((float(layer), cost.loss))
     page.heading(
-        f"{precision}: what rounding each product costs",
-        "The loss foreseen to second order, in nats a token, from inputs and gradients on calibration questions.",
+        f"{precision}: what quantizing each linear layer costs",
+        "The expected loss to second order, in nats per token, from inputs and gradients on calibration questions.",
     )
     series = [Series(name, sorted(points)) for name, points in sorted(lines.items())]
     if series:
-        page.figure(line_chart(series, x_label="layer", y_label="loss, nats a token", log_y=True, markers=True))
+        page.figure(line_chart(series, x_label="layer", y_label="loss, nats per token", log_y=True, markers=True))
     worst = [*others, *costs][: len(others) + 10]
-    page.bars([(cost["product"], cost["loss"], f"{cost['loss']:.1e} nats, {size(cost['bytes'])}") for cost in worst])
+    page.bars([(cost.linear, cost.loss, f"{cost.loss:.1e} nats, {size(cost.bytes)}") for cost in worst])

@@ -8,7 +8,6 @@ through the student's layers must also fit into float16.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ from mmedge.distill.scoring import generate
 from mmedge.engines.onnx.decoding import Engine
 from mmedge.engines.torch_engine import TorchEngine
 from mmedge.errors import MmedgeError
+from mmedge.manifest import Verification, change_text
 from mmedge.statistics import paired_difference
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.base import Example
@@ -29,66 +29,6 @@ from mmedge.tasks.prompts import Context, render_question
 FP32_TOLERANCE = 2e-3
 # of the student's own answer tokens, teacher-forced
 MIN_TOP1 = {"fp16": 0.99, "int8": 0.95, "int4": 0.90, "bnb-int8": 0.95, "bnb-nf4": 0.90}
-
-
-@dataclass(frozen=True)
-class Verification:
-    """How a bundle compares with its student.
-
-    Attributes:
-        questions: How many validation questions were asked.
-        same_answers: How many greedy answers are the same, word for word.
-        largest_difference: The largest difference of any logit, as a share of the largest logit, teacher-forced.
-        top1_agreement: The share of answer tokens for which both choose the same, teacher-forced.
-        mean_kl: Mean Kullback-Leibler divergence of the bundle from the student, in nats per token.
-        accuracy_student: Share of right answers of the student; None without labels.
-        accuracy_bundle: The same of the bundle.
-        accuracy_change: The bundle's accuracy less the student's, in points, with its paired 95 % interval; None without labels.
-        label_probability: The mean probability of the right answer, of the student and of the bundle; None without labels. It
-            moves by less chance than the share of right answers, which a few questions decide.
-        label_probability_change: By how many points it changed, with its paired 95 % interval; None without labels.
-        became_wrong: How many right answers became wrong.
-        became_right: How many wrong answers became right.
-    """
-
-    questions: int
-    same_answers: int
-    largest_difference: float
-    top1_agreement: float
-    mean_kl: float
-    accuracy_student: float | None
-    accuracy_bundle: float | None
-    accuracy_change: tuple[float, float, float] | None
-    label_probability: tuple[float, float] | None
-    label_probability_change: tuple[float, float, float] | None
-    became_wrong: int
-    became_right: int
-
-    @property
-    def drop(self) -> float | None:
-        """Points of accuracy lost; None without labels."""
-        if self.accuracy_student is None or self.accuracy_bundle is None:
-            return None
-        return 100 * (self.accuracy_student - self.accuracy_bundle)
-
-    def __str__(self) -> str:
-        words = [
-            f"{self.same_answers}/{self.questions} answers as the student's, top-1 agreement {100 * self.top1_agreement:.2f} %"
-        ]
-        words.append(f"KL {self.mean_kl:.1e}")
-        if self.accuracy_change is not None:
-            words.append(f"accuracy {change_text(self.accuracy_change)}")
-        if self.label_probability_change is not None:
-            words.append(f"probability of the right answer {change_text(self.label_probability_change)} points")
-        return ", ".join(words)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def change_text(change: Sequence[float] | None) -> str:
-    """Return a change in points with its interval, as a person reads it; a dash for none."""
-    return "–" if change is None else f"{change[0]:+.1f} [{change[1]:+.1f}, {change[2]:+.1f}]"
 
 
 class Compared(Protocol):

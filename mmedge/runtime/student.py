@@ -172,14 +172,14 @@ class Student:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         if threads is not None and threads < 1:
             raise MmedgeError(f"threads: {threads} is not from 1 on")
-        self.bundle = bundle
+        self.bundle, stated = bundle, bundle.manifest
         cores = usable_cores()
         # one product of a small student is done before a second thread is awake, but a second batch keeps a second core busy
-        self._workers = max(1, cores // (threads or bundle.threads or cores))
+        self._workers = max(1, cores // (threads or stated.threads or cores))
         self._tokenizer = load_tokenizer(bundle.folder / "tokenizer.json")  # first: what reading it leaves free, the engine takes
         self.engine: Engine = open_engine(bundle, threads, device)
-        self.encoder = PromptEncoder(self._tokenizer, bundle.family, bundle.prompts, bundle.special, bundle.max_input_tokens)
-        self.confidence = Confidence.from_manifest(bundle.manifest.get("confidence"))
+        self.encoder = PromptEncoder(self._tokenizer, stated.family, stated.prompts, stated.special_tokens, stated.max_input_tokens)
+        self.confidence = Confidence.from_manifest(stated.confidence)
         self._constrainer = bundle.form.constrainer(self.encoder)
 
     @classmethod
@@ -288,7 +288,7 @@ class Student:
         choose among several, nothing is shown before it has. See `answer` for the arguments.
         """
         example = Example("question", question, None, tuple(choices)) if isinstance(question, str) else question
-        strategy, decides_later = self.strategy_with(), (self.bundle.manifest.get("answering") or {}).get("threshold") is not None
+        strategy, decides_later = self.strategy_with(), self.bundle.manifest.answering.threshold is not None
         decides_later = decides_later or strategy.kind in ("samples", "retry")
         wish = _Wish(explain, evaluate, confidence, strategy, self._constrained(constrained))
         queue: SimpleQueue[Piece | Answer | BaseException] = SimpleQueue()
@@ -335,7 +335,7 @@ class Student:
             MmedgeError: The bundle's confidence was not calibrated, or no threshold reaches the aim.
         """
         if self.confidence is None:
-            why = (self.bundle.manifest.get("confidence") or {}).get("why", "it was exported without")
+            why = self.bundle.manifest.confidence.get("why", "it was exported without")
             raise MmedgeError(
                 f"no threshold can be chosen: this bundle's confidence is not calibrated ({why})",
                 "give abstain_below yourself, or distil with more or harder validation questions (split.validation)",
@@ -376,14 +376,14 @@ class Student:
         Raises:
             MmedgeError: A setting is not allowed.
         """
-        stated = (self.bundle.manifest.get("answering") or {}).get("strategy", {})
+        stated = self.bundle.manifest.answering.strategy
         given = {name: value for name, value in {"kind": kind, **changes}.items() if value is not None}
-        return Strategy(**(stated | given))
+        return Strategy(**{**stated, **given})
 
     # ------------------------------------------------------------------------------------------------------ the work
 
     def _constrained(self, given: bool | None) -> bool:
-        return bool((self.bundle.manifest.get("answering") or {}).get("constrained")) if given is None else given
+        return self.bundle.manifest.answering.constrained if given is None else given
 
     def _contexts(self, examples: Sequence[Example]) -> list[Context]:
         for example in examples:
@@ -392,18 +392,18 @@ class Student:
                     f"a question of {len(example.question):,} characters is too long",
                     f"at most {MAX_QUESTION_CHARACTERS:,} are read",
                 )
-        return [self.bundle.prompts.reasoning_context(render_question(example)) for example in examples]
+        return [self.bundle.manifest.prompts.reasoning_context(render_question(example)) for example in examples]
 
     def _answered(self, questions: Sequence[Example | str], wish: _Wish, batch: int, tell: Told | None = None) -> list[Answer]:
         if not isinstance(wish.strategy, Strategy):
             raise MmedgeError(f"strategy is a Strategy, such as Strategy('samples'), not {wish.strategy!r}")
         if wish.abstain_below is None:
-            stated = (self.bundle.manifest.get("answering") or {}).get("threshold")
+            stated = self.bundle.manifest.answering.threshold
             if stated and wish.strategy.kind in ("samples", "retry"):
                 raise MmedgeError(
                     f"the bundle's threshold was chosen for answering at once, not for {wish.strategy.kind}", "give abstain_below"
                 )
-            wish = replace(wish, abstain_below=stated["value"] if stated else None)
+            wish = replace(wish, abstain_below=stated.value if stated else None)
         if wish.escalate_to is not None and wish.abstain_below is None:
             raise MmedgeError("a bigger model is asked below a confidence only", "give abstain_below too; see Student.threshold")
         if wish.abstain_below is not None:
@@ -492,7 +492,7 @@ class Student:
         """
         bundle = self.bundle
         conversation = self.engine.conversation()
-        limit = bundle.max_answer_tokens
+        limit = bundle.manifest.max_answer_tokens
         forms = tuple(self._constrainer.answer(example, limit) for example in examples) if constrained else ()
         how = drawing.how(0, len(examples)) if drawing else Decoding()
         how = replace(how, scored=True, constraints=forms if any(forms) else (), on_token=told("answer"))
@@ -508,7 +508,7 @@ class Student:
         prompts = self._prompts("explain", contexts, read)
         sums = tuple(self._constrainer.rationale() for _ in examples)
         how = replace(how, scored=True, constraints=sums if any(sums) else (), on_token=told("rationale"), draft=True)
-        written = conversation.generate(prompts, bundle.max_rationale_tokens, how)
+        written = conversation.generate(prompts, bundle.manifest.max_rationale_tokens, how)
         for thought, tokens, scores in zip(thoughts, written.tokens, written.log_probabilities, strict=True):
             thought.rationale = self.encoder.text(tokens)
             thought.rationale_log_probability = sum(scores) / max(1, len(scores))
@@ -539,7 +539,9 @@ class Student:
         read: _Read | None = None,
     ) -> list[Judgement]:
         read = {} if read is None else read
-        contexts = [self.bundle.prompts.evaluation_context(question, cot) for question, cot in zip(questions, cots, strict=True)]
+        contexts = [
+            self.bundle.manifest.prompts.evaluation_context(question, cot) for question, cot in zip(questions, cots, strict=True)
+        ]
         begun, tokens = self.encoder.verdict_tokens()
         prompts = self._prompts("predict", contexts, read)
         logits = conversation.next_logits(prompts, begun)[:, tokens].astype(np.float64)
@@ -549,7 +551,9 @@ class Student:
         evaluations: list[str | None] = [None] * len(contexts)
         if explain:
             prompts = self._prompts("explain", contexts, read)
-            written = conversation.generate(prompts, self.bundle.max_rationale_tokens, Decoding(on_token=on_token, draft=True))
+            written = conversation.generate(
+                prompts, self.bundle.manifest.max_rationale_tokens, Decoding(on_token=on_token, draft=True)
+            )
             evaluations = [self.encoder.text(ids) for ids in written.tokens]
         return [
             Judgement(VERDICTS[int(row.argmax())], float(row[0]), evaluation, float(odds))

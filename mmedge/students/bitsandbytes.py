@@ -13,18 +13,15 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal
 
-from mmedge.errors import MmedgeError, missing_extra
-from mmedge.storage import check_files, hash_files, sha256_json, write_json
+from mmedge.errors import missing_extra
 
 BitsPrecision = Literal["bnb-int8", "bnb-nf4"]
 BITS_PRECISIONS: tuple[BitsPrecision, ...] = ("bnb-int8", "bnb-nf4")
 OUTLIERS = 6.0  # LLM.int8()'s own; SmolLM2-135M has KL 0.031 with it and 0.054 where all columns are int8 (65 tokens of prose)
 BLOCK = 64  # weights to a scale of nf4
 CPU_OUTPUTS = 32  # that bitsandbytes' layout for CPUs takes at a time
-DETAILS = "mmedge.json"
 
 
 def need_bitsandbytes() -> None:
@@ -116,36 +113,3 @@ def restore_unsupported_linears(model: Any) -> None:
         plain.bias = module.bias
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, plain)
-
-
-# ------------------------------------------------------------------------------------------------- on disk
-
-
-def seal_quantized(folder: Path, details: dict[str, Any], manifest: dict[str, Any]) -> None:
-    """Write the `mmedge.json` of a rounded student whose other files are complete: hashes of them and of itself are in it.
-
-    Args:
-        folder: Its folder.
-        details: The `mmedge.json` of the student that was rounded.
-        manifest: What there is to say about the rounding; `precision` at least.
-    """
-    whole = {**details, "rounded": {**manifest, "files": hash_files(folder, DETAILS)}}
-    write_json(folder / DETAILS, {**whole, "sha256": sha256_json(whole)})
-
-
-def check_quantized(folder: Path, details: dict[str, Any]) -> dict[str, Any]:
-    """Check every file of a rounded student, and return what `seal_quantized` was given, with `files`.
-
-    Args:
-        folder: Its folder.
-        details: Its `mmedge.json`.
-
-    Raises:
-        MmedgeError: A file is missing, was added or changed; the message names it.
-    """
-    stated = {name: value for name, value in details.items() if name != "sha256"}
-    if sha256_json(stated) != details.get("sha256"):
-        raise MmedgeError(f"{folder / DETAILS} was changed after export: its hash does not match", "export the student again")
-    manifest: dict[str, Any] = details["rounded"]
-    check_files(folder, manifest["files"], DETAILS)
-    return manifest

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from mmedge.errors import MmedgeError
+from mmedge.folders import DETAILS, is_quantized
 from mmedge.recipe import StudentSection
 from mmedge.storage import sha256_json
-from mmedge.students.bitsandbytes import DETAILS
 from mmedge.students.saved import open_student, student_details
 from mmedge.students.scratch import SCRATCH, build_scratch
 from mmedge.students.sources import ModelSource, load, resolve
@@ -49,7 +49,7 @@ def load_student(
     if source.kind == SCRATCH:
         return build_scratch(section.scratch, texts, max_input_tokens, seed)
     if source.kind == "folder" and source.path is not None and (source.path / DETAILS).is_file():
-        if "rounded" in student_details(source.path):
+        if is_quantized(student_details(source.path)):
             raise MmedgeError(
                 f"student.source: {source.path} is quantized, and cannot be trained", "name the student that it was made from"
             )

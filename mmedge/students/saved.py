@@ -11,9 +11,11 @@ import transformers
 
 from mmedge import __version__
 from mmedge.errors import MmedgeError
+from mmedge.folders import DETAILS, is_quantized
+from mmedge.manifest import check_student, read_quantized
 from mmedge.storage import read_json, write_json
 from mmedge.students import dialects
-from mmedge.students.bitsandbytes import DETAILS, check_quantized, need_bitsandbytes, restore_unsupported_linears
+from mmedge.students.bitsandbytes import need_bitsandbytes, restore_unsupported_linears
 from mmedge.students.sources import check_folder
 from mmedge.students.student import TorchStudent, plain_backend
 from mmedge.tasks.encoding import PromptEncoder, SpecialTokens
@@ -87,7 +89,7 @@ def task_tokens(folder: Path) -> list[int]:
 
 def student_precision(details: dict[str, Any]) -> str:
     """Return the weight format of a saved student: `fp32`, `bnb-int8` or `bnb-nf4`."""
-    return str(details["rounded"]["precision"]) if "rounded" in details else "fp32"
+    return read_quantized(details, Path(DETAILS)).precision if is_quantized(details) else "fp32"
 
 
 def open_student(folder: Path, max_input_tokens: int | None = None, device: str = "cpu") -> TorchStudent:
@@ -105,14 +107,14 @@ def open_student(folder: Path, max_input_tokens: int | None = None, device: str 
     """
     dialects.quiet()
     details = student_details(folder)
-    rounded = "rounded" in details
-    if rounded:
+    quantized = is_quantized(details)
+    if quantized:
         need_bitsandbytes()
-        check_quantized(folder, details)
+        check_student(folder, details)
     try:
         tokenizer = dialects.load_tokenizer(str(folder), plain=True)
         config = dialects.load_config(str(folder))
-        if rounded:
+        if quantized:
             dtype = torch.float32 if device == "cpu" else torch.float16
             config.quantization_config["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
             model = dialects.load_model(str(folder), config, dtype=dtype, device_map={"": device})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from mmedge.bench.evaluation import EvaluationSettings, evaluate, signal_figures
 from mmedge.bench.evaluation_report import markdown, page
 from mmedge.export.confidence import fitted
+from mmedge.manifest import open_bundle
 from mmedge.progress import Progress
 from mmedge.runtime.confidence import Evidence
 from mmedge.runtime.student import Student
@@ -47,10 +49,9 @@ def knowing(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Student, "examined", examined)
     truth = [bool(number % 2) for number in range(80)]
-    manifest = {"confidence": fitted([shown(right) for right in truth], truth)}
-    whole = Student.load(bundle)
-    whole.bundle.manifest.update(manifest)
-    monkeypatch.setattr(Student, "load", classmethod(lambda cls, *_: cls(whole.bundle)))
+    opened = open_bundle(bundle)
+    manifest = replace(opened.manifest, confidence=fitted([shown(right) for right in truth], truth))
+    monkeypatch.setattr(Student, "load", classmethod(lambda cls, *_: cls(replace(opened, manifest=manifest))))
     return bundle
 
 

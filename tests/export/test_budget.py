@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -78,18 +77,18 @@ def test_what_costs_most_is_kept_finer_until_it_holds(tiny_run: Path, tmp_path: 
 
     monkeypatch.setattr("mmedge.export.export.problems", twice)
     manifest = export(run, ["int4"], QUIET)["int4"]
-    assert [step["problems"] for step in manifest["budget"]] == [["too bad"], ["too bad"], ["too bad"], []]
+    assert [step.problems for step in manifest.budget] == [["too bad"], ["too bad"], ["too bad"], []]
     # the encoder's steps are doubted first, but it is the weights in 4 bits that cost
-    assert [step["fixed_steps"] for step in manifest["budget"]] == [True, False, True, True]
-    *kept, last = [step["kept_finer"] for step in manifest["budget"]]
+    assert [step.static_activations for step in manifest.budget] == [True, False, True, True]
+    *kept, last = [step.kept_finer for step in manifest.budget]
     assert kept[:2] == [0, 0] and 0 < kept[2] < last
-    costs = manifest["sensitivity"]
-    worst = {cost["product"] for cost in costs[:last]}
-    assert manifest["numbers"]["exceptions"] == dict.fromkeys(worst, "int8")
-    assert {name for name, format_ in manifest["numbers"]["layers"].items() if format_ == "int8"} >= worst
-    per_byte = [cost["loss"] / cost["bytes"] for cost in costs]
+    costs = manifest.sensitivity
+    worst = {cost.linear for cost in costs[:last]}
+    assert manifest.quantization.exceptions == dict.fromkeys(worst, "int8")
+    assert {name for name, format_ in manifest.quantization.layers.items() if format_ == "int8"} >= worst
+    per_byte = [cost.loss / cost.bytes for cost in costs]
     assert per_byte == sorted(per_byte, reverse=True)
-    assert open_bundle(run / "bundle-int4").manifest["verification"] == json.loads(json.dumps(calls[-1].to_json()))
+    assert open_bundle(run / "bundle-int4").manifest.verification == calls[-1]
 
 
 def test_the_report_shows_what_rounding_costs(tiny_run: Path, tmp_path: Path) -> None:
@@ -101,7 +100,7 @@ def test_the_report_shows_what_rounding_costs(tiny_run: Path, tmp_path: Path) ->
     page = (run / "export.html").read_text()
     assert "<svg" in page and "decoder attention.qkv" in page
     assert all(f"{manifest['verification']['mean_kl']:.1e}" in page and name in page for name in ("fp32", "int8", "int4"))
-    assert {cost["product"].split(".")[0] for cost in manifest["sensitivity"]} <= {"decoder", "cross", "head", "embedding"}
+    assert {cost.linear.split(".")[0] for cost in manifest.sensitivity} <= {"decoder", "cross", "head", "embedding"}
     assert export(run, ["int4"], QUIET, max_accuracy_drop=100, sensitivity=True)["int4"] == manifest
 
 

@@ -21,8 +21,8 @@ from mmedge.errors import MmedgeError
 from mmedge.export.export import export
 from mmedge.export.graphs import write_fused
 from mmedge.export.quantization.graphs import quantize_model
-from mmedge.export.verify import Verification, problems
-from mmedge.manifest import open_bundle
+from mmedge.export.verify import problems
+from mmedge.manifest import Verification, open_bundle
 from mmedge.progress import Progress
 from tests.conftest import REPOSITORY, is_one_line_error, mmedge, own_recipe, write_recipe
 from tests.export.test_fused import skip_without_optimum
@@ -58,11 +58,11 @@ def test_a_quantized_graph_computes_nearly_the_same(tmp_path: Path) -> None:
 def test_bundles_are_the_student(family: str, request: pytest.FixtureRequest) -> None:
     run: Path = request.getfixturevalue(family)
     exact, small = (open_bundle(run / f"bundle-{precision}") for precision in ("fp32", "int8"))
-    verified = exact.manifest["verification"]
-    assert verified["same_answers"] == verified["questions"] > 0
-    assert verified["largest_difference"] < 1e-4
-    assert verified["top1_agreement"] == 1.0
-    assert small.manifest["verification"]["mean_kl"] < 0.05
+    verified = exact.manifest.verification
+    assert verified.same_answers == verified.questions > 0
+    assert verified.largest_difference < 1e-4
+    assert verified.top1_agreement == 1.0
+    assert small.manifest.verification.mean_kl < 0.05
     assert small.size < 0.6 * exact.size
 
 
@@ -159,9 +159,9 @@ def test_a_killed_export_continues(tiny_run: Path, tmp_path: Path, seen: str, op
     for precision in ("fp32", "int8"):
         fresh, before = (open_bundle(place / f"bundle-{precision}").manifest for place in (run, tiny_run))
         if not options:
-            assert fresh["verification"] == before["verification"]
-            assert fresh["files"] == before["files"]
-        assert fresh["verification"]["same_answers"] == fresh["verification"]["questions"]
+            assert fresh.verification == before.verification
+            assert fresh.files == before.files
+        assert fresh.verification.same_answers == fresh.verification.questions
     assert not [path.name for path in run.iterdir() if path.name.endswith(".tmp") or path.name == ".graphs"]
 
 
@@ -192,5 +192,5 @@ def test_a_pretrained_t5_v1_1_goes_through_the_chain(own_task: dict[str, Path], 
         done = mmedge(*command)
         assert done.code == 0, done.err
     manifest = open_bundle(tmp_path / "run" / "bundle-fp32").manifest
-    assert manifest["verification"]["largest_difference"] < 1e-4
-    assert manifest["student"]["origin"]["source"] == "t5"
+    assert manifest.verification.largest_difference < 1e-4
+    assert manifest.student.origin["source"] == "t5"

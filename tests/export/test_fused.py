@@ -87,9 +87,8 @@ def opened(folder: Path, name: str) -> Any:
     """Return the engine of the graphs in a folder."""
     family = "encoder-decoder" if name in T5 else "decoder-only"
     files = GRAPHS[family, "fused"]  # type: ignore[index]
-    bundle: Any = SimpleNamespace(
-        folder=folder, graph=lambda part: folder / files[part], special=SpecialTokens(pad=0, eos=-1, start=0)
-    )
+    stated = SimpleNamespace(special_tokens=SpecialTokens(pad=0, eos=-1, start=0))
+    bundle: Any = SimpleNamespace(folder=folder, graph=lambda part: folder / files[part], manifest=stated)
     return FusedEncoderDecoderEngine(bundle, 1) if name in T5 else FusedDecoderOnlyEngine(bundle, 1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from mmedge.errors import MmedgeError
 from mmedge.export.export import export
 from mmedge.export.graphs import write_fused
 from mmedge.export.quantization.precisions import Numbers
+from mmedge.manifest import read_manifest
 from mmedge.progress import Progress
 from mmedge.runtime import Student
 from tests.export.test_fused import T5, expected_logits, opened, prompts, random_model
@@ -119,13 +119,13 @@ def test_what_float16_does_not_hold_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_float16_bundle_is_written_verified_and_answers(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     run: Path = request.getfixturevalue(which)
     manifest = export(run, ["fp16"], Progress(quiet=True), tmp_path, max_accuracy_drop=100)["fp16"]
-    assert (manifest["precision"], manifest["device"]) == ("fp16", "cuda")
-    assert manifest["verification"]["top1_agreement"] >= 0.99
-    assert json.loads((run / "bundle-int8" / "manifest.json").read_text())["device"] == "cpu"
+    assert (manifest.precision, manifest.device) == ("fp16", "cuda")
+    assert manifest.verification.top1_agreement >= 0.99
+    assert read_manifest(run / "bundle-int8").device == "cpu"
     whole, small = ((folder / "weights.data").stat().st_size for folder in (run / "bundle-fp32", tmp_path / "bundle-fp16"))
     assert 0.45 < small / whole < 0.6
     student = Student.load(tmp_path / "bundle-fp16", device="cpu")
-    assert student.bundle.device == "cuda" and student.answer("What is 3 and 4?", explain=True, evaluate=True).verdict
+    assert student.bundle.manifest.device == "cuda" and student.answer("What is 3 and 4?", explain=True, evaluate=True).verdict
 
 
 def test_states_that_float16_does_not_hold_are_refused(tiny_run: Path, tmp_path: Path) -> None:

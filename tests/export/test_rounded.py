@@ -25,6 +25,7 @@ from mmedge.errors import MmedgeError
 from mmedge.export.export import export, variant_name
 from mmedge.export.quantization.bitsandbytes import write_rounded
 from mmedge.inspection import inspect, to_json
+from mmedge.manifest import QuantizationPart, QuantizedStudent, StudentPart, WrittenPart, read_quantized, seal_student
 from mmedge.progress import Progress
 from mmedge.recipe import StudentSection
 from mmedge.students import dialects
@@ -36,7 +37,6 @@ from mmedge.students.bitsandbytes import (
     bits_config,
     kept_in_float,
     restore_unsupported_linears,
-    seal_quantized,
 )
 from mmedge.students.loading import load_student, resolve_source
 from mmedge.students.saved import open_student, student_details
@@ -64,9 +64,20 @@ def _logits(model: Any) -> torch.Tensor:
 def _rounded(run: Path, out: Path, precision: BitsPrecision) -> TorchStudent:
     out.mkdir()
     layers = write_rounded(run / "student", out, precision)
-    details = student_details(run / "student")
-    seal_quantized(out, details, {"precision": precision, "numbers": {"layers": layers}})
+    stated: dict[str, Any] = {"mmedge": "0", "recipe": "tiny", "key": "", "verified_on": "", "max_accuracy_drop": 1.0}
+    manifest = QuantizedStudent(
+        **stated,
+        precision=precision,
+        student=StudentPart(0),
+        written=WrittenPart(0.0, 0),
+        quantization=QuantizationPart(layers, {}),
+    )
+    seal_student(out, student_details(run / "student"), manifest)
     return open_student(out)
+
+
+def _manifest(folder: Path) -> QuantizedStudent:
+    return read_quantized(student_details(folder), folder / "mmedge.json")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +121,7 @@ def test_every_product_is_rounded_but_the_head_and_what_float16_cannot_hold(
     assert set(kept_in_float(student.model)) == floats
     for precision in BITS_PRECISIONS:
         found = _rounded(run, tmp_path / precision, precision)
-        layers = student_details(tmp_path / precision)["rounded"]["numbers"]["layers"]
+        layers = _manifest(tmp_path / precision).quantization.layers
         assert {name for name, numbers in layers.items() if numbers == precision} == products - floats
         for name, parameter in found.model.named_parameters():
             exact = weights[name].detach()
@@ -151,9 +162,9 @@ def test_the_folder_is_what_transformers_expects_and_says_how_good_it_is(exporte
 
 
 def test_int8_is_nearer_to_the_student_than_nf4(exported: Path) -> None:
-    fine, coarse = (student_details(exported / variant_name(precision))["rounded"] for precision in BITS_PRECISIONS)
-    assert fine["verification"]["mean_kl"] < 0.2 * coarse["verification"]["mean_kl"]
-    weights = [manifest["files"]["model.safetensors"]["bytes"] for manifest in (fine, coarse)]
+    fine, coarse = (_manifest(exported / variant_name(precision)) for precision in BITS_PRECISIONS)
+    assert fine.verification.mean_kl < 0.2 * coarse.verification.mean_kl
+    weights = [manifest.files["model.safetensors"].bytes for manifest in (fine, coarse)]
     assert weights[1] < weights[0] < 0.5 * (exported / "student" / "model.safetensors").stat().st_size
 
 
@@ -185,7 +196,7 @@ def test_a_finished_one_is_kept_and_a_damaged_one_written_anew(exported: Path, t
     export(run, ["bnb-nf4"], QUIET, max_accuracy_drop=100)
     assert (folder / "model.safetensors").read_bytes() == content
     details = json.loads((folder / "mmedge.json").read_text())
-    details["rounded"]["verification"]["mean_kl"] = 0.0
+    details["quantized"]["verification"]["mean_kl"] = 0.0
     (folder / "mmedge.json").write_text(json.dumps(details))
     with pytest.raises(MmedgeError, match="was changed after export"):
         open_student(folder)
@@ -203,7 +214,7 @@ def test_a_killed_export_continues(exported: Path, tmp_path: Path) -> None:
     process.wait()
     assert not (run / "student-bnb-int8").exists()
     manifest = export(run, ["bnb-int8"], QUIET, max_accuracy_drop=100)["bnb-int8"]
-    assert manifest["files"] == student_details(exported / "student-bnb-int8")["rounded"]["files"]
+    assert manifest.files == _manifest(exported / "student-bnb-int8").files
     assert not list(run.glob("*.tmp")) and not list(run.glob(".*.tmp"))
 
 
@@ -217,10 +228,10 @@ def test_what_costs_most_stays_in_floats_until_it_holds(exported: Path, tmp_path
 
     monkeypatch.setattr("mmedge.export.export.problems", twice)
     manifest = export(run, ["bnb-nf4"], QUIET)["bnb-nf4"]
-    kept = [step["kept_finer"] for step in manifest["budget"]]
-    assert kept[0] == 0 < kept[1] < kept[2] == len(manifest["numbers"]["exceptions"])
-    layers = manifest["numbers"]["layers"]
-    assert {layers[name] for name in manifest["numbers"]["exceptions"]} == {"float16"}
+    kept = [step.kept_finer for step in manifest.budget]
+    assert kept[0] == 0 < kept[1] < kept[2] == len(manifest.quantization.exceptions)
+    layers = manifest.quantization.layers
+    assert {layers[name] for name in manifest.quantization.exceptions} == {"float16"}
     assert list(layers.values()).count("float16") == kept[2] + 3  # and the head, and T5's wo
     model = open_student(run / "student-bnb-nf4").model
     plain = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
@@ -239,9 +250,9 @@ def test_where_nothing_helps_it_is_refused(exported: Path, tmp_path: Path, monke
 def test_a_rounded_student_neither_learns_nor_is_rounded_again(exported: Path) -> None:
     folder = exported / "student-bnb-int8"
     section = StudentSection(source=str(folder))
-    with pytest.raises(MmedgeError, match="is rounded: it cannot learn"):
+    with pytest.raises(MmedgeError, match="is quantized, and cannot be trained"):
         load_student(section, resolve_source(section), 64, [], 0)
-    with pytest.raises(MmedgeError, match="is rounded already"):
+    with pytest.raises(MmedgeError, match="is quantized already"):
         export(folder, ["int8"], QUIET)
 
 

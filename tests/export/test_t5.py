@@ -73,7 +73,7 @@ def test_fused_graphs_and_those_of_optimum_answer_the_same(tiny_run: Path, tmp_p
         example for examples in read_evaluation_set(tiny_run / "evaluation.jsonl").questions.values() for example in examples
     ]
     fused, second = Student.load(tiny_run / "bundle-fp32"), Student.load(tmp_path / "bundle-fp32")
-    assert (fused.bundle.graphs, second.bundle.graphs) == ("fused", "optimum")
+    assert (fused.bundle.manifest.graphs, second.bundle.manifest.graphs) == ("fused", "optimum")
     left, right = fused.answer_all(questions, explain=True), second.answer_all(questions, explain=True)
     assert [(answer.text, answer.rationale) for answer in left] == [(answer.text, answer.rationale) for answer in right]
     assert Student.load(tmp_path / "bundle-int8").answer_all(questions[:2])

@@ -120,13 +120,13 @@ def test_a_trimmed_bundle_answers_as_the_whole_one(family: str, request: pytest.
     assert "pieces kept" in done.err
     questions = [item for split in read_evaluation_set(run / "evaluation.jsonl").questions.values() for item in split]
     whole, small = Student.load(run / "bundle-fp32"), Student.load(tmp_path / "bundle-fp32")
-    vocabulary = small.bundle.manifest["vocabulary"]
+    vocabulary = small.bundle.manifest.vocabulary
     if family == "llama_run":  # the other's tokenizer was made of the task's own texts
-        assert vocabulary["kept"] < vocabulary["of"]
+        assert vocabulary is not None and vocabulary.kept < vocabulary.of
         assert small.bundle.size < whole.bundle.size
     answers = [[answer.text for answer in student.answer_all(questions)] for student in (small, whole)]
     assert answers[0] == answers[1]
-    assert json.loads((tmp_path / "bundle-fp32" / "config.json").read_text())["vocab_size"] == vocabulary["kept"]
+    assert json.loads((tmp_path / "bundle-fp32" / "config.json").read_text())["vocab_size"] == vocabulary.kept
     for text in STRANGE:
         assert small.answer(text)
     assert "exported already, kept" in mmedge("export", run, "--trim-vocab", *options).err

@@ -111,9 +111,9 @@ def test_where_fixed_steps_cost_too_much_steps_are_chosen_anew(
     monkeypatch.setattr(exporting, "problems", lambda *_: next(said))
     manifest = export(tiny_run, ["int8"], QUIET, tmp_path)["int8"]
     assert "DynamicQuantizeMatMul" in operations(tmp_path / "bundle-int8")
-    assert [entry["problems"] for entry in manifest["budget"]] == [["KL is too large"], []]
-    assert [entry["fixed_steps"] for entry in manifest["budget"]] == [True, False]
-    assert not manifest["numbers"]["exceptions"]
+    assert [entry.problems for entry in manifest.budget] == [["KL is too large"], []]
+    assert [entry.static_activations for entry in manifest.budget] == [True, False]
+    assert not manifest.quantization.exceptions
 
 
 def test_memory_is_lent_again_once_nobody_has_it() -> None:

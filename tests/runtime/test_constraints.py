@@ -23,8 +23,10 @@ class Opened:
     def __init__(self, run: Path) -> None:
         bundle = open_bundle(run / "bundle-int8")
         self.tokenizer = load_tokenizer(bundle.folder / "tokenizer.json")
-        self.encoder = PromptEncoder(self.tokenizer, bundle.family, bundle.prompts, bundle.special, 100)
-        self.eos = bundle.special.eos
+        self.encoder = PromptEncoder(
+            self.tokenizer, bundle.manifest.family, bundle.manifest.prompts, bundle.manifest.special_tokens, 100
+        )
+        self.eos = bundle.manifest.special_tokens.eos
 
 
 @pytest.fixture(params=["tiny_run", "llama_run"])

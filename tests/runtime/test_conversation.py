@@ -29,7 +29,13 @@ class Opened:
     def __init__(self, run: Path, precision: str) -> None:
         bundle = open_bundle(run / f"bundle-{precision}")
         tokenizer = load_tokenizer(bundle.folder / "tokenizer.json")
-        self.encoder = PromptEncoder(tokenizer, bundle.family, bundle.prompts, bundle.special, bundle.max_input_tokens)
+        self.encoder = PromptEncoder(
+            tokenizer,
+            bundle.manifest.family,
+            bundle.manifest.prompts,
+            bundle.manifest.special_tokens,
+            bundle.manifest.max_input_tokens,
+        )
         self.engine = open_engine(bundle)
         held = read_evaluation_set(run / "evaluation.jsonl").cots["verdict_test"]
         self.cots = [(item.example.question, item.cot) for item in held]

@@ -47,7 +47,7 @@ def test_the_bundle_writes_the_tokens_that_torch_writes(name: str, request: pyte
     run: Path = request.getfixturevalue(name)
     edge, torch_student = Student.load(run / "bundle-fp32"), open_student(run / "student")
     engine = TorchEngine(torch_student)
-    contexts = [edge.bundle.prompts.reasoning_context(example.question) for example in _questions(run)[:8]]
+    contexts = [edge.bundle.manifest.prompts.reasoning_context(example.question) for example in _questions(run)[:8]]
     for kind in ("predict", "explain"):
         prompts = [edge.encoder.prompt(kind, context) for context in contexts]
         assert prompts == [torch_student.encoder.prompt(kind, context) for context in contexts]
@@ -59,7 +59,7 @@ def test_the_bundle_writes_the_tokens_that_torch_writes(name: str, request: pyte
     example = _questions(run)[0]
     cot = ChainOfThought("Because 3 and 4.", "3 + 4")
     judged = edge.judge([example.question], [cot])[0]
-    expected = verdict_probabilities(torch_student, [edge.bundle.prompts.evaluation_context(example.question, cot)])
+    expected = verdict_probabilities(torch_student, [edge.bundle.manifest.prompts.evaluation_context(example.question, cot)])
     assert judged.probability_correct == pytest.approx(float(expected[0, 0]), abs=1e-4)
 
 
@@ -88,9 +88,11 @@ def test_a_changed_manifest_and_a_missing_file_are_refused(tiny_run: Path, tmp_p
     (bundle / "manifest.json").write_text(json.dumps(manifest | {"precision": "fp32"}))
     with pytest.raises(MmedgeError, match="was changed after export"):
         open_bundle(bundle)
-    (bundle / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
-    with pytest.raises(MmedgeError, match="has format 99"):
-        open_bundle(bundle)
+    for format_, hint in ((99, "update mmedge"), (4, "mmedge export RUN")):
+        (bundle / "manifest.json").write_text(json.dumps(manifest | {"format": format_}))
+        with pytest.raises(MmedgeError, match=f"has format {format_}") as caught:
+            open_bundle(bundle)
+        assert hint in caught.value.hint
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     (bundle / "tokenizer.json").unlink()
     with pytest.raises(MmedgeError, match=r"tokenizer\.json is missing"):

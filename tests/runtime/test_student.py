@@ -20,6 +20,7 @@ import mmedge as package
 from mmedge import Answer, Endpoint, Piece, Strategy, Student
 from mmedge.cli.asking import Asking, say
 from mmedge.errors import MmedgeError
+from mmedge.manifest import AnsweringPart, ThresholdPart
 from mmedge.runtime.confidence import Confidence, LinearMap
 from mmedge.runtime.escalation import Escalated
 from mmedge.tasks.base import Example
@@ -173,13 +174,21 @@ def test_doubtful_answers_are_withheld_or_handed_on(opened: tuple[Student, list[
         student.threshold(max_handed_on=0.3)
 
 
+EVERYTHING_WITHHELD = ThresholdPart(1.0, accuracy=1.0, withheld=1.0, questions=20)
+
+
+def _answers(student: Student, answering: AnsweringPart) -> None:
+    """Let a bundle say something else of how it answers."""
+    student.bundle = replace(student.bundle, manifest=replace(student.bundle.manifest, answering=answering))
+
+
 def test_a_stream_does_not_show_what_the_bundle_withholds(
     opened: tuple[Student, list[Example]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     student, questions = opened
     asking = Asking(student, False, False, False, Strategy(), None, None, None)
-    for threshold, withheld in ((None, False), ({"value": 1.0}, True)):
-        student.bundle.manifest["answering"] = {"threshold": threshold}
+    for threshold, withheld in ((None, False), (EVERYTHING_WITHHELD, True)):
+        _answers(student, AnsweringPart(threshold=threshold))
         say(asking, questions[0], stream=True)
         assert capsys.readouterr().out.startswith("no answer: ") == withheld
 
@@ -187,14 +196,14 @@ def test_a_stream_does_not_show_what_the_bundle_withholds(
 def test_thresholds_are_for_answering_at_once(opened: tuple[Student, list[Example]]) -> None:
     student, questions = opened
     _calibrated(student)
-    student.bundle.manifest["answering"] = {"strategy": {"kind": "answer"}, "threshold": {"value": 1.0}}
+    _answers(student, AnsweringPart({"kind": "answer"}, threshold=EVERYTHING_WITHHELD))
     assert student.answer(questions[0]).withheld
     assert not student.answer(questions[0], abstain_below=0.0).withheld
     with pytest.raises(MmedgeError, match="chosen for answering at once"):
         student.answer(questions[0], strategy=Strategy("samples", samples=2))
     (only,) = student.stream(questions[0], explain=True)  # nothing is shown of what is withheld
     assert isinstance(only, Answer) and only.withheld
-    student.bundle.manifest["answering"] = {"strategy": {"kind": "samples", "samples": 2}, "threshold": None}
+    _answers(student, AnsweringPart({"kind": "samples", "samples": 2}))
     (only,) = student.stream(questions[0])
     assert isinstance(only, Answer) and len(only.samples) == 2
 

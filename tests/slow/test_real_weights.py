@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mmedge.manifest import read_manifest
 from tests.conftest import REPOSITORY, mmedge
 
 pytestmark = pytest.mark.slow
@@ -32,8 +33,8 @@ def test_smollm2_goes_through_the_chain_on_svamp(data: Path, tmp_path: Path) -> 
     assert done.code == 0, done.err
     done = mmedge("export", run, "--int8", "--fp32", timeout=1800)
     assert done.code == 0, done.err
-    manifest = json.loads((run / "bundle-fp32" / "manifest.json").read_text())
-    assert manifest["verification"]["same_answers"] == manifest["verification"]["questions"]
+    verified = read_manifest(run / "bundle-fp32").verification
+    assert verified.same_answers == verified.questions
     done = mmedge("bench", run, "--questions", "5", "--verdicts", "5", timeout=1800)
     assert done.code == 0, done.err
     report = json.loads((run / "bench.json").read_text())

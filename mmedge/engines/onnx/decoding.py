@@ -66,7 +66,7 @@ class DecoderOnlyEngine:
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: Place = "cpu") -> None:
         self._graph = Graph(bundle.graph("decoder"), threads, device)
-        self._special = bundle.special
+        self._special = bundle.manifest.special_tokens
 
     def _run(
         self, ids: Tokens, mask: Tokens, positions: Tokens, past: dict[str, ort.OrtValue]
@@ -113,7 +113,7 @@ class _FusedEngine:
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: Place = "cpu") -> None:
         self.decoder = Graph(bundle.graph("decoder"), threads, device)
-        self.special = bundle.special
+        self.special = bundle.manifest.special_tokens
         self.costs, self.luck = StepCosts(), Luck()
         table = bundle.folder / FILE_NAME
         self.table = PhraseTable.load(table) if table.is_file() else EMPTY
@@ -354,7 +354,7 @@ class EncoderDecoderEngine:
     def __init__(self, bundle: Bundle, threads: int | None = None, device: Place = "cpu") -> None:
         self._encoder = Graph(bundle.graph("encoder"), threads, device)
         self._decoder = Graph(bundle.graph("decoder"), threads, device)
-        self._special = bundle.special
+        self._special = bundle.manifest.special_tokens
 
     def _encode(self, prompts: Sequence[Prompt]) -> dict[str, ort.OrtValue]:
         ids, mask = left_padded([prompt.context for prompt in prompts], self._special.pad)
@@ -421,11 +421,12 @@ def open_engine(bundle: Bundle, threads: int | None = None, device: Device = "au
     Raises:
         MmedgeError: CUDA is asked for and cannot be had.
     """
-    threads, place = threads or bundle.threads, choose_device(device, bundle.device)
-    if bundle.family == "decoder-only":
-        if bundle.graphs == "fused":
+    stated = bundle.manifest
+    threads, place = threads or stated.threads, choose_device(device, stated.device)
+    if stated.family == "decoder-only":
+        if stated.graphs == "fused":
             return FusedDecoderOnlyEngine(bundle, threads, place)
         return DecoderOnlyEngine(bundle, threads, place)
-    if bundle.graphs == "fused":
+    if stated.graphs == "fused":
         return FusedEncoderDecoderEngine(bundle, threads, place)
     return EncoderDecoderEngine(bundle, threads, place)

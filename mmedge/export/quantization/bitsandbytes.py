@@ -16,8 +16,9 @@ import torch
 import transformers
 
 from mmedge.engines.torch_engine import TorchEngine
+from mmedge.folders import DETAILS
 from mmedge.students import dialects
-from mmedge.students.bitsandbytes import DETAILS, BitsPrecision, bits_config, kept_in_float, need_bitsandbytes
+from mmedge.students.bitsandbytes import BitsPrecision, bits_config, kept_in_float, need_bitsandbytes
 from mmedge.students.saved import TASK_TOKENS
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.encoding import Kind, PromptEncoder
