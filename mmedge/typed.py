@@ -59,7 +59,7 @@ def _read(kind: Any, value: Any, place: str) -> Any:
     origin, inside = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return None if value is None else _read(next(one for one in inside if one is not type(None)), value, place)
-    if origin is tuple and isinstance(value, list):
+    if origin is tuple and isinstance(value, (list, tuple)):
         if inside[-1] is ...:
             return tuple(_read(inside[0], one, place) for one in value)
         if len(value) == len(inside):

@@ -104,7 +104,7 @@ def test_the_command_writes_and_continues(tiny_run: Path, tmp_path: Path) -> Non
 
 def test_what_cannot_be_evaluated_is_one_line(tiny_run: Path, tmp_path: Path) -> None:
     found = mmedge("evaluate", tmp_path)
-    assert is_one_line_error(found) and "is no bundle" in found.err
+    assert is_one_line_error(found) and "is not a bundle" in found.err
     other = tmp_path / "other.jsonl"
     other.write_text('{"kind": "task", "name": "x", "judge": "choice", "labels": []}\n')
     found = mmedge("evaluate", tiny_run / "bundle-int8", "--evaluation", other)

@@ -111,7 +111,7 @@ def test_where_fixed_steps_cost_too_much_steps_are_chosen_anew(
     monkeypatch.setattr(exporting, "problems", lambda *_: next(said))
     manifest = export(tiny_run, ["int8"], QUIET, tmp_path)["int8"]
     assert "DynamicQuantizeMatMul" in operations(tmp_path / "bundle-int8")
-    assert [entry.problems for entry in manifest.budget] == [["KL is too large"], []]
+    assert [entry.problems for entry in manifest.budget] == [("KL is too large",), ()]
     assert [entry.static_activations for entry in manifest.budget] == [True, False]
     assert not manifest.quantization.exceptions
 

@@ -165,7 +165,7 @@ def test_a_dialogue_in_a_terminal(tiny_run: Path) -> None:
     ("arguments", "complaint"),
     [
         (["nowhere", "x"], "no such bundle"),
-        (["{run}", "x"], "is no bundle"),
+        (["{run}", "x"], "is not a bundle"),
         (["{run}/bundle-int8", " "], "the question is empty"),
         (["{run}/bundle-int8", "--input", "nowhere.jsonl"], "no such file"),
         (["{run}/bundle-int8", "x", "--input", "-"], "not both"),
