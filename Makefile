@@ -1,5 +1,7 @@
 # make quickstart   own virtual environment, installs, runs the whole chain on the embedded task
-# make test         everything that is quick; what CI runs
+# make test         everything that is quick; needs no data
+# make test-data    what asserts facts of the real data, and the commands of the docs on it (MMEDGE_DATA)
+# make test-optimum what needs optimum or transformers 4.57, in an environment of its own (.venv-optimum)
 # make test-slow    the heavyweight checks: real weights, the quickstart at full size
 # make lint         ruff, mypy
 # make docs-check   every command that README and recipes show
@@ -12,8 +14,10 @@ VENV ?= .venv
 JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+OPTIMUM := .venv-optimum
+PYTEST := python -m pytest --numprocesses $(JOBS) --dist loadfile
 
-.PHONY: quickstart test test-slow lint format docs-check weights peers servers clean
+.PHONY: quickstart test test-data test-optimum test-slow lint format docs-check weights peers servers clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,11 +26,24 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
 	touch $(READY)
 
+$(OPTIMUM)/.ready: pyproject.toml constraints-optimum.txt
+	$(PYTHON) -m venv $(OPTIMUM)
+	$(OPTIMUM)/bin/python -m pip install --quiet --upgrade 'pip>=24'
+	$(OPTIMUM)/bin/python -m pip install --quiet --constraint constraints-optimum.txt torch
+	$(OPTIMUM)/bin/python -m pip install --quiet --constraint constraints-optimum.txt --editable '.[optimum,annotate,data,gpu,dev]'
+	touch $(OPTIMUM)/.ready
+
 quickstart: $(READY)
 	$(BIN)/mmedge quickstart
 
 test: $(READY) lint docs-check
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/$(PYTEST) -m 'not slow and not optimum'
+
+test-data: $(READY) docs-check
+	$(BIN)/$(PYTEST) -m 'data and not slow'
+
+test-optimum: $(READY) $(OPTIMUM)/.ready
+	MMEDGE_TRANSFORMERS_5=$(abspath $(BIN)/python) $(OPTIMUM)/bin/$(PYTEST) -m '(optimum or versions) and not slow'
 
 test-slow: $(READY) weights servers
 	$(BIN)/python -m pytest -m slow
@@ -58,4 +75,4 @@ peers: $(READY)
 	.venv-genai/bin/python -m pip install --quiet 'torch==2.13.0' 'transformers==5.17.0' 'onnxruntime-genai==0.18.0' onnx onnx-ir
 
 clean:
-	rm -rf $(VENV) .venv-genai .venv-servers .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OPTIMUM) .venv-genai .venv-servers .mypy_cache .pytest_cache .ruff_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,11 +16,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.small_data import write_small_data
+
 REPOSITORY = Path(__file__).parent.parent
-DATA = Path(os.environ.get("MMEDGE_DATA") or REPOSITORY.parent / "shared" / "data")
+REAL_DATA = Path(os.environ["MMEDGE_DATA"]).resolve() if os.environ.get("MMEDGE_DATA") else None
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("MMEDGE_DATA", str(DATA))
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run at once; each with every core would slow all of them
 
@@ -54,12 +56,29 @@ def is_one_line_error(found: Finished) -> bool:
     return found.code != 0 and "Traceback" not in found.err and len(shown) >= 1 and shown[-1].startswith("error: ")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what asserts facts of the real data; skip what needs optimum where it is not installed."""
+    optimum = importlib.util.find_spec("optimum") is not None
+    for item in items:
+        if "real_data" in getattr(item, "fixturenames", ()):
+            item.add_marker("data")
+        if not optimum and item.get_closest_marker("optimum"):
+            item.add_marker(pytest.mark.skip("no optimum here: make test-optimum"))
+
+
 @pytest.fixture(scope="session")
-def data() -> Path:
-    """The folder of real questions and annotations; tests that need it are skipped where it is absent."""
-    if not DATA.is_dir():
-        pytest.skip(f"no real data: set MMEDGE_DATA ({DATA} does not exist)")
-    return DATA
+def real_data() -> Path:
+    """The folder of real questions and annotations, for tests that assert facts of it; they are skipped where it is absent."""
+    if REAL_DATA is None:
+        pytest.skip("no real data: set MMEDGE_DATA")
+    return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of questions and annotations: the real one, or where it is absent a small one of the same form."""
+    return REAL_DATA or made_once(tmp_path_factory, "data", write_small_data)
 
 
 def killed_when_lines_are_there(arguments: Sequence[object], path: Path, lines: int) -> None:
@@ -116,7 +135,7 @@ def write_recipe(path: Path, values: dict[str, object]) -> Path:
     return path
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """Return a folder that is made once and shared by all of pytest's processes."""
     base = factory.getbasetemp()
     place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"

@@ -15,7 +15,8 @@ RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_is_valid_and_opens_with_its_command(path: Path) -> None:
+def test_every_recipe_is_valid_and_opens_with_its_command(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMEDGE_DATA", "anywhere")
     recipe = load_recipe(path)
     assert recipe.name == path.stem
     verb = "annotate" if recipe.teacher.kind in ("openai", "local") else "distill"
@@ -86,7 +87,8 @@ def test_the_data_folder_comes_from_the_environment(tmp_path: Path, monkeypatch:
     assert recipe.task.data == f"{tmp_path}/svamp"  # type: ignore[union-attr]
 
 
-def test_a_length_that_is_set_replaces_the_other_kind(tmp_path: Path) -> None:
+def test_a_length_that_is_set_replaces_the_other_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMEDGE_DATA", "anywhere")
     path = tmp_path / "r.yaml"
     path.write_text((REPOSITORY / "recipes" / "svamp-t5-base.yaml").read_text())
     stage = load_recipe(path, ["training.stage1.max_steps=3"]).training.stage1

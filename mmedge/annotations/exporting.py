@@ -58,7 +58,7 @@ def _write_parquet(path: Path, records: Iterator[dict[str, Any]], kind: str) -> 
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise missing_extra("pyarrow", "annotate") from None
+        raise missing_extra("pyarrow", "data") from None
     text = pyarrow.string()
     fields = [("id", text), ("sample", pyarrow.int32()), ("teacher", text)]
     fields += [("text", text)] if kind == "cot" else [("evaluation", text), ("verdict", text)]

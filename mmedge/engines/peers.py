@@ -593,7 +593,7 @@ class CTranslate2Engine:
 
 _KINDS: dict[Kind, _Kind] = {
     "optimum": _Kind(
-        "optimum.onnxruntime", "pip install 'mmedge[export]'", "a folder with an ONNX export", "config.json", OptimumEngine
+        "optimum.onnxruntime", "pip install 'mmedge[optimum]'", "a folder with an ONNX export", "config.json", OptimumEngine
     ),
     "llama.cpp": _Kind(
         "llama_cpp", "pip install llama-cpp-python (it compiles for minutes)", "a GGUF file", "", LlamaCppEngine

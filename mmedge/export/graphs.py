@@ -106,7 +106,7 @@ def write_through_optimum(student: Path, family: Family, out: Path) -> None:
     try:
         from optimum.exporters.onnx import main_export
     except ImportError:
-        raise missing_extra("optimum-onnx", "export") from None
+        raise missing_extra("optimum-onnx", "optimum") from None
     dialects.quiet()
     logging.getLogger("optimum").setLevel(logging.ERROR)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

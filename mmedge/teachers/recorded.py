@@ -133,7 +133,7 @@ def _records(path: Path, form: str) -> Records:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise missing_extra("pyarrow", "annotate") from None
+        raise missing_extra("pyarrow", "data") from None
     if not path.is_file():
         raise MmedgeError(f"no such file: {path}", "check the path")
     number = 0

@@ -25,7 +25,6 @@ from mmedge.export.verify import problems
 from mmedge.manifest import Verification, open_bundle
 from mmedge.progress import Progress
 from tests.conftest import REPOSITORY, is_one_line_error, mmedge, own_recipe, write_recipe
-from tests.export.test_fused import skip_without_optimum
 
 
 def test_a_quantized_graph_computes_nearly_the_same(tmp_path: Path) -> None:
@@ -144,11 +143,13 @@ def _killed(run: Path, seen: str, *options: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seen", "options"), [(".*.tmp/weights.data", ()), (".graphs/key.json", ("--graphs", "optimum"))], ids=["fused", "optimum"]
+    ("seen", "options"),
+    [
+        pytest.param(".*.tmp/weights.data", (), id="fused"),
+        pytest.param(".graphs/key.json", ("--graphs", "optimum"), id="optimum", marks=pytest.mark.optimum),
+    ],
 )
 def test_a_killed_export_continues(tiny_run: Path, tmp_path: Path, seen: str, options: tuple[str, ...]) -> None:
-    if options:
-        skip_without_optimum()
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("bundle-*"))
     _killed(run, seen, *options)

@@ -55,14 +55,6 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
 ALL = [*T5, *DECODERS]
 
 
-def skip_without_optimum() -> None:
-    """Skip where optimum cannot export: it needs transformers 4."""
-    try:
-        from optimum.exporters.onnx import main_export  # noqa: F401
-    except ImportError as error:
-        pytest.skip(f"optimum cannot export here: {error}")
-
-
 def random_model(name: str, **changes: Any) -> Any:
     """Return a small model whose every weight has been moved, so that a missing one shows."""
     torch.manual_seed(0)

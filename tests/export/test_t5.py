@@ -18,7 +18,7 @@ from mmedge.export.quantization.formats import round_outputs
 from mmedge.export.quantization.precisions import Numbers
 from mmedge.tasks.evaluation_set import read_evaluation_set
 from tests.conftest import mmedge
-from tests.export.test_fused import random_model, skip_without_optimum
+from tests.export.test_fused import random_model
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
@@ -65,8 +65,8 @@ def test_an_activation_that_the_graphs_do_not_have_is_refused_by_name(change: st
         choose_graphs(tmp_path, "fused")
 
 
+@pytest.mark.optimum
 def test_fused_graphs_and_those_of_optimum_answer_the_same(tiny_run: Path, tmp_path: Path) -> None:
-    skip_without_optimum()
     done = mmedge("export", tiny_run, "--fp32", "--int8", "--graphs", "optimum", "--out", tmp_path, "-q")
     assert done.code == 0, done.err
     questions = [

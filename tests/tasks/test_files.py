@@ -82,9 +82,17 @@ def test_text_of_a_question_is_never_read_as_a_place_in_the_prompt() -> None:
     assert DECODER_ONLY_PROMPTS.reasoning_context("What is {cot} and {question}?").read == "What is {cot} and {question}?\n"
 
 
-def test_real_tasks_load(data: Path) -> None:
-    splits = build_task({"kind": "svamp", "data": str(data / "svamp")}).load()
+@pytest.mark.parametrize(("kind", "folder"), [("svamp", "svamp"), ("commonsenseqa", "cqa"), ("nli", "anli")])
+def test_published_tasks_load(data: Path, kind: str, folder: str) -> None:
+    splits = build_task({"kind": kind, "data": str(data / folder)}).load()
+    examples = [*splits.train, *splits.tests["test"]]
+    assert len({example.id for example in examples}) == len(examples) > 100
+    assert all(example.label and bool(example.choices) == (kind == "commonsenseqa") for example in examples)
+
+
+def test_real_tasks_load(real_data: Path) -> None:
+    splits = build_task({"kind": "svamp", "data": str(real_data / "svamp")}).load()
     assert (len(splits.train), len(splits.tests["test"])) == (800, 200)
     assert splits.train[0].label == "84 / 2"
-    choice = build_task({"kind": "commonsenseqa", "data": str(data / "cqa"), "limit": 50}).load()
+    choice = build_task({"kind": "commonsenseqa", "data": str(real_data / "cqa"), "limit": 50}).load()
     assert (len(choice.train), len(choice.tests["test"])) == (50, 1221)

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from mmedge.tasks import ChainOfThought, Example, Unparsed, Verdict
-from mmedge.tasks.files import FileTask, commonsenseqa, svamp
+from mmedge.tasks.files import FileTask, commonsenseqa, nli, svamp
 from mmedge.tasks.forms.choice import ChoiceForm
 from mmedge.tasks.forms.expression import ExpressionForm, read_arithmetic
 from mmedge.tasks.reading import lacks_verdict, read_self_evaluation
 from mmedge.teachers.recorded import RecordedTeacher
+from tests.small_data import write_small_data
 
 LUKE = "Luke scored 84 points after playing 2 rounds. How many points did he score per round?"
 CHOICES = ("park", "coloring book", "garden center", "math problem", "gravity")
@@ -115,17 +116,27 @@ def _read_all(task: FileTask, path: Path) -> dict[int, Counter[str]]:
     return outcomes
 
 
-def test_real_svamp_annotations_are_read_as_a_careful_reader_reads_them(data: Path) -> None:
+def test_texts_of_every_task_are_read(tmp_path: Path) -> None:
+    folder = write_small_data(tmp_path)
+    for task, name in ((svamp, "svamp"), (commonsenseqa, "cqa"), (nli, "anli")):
+        for counts in _read_all(task(folder / name), folder / name / "teacher_cots.jsonl").values():
+            assert counts["right"] + counts["wrong"] > 0.6 * counts.total() and counts["right"] > 2 * counts["wrong"], (
+                name,
+                counts,
+            )
+
+
+def test_real_svamp_annotations_are_read_as_a_careful_reader_reads_them(real_data: Path) -> None:
     """A careful reader without the labels calls 72.9, 71.6, 71.1 and 69.5 % of these texts right."""
-    outcomes = _read_all(svamp(data / "svamp"), data / "svamp" / "teacher_cots.jsonl")
+    outcomes = _read_all(svamp(real_data / "svamp"), real_data / "svamp" / "teacher_cots.jsonl")
     for sample, careful in enumerate((72.9, 71.6, 71.1, 69.5)):
         assert sum(outcomes[sample].values()) == 800
         assert 100 * outcomes[sample]["right"] / 800 >= careful - 1, outcomes[sample]
 
 
-def test_real_commonsenseqa_annotations_are_mostly_read(data: Path) -> None:
+def test_real_commonsenseqa_annotations_are_mostly_read(real_data: Path) -> None:
     """By hand, a reader finds a choice in 97, 96 and 95 of 100 texts of the three samples; nine in ten of those must be read."""
-    outcomes = _read_all(commonsenseqa(data / "cqa"), data / "cqa" / "teacher_cots.jsonl")
+    outcomes = _read_all(commonsenseqa(real_data / "cqa"), real_data / "cqa" / "teacher_cots.jsonl")
     for sample, findable in enumerate((0.97, 0.96, 0.95)):
         counts = outcomes[sample]
         read, total = counts["right"] + counts["wrong"], sum(counts.values())

@@ -49,10 +49,10 @@ def test_every_kind_of_task_has_prompts_whose_own_examples_are_read(task: FileTa
     assert not any(isinstance(found, Unparsed) for found in evaluated)
 
 
-def test_built_in_prompts_show_no_question_of_the_data(data: Path) -> None:
+def test_built_in_prompts_show_no_question_of_the_data(real_data: Path) -> None:
     asked = "\n".join(path.read_text(encoding="utf-8") for path in TEMPLATES.glob("*.txt"))
     for kind, folder in (("svamp", "svamp"), ("commonsenseqa", "cqa")):
-        splits = build_task({"kind": kind, "data": str(data / folder)}).load()
+        splits = build_task({"kind": kind, "data": str(real_data / folder)}).load()
         for example in (*splits.train, *splits.tests["test"]):
             assert example.question not in asked
 

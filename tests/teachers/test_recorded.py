@@ -96,10 +96,10 @@ def test_distilling_step_by_steps_lists_are_imported_in_the_order_of_the_questio
     examples = task.load().train
     teacher = RecordedTeacher((folder / "train_CoT_0.json", folder / "train_CoT_1.json"))
     texts = {cot.example_id: cot.text for cot in teacher.chains_of_thought(examples)}
-    assert len(texts) == 800
+    assert len(texts) == len(examples)
     same = RecordedTeacher((data / "svamp" / "teacher_cots.jsonl",), max_cots=1)
     assert texts == {cot.example_id: cot.text for cot in same.chains_of_thought(examples)}
-    with pytest.raises(MmedgeError, match="800 texts, but the task has 10"):
+    with pytest.raises(MmedgeError, match=f"{len(examples)} texts, but the task has 10"):
         list(teacher.chains_of_thought(examples[:10]))
 
 
