@@ -505,11 +505,12 @@ def peak_memory(pid: int | None = None) -> int | None:
     found = _status(pid, "VmHWM")
     if found is not None:
         return found
-    if sys.platform == "win32":
+    if pid is not None or sys.platform == "win32":
         import psutil
 
-        return int(psutil.Process(pid).memory_info().peak_wset)
-    if pid is not None:
+        with suppress(psutil.Error):
+            sizes = psutil.Process(pid).memory_info()
+            return int(getattr(sizes, "peak_wset", sizes.rss))  # macOS: of another process, what it has now
         return None
     import resource
 

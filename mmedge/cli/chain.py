@@ -24,7 +24,8 @@ def quickstart(
     """Run the whole chain on the embedded task, in minutes on two CPU cores."""
     need("torch", "all")
     from mmedge.bench.bench import bench as measure
-    from mmedge.cli.measuring import BENCH_JOURNAL, recipe_settings, save_report
+    from mmedge.bench.settings import settings_for
+    from mmedge.cli.measuring import BENCH_JOURNAL, save_report
     from mmedge.distill.distill import distill as train
     from mmedge.export.export import export as write
     from mmedge.folders import shipped_recipe
@@ -33,7 +34,7 @@ def quickstart(
     shown = progress(quiet)
     metrics = train(recipe, out, shown)
     write(out, recipe.export.precisions, shown)
-    report = measure([out], recipe_settings(out, {}), shown, journal=out / BENCH_JOURNAL)
+    report = measure([out], settings_for(out, {}), shown, journal=out / BENCH_JOURNAL)
     save_report(report, out)
     _show_metrics(metrics)
     show_report(report)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from mmedge.cli.common import AsJson, BundlePath, Quiet, Threads, console, given_options, print_json, progress
-from mmedge.errors import MmedgeError, printable
 
 if TYPE_CHECKING:
-    from mmedge.bench.bench import BenchSettings
+    from mmedge.bench.results import BenchReport
+    from mmedge.bench.settings import BenchSettings
 
 BENCH_JOURNAL = ".bench.journal"
 
@@ -121,7 +121,7 @@ def bench(
         report = measure(places, settings, shown, questions.evaluation, folder / BENCH_JOURNAL, energy)
     name = save_report(report, folder)
     if as_json:
-        print_json(report)
+        print_json(report.to_json())
         return
     show_report(report)
     typer.echo(f"{f'measured on {device.remote}; ' if device.remote else ''}written: {folder / name}.json, .md, .html")
@@ -129,8 +129,7 @@ def bench(
 
 def _bench_settings(place: Path, questions: Questions, scenarios: Scenarios, device: Device) -> BenchSettings:
     """Return the settings that the command line gives."""
-    from mmedge.bench.bench import read_choices
-    from mmedge.bench.limits import parse_counts, parse_seconds, parse_share, parse_size
+    from mmedge.bench.settings import parse_counts, parse_seconds, parse_share, parse_size, read_choices, settings_for
 
     given = {
         "questions": questions.questions,
@@ -139,7 +138,7 @@ def _bench_settings(place: Path, questions: Questions, scenarios: Scenarios, dev
         "threads": device.threads,
     }
     return replace(
-        recipe_settings(place, {name: value for name, value in given.items() if value is not None}),
+        settings_for(place, {name: value for name, value in given.items() if value is not None}),
         **read_choices(scenarios.scenarios, questions.ask),
         timed=scenarios.timed,
         precision=None if scenarios.precision is None else parse_share(scenarios.precision),
@@ -154,45 +153,22 @@ def _bench_settings(place: Path, questions: Questions, scenarios: Scenarios, dev
     )
 
 
-def recipe_settings(place: Path, given: dict[str, int]) -> BenchSettings:
-    """Return what the command line gives, then what the run's recipe says, then the defaults."""
-    from mmedge.bench.bench import BenchSettings
-    from mmedge.folders import Run
-    from mmedge.recipe import BenchSection, load_recipe
+def save_report(report: BenchReport, folder: Path) -> str:
+    """Write a report, and remove what a bench that is killed would continue from; return its name."""
+    from mmedge.bench.report import write_report
 
-    path = Run(place).recipe
-    section = load_recipe(path).bench if path.is_file() else BenchSection()
-    return BenchSettings(**{**section.model_dump(), **given})
-
-
-def save_report(report: dict[str, Any], folder: Path) -> str:
-    """Write a report, beside a fuller one of the same task under a name of its own; return the name."""
-    from mmedge.bench.report import markdown, page
-    from mmedge.storage import read_json, write_json, write_text
-
-    name = "bench"
-    try:
-        before = read_json(folder / "bench.json")
-        if before["task"] == report["task"] and sum(before["questions"].values()) > sum(report["questions"].values()):
-            name = "bench-partial"
-    except (MmedgeError, KeyError, TypeError, AttributeError):
-        pass  # none there, or none that is worth keeping
-    write_json(folder / f"{name}.json", report)
-    write_text(folder / f"{name}.md", markdown(report))
-    page(report).write(folder / f"{name}.html")
+    name = write_report(report, folder)
     (folder / BENCH_JOURNAL).unlink(missing_ok=True)
     return name
 
 
-def show_report(report: dict[str, Any]) -> None:
-    """Print a bench's tables, and what could not be measured."""
-    from mmedge.bench.report import problems, tables
+def show_report(report: BenchReport) -> None:
+    """Print a bench's tables."""
+    from mmedge.bench.report import tables
 
     shown = console(170)
     for table in tables(report):
         shown.print(table.rich())
-    for name, why in problems(report):
-        typer.echo(f"{printable(name)}: {printable(why)}")
 
 
 def compare(
@@ -215,10 +191,10 @@ def compare(
 
     found = compared(base, new, read_bounds(max_slowdown, max_accuracy_drop, max_memory_growth))
     if as_json:
-        print_json(found)
+        print_json(found.to_json())
     else:
         typer.echo(text(found))
-    if found["broken"]:
+    if found.broken:
         raise typer.Exit(1)
 
 

@@ -30,6 +30,7 @@ from types import TracebackType
 from typing import Any
 
 from mmedge.bench.remote.core_wheel import write_core_wheel
+from mmedge.bench.results import BenchReport, RemoteFacts
 from mmedge.errors import MmedgeError, printable
 from mmedge.folders import bundles_in
 from mmedge.installation import requirements
@@ -267,7 +268,7 @@ def run_remote(
     arguments: Sequence[str],
     progress: Progress,
     config: Path | None = None,
-) -> dict[str, Any]:
+) -> BenchReport:
     """Measure bundles on another machine.
 
     Args:
@@ -304,9 +305,8 @@ def run_remote(
         _told(connection, run)
         report, packages = _report(connection, progress)
     there = {f"{place}{name}": str(folder) for folder, name in names.items() for place in (f"{ready['folder']}/", "")}
-    found: dict[str, Any] = _renamed(report, there)
-    found["remote"] = {"host": host, "python": ready["python"], "machine": ready["machine"], "packages": packages}
-    return found
+    facts = RemoteFacts(host=host, python=ready["python"], machine=ready["machine"], packages=packages)
+    return BenchReport.from_json(_renamed(report, there), f"what {host} sent").model_copy(update={"remote": facts})
 
 
 def _copy(connection: Connection, files: Sequence[tuple[Path, str]], free: int, progress: Progress) -> None:
