@@ -24,10 +24,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from mmedge import __version__
 from mmedge.errors import MmedgeError
+
+if sys.version_info >= (3, 12):
+    from typing import TypedDict
+else:  # pydantic, which reads this type, needs it so
+    from typing_extensions import TypedDict
 
 ROOT = Path("/")
 

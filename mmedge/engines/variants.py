@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Ask = Literal["answer", "rationale", "confidence"]  # the answer only; with a chain of thought; with the best confidence there is
 ASKS: tuple[Ask, ...] = ("answer", "rationale", "confidence")
-_OF_A_RUN = ("student", "student-bnb-int8", "student-bnb-nf4", "bundle-fp32", "bundle-int8", "bundle-int4")
+_OF_A_RUN = ("student", "student-bnb-int8", "student-bnb-nf4", "bundle-fp32", "bundle-fp16", "bundle-int8", "bundle-int4")
 _MANIFEST, _DETAILS, _QUESTIONS = "manifest.json", "mmedge.json", "evaluation.jsonl"
 
 
@@ -83,7 +83,8 @@ class Opened:
         device: `cpu` or `cuda`.
         task: The task it was made for; None where it does not say.
         student: The bundle's runtime, where it is one; its answers are then those of `mmedge run`.
-        work: What one token costs it, as `ceilings.Work` says, where that does not stand in a graph beside it.
+        work: What one decoding step does with its weights: `bytes` that are read, `operations`, and `table_bytes` of tables of
+            which rows are picked; None where that is not known.
     """
 
     engine_name: str
@@ -121,6 +122,7 @@ def _open_bundle(device: Literal["auto", "cuda"], place: Path, threads: int | No
         choose_device(device, stated.device),
         task=stated.task.name,
         student=student,
+        work=bundle.manifest.get("work"),
     )
 
 

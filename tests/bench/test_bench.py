@@ -50,20 +50,22 @@ def test_the_table_says_machine_and_conditions(report: tuple[Path, dict[str, obj
     assert "onnxruntime int8" in text and "95 % Wilson" in text and "threads" in text
 
 
-def test_shares_of_the_machines_ceilings_stand_with_every_variant(report: tuple[Path, dict[str, object]]) -> None:
-    _, values = report
-    variants: list[dict[str, Any]] = values["variants"]  # type: ignore[assignment]
-    reached = {variant["precision"]: variant["reached"] for variant in variants}
-    torch_fp32, fp32, int8 = (
-        next(v["reached"] for v in variants if (v["engine"], v["precision"]) == wanted)
-        for wanted in (("torch", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8"))
-    )
-    assert all(0 < one["bandwidth_share"] < 10 and 0 < one["arithmetic_share"] < 10 for one in reached.values())
-    # the same student does the same products whoever computes them, in a quarter of the bytes where they are int8
-    assert torch_fp32["operations_per_token"] == pytest.approx(fp32["operations_per_token"], rel=0.02)
-    assert torch_fp32["weight_bytes_per_token"] == pytest.approx(fp32["weight_bytes_per_token"], rel=0.15)  # norms, position tables
-    assert int8["weight_bytes_per_token"] < 0.5 * fp32["weight_bytes_per_token"]
-    assert (int8["arithmetic"], fp32["arithmetic"]) == ("int8", "float32")
+def test_shares_of_the_machines_ceilings_stand_with_every_variant_whose_work_is_known(
+    report: tuple[Path, dict[str, object]],
+) -> None:
+    variants: list[dict[str, Any]] = report[1]["variants"]  # type: ignore[assignment]
+    reached = {(variant["engine"], variant["precision"]): variant["reached"] for variant in variants}
+    for variant in variants:
+        stated = variant["engine"] == "torch" or "work" in json.loads((Path(variant["place"]) / "manifest.json").read_text())
+        assert (variant["reached"] is not None) == stated
+    assert all(0 < one["bandwidth_share"] < 10 and 0 < one["arithmetic_share"] < 10 for one in reached.values() if one)
+    torch_fp32, fp32, int8 = (reached[key] for key in (("torch", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8")))
+    if fp32 and int8:
+        # the same student multiplies by the same weights whoever computes, in a quarter of the bytes where they are int8
+        assert torch_fp32["operations_per_token"] == pytest.approx(fp32["operations_per_token"], rel=0.02)
+        assert torch_fp32["weight_bytes_per_token"] == pytest.approx(fp32["weight_bytes_per_token"], rel=0.15)  # norms, positions
+        assert int8["weight_bytes_per_token"] < 0.5 * fp32["weight_bytes_per_token"]
+        assert (int8["arithmetic"], fp32["arithmetic"]) == ("int8", "float32")
 
 
 def test_a_bundle_alone_is_measured_where_its_evaluation_set_is_named(tiny_run: Path, tmp_path: Path) -> None:

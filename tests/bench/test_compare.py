@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmedge.bench.bench import FORMAT
 from mmedge.bench.compare import Bounds, compare
+from mmedge.bench.results import FORMAT
 from mmedge.errors import MmedgeError
+from mmedge.statistics import proportion
 from tests.conftest import is_one_line_error, mmedge
 
 ROUNDS, QUESTIONS = 4, 50
@@ -21,37 +22,56 @@ Report = dict[str, Any]
 BOUNDS = ("--max-slowdown", "5%", "--max-accuracy-drop", "1")
 
 
-def variant(name: str, seed: int, speed: float = 1.0) -> Report:
+def variant(precision: str, seed: int, speed: float = 1.0) -> Report:
     """A variant as `mmedge bench` reports it, on a machine that remembers and stalls now and then."""
     cost = np.random.default_rng(5).lognormal(-6, 0.3, QUESTIONS)
     rng = np.random.default_rng(seed)
     noise = np.exp(0.02 * rng.normal(size=(ROUNDS, QUESTIONS))) * (1 + (rng.random((ROUNDS, QUESTIONS)) < 0.03) * 4)
     right = np.random.default_rng(6).random(QUESTIONS) < 0.7
+    times = (cost * noise * speed).ravel().tolist()
+    share = proportion(right.tolist()).to_json()
+    middle = {"p50": 1.0, "p90": 2.0, "p99": 3.0}
+    around = {f"{p}_interval_95": [value, value] for p, value in middle.items()}
     return {
-        "name": name,
-        "problem": None,
-        "latency_ms": {"p50": 1.0},
+        **{"name": f"onnxruntime {precision}", "label": precision, "folder": f"bundle-{precision}", "kind": "bundle"},
+        **{"place": f"run/bundle-{precision}", "problem": None, "engine": "onnxruntime", "precision": precision, "device": "cpu"},
+        **{"threads": 1, "cpus": None, "memory_limit": None, "withheld": 0, "confidence": None, "reached": None, "offline": []},
+        **{"answer_accuracy": {"test": share}, "verdict_accuracy": share, "verdict_always_correct": share},
+        **{"verdict_balanced_accuracy": None, "ratio_to_first": None, "inter_token_latency_ms": None, "tokens_per_second": None},
+        **{"server": None, "load_seconds": 0.5, "steady_memory_bytes": 90_000_000, "time_to_first_token_ms": middle},
+        "latency_ms": {**middle, **around, "count": ROUNDS * QUESTIONS, "rounds": ROUNDS},
         "peak_memory_bytes": 100_000_000,
         "bytes_on_disk": 2_000_000,
         "samples": {
             "round": [number for number in range(ROUNDS) for _ in range(QUESTIONS)],
             "question": [*range(QUESTIONS)] * ROUNDS,
             "timed_questions": [f"test/q{number}" for number in range(QUESTIONS)],
-            "seconds": (cost * noise * speed).ravel().tolist(),
+            "seconds": times,
+            **{"time_to_first_token": times, "decode_seconds": times, "decode_steps": [1] * len(times), "tokens": [1] * len(times)},
+            **{"warmup_passes": [], "load_seconds": [0.5], "resident_memory_bytes": [90_000_000], "confidences": {}, "answers": {}},
             "ids": {"test": [f"q{number}" for number in range(QUESTIONS)]},
             "correct": {"test": right.tolist()},
         },
     }
 
 
+def failed(name: str, precision: str, problem: str) -> Report:
+    """A variant that could not be measured."""
+    place = {"folder": f"bundle-{precision}", "kind": "bundle", "place": f"run/bundle-{precision}"}
+    return {"name": name, "label": name, **place, "problem": problem, "hint": ""}
+
+
 def report(seed: int, speed: float = 1.0) -> Report:
-    """A report of two variants."""
+    """A report of two variants, a and b."""
+    watch = {"looks": 0, "other_load_cores": None, "steal_share": None, "frequency_ghz": None, "temperature_c": None}
+    facts = {"mmedge": "0", "python": "3.11", "system": "s", "processor": "p", "cores": 2, "memory_gb": 8.0}
     return {
-        "format": FORMAT,
-        "task": "t",
-        "ask": "answer",
+        **{"format": FORMAT, "task": "t", "questions": {"test": QUESTIONS}, "questions_in_set": {"test": QUESTIONS}},
+        **{"ask": "answer", "scenarios": ["single", "accuracy"], "precision_reached": None, "continued": 0, "ceilings": []},
+        "settings": {},
         "noisy": [],
-        "machine": {"processor": "p", "cores": 2, "packages": {"onnxruntime": "1"}},
+        "watch": {**watch, "noisy": [], "samples": []},
+        "machine": {**facts, "packages": {"onnxruntime": "1"}},
         "variants": [variant("a", 2 * seed, speed), variant("b", 2 * seed + 1, speed)],
     }
 
@@ -70,7 +90,7 @@ def base(tmp_path: Path) -> Path:
 def test_the_same_again_breaks_nothing_in_twenty_runs(base: Path, tmp_path: Path) -> None:
     for seed in range(1, 21):
         found = compare(base, written(tmp_path, "new.json", report(seed)), Bounds(0.05, 1, 0.1))
-        assert found["broken"] == [] and not any(one["time"]["changed"] for one in found["variants"])
+        assert found.broken == [] and not any(one.time is None or one.time.changed for one in found.variants)
 
 
 def test_a_tenth_slower_is_found_and_fails(base: Path, tmp_path: Path) -> None:
@@ -106,27 +126,27 @@ def test_answers_are_paired_by_question_and_not_by_place(base: Path, tmp_path: P
         for name in ("ids", "correct"):
             one["samples"][name]["test"] = one["samples"][name]["test"][::-1][:30]
     found = compare(base, written(tmp_path, "new.json", turned), Bounds())
-    assert all(one["accuracy"]["questions"] == 30 and one["accuracy"]["value"] == 0 for one in found["variants"])
+    assert all(one.accuracy and one.accuracy.questions == 30 and one.accuracy.value == 0 for one in found.variants)
 
 
 def test_memory_that_grows_and_variants_that_are_gone(base: Path, tmp_path: Path) -> None:
     new = report(1)
     new["variants"][0]["peak_memory_bytes"] *= 2
-    new["variants"][1] = {"name": "b", "problem": "does not fit in 300 MB"}
-    new["variants"].append({"name": "c", "problem": "no such variant: c"})
+    new["variants"][1] = failed("run/bundle-b", "b", "does not fit in 300 MB")
+    new["variants"].append(failed("c", "c", "no such variant: c"))
     new["noisy"] = ["other processes used 1.00 cores"]
     new["machine"]["packages"]["onnxruntime"] = "2"
     found = compare(base, written(tmp_path, "new.json", new), Bounds(memory_growth=0.1))
-    assert found["broken"] == [
+    assert found.broken == [
         "a needs 100.0 % more memory at its peak, more than 10.0 %",
         "b can no longer be measured: does not fit in 300 MB",
     ]
-    notes = " ".join(found["notes"])
+    notes = " ".join(found.notes)
     assert "new report is noisy" in notes and "onnxruntime 1 → 2" in notes and "c: only in" in notes
     new["variants"] = new["variants"][:1]
     without = written(tmp_path, "new.json", new)
-    assert compare(base, without, Bounds())["broken"] == []
-    assert compare(base, without, Bounds(slowdown=0.05))["broken"] == [f"b was measured in {base} and is not in {without}"]
+    assert compare(base, without, Bounds()).broken == []
+    assert compare(base, without, Bounds(slowdown=0.05)).broken == [f"b was measured in {base} and is not in {without}"]
 
 
 @pytest.mark.parametrize(
@@ -134,8 +154,8 @@ def test_memory_that_grows_and_variants_that_are_gone(base: Path, tmp_path: Path
     [
         (lambda r: r.update(format="mmedge-bench/1"), "has format"),
         (lambda r: r.update(task="u"), "about u"),
-        (lambda r: r.update(variants=[{"name": "z", "problem": None}]), "no measured variant in common"),
-        (lambda r: r.pop("variants"), "no report of mmedge bench"),
+        (lambda r: r.update(variants=[variant("z", 1)]), "no measured variant in common"),
+        (lambda r: r.pop("variants"), "not a report of mmedge bench"),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_one_line(
@@ -171,8 +191,8 @@ def test_times_are_paired_by_question_whatever_else_was_asked(tmp_path: Path) ->
             "seconds": seconds.ravel().tolist(),
         }
     found = compare(written(tmp_path, "a.json", base), written(tmp_path, "b.json", new), Bounds(slowdown=0.05))
-    assert not found["broken"]
-    assert all(one["time"]["value"] == 1.0 and one["time"]["questions"] == QUESTIONS // 2 for one in found["variants"])
+    assert not found.broken
+    assert all(one.time and one.time.value == 1.0 and one.time.questions == QUESTIONS // 2 for one in found.variants)
 
 
 def test_what_was_not_asked_again_and_one_split_that_gets_worse_break_the_bound(tmp_path: Path) -> None:
@@ -181,14 +201,14 @@ def test_what_was_not_asked_again_and_one_split_that_gets_worse_break_the_bound(
         for kind in ("ids", "correct"):
             one["samples"][kind]["test"] = one["samples"][kind]["test"][:2]
     found = compare(written(tmp_path, "a.json", base), written(tmp_path, "b.json", new), Bounds(accuracy_drop=1))
-    assert any(f"answered only 2 of the {QUESTIONS} questions" in why for why in found["broken"])
+    assert any(f"answered only 2 of the {QUESTIONS} questions" in why for why in found.broken)
     base, new = report(1), report(1)
     for whole in (base, new):
         for one in whole["variants"]:
             one["samples"]["ids"]["hard"] = [f"h{number}" for number in range(20)]
             one["samples"]["correct"]["hard"] = [whole is base] + [True] * 19
     found = compare(written(tmp_path, "a.json", base), written(tmp_path, "b.json", new), Bounds(accuracy_drop=2))
-    assert any("5.0 points fewer right in hard" in why for why in found["broken"])
+    assert any("5.0 points fewer right in hard" in why for why in found.broken)
 
 
 @pytest.mark.parametrize("part", ["noisy", "samples", "latency_ms", "peak_memory_bytes", "machine", "seconds"])
@@ -208,5 +228,32 @@ def test_other_settings_are_said(tmp_path: Path) -> None:
     base, new = report(1), report(1)
     new["settings"] = {"cpus": 1}
     new["variants"][0]["threads"] = 2
-    notes = " ".join(compare(written(tmp_path, "a.json", base), written(tmp_path, "b.json", new), Bounds())["notes"])
-    assert "threads None → 2" in notes and "cpus None → 1" in notes
+    notes = " ".join(compare(written(tmp_path, "a.json", base), written(tmp_path, "b.json", new), Bounds()).notes)
+    assert "threads 1 → 2" in notes and "cpus None → 1" in notes
+
+
+def named(value: Report, **changes: object) -> Report:
+    """A variant that differs in some of what it says."""
+    return {**copy.deepcopy(value), **changes}
+
+
+def test_variants_are_matched_by_what_they_are_whatever_stands_beside_them(tmp_path: Path) -> None:
+    """Two runs measured together, then one alone from another folder, and again under other names."""
+    base, new = report(1), report(2)
+    ours = [named(base["variants"][0], label=f"a ({run})", place=f"old/{run}/bundle-a") for run in ("svamp", "quickstart")]
+    base["variants"] = ours
+    new["variants"] = [named(new["variants"][0], label="a", place="/other/disk/quickstart/bundle-a")]
+    found = compare(written(tmp_path, "a.json", base), written(tmp_path, "b.json", new), Bounds())
+    assert [one.name for one in found.variants] == ["a"] and found.notes == [f"a (svamp): only in {tmp_path / 'a.json'}"]
+    for one in base["variants"]:
+        one["name"] = one.pop("label")  # as in a report of the version before
+    found = compare(written(tmp_path, "a.json", base), written(tmp_path, "b.json", new), Bounds())
+    assert len(found.variants) == 1 and found.notes == [f"a (svamp): only in {tmp_path / 'a.json'}"]
+
+
+def test_threads_tell_apart_what_is_otherwise_the_same(tmp_path: Path) -> None:
+    base, new = report(1), report(2)
+    base["variants"] = [named(base["variants"][0], threads=count, label=f"a, {count} threads") for count in (1, 2)]
+    new["variants"] = [named(new["variants"][0], threads=count, label=f"a, {count} threads") for count in (2, 1)]
+    found = compare(written(tmp_path, "a.json", base), written(tmp_path, "b.json", new), Bounds())
+    assert [one.name for one in found.variants] == ["a, 2 threads", "a, 1 threads"] and found.notes == []

@@ -10,25 +10,29 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
-from mmedge.bench.bench import BenchSettings, bench, poisson_arrivals, spread
+from mmedge.bench.bench import bench
 from mmedge.bench.energy import EnergyCounters, EnergyMeter
-from mmedge.bench.limits import parse_counts, parse_seconds, parse_share, parse_size
 from mmedge.bench.process import Variant
-from mmedge.bench.report import page, pareto_front
+from mmedge.bench.report import page, pareto_front, tables
+from mmedge.bench.results import BenchReport
+from mmedge.bench.scenarios import poisson_arrivals, spread
+from mmedge.bench.settings import BenchSettings, parse_counts, parse_seconds, parse_share, parse_size
 from mmedge.bench.watch import OTHER_LOAD, Watch
 from mmedge.engines.variants import VariantSpec, find_variants
 from mmedge.errors import MmedgeError
 from mmedge.machine import processor_seconds
 from mmedge.progress import Progress
+from mmedge.storage import Journal
 from tests.conftest import REPOSITORY, Finished, is_one_line_error, killed_when_lines_are_there, mmedge
-from tests.json_schema import violations
 
-SCHEMA = json.loads((REPOSITORY / "mmedge" / "bench" / "schema.json").read_text())
+SCHEMA = Draft202012Validator(json.loads((REPOSITORY / "mmedge" / "bench" / "schema.json").read_text()))
 EXAMPLE = {"id": "a", "question": "Mara has 6 boxes with 8 plums in each. How many plums are there?", "choices": []}
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 
@@ -54,7 +58,8 @@ def report(everything: tuple[Finished, Path]) -> dict[str, Any]:
 
 
 def test_a_report_is_as_its_schema_says(report: dict[str, Any]) -> None:
-    assert violations(report, SCHEMA) == []
+    SCHEMA.check_schema(SCHEMA.schema)
+    SCHEMA.validate(report)
     for change in (
         lambda r: r.pop("watch"),
         lambda r: r.update(ask="all"),
@@ -64,7 +69,19 @@ def test_a_report_is_as_its_schema_says(report: dict[str, Any]) -> None:
     ):
         broken = copy.deepcopy(report)
         change(broken)  # type: ignore[no-untyped-call]
-        assert violations(broken, SCHEMA)
+        assert not SCHEMA.is_valid(broken)
+        with pytest.raises(MmedgeError, match="is not a whole report"):
+            BenchReport.from_json(broken, "it")
+
+
+def test_a_report_is_read_as_it_was_written(report: dict[str, Any]) -> None:
+    read = BenchReport.from_json(report, "it")
+    assert read.to_json() == report
+    assert [variant.shown for variant in read.measured] == ["onnxruntime fp32", "onnxruntime int8"]
+    assert len(read.failed) == 2 and len(tables(read)) >= 4
+    for variant in report["variants"]:
+        del variant["label"]  # as in a report of the version before
+    assert [variant.shown for variant in BenchReport.from_json(report, "it").measured] == ["onnxruntime fp32", "onnxruntime int8"]
 
 
 def test_every_scenario_is_measured_and_every_sample_kept(report: dict[str, Any]) -> None:
@@ -111,11 +128,11 @@ def test_a_bundle_of_another_task_and_a_missing_gpu_are_rows_too(tiny_run: Path,
 
     places = [str(tiny_run / "bundle-int8"), str(llama_run / "bundle-int8"), f"torch-cuda-fp16:{tiny_run / 'student'}"]
     settings = BenchSettings(questions=1, verdicts=0, warmup_questions=1)
-    found = bench(places, settings, Progress(quiet=True))["variants"]
-    assert found[0]["problem"] is None
-    assert re.match(r"answers \w+, not arithmetic$", found[1]["problem"])
+    found = bench(places, settings, Progress(quiet=True)).variants
+    assert found[0].problem is None
+    assert re.match(r"answers \w+, not arithmetic$", found[1].problem or "")
     if not torch.cuda.is_available():
-        assert found[2]["problem"] == "torch sees no CUDA GPU here"
+        assert found[2].problem == "torch sees no CUDA GPU here"
     with pytest.raises(MmedgeError, match="none of 2 variants"):
         bench([*places[1:2], str(tmp_path / "none")], settings, Progress(quiet=True), tiny_run / "evaluation.jsonl")
 
@@ -124,8 +141,10 @@ def test_rounds_are_repeated_until_it_is_precise(tiny_run: Path) -> None:
     def measured(precision: float, most: int) -> tuple[bool, int]:
         settings = BenchSettings(questions=4, verdicts=0, timed=4, precision=precision, max_rounds=most, warmup_questions=1)
         found = bench([tiny_run / "bundle-fp32"], settings, Progress(quiet=True))
-        assert found["questions"] == dict.fromkeys(found["questions"], 4)  # accuracy is on all that were wanted
-        return found["precision_reached"], found["variants"][0]["latency_ms"]["rounds"]
+        assert found.questions == dict.fromkeys(found.questions, 4)  # accuracy is on all that were wanted
+        latency = found.measured[0].latency_ms
+        assert latency is not None and found.precision_reached is not None
+        return found.precision_reached, latency.rounds
 
     reached, rounds = measured(0.9, 40)
     assert reached and 3 <= rounds < 40
@@ -151,11 +170,12 @@ def test_energy_is_measured_for_one_variant_at_a_time(tiny_run: Path) -> None:
     settings = BenchSettings(questions=1, verdicts=0, warmup_questions=1, scenarios=("offline", "accuracy"), batches=(2,))
     places = [tiny_run / "bundle-fp32", tiny_run / "bundle-int8"]
     found = bench(places, settings, Progress(quiet=True), energy=EnergyMeter(EnergyCounters((_Clock(),), ())))
-    assert violations(found, SCHEMA) == []
-    for variant in found["variants"]:
-        assert variant["latency_ms"] is None and len(variant["offline"][0]["blocks"]) == settings.offline_rounds
-        for block in variant["offline"][0]["blocks"]:
-            assert block["seconds"] < block["energy"]["joules"]["clock"] < block["seconds"] + 5
+    SCHEMA.validate(found.to_json())
+    for variant in found.measured:
+        assert variant.latency_ms is None and len(variant.offline[0].blocks) == settings.offline_rounds
+        for block in variant.offline[0].blocks:
+            assert block.energy is not None
+            assert block.seconds < block.energy.joules["clock"] < block.seconds + 5
     page(found).text()
 
 
@@ -168,15 +188,32 @@ def test_a_bench_that_was_killed_between_rounds_continues_with_the_same_answers(
     assert kept and int(kept[1]) >= 7
     found = json.loads((tmp_path / "bench.json").read_text())
     assert found["continued"] == int(kept[1]) and found["variants"][0]["latency_ms"]["count"] == 15
-    assert violations(found, SCHEMA) == []
+    SCHEMA.validate(found)
 
 
 def test_threads_are_swept(tiny_run: Path) -> None:
     settings = BenchSettings(questions=2, verdicts=0, warmup_questions=1, sweep_threads=(1, 2))
-    found = bench([tiny_run / "bundle-fp32"], settings, Progress(quiet=True))["variants"]
-    assert [variant["name"] for variant in found] == ["onnxruntime fp32, 1 thread", "onnxruntime fp32, 2 threads"]
-    assert [variant["threads"] for variant in found] == [1, 2]
-    assert found[0]["samples"]["answers"] == found[1]["samples"]["answers"]
+    found = bench([tiny_run / "bundle-fp32"], settings, Progress(quiet=True)).measured
+    assert [variant.label for variant in found] == ["onnxruntime fp32, 1 thread", "onnxruntime fp32, 2 threads"]
+    assert [(variant.name, variant.threads) for variant in found] == [("onnxruntime fp32", 1), ("onnxruntime fp32", 2)]
+    assert found[0].samples.answers == found[1].samples.answers
+
+
+def test_a_variant_is_called_the_same_whatever_stands_beside_it(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run / "bundle-fp32", tmp_path / "run" / "bundle-fp32")
+    settings = BenchSettings(questions=1, verdicts=0, warmup_questions=1, scenarios=("accuracy",))
+    places = [tiny_run / "bundle-fp32", tmp_path / "run" / "bundle-fp32"]
+    both = bench(places, settings, Progress(quiet=True)).measured
+    alone = bench(places[:1], settings, Progress(quiet=True)).measured
+    assert [variant.name for variant in (*both, *alone)] == ["onnxruntime fp32"] * 3
+    assert both[0].label != both[1].label and all(variant.label.startswith("onnxruntime fp32 (") for variant in both)
+    assert alone[0].label == "onnxruntime fp32"
+
+
+def test_two_benches_at_once_do_not_share_a_journal(tiny_run: Path, tmp_path: Path) -> None:
+    with closing(Journal(tmp_path / ".bench.journal", "key")):
+        found = mmedge("bench", tiny_run / "bundle-int8", "--questions", "1", "--out", tmp_path, "-q")
+    assert is_one_line_error(found) and ".bench.journal" in found.err
 
 
 def test_plain_questions_with_labels_are_enough(tiny_run: Path, tmp_path: Path) -> None:
@@ -348,7 +385,7 @@ def test_energy_is_metered_and_a_peer_that_cannot_be_opened_says_why(tiny_run: P
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to look with")
 @pytest.mark.parametrize("width", [1400, 420])
 def test_the_page_is_whole_in_a_browser(report: dict[str, Any], tmp_path: Path, width: int) -> None:
-    text = page(report).text()
+    text = page(BenchReport.from_json(report, "it")).text()
     policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', text)
     assert policy and "<script" not in text
     (tmp_path / "page.html").write_text(text)
