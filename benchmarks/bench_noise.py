@@ -14,18 +14,19 @@ import math
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from mmedge.bench.bench import BenchSettings, bench
+from mmedge.bench.bench import bench
 from mmedge.bench.process import Variant
+from mmedge.bench.results import PairedRatio
+from mmedge.bench.settings import BenchSettings
 from mmedge.progress import Progress
 from mmedge.tasks.evaluation_set import FILE_NAME
 
 
-def _agree(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def _agree(one: PairedRatio, other: PairedRatio) -> bool:
     """Whether two estimates of a ratio differ by no more than their intervals together allow."""
-    halves = [math.log(found["interval_95"][1] / found["interval_95"][0]) / 2 for found in (one, other)]
-    return abs(math.log(one["value"] / other["value"])) <= math.hypot(*halves)
+    halves = [math.log(found.interval_95[1] / found.interval_95[0]) / 2 for found in (one, other)]
+    return abs(math.log(one.value / other.value)) <= math.hypot(*halves)
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     Variant.worker = "benchmarks.slowed_worker"
     settings = BenchSettings(scenarios=("single",), timed=arguments.timed, rounds=arguments.rounds, verdicts=0)
-    found: list[list[dict[str, Any]]] = []
+    found: list[list[PairedRatio]] = []
     noisy: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         copies = [Path(folder) / name for name in ("original", "same", "slowed")]
@@ -46,10 +47,10 @@ def main() -> None:
             shutil.copytree(arguments.bundle, copy)
         for _ in range(arguments.repeats):
             report = bench(copies, settings, Progress(quiet=True), arguments.bundle.resolve().parent / FILE_NAME)
-            noisy += report["noisy"][:1]
-            found.append([variant["ratio_to_first"] for variant in report["variants"][1:]])
-            print(" ".join(f"{one['value']:.3f} {one['interval_95']} {one['differs']}" for one in found[-1]), flush=True)
-    where = report["machine"]
+            noisy += report.noisy[:1]
+            found.append([variant.ratio_to_first for variant in report.measured if variant.ratio_to_first])
+            print(" ".join(f"{one.value:.3f} {one.interval_95} {one.differs}" for one in found[-1]), flush=True)
+    where = report.machine
     why = f" (such as: {noisy[0]})" if noisy else ""
     counts = f"{arguments.repeats} repeats, {arguments.timed} questions, {arguments.rounds} rounds"
     print(f"\n{counts}; {len(noisy)} of them noisy{why};")
@@ -58,8 +59,8 @@ def main() -> None:
     for place, name in enumerate(("the same bundle again", "slowed by a tenth")):
         ratios = [one[place] for one in found]
         agreeing = sum(_agree(*pair) for pair in itertools.pairwise(ratios))
-        middle = sorted(one["value"] for one in ratios)[len(ratios) // 2]
-        alarms = sum(one["differs"] for one in ratios)
+        middle = sorted(one.value for one in ratios)[len(ratios) // 2]
+        alarms = sum(one.differs for one in ratios)
         print(f"| {name} | {alarms} of {len(ratios)} | {middle:.3f} | {agreeing} of {len(ratios) - 1} |")
 
 
