@@ -31,8 +31,6 @@ from mmedge.statistics import auroc, balanced_accuracy, calibration_error, perce
 from mmedge.storage import Json
 from mmedge.tasks.evaluation_set import EvaluationSet, HeldOutCot
 
-INT8_ARITHMETIC = ("int8", "int4")  # precisions whose graphs multiply in 8 bits
-
 
 def processors_of(row: Row, settings: BenchSettings) -> int:
     """Return how many processors a variant computes on at once."""
@@ -157,7 +155,7 @@ def _reached(row: Row, seconds_per_token: float | None, ceilings: Ceilings | Non
     work = row.opened.get("work")
     if seconds_per_token is None or ceilings is None or row.opened["device"] != "cpu" or not work:
         return None
-    kind: Arithmetic = "int8" if row.opened["precision"] in INT8_ARITHMETIC else "float32"
+    kind: Arithmetic = work.get("arithmetic", "float32")
     return Reached(
         weight_bytes_per_token=work["bytes"],
         operations_per_token=work["operations"],

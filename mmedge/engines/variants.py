@@ -122,7 +122,7 @@ def _open_bundle(device: Literal["auto", "cuda"], place: Path, threads: int | No
         choose_device(device, stated.device),
         task=stated.task.name,
         student=student,
-        work=bundle.manifest.get("work"),
+        work=asdict(stated.work) if stated.work else None,
     )
 
 
