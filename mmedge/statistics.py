@@ -1,4 +1,4 @@
-"""Numbers with their uncertainty: intervals for accuracies, percentiles for latencies."""
+"""Numbers with their uncertainty: intervals for accuracies, percentiles for latencies; the tests hold them against scipy."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def bootstrap(
     return Estimate(value, float(low), float(high))
 
 
-Table = Sequence[Sequence[float]]
+Outcomes = Sequence[Sequence[float]]  # a row for each training, a column for each question
 
 
 def _resampled(successes: NDArray[np.float64], trials: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
@@ -298,7 +298,7 @@ def _resampled(successes: NDArray[np.float64], trials: NDArray[np.float64], seed
     return drawn
 
 
-def mean_over_seeds(successes: Table, trials: Sequence[int] | None = None, seed: int = 0) -> Estimate:
+def mean_over_seeds(successes: Outcomes, trials: Sequence[int] | None = None, seed: int = 0) -> Estimate:
     """Return the share of successes over several trainings and the same questions, with an interval over both.
 
     A bootstrap that draws questions and trainings, so that the interval says what another test set and another seed would
@@ -318,7 +318,7 @@ def mean_over_seeds(successes: Table, trials: Sequence[int] | None = None, seed:
     return Estimate(value, float(low), float(high))
 
 
-def auroc_over_seeds(scores: Table, positive: Sequence[bool], groups: Sequence[str], seed: int = 0) -> Estimate | None:
+def auroc_over_seeds(scores: Outcomes, positive: Sequence[bool], groups: Sequence[str], seed: int = 0) -> Estimate | None:
     """Return the mean AUROC of several trainings on the same items, with an interval over trainings and groups of items.
 
     Args:
@@ -347,7 +347,7 @@ def auroc_over_seeds(scores: Table, positive: Sequence[bool], groups: Sequence[s
     return Estimate(float(np.mean([value for value in found if value is not None])), float(low), float(high))
 
 
-def paired_difference(new: Table, base: Table, seed: int = 0) -> Estimate:
+def paired_difference(new: Outcomes, base: Outcomes, seed: int = 0) -> Estimate:
     """Return by how much the share of successes differs, paired by training and question, with interval and p.
 
     The interval is that of `mean_over_seeds`, on the differences; where no outcome differs, as wide to either side as Wilson's

@@ -1,4 +1,4 @@
-"""Statistics: against values worked out by hand or by simulation, and at the edges."""
+"""Statistics: against scipy, against values worked out by hand or by simulation, and at the edges."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from mmedge.statistics import (
     Proportion,
@@ -21,6 +22,7 @@ from mmedge.statistics import (
     mcnemar,
     mean_over_seeds,
     paired_difference,
+    percentile,
     risk_area,
     risk_coverage,
     said_at_best_level,
@@ -33,6 +35,14 @@ def test_auroc_is_the_share_of_pairs_in_order() -> None:
     assert auroc([0.5, 0.5, 0.5], [True, False, True]) == 0.5
     assert auroc([0.9, 0.2, 0.5, 0.5], [True, True, False, False]) == 0.5
     assert auroc([0.1, 0.2], [True, True]) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=40))
+def test_auroc_is_mann_and_whitneys_u(items: list[tuple[int, bool]]) -> None:
+    good, bad = ([score for score, positive in items if positive is wanted] for wanted in (True, False))
+    found = auroc([score for score, _ in items], [positive for _, positive in items])
+    if good and bad:
+        assert found == pytest.approx(stats.mannwhitneyu(good, bad).statistic / (len(good) * len(bad)))
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=40))
@@ -53,6 +63,24 @@ def test_mcnemar_is_the_exact_binomial() -> None:
     assert mcnemar(0, 5) == mcnemar(5, 0)
     assert mcnemar(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 1024)
     assert mcnemar(4, 4) == 1.0
+
+
+@given(st.integers(0, 300), st.integers(0, 300))
+def test_mcnemar_is_scipys_binomial_test(gained: int, lost: int) -> None:
+    expected = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    assert mcnemar(gained, lost) == pytest.approx(expected)
+
+
+@given(st.integers(0, 500), st.integers(1, 500))
+def test_a_proportion_has_the_interval_of_scipys_wilson(successes: int, total: int) -> None:
+    found = Proportion(min(successes, total), total)
+    expected = stats.binomtest(found.successes, total).proportion_ci(method="wilson")
+    assert found.interval == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.floats(0, 100))
+def test_percentiles_are_numpys(samples: list[float], percent: float) -> None:
+    assert percentile(samples, percent) == pytest.approx(np.percentile(samples, percent), rel=1e-9, abs=1e-6)
 
 
 @given(st.integers(0, 50), st.integers(1, 50))
@@ -100,6 +128,22 @@ def test_a_real_difference_is_found_and_none_is_not() -> None:
     same = paired_difference(base.tolist(), base.tolist())
     assert same.value == 0 and same.p == 1.0
     assert paired_difference([[1, 1, 0, 1]], [[0, 1, 0, 0]]).p == mcnemar(2, 0)
+
+
+def test_intervals_of_differences_are_scipys_bootstrap() -> None:
+    rng = np.random.default_rng(8)
+    new, base = ((rng.random(200) < share).astype(float) for share in (0.65, 0.6))
+    found = paired_difference([new.tolist()], [base.tolist()])
+    expected = stats.bootstrap((new - base,), np.mean, n_resamples=10_000, method="percentile", rng=rng).confidence_interval
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.006)  # a question is 0.005
+    assert found.p == pytest.approx(stats.binomtest(int((new > base).sum()), int((new != base).sum())).pvalue)
+
+
+def test_any_statistic_has_the_interval_of_scipys_bootstrap() -> None:
+    values = np.random.default_rng(9).normal(2.0, 1.0, 80)
+    found = bootstrap(lambda drawn: float(np.median(values[drawn])), 80, resamples=4000)
+    expected = stats.bootstrap((values,), np.median, n_resamples=4000, method="percentile", rng=1).confidence_interval
+    assert found is not None and (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.05)
 
 
 def test_false_alarms_are_as_rare_as_the_p_says() -> None:

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from mmedge.statistics import Estimate
 
-Times = NDArray[np.float64]
-Table = Sequence[Sequence[float]]
+TimeTable = Sequence[Sequence[float]]  # seconds, (rounds, questions)
 
 RESAMPLES = 600
 SURE = 0.999  # the interval that must exclude 1 before two variants are said to differ: 20 comparisons of equals raise no alarm
@@ -123,7 +122,7 @@ def _resampled(value: float, drawn: NDArray[np.float64], blocks: float, level: f
     return Estimate(math.exp(value), math.exp(low), math.exp(high))
 
 
-def quantile(table: Table, percent: float, level: float = 0.95, seed: int = 0) -> Estimate:
+def quantile(table: TimeTable, percent: float, level: float = 0.95, seed: int = 0) -> Estimate:
     """Return a percentile of the times with an interval that says what another run on the same questions would give.
 
     With two or three rounds the questions stay as they are, and for each block of neighbouring questions the round is drawn anew;
@@ -162,7 +161,7 @@ def quantile(table: Table, percent: float, level: float = 0.95, seed: int = 0) -
     return _resampled(value, found, rounds * count / block, level)
 
 
-def ratio(new: Table, base: Table, level: float = 0.95, seed: int = 0) -> Estimate:
+def ratio(new: TimeTable, base: TimeTable, level: float = 0.95, seed: int = 0) -> Estimate:
     """Return how many times as long `new` takes as `base`: the median over pairs, with an interval.
 
     Args:
@@ -187,7 +186,7 @@ def ratio(new: Table, base: Table, level: float = 0.95, seed: int = 0) -> Estima
     return _resampled(value, np.concatenate(drawn), len(pairs) / block, level)
 
 
-def differs(new: Table, base: Table) -> bool:
+def differs(new: TimeTable, base: TimeTable) -> bool:
     """Return whether one of two variants is slower beyond what chance gives.
 
     The 99.9 % interval of their ratio excludes 1, and where there are fewer than four rounds, so that nobody knows what processes
@@ -202,7 +201,7 @@ def half_width(found: Estimate) -> float:
     return max(found.high - found.value, found.value - found.low) / found.value
 
 
-def precise(tables: Sequence[Table], precision: float) -> bool:
+def precise(tables: Sequence[TimeTable], precision: float) -> bool:
     """Return whether the medians of all variants, and their ratios to the first, are known as precisely as is wanted.
 
     Args:

@@ -19,10 +19,11 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
+from mmedge.bench.remote.agent import satisfies
 from mmedge.bench.remote.core_wheel import write_core_wheel
-from mmedge.bench.remote.far_side import fits
-from mmedge.bench.remote.session import bundles_of, far_command, run_remote
+from mmedge.bench.remote.session import agent_command, bundles_of, run_remote
 from mmedge.errors import MmedgeError
 from mmedge.installation import requirements
 from mmedge.progress import Progress
@@ -107,7 +108,7 @@ def test_a_host_that_cannot_be_reached_and_a_key_that_is_refused_are_one_line(se
 @needs_sshd
 @pytest.mark.parametrize(
     ("python", "expected"),
-    [(None, "has no Python from 3.10 on"), ("#!/bin/sh\necho Python 3.6.9\nexit 1\n", "there is Python 3.6.9")],
+    [(None, "has no Python 3.11 or newer"), ("#!/bin/sh\necho Python 3.6.9\nexit 1\n", "there is Python 3.6.9")],
 )
 def test_no_python_there_or_one_too_old_is_one_line(python: str | None, expected: str, tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
@@ -203,12 +204,12 @@ def test_an_interrupt_here_ends_the_measurement_there(server: Server, tiny_run: 
     assert left_behind(server) == [] and not running_under(server.temporary)
 
 
-# ----------------------------------------------------------------------------------------------- the far side without ssh
+# ----------------------------------------------------------------------------------------------- the agent without ssh
 
 
-def far_side(temporary: Path, changed: tuple[str, str] = ("", ""), limit: int | None = None) -> subprocess.Popen[bytes]:
-    """Start the far side's program as ssh would; perhaps with another constant, or with a limit on the size of files."""
-    script = resources.files("mmedge.bench.remote").joinpath("far_side.py").read_text()
+def agent(temporary: Path, changed: tuple[str, str] = ("", ""), limit: int | None = None) -> subprocess.Popen[bytes]:
+    """Start the agent as ssh would; perhaps with another constant, or with a limit on the size of files."""
+    script = resources.files("mmedge.bench.remote").joinpath("agent.py").read_text()
     assert changed[0] in script
     script = script.replace(*changed) if changed[0] else script
 
@@ -226,10 +227,10 @@ def far_side(temporary: Path, changed: tuple[str, str] = ("", ""), limit: int | 
     )
 
 
-def next_message(far: subprocess.Popen[bytes]) -> dict[str, object]:
-    """Return what the far side says next."""
-    assert far.stdout is not None
-    found: dict[str, object] = json.loads(far.stdout.readline().removeprefix(b"mmedge:"))
+def next_message(running: subprocess.Popen[bytes]) -> dict[str, object]:
+    """Return what the agent says next."""
+    assert running.stdout is not None
+    found: dict[str, object] = json.loads(running.stdout.readline().removeprefix(b"mmedge:"))
     return found
 
 
@@ -248,18 +249,18 @@ def file_frame(name: str, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
-def test_a_far_side_that_is_killed_leaves_nothing(how: signal.Signals, tmp_path: Path) -> None:
-    with far_side(tmp_path) as far:
-        folder = Path(str(next_message(far)["folder"]))
+def test_an_agent_that_is_killed_leaves_nothing(how: signal.Signals, tmp_path: Path) -> None:
+    with agent(tmp_path) as running:
+        folder = Path(str(next_message(running)["folder"]))
         assert folder.is_dir()
-        far.send_signal(how)
+        running.send_signal(how)
         assert vanishes(folder)
 
 
-def test_a_far_side_that_hears_nothing_more_leaves_by_itself(tmp_path: Path) -> None:
-    with far_side(tmp_path, ("SILENCE = 60.0", "SILENCE = 0.5")) as far:
-        folder = Path(str(next_message(far)["folder"]))
-        assert vanishes(folder) and far.wait(timeout=20) == 1
+def test_an_agent_that_hears_nothing_more_leaves_by_itself(tmp_path: Path) -> None:
+    with agent(tmp_path, ("SILENCE = 60.0", "SILENCE = 0.5")) as running:
+        folder = Path(str(next_message(running)["folder"]))
+        assert vanishes(folder) and running.wait(timeout=20) == 1
 
 
 @pytest.mark.parametrize(
@@ -272,15 +273,15 @@ def test_a_far_side_that_hears_nothing_more_leaves_by_itself(tmp_path: Path) -> 
     ],
 )
 def test_what_cannot_be_received_is_one_line(frame: bytes, limit: int | None, expected: str, tmp_path: Path) -> None:
-    with far_side(tmp_path / "tmp", limit=limit) as far:
-        next_message(far)
-        assert far.stdin is not None
+    with agent(tmp_path / "tmp", limit=limit) as running:
+        next_message(running)
+        assert running.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            far.stdin.write(frame)
-            far.stdin.flush()
-        told = next_message(far)
+            running.stdin.write(frame)
+            running.stdin.flush()
+        told = next_message(running)
         assert told["kind"] == "problem" and expected in str(told["what"])
-        assert next_message(far) == {"kind": "left"}
+        assert next_message(running) == {"kind": "left"}
     assert [entry.name for entry in tmp_path.rglob("*")] == ["tmp"]
 
 
@@ -305,15 +306,15 @@ def test_packages_that_cannot_be_installed_there_are_one_line(
     monkeypatch.setenv("PIP_NO_INDEX", "1")  # as on a board without a network
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     wheel = write_core_wheel(tmp_path)
-    with far_side(tmp_path / "tmp", changed) as far:
-        next_message(far)
-        assert far.stdin is not None
-        far.stdin.write(asked_to_run(wheel, **{"no-such-package": ">=1"}))
-        far.stdin.flush()
-        while (told := next_message(far))["kind"] == "line":
+    with agent(tmp_path / "tmp", changed) as running:
+        next_message(running)
+        assert running.stdin is not None
+        running.stdin.write(asked_to_run(wheel, **{"no-such-package": ">=1"}))
+        running.stdin.flush()
+        while (told := next_message(running))["kind"] == "line":
             pass
         assert told["kind"] == "problem" and expected in str(told["what"]), told
-        assert next_message(far) == {"kind": "left"}
+        assert next_message(running) == {"kind": "left"}
     assert not list((tmp_path / "tmp").iterdir())
 
 
@@ -324,7 +325,7 @@ def test_places_that_are_no_bundles_are_refused_before_anything_connects(tiny_ru
         with pytest.raises(MmedgeError, match=expected):
             run_remote("board.invalid", [place], None, [], Progress(quiet=True))
     for host in ("-oProxyCommand=true", "", "a b"):
-        with pytest.raises(MmedgeError, match="is no host"):
+        with pytest.raises(MmedgeError, match="invalid host"):
             run_remote(host, [tiny_run / "bundle-int8"], None, [], Progress(quiet=True))
 
 
@@ -356,21 +357,22 @@ def test_what_the_core_requires_is_read_from_its_metadata() -> None:
         ("1.32.0.dev3", ">=1.22", True),
         ("0.1.0", "==0.1.0", True),
     ]:
-        assert fits(version, limits) is expected
+        assert satisfies(version, limits) is expected
+        assert SpecifierSet(limits).contains(version, prereleases=True) is expected
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash", "dash", "zsh", "ksh", "fish", "busybox ash"])
-def test_the_far_side_starts_whatever_the_login_shell_is(shell: str, tmp_path: Path) -> None:
+def test_the_agent_starts_whatever_the_login_shell_is(shell: str, tmp_path: Path) -> None:
     command = shell.split()
     if shutil.which(command[0]) is None:
         pytest.skip(f"there is no {shell}")
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     done = subprocess.run(
-        [*command, "-c", far_command()], stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False
+        [*command, "-c", agent_command()], stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False
     )
     assert done.stdout.startswith(b'mmedge:{"kind": "ready"'), done.stderr
     assert not list(tmp_path.glob("mmedge-bench-*"))
-    assert len(far_command()) < 100_000  # a single argument may have 128 KiB on Linux
+    assert len(agent_command()) < 100_000  # a single argument may have 128 KiB on Linux
 
 
 @needs_sshd

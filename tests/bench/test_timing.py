@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import stats
 
 from mmedge.bench.timing import MOST_PASSES, differs, half_width, mean_rate, memory, precise, quantile, ratio, settled
 
@@ -124,18 +125,26 @@ def test_one_time_and_few_blocks_have_estimates_too() -> None:
     assert quantile([[0.5]], 99).value == pytest.approx(0.5)
     assert ratio([[0.5]], [[0.25]]).value == pytest.approx(2)
     assert (mean_rate([1.0, 4.0]).low, mean_rate([1.0, 4.0]).value, mean_rate([1.0, 4.0]).high) == pytest.approx((1, 2, 4))
-    found = mean_rate([10.0, 10.1, 9.9, 10.0, 10.2])
-    assert found.high / found.value == pytest.approx(1 + 2.776 * 0.01134 / math.sqrt(5), rel=1e-3)  # t of 4 degrees of freedom
 
 
-def test_students_t_is_that_of_the_tables() -> None:
+def test_students_t_is_scipys() -> None:
     from mmedge.bench.timing import _student_t
 
-    for level, freedom, expected in (
-        (0.95, 1, 12.706),
-        (0.95, 2, 4.303),
-        (0.999, 3, 12.924),
-        (0.95, 9, 2.262),
-        (0.95, math.inf, 1.960),
-    ):
-        assert _student_t(level, freedom) == pytest.approx(expected, abs=1e-3)
+    for level in (0.5, 0.95, 0.99, 0.999):
+        for freedom in (1, 2, 3, 9, 40, 400, math.inf):
+            assert _student_t(level, freedom) == pytest.approx(stats.t.ppf((1 + level) / 2, freedom), rel=1e-4)
+
+
+def test_a_rate_has_students_interval_over_blocks() -> None:
+    rates = [10.0, 10.1, 9.9, 10.0, 10.2]
+    found, logs = mean_rate(rates), np.log(rates)
+    low, high = stats.t.interval(0.95, len(rates) - 1, loc=logs.mean(), scale=stats.sem(logs))
+    assert (found.value, found.low, found.high) == pytest.approx((stats.gmean(rates), math.exp(low), math.exp(high)), rel=1e-6)
+
+
+def test_many_rounds_have_students_interval_over_rounds() -> None:
+    new, base = machine_of(4, slower=1.2, rounds=6)[::-1]
+    found = ratio(new, base)
+    medians = np.median(np.log(new) - np.log(base), axis=1)
+    half = stats.t.ppf(0.975, 5) * stats.sem(medians)
+    assert math.log(found.high / found.low) == pytest.approx(2 * half, rel=1e-6)

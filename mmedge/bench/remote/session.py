@@ -1,7 +1,7 @@
 """`mmedge bench --remote user@host`: bundles measured on the machine that they are for, with nothing but Python on it.
 
-One ssh connection carries everything. What is started over there is the text of `far_side.py`, given to Python as an argument;
-it gets the core as a wheel, the bundles and the evaluation set through its standard input, and sends progress and the report
+One ssh connection carries everything. What is started over there is the text of `agent.py`, given to Python as an argument; it
+gets the core as a wheel, the bundles and the evaluation set through its standard input, and sends progress and the report
 back through its standard output. It removes what it was given when it is done, or when the connection is gone.
 
     mmedge bench runs/quickstart/bundle-int8 --remote pi@board.local --questions 20
@@ -38,9 +38,9 @@ from mmedge.manifest import read_manifest
 from mmedge.progress import Progress
 from mmedge.tasks.evaluation_set import FILE_NAME
 
-ALIVE_SECONDS = 5.0  # how often the far side is told that somebody is there
+ALIVE_SECONDS = 5.0  # how often the agent is told that the connection is alive
 READY_SECONDS = 90.0  # a connection, a login and the start of Python on a slow board
-ENDS_SECONDS = 20.0  # what the far side may take to clear up
+ENDS_SECONDS = 20.0  # what the agent may take to remove its folder
 MARK = b"mmedge:"
 LONGEST_LINE = 1 << 29  # bytes; the report, with every raw sample, is one line
 
@@ -55,9 +55,9 @@ _OPTIONS = {
 }
 
 _FIND_PYTHON = """found=
-for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do
+for python in python3 python3.14 python3.13 python3.12 python3.11 python; do
   command -v "$python" >/dev/null 2>&1 || continue
-  if "$python" -c "import sys; raise SystemExit(sys.version_info < (3, 10))" >/dev/null 2>&1; then exec "$python" -c "$1"; fi
+  if "$python" -c "import sys; raise SystemExit(sys.version_info < (3, 11))" >/dev/null 2>&1; then exec "$python" -c "$1"; fi
   found="$found$("$python" -V 2>&1), "
 done
 echo "mmedge-no-python:$found"
@@ -100,34 +100,34 @@ _REASONS = (  # what ssh writes, what that means, what to do
 )
 
 
-def far_command() -> str:
-    """Return what the login shell over there is told: find a Python that is new enough, and give it `far_side.py` to run."""
-    far_side = resources.files("mmedge.bench.remote").joinpath("far_side.py").read_text(encoding="ascii")
-    return f"exec /bin/sh -c {shlex.quote(_FIND_PYTHON)} sh {shlex.quote(far_side)}"
+def agent_command() -> str:
+    """Return the command for the login shell over there: find a Python that is new enough, and let it run `agent.py`."""
+    agent = resources.files("mmedge.bench.remote").joinpath("agent.py").read_text(encoding="ascii")
+    return f"exec /bin/sh -c {shlex.quote(_FIND_PYTHON)} sh {shlex.quote(agent)}"
 
 
 class Connection:
-    """One ssh connection with the far side's Python at its end.
+    """One ssh connection with the agent at its end.
 
     Args:
         host: As ssh takes it: a name from its configuration, `user@host`, or `ssh://user@host:port`.
         config: An ssh configuration file instead of the user's own.
 
     Raises:
-        MmedgeError: There is no ssh here, or the host is no name.
+        MmedgeError: There is no ssh here, or the host is invalid.
     """
 
     def __init__(self, host: str, config: Path | None = None) -> None:
         if not host or host.startswith("-") or not host.isprintable() or " " in host:
-            raise MmedgeError(f"{host!r} is no host", "name it as ssh does: USER@HOST, or ssh://USER@HOST:PORT")
+            raise MmedgeError(f"invalid host {host!r}", "name it as ssh does: USER@HOST, or ssh://USER@HOST:PORT")
         ssh = shutil.which("ssh")
         if ssh is None:
-            raise MmedgeError("there is no ssh on this machine", "install it, on Debian: apt install openssh-client")
+            raise MmedgeError("ssh is not installed on this machine", "install it, on Debian: apt install openssh-client")
         self.host = host
         options = [part for name, value in _OPTIONS.items() for part in ("-o", f"{name}={value}")]
         chosen = ["-F", str(config)] if config else []
         self._process = subprocess.Popen(
-            [ssh, "-T", "-x", *chosen, *options, "--", host, far_command()],
+            [ssh, "-T", "-x", *chosen, *options, "--", host, agent_command()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -193,7 +193,7 @@ class Connection:
         """Send a frame, and the bytes that belong to it.
 
         Raises:
-            MmedgeError: The connection is gone; with what the far side said last, if that explains it.
+            MmedgeError: The connection is closed.
         """
         try:
             with self._writing:
@@ -223,7 +223,7 @@ class Connection:
             raise self._gone(doing)
         if message["kind"] == "no python":
             found = f"; there is {self._found}" if self._found else ""
-            raise MmedgeError(f"{self.host} has no Python from 3.10 on{found}", "install python3 there, 3.10 or newer")
+            raise MmedgeError(f"{self.host} has no Python 3.11 or newer{found}", "install python3 there, 3.11 or newer")
         if message["kind"] == "problem":
             what, hint = (printable(str(message.get(name, "")))[:1000] for name in ("what", "hint"))
             raise MmedgeError(f"on {self.host}: {what}", hint)
@@ -333,7 +333,7 @@ def _copy(connection: Connection, files: Sequence[tuple[Path, str]], free: int, 
 
 
 def _told(connection: Connection, frame: dict[str, Any], data: Iterable[bytes] = ()) -> None:
-    """Send, and where that fails say what the far side says about it."""
+    """Send, and where that fails say what the agent says about it."""
     try:
         connection.send(frame, data)
     except MmedgeError:
@@ -342,7 +342,7 @@ def _told(connection: Connection, frame: dict[str, Any], data: Iterable[bytes] =
 
 
 def _report(connection: Connection, progress: Progress) -> tuple[Any, str]:
-    """Pass progress on until the report is there and the far side is clean."""
+    """Pass progress on until the report is there and the agent has removed its folder."""
     report: Any = None
     packages = ""
     while True:
@@ -353,7 +353,7 @@ def _report(connection: Connection, progress: Progress) -> tuple[Any, str]:
             try:
                 report = json.loads(message["text"])
             except (ValueError, KeyError):
-                raise MmedgeError(f"the report from {connection.host} is no JSON", "run it again with --debug there") from None
+                raise MmedgeError(f"the report from {connection.host} is not JSON", "run it again with --debug there") from None
             packages = printable(str(message.get("packages", "")))
         elif message["kind"] == "left":
             if not isinstance(report, dict):
@@ -362,14 +362,14 @@ def _report(connection: Connection, progress: Progress) -> tuple[Any, str]:
 
 
 def _renamed(value: Any, names: dict[str, str]) -> Any:
-    """Return a JSON value in which far folders have their near names, and texts only signs that can be shown."""
+    """Return a JSON value with folders named as they are here, and texts that can be shown."""
     if isinstance(value, dict):
         return {key: _renamed(item, names) for key, item in value.items()}
     if isinstance(value, list):
         return [_renamed(item, names) for item in value]
     if isinstance(value, str):
         value = printable(value)  # another machine wrote it
-        for far, near in names.items():
-            if value == far or value.startswith(far + os.sep):
-                return near + value[len(far) :]
+        for there, here in names.items():
+            if value == there or value.startswith(there + os.sep):
+                return here + value[len(there) :]
     return value

@@ -1,12 +1,12 @@
-"""What runs on the other machine during `mmedge bench --remote`: the standard library and nothing else, sent over as it is.
+"""What runs on the other machine during `mmedge bench --remote`: the standard library and nothing else, sent over as text.
 
-    python3 -c "$(cat far_side.py)"        reads frames on standard input, writes marked JSON lines on standard output
+    python3 -c "$(cat agent.py)"        reads frames on standard input, writes marked JSON lines on standard output
 
 A frame is one line of JSON; one of kind `file` is followed by as many bytes as it says. They come in order: every `file`, then
-`run`; and `alive` now and then. Lines that begin with `mmedge:` go back; a login shell may say what it likes in between.
+`run`; and `alive` now and then. Lines that begin with `mmedge:` go back; a login shell may print what it likes in between.
 
-All that is written lies in one temporary folder. It is removed at the end, and by a watchdog process when this one dies in
-whatever manner, when standard input ends (the connection was cut), or when nothing was heard for `SILENCE` seconds.
+Everything is written in one temporary folder. It is removed at the end, and by a watchdog process when this one dies in whatever
+manner, when standard input ends (the connection was cut), or when nothing was received for `SILENCE` seconds.
 """
 
 # ASCII, without backslashes and single quotes: this text is an argument that has to pass through any login shell unchanged
@@ -28,41 +28,41 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-SILENCE = 60.0  # seconds; the near side says `alive` every few
+SILENCE = 60.0  # seconds; `alive` comes every few
 ARROW = chr(0x2192)  # stands in front of the advice in an error
 NEEDED_TO_INSTALL = 400_000_000  # bytes: onnxruntime, numpy and the rest, unpacked
 LONGEST_TEXT = 400
 
 
-class Problem(Exception):
-    """A failure to tell: what is wrong, and what to do."""
+class AgentError(Exception):
+    """A failure that is reported: what is wrong, and what to do."""
 
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what)
         self.what, self.hint = what, hint
 
 
-_speaking = threading.Lock()
+_sending = threading.Lock()
 
 
-def say(kind: str, **values: Any) -> None:
+def send(kind: str, **values: Any) -> None:
     """Send one message back."""
-    with _speaking:
+    with _sending:
         sys.stdout.write("mmedge:" + json.dumps({"kind": kind, **values}) + chr(10))
         sys.stdout.flush()
 
 
-class Place:
+class Workspace:
     """The temporary folder, the process that measures, and the watchdog over both."""
 
     def __init__(self) -> None:
         try:
             self.folder = Path(tempfile.mkdtemp(prefix="mmedge-bench-"))
         except OSError as error:
-            raise Problem(f"no temporary folder can be made: {error.strerror or error}", "set TMPDIR there") from None
+            raise AgentError(f"no temporary folder can be made: {error.strerror or error}", "set TMPDIR there") from None
         self._group = 0
         self._changing = threading.Lock()
-        self._left = False
+        self._removed = False
         read, self._tell = os.pipe()
         child = os.fork()
         if child == 0:
@@ -72,9 +72,9 @@ class Place:
         self._watchdog = child
 
     def start(self, command: list[str], environment: dict[str, str], output: Any, complaints: int) -> "subprocess.Popen[str]":
-        """Start a command in a process group of its own, which ends when this place is left."""
+        """Start a command in a process group of its own, which ends with this workspace."""
         with self._changing:
-            if self._left:
+            if self._removed:
                 raise EOFError
             process = subprocess.Popen(
                 command,
@@ -97,17 +97,17 @@ class Place:
 
     def _tell_group(self, group: int) -> None:
         self._group = group
-        if not self._left:
+        if not self._removed:
             os.write(self._tell, f"{group} ".encode())
 
-    def leave(self) -> None:
+    def remove(self) -> None:
         """End what runs, remove the folder, and let the watchdog go."""
         with self._changing:
             _end(self._group)
             _remove(self.folder)
-            if not self._left:
+            if not self._removed:
                 self._tell_group(0)
-                self._left = True
+                self._removed = True
                 os.close(self._tell)
                 os.waitpid(self._watchdog, 0)
 
@@ -146,25 +146,25 @@ def _remove(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- receiving
 
 
-def receive(place: Place) -> dict[str, Any]:
+def receive(workspace: Workspace) -> dict[str, Any]:
     """Write the files that come, and return the `run` frame.
 
     Raises:
-        Problem: The disk is full, a file was damaged on the way, or a name leads out of the folder.
+        AgentError: The disk is full, a file was damaged on the way, or a name leads out of the folder.
     """
     while line := sys.stdin.buffer.readline(1 << 20):
         frame: dict[str, Any] = json.loads(line)
         if frame["kind"] == "run":
             return frame
         if frame["kind"] == "file":
-            _receive_file(place.folder, frame)
+            _receive_file(workspace.folder, frame)
     raise EOFError
 
 
 def _receive_file(folder: Path, frame: dict[str, Any]) -> None:
     name = PurePosixPath(frame["name"])
     if name.is_absolute() or ".." in name.parts:
-        raise Problem(f"the name {name} leads out of the folder")
+        raise AgentError(f"the name {name} leads out of the folder")
     target, left, digest = folder / name, int(frame["bytes"]), hashlib.sha256()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -176,37 +176,37 @@ def _receive_file(folder: Path, frame: dict[str, Any]) -> None:
                 file.write(part)
                 digest.update(part)
                 left -= len(part)
-                heard()
+                note_contact()
     except OSError as error:
-        raise Problem(
+        raise AgentError(
             f"{target.name} cannot be written: {error.strerror or error}", "free some space there, or set TMPDIR"
         ) from None
     if digest.hexdigest() != frame["sha256"]:
-        raise Problem(f"{target.name} was damaged on the way", "run it again")
+        raise AgentError(f"{target.name} was damaged on the way", "run it again")
 
 
-_last_heard = [time.monotonic()]
+_last_contact = [time.monotonic()]
 
 
-def heard() -> None:
-    """Note that the near side is there."""
-    _last_heard[0] = time.monotonic()
+def note_contact() -> None:
+    """Note that the connection is alive."""
+    _last_contact[0] = time.monotonic()
 
 
-def expect_company(place: Place) -> None:
-    """Clear up and end when the near side has been silent for too long."""
+def end_when_silent(workspace: Workspace) -> None:
+    """Remove the workspace and end when nothing was received for too long."""
 
     def watch() -> None:
-        while time.monotonic() - _last_heard[0] < SILENCE:
+        while time.monotonic() - _last_contact[0] < SILENCE:
             time.sleep(1)
-        place.leave()
+        workspace.remove()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def listen(place: Place) -> None:
-    """Clear up and end when the connection is closed, from the near side or by being cut."""
+def end_when_disconnected(workspace: Workspace) -> None:
+    """Remove the workspace and end when the connection is closed or cut."""
 
     def read() -> None:
         while True:
@@ -215,9 +215,9 @@ def listen(place: Place) -> None:
             except OSError:
                 part = b""
             if not part:
-                place.leave()
+                workspace.remove()
                 os._exit(1)
-            heard()
+            note_contact()
 
     threading.Thread(target=read, daemon=True).start()
 
@@ -225,19 +225,19 @@ def listen(place: Place) -> None:
 # ------------------------------------------------------------------------------------------------------------- installing
 
 
-def lacking(requirements: dict[str, str]) -> list[str]:
-    """Return which packages this Python has not, or not in the version that is needed."""
+def missing_packages(requirements: dict[str, str]) -> list[str]:
+    """Return the packages that this Python lacks, or has in another version than required."""
     found = []
     for name, limits in requirements.items():
         try:
-            if not fits(metadata.version(name), limits):
+            if not satisfies(metadata.version(name), limits):
                 found.append(name)
         except metadata.PackageNotFoundError:
             found.append(name)
     return found
 
 
-def fits(version: str, limits: str) -> bool:
+def satisfies(version: str, limits: str) -> bool:
     """Whether a version is within limits such as `>=1.26,<3`; only numbers are compared."""
 
     def numbers(text: str) -> list[int]:
@@ -259,47 +259,47 @@ def fits(version: str, limits: str) -> bool:
     return True
 
 
-def install(place: Place, wheel: Path, requirements: dict[str, str], environment: dict[str, str]) -> tuple[str, str]:
+def install(workspace: Workspace, wheel: Path, requirements: dict[str, str], environment: dict[str, str]) -> tuple[str, str]:
     """Make the core importable, and return the interpreter to run and how that was done.
 
     Where this Python has every package already, it is used as it is, with the core beside it in the folder; otherwise a venv is
     made and pip installs into it what it can reach; where there is no venv, into a folder.
 
     Raises:
-        Problem: There is no venv, no space, or pip cannot get a package.
+        AgentError: There is no venv, no space, or pip cannot get a package.
     """
-    missing = lacking(requirements)
+    missing = missing_packages(requirements)
     if not missing:
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(place.folder / "core")
-        environment["PYTHONPATH"] = str(place.folder / "core")
+            archive.extractall(workspace.folder / "core")
+        environment["PYTHONPATH"] = str(workspace.folder / "core")
         return sys.executable, "the packages that its Python had already"
-    free, names = shutil.disk_usage(place.folder).free, ", ".join(missing)
+    free, names = shutil.disk_usage(workspace.folder).free, ", ".join(missing)
     if free < NEEDED_TO_INSTALL:
-        raise Problem(
-            f"no space to install {names}: {free / 1e6:.0f} MB free in {place.folder.parent}, "
+        raise AgentError(
+            f"no space to install {names}: {free / 1e6:.0f} MB free in {workspace.folder.parent}, "
             f"{NEEDED_TO_INSTALL / 1e6:.0f} MB needed",
             "free some space there, or set TMPDIR to a larger file system",
         )
-    say("line", text=f"installs {names} into the folder")
-    venv = place.folder / "venv"
+    send("line", text=f"installs {names} into the folder")
+    venv = workspace.folder / "venv"
     python, target = str(venv / "bin" / "python"), []
     how = "a venv of its own, into which pip installed the packages"
-    made = run(place, [sys.executable, "-m", "venv", str(venv)], environment)
+    made = run(workspace, [sys.executable, "-m", "venv", str(venv)], environment)
     if made[0]:  # Debian leaves ensurepip out, but pip by itself may be there
-        if run(place, [sys.executable, "-m", "pip", "--version"], environment)[0]:
-            raise Problem(
+        if run(workspace, [sys.executable, "-m", "pip", "--version"], environment)[0]:
+            raise AgentError(
                 f"packages cannot be installed, there is neither venv nor pip: {last(made[1])}",
                 "install them there, on Debian: apt install python3-venv python3-pip",
             )
-        python, target = sys.executable, ["--target", str(place.folder / "packages")]
+        python, target = sys.executable, ["--target", str(workspace.folder / "packages")]
         environment["PYTHONPATH"] = target[1]
         how = "a folder of its own, into which pip installed the packages (there is no venv)"
     options = ["--no-input", "--disable-pip-version-check", "--no-cache-dir", "--progress-bar", "off", *target]
-    done = run(place, [python, "-m", "pip", "install", *options, str(wheel)], environment)
+    done = run(workspace, [python, "-m", "pip", "install", *options, str(wheel)], environment)
     if done[0]:
         wrong = [line for line in done[1] if line.startswith("ERROR")] or done[1]
-        raise Problem(
+        raise AgentError(
             f"pip there cannot install {names}: {last(wrong)}",
             "give it a network or a package index, or install the packages there beforehand",
         )
@@ -307,87 +307,87 @@ def install(place: Place, wheel: Path, requirements: dict[str, str], environment
 
 
 def last(lines: list[str]) -> str:
-    """Return the last line that says something."""
+    """Return the last line that is not blank."""
     return next((line.strip()[:LONGEST_TEXT] for line in reversed(lines) if line.strip()), "no reason given")
 
 
-def run(place: Place, command: list[str], environment: dict[str, str]) -> tuple[int, list[str]]:
+def run(workspace: Workspace, command: list[str], environment: dict[str, str]) -> tuple[int, list[str]]:
     """Run a command to its end in a process group of its own; return its exit code and what it wrote."""
-    process = place.start(command, environment, subprocess.PIPE, subprocess.STDOUT)
+    process = workspace.start(command, environment, subprocess.PIPE, subprocess.STDOUT)
     lines = process.communicate()[0].splitlines()
-    place.ended()
+    workspace.ended()
     return process.returncode, lines
 
 
 # ------------------------------------------------------------------------------------------------------------- measuring
 
 
-def measure(place: Place, command: list[str], environment: dict[str, str]) -> str:
+def measure(workspace: Workspace, command: list[str], environment: dict[str, str]) -> str:
     """Run the bench, pass on its progress line by line, and return what it wrote on standard output.
 
     Raises:
-        Problem: It failed; with its own words.
+        AgentError: It failed; with its own words.
     """
-    with open(place.folder / "report.json", "w+", encoding="utf-8") as report:
-        process = place.start(command, environment, report, subprocess.PIPE)
+    with open(workspace.folder / "report.json", "w+", encoding="utf-8") as report:
+        process = workspace.start(command, environment, report, subprocess.PIPE)
         lines: list[str] = []
         assert process.stderr is not None
         for line in process.stderr:
             lines = [*lines[-50:], line.rstrip()]
             if not line.startswith(("error: ", "  " + ARROW)):
-                say("line", text=line.rstrip()[:LONGEST_TEXT])
+                send("line", text=line.rstrip()[:LONGEST_TEXT])
         code = process.wait()
-        place.ended()
+        workspace.ended()
         if code < 0:
             ended = signal.Signals(-code).name
             memory = ", as it is when memory runs out" if ended == "SIGKILL" else ""
-            raise Problem(f"the bench was ended by {ended}{memory}")
+            raise AgentError(f"the bench was ended by {ended}{memory}")
         if code:
             what = next((line[len("error: ") :] for line in reversed(lines) if line.startswith("error: ")), last(lines))
             hint = next((line.strip()[1:].strip() for line in reversed(lines) if line.startswith("  " + ARROW)), "")
-            raise Problem(what, hint)
+            raise AgentError(what, hint)
         report.seek(0)
         return report.read()
 
 
 def main() -> None:
-    """Receive, install, measure, send back, clear up."""
-    place: Place | None = None
+    """Receive, install, measure, send back, remove the workspace."""
+    workspace: Workspace | None = None
     try:
-        place = Place()
+        workspace = Workspace()
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, lambda *_: sys.exit(1))
-        expect_company(place)
-        say(
+        end_when_silent(workspace)
+        send(
             "ready",
-            folder=str(place.folder),
-            free=shutil.disk_usage(place.folder).free,
+            folder=str(workspace.folder),
+            free=shutil.disk_usage(workspace.folder).free,
             python=".".join(map(str, sys.version_info[:3])),
             machine=os.uname().machine,
         )
-        asked = receive(place)
-        listen(place)
-        temporary = place.folder / "tmp"
+        asked = receive(workspace)
+        end_when_disconnected(workspace)
+        temporary = workspace.folder / "tmp"
         temporary.mkdir()
         environment = {
             **{name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")},
             "TMPDIR": str(temporary),
-            "PYTHONPYCACHEPREFIX": str(place.folder / "pycache"),
+            "PYTHONPYCACHEPREFIX": str(workspace.folder / "pycache"),
             "PYTHONUTF8": "1",
         }
-        python, how = install(place, place.folder / asked["wheel"], asked["requirements"], environment)
-        say("line", text=f"measures with {how}")
-        text = measure(place, [python, "-m", "mmedge", "bench", *asked["arguments"]], environment)
-        say("report", text=text, packages=how)
-    except Problem as problem:
-        say("problem", what=problem.what, hint=problem.hint)
+        python, how = install(workspace, workspace.folder / asked["wheel"], asked["requirements"], environment)
+        send("line", text=f"measures with {how}")
+        text = measure(workspace, [python, "-m", "mmedge", "bench", *asked["arguments"]], environment)
+        send("report", text=text, packages=how)
+    except AgentError as problem:
+        send("problem", what=problem.what, hint=problem.hint)
     except (EOFError, BrokenPipeError):
-        pass  # nobody is there to be told
+        pass  # the connection is gone
     finally:
-        if place is not None:
-            place.leave()
-    say("left")
-    os._exit(0)  # the thread that listens would hold the end up
+        if workspace is not None:
+            workspace.remove()
+    send("left")
+    os._exit(0)  # the thread that reads would keep the process alive
 
 
 if __name__ == "__main__":
