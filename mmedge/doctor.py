@@ -8,16 +8,16 @@ Judges what `machine.py` and `installation.py` read, and needs no optional packa
 what is unknown is None, and "unknown" in the table.
 
 Which precision suits follows one rule (`suitable_precision`). Decoding reads all weights once a token, so that fewer bits are
-faster as long as arithmetic keeps up; and fewer bits round more. Hence, on the CPU:
+faster as long as arithmetic keeps up; and fewer bits quantize more coarsely. Hence, on the CPU:
 
-1. int8 first wherever the processor multiplies 8-bit numbers in wide registers (x86: AVX2, better VNNI or AMX; ARM: dotprod,
-   better i8mm): a quarter of float32's bytes, and the least rounding of what is quantized.
+1. int8 first wherever the processor multiplies 8-bit integers in wide registers (x86: AVX2, better VNNI or AMX; ARM: dotprod,
+   better i8mm): a quarter of float32's bytes, and the smallest quantization error.
 2. int4 after it there, where memory is what lacks or decoding is too slow: half of int8's bytes again.
 3. Where it does not (x86 before AVX2, ARM before dotprod), int8 and int4 are unpacked to float32 before they are multiplied: they
    save memory, perhaps not time, so float32 stands beside int8, to be measured, unless memory is short.
 4. A machine with little free memory (below `LITTLE_MEMORY`) gets int4 first.
 
-None of this says what rounding costs a certain student in accuracy: export measures that, and bench on the device the rest.
+None of this says what quantization costs a certain student in accuracy: export measures that, and bench on the device the rest.
 """
 
 from __future__ import annotations
@@ -67,15 +67,15 @@ class SuitablePrecision:
 
 @dataclass(frozen=True)
 class Extra:
-    """An optional part of mmedge: the packages that lack or are of another version, and the command that gets them."""
+    """An optional part of mmedge: the packages that are missing or too old or new, and the command that installs them."""
 
     name: str
-    lacking: tuple[str, ...]
+    missing: tuple[str, ...]
     command: str
 
     @property
     def installed(self) -> bool:
-        return not self.lacking
+        return not self.missing
 
 
 @dataclass(frozen=True)
@@ -161,19 +161,19 @@ def suitable_precision(features: tuple[str, ...], architecture: str, available: 
     why: list[str] = []
     if fastest:
         order = ["int8", "int4", "fp32"]
-        cost = (
-            "two instructions for each product and sum, no VNNI" if fastest == "AVX2" else "one instruction for products and sums"
+        cost = "two instructions to multiply and add, no VNNI" if fastest == "AVX2" else "one instruction to multiply and add"
+        why.append(f"int8: this processor multiplies 8-bit integers in wide registers ({fastest}: {cost})")
+        why.append(
+            "int4 where memory is short or decoding is too slow: half of int8's bytes a token, at a larger quantization error"
         )
-        why.append(f"int8: this processor multiplies 8-bit numbers in wide registers ({fastest}: {cost})")
-        why.append("int4 where memory lacks or decoding is too slow: half of int8's bytes are read for a token, rounded more")
     else:
         order = ["int8", "fp32", "int4"]
         lacks = next((name for name in ("AVX2", "dotprod") if name in features_of(architecture)), "wide int8")
-        why.append(f"int8 saves memory, perhaps no time: without {lacks}, its products are computed in float32; measure both")
+        why.append(f"int8 saves memory but perhaps no time: without {lacks}, it is computed in float32; measure both")
     if available is not None and available < LITTLE_MEMORY:
         order = ["int4", *(name for name in order if name != "int4")]
         why.append(f"int4 first: only {size(available)} of memory can be used")
-    why.append("what rounding costs a student in accuracy is measured by mmedge export, what it costs here by mmedge bench")
+    why.append("mmedge export measures what quantization costs in accuracy, mmedge bench how fast each precision is here")
     return SuitablePrecision(tuple(order), tuple(why))
 
 
@@ -245,7 +245,7 @@ def _problems(
         try:
             version = metadata.version("torch")
         except metadata.PackageNotFoundError:
-            found.append(("there is a GPU, but no torch to train on it", "pip install 'mmedge[distill]'"))
+            found.append(("there is a GPU, but torch is not installed to train on it", "pip install 'mmedge[distill]'"))
         else:
             if version.endswith("+cpu"):
                 found.append((f"there is a GPU, but torch {version} was built without CUDA", "pip install --force-reinstall torch"))
@@ -275,7 +275,7 @@ def rows(report: Examination) -> list[tuple[str, str]]:
     quota = f" (its cgroup allows {cpu.quota:g} cores' time)" if cpu.quota else ""
     found += [
         ("processor", cpu.name),
-        ("features", ", ".join(cpu.features) or "none of those that matter here"),
+        ("features", ", ".join(cpu.features) or "none that matter here"),
         ("cores", f"{cpu.cores if cpu.cores else 'unknown'} physical, {cpu.threads} threads{limited}{quota}"),
         ("caches", ", ".join(f"{name} {_binary(count)}" for name, count in cpu.caches.items()) or "unknown"),
     ]
@@ -304,7 +304,7 @@ def rows(report: Examination) -> list[tuple[str, str]]:
     found.append(("precision", " > ".join(report.precision.order)))
     found += [("", line) for line in report.precision.why]
     for extra in report.extras:
-        lacks = f"lacks {', '.join(extra.lacking)}: {extra.command}"
+        lacks = f"missing: {', '.join(extra.missing)}; {extra.command}"
         found.append((f"[{extra.name}]", "installed" if extra.installed else lacks))
     found += [("disk", f"{folder}: {size(free)} free") for folder, free in report.disks.items()]
     found += [("energy", f"{name} is metered") for name in report.energy["meters"]]

@@ -67,7 +67,7 @@ def requirements(extra: str = "") -> dict[str, str]:
 
 
 def missing(extra: str = "") -> list[str]:
-    """Return the packages that lack or are of another version than required, each with what is needed.
+    """Return the packages that are not installed, or in another version than required, each with what is required.
 
     Raises:
         MmedgeError: See `distribution`.
@@ -80,5 +80,5 @@ def missing(extra: str = "") -> list[str]:
             found.append(name)
             continue
         if not SpecifierSet(limits).contains(version, prereleases=True):
-            found.append(f"{name} {version} ({limits} is needed)")
+            found.append(f"{name} {version} ({limits} is required)")
     return found

@@ -196,7 +196,7 @@ def calibration_error(confidences: Sequence[float], right: Sequence[bool], bins:
 def calibration_by_chance(confidences: Sequence[float], bins: int = 10, draws: int = 500, seed: int = 0) -> float:
     """Return what the calibration error of honest confidences stays below 19 times of 20, for want of more answers alone.
 
-    Answers are drawn right with just the probability that is stated of each. A bootstrap interval would not do: resampling only
+    Answers are simulated as right with just the probability that is stated of each. A bootstrap interval would not do: resampling only
     ever adds to the error.
     """
     p = np.asarray(confidences, dtype=float)
@@ -243,7 +243,7 @@ class Estimate:
         value: The estimate.
         low: Lower end of the interval.
         high: Upper end.
-        p: How likely so large a difference from zero is by chance, two-sided; None for what is no difference.
+        p: How likely so large a difference from zero is by chance, two-sided; None for what is not a difference.
     """
 
     value: float
@@ -264,10 +264,10 @@ def bootstrap(
     """Return any statistic of some questions with its percentile bootstrap interval (Efron and Tibshirani 1993).
 
     Args:
-        statistic: Takes the places of the questions drawn, (count,); None where it is not defined on them.
+        statistic: Takes the indices of the resampled questions, (count,); returns None where it is not defined on them.
         count: How many questions there are.
-        resamples: How often they are drawn anew.
-        seed: Of the drawing.
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
 
     Returns:
         None where the statistic is not defined on all questions.
@@ -307,7 +307,7 @@ def mean_over_seeds(successes: Outcomes, trials: Sequence[int] | None = None, se
     Args:
         successes: For each training, how many successes each question had.
         trials: How many trials each question had; one where this is None.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
     """
     table = np.asarray(successes, dtype=float)
     counts = np.ones(table.shape[1]) if trials is None else np.asarray(trials, dtype=float)
@@ -325,7 +325,7 @@ def auroc_over_seeds(scores: Outcomes, positive: Sequence[bool], groups: Sequenc
         scores: For each training, a score for each item.
         positive: Whether each item is a positive one.
         groups: The question that each item belongs to; questions are drawn whole.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
         None where one class is absent.

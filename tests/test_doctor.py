@@ -95,7 +95,7 @@ def test_extras_are_those_of_the_package_with_what_they_lack() -> None:
     assert {"distill", "export", "gpu"} <= found.keys() and "all" not in found
     assert found["distill"].installed and found["distill"].command == "pip install 'mmedge[distill]'"
     for extra in found.values():
-        assert extra.installed == (not extra.lacking)
+        assert extra.installed == (not extra.missing)
 
 
 def test_the_command_prints_a_table_and_json() -> None:

@@ -19,13 +19,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from mmedge.machine import read_memory, read_processor
+from mmedge.manifest import Arithmetic
 
-Arithmetic = Literal["float32", "int8"]
 LARGEST = 512_000_000  # bytes of all arrays together
 SIDE = 768  # of the square matrices: their 2.4 MB of float32 fit a cache, their 0.9 G operations last a millisecond or more
 _FLOAT, _UINT8, _INT8, _INT32 = 1, 2, 3, 6  # onnx.TensorProto.DataType
@@ -77,8 +76,8 @@ def measure_ceilings(threads: int, cache_bytes: int | None = None, seconds: floa
         threads=threads,
         read_bytes_per_second=reading,
         copy_bytes_per_second=copying,
-        float32_operations_per_second=_products("float32", threads, seconds / 4),
-        int8_operations_per_second=_products("int8", threads, seconds / 4),
+        float32_operations_per_second=_multiplying("float32", threads, seconds / 4),
+        int8_operations_per_second=_multiplying("int8", threads, seconds / 4),
         array_bytes=size,
     )
 
@@ -104,15 +103,15 @@ def _bandwidth(threads: int, size: int, seconds: float) -> tuple[float, float]:
     return threads * each * 8 / reading, threads * (each // 2 * 2) * 8 / copying
 
 
-def _products(kind: Arithmetic, threads: int, seconds: float) -> float:
-    """Return operations a second of one matrix product."""
+def _multiplying(kind: Arithmetic, threads: int, seconds: float) -> float:
+    """Return operations a second of multiplying matrices."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    session = ort.InferenceSession(_product_graph(kind), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(_matmul_graph(kind), options, providers=["CPUExecutionProvider"])
     left = np.ones((SIDE, SIDE), dtype=np.float32 if kind == "float32" else np.uint8)
     binding = session.io_binding()
     binding.bind_ortvalue_input("a", ort.OrtValue.ortvalue_from_numpy(left))
@@ -141,8 +140,8 @@ def _field(number: int, value: int | bytes | str) -> bytes:
     return _varint(number << 3 | 2) + _varint(len(data)) + data
 
 
-def _product_graph(kind: Arithmetic) -> bytes:
-    """Return a model that multiplies its input by a constant matrix, (SIDE, SIDE) each."""
+def _matmul_graph(kind: Arithmetic) -> bytes:
+    """Return an ONNX model that multiplies its input by a constant matrix, (SIDE, SIDE) each."""
     whole = kind == "int8"
     weights = np.ones((SIDE, SIDE), dtype=np.int8 if whole else np.float32)
     dims = _field(1, SIDE) + _field(1, SIDE)
@@ -153,6 +152,6 @@ def _product_graph(kind: Arithmetic) -> bytes:
         return _field(1, name) + _field(2, _field(1, _field(1, element) + _field(2, shape)))
 
     node = _field(1, "a") + _field(1, "b") + _field(2, "c") + _field(4, "MatMulInteger" if whole else "MatMul")
-    graph = _field(1, node) + _field(2, "product") + _field(5, tensor)
+    graph = _field(1, node) + _field(2, "matmul") + _field(5, tensor)
     graph += _field(11, value("a", _UINT8 if whole else _FLOAT)) + _field(12, value("c", _INT32 if whole else _FLOAT))
     return _field(1, 8) + _field(7, graph) + _field(8, _field(2, 17))

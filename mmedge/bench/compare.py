@@ -98,7 +98,7 @@ def compare(base: Path, new: Path, bounds: Bounds) -> Comparison:
     """Compare two reports.
 
     Raises:
-        MmedgeError: They are no reports, of other questions, or have no variant in common.
+        MmedgeError: One is not a report, they are about different questions, or have no variant in common.
     """
     before, after = BenchReport.read(base), BenchReport.read(new)
     if before.task != after.task or before.ask != after.ask:

@@ -15,13 +15,14 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from mmedge.bench.ceilings import Arithmetic, Ceilings
+from mmedge.bench.ceilings import Ceilings
 from mmedge.bench.energy import EnergyUse
 from mmedge.bench.settings import BenchSettings, Scenario
 from mmedge.bench.watch import WatchSummary
 from mmedge.engines.variants import Ask
 from mmedge.errors import MmedgeError
 from mmedge.machine import MachineFacts
+from mmedge.manifest import Arithmetic
 from mmedge.statistics import Estimate, Proportion, proportion
 from mmedge.storage import Json, read_json
 
@@ -100,7 +101,7 @@ class Reached(ReportPart):
     arithmetic: Arithmetic
 
 
-class Block(ReportPart):
+class OfflineBlock(ReportPart):
     """One block of the offline scenario."""
 
     answers: int
@@ -116,7 +117,7 @@ class Throughput(ReportPart):
     answers_per_second: Interval
     tokens_per_second: float
     joules_per_answer: float | None
-    blocks: list[Block]
+    blocks: list[OfflineBlock]
 
 
 class Probe(ReportPart):
@@ -141,7 +142,7 @@ class Served(ReportPart):
     probes: list[Probe]
 
 
-class Samples(ReportPart):
+class VariantSamples(ReportPart):
     """Every sample: columns of equal length for times, lists by split for answers."""
 
     round: list[int]
@@ -234,7 +235,7 @@ class MeasuredVariant(VariantResult):
     peak_memory_bytes: PositiveInt
     steady_memory_bytes: int
     bytes_on_disk: PositiveInt
-    samples: Samples
+    samples: VariantSamples
 
     @property
     def overall(self) -> Proportion:

@@ -40,7 +40,7 @@ class BenchSettings:
         server_seconds: About how long one rate is tried.
         cpus: Processors that each variant may use; None for all of this process's.
         memory_limit: Bytes of memory that each variant may use; None for no limit.
-        sweep_threads: Each variant is measured with each of these numbers of threads.
+        sweep_threads: Thread counts that each variant is measured with.
     """
 
     questions: int | None = None

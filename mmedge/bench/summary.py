@@ -5,27 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mmedge.bench.ceilings import Arithmetic, Ceilings
+from mmedge.bench.ceilings import Ceilings
 from mmedge.bench.results import (
-    Block,
     ConfidenceQuality,
     FailedVariant,
     Interval,
     Latency,
     MeasuredVariant,
+    OfflineBlock,
     PairedRatio,
     Percentiles,
     Probe,
     Reached,
-    Samples,
     Served,
     Share,
     Throughput,
+    VariantSamples,
 )
 from mmedge.bench.scenarios import PERCENTILES, seconds_of
 from mmedge.bench.scheduler import Row, Said
 from mmedge.bench.settings import BenchSettings
 from mmedge.bench.timing import differs, mean_rate, quantile, ratio
+from mmedge.manifest import Arithmetic
 from mmedge.reports.formats import size
 from mmedge.statistics import auroc, balanced_accuracy, calibration_error, percentile
 from mmedge.storage import Json
@@ -93,7 +94,7 @@ def measured(
         inter_token_latency_ms=None if decode is None else 1000 * decode,
         tokens_per_second=1 / decode if decode else None,
         reached=_reached(row, decode, ceilings.get(processors_of(row, settings))),
-        offline=[_throughput(batch, [Block(**one) for one in blocks]) for batch, blocks in row.offline.items()],
+        offline=[_throughput(batch, [OfflineBlock(**one) for one in blocks]) for batch, blocks in row.offline.items()],
         server=_served(row, settings) if row.server else None,
         load_seconds=percentile(row.load_seconds, 50),
         peak_memory_bytes=max(look["peak_memory_bytes"] for look in row.memory),
@@ -165,7 +166,7 @@ def _reached(row: Row, seconds_per_token: float | None, ceilings: Ceilings | Non
     )
 
 
-def _throughput(batch: int, blocks: list[Block]) -> Throughput:
+def _throughput(batch: int, blocks: list[OfflineBlock]) -> Throughput:
     joules = [one.energy.total_joules / one.answers for one in blocks if one.energy and one.energy.total_joules is not None]
     return Throughput(
         batch=batch,
@@ -182,11 +183,11 @@ def _served(row: Row, settings: BenchSettings) -> Served:
     return Served(latency_bound_ms=1000 * settings.latency_bound, answers_per_second=held, probes=probes)
 
 
-def _samples(row: Row, right: dict[str, list[bool | None]], resident: list[int]) -> Samples:
+def _samples(row: Row, right: dict[str, list[bool | None]], resident: list[int]) -> VariantSamples:
     places = [(number, place) for number, one in enumerate(row.single) for place in range(len(one))]
     measured = ("seconds", "time_to_first_token", "decode_seconds", "decode_steps", "tokens")
     columns: dict[str, Any] = {name: [round(reply[name], 6) for reply in _single(row)] for name in measured}
-    return Samples(
+    return VariantSamples(
         round=[number for number, _ in places],
         question=[place for _, place in places],
         timed_questions=row.timed,

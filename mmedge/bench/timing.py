@@ -131,8 +131,8 @@ def quantile(table: TimeTable, percent: float, level: float = 0.95, seed: int = 
     Args:
         table: Seconds, (rounds, questions), each round in the order of asking; positive.
         percent: 50 for the median.
-        level: Of the interval.
-        seed: Of the resampling.
+        level: Level of the interval.
+        seed: Seed of the resampling.
     """
     logs = np.log(np.asarray(table, dtype=float))
     rounds, count = logs.shape
@@ -167,8 +167,8 @@ def ratio(new: TimeTable, base: TimeTable, level: float = 0.95, seed: int = 0) -
     Args:
         new: Seconds, (rounds, questions).
         base: The same questions in the same rounds, taken in turn with `new`.
-        level: Of the interval.
-        seed: Of the resampling.
+        level: Level of the interval.
+        seed: Seed of the resampling.
     """
     rows = np.log(np.asarray(new, dtype=float)) - np.log(np.asarray(base, dtype=float))
     pairs = rows.ravel()

@@ -227,11 +227,11 @@ def standalone(svg: str) -> str:
     """Return a chart of this module as a file of its own: with its namespace, a white background and fixed colours.
 
     Raises:
-        ValueError: It is no chart of this module.
+        ValueError: It is not a chart of this module.
     """
     opened = re.match(r'<svg viewBox="0 0 (\d+) (\d+)" style="[^"]*"', svg)
     if opened is None:
-        raise ValueError("no chart of this module")
+        raise ValueError("not a chart of this module")
     width, height = (int(size) + 2 * _FILE_MARGIN for size in opened.groups())
     head, body = svg[opened.end() :].split(">", 1)  # a ">" in the label is escaped
     place = f'x="{-_FILE_MARGIN}" y="{-_FILE_MARGIN}" width="{width}" height="{height}"'

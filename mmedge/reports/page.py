@@ -98,7 +98,7 @@ class Page:
         """Add a chart of `mmedge.reports.charts`, as it is; figures that follow each other share a row where there is room.
 
         Raises:
-            ValueError: It is no SVG element.
+            ValueError: It is not an SVG element.
         """
         if not svg.startswith("<svg ") or not svg.endswith("</svg>"):
             raise ValueError("a figure is one SVG element")

@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from mmedge.bench.ceilings import Ceilings, _product_graph, measure_ceilings
+from mmedge.bench.ceilings import Ceilings, _matmul_graph, measure_ceilings
 
 
 def test_the_machine_is_measured_in_about_a_second() -> None:
@@ -18,8 +18,8 @@ def test_the_machine_is_measured_in_about_a_second() -> None:
 
 
 @pytest.mark.parametrize("kind", ["float32", "int8"])
-def test_the_product_that_is_measured_is_a_model_as_onnx_wants_it(kind: str) -> None:
-    model = onnx.load_from_string(_product_graph(kind))  # type: ignore[arg-type]
+def test_the_model_that_is_measured_is_as_onnx_wants_it(kind: str) -> None:
+    model = onnx.load_from_string(_matmul_graph(kind))  # type: ignore[arg-type]
     onnx.checker.check_model(model, full_check=True)
     assert numpy_helper.to_array(model.graph.initializer[0]).sum() == 768 * 768
 

@@ -68,7 +68,7 @@ _KNOWN_HOSTS = "ssh to it once by hand, and compare its fingerprint"
 _REASONS = (  # what ssh writes, what that means, what to do
     (
         "Could not resolve hostname",
-        "cannot be reached: there is no host of this name",
+        "cannot be reached: unknown host name",
         "check the name, or its entry in ~/.ssh/config",
     ),
     (
@@ -284,7 +284,7 @@ def run_remote(
         names that they have here.
 
     Raises:
-        MmedgeError: A place is no bundle, or see `Connection.receive`.
+        MmedgeError: A place is not a bundle, or see `Connection.receive`.
     """
     folders = bundles_of(places)
     names = {folder: f"bundles/{number}/{folder.resolve().name}" for number, folder in enumerate(folders)}
