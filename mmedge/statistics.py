@@ -196,8 +196,8 @@ def calibration_error(confidences: Sequence[float], right: Sequence[bool], bins:
 def calibration_by_chance(confidences: Sequence[float], bins: int = 10, draws: int = 500, seed: int = 0) -> float:
     """Return what the calibration error of honest confidences stays below 19 times of 20, for want of more answers alone.
 
-    Answers are simulated as right with just the probability that is stated of each. A bootstrap interval would not do: resampling only
-    ever adds to the error.
+    Answers are simulated as right with just the probability that is stated of each. A bootstrap interval would not do: resampling
+    only ever adds to the error.
     """
     p = np.asarray(confidences, dtype=float)
     rng = np.random.default_rng(seed)
