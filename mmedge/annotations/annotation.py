@@ -1,19 +1,15 @@
-"""What a teacher is: something that writes chains of thought, and evaluations of them, as raw text.
+"""An annotation: a chain of thought or a self-evaluation, raw, with who wrote it.
 
     {"example_id": "svamp-train-0000", "kind": "cot", "sample": 0, "evaluation": 0, "text": "Luke scored 84 points after …",
      "verdict": None, "teacher": "palm-540b", "origin": "teacher_cots.jsonl:1"}
 
-A teacher works on many questions at a time and yields annotations in any order, so that one that waits for a network or fills
-a GPU can have as many in flight as it likes. It never parses: raw text goes to the store, and meaning is read from there.
+Nothing is parsed when it is written: raw text goes to the store, and meaning is read from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
-
-from mmedge.tasks import Example
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -39,23 +35,3 @@ class Annotation:
     verdict: str | None
     teacher: str
     origin: str
-
-
-class Teacher(Protocol):
-    """A source of annotations."""
-
-    def fingerprint(self) -> str:
-        """Return a hash of everything that decides what this teacher writes."""
-        ...
-
-    def chains_of_thought(self, examples: Sequence[Example]) -> Iterator[Annotation]:
-        """Yield m chains of thought for every example, in any order.
-
-        Raises:
-            MmedgeError: The teacher cannot be reached or its record is broken.
-        """
-        ...
-
-    def self_evaluations(self, cots: Sequence[tuple[Example, Annotation]]) -> Iterator[Annotation]:
-        """Yield n self-evaluations for every chain of thought, in any order."""
-        ...

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from mmedge.annotations.annotation import Annotation
 from mmedge.annotations.store import AnnotationStore
+from mmedge.recipe import Recipe, SampledTeacherSection
 from mmedge.tasks import ChainOfThought, Example, SelfEvaluation, Task, Unparsed
 from mmedge.tasks.reading import read_self_evaluation
 
@@ -27,6 +29,34 @@ class AnnotatedExample:
 
     example: Example
     cots: tuple[EvaluatedCot, ...]
+
+
+class ReadingLimits(NamedTuple):
+    """How much of a store is read: the first ones of each kind; None for all.
+
+    Attributes:
+        cots: Chains of thought per question.
+        evaluations: Evaluations per chain of thought.
+    """
+
+    cots: int | None = None
+    evaluations: int | None = None
+
+    def include(self, annotation: Annotation) -> bool:
+        """Whether an annotation is read."""
+        within = self.cots is None or annotation.sample < self.cots
+        return within and (self.evaluations is None or annotation.kind == "cot" or annotation.evaluation < self.evaluations)
+
+
+EVERYTHING = ReadingLimits()
+
+
+def reading_limits(recipe: Recipe) -> ReadingLimits:
+    """Return how much a recipe uses of what its store holds: a teacher that is sampled may have been asked for more before."""
+    section = recipe.teacher
+    if isinstance(section, SampledTeacherSection):
+        return ReadingLimits(section.cots_per_question, section.evaluations_per_cot)
+    return EVERYTHING
 
 
 @dataclass
@@ -49,7 +79,7 @@ def read_annotations(
     store: AnnotationStore,
     task: Task,
     examples: Sequence[Example],
-    most: tuple[int | None, int | None] = (None, None),
+    limits: ReadingLimits = EVERYTHING,
     *,
     some: bool = False,
     each: dict[str, ReadingReport] | None = None,
@@ -60,7 +90,7 @@ def read_annotations(
         store: The store.
         task: Says how texts are read.
         examples: The questions.
-        most: How many chains of thought per question and evaluations per chain are read at most, the first ones; None for all.
+        limits: How much is read at most.
         some: Whether these are few of the store's questions, so that the others are not even looked at.
         each: Filled with a report for every question, where given.
 
@@ -70,31 +100,26 @@ def read_annotations(
     report = ReadingReport()
     known = {example.id: example for example in examples}
     ids = list(known) if some else None
+
+    def stored(kind: str) -> Iterator[tuple[Annotation, list[ReadingReport]]]:
+        for annotation in store.annotations(kind, ids):
+            if annotation.example_id in known and limits.include(annotation):
+                of_question = [] if each is None else [each.setdefault(annotation.example_id, ReadingReport())]
+                yield annotation, [report, *of_question]
+
     evaluations: dict[tuple[str, int], list[SelfEvaluation]] = {}
-
-    def reports(annotation: Annotation) -> Iterator[ReadingReport]:
-        yield report
-        if each is not None:
-            yield each.setdefault(annotation.example_id, ReadingReport())
-
-    for annotation in store.annotations("evaluation", ids):
-        if annotation.example_id in known and _within(annotation.sample, most[0]) and _within(annotation.evaluation, most[1]):
-            evaluation = read_self_evaluation(annotation.text, annotation.verdict)
-            for counted in reports(annotation):
-                counted.evaluations[evaluation.value if isinstance(evaluation, Unparsed) else "parsed"] += 1
-            if not isinstance(evaluation, Unparsed):
-                evaluations.setdefault((annotation.example_id, annotation.sample), []).append(evaluation)
+    for annotation, reports in stored("evaluation"):
+        evaluation = read_self_evaluation(annotation.text, annotation.verdict)
+        for counted in reports:
+            counted.evaluations[evaluation.value if isinstance(evaluation, Unparsed) else "parsed"] += 1
+        if not isinstance(evaluation, Unparsed):
+            evaluations.setdefault((annotation.example_id, annotation.sample), []).append(evaluation)
     cots: dict[str, list[EvaluatedCot]] = {}
-    for annotation in store.annotations("cot", ids):
-        if annotation.example_id in known and _within(annotation.sample, most[0]):
-            cot = task.form.read(annotation.text, known[annotation.example_id])
-            for counted in reports(annotation):
-                counted.cots[cot.value if isinstance(cot, Unparsed) else "parsed"] += 1
-            if not isinstance(cot, Unparsed):
-                judged = tuple(evaluations.get((annotation.example_id, annotation.sample), ()))
-                cots.setdefault(annotation.example_id, []).append(EvaluatedCot(annotation.sample, cot, judged))
+    for annotation, reports in stored("cot"):
+        cot = task.form.read(annotation.text, known[annotation.example_id])
+        for counted in reports:
+            counted.cots[cot.value if isinstance(cot, Unparsed) else "parsed"] += 1
+        if not isinstance(cot, Unparsed):
+            judged = tuple(evaluations.get((annotation.example_id, annotation.sample), ()))
+            cots.setdefault(annotation.example_id, []).append(EvaluatedCot(annotation.sample, cot, judged))
     return [AnnotatedExample(example, tuple(cots.get(example.id, ()))) for example in examples], report
-
-
-def _within(number: int, most: int | None) -> bool:
-    return most is None or number < most

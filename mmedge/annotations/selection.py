@@ -21,19 +21,32 @@ from mmedge.tasks.forms import AnswerForm
 Selection = Literal["all", "self_consistent", "judged_correct"]
 
 
-def select(examples: Sequence[AnnotatedExample], how: Selection, judge: AnswerForm) -> list[AnnotatedExample]:
+def select(examples: Sequence[AnnotatedExample], how: Selection, form: AnswerForm) -> list[AnnotatedExample]:
     """Return the examples, in their order, with the chains of thought that are kept; an example may be left with none.
 
     Args:
         examples: What the teacher wrote.
         how: What is kept.
-        judge: Says which answers mean the same.
+        form: Says which answers mean the same.
     """
     if how == "all":
         return list(examples)
     if how == "judged_correct":
         return [replace(annotated, cots=tuple(filter(_judged_correct, annotated.cots))) for annotated in examples]
-    return [replace(annotated, cots=_most_frequent(annotated.cots, annotated.example, judge)) for annotated in examples]
+    return [replace(annotated, cots=_most_frequent(annotated.cots, annotated.example, form)) for annotated in examples]
+
+
+def groups_of(cots: Sequence[EvaluatedCot], example: Example, form: AnswerForm) -> list[list[EvaluatedCot]]:
+    """Return chains of thought in groups with the same answer, in the order in which the answers first occur."""
+    groups: list[list[EvaluatedCot]] = []
+    for evaluated in cots:
+        answer = evaluated.cot.pseudo_label
+        same = (group for group in groups if form.agrees(answer, group[0].cot.pseudo_label, example.choices))
+        if (group := next(same, None)) is None:
+            groups.append([evaluated])
+        else:
+            group.append(evaluated)
+    return groups
 
 
 def _judged_correct(evaluated: EvaluatedCot) -> bool:
@@ -42,17 +55,9 @@ def _judged_correct(evaluated: EvaluatedCot) -> bool:
     return 2 * approving > len(evaluated.evaluations)
 
 
-def _most_frequent(cots: Sequence[EvaluatedCot], example: Example, judge: AnswerForm) -> tuple[EvaluatedCot, ...]:
+def _most_frequent(cots: Sequence[EvaluatedCot], example: Example, form: AnswerForm) -> tuple[EvaluatedCot, ...]:
     """Return the largest group of chains of thought with the same answer; all of the largest, where several are as large."""
-    groups: list[list[EvaluatedCot]] = []
-    for evaluated in cots:
-        answer = evaluated.cot.pseudo_label
-        same = (group for group in groups if judge.agrees(answer, group[0].cot.pseudo_label, example.choices))
-        group = next(same, None)
-        if group is None:
-            groups.append([evaluated])
-        else:
-            group.append(evaluated)
+    groups = groups_of(cots, example, form)
     largest = max(map(len, groups), default=0)
     kept = {evaluated.sample for group in groups if len(group) == largest for evaluated in group}
     return tuple(evaluated for evaluated in cots if evaluated.sample in kept)

@@ -1,8 +1,8 @@
 """What a store of annotations is worth: yield, agreement, diversity, correctness, verdicts, the bill, and what each choice keeps.
 
-Every text is read once; what it says is kept question by question in the store, so that the summary of a million annotations is
-added up in about a second. A summary is made anew where annotations were added, and everywhere when the way of reading or the
-questions have changed.
+Every text is read once; what it says is kept question by question in the store, so that the report over a million annotations is
+added up in about a second. A question's summary is made anew where annotations were added, and everywhere when the way of reading
+or the questions have changed.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mmedge.annotations.reading import AnnotatedExample, ReadingReport, read_annotations
-from mmedge.annotations.selection import Selection, select
+from mmedge.annotations.bill import Bill, bill
+from mmedge.annotations.reading import AnnotatedExample, ReadingReport, read_annotations, reading_limits
+from mmedge.annotations.selection import Selection, groups_of, select
 from mmedge.annotations.store import AnnotationStore
 from mmedge.progress import Progress
-from mmedge.recipe import OpenAITeacherSection, Recipe
+from mmedge.recipe import Recipe
 from mmedge.statistics import ClusteredShare, Proportion
 from mmedge.storage import sha256_file, sha256_json
 from mmedge.tasks import Task, Verdict
 from mmedge.tasks.reading import plain
-from mmedge.teachers.collect import most_read
 
-READER_VERSION = 1  # goes up when texts are read or summed up in another way
+READER_VERSION = 2  # goes up when texts are read or summarized in another way
 KEEPS: tuple[Selection, ...] = ("all", "self_consistent", "judged_correct")
 CHUNK = 1000  # questions read at a time
 
@@ -36,7 +36,7 @@ def reading_key(recipe: Recipe) -> str:
     values = recipe.task.model_dump(mode="json")
     paths = [values[name] for name in ("train_file",) if name in values]
     paths += [str(Path(values["data"]) / "train.jsonl")] if "data" in values else []
-    return sha256_json([READER_VERSION, values, [sha256_file(Path(path)) for path in paths], most_read(recipe)])
+    return sha256_json([READER_VERSION, values, [sha256_file(Path(path)) for path in paths], reading_limits(recipe)])
 
 
 def refresh(recipe: Recipe, task: Task, store: AnnotationStore, progress: Progress) -> int:
@@ -45,70 +45,54 @@ def refresh(recipe: Recipe, task: Task, store: AnnotationStore, progress: Progre
     if not stale:
         return 0
     by_id = {example.id: example for example in task.load().train}
-    foreign = [id_ for id_ in stale if id_ not in by_id]
-    store.put_summaries((id_, "") for id_ in foreign)
+    store.put_summaries((id_, "") for id_ in stale if id_ not in by_id)
     known = [id_ for id_ in stale if id_ in by_id]
-    most = most_read(recipe)
+    limits = reading_limits(recipe)
     with progress.task("reading annotations", total=len(known)) as step:
         for start in range(0, len(known), CHUNK):
             ids = known[start : start + CHUNK]
-            summaries = []
             reports: dict[str, ReadingReport] = {}
-            read, _ = read_annotations(store, task, [by_id[id_] for id_ in ids], most, some=True, each=reports)
-            for annotated in read:
-                id_ = annotated.example.id
-                summaries.append((id_, summed_up(annotated, reports.get(id_, ReadingReport()), task)))
-            store.put_summaries(summaries)
+            read, _ = read_annotations(store, task, [by_id[id_] for id_ in ids], limits, some=True, each=reports)
+            store.put_summaries(
+                (each.example.id, _summarize(each, reports.get(each.example.id, ReadingReport()), task)) for each in read
+            )
             step.advance(len(ids))
     return len(stale)
 
 
-_NUMBERS = (
+# --------------------------------------------------------------------------------------------- one question's summary
+
+_COUNTS = (
     *("cots", "parsed", "distinct", "largest", "groups", "labelled", "right", "majority_right"),
-    *(
-        "evaluations",
-        "read",
-        "correct_right",
-        "correct_wrong",
-        "wrong_right",
-        "wrong_wrong",
-        "uncertain_right",
-        "uncertain_wrong",
-    ),
+    *("evaluations", "read"),
+    *(f"{verdict}_{answer}" for verdict in ("correct", "wrong", "uncertain") for answer in ("right", "wrong")),
     *("correct", "wrong", "uncertain", "diversity", "pairs"),
     *(f"{how}_{what}" for how in KEEPS for what in ("kept", "right", "questions")),
 )
-_AT = {name: index for index, name in enumerate(_NUMBERS)}
+_AT = {name: index for index, name in enumerate(_COUNTS)}
 
 
-def summed_up(annotated: AnnotatedExample, report: ReadingReport, task: Task) -> str:
-    """Return what the texts about one question say, as JSON: numbers in the order of `_NUMBERS`, and what could not be read."""
-    judge, example, cots = task.form, annotated.example, annotated.cots
-    values = dict.fromkeys(_NUMBERS, 0)
+def _summarize(annotated: AnnotatedExample, report: ReadingReport, task: Task) -> str:
+    """Return what the texts about one question say, as JSON: counts in the order of `_COUNTS`, and what could not be read."""
+    form, example, cots = task.form, annotated.example, annotated.cots
+    values = dict.fromkeys(_COUNTS, 0)
     values["cots"], values["parsed"] = sum(report.cots.values()), len(cots)
     values["evaluations"], values["read"] = sum(report.evaluations.values()), report.evaluations["parsed"]
     right: dict[int, bool] = {}
     if example.label is not None:
         values["labelled"] = 1
-        right = {each.sample: judge.agrees(each.cot.pseudo_label, example.label, example.choices) for each in cots}
+        right = {each.sample: form.agrees(each.cot.pseudo_label, example.label, example.choices) for each in cots}
         values["right"] = sum(right.values())
     words = [frozenset(_bigrams(each.cot.rationale)) for each in cots]
     values["distinct"] = len({plain(each.cot.rationale) for each in cots})
     distances = [_distance(a, b) for index, a in enumerate(words[:8]) for b in words[index + 1 : 8]]
     values["diversity"], values["pairs"] = round(1000 * sum(distances)), len(distances)
-    groups: list[list[int]] = []
-    for each in cots:
-        for group in groups:
-            if judge.agrees(each.cot.pseudo_label, cots[group[0]].cot.pseudo_label, example.choices):
-                group.append(cots.index(each))
-                break
-        else:
-            groups.append([cots.index(each)])
+    groups = groups_of(cots, example, form)
     values["groups"] = len(groups)
     if groups:
         largest = max(groups, key=len)  # the first of several: a vote that is split is decided by order
         values["largest"] = len(largest)
-        values["majority_right"] = int(right.get(cots[largest[0]].sample, False))
+        values["majority_right"] = int(right.get(largest[0].sample, False))
     for each in cots:
         for evaluation in each.evaluations:
             verdict = evaluation.verdict.value
@@ -116,13 +100,12 @@ def summed_up(annotated: AnnotatedExample, report: ReadingReport, task: Task) ->
             if right:
                 values[f"{verdict}_{'right' if right[each.sample] else 'wrong'}"] += 1
     for how in KEEPS:
-        kept = select([annotated], how, judge)[0].cots
+        kept = select([annotated], how, form)[0].cots
         values[f"{how}_kept"], values[f"{how}_questions"] = len(kept), int(bool(kept))
         values[f"{how}_right"] = sum(right.get(each.sample, False) for each in kept)
-    unread = [dict(report.cots - Counter(parsed=report.cots["parsed"])), dict(report.evaluations)]
-    unread[1].pop("parsed", None)
-    numbers = [values[name] for name in _NUMBERS]
-    return json.dumps([numbers, *unread] if any(unread) else [numbers], separators=(",", ":"))
+    unread = [{reason: count for reason, count in each.items() if reason != "parsed"} for each in (report.cots, report.evaluations)]
+    counts = [values[name] for name in _COUNTS]
+    return json.dumps([counts, *unread] if any(unread) else [counts], separators=(",", ":"))
 
 
 def _bigrams(text: str) -> list[tuple[str, str]]:
@@ -135,54 +118,40 @@ def _distance(left: frozenset[tuple[str, str]], right: frozenset[tuple[str, str]
     return 1 - len(left & right) / len(left | right)
 
 
+# ------------------------------------------------------------------------------------------- sums over all questions
+
+
 @dataclass
-class Worth:
-    """Everything that is known of a run's annotations.
+class _StoreTotals:
+    """Sums over the summaries of all questions.
 
     Attributes:
         questions: How many questions have annotations.
-        planned: How many questions the task has, where that is known without reading it; else None.
         foreign: Questions with annotations that the task does not have.
-        sums: Sums over all questions, by the names of `_NUMBERS`.
+        sums: By the names of `_COUNTS`.
         unread: By kind, why texts could not be read, and how many.
         per_question: How many questions have so many readable chains of thought.
         agreement: The share of a question's chains of thought with its most frequent answer, over questions with several.
         pseudo_labels: Chains of thought whose answer is the human label's.
-        majority: Questions whose most frequent answer is.
-        keeps: By choice: how many chains of thought and questions are kept, and how many of them are right.
+        majority_right: Questions with a label whose most frequent answer it is.
+        majority_of: Questions with a label and an answer.
+        keeps: By choice, how many of the chains of thought that are kept are right.
     """
 
     questions: int = 0
     foreign: int = 0
     sums: Counter[str] = field(default_factory=Counter)
-    unread: dict[str, Counter[str]] = field(default_factory=lambda: {"cots": Counter(), "evaluations": Counter()})
+    unread: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
     per_question: Counter[int] = field(default_factory=Counter)
     agreement: ClusteredShare = field(default_factory=ClusteredShare)
     pseudo_labels: ClusteredShare = field(default_factory=ClusteredShare)
-    majority: tuple[int, int] = (0, 0)
+    majority_right: int = 0
+    majority_of: int = 0
     keeps: dict[str, ClusteredShare] = field(default_factory=lambda: {how: ClusteredShare() for how in KEEPS})
 
-    def add(self, content: str) -> None:
-        """Add the summary of one question."""
-        if not content:
-            self.foreign += 1
-            return
-        numbers, *unread = json.loads(content)
-        self.questions += 1
-        self._columns.append(numbers)
-        if len(self._columns) >= 5000:
-            self._add_columns()
-        for kind, counts in zip(("cots", "evaluations"), unread, strict=False):
-            self.unread[kind].update(counts)
-
-    def __post_init__(self) -> None:
-        self._columns: list[list[int]] = []
-
-    def _add_columns(self) -> None:
-        rows, self._columns = self._columns, []
-        if not rows:
-            return
-        for name, column in zip(_NUMBERS, zip(*rows, strict=True), strict=True):
+    def add(self, rows: Sequence[Sequence[int]]) -> None:
+        """Add the counts of some questions; many at a time, since a million are added up while somebody waits."""
+        for name, column in zip(_COUNTS, zip(*rows, strict=True), strict=True):
             self.sums[name] += sum(column)
         parsed, largest, labelled, right = (_AT[name] for name in ("parsed", "largest", "labelled", "right"))
         kept = [(self.keeps[how], _AT[f"{how}_kept"], _AT[f"{how}_right"]) for how in KEEPS]
@@ -191,135 +160,204 @@ class Worth:
             if row[parsed] > 1:
                 self.agreement.add(row[largest], row[parsed])
             if row[labelled]:
+                self.majority_right += row[_AT["majority_right"]]
+                self.majority_of += row[parsed] > 0
                 self.pseudo_labels.add(row[right], row[parsed])
                 for share, at, right_at in kept:
                     share.add(row[right_at], row[at])
-        votes = sum(1 for row in rows if row[labelled] and row[parsed])
-        self.majority = (self.majority[0] + sum(row[_AT["majority_right"]] for row in rows), self.majority[1] + votes)
-
-    def finish(self) -> Worth:
-        """Add what was not added yet."""
-        self._add_columns()
-        return self
 
 
-def worth(store: AnnotationStore) -> Worth:
-    """Add up the summaries of a store; `refresh` it before."""
-    found = Worth()
+def _totals(store: AnnotationStore) -> _StoreTotals:
+    found = _StoreTotals()
+    rows: list[list[int]] = []
     for _, content in store.summaries():
-        found.add(content)
-    return found.finish()
+        if not content:
+            found.foreign += 1
+            continue
+        counts, *unread = json.loads(content)
+        found.questions += 1
+        rows.append(counts)
+        if len(rows) == 5000:
+            found.add(rows)
+            rows = []
+        for summed, reasons in zip(found.unread, unread, strict=False):
+            summed.update(reasons)
+    if rows:
+        found.add(rows)
+    return found
 
 
-def _share(part: float, whole: float) -> float | None:
+# ------------------------------------------------------------------------------------------------------- the report
+
+
+@dataclass(frozen=True)
+class CotCounts:
+    """The chains of thought of a store.
+
+    Attributes:
+        stored: How many there are.
+        parsed: How many could be read.
+        unparsed: Why the others could not, and how many, the most frequent first.
+        distinct: How many different rationales there are, question by question.
+        questions_by_count: How many questions have so many readable ones, by that count.
+    """
+
+    stored: int
+    parsed: int
+    unparsed: dict[str, int]
+    distinct: int
+    questions_by_count: dict[int, int]
+
+
+@dataclass(frozen=True)
+class EvaluationCounts:
+    """The self-evaluations of a store; see `CotCounts`. `verdicts` says how many have each verdict."""
+
+    stored: int
+    parsed: int
+    unparsed: dict[str, int]
+    verdicts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class KeptCots:
+    """What one choice of `method.keep` would train on; the accuracy of the pseudo-labels is None without human labels."""
+
+    cots: int
+    questions: int
+    pseudo_label_accuracy: ClusteredShare | None
+
+
+@dataclass(frozen=True)
+class AnnotationReport:
+    """Everything that is known of a run's annotations.
+
+    Attributes:
+        recipe: Its name.
+        task: Its kind.
+        teacher: Who wrote the annotations.
+        questions: How many questions have annotations.
+        foreign: How many questions with annotations the task does not have.
+        cots: The chains of thought.
+        evaluations: The self-evaluations.
+        agreement: The share of a question's chains of thought with its most frequent answer.
+        answers_per_question: The mean number of different answers.
+        diversity: The mean distance of a question's rationales, from 0 (the same words) to 1 (none in common).
+        pseudo_label_accuracy: Pseudo-labels that are the human label; None without human labels.
+        majority_vote_accuracy: Questions whose most frequent answer is the human label; None without human labels.
+        verdict_confusion: By verdict, how many answers it was about are `right` and `wrong`; None without human labels.
+        verdict_accuracy: Verdicts that are right; None without human labels.
+        verdict_balanced_accuracy: Their balanced accuracy; None where no answer is right, or none wrong.
+        keep: By choice of `method.keep`, what it would train on.
+        bill: What it cost; None where nobody was asked.
+    """
+
+    recipe: str
+    task: str
+    teacher: str
+    questions: int
+    foreign: int
+    cots: CotCounts
+    evaluations: EvaluationCounts
+    agreement: ClusteredShare
+    answers_per_question: float | None
+    diversity: float | None
+    pseudo_label_accuracy: ClusteredShare | None
+    majority_vote_accuracy: Proportion | None
+    verdict_confusion: dict[str, dict[str, int]] | None
+    verdict_accuracy: Proportion | None
+    verdict_balanced_accuracy: float | None
+    keep: dict[Selection, KeptCots]
+    bill: Bill | None
+
+    def to_json(self) -> dict[str, Any]:
+        def share(value: ClusteredShare | Proportion | None) -> dict[str, Any] | None:
+            return None if value is None else value.to_json()
+
+        by_count = {str(count): number for count, number in self.cots.questions_by_count.items()}
+        return {
+            "recipe": self.recipe,
+            "task": self.task,
+            "teacher": self.teacher,
+            "questions": self.questions,
+            "questions_that_the_task_does_not_have": self.foreign,
+            "cots": asdict(self.cots) | {"questions_by_count": by_count},
+            "evaluations": asdict(self.evaluations),
+            "agreement": self.agreement.to_json(),
+            "answers_per_question": self.answers_per_question,
+            "diversity": self.diversity,
+            "pseudo_label_accuracy": share(self.pseudo_label_accuracy),
+            "majority_vote_accuracy": share(self.majority_vote_accuracy),
+            "verdict_confusion": self.verdict_confusion,
+            "verdict_accuracy": share(self.verdict_accuracy),
+            "verdict_balanced_accuracy": self.verdict_balanced_accuracy,
+            "keep": {
+                how: {
+                    "cots": kept.cots,
+                    "questions": kept.questions,
+                    "pseudo_label_accuracy": share(kept.pseudo_label_accuracy),
+                }
+                for how, kept in self.keep.items()
+            },
+            "bill": None if self.bill is None else self.bill.to_json(),
+        }
+
+
+def report(recipe: Recipe, store: AnnotationStore) -> AnnotationReport:
+    """Return everything that is known of a run's annotations; `refresh` the store before."""
+    found = _totals(store)
+    sums, labelled = found.sums, found.sums["labelled"] > 0
+    verdicts = [verdict.value for verdict in Verdict]
+    confusion = {verdict: {answer: sums[f"{verdict}_{answer}"] for answer in ("right", "wrong")} for verdict in verdicts}
+    right, wrong = (sum(row[answer] for row in confusion.values()) for answer in ("right", "wrong"))
+    sound = confusion["correct"]["right"], confusion["wrong"]["wrong"]
+    return AnnotationReport(
+        recipe=recipe.name,
+        task=recipe.task.kind,
+        teacher=_teacher(recipe),
+        questions=found.questions,
+        foreign=found.foreign,
+        cots=CotCounts(
+            sums["cots"],
+            sums["parsed"],
+            dict(found.unread[0].most_common()),
+            sums["distinct"],
+            dict(sorted(found.per_question.items())),
+        ),
+        evaluations=EvaluationCounts(
+            sums["evaluations"], sums["read"], dict(found.unread[1].most_common()), {verdict: sums[verdict] for verdict in verdicts}
+        ),
+        agreement=found.agreement,
+        answers_per_question=_ratio(sums["groups"], found.questions - found.per_question[0]),
+        diversity=_ratio(sums["diversity"] / 1000, sums["pairs"]),
+        pseudo_label_accuracy=found.pseudo_labels if labelled else None,
+        majority_vote_accuracy=Proportion(found.majority_right, found.majority_of) if labelled else None,
+        verdict_confusion=confusion if right + wrong else None,
+        verdict_accuracy=Proportion(sum(sound), right + wrong) if right + wrong else None,
+        verdict_balanced_accuracy=(sound[0] / right + sound[1] / wrong) / 2 if right and wrong else None,
+        keep={
+            how: KeptCots(sums[f"{how}_kept"], sums[f"{how}_questions"], found.keeps[how] if labelled else None) for how in KEEPS
+        },
+        bill=bill(recipe, store),
+    )
+
+
+def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
-
-
-def report(recipe: Recipe, store: AnnotationStore) -> dict[str, Any]:
-    """Return everything that is known of a run's annotations as JSON-able values; `refresh` it before."""
-    found = worth(store)
-    sums = found.sums
-    verdicts = {verdict.value: sums[verdict.value] for verdict in Verdict}
-    confusion = {
-        verdict.value: {"right": sums[f"{verdict.value}_right"], "wrong": sums[f"{verdict.value}_wrong"]} for verdict in Verdict
-    }
-    judged = sum(sum(row.values()) for row in confusion.values())
-    sound = confusion["correct"]["right"] + confusion["wrong"]["wrong"]
-    right = sum(row["right"] for row in confusion.values())
-    result: dict[str, Any] = {
-        "recipe": recipe.name,
-        "task": recipe.task.kind,
-        "teacher": _teacher(recipe),
-        "questions": found.questions,
-        "questions_that_the_task_does_not_have": found.foreign,
-        "cots": {
-            "stored": sums["cots"],
-            "parsed": sums["parsed"],
-            "unparsed": dict(found.unread["cots"].most_common()),
-            "distinct": sums["distinct"],
-            "questions_by_count": {str(count): number for count, number in sorted(found.per_question.items())},
-        },
-        "evaluations": {
-            "stored": sums["evaluations"],
-            "parsed": sums["read"],
-            "unparsed": dict(found.unread["evaluations"].most_common()),
-            "verdicts": verdicts,
-        },
-        "agreement": found.agreement.to_json(),
-        "answers_per_question": _share(sums["groups"], found.questions - found.per_question[0]),
-        "diversity": _share(sums["diversity"] / 1000, sums["pairs"]),
-        "pseudo_label_accuracy": found.pseudo_labels.to_json() if sums["labelled"] else None,
-        "majority_vote_accuracy": Proportion(*found.majority).to_json() if sums["labelled"] else None,
-        "verdict_confusion": confusion if judged else None,
-        "verdict_accuracy": Proportion(sound, judged).to_json() if judged else None,
-        "verdict_balanced_accuracy": _balanced(confusion, right, judged - right),
-        "keep": {
-            how: {
-                "cots": sums[f"{how}_kept"],
-                "questions": sums[f"{how}_questions"],
-                "pseudo_label_accuracy": found.keeps[how].to_json() if sums["labelled"] else None,
-            }
-            for how in KEEPS
-        },
-        "bill": bill(recipe, store),
-    }
-    return result
-
-
-def _balanced(confusion: dict[str, dict[str, int]], right: int, wrong: int) -> float | None:
-    if not right or not wrong:
-        return None
-    return (confusion["correct"]["right"] / right + confusion["wrong"]["wrong"] / wrong) / 2
 
 
 def _teacher(recipe: Recipe) -> str:
     section = recipe.teacher
+    if section is None:
+        return "none"
     name = getattr(section, "model", None) or getattr(section, "source", None) or getattr(section, "cots", "")
     return f"{section.kind}: {name}" if isinstance(name, str) and name else section.kind
 
 
-def bill(recipe: Recipe, store: AnnotationStore) -> dict[str, Any] | None:
-    """Return what was sent, what came back and what it cost, or None where nobody was asked."""
-    rows = store.query(
-        "SELECT kind, status, requests, prompt_tokens, completion_tokens, tokens_estimated, cost, seconds FROM totals"
-    )
-    if not rows:
-        return None
-    unsettled = store.unsettled()
-    failed: Counter[str] = Counter()
-    for row in rows:
-        if row[1] != "ok":
-            failed[row[1]] += row[2]
-    outcomes: dict[str, dict[str, int]] = {"cot": {}, "evaluation": {}}
-    for kind, outcome, count in store.query("SELECT kind, outcome, count FROM outcomes WHERE count > 0 ORDER BY count DESC"):
-        outcomes[kind][outcome] = count
-    prices = recipe.teacher.prices if isinstance(recipe.teacher, OpenAITeacherSection) else None
-    answered = [row for row in rows if row[1] == "ok"]
-    requests = sum(row[2] for row in answered)
-    return {
-        "requests": sum(row[2] for row in rows),
-        "answered": requests,
-        "failed": dict(failed.most_common()),
-        "texts": outcomes,
-        "prompt_tokens": int(sum(row[3] for row in rows)),
-        "completion_tokens": int(sum(row[4] for row in rows)),
-        "requests_with_estimated_tokens": int(sum(row[5] for row in rows)),
-        "cost": sum(row[6] for row in rows),
-        "of_which_for_answers_that_did_not_arrive_at_most": sum(row[6] for row in rows if row[1] != "ok"),
-        "currency": prices.currency if prices is not None and (prices.input or prices.output) else None,
-        "seconds_per_answer": _share(sum(row[7] for row in answered), requests),
-        "in_flight_when_killed": {"requests_at_most": unsettled.requests, "cost_at_most": unsettled.cost},
-    }
-
-
-def examples_to_show(
-    store: AnnotationStore, task: Task, count: int, most: tuple[int | None, int | None]
-) -> Sequence[AnnotatedExample]:
-    """Return some questions with everything about them, spread evenly over the store."""
+def examples_to_show(recipe: Recipe, store: AnnotationStore, task: Task, count: int) -> Sequence[AnnotatedExample]:
+    """Return some questions with everything about them, spread evenly over the store; `refresh` it before."""
     by_id = {example.id: example for example in task.load().train}
-    ids = [
-        id_ for (id_,) in store.query("SELECT example_id FROM summaries WHERE content <> '' ORDER BY example_id") if id_ in by_id
-    ]
+    ids = [id_ for id_, content in store.summaries() if content and id_ in by_id]
     step = max(1, len(ids) // count)
     chosen = [by_id[id_] for id_ in ids[::step][:count]]
-    return read_annotations(store, task, chosen, most, some=True)[0]
+    return read_annotations(store, task, chosen, reading_limits(recipe), some=True)[0]

@@ -174,23 +174,23 @@ def _bigger_model(abstention: Abstention, escalation: Escalation) -> Endpoint | 
     Raises:
         MmedgeError: Options are missing, or contradict each other.
     """
+    from mmedge.openai import Prices
     from mmedge.runtime import Endpoint
 
     if sum(aim is not None for aim in asdict(abstention).values()) > 1:
         raise MmedgeError("--abstain-below, --target-accuracy and --max-escalated exclude each other", "give one of them")
     if (escalation.escalate_to is None) != (escalation.escalate_model is None):
         raise MmedgeError("--escalate-to and --escalate-model go together", "give both")
-    prices = escalation.price_input or escalation.price_output
+    prices = Prices(escalation.price_input, escalation.price_output)
     if escalation.escalate_to is None or escalation.escalate_model is None:
-        if escalation.escalate_key is not None or prices:
+        if escalation.escalate_key is not None or prices.known:
             raise MmedgeError("--escalate-key and prices are for the endpoint of --escalate-to", "name that endpoint")
         return None
     return Endpoint(
         escalation.escalate_to,
         escalation.escalate_model,
         escalation.escalate_key,
-        price_input=escalation.price_input,
-        price_output=escalation.price_output,
+        prices=prices,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
@@ -12,9 +12,10 @@ from mmedge.cli.common import AsJson, Out, Overrides, Quiet, RecipePath, console
 from mmedge.errors import MmedgeError, printable
 
 if TYPE_CHECKING:
+    from mmedge.annotations.summary import AnnotationReport
     from mmedge.recipe import Recipe
     from mmedge.tasks import Example, Task
-    from mmedge.teachers.collector import Asked
+    from mmedge.teachers.plan import CollectionPlan
     from mmedge.teachers.prompting import Prompts
 
 INCOMPLETE = 3  # exit code of a collection that stopped at a limit, or left something for the next run
@@ -72,8 +73,8 @@ def annotate(
     from mmedge.annotations.store import AnnotationStore
     from mmedge.annotations.summary import refresh, report
     from mmedge.folders import work_on
-    from mmedge.teachers.collect import Limits
     from mmedge.teachers.collect import annotate as collect
+    from mmedge.teachers.plan import Limits
 
     with work_on(folder, loaded, shared=True) as run:
         examples = task.load().train
@@ -83,7 +84,7 @@ def annotate(
             refresh(loaded, task, store, shown)
             found = report(loaded, store)
     if as_json:
-        print_json({"run": str(folder), "complete": collected is None or collected.complete, **found})
+        print_json({"run": str(folder), "complete": collected is None or collected.complete, **found.to_json()})
     else:
         _show_collection(found, folder)
     if collected is not None and collected.given_up and not as_json:
@@ -96,7 +97,7 @@ def annotate(
             said = f"{collected.postponed} questions or chains of thought failed too often"
             typer.echo(f"{said}; run the same command again to retry them", err=True)
         raise typer.Exit(INCOMPLETE)
-    if not found["cots"]["parsed"]:
+    if not found.cots.parsed:
         raise MmedgeError(
             "no chain of thought could be read",
             "check that the annotations' ids match the questions' and that each ends in an answer",
@@ -110,13 +111,14 @@ def _prepare(recipe: Recipe, folder: Path, task: Task, preparation: Preparation,
     section = recipe.teacher
     if not isinstance(section, SampledTeacherSection):
         raise MmedgeError(
-            f"the teacher {section.kind!r} is not asked anything: it has no prompts and no price",
-            "use a teacher of kind openai or local",
+            "only a teacher of kind openai or local has prompts and prices",
+            "use such a teacher, or run the command without this option",
         )
     if preparation.copy_prompts is not None:
         _copy_prompts(task, preparation.copy_prompts)
         return
-    from mmedge.teachers.collect import asked_of, prompts_of
+    from mmedge.teachers.collect import prompts_of
+    from mmedge.teachers.plan import collection_plan
 
     prompts, examples = prompts_of(section, task), task.load().train
     if preparation.show_prompts:
@@ -126,7 +128,7 @@ def _prepare(recipe: Recipe, folder: Path, task: Task, preparation: Preparation,
         judged = "(here stands the chain of thought that is judged)"
         typer.echo(printable(f"# an evaluation of it\n{shown(prompts.about_cot(examples[0], judged))}"))
         return
-    _show_estimate(recipe, folder, asked_of(section), prompts, examples, as_json)
+    _show_estimate(recipe, folder, collection_plan(section), prompts, examples, as_json)
 
 
 def _copy_prompts(task: Task, folder: Path) -> None:
@@ -142,7 +144,7 @@ def _copy_prompts(task: Task, folder: Path) -> None:
 
 
 def _show_estimate(
-    recipe: Recipe, folder: Path, asked: Asked, prompts: Prompts, examples: tuple[Example, ...], as_json: bool
+    recipe: Recipe, folder: Path, plan: CollectionPlan, prompts: Prompts, examples: tuple[Example, ...], as_json: bool
 ) -> None:
     from mmedge.annotations.store import AnnotationStore
     from mmedge.folders import Run
@@ -152,9 +154,9 @@ def _show_estimate(
     path = Run(folder).annotations
     if path.is_file():
         with AnnotationStore(path) as store:
-            found = estimate(examples, prompts, asked, store)
+            found = estimate(examples, prompts, plan, store)
     else:
-        found = estimate(examples, prompts, asked, None)
+        found = estimate(examples, prompts, plan, None)
     if as_json:
         print_json(found.to_json())
         return
@@ -173,20 +175,20 @@ def _show_estimate(
             typer.echo("cost: unknown; set teacher.prices (input and output, per million tokens) to have it estimated")
 
 
-def _show_collection(found: dict[str, Any], folder: Path) -> None:
+def _show_collection(found: AnnotationReport, folder: Path) -> None:
     from mmedge.annotations.report import yield_rows
 
     for name, count, share in yield_rows(found):
         typer.echo(f"{name}: {count} ({share})")
-    bill = found["bill"]
-    texts = bill["texts"]["cot"] if bill is not None else {}
+    bill = found.bill
+    texts = bill.texts["cot"] if bill is not None else {}
     if 2 * texts.get("identical", 0) > sum(texts.values()):
         typer.echo("most chains of thought were identical to another: does the endpoint use teacher.temperature?")
-    if bill is not None and bill["failed"]:
-        failed = ", ".join(f"{count} {status}" for status, count in bill["failed"].items())
-        typer.echo(f"requests failed: {failed} (of {bill['requests']:,})")
-    if bill is not None and bill["currency"] and bill["cost"]:
-        typer.echo(f"bill: {bill['cost']:.4f} {bill['currency']} for {bill['requests']:,} requests")
+    if bill is not None and bill.failed:
+        failed = ", ".join(f"{count} {status}" for status, count in bill.failed.items())
+        typer.echo(f"requests failed: {failed} (of {bill.requests:,})")
+    if bill is not None and bill.currency and bill.cost:
+        typer.echo(f"bill: {bill.cost:.4f} {bill.currency} for {bill.requests:,} requests")
     typer.echo(f"more: mmedge annotations {folder}")
 
 
@@ -223,12 +225,11 @@ def report(
         if html is not None:
             from mmedge.annotations.report import page
             from mmedge.annotations.summary import examples_to_show
-            from mmedge.teachers.collect import most_read
 
-            page(found, examples_to_show(store, task, 12, most_read(loaded))).write(html)
+            page(found, examples_to_show(loaded, store, task, 12)).write(html)
             typer.echo(f"written: {html}", err=True)
     if as_json:
-        print_json(found)
+        print_json(found.to_json())
         return
     from mmedge.annotations.report import tables
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from mmedge.annotations.reading import AnnotatedExample, ReadingReport, read_annotations
+from mmedge.annotations.reading import AnnotatedExample, ReadingReport, read_annotations, reading_limits
 from mmedge.annotations.selection import select
 from mmedge.annotations.store import AnnotationStore
 from mmedge.errors import MmedgeError
@@ -18,7 +18,7 @@ from mmedge.storage import sha256_json
 from mmedge.tasks import Example, Splits, Task, build_task
 from mmedge.tasks.forms import AnswerForm
 from mmedge.tasks.prompts import render_question
-from mmedge.teachers.collect import annotate, most_read
+from mmedge.teachers.collect import annotate
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def prepare(recipe: Recipe, run: Run, progress: Progress) -> Material:
         collected = annotate(recipe, task, splits.train, store, progress)
         if collected is not None and not collected.complete:
             progress.line(f"annotations are not complete ({collected.stopped or 'some failed'}): training on those that are there")
-        read, report = read_annotations(store, task, splits.train, most_read(recipe))
+        read, report = read_annotations(store, task, splits.train, reading_limits(recipe))
     by_id = {annotated.example.id: annotated for annotated in read}
     trained, validated, tested = ([by_id[example.id] for example in part] for part in (train, validation, verdict_test))
     if not report.cots["parsed"]:

@@ -1,204 +1,203 @@
-"""A bigger model behind an OpenAI-compatible endpoint.
+"""A bigger model behind an OpenAI-compatible endpoint, asked from the device.
 
-Standard library only: the device needs nothing more than the runtime has. A module of its own, since what speaks HTTP takes
-time and megabytes to import, and most students never hand anything on.
+    Endpoint("https://api.example.org/v1", "big-model", api_key_env="BIG_KEY").ask(example, form)
+
+Standard library only. A module of its own, since what speaks HTTP takes time and megabytes to import, and most students never
+escalate. What is said and how replies are read is `mmedge.openai`'s; here is the transport.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
-import json
-import os
 import socket
+import ssl
 import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from mmedge.errors import MmedgeError
+from mmedge.openai import LARGEST_REPLY, NO_PRICES, ChatFailure, ChatProtocol, ChatReply, HttpReply, Message, Prices, proxy_for
 from mmedge.runtime.escalation import Escalated, question_for
 from mmedge.tasks.base import Example, Unparsed
 from mmedge.tasks.forms import AnswerForm
 
-_LARGEST_REPLY = 4_000_000  # bytes
-_AGAIN = (408, 409, 429, 500, 502, 503, 504)
+_LONGEST_WAIT = 8.0  # seconds between attempts: somebody waits for the answer
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows no redirection: it would carry the key to another host."""
-
-    def redirect_request(self, *arguments: Any, **more: Any) -> None:
-        return None
-
-
-class _Deadline:
-    """Ends a request that takes too long, whatever it waits for: a socket's own timeout starts anew with every byte."""
-
-    def __init__(self, seconds: float) -> None:
-        self.passed = False
-        self._sockets: list[socket.socket] = []
-        self._timer = threading.Timer(seconds, self._end)
-        self._timer.daemon = True
-
-    def __enter__(self) -> _Deadline:
-        self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-
-    def watch(self, connected: socket.socket) -> None:
-        self._sockets.append(connected)
-        if self.passed:
-            self._end()
-
-    def _end(self) -> None:
-        self.passed = True
-        for connected in self._sockets:
-            with contextlib.suppress(OSError, ValueError):
-                socket.socket.shutdown(connected, socket.SHUT_RDWR)  # of the socket itself, also beneath TLS
-
-
-def _opener(deadline: _Deadline) -> urllib.request.OpenerDirector:
-    """Return what opens addresses, its connections watched by a deadline."""
-
-    class Plain(http.client.HTTPConnection):
-        def connect(self) -> None:
-            super().connect()
-            deadline.watch(self.sock)
-
-    class Secure(http.client.HTTPSConnection):
-        def connect(self) -> None:
-            super().connect()
-            deadline.watch(self.sock)
-
-    class PlainHandler(urllib.request.HTTPHandler):
-        def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-            return self.do_open(Plain, request)
-
-    class SecureHandler(urllib.request.HTTPSHandler):
-        def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-            return self.do_open(Secure, request)
-
-    return urllib.request.build_opener(_NoRedirects, PlainHandler, SecureHandler)
-
-
-@dataclass(frozen=True)
+@dataclass
 class Endpoint:
-    """An OpenAI-compatible server.
+    """An OpenAI-compatible endpoint that answers what the student had better not.
 
     Attributes:
-        url: Up to and with `/v1`.
-        model: Its name there.
-        key_variable: The environment variable that holds the key; the key itself is never kept or shown.
-        timeout: Seconds for one attempt, the whole reply included.
+        base_url: The address, up to and without `/chat/completions`.
+        model: What the endpoint calls the model.
+        api_key_env: The environment variable that holds the key; the key itself is never stored or shown.
+        timeout: Seconds for one attempt, from the look-up of the name to the last byte of the reply.
         attempts: How often it is tried.
         max_tokens: The longest reply.
-        price_input: Of a million tokens read.
-        price_output: Of a million tokens written.
+        prices: What tokens cost.
+
+    Raises:
+        MmedgeError: The address is invalid or carries a secret, or the key is missing or malformed.
     """
 
-    url: str
+    base_url: str
     model: str
-    key_variable: str | None = None
+    api_key_env: str | None = None
     timeout: float = 60.0
     attempts: int = 3
     max_tokens: int = 512
-    price_input: float = 0.0
-    price_output: float = 0.0
+    prices: Prices = NO_PRICES
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise MmedgeError(f"{self.url!r} is no address of an endpoint", "it begins with http:// or https:// and ends in /v1")
-        parts = _parts(self.url)
-        if parts is None:
-            raise MmedgeError("the address of the endpoint cannot be read", "write it as http://HOST:PORT/v1")
-        if parts.username is not None or parts.password is not None:  # it would be shown with the address
-            raise MmedgeError("the address of the endpoint holds a user or a password", "give the key by an environment variable")
-        if self.key_variable:
-            key = os.environ.get(self.key_variable)
-            if not key:
-                raise MmedgeError(f"the environment variable {self.key_variable} is not set", "it must hold the endpoint's key")
-            if not (key.isascii() and key.isprintable()):
-                raise MmedgeError(f"the environment variable {self.key_variable} holds what no key has", "is a line break in it?")
+        self._chat = ChatProtocol(self.base_url, self.model, self.api_key_env, temperature=0.0)
+        self._proxy = proxy_for(self.base_url)
 
     @property
     def name(self) -> str:
         return self.model
 
     def ask(self, example: Example, form: AnswerForm) -> Escalated:
+        """Answer one question.
+
+        Raises:
+            MmedgeError: It could not be reached, or its text holds no answer.
+        """
         started = time.monotonic()
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": question_for(example, form)}],
-            "temperature": 0,
-            "max_tokens": self.max_tokens,
-        }
-        reply = self._post(json.dumps(body).encode())
-        try:
-            text = reply["choices"][0]["message"]["content"]
-            usage = reply.get("usage") or {}
-            read, written = (max(0, int(usage.get(name) or 0)) for name in ("prompt_tokens", "completion_tokens"))
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
-            raise MmedgeError(f"{self.url}: the reply is no chat completion") from None
-        found = form.read(text if isinstance(text, str) else "", example)
+        reply = self._reply((("user", question_for(example, form)),))
+        found = form.read(reply.completions[0].text, example)
         if isinstance(found, Unparsed):
-            raise MmedgeError(f"{self.name}'s reply was read, and {found.value}")
-        cost = (read * self.price_input + written * self.price_output) / 1e6
-        return Escalated(found.pseudo_label, found.rationale, read, written, cost, time.monotonic() - started)
+            raise MmedgeError(f"{self.name} replied, but its reply could not be read: {found.value}")
+        cost = self.prices.cost(reply.prompt_tokens, reply.completion_tokens)
+        seconds = time.monotonic() - started
+        return Escalated(found.pseudo_label, found.rationale, reply.prompt_tokens, reply.completion_tokens, cost, seconds)
 
-    def _post(self, body: bytes) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self.key_variable:
-            headers["Authorization"] = f"Bearer {os.environ.get(self.key_variable, '')}"
-        request = urllib.request.Request(f"{self.url.rstrip('/')}/chat/completions", body, headers)
-        problem = ""
-        for attempt in range(self.attempts):
-            if attempt:
-                time.sleep(min(8.0, 0.5 * 2**attempt))
-            deadline = _Deadline(self.timeout)
+    def _reply(self, messages: tuple[Message, ...]) -> ChatReply:
+        attempt = 1
+        while True:
             try:
-                with deadline, _opener(deadline).open(request, timeout=self.timeout) as response:
-                    reply = json.loads(_read(response))
-                if isinstance(reply, dict):
+                response = _post(self._chat, self._proxy, self._chat.body(messages, self.max_tokens), self.timeout)
+                if (reply := self._chat.read(response, messages)) is not None:
                     return reply
-                problem = "the reply is no JSON object"
-            except urllib.error.HTTPError as error:
-                problem = f"status {error.code}"
-                if error.code not in _AGAIN:
-                    break
-            except urllib.error.URLError as error:
-                problem = f"cannot be reached ({error.reason})"
-            except (OSError, http.client.HTTPException) as error:
-                problem = f"the connection broke ({type(error).__name__})"
-            except (ValueError, RecursionError):
-                problem = "the reply is no JSON"
-            if deadline.passed:
-                problem = f"no whole reply within {self.timeout:g} s"
-        raise MmedgeError(f"{self.url}: {problem}", "is the endpoint up, and is the key right?")
+            except ChatFailure as failed:
+                if failed.rejected or attempt >= self.attempts:
+                    raise MmedgeError(f"{self.base_url}: {failed}", "is the endpoint up, and its address right?") from None
+                wait = 2.0**attempt / 2 if failed.retry_after is None else failed.retry_after
+                time.sleep(min(_LONGEST_WAIT, wait))
+                attempt += 1
 
 
-def _parts(url: str) -> urllib.parse.SplitResult | None:
-    """Return an address in its parts; None where it has no host, an impossible port, or signs that no address has."""
-    if not url.isprintable() or " " in url:
-        return None
+def _post(chat: ChatProtocol, proxy: str | None, body: bytes, seconds: float) -> HttpReply:
+    """Send a request and return the whole response.
+
+    It is exchanged in a thread of its own, which is left behind when the time is over: a socket's timeout starts anew with every
+    byte, and looking up a name has none.
+
+    Raises:
+        ChatFailure: There was no whole response within `seconds`.
+        MmedgeError: The certificate is not trusted.
+    """
+    done: Future[HttpReply] = Future()
+    exchange = _Exchange(chat, None if proxy is None else urlsplit(proxy), body, seconds)
+
+    def run() -> None:
+        try:
+            done.set_result(exchange.run())
+        except Exception as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
     try:
-        parts = urllib.parse.urlsplit(url)
-        return parts if parts.hostname and parts.port != 0 and parts.path.isascii() else None
-    except ValueError:
-        return None
+        return done.result(seconds)
+    except ssl.SSLCertVerificationError as error:
+        raise chat.untrusted_certificate(error.verify_message or str(error)) from None
+    except TimeoutError:
+        exchange.cancel()
+        raise ChatFailure("timeout", f"no whole reply within {seconds:g} s") from None
+    except (OSError, UnicodeError, http.client.IncompleteRead) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ChatFailure("dropped" if exchange.connected else "unreachable", reason) from None
+    except http.client.HTTPException as error:
+        raise ChatFailure("garbage", f"not an HTTP response ({type(error).__name__})") from None
 
 
-def _read(response: http.client.HTTPResponse) -> bytes:
-    """Read a reply, at most `_LARGEST_REPLY` bytes of it."""
-    found = bytearray()
-    while len(found) < _LARGEST_REPLY:
-        piece = response.read1(min(65536, _LARGEST_REPLY - len(found)))
-        if not piece:
-            break
-        found += piece
-    return bytes(found)
+class _Exchange:
+    """One request on one connection, which another thread can cancel."""
+
+    def __init__(self, chat: ChatProtocol, proxy: SplitResult | None, body: bytes, seconds: float) -> None:
+        self._chat, self._proxy, self._body, self._seconds = chat, proxy, body, seconds
+        self._sockets: list[socket.socket] = []
+        self._cancelled = False
+        self.connected = False  # whether the endpoint may have seen the request
+
+    def cancel(self) -> None:
+        """End what the thread still waits for, and keep it from sending."""
+        self._cancelled = True
+        for each in self._sockets:
+            with contextlib.suppress(OSError, ValueError):
+                socket.socket.shutdown(each, socket.SHUT_RDWR)  # of the socket itself, also beneath TLS
+
+    def run(self) -> HttpReply:
+        """Send the request and read the response."""
+        url = urlsplit(self._chat.url)
+        path = f"{url.path}?{url.query}" if url.query else url.path
+        headers = self._chat.headers()
+        if self._proxy is not None and url.scheme == "http":
+            path = f"http://{url.netloc}{path}"
+            headers |= _proxy_credentials(self._proxy)
+        connection = http.client.HTTPConnection(url.hostname or "", _port(url))
+        connection.sock = self._connect(url)
+        with contextlib.closing(connection):
+            if self._cancelled:  # while the name was looked up
+                raise TimeoutError
+            self.connected = True
+            connection.request("POST", path, self._body, headers | {"Host": url.netloc})
+            with connection.getresponse() as response:
+                body = response.read(LARGEST_REPLY + 1)
+                if len(body) > LARGEST_REPLY:
+                    raise ChatFailure("garbage", f"the reply is larger than {LARGEST_REPLY >> 20} MB")
+                return HttpReply(response.status, {name.lower(): value for name, value in response.headers.items()}, body)
+
+    def _connect(self, url: SplitResult) -> socket.socket:
+        """Return a connection to the endpoint, through the proxy and encrypted if need be."""
+        nearest = self._proxy or url
+        found = socket.create_connection((nearest.hostname or "", _port(nearest)), self._seconds)
+        self._sockets.append(found)
+        if url.scheme == "http":
+            return found
+        if self._proxy is not None:
+            _open_tunnel(found, f"{url.hostname}:{_port(url)}", _proxy_credentials(self._proxy))
+        context = ssl.create_default_context()
+        secure = context.wrap_socket(found, server_hostname=url.hostname, do_handshake_on_connect=False)
+        self._sockets.append(secure)
+        secure.do_handshake()
+        return secure
+
+
+def _port(url: SplitResult) -> int:
+    return url.port or (443 if url.scheme == "https" else 80)
+
+
+def _open_tunnel(connected: socket.socket, authority: str, headers: dict[str, str]) -> None:
+    """Ask a proxy to pass on what follows."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    connected.sendall(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{lines}\r\n".encode("latin-1"))
+    said = b""
+    while not said.endswith(b"\r\n\r\n"):  # byte by byte: what follows is not the proxy's
+        byte = connected.recv(1)
+        if not byte or len(said) > 65536:
+            raise ConnectionError("the proxy closed the connection")
+        said += byte
+    if said.split(maxsplit=2)[1:2] != [b"200"]:
+        raise ConnectionError(f"the proxy says {said.splitlines()[0][:60].decode('latin-1')}")
+
+
+def _proxy_credentials(proxy: SplitResult) -> dict[str, str]:
+    if not proxy.username:
+        return {}
+    pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}

@@ -11,17 +11,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mmedge.annotations.collection import Collection, TokenMeans
 from mmedge.annotations.store import AnnotationStore
+from mmedge.openai import Message
 from mmedge.tasks import Example
-from mmedge.teachers.collector import Asked
+from mmedge.teachers.plan import CollectionPlan
 from mmedge.teachers.prompting import Prompts, Template
 
 CHARACTERS_PER_TOKEN = 4.0
 SAMPLE = 500  # prompts that are made to find their mean length
+TYPICAL_COT, TYPICAL_EVALUATION = 300.0, 200.0  # characters, where the prompt shows no examples
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CollectionEstimate:
     """What is still to be collected, and what that takes.
 
     Attributes:
@@ -52,76 +55,71 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(examples: Sequence[Example], prompts: Prompts, asked: Asked, store: AnnotationStore | None) -> Estimate:
+def estimate(
+    examples: Sequence[Example], prompts: Prompts, plan: CollectionPlan, store: AnnotationStore | None
+) -> CollectionEstimate:
     """Return what is still to be asked.
 
     Args:
         examples: The questions.
         prompts: How they are asked.
-        asked: What is wanted.
+        plan: What is wanted.
         store: What is there already, or None.
     """
     ids = {example.id for example in examples}
-    cots_there, evaluations_there = _there(store, ids, asked)
-    questions_open = sum(1 for id_ in ids if cots_there.get(id_, 0) < asked.cots)
-    cots = sum(max(0, asked.cots - cots_there.get(id_, 0)) for id_ in ids)
-    evaluations = len(ids) * asked.cots * asked.evaluations - evaluations_there
-    means = store.token_means() if store is not None else {}
-    sample = examples[:: max(1, len(examples) // SAMPLE)]
-    shown = _example_length(prompts.cot) or 300.0
-    cot_prompt = _mean(sum(len(text) for _, text in prompts.about_question(example)) for example in sample)
-    judged = "x" * round(shown)
-    evaluation_prompt = _mean(sum(len(text) for _, text in prompts.about_cot(example, judged)) for example in sample)
-    judging = _example_length(prompts.evaluation) or 200.0
-    per_request = asked.per_request or asked.cots
-    requests_of_cots = questions_open if asked.per_request is None else _ceil(cots, per_request)
-    per_request_of_evaluations = asked.per_request or max(1, asked.evaluations)
-    requests_of_evaluations = _ceil(evaluations, per_request_of_evaluations)
-    cot_in, cot_out = _tokens(means.get("cot"), cot_prompt, shown)
-    evaluation_in, evaluation_out = _tokens(means.get("evaluation"), evaluation_prompt, judging)
-    prompt_tokens = requests_of_cots * cot_in + requests_of_evaluations * evaluation_in
-    completion_tokens = cots * cot_out + evaluations * evaluation_out
-    worst_in = (cots * cot_in + evaluations * evaluation_in) * asked.attempts
-    worst_out = (cots * asked.cot_tokens + evaluations * asked.evaluation_tokens) * asked.attempts
-    return Estimate(
+    cots_there = store.counts("cot", plan.cots) if store else {}
+    evaluations_there = store.counts("evaluation", plan.cots, plan.evaluations) if store else {}
+    missing = [plan.cots - cots_there.get(id_, 0) for id_ in ids]
+    cots = sum(missing)
+    evaluations = len(ids) * plan.cots * plan.evaluations - sum(evaluations_there.get(id_, 0) for id_ in ids)
+    cot_requests = sum(count > 0 for count in missing) if plan.per_request is None else _ceil(cots, plan.per_request)
+    evaluation_requests = _ceil(evaluations, plan.per_request or max(1, plan.evaluations))
+
+    means = Collection(store).token_means() if store else {}
+    cot, evaluation = _assumed(examples, prompts)
+    cot, evaluation = means.get("cot", cot), means.get("evaluation", evaluation)
+    prompt_tokens = cot_requests * cot.prompt + evaluation_requests * evaluation.prompt
+    completion_tokens = cots * cot.text + evaluations * evaluation.text
+    worst_prompt = (cots * cot.prompt + evaluations * evaluation.prompt) * plan.attempts
+    worst_completion = (cots * plan.cot_tokens + evaluations * plan.evaluation_tokens) * plan.attempts
+    return CollectionEstimate(
         questions=len(ids),
         cots=cots,
         evaluations=evaluations,
-        requests=requests_of_cots + requests_of_evaluations,
-        requests_at_most=round((cots + evaluations) * asked.attempts),
+        requests=cot_requests + evaluation_requests,
+        requests_at_most=round((cots + evaluations) * plan.attempts),
         prompt_tokens=round(prompt_tokens),
         completion_tokens=round(completion_tokens),
-        cost=asked.cost(prompt_tokens, completion_tokens),
-        cost_at_most=asked.cost(worst_in, worst_out),
+        cost=plan.prices.cost(prompt_tokens, completion_tokens),
+        cost_at_most=plan.prices.cost(worst_prompt, worst_completion),
         measured=bool(means),
     )
 
 
-def _there(store: AnnotationStore | None, ids: set[str], asked: Asked) -> tuple[dict[str, int], int]:
-    if store is None:
-        return {}, 0
-    query = "SELECT example_id, COUNT(*) FROM annotations WHERE kind = 'cot' AND sample < ? GROUP BY example_id"
-    cots = {id_: count for id_, count in store.query(query, (asked.cots,)) if id_ in ids}
-    wanted = "kind = 'evaluation' AND sample < ? AND evaluation < ?"
-    query = f"SELECT example_id, COUNT(*) FROM annotations WHERE {wanted} GROUP BY example_id"
-    return cots, sum(count for id_, count in store.query(query, (asked.cots, asked.evaluations)) if id_ in ids)
+def _assumed(examples: Sequence[Example], prompts: Prompts) -> tuple[TokenMeans, TokenMeans]:
+    """Return the tokens of a chain of thought and of an evaluation, and of their prompts, before any was seen."""
+    sample = examples[:: max(1, len(examples) // SAMPLE)]
+    cot = _mean_answer(prompts.cot) or TYPICAL_COT
+    cot_prompt = _mean([_length(prompts.about_question(example)) for example in sample])
+    evaluation_prompt = _mean([_length(prompts.about_cot(example, "x" * round(cot))) for example in sample])
+    evaluation = _mean_answer(prompts.evaluation) or TYPICAL_EVALUATION
+    return (
+        TokenMeans(cot_prompt / CHARACTERS_PER_TOKEN, cot / CHARACTERS_PER_TOKEN),
+        TokenMeans(evaluation_prompt / CHARACTERS_PER_TOKEN, evaluation / CHARACTERS_PER_TOKEN),
+    )
 
 
-def _tokens(measured: tuple[int, float, float] | None, prompt: float, text: float) -> tuple[float, float]:
-    """Return tokens of a prompt, and of a text."""
-    if measured is not None:
-        return measured[1], measured[2]
-    return prompt / CHARACTERS_PER_TOKEN, text / CHARACTERS_PER_TOKEN
+def _length(messages: Sequence[Message]) -> int:
+    return sum(len(content) for _, content in messages)
 
 
-def _example_length(template: Template) -> float:
-    """Return the mean length of the answers that a prompt shows, or 0 where it shows none."""
-    return _mean(len(text) for role, text in template.messages if role == "assistant")
+def _mean_answer(template: Template) -> float:
+    """Return the mean length of the answers that a prompt shows, in characters, or 0 where it shows none."""
+    return _mean([len(content) for role, content in template.messages if role == "assistant"])
 
 
-def _mean(values: Any) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed) if listed else 0.0
+def _mean(lengths: Sequence[int]) -> float:
+    return sum(lengths) / len(lengths) if lengths else 0.0
 
 
 def _ceil(number: int, by: int) -> int:

@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from mmedge.errors import MmedgeError, missing_extra
+from mmedge.openai import ChatFailure, ChatReply, Completion, Message
 from mmedge.students.sources import load, resolve
-from mmedge.teachers.asking import AskingFailed, Call, Reply, Text
-from mmedge.teachers.prompting import Message
+from mmedge.teachers.base import SampleRequest
 
-_Waiting = tuple[Call, "asyncio.Future[Reply]"]
+_Waiting = tuple[SampleRequest, "asyncio.Future[ChatReply]"]
 
 
 @dataclass
-class LocalModel:
-    """A `Writer` that is a model in this process.
+class LocalTeacher:
+    """A `SampledTeacher` that is a model in this process.
 
     Attributes:
         source: Hub id, folder, `.gguf` file, or `package:NAME/FILE`.
@@ -67,11 +67,11 @@ class LocalModel:
     def parallel(self) -> tuple[int, int]:
         return 2 * self.batch_size, 2 * self.batch_size
 
-    def tokens(self, messages: tuple[Message, ...]) -> int:
+    def most_tokens(self, messages: tuple[Message, ...]) -> int:
         """Return how many tokens a prompt has at most: its bytes; nobody pays for them."""
         return sum(len(content.encode("utf-8", "replace")) for _, content in messages)
 
-    async def __aenter__(self) -> LocalModel:
+    async def __aenter__(self) -> LocalTeacher:
         self._thread = ThreadPoolExecutor(max_workers=1)
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, self._load)
@@ -86,9 +86,9 @@ class LocalModel:
             future.cancel()
         self._thread.shutdown(wait=True)
 
-    async def write(self, call: Call) -> Reply:
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._waiting.append((call, future))
+    async def sample(self, request: SampleRequest) -> ChatReply:
+        future: asyncio.Future[ChatReply] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, future))
         self._arrived.set()
         return await future
 
@@ -98,13 +98,13 @@ class LocalModel:
             self._arrived.clear()
             if not self._waiting:
                 await self._arrived.wait()
-            await asyncio.sleep(0.01)  # those that were sent together shall be written together
+            await asyncio.sleep(0.01)  # requests that were sent together share a batch
             batch = [self._waiting.popleft() for _ in range(min(self._room, len(self._waiting)))]
-            batch = [(call, future) for call, future in batch if not future.done()]
+            batch = [(request, future) for request, future in batch if not future.done()]
             if not batch:
                 continue
             try:
-                replies = await loop.run_in_executor(self._thread, self._write_batch, [call for call, _ in batch])
+                replies = await loop.run_in_executor(self._thread, self._sample_batch, [request for request, _ in batch])
             except MemoryError as error:
                 if len(batch) == 1:
                     problem = MmedgeError(
@@ -124,7 +124,7 @@ class LocalModel:
                 for (_, future), reply in zip(batch, replies, strict=True):
                     if future.done():
                         continue
-                    if isinstance(reply, AskingFailed):
+                    if isinstance(reply, ChatFailure):
                         future.set_exception(reply)
                     else:
                         future.set_result(reply)
@@ -200,27 +200,27 @@ class LocalModel:
             ids = self._tokenizer("\n\n".join(lines) + "\n")["input_ids"]
         return list(ids)
 
-    def _write_batch(self, calls: list[Call]) -> list[Reply | AskingFailed]:
-        """Write one text for each call.
+    def _sample_batch(self, requests: list[SampleRequest]) -> list[ChatReply | ChatFailure]:
+        """Sample one text for each request.
 
         Raises:
             MemoryError: The batch does not fit.
         """
         import torch
 
-        prompts = [self._prompt(call.messages) for call in calls]
+        prompts = [self._prompt(request.messages) for request in requests]
         longest = getattr(self._model.config, "max_position_embeddings", None)
-        replies: list[Reply | AskingFailed | None] = [None] * len(calls)
+        replies: list[ChatReply | ChatFailure | None] = [None] * len(requests)
         fitting = []
-        for index, (call, prompt) in enumerate(zip(calls, prompts, strict=True)):
-            if longest and not self._encoder_decoder and len(prompt) + call.max_tokens > longest:
-                what = f"{len(prompt)} tokens of prompt and {call.max_tokens} of text, but the model has room for {longest}"
-                replies[index] = AskingFailed("rejected", what, rejected=True)
+        for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+            if longest and not self._encoder_decoder and len(prompt) + request.max_tokens > longest:
+                what = f"{len(prompt)} tokens of prompt and {request.max_tokens} of text, but the model has room for {longest}"
+                replies[index] = ChatFailure("rejected", what, rejected=True)
             else:
                 fitting.append(index)
         if fitting:
             try:
-                texts = self._generate([calls[index] for index in fitting], [prompts[index] for index in fitting])
+                texts = self._generate([requests[index] for index in fitting], [prompts[index] for index in fitting])
             except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
                 said = str(error).lower()
                 if isinstance(error, RuntimeError) and "memory" not in said and "alloc" not in said:
@@ -236,7 +236,7 @@ class LocalModel:
             raise problem
         return [reply for reply in replies if reply is not None]
 
-    def _generate(self, calls: list[Call], prompts: list[list[int]]) -> list[Reply]:
+    def _generate(self, requests: list[SampleRequest], prompts: list[list[int]]) -> list[ChatReply]:
         import torch
         import transformers
 
@@ -248,8 +248,8 @@ class LocalModel:
         device = self._model.device
         processors = transformers.LogitsProcessorList()
         if self.temperature > 0:
-            processors.append(_SeededSampling([call.seed for call in calls], self.temperature, self.top_p))
-        longest = max(call.max_tokens for call in calls)
+            processors.append(_SeededSampling([request.seed for request in requests], self.temperature, self.top_p))
+        longest = max(request.max_tokens for request in requests)
         stops = {"stop_strings": list(self.stop), "tokenizer": self._tokenizer} if self.stop else {}
         with torch.inference_mode():
             output = self._model.generate(
@@ -261,20 +261,19 @@ class LocalModel:
                 **stops,
             )
         start = 1 if self._encoder_decoder else width
-        return [
-            self._reply(row[start:], call, len(prompt)) for row, call, prompt in zip(output.tolist(), calls, prompts, strict=True)
-        ]
+        rows = zip(output.tolist(), requests, prompts, strict=True)
+        return [self._reply(row[start:], request.max_tokens, len(prompt)) for row, request, prompt in rows]
 
-    def _reply(self, tokens: list[int], call: Call, prompt_tokens: int) -> Reply:
+    def _reply(self, tokens: list[int], max_tokens: int, prompt_tokens: int) -> ChatReply:
         ends = set(self._ends())
         end = next((index for index, token in enumerate(tokens) if token in ends), None)
-        written = tokens[: min(call.max_tokens, len(tokens) if end is None else end)]
-        finish = "stop" if len(written) < call.max_tokens else "length"
+        written = tokens[: min(max_tokens, len(tokens) if end is None else end)]
+        finish = "stop" if len(written) < max_tokens else "length"
         text = self._tokenizer.decode(written, skip_special_tokens=True)
         for stop in self.stop:
             if stop in text:
                 text, finish = text.split(stop, 1)[0], "stop"
-        return Reply((Text(text, finish),), prompt_tokens, len(written), False)
+        return ChatReply((Completion(text, finish),), prompt_tokens, len(written), False)
 
 
 class _SeededSampling:

@@ -19,10 +19,11 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 from mmedge.errors import MmedgeError
+from mmedge.openai import Message
 from mmedge.storage import read_text
 from mmedge.tasks import Example, Task
 from mmedge.tasks.reading import trim
@@ -32,10 +33,6 @@ ROLES = ("system", "user", "assistant")
 PLACES = ("question", "choices", "labels", "cot")
 _HEADING = re.compile(r"^=== *(\w+)[ \t]*$", re.MULTILINE)
 _PLACE = re.compile(r"\{(\w+)\}")
-
-_BY_JUDGE = {"expression": "svamp", "choice": "commonsenseqa", "label": "label", "exact": "exact"}  # for tasks of one's own
-
-Message = tuple[str, str]  # role, content
 
 
 @dataclass(frozen=True)
@@ -131,8 +128,8 @@ def read_template(path: Path, needs: Sequence[str]) -> Template:
 
 
 def template_files(task: Task) -> dict[str, Path]:
-    """Return the built-in files for a task: by its name, or else by how its answers are judged."""
-    for name in (task.name, _BY_JUDGE.get(task.form.name, "")):
+    """Return the built-in files for a task: by its name, or else by the form of its answers."""
+    for name in (task.name, task.form.templates):
         files = {kind: TEMPLATES / f"{name}.{kind}.txt" for kind in ("cot", "evaluation")}
         if all(path.is_file() for path in files.values()):
             return files
@@ -149,20 +146,10 @@ def load_prompts(task: Task, cot: Path | None, evaluation: Path | None) -> Promp
     )
 
 
-def sha256_messages(messages: tuple[Message, ...]) -> str:
+def sha256_messages(messages: Sequence[Message]) -> str:
     """Return the hash of what is sent."""
-    digest = _hash_of_beginning(messages[:-1]).copy()
-    digest.update(_hashed(messages[-1]))
-    return digest.hexdigest()
-
-
-@lru_cache(maxsize=256)
-def _hash_of_beginning(messages: tuple[Message, ...]) -> hashlib._Hash:
-    return hashlib.sha256(b"".join(map(_hashed, messages)))
-
-
-def _hashed(message: Message) -> bytes:
-    return f"{message[0]}\0{message[1]}\0".encode("utf-8", "surrogatepass")
+    text = "".join(f"{role}\0{content}\0" for role, content in messages)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def shown(messages: Sequence[Message]) -> str:

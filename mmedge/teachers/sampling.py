@@ -1,12 +1,12 @@
-"""Which texts are drawn for a question, in which order, with which seeds: plain arithmetic, without clock or network.
+"""Which responses are sampled for a subject, in which order, with which seeds: plain arithmetic, without clock or network.
 
-    wanted 3, at most 6 draws:   draws 0 1 2  ─►  0 whole, 1 cut off, 2 the same as 0
-                                 draws 3 4    ─►  3 whole, 4 whole
-                                 accepted: 0 3 4, as samples 0 1 2
+    wanted 3, at most 6 responses:   0 1 2  ─►  0 whole, 1 cut off, 2 the same as 0
+                                     3 4    ─►  3 whole, 4 whole
+                                     accepted: 0 3 4, as samples 0 1 2
 
-Texts are drawn in waves of as many as are still missing; a wave is judged when all of it is there, in the order of the draws,
-never in the order of arrival. So a collection that was killed and continued, or shared by several collectors, holds what an
-undisturbed one holds, as far as the teacher gives the same text for the same prompt and seed.
+Responses are sampled in waves of as many as are still missing; a wave is judged when all of it is there, in the order of their
+numbers, never in the order of arrival. So a collection that was killed and continued, or shared by several collectors, holds what
+an undisturbed one holds, as far as the teacher gives the same text for the same prompt and seed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from mmedge.annotations.collection import Response
 from mmedge.annotations.schema import ACCEPTED, IDENTICAL, WHOLE
-from mmedge.annotations.store import Draw
 from mmedge.tasks import Example, Task
 from mmedge.tasks.reading import lacks_verdict, one_paragraph, runs_on, trim
 
@@ -28,53 +28,53 @@ _REFUSAL = re.compile(
 )
 
 
-class Standing(NamedTuple):
+class SubjectState(NamedTuple):
     """How far the collection of one subject is.
 
     Attributes:
-        accepted: The draws that became annotations, in order.
-        became: What became of every whole text that was judged: `accepted` or `identical`.
-        missing: The draws to ask for now; empty where nothing more is asked for.
+        accepted: The responses that become annotations, in order.
+        outcomes: What became of every whole response that was judged: its number, and `accepted` or `identical`.
+        missing: The responses to ask for now; empty where nothing more is asked for.
     """
 
     accepted: tuple[int, ...]
-    became: tuple[tuple[int, str], ...]
+    outcomes: tuple[tuple[int, str], ...]
     missing: tuple[int, ...]
 
 
-def standing(wanted: int, most: int, draws: Mapping[int, Draw], distinct: bool) -> Standing:
+def subject_state(wanted: int, most: int, responses: Mapping[int, Response], distinct: bool) -> SubjectState:
     """Return what a subject has and what it still needs.
 
     Args:
         wanted: How many annotations it is to have.
-        most: How many texts may be drawn for it.
-        draws: What was drawn, by number.
-        distinct: Whether a text that was said before does not count.
+        most: How many responses may be sampled for it.
+        responses: What was sampled, by number.
+        distinct: Whether a text that says the same as an earlier one does not count.
     """
-    if not draws:
-        return Standing((), (), tuple(range(min(wanted, most))))
+    if not responses:
+        return SubjectState((), (), tuple(range(min(wanted, most))))
     distinct = distinct and wanted > 1
     accepted: list[int] = []
-    became: list[tuple[int, str]] = []
+    outcomes: list[tuple[int, str]] = []
     said: set[str] = set()
     end = 0
     while len(accepted) < wanted and end < most:
         start, end = end, min(most, end + wanted - len(accepted))
-        missing = tuple(number for number in range(start, end) if number not in draws)
+        missing = tuple(number for number in range(start, end) if number not in responses)
         if missing:
-            return Standing(tuple(accepted), tuple(became), missing)
+            return SubjectState(tuple(accepted), tuple(outcomes), missing)
         for number in range(start, end):
-            draw = draws[number]
-            if draw.outcome not in (WHOLE, ACCEPTED, IDENTICAL):
+            response = responses[number]
+            if response.outcome not in (WHOLE, ACCEPTED, IDENTICAL):
                 continue
-            words = same_words(draw.text) if distinct else ""
+            words = same_words(response.text) if distinct else ""
             if distinct and words in said:
-                became.append((number, IDENTICAL))
+                outcomes.append((number, IDENTICAL))
                 continue
             said.add(words)
             accepted.append(number)
-            became.append((number, ACCEPTED))
-    return Standing(tuple(accepted), tuple(became), ())
+            outcomes.append((number, ACCEPTED))
+    return SubjectState(tuple(accepted), tuple(outcomes), ())
 
 
 def same_words(text: str) -> str:
@@ -83,7 +83,7 @@ def same_words(text: str) -> str:
 
 
 def outcome(text: str, finish: str, kind: str, task: Task, example: Example) -> str:
-    """Return what a text is: `whole`, or why it is none.
+    """Return what a text is: `whole`, or why it does not count.
 
     Args:
         text: As it came.
@@ -104,9 +104,9 @@ def outcome(text: str, finish: str, kind: str, task: Task, example: Example) -> 
     return REFUSED if _REFUSAL.match(text) else unread.value
 
 
-def seed_for(seed: int, example_id: str, kind: str, sample: int, draw: int) -> int:
-    """Return the seed of a draw: 31 bits that depend on nothing but these."""
-    digest = hashlib.blake2b(f"{seed}/{example_id}/{kind}/{sample}/{draw}".encode("utf-8", "replace"), digest_size=4).digest()
+def seed_for(seed: int, example_id: str, kind: str, sample: int, number: int) -> int:
+    """Return the seed of a response: 31 bits that depend on nothing but these."""
+    digest = hashlib.blake2b(f"{seed}/{example_id}/{kind}/{sample}/{number}".encode("utf-8", "replace"), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
 
 

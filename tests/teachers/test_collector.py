@@ -18,14 +18,16 @@ from typing import Any
 
 import pytest
 
-from mmedge.annotations.schema import MIGRATIONS
+from mmedge.annotations.collection import Collection
 from mmedge.annotations.store import AnnotationStore
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from mmedge.recipe import Recipe, validate
 from mmedge.tasks import build_task
-from mmedge.teachers.collect import Limits, annotate
-from mmedge.teachers.collector import Collected, Window
+from mmedge.teachers.collect import annotate
+from mmedge.teachers.collector import CollectionResult
+from mmedge.teachers.pace import Window
+from mmedge.teachers.plan import Limits
 from tests.conftest import REPOSITORY, is_one_line_error, mmedge, write_recipe
 from tests.teachers.endpoint import Endpoint, completion
 from tests.teachers.faulty_proxy import FAULTS, FaultyProxy
@@ -47,7 +49,7 @@ def values(url: str, **teacher: Any) -> dict[str, Any]:
     }
 
 
-def collect(folder: Path, recipe: Recipe, limits: Limits | None = None) -> Collected:
+def collect(folder: Path, recipe: Recipe, limits: Limits | None = None) -> CollectionResult:
     task = build_task(recipe.task.model_dump())
     with AnnotationStore(folder / "annotations.sqlite") as store:
         found = annotate(recipe, task, task.load().train, store, Progress(quiet=True), limits or Limits())
@@ -69,7 +71,7 @@ def held(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmedge.teachers.collector.FIRST_RETRY", 0.02)
+    monkeypatch.setattr("mmedge.teachers.pace.FIRST_RETRY", 0.02)
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +296,7 @@ def test_an_endpoint_that_always_says_the_same_is_noticed(tmp_path: Path) -> Non
     with Endpoint(handler=lambda _: (200, {}, completion("3 + 4 = 7. The answer is 7."))) as endpoint:
         recipe = write_recipe(tmp_path / "r.yaml", values(endpoint.url, evaluations_per_cot=0, attempts=2))
         found = mmedge("annotate", recipe, "--out", tmp_path / "run")
-    assert found.code == 0 and "does the endpoint heed teacher.temperature?" in found.out
+    assert found.code == 0 and "does the endpoint use teacher.temperature?" in found.out
     assert f"{QUESTIONS} questions or chains of thought have fewer texts than wanted" in found.out
 
 
@@ -310,7 +312,7 @@ def test_texts_that_are_no_answers_are_kept_apart_and_given_up_at_last(tmp_path:
 @pytest.mark.parametrize(
     ("status", "body", "complaint"),
     [
-        (401, b'{"error": {"message": "bad key"}}', "refuses a request without a key"),
+        (401, b'{"error": {"message": "bad key"}}', "refuses requests without a key"),
         (404, b'{"error": {"message": "no model m"}}', "does not know the model 'm'"),
         (400, b'{"error": {"message": "unsupported"}}', "rejects every request: unsupported"),
         (200, b"<html>", "does teacher.base_url name an OpenAI-compatible endpoint?"),
@@ -323,7 +325,7 @@ def test_a_hopeless_endpoint_ends_the_command_with_one_line(tmp_path: Path, stat
         assert len(endpoint.served) <= 6
     assert is_one_line_error(found) and complaint in found.err, found.err
     with AnnotationStore(tmp_path / "annotations.sqlite") as store:  # it opens afterwards
-        assert store.spent().requests == len(endpoint.served)
+        assert Collection(store).spent().requests == len(endpoint.served)
 
 
 def test_a_few_questions_that_are_all_rejected_say_why(tmp_path: Path) -> None:
@@ -389,7 +391,7 @@ def test_a_full_disk_ends_with_one_line_and_a_store_that_goes_on(tmp_path: Path,
         recipe = validate(values(endpoint.url), "r")
         task = build_task(recipe.task.model_dump())
         with AnnotationStore(tmp_path / "annotations.sqlite") as store:
-            store._connection.execute("PRAGMA max_page_count = 40")  # SQLite itself then says that the disk is full
+            store.query("PRAGMA max_page_count = 40")  # SQLite itself then says that the disk is full
             with pytest.raises(MmedgeError) as caught:
                 annotate(recipe, task, task.load().train, store, Progress(quiet=True))
         assert "full" in str(caught.value) and "free some disk space and run the same command again" in str(caught.value)
@@ -417,39 +419,6 @@ def test_a_disk_that_is_really_full(tmp_path: Path, undisturbed: dict[str, Any])
         assert is_one_line_error(read_only) and "a folder that you may write to" in read_only.err, read_only.err
     finally:
         subprocess.run(["umount", str(small)], check=False)
-
-
-def test_a_store_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "annotations.sqlite"
-    AnnotationStore(path).close()
-    with sqlite3.connect(path) as connection:
-        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
-    with pytest.raises(MmedgeError, match="written by a newer mmedge"):
-        AnnotationStore(path)
-    with sqlite3.connect(path) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS) + 1
-
-
-def test_a_store_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
-    path = tmp_path / "annotations.sqlite"
-    with sqlite3.connect(path) as connection:
-        for statement in filter(str.strip, MIGRATIONS[0].split(";")):
-            connection.execute(statement)
-        connection.execute("INSERT INTO annotations VALUES ('a', 'cot', 0, 0, 'The answer is 4.', NULL, 't', 'f:1')")
-        connection.execute("PRAGMA user_version = 1")
-    with AnnotationStore(path) as store:
-        assert [annotation.text for annotation in store.annotations("cot")] == ["The answer is 4."]
-        assert store.stale("key") == ["a"]
-
-
-def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "annotations.sqlite"
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE theirs (x)")
-    with pytest.raises(MmedgeError, match="a database of another program"):
-        AnnotationStore(path)
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("theirs",)]
 
 
 @pytest.mark.parametrize(

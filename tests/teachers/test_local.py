@@ -11,37 +11,40 @@ import pytest
 import torch
 
 from mmedge.errors import MmedgeError
+from mmedge.openai import ChatFailure, ChatReply
 from mmedge.recipe import validate
-from mmedge.teachers.asking import AskingFailed, Call, Reply
-from mmedge.teachers.local import LocalModel, _SeededSampling
+from mmedge.teachers.base import SampleRequest
+from mmedge.teachers.local import LocalTeacher, _SeededSampling
 from tests.rigged_model import write_rigged_model
 from tests.teachers.test_collector import collect, held, values
 
 MESSAGES = [(("user", f"How many plums are {number} plums and {number + 1} plums?" * number),) for number in range(1, 7)]
 
 
-def write(model: LocalModel, *calls: Call) -> list[Reply | BaseException]:
-    async def all_at_once() -> list[Reply | BaseException]:
-        async with model:
-            return await asyncio.gather(*map(model.write, calls), return_exceptions=True)
+def sample(teacher: LocalTeacher, *requests: SampleRequest) -> list[ChatReply | BaseException]:
+    async def all_at_once() -> list[ChatReply | BaseException]:
+        async with teacher:
+            return await asyncio.gather(*map(teacher.sample, requests), return_exceptions=True)
 
     return asyncio.run(all_at_once())
 
 
-def calls(max_tokens: int = 12) -> list[Call]:
-    return [Call(messages, 1, 100 + number, max_tokens) for number, messages in enumerate(MESSAGES)]
+def requests(max_tokens: int = 12) -> list[SampleRequest]:
+    return [SampleRequest(messages, 1, 100 + number, max_tokens) for number, messages in enumerate(MESSAGES)]
 
 
 def test_a_text_depends_on_its_prompt_and_seed_and_not_on_its_batch(tiny_llama: Path) -> None:
-    together = write(LocalModel(str(tiny_llama), batch_size=6), *calls())
-    alone = write(LocalModel(str(tiny_llama), batch_size=1), *reversed(calls()))[::-1]
+    together = sample(LocalTeacher(str(tiny_llama), batch_size=6), *requests())
+    alone = sample(LocalTeacher(str(tiny_llama), batch_size=1), *reversed(requests()))[::-1]
     assert together == alone
-    other = write(LocalModel(str(tiny_llama), batch_size=6), *(call._replace(seed=call.seed + 50) for call in calls()))
+    other = sample(
+        LocalTeacher(str(tiny_llama), batch_size=6), *(request._replace(seed=request.seed + 50) for request in requests())
+    )
     assert other != together
-    greedy = [write(LocalModel(str(tiny_llama), temperature=0), *calls()) for _ in range(2)]
+    greedy = [sample(LocalTeacher(str(tiny_llama), temperature=0), *requests()) for _ in range(2)]
     assert greedy[0] == greedy[1]
     for reply in together:
-        assert isinstance(reply, Reply) and len(reply.texts) == 1
+        assert isinstance(reply, ChatReply) and len(reply.completions) == 1
         assert 0 < reply.completion_tokens <= 12 and reply.prompt_tokens > 5 and not reply.estimated
 
 
@@ -57,12 +60,12 @@ def test_seeded_noise_samples_from_the_softmax() -> None:
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_everything_is_written(tiny_llama: Path) -> None:
-    model = LocalModel(str(tiny_llama), batch_size=6)
+    teacher = LocalTeacher(str(tiny_llama), batch_size=6)
     sizes: list[int] = []
 
-    async def all_at_once() -> list[Reply]:
-        async with model:
-            generate = model._model.generate
+    async def all_at_once() -> list[ChatReply]:
+        async with teacher:
+            generate = teacher._model.generate
 
             def small_memory(input_ids: Any, **settings: Any) -> Any:
                 sizes.append(len(input_ids))
@@ -70,35 +73,35 @@ def test_a_batch_that_does_not_fit_is_halved_and_everything_is_written(tiny_llam
                     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
                 return generate(input_ids=input_ids, **settings)
 
-            model._model.generate = small_memory
-            return await asyncio.gather(*map(model.write, calls()))
+            teacher._model.generate = small_memory
+            return await asyncio.gather(*map(teacher.sample, requests()))
 
     replies = asyncio.run(all_at_once())
-    assert replies == write(LocalModel(str(tiny_llama)), *calls())
+    assert replies == sample(LocalTeacher(str(tiny_llama)), *requests())
     assert sizes == [6, 3, 1, 1, 1, 1, 1, 1] or sizes == [6, 3, 2, 2, 2] or sizes[:2] == [6, 3]
 
 
 def test_memory_that_is_too_small_for_one_prompt_is_one_error(tiny_llama: Path) -> None:
-    model = LocalModel(str(tiny_llama))
+    teacher = LocalTeacher(str(tiny_llama))
 
     async def once() -> None:
-        async with model:
+        async with teacher:
 
             def no_memory(**_: Any) -> Any:
                 raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
 
-            model._model.generate = no_memory
-            await model.write(calls()[0])
+            teacher._model.generate = no_memory
+            await teacher.sample(requests()[0])
 
     with pytest.raises(MmedgeError, match="out of memory for a single prompt"):
         asyncio.run(once())
 
 
 def test_a_prompt_that_the_model_has_no_room_for_is_rejected_alone(tiny_llama: Path) -> None:
-    long = Call((("user", "plums " * 800),), 1, 1, 12)
-    first, second = write(LocalModel(str(tiny_llama)), long, calls()[0])
-    assert isinstance(first, AskingFailed) and first.rejected and "room for 512" in first.detail
-    assert isinstance(second, Reply)
+    long = SampleRequest((("user", "plums " * 800),), 1, 1, 12)
+    first, second = sample(LocalTeacher(str(tiny_llama)), long, requests()[0])
+    assert isinstance(first, ChatFailure) and first.rejected and "room for 512" in first.detail
+    assert isinstance(second, ChatReply)
 
 
 @pytest.mark.parametrize(
@@ -107,20 +110,20 @@ def test_a_prompt_that_the_model_has_no_room_for_is_rejected_alone(tiny_llama: P
 def test_number_types(tiny_llama: Path, settings: dict[str, Any]) -> None:
     if "quantization" in settings:
         pytest.importorskip("bitsandbytes")
-    replies = write(LocalModel(str(tiny_llama), temperature=0, **settings), *calls())
-    assert all(isinstance(reply, Reply) for reply in replies), replies
+    replies = sample(LocalTeacher(str(tiny_llama), temperature=0, **settings), *requests())
+    assert all(isinstance(reply, ChatReply) for reply in replies), replies
 
 
 def test_texts_end_where_they_are_told_to(tiny_llama: Path) -> None:
-    usual = write(LocalModel(str(tiny_llama), temperature=2.0), *calls(24))
-    assert all(isinstance(reply, Reply) for reply in usual)
-    texts = [reply.texts[0].text for reply in usual if isinstance(reply, Reply)]
+    usual = sample(LocalTeacher(str(tiny_llama), temperature=2.0), *requests(24))
+    assert all(isinstance(reply, ChatReply) for reply in usual)
+    texts = [reply.completions[0].text for reply in usual if isinstance(reply, ChatReply)]
     stop = next(sign for text in texts for sign in text[1:] if sign.isascii() and sign.isprintable())
-    cut = write(LocalModel(str(tiny_llama), temperature=2.0, stop=(stop,)), *calls(24))
+    cut = sample(LocalTeacher(str(tiny_llama), temperature=2.0, stop=(stop,)), *requests(24))
     for before, reply in zip(usual, cut, strict=True):
-        assert isinstance(reply, Reply) and isinstance(before, Reply)
-        text, finish = before.texts[0]
-        assert reply.texts[0] == (text.split(stop)[0], "stop" if stop in text else finish)
+        assert isinstance(reply, ChatReply) and isinstance(before, ChatReply)
+        text, finish = before.completions[0]
+        assert reply.completions[0] == (text.split(stop)[0], "stop" if stop in text else finish)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +138,7 @@ def test_a_model_that_cannot_be_loaded_is_one_error(tiny_llama: Path, settings: 
     if settings.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("there is one here")
     with pytest.raises(MmedgeError, match=complaint):
-        write(LocalModel(**{"source": str(tiny_llama)} | settings), *calls())
+        sample(LocalTeacher(**{"source": str(tiny_llama)} | settings), *requests())
 
 
 def test_a_local_teacher_takes_the_place_of_an_endpoint_in_a_recipe(tmp_path: Path, tiny_llama: Path) -> None:

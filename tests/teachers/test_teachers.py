@@ -67,34 +67,6 @@ def test_evaluations_are_wrong_at_the_set_rate() -> None:
     assert 0.07 < mistaken / len(evaluations) < 0.13
 
 
-def _annotation(text: str = "The answer is 4.", sample: int = 0) -> Annotation:
-    return Annotation("a", "cot", sample, 0, text, None, "t", "f:1")
-
-
-def test_the_store_keeps_the_raw_text_and_nothing_twice(tmp_path: Path) -> None:
-    raw = "  spaces\n\nQ: and run-on \u0000 with a zero byte"
-    with AnnotationStore(tmp_path / "s.sqlite") as store:
-        store.add([_annotation(raw)])
-        store.add([_annotation("another text for the same sample"), _annotation("second", 1)])
-    with AnnotationStore(tmp_path / "s.sqlite") as store:
-        assert [annotation.text for annotation in store.annotations("cot")] == [raw, "second"]
-
-
-def test_a_store_of_another_teacher_is_refused(tmp_path: Path) -> None:
-    with AnnotationStore(tmp_path / "s.sqlite") as store:
-        assert store.begin("one") is False
-        store.finish("one")
-        assert store.begin("one") is True
-        with pytest.raises(MmedgeError, match="another teacher"):
-            store.begin("two")
-
-
-def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "s.sqlite").write_text("this is no database, but a text of some length" * 100)
-    with pytest.raises(MmedgeError, match="cannot open the annotation store"):
-        AnnotationStore(tmp_path / "s.sqlite")
-
-
 def test_an_interrupted_collection_is_continued_and_equals_an_undisturbed_one(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path / "r.yaml", tiny_recipe()))
     task = build_task(recipe.task.model_dump())

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mmedge.annotations.annotation import Annotation
+from mmedge.annotations.collection import Collection
 from mmedge.annotations.report import page
 from mmedge.annotations.store import AnnotationStore
 from mmedge.annotations.summary import examples_to_show, refresh, report
@@ -17,8 +18,9 @@ from mmedge.recipe import validate
 from mmedge.reports.formats import share
 from mmedge.statistics import ClusteredShare
 from mmedge.tasks import build_task
-from mmedge.teachers.collect import asked_of, prompts_of
+from mmedge.teachers.collect import prompts_of
 from mmedge.teachers.estimate import estimate
+from mmedge.teachers.plan import collection_plan
 from tests.conftest import is_one_line_error, mmedge, write_recipe
 from tests.teachers.endpoint import Endpoint
 from tests.teachers.test_collector import COTS, EVALUATIONS, QUESTIONS, collect, values
@@ -54,7 +56,7 @@ def test_the_figures_are_those_that_can_be_counted_by_hand(tmp_path: Path) -> No
     )
     assert refresh(recipe, task, store, Progress(quiet=True)) == 3
     assert refresh(recipe, task, store, Progress(quiet=True)) == 0
-    found = report(recipe, store)
+    found = report(recipe, store).to_json()
     assert found["questions"] == 3 and found["bill"] is None
     assert found["cots"] == {
         "stored": 6,
@@ -79,7 +81,7 @@ def test_the_figures_are_those_that_can_be_counted_by_hand(tmp_path: Path) -> No
     assert keeps == {"all": (4, 2, 2), "self_consistent": (3, 2, 2), "judged_correct": (2, 2, 1)}
     store.add([Annotation(task.load().train[2].id, "cot", 1, 0, right[2], None, "t", "o")])
     assert refresh(recipe, task, store, Progress(quiet=True)) == 1  # only what has changed is read again
-    assert report(recipe, store)["cots"]["parsed"] == 5
+    assert report(recipe, store).cots.parsed == 5
 
 
 def test_texts_about_unknown_questions_are_counted_apart(tmp_path: Path) -> None:
@@ -87,7 +89,7 @@ def test_texts_about_unknown_questions_are_counted_apart(tmp_path: Path) -> None
     store.add([Annotation("nobody-knows", "cot", 0, 0, "The answer is 4.", None, "t", "o")])
     refresh(recipe, task, store, Progress(quiet=True))
     found = report(recipe, store)
-    assert (found["questions"], found["questions_that_the_task_does_not_have"], found["cots"]["stored"]) == (1, 1, 1)
+    assert (found.questions, found.foreign, found.cots.stored) == (1, 1, 1)
 
 
 def test_answers_to_one_question_are_no_independent_trials() -> None:
@@ -106,7 +108,7 @@ def test_the_page_shows_texts_and_runs_none_of_them(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script> \x1b[31m \u202e & <img src=x onerror=alert(2)> " + "long " * 3000 + "The answer is 4."
     recipe, task, store = _store(tmp_path, [[(evil, ["<b>bold</b>\nVerdict: wrong"])]])
     refresh(recipe, task, store, Progress(quiet=True))
-    text = page(report(recipe, store), examples_to_show(store, task, 12, (None, None))).text()
+    text = page(report(recipe, store), examples_to_show(recipe, store, task, 12)).text()
     assert "<script" not in text and "<img" not in text and "<b>" not in text
     assert "&lt;script&gt;alert(1)" in text and "evaluation of 0: wrong" in text
     assert "\x1b" not in text and "\u202e" not in text and "more characters)" in text
@@ -118,17 +120,17 @@ def test_an_estimate_before_and_the_bill_after_agree(tmp_path: Path) -> None:
         recipe = validate(values(endpoint.url, prices={"input": 1.0, "output": 2.0}), "r")
         task = build_task(recipe.task.model_dump())
         examples = task.load().train
-        prompts, asked = prompts_of(recipe.teacher, task), asked_of(recipe.teacher)
-        before = estimate(examples, prompts, asked, None)
+        prompts, plan = prompts_of(recipe.teacher, task), collection_plan(recipe.teacher)
+        before = estimate(examples, prompts, plan, None)
         assert (before.cots, before.evaluations) == (QUESTIONS * COTS, QUESTIONS * COTS * EVALUATIONS)
         assert before.requests == QUESTIONS + QUESTIONS * COTS and not before.measured
         assert before.cost < before.cost_at_most
         collect(tmp_path, recipe)
         assert len(endpoint.served) >= before.requests
         with AnnotationStore(tmp_path / "annotations.sqlite") as store:
-            after = estimate(examples, prompts, asked, store)
+            after = estimate(examples, prompts, plan, store)
             assert (after.cots, after.evaluations, after.requests, after.cost) == (0, 0, 0, 0.0)
-            assert after.measured and store.spent().cost <= before.cost_at_most
+            assert after.measured and Collection(store).spent().cost <= before.cost_at_most
 
 
 def test_the_commands_that_send_nothing(tmp_path: Path) -> None:
