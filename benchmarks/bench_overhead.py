@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from mmedge import Student
-from mmedge.engines.variants import Asker, VariantSpec, open_variant
+from mmedge.bench.asker import Asker
+from mmedge.engines.variants import VariantSpec, open_variant
 from mmedge.machine import machine
 from mmedge.tasks.evaluation_set import FILE_NAME, read_evaluation_set
 

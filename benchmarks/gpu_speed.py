@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from mmedge.engines.variants import Opened, VariantSpec, open_variant
+from mmedge.engines.engine import OpenedVariant
+from mmedge.engines.variants import VariantSpec, open_variant
 from mmedge.errors import MmedgeError
 from mmedge.machine import machine
 from mmedge.storage import write_json
@@ -37,7 +38,7 @@ VARIANTS = {
 }
 
 
-def opened_variants(run: Path) -> tuple[dict[str, Opened], dict[str, float]]:
+def opened_variants(run: Path) -> tuple[dict[str, OpenedVariant], dict[str, float]]:
     """Return the variants that can be opened, and the megabytes that torch holds for each."""
     found, held = {}, {}
     for name, (kind, folder) in VARIANTS.items():
@@ -51,15 +52,15 @@ def opened_variants(run: Path) -> tuple[dict[str, Opened], dict[str, float]]:
     return found, held
 
 
-def written(opened: Opened, questions: list[Any], batch: int) -> dict[str, float]:
+def written(opened: OpenedVariant, questions: list[Any], batch: int) -> dict[str, float]:
     """Return milliseconds a step and tokens a second of rationales to some questions."""
     steps, tokens, decoding = 0, 0, 0.0
     started = time.perf_counter()
     for first in range(0, len(questions), batch):
         some = questions[first : first + batch]
-        contexts = [opened.encoder.prompts.reasoning_context(render_question(example)) for example in some]
-        prompts = [opened.encoder.prompt("explain", context) for context in contexts]
-        text = opened.engine.conversation().generate(prompts, opened.max_rationale_tokens)
+        contexts = [opened.speaker.encoder.prompts.reasoning_context(render_question(example)) for example in some]
+        prompts = [opened.speaker.encoder.prompt("explain", context) for context in contexts]
+        text = opened.speaker.engine.conversation().generate(prompts, opened.speaker.max_rationale_tokens)
         steps += text.steps - 1
         decoding += text.seconds - text.time_to_first_token
         tokens += sum(map(len, text.tokens))

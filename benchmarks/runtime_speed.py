@@ -44,15 +44,15 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def chain(student: Student, questions: Sequence[Example]) -> dict[str, Any]:
     """Answer, rationale and verdict: together, back to back from one reading, and each by itself."""
-    stated, encoder = student.bundle.manifest, student.encoder
+    stated, encoder = student.bundle.manifest, student.speaker.encoder
     begun, verdicts = encoder.verdict_tokens()
 
     def parts(example: Example, shared: bool) -> float:
         context = stated.prompts.reasoning_context(render_question(example))
-        engine = student.engine.conversation()
+        engine = student.speaker.engine.conversation()
 
         def asked() -> Any:
-            return engine if shared else student.engine.conversation()
+            return engine if shared else student.speaker.engine.conversation()
 
         first, answer = timed(lambda: asked().generate([encoder.prompt("predict", context)], stated.max_answer_tokens, SCORED))
         second, rationale = timed(
@@ -68,7 +68,7 @@ def chain(student: Student, questions: Sequence[Example]) -> dict[str, Any]:
         context = stated.prompts.reasoning_context(render_question(example))
 
         def written(kind: Any, context: Any, limit: int) -> str:
-            return encoder.text(student.engine.generate([encoder.prompt(kind, context)], limit).tokens[0])
+            return encoder.text(student.speaker.engine.generate([encoder.prompt(kind, context)], limit).tokens[0])
 
         def work() -> None:
             cot = ChainOfThought(
@@ -120,18 +120,18 @@ def batches(student: Student, questions: Sequence[Example], rounds: int = 9) -> 
 
 def drafts(student: Student, questions: Sequence[Example]) -> dict[str, Any]:
     """Rationales one by one, plainly and drafted in turn."""
-    stated, encoder = student.bundle.manifest, student.encoder
+    stated, encoder = student.bundle.manifest, student.speaker.encoder
     prompts = [encoder.prompt("explain", stated.prompts.reasoning_context(render_question(example))) for example in questions]
     ways = {"plain": Decoding(), "drafted": Decoding(draft=True)}
     seconds, steps, different, tokens = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0), 0, 0
     for prompt in prompts[:3]:
         for how in ways.values():
-            student.engine.generate([prompt], stated.max_rationale_tokens, how)
+            student.speaker.engine.generate([prompt], stated.max_rationale_tokens, how)
     for number, prompt in enumerate(prompts):
         found = {}
         for name in sorted(ways, reverse=bool(number % 2)):
             started = time.perf_counter()
-            found[name] = student.engine.generate([prompt], stated.max_rationale_tokens, ways[name])
+            found[name] = student.speaker.engine.generate([prompt], stated.max_rationale_tokens, ways[name])
             taken = time.perf_counter() - started
             seconds[name] += taken
             steps[name] += found[name].steps
@@ -183,7 +183,7 @@ def main() -> None:
         "draft": lambda: drafts(student, more[: given.drafted]),
         "cold": lambda: cold(given.bundle, questions[0].question),
     }
-    found: dict[str, Any] = {"bundle": given.bundle.name, "recipe": student.bundle.manifest.recipe, "machine": machine()}
+    found: dict[str, Any] = {"bundle": given.bundle.name, "recipe": student.bundle.manifest["recipe"], "machine": machine()}
     found |= {name: part() for name, part in parts.items() if given.only in (None, name)}
     print(json.dumps(found, indent=2))
     if given.json:

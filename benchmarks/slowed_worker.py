@@ -11,14 +11,14 @@ import time
 from collections.abc import Sequence
 
 from mmedge.bench import worker
-from mmedge.engines.variants import Ask, Asked, Asker
+from mmedge.bench.asker import Ask, Asker, TimedAnswers
 from mmedge.tasks.base import Example
 
 SHARE = 0.1
 
 
 class _Slowed(Asker):
-    def ask(self, examples: Sequence[Example], ask: Ask, batch: int) -> Asked:
+    def ask(self, examples: Sequence[Example], ask: Ask, batch: int) -> TimedAnswers:
         found = super().ask(examples, ask, batch)
         end = time.perf_counter() + SHARE * found.seconds
         while time.perf_counter() < end:

@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mmedge.runtime import Answer, Endpoint, Judgement, Piece, Strategy, Student
+    from mmedge.runtime import Answer, AnswerOptions, Endpoint, Judgement, Piece, Strategy, Student
 
-__all__ = ["Answer", "Endpoint", "Judgement", "Piece", "Strategy", "Student"]
+__all__ = ["Answer", "AnswerOptions", "Endpoint", "Judgement", "Piece", "Strategy", "Student"]
 
 __version__ = "0.1.0"
 

@@ -20,6 +20,10 @@ def printable(text: str) -> str:
     )
 
 
+class Notice(FutureWarning):
+    """Something still works that the next version will refuse, such as an old name of a field."""
+
+
 class MmedgeError(Exception):
     """A failure that the user can do something about.
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from mmedge.errors import Notice
 from mmedge.registry import Registry
 
 DATA_VARIABLE = "MMEDGE_DATA"
@@ -118,7 +119,7 @@ def renamed(values: object, old: str, new: str, section: str) -> object:
         raise ValueError(f"{old} is the old name of {new}; give {new} alone")
     warnings.warn(
         f"{section}.{old} is now called {section}.{new}; the old name will be refused in the next version",
-        FutureWarning,
+        Notice,
         stacklevel=2,
     )
     return {new if name == old else name: value for name, value in values.items()}

@@ -242,7 +242,7 @@ def own_recipe(own_task: dict[str, Path], student: Path) -> dict[str, object]:
             "kind": "jsonl",
             "train_file": str(own_task["train"]),
             "test_files": {"test": str(own_task["test"])},
-            "judge": "expression",
+            "form": "expression",
         },
         teacher={"kind": "recorded", "cots": str(own_task["cots"]), "evaluations": str(own_task["evaluations"])},
         student={"source": str(student)},

@@ -16,7 +16,7 @@ from mmedge.distill.lessons import LessonPass
 from mmedge.engines.generation import Decoding
 from mmedge.engines.onnx.decoding import FusedDecoderOnlyEngine, FusedEncoderDecoderEngine
 from mmedge.engines.onnx.graphs import CUDA
-from mmedge.engines.torch_engine import TorchEngine
+from mmedge.engines.torch_decoding import TorchEngine
 from mmedge.engines.variants import VariantSpec, open_variant
 from mmedge.export.export import export
 from mmedge.export.graphs import write_fused

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from mmedge.engines.speaker import Evidence
 from mmedge.errors import MmedgeError
 from mmedge.machine import machine
 from mmedge.progress import Progress
-from mmedge.runtime.confidence import SIGNALS, Evidence, Signal
+from mmedge.runtime.confidence import SIGNALS, Signal, features_of
 from mmedge.runtime.strategies import Choice, Sample, Strategy, vote
 from mmedge.runtime.student import Student
 from mmedge.statistics import (
@@ -231,7 +232,7 @@ def _confidences(student: Student, asked: Sequence[Asked], signal: str) -> list[
         return student.confidence.of([one.evidence for one in asked], name)
     if name == "combined":
         return None
-    scores = np.array([float(one.evidence.score(name)[0]) for one in asked])
+    scores = np.array([float(features_of(one.evidence, name)[0]) for one in asked])
     return [float(value) for value in 1 / (1 + np.exp(-scores))]
 
 
@@ -343,7 +344,7 @@ def _abstaining(student: Student, values: dict[str, list[float]], right: Sequenc
     aims += [{"target_accuracy": None, "max_handed_on": value} for value in SHARES]
     for aim in aims:
         try:
-            threshold = student.confidence.threshold(target_accuracy=aim["target_accuracy"], max_handed_on=aim["max_handed_on"])
+            threshold = student.confidence.threshold(target_accuracy=aim["target_accuracy"], max_withheld=aim["max_handed_on"])
         except MmedgeError as error:
             found.append({**aim, "problem": error.what})
             continue
@@ -352,7 +353,7 @@ def _abstaining(student: Student, values: dict[str, list[float]], right: Sequenc
             {
                 **aim,
                 "threshold": threshold.value,
-                "on_validation": {"accuracy": threshold.accuracy, "handed_on": threshold.handed_on},
+                "on_validation": {"accuracy": threshold.accuracy, "handed_on": threshold.withheld},
                 "accuracy_of_given": proportion(truth[given].tolist()).to_json(),
                 "withheld": proportion((~given).tolist()).to_json(),
             }
@@ -424,7 +425,7 @@ def _cascade(
     for share in (*SHARES, 0.5):
         if student.confidence is None:
             break
-        threshold = student.confidence.threshold(max_handed_on=share)
+        threshold = student.confidence.threshold(max_withheld=share)
         handed = confidences < threshold.value
         answered = np.where(handed, theirs, own)
         points.append(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mmedge.engines.variants import ASKS, Ask
+from mmedge.bench.asker import ASKS, Ask
 from mmedge.errors import MmedgeError
 
 Scenario = Literal["single", "offline", "server", "accuracy"]

@@ -19,25 +19,22 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
-from mmedge.engines.variants import Asker, VariantSpec, open_variant
+from mmedge.bench.asker import Asker
+from mmedge.engines.variants import VariantSpec, open_variant
 from mmedge.errors import MmedgeError
 from mmedge.machine import peak_memory, resident_memory, use_cores
 
 if TYPE_CHECKING:
-    from mmedge.engines.variants import Opened
+    from mmedge.engines.engine import OpenedVariant
 
 
-def _verdict(request: dict[str, Any], opened: Opened) -> dict[str, Any]:
+def _verdict(request: dict[str, Any], opened: OpenedVariant) -> dict[str, Any]:
     from mmedge.tasks.base import ChainOfThought
-    from mmedge.tasks.prompts import VERDICTS, render_question
+    from mmedge.tasks.prompts import render_question
 
     (example,) = _examples(request)
     cot = ChainOfThought(request["cot"]["rationale"], request["cot"]["pseudo_label"])
-    encoder = opened.encoder
-    begun, tokens = encoder.verdict_tokens()
-    context = encoder.prompts.evaluation_context(render_question(example), cot)
-    logits = opened.engine.next_logits([encoder.prompt("predict", context)], begun)
-    return {"verdict": VERDICTS[int(logits[0, tokens].argmax())]}
+    return {"verdict": opened.speaker.judge([render_question(example)], [cot])[0].verdict}
 
 
 def _examples(request: dict[str, Any]) -> list[Any]:
@@ -66,7 +63,7 @@ def _served(request: dict[str, Any], asker: Asker) -> dict[str, Any]:
     return {"latencies": latencies, "seconds": time.perf_counter() - started}
 
 
-def _reply(request: dict[str, Any], opened: Opened, asker: Asker) -> dict[str, Any]:
+def _reply(request: dict[str, Any], opened: OpenedVariant, asker: Asker) -> dict[str, Any]:
     if "memory" in request:
         return {"peak_memory_bytes": peak_memory(), "resident_memory_bytes": resident_memory()}
     if "cot" in request:

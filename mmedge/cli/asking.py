@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
@@ -18,8 +18,8 @@ from mmedge.errors import MmedgeError, printable
 
 if TYPE_CHECKING:
     from mmedge.progress import Progress
-    from mmedge.runtime import Answer, Endpoint, Strategy, Student
-    from mmedge.runtime.escalation import BiggerModel
+    from mmedge.runtime import Answer, AnswerOptions, Endpoint, Student
+    from mmedge.runtime.options import SettledOptions
     from mmedge.tasks import Example
 
 
@@ -75,7 +75,7 @@ class Abstention:
         float | None,
         typer.Option(min=0, max=1, help="Withhold as few as bring the others to this accuracy on validation questions."),
     ] = None
-    max_escalated: Annotated[
+    max_withheld: Annotated[
         float | None, typer.Option(min=0, max=1, help="Withhold the least confident, at most this share of all.")
     ] = None
 
@@ -132,7 +132,7 @@ def run(
 
     bigger = _bigger_model(abstention, escalation)
     asking = _asking(Student.load(bundle, threads, device), wanted, sampling, abstention, bigger)
-    if stream and asking.decides_later:
+    if stream and asking.settled.decides_afterwards:
         raise MmedgeError(
             "--stream cannot show an answer that may still be withheld or outvoted",
             "leave it out, or add --strategy answer --abstain-below 0",
@@ -178,7 +178,7 @@ def _bigger_model(abstention: Abstention, escalation: Escalation) -> Endpoint | 
     from mmedge.runtime import Endpoint
 
     if sum(aim is not None for aim in asdict(abstention).values()) > 1:
-        raise MmedgeError("--abstain-below, --target-accuracy and --max-escalated exclude each other", "give one of them")
+        raise MmedgeError("--abstain-below, --target-accuracy and --max-withheld exclude each other", "give one of them")
     if (escalation.escalate_to is None) != (escalation.escalate_model is None):
         raise MmedgeError("--escalate-to and --escalate-model go together", "give both")
     prices = Prices(escalation.price_input, escalation.price_output)
@@ -195,46 +195,36 @@ def _bigger_model(abstention: Abstention, escalation: Escalation) -> Endpoint | 
 
 
 def _asking(student: Student, wanted: Wanted, sampling: Sampling, abstention: Abstention, bigger: Endpoint | None) -> Asking:
-    """Return how the student is asked.
+    """Return how the student is asked, and say what its threshold is where one was chosen.
 
     Raises:
         MmedgeError: Options contradict each other, or no threshold reaches an aim.
     """
-    drawing = {name: value for name, value in asdict(sampling).items() if name != "strategy"}
-    strategy = student.strategy_with(sampling.strategy, **drawing)
-    _refuse_unused(student, strategy, drawing, wanted.choices)
-    below = abstention.abstain_below
-    if abstention.target_accuracy is not None or abstention.max_escalated is not None:
-        found = student.threshold(target_accuracy=abstention.target_accuracy, max_handed_on=abstention.max_escalated)
-        if strategy.kind in ("samples", "retry"):
-            raise MmedgeError(
-                f"thresholds are chosen for answering at once, not for --strategy {strategy.kind}", "give --abstain-below yourself"
-            )
-        below = found.value
+    from mmedge.runtime import AnswerOptions
+
+    if wanted.choices and not student.bundle.form.takes_choices:
+        task = student.bundle.manifest.task.name
+        raise MmedgeError(f"--choice: questions of the task {task} have no choices", "leave it out")
+    strategy = student.strategy_with(**{"kind" if name == "strategy" else name: value for name, value in asdict(sampling).items()})
+    options = AnswerOptions(
+        explain=wanted.explain,
+        evaluate=wanted.evaluate,
+        confidence=wanted.confidence,
+        strategy=strategy,
+        constrained=wanted.constrained,
+        escalate_to=bigger,
+        **asdict(abstention),
+    )
+    settled = student.settled(options)
+    found = options.chosen_threshold(student.bundle, student.confidence)
+    if found is not None:
         low, high = (100 * end for end in found.interval)
         typer.echo(
-            f"withheld below a confidence of {found.value:.2f}: {100 * found.handed_on:.0f} % of {found.questions} validation "
+            f"withheld below a confidence of {found.value:.2f}: {100 * found.withheld:.0f} % of {found.questions} validation "
             f"questions; of the others {100 * found.accuracy:.0f} % [{low:.0f}, {high:.0f}] were right",
             err=True,
         )
-    return Asking(student, wanted.explain, wanted.evaluate, wanted.confidence, strategy, wanted.constrained, below, bigger)
-
-
-def _refuse_unused(student: Student, strategy: Strategy, drawing: dict[str, Any], choices: list[str] | None) -> None:
-    """Refuse options that would change nothing.
-
-    Raises:
-        MmedgeError: There is one.
-    """
-    given = [name for name, value in drawing.items() if value is not None]
-    if strategy.kind not in ("samples", "retry") and given:
-        option = f"--{given[0].replace('_', '-')}"
-        raise MmedgeError(f"{option} is for --strategy samples or retry, and this is {strategy.kind}", "name one of them")
-    if strategy.kind == "samples" and "retry_below" in given:
-        raise MmedgeError("--retry-below is for --strategy retry", "name it, or leave the option out")
-    task = student.bundle.manifest.task
-    if choices and task.form != "choice":
-        raise MmedgeError(f"--choice: questions of the task {task.name} have no choices", "leave it out")
+    return Asking(student, options, settled)
 
 
 # ------------------------------------------------------------------------------------------------------ in a terminal
@@ -245,44 +235,20 @@ class Asking:
     """Who is asked, and for what; see `Student.answer`."""
 
     student: Student
-    explain: bool
-    evaluate: bool
-    confidence: bool
-    strategy: Strategy
-    constrained: bool | None
-    abstain_below: float | None
-    escalate_to: BiggerModel | None
+    options: AnswerOptions
+    settled: SettledOptions
 
     def answers(self, examples: list[Example], batch: int) -> list[Answer]:
-        return self.student.answer_all(
-            examples,
-            explain=self.explain,
-            evaluate=self.evaluate,
-            confidence=self.confidence,
-            strategy=self.strategy,
-            constrained=self.constrained,
-            abstain_below=self.abstain_below,
-            escalate_to=self.escalate_to,
-            batch=batch,
-        )
-
-    @property
-    def decides_later(self) -> bool:
-        """Whether an answer may be withheld or outvoted once it is written."""
-        stated = self.student.bundle.manifest.answering.threshold
-        threshold = self.abstain_below if self.abstain_below is not None or stated is None else stated.value
-        return bool(threshold) or self.strategy.kind in ("samples", "retry")
+        return self.student.answer_all(examples, self.options, batch=batch)
 
     def key(self) -> list[object]:
         """Return everything besides the questions that answers depend on."""
-        settings = [self.explain, self.evaluate, self.confidence, self.strategy.to_json(), self.constrained, self.abstain_below]
-        bigger = self.escalate_to.name if self.escalate_to else None
-        return [self.student.bundle.manifest.identity(), settings, bigger]
+        return [self.student.bundle.manifest.identity(), *self.settled.key()]
 
 
 def say(asking: Asking, example: Example, *, as_json: bool = False, stream: bool = False) -> None:
     """Answer one question on the terminal."""
-    if stream and not asking.decides_later:  # what may yet be withheld is not shown
+    if stream and not asking.settled.decides_afterwards:  # what may yet be withheld is not shown
         answer = _streamed(asking, example)
         _say_rest(answer, shown=True)
         return
@@ -303,18 +269,12 @@ def _streamed(asking: Asking, example: Example) -> Answer:
 
     part = ""
     headings = {"answer": "", "rationale": "because: ", "evaluation": "evaluation: "}
-    for item in asking.student.stream(
-        example,
-        explain=asking.explain,
-        evaluate=asking.evaluate,
-        confidence=asking.confidence or asking.strategy.kind == "confidence",
-        constrained=asking.constrained,
-    ):
+    for item in asking.student.stream(example, asking.options):
         if isinstance(item, Answer):
             typer.echo()
             return item
         assert isinstance(item, Piece)
-        if item.part == "rationale" and not asking.explain:
+        if item.part == "rationale" and not asking.options.explain:
             continue
         if item.part != part:
             typer.echo(("\n" if part else "") + headings[item.part], nl=False)

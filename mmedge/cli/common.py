@@ -115,7 +115,7 @@ def _in_panel(type_: Any, title: str) -> Any:
     return Annotated[plain, option]
 
 
-RENAMED = {"--max-handed-on": "--max-escalated"}  # options of the version before, read for one version more
+RENAMED = {"--max-handed-on": "--max-withheld"}  # options of the version before, read for one version more
 
 
 class Command(TyperCommand):

@@ -15,6 +15,7 @@ import errno
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, NoReturn
 
@@ -23,7 +24,7 @@ import typer
 from mmedge import __version__
 from mmedge.cli import asking, chain, collecting, looking, measuring
 from mmedge.cli.common import Command, grouped
-from mmedge.errors import MmedgeError, printable
+from mmedge.errors import MmedgeError, Notice, printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -65,11 +66,18 @@ def _options(
     pass
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
+    """Show our own notices, such as of renamed fields, as one line; those of libraries stay unseen."""
+    if issubclass(category, Notice):
+        typer.echo(f"notice: {printable(str(message))}", err=True)
+
+
 def main() -> None:
     """Start from the command line: one-line errors, exit code 1; a traceback only with --debug."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show becomes a question mark
             stream.reconfigure(errors="replace")
+    warnings.showwarning = _show_warning
     try:
         app()
     except BrokenPipeError:

@@ -1,30 +1,27 @@
 """How good a student is: its greedy answers, and its verdicts on chains of thought, computed in torch.
 
-Answers are judged by the task's judge, by value where they are expressions. A verdict is one look at the logits of the
+Answers are judged by the task's answer form, by value where they are expressions. A verdict is one look at the logits of the
 first token that tells the verdicts apart; no sampling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
+import numpy as np
 
 from mmedge.annotations.reading import AnnotatedExample
 from mmedge.engines.generation import Decoding
-from mmedge.engines.torch_engine import TorchEngine
+from mmedge.engines.torch_decoding import batch_rows, torch_speaker
 from mmedge.progress import Progress
 from mmedge.statistics import Proportion, auroc, balanced_accuracy, proportion
 from mmedge.students.student import TorchStudent
 from mmedge.tasks import ChainOfThought, Example, Task, Verdict
-from mmedge.tasks.encoding import Kind, Prompt
+from mmedge.tasks.encoding import Kind
 from mmedge.tasks.forms import AnswerForm
-from mmedge.tasks.prompts import VERDICTS, Context, render_question
-
-# prompts in a batch: enough to fill two cores, little enough for a few hundred MB; a GPU takes as long for one as for many
-_ROWS = {"cpu": 32, "cuda": 256}
+from mmedge.tasks.prompts import VERDICTS, render_question
 
 
 @dataclass(frozen=True)
@@ -89,45 +86,6 @@ def judged_cots(examples: Sequence[AnnotatedExample], task: Task) -> list[Judged
     return judged
 
 
-def generate(
-    student: TorchStudent,
-    kind: Kind,
-    contexts: Sequence[Context],
-    max_new_tokens: int,
-    progress: Progress | None = None,
-    name: str = "",
-) -> list[str]:
-    """Write greedily behind each prompt; texts come back in the prompts' order.
-
-    Args:
-        student: The student.
-        kind: Which task word to use.
-        contexts: One context for each prompt.
-        max_new_tokens: The longest text, in tokens.
-        progress: Where to show it; nowhere if None.
-        name: What to call it there.
-    """
-    engine = TorchEngine(student)
-    texts = [""] * len(contexts)
-    with (progress or Progress(quiet=True)).task(name, total=len(contexts)) as step:
-        for rows, prompts in _batches(student, kind, contexts):
-            written = engine.generate(prompts, max_new_tokens)
-            for row, tokens in zip(rows, written.tokens, strict=True):
-                texts[row] = student.encoder.text(tokens)
-            step.advance(len(rows))
-    return texts
-
-
-def _batches(student: TorchStudent, kind: Kind, contexts: Sequence[Context]) -> Iterator[tuple[list[int], list[Prompt]]]:
-    """Yield prompts of similar length together, with their places in `contexts`."""
-    prompts = [student.encoder.prompt(kind, context) for context in contexts]
-    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index].context) + len(prompts[index].begun), index))
-    together = _ROWS.get(next(student.model.parameters()).device.type, 32)
-    for first in range(0, len(order), together):
-        rows = order[first : first + together]
-        yield rows, [prompts[row] for row in rows]
-
-
 def own_cots(
     student: TorchStudent,
     form: AnswerForm,
@@ -144,34 +102,25 @@ def own_cots(
         form: What answers look like.
         examples: The questions.
         limits: The most tokens of an answer and of a rationale.
-        temperature: Of drawing; 0 writes greedily.
-        seed: Of drawing; with the question's place it decides what is drawn.
+        temperature: Sampling temperature; 0 writes greedily.
+        seed: Sampling seed; with the question's place it decides what is written.
         progress: Where it is shown.
     """
-    contexts = [student.encoder.prompts.reasoning_context(render_question(example)) for example in examples]
-    constrainer = form.constrainer(student.encoder)
-    engine = TorchEngine(student)
-    texts: dict[Kind, list[str]] = {"predict": [""] * len(contexts), "explain": [""] * len(contexts)}
-    for part, (kind, limit) in enumerate((("predict", limits[0]), ("explain", limits[1]))):
+    speaker = torch_speaker(student, form, *limits)
+    contexts = [speaker.reasoning_context(example) for example in examples]
+    texts: dict[Kind, list[str]] = {}
+    parts: tuple[tuple[Kind, int], ...] = (("predict", limits[0]), ("explain", limits[1]))
+    for part, (kind, limit) in enumerate(parts):
+        texts[kind] = [""] * len(contexts)
         with (progress or Progress(quiet=True)).task(f"own chains of thought: {kind}", len(contexts)) as step:
-            for rows, prompts in _batches(student, kind, contexts):  # type: ignore[arg-type]
-                sums = tuple(constrainer.rationale() if kind == "explain" else None for _ in rows)
+            for rows, prompts in speaker.batches(kind, contexts, batch_rows(student)):
+                allowed = tuple(speaker.constrainer.rationale() if kind == "explain" else None for _ in rows)
                 seeds = tuple((seed * 2 + part) * 10_000_019 + row for row in rows) if temperature else ()
-                how = Decoding(temperature, seeds=seeds, constraints=sums if any(sums) else ())
-                for row, tokens in zip(rows, engine.generate(prompts, limit, how).tokens, strict=True):
-                    texts[kind][row] = student.encoder.text(tokens)  # type: ignore[index]
+                how = Decoding(temperature, seeds=seeds, constraints=allowed if any(allowed) else ())
+                for row, text in zip(rows, speaker.write_prompts(prompts, limit, how), strict=True):
+                    texts[kind][row] = text
                 step.advance(len(rows))
     return [ChainOfThought(rationale, answer) for answer, rationale in zip(texts["predict"], texts["explain"], strict=True)]
-
-
-def verdict_probabilities(student: TorchStudent, contexts: Sequence[Context]) -> torch.Tensor:
-    """Return P(correct), P(wrong), P(uncertain) for each evaluation context, (contexts, 3), each row summing to 1."""
-    more, tokens = student.encoder.verdict_tokens()
-    engine = TorchEngine(student)
-    found = torch.zeros(len(contexts), len(tokens))
-    for rows, prompts in _batches(student, "predict", contexts):
-        found[rows] = torch.from_numpy(engine.next_logits(prompts, more)[:, tokens]).softmax(-1)
-    return found
 
 
 def answers_right(
@@ -183,11 +132,13 @@ def answers_right(
     progress: Progress | None = None,
     name: str = "answers",
 ) -> list[bool]:
-    """Let a student answer, and return for each example whether the task's judge accepts it, against one reference each."""
+    """Let a student answer, and return for each example whether it is right, against one reference each."""
     if not examples:
         return []
-    contexts = [student.encoder.prompts.reasoning_context(render_question(example)) for example in examples]
-    answers = generate(student, "predict", contexts, max_new_tokens, progress, name)
+    speaker = torch_speaker(student, task.form, max_new_tokens)
+    contexts = [speaker.reasoning_context(example) for example in examples]
+    with (progress or Progress(quiet=True)).task(name, total=len(contexts)) as step:
+        answers = speaker.write_all("predict", contexts, max_new_tokens, batch_rows(student), step.advance)
     return [
         task.form.agrees(answer, reference, example.choices)
         for answer, example, reference in zip(answers, examples, references, strict=True)
@@ -215,9 +166,11 @@ def verdicts_of(student: TorchStudent, cots: Sequence[JudgedCot]) -> Verdicts | 
     """Let a student judge chains of thought; None where there are none."""
     if not cots:
         return None
-    prompts = student.encoder.prompts
-    contexts = [prompts.evaluation_context(render_question(judged.example), judged.cot) for judged in cots]
-    probabilities = verdict_probabilities(student, contexts)
+    speaker = torch_speaker(student)
+    contexts = [speaker.evaluation_context(render_question(judged.example), judged.cot) for judged in cots]
+    probabilities = np.zeros((len(cots), len(VERDICTS)))
+    for rows, prompts in speaker.batches("predict", contexts, batch_rows(student)):
+        probabilities[rows] = speaker.verdict_probabilities(prompts)
     said = [VERDICTS[index] for index in probabilities.argmax(-1).tolist()]
     confidences = probabilities[:, VERDICTS.index(Verdict.CORRECT.value)].tolist()
     score = replace(score_verdicts(said, cots), auroc=auroc(confidences, [judged.correct for judged in cots]))

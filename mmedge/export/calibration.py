@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmedge.distill.lessons import TASKS, Lesson, LessonPass, Target, encode_lesson
-from mmedge.distill.scoring import generate
+from mmedge.engines.torch_decoding import batch_rows, torch_speaker
 from mmedge.progress import Progress
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.base import Example
@@ -112,9 +112,10 @@ def observe(
         What went through each product, by name; products that nothing went through are left out.
     """
     model = student.model.eval()
-    contexts = [student.encoder.prompts.reasoning_context(render_question(example)) for example in questions]
-    answers = generate(student, "predict", contexts, max_answer_tokens)
-    rationales = generate(student, "explain", contexts[:EXPLAINED], max_rationale_tokens)
+    speaker, rows = torch_speaker(student), batch_rows(student)
+    contexts = [speaker.reasoning_context(example) for example in questions]
+    answers = speaker.write_all("predict", contexts, max_answer_tokens, rows)
+    rationales = speaker.write_all("explain", contexts[:EXPLAINED], max_rationale_tokens, rows)
     modules = dict(model.named_modules())
     # a table that is looked up in and multiplied by: rounding it well for the product changes what is looked up but little
     modules |= {name: model.get_output_embeddings() for name, one in modules.items() if one is model.get_input_embeddings()}

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmedge.engines.speaker import Evidence
 from mmedge.progress import Progress
-from mmedge.runtime.confidence import SIGNALS, AnyMap, Evidence, LinearMap, Signal, StepMap, sigmoid
+from mmedge.runtime.confidence import SIGNALS, AnyMap, LinearMap, Signal, StepMap, features_of, sigmoid
 from mmedge.runtime.student import Student
 from mmedge.statistics import auroc, calibration_error
 from mmedge.tasks.base import Example
@@ -60,7 +61,7 @@ def fitted(evidence: Sequence[Evidence], right: Sequence[bool]) -> dict[str, Any
     signals: dict[str, dict[str, Any]] = {}
     losses: dict[Signal, Array] = {}
     for signal in SIGNALS:
-        features = np.stack([one.score(signal) for one in evidence])
+        features = np.stack([features_of(one, signal) for one in evidence])
         candidates: dict[str, Callable[[Array, Array], AnyMap]] = (
             {"logistic": logistic} if signal == "combined" else {"temperature": temperature, "platt": platt, "isotonic": isotonic}
         )

@@ -22,11 +22,13 @@ import torch
 from mmedge import __version__
 from mmedge.engines.drafting import FILE_NAME as DRAFTS
 from mmedge.engines.drafting import PhraseTable
+from mmedge.engines.onnx.bundles import open_speaker
+from mmedge.engines.torch_decoding import torch_speaker
 from mmedge.errors import MmedgeError
 from mmedge.export.calibration import Observed, input_ranges, observe
 from mmedge.export.confidence import calibrated
 from mmedge.export.graphs import GraphChoice, choose_graphs, copy_configs, fused_products, write_fused, write_through_optimum
-from mmedge.export.quantization.bitsandbytes import FLOATS, Answering, write_rounded
+from mmedge.export.quantization.bitsandbytes import FLOATS, write_rounded
 from mmedge.export.quantization.formats import NumberFormat
 from mmedge.export.quantization.graphs import quantize_model
 from mmedge.export.quantization.precisions import FORMATS, HIGHER, MEANT_FOR, PRECISIONS, Numbers, Precision
@@ -215,7 +217,8 @@ class _Exporter:
     @cached_property
     def _reference(self) -> Reference:
         self._progress.line(f"the student answers {len(self._examples)} validation questions")
-        return Reference(self._student, self._examples, self._questions.form, self._limits["max_answer_tokens"])
+        speaker = torch_speaker(self._student, self._questions.form, self._limits["max_answer_tokens"])
+        return Reference(self._student, speaker, self._questions.form, self._examples)
 
     @cached_property
     def _vocabulary(self) -> TrimmedVocabulary | None:
@@ -326,8 +329,9 @@ class _Exporter:
             ranges = self._ranges() if precision in HIGHER and fixed else {}
             numbers = Numbers(precision, exceptions, observed, ranges)
             manifest = self._fill(folder, precision, numbers)
-            bundle = Student(Bundle.of(folder, manifest), device="cpu")
-            found = self._reference.compare(bundle, self._vocabulary.kept if self._vocabulary else None)
+            bundle = Bundle.of(folder, manifest)
+            student = Student(bundle, open_speaker(bundle, device="cpu"))
+            found = self._reference.compare(student.speaker, self._vocabulary.kept if self._vocabulary else None)
             said = problems(found, precision, self._drop)
             history.append(BudgetStep(len(exceptions), tuple(said), found.drop, found.mean_kl, bool(ranges)))
             if not said:
@@ -359,7 +363,7 @@ class _Exporter:
             self._progress.line(f"{precision}: every product had to be kept in {HIGHER[precision]}: nothing is left of {precision}")
         if self._wants_costs and precision in HIGHER:
             costs = costs or self._costs(precision)
-        confidence = calibrated(bundle, self._questions.questions.get(VALIDATION, ()), self._progress)
+        confidence = calibrated(student, self._questions.questions.get(VALIDATION, ()), self._progress)
         layers = {name: str(format_) for name, (format_, _) in numbers.written.items()}
         seal(
             folder,
@@ -388,16 +392,16 @@ class _Exporter:
         stated = AnsweringSection.model_validate(self._answers)
         strategy = {"kind": stated.strategy, **stated.model_dump(include=_OF_STRATEGY)}
         threshold = None
-        if stated.target_accuracy is not None or stated.max_handed_on is not None:
+        if stated.target_accuracy is not None or stated.max_withheld is not None:
             known = Confidence.from_manifest(confidence)
             if known is None:
                 raise MmedgeError(
                     f"no threshold can be chosen: {confidence['why']}",
-                    "raise split.validation, or leave out answering.target_accuracy and answering.max_handed_on",
+                    "raise split.validation, or leave out answering.target_accuracy and answering.max_withheld",
                 )
-            chosen = known.threshold(target_accuracy=stated.target_accuracy, max_handed_on=stated.max_handed_on)
-            known_from = chosen.value, chosen.accuracy, chosen.handed_on, chosen.questions, chosen.interval
-            threshold = ThresholdPart(*known_from, stated.target_accuracy, stated.max_handed_on)
+            chosen = known.threshold(target_accuracy=stated.target_accuracy, max_withheld=stated.max_withheld)
+            known_from = chosen.value, chosen.accuracy, chosen.withheld, chosen.questions, chosen.interval
+            threshold = ThresholdPart(*known_from, stated.target_accuracy, stated.max_withheld)
         return AnsweringPart(strategy, stated.constrained, threshold)
 
     def rounded(self, precision: BitsPrecision) -> QuantizedStudent:
@@ -459,7 +463,7 @@ class _Exporter:
             )
             seal_student(folder, self._details, manifest)
             self._progress.line(f"{precision}: {size / 1e6:.1f} MB in {duration(seconds)}; verifying")
-            found = self._reference.compare(Answering(open_student(folder, device=device)))
+            found = self._reference.compare(torch_speaker(open_student(folder, device=device)))
             said = problems(found, precision, self._drop)
             history.append(BudgetStep(len(finer), tuple(said), found.drop, found.mean_kl))
             if not said:

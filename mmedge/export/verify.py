@@ -8,22 +8,20 @@ through the student's layers must also fit into float16.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
-from mmedge.distill.scoring import generate
-from mmedge.engines.onnx.decoding import Engine
-from mmedge.engines.torch_engine import TorchEngine
+from mmedge.engines.speaker import Speaker
+from mmedge.engines.torch_decoding import TorchEngine, batch_rows
 from mmedge.errors import MmedgeError
 from mmedge.manifest import Verification, change_text
 from mmedge.statistics import paired_difference
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.base import Example
-from mmedge.tasks.encoding import Kind, Prompt, PromptEncoder
+from mmedge.tasks.encoding import Prompt
 from mmedge.tasks.forms import AnswerForm
-from mmedge.tasks.prompts import Context, render_question
 
 # float32 sums in another order differ, and the difference grows with depth; small students stay below 1e-4
 FP32_TOLERANCE = 2e-3
@@ -31,55 +29,42 @@ FP32_TOLERANCE = 2e-3
 MIN_TOP1 = {"fp16": 0.99, "int8": 0.95, "int4": 0.90, "bnb-int8": 0.95, "bnb-nf4": 0.90}
 
 
-class Compared(Protocol):
-    """What is compared with the student: a bundle, or a student with rounded weights."""
-
-    @property
-    def encoder(self) -> PromptEncoder: ...
-
-    @property
-    def engine(self) -> Engine: ...
-
-    def write(self, kind: Kind, contexts: Sequence[Context], max_new_tokens: int) -> list[str]: ...
-
-
 class Reference:
     """What a student answers to validation questions, written once for all bundles.
 
     Args:
         student: The torch student.
+        speaker: Asks it.
+        form: What answers look like.
         examples: Validation questions.
-        judge: How answers are judged.
-        max_answer_tokens: The longest answer.
     """
 
-    def __init__(self, student: TorchStudent, examples: Sequence[Example], judge: AnswerForm, max_answer_tokens: int) -> None:
-        self.examples, self._judge, self._limit, self._encoder = examples, judge, max_answer_tokens, student.encoder
-        self.contexts = [student.encoder.prompts.reasoning_context(render_question(example)) for example in examples]
-        self.answers = generate(student, "predict", self.contexts, max_answer_tokens)
-        engine: Engine = TorchEngine(student)
+    def __init__(self, student: TorchStudent, speaker: Speaker, form: AnswerForm, examples: Sequence[Example]) -> None:
+        self.examples, self._form, self._limit, self._encoder = examples, form, speaker.max_answer_tokens, student.encoder
+        self.contexts = [speaker.reasoning_context(example) for example in examples]
+        self.answers = speaker.write_all("predict", self.contexts, self._limit, batch_rows(student))
         self.forced = []
         for context, answer in zip(self.contexts, self.answers, strict=True):
-            prompt, target = student.encoder.prompt("predict", context), student.encoder.target(answer, max_answer_tokens)
-            self.forced.append((target, engine.forced_logits(prompt, target)))
+            prompt, target = speaker.prompt("predict", context), speaker.encoder.target(answer, self._limit)
+            self.forced.append((target, speaker.engine.forced_logits(prompt, target)))
         self.right = self._outcomes(self.answers)
-        self.label_probabilities = self._of_labels(student.encoder, engine)
+        self.label_probabilities = self._of_labels(speaker)
         self._student = student
 
     def _outcomes(self, texts: Sequence[str]) -> list[bool]:
         return [
-            self._judge.agrees(text, example.label, example.choices)
+            self._form.agrees(text, example.label, example.choices)
             for text, example in zip(texts, self.examples, strict=True)
             if example.label is not None
         ]
 
-    def _of_labels(self, encoder: PromptEncoder, engine: Engine) -> list[float]:
+    def _of_labels(self, speaker: Speaker) -> list[float]:
         """Return how likely each labelled question's label is as the answer."""
         found = []
         for context, example in zip(self.contexts, self.examples, strict=True):
             if example.label is not None:
-                target = encoder.target(example.label, self._limit)
-                logits = engine.forced_logits(encoder.prompt("predict", context), target)
+                target = speaker.encoder.target(example.label, self._limit)
+                logits = speaker.engine.forced_logits(speaker.prompt("predict", context), target)
                 logs = (logits - _log_sum(logits))[np.arange(len(target)), list(target)]
                 found.append(float(np.exp(logs.sum(dtype=np.float64))))
         return found
@@ -89,11 +74,11 @@ class Reference:
         prompts = [self._encoder.prompt("predict", context) for context in self.contexts]
         return largest_state(self._student, list(zip(prompts, [target for target, _ in self.forced], strict=True)))
 
-    def compare(self, bundle: Compared, kept: Sequence[int] | None = None) -> Verification:
+    def compare(self, bundle: Speaker, kept: Sequence[int] | None = None) -> Verification:
         """Ask a bundle the same questions and compare answers and logits.
 
         Args:
-            bundle: The bundle, or what else is compared.
+            bundle: Asks the bundle, or the quantized student.
             kept: The student's ids of the pieces that the bundle's vocabulary has; all by default.
 
         Raises:
@@ -107,7 +92,7 @@ class Reference:
                 raise MmedgeError(
                     f"the bundle's tokenizer cuts {answer!r} otherwise than the student's", "export without --trim-vocab"
                 )
-            right = bundle.engine.forced_logits(bundle.encoder.prompt("predict", context), own)
+            right = bundle.engine.forced_logits(bundle.prompt("predict", context), own)
             left = left if kept is None else left[:, list(kept)]
             differences.append(float(np.abs(left - right).max() / max(1.0, np.abs(left).max())))
             agreements += (left.argmax(-1) == right.argmax(-1)).tolist()
@@ -117,7 +102,7 @@ class Reference:
         if before:
             estimate = paired_difference([after], [before])
             change = (100 * estimate.value, 100 * estimate.low, 100 * estimate.high)
-        likely = self._of_labels(bundle.encoder, bundle.engine)
+        likely = self._of_labels(bundle)
         means, moved = None, None
         if likely:
             estimate = paired_difference([likely], [self.label_probabilities])

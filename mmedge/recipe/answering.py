@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mmedge.sections import Section, Share
+from mmedge.sections import Section, Share, renamed
 
 
 class AnsweringSection(Section):
-    """How a bundle answers where a call says nothing else; the bundle carries it.
+    """How a bundle answers where a call says nothing else; the bundle carries it, with the threshold that export chose."""
 
-    `strategy`: `answer` at once; `confidence` judges itself; `samples` draws so many chains of thought at `temperature` and lets
-    them vote (`choose_by` `majority`, `self_evaluation`, or `both`); `retry` does so where the confidence is below `retry_below`.
-    `constrained` answers have the task's form. Answers below a confidence are withheld where `target_accuracy` (of the answers
-    given) or `max_handed_on` (the share withheld) is given: export chooses the threshold on validation questions.
-    """
+    strategy: Literal["answer", "confidence", "samples", "retry"] = Field(
+        "answer",
+        description="Answer at once; answer and judge it (confidence); sample several chains of thought, whose answers vote "
+        "(samples); or do so only where the confidence is low (retry).",
+    )
+    samples: Annotated[int, Field(ge=1, le=64)] = Field(5, description="Chains of thought to sample.")
+    choose_by: Literal["majority", "self_evaluation", "both"] = Field("both", description="How the sampled answers vote.")
+    temperature: Annotated[float, Field(gt=0, le=10)] = Field(0.7, description="Sampling temperature.")
+    seed: int = Field(0, description="Sampling seed.")
+    retry_below: Share = Field(0.5, description="Confidence below which the strategy retry samples more.")
+    constrained: bool = Field(False, description="Allow only answers of the task's form.")
+    target_accuracy: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Withhold as few answers as bring the others to this accuracy on validation questions."
+    )
+    max_withheld: Share | None = Field(None, description="Withhold the least confident answers, at most this share of all.")
 
-    strategy: Literal["answer", "confidence", "samples", "retry"] = "answer"
-    samples: Annotated[int, Field(ge=1, le=64)] = 5
-    choose_by: Literal["majority", "self_evaluation", "both"] = "both"
-    temperature: Annotated[float, Field(gt=0, le=10)] = 0.7
-    seed: int = 0
-    retry_below: Share = 0.5
-    constrained: bool = False
-    target_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
-    max_handed_on: Annotated[float, Field(ge=0, le=1)] | None = None
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_names(cls, values: Any) -> Any:
+        return renamed(values, "max_handed_on", "max_withheld", "answering")
 
     @model_validator(mode="after")
     def _one_aim(self) -> AnsweringSection:
-        if self.target_accuracy is not None and self.max_handed_on is not None:
-            raise ValueError("give target_accuracy or max_handed_on, not both")
-        if self.strategy in ("samples", "retry") and (self.target_accuracy is not None or self.max_handed_on is not None):
-            raise ValueError(f"thresholds are chosen for answering at once, not for strategy {self.strategy!r}")
+        if self.target_accuracy is not None and self.max_withheld is not None:
+            raise ValueError("give target_accuracy or max_withheld, not both")
+        if self.strategy in ("samples", "retry") and (self.target_accuracy is not None or self.max_withheld is not None):
+            raise ValueError(f"thresholds are chosen for answering at once, not for the strategy {self.strategy!r}")
         return self

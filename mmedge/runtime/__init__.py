@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mmedge.engines.speaker import Judgement
+from mmedge.runtime.answers import Answer, Piece
+from mmedge.runtime.options import AnswerOptions
 from mmedge.runtime.strategies import Strategy
-from mmedge.runtime.student import Answer, Judgement, Piece, Student
+from mmedge.runtime.student import Student
 
 if TYPE_CHECKING:
     from mmedge.runtime.endpoint import Endpoint
 
-__all__ = ["Answer", "Endpoint", "Judgement", "Piece", "Strategy", "Student"]
+__all__ = ["Answer", "AnswerOptions", "Endpoint", "Judgement", "Piece", "Strategy", "Student"]
 
 
 def __getattr__(name: str) -> object:

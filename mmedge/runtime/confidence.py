@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mmedge.engines.speaker import Evidence
 from mmedge.errors import MmedgeError
 from mmedge.statistics import proportion
 
@@ -31,37 +32,20 @@ FEWEST_GIVEN = 20  # validation answers above a threshold, or a tenth of them, b
 _LARGEST = 30.0  # log-odds beyond which nothing more is said
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What a student showed while it answered one question.
+def features_of(evidence: Evidence, signal: Signal) -> NDArray[np.float64]:
+    """Return the features of a signal: (1,), or (4,) for the combined one.
 
-    Attributes:
-        answer: Log-probability of the whole answer, its end included, in nats.
-        evaluation: Log-odds of `correct` against the other verdicts; None where it was not asked.
-        agreement: 1 where the rationale comes to the same answer, -1 where it comes to another, 0 where it comes to none or none
-            was written.
-        rationale: Mean log-probability of the rationale's tokens, in nats; 0 where none was written.
+    Raises:
+        ValueError: The signal needs the verdict, and it was not asked.
     """
-
-    answer: float
-    evaluation: float | None = None
-    agreement: float = 0.0
-    rationale: float = 0.0
-
-    def score(self, signal: Signal) -> NDArray[np.float64]:
-        """Return the features of a signal: (1,), or (4,) for the combined one.
-
-        Raises:
-            ValueError: The signal needs the verdict, and it was not asked.
-        """
-        if signal == "answer":
-            return np.array([_log_odds(self.answer)])
-        if self.evaluation is None:
-            raise ValueError(f"the signal {signal!r} needs the verdict")
-        evaluation = float(np.clip(self.evaluation, -_LARGEST, _LARGEST))
-        if signal == "evaluation":
-            return np.array([evaluation])
-        return np.array([_log_odds(self.answer), evaluation, self.agreement, self.rationale])
+    if signal == "answer":
+        return np.array([_log_odds(evidence.answer)])
+    if evidence.evaluation is None:
+        raise ValueError(f"the signal {signal!r} needs the verdict")
+    evaluation = float(np.clip(evidence.evaluation, -_LARGEST, _LARGEST))
+    if signal == "evaluation":
+        return np.array([evaluation])
+    return np.array([_log_odds(evidence.answer), evaluation, evidence.agreement, evidence.rationale])
 
 
 def _log_odds(log_probability: float) -> float:
@@ -140,19 +124,19 @@ def map_from_json(value: Mapping[str, Any]) -> AnyMap:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Below which confidence an answer is withheld or handed on.
+    """Below which confidence an answer is withheld or escalated.
 
     Attributes:
         value: Answers with this confidence or more are given.
         accuracy: The share of right ones among the answers given on validation questions.
-        handed_on: The share of validation questions that fall below.
+        withheld: The share of validation questions that fall below.
         questions: How many validation questions that is known from.
         interval: 95 % interval of the accuracy.
     """
 
     value: float
     accuracy: float
-    handed_on: float
+    withheld: float
     questions: int
     interval: tuple[float, float] = (0.0, 1.0)
 
@@ -208,16 +192,16 @@ class Confidence:
         name = signal or self.chosen
         if not evidence:
             return []
-        return [float(p) for p in self.maps[name](np.stack([one.score(name) for one in evidence]))]
+        return [float(p) for p in self.maps[name](np.stack([features_of(one, name) for one in evidence]))]
 
     def threshold(
-        self, *, target_accuracy: float | None = None, max_handed_on: float | None = None, signal: Signal | None = None
+        self, *, target_accuracy: float | None = None, max_withheld: float | None = None, signal: Signal | None = None
     ) -> Threshold:
-        """Return the lowest threshold that reaches an accuracy, or the highest that hands on no more than a share.
+        """Return the lowest threshold that reaches an accuracy, or the highest that escalates no more than a share.
 
         Args:
             target_accuracy: Of the answers that are given, from 0 to 1.
-            max_handed_on: Of all questions, from 0 to 1.
+            max_withheld: Of all questions, from 0 to 1.
             signal: Whose confidence; the chosen one by default.
 
         Raises:
@@ -225,11 +209,11 @@ class Confidence:
         """
         name = signal or self.chosen
         confidences, right = self.known[name]
-        found = choose_threshold(confidences, right, target_accuracy=target_accuracy, max_handed_on=max_handed_on)
+        found = choose_threshold(confidences, right, target_accuracy=target_accuracy, max_withheld=max_withheld)
         if name not in self.given:
             return found
         # what is known of a question was said without it; what is said of a new one has the maps' own scale: the same share of it
-        below = round(found.handed_on * len(right))
+        below = round(found.withheld * len(right))
         return replace(found, value=sorted(self.given[name])[below] if below else 0.0)
 
 
@@ -238,18 +222,18 @@ def choose_threshold(
     right: Sequence[bool],
     *,
     target_accuracy: float | None = None,
-    max_handed_on: float | None = None,
+    max_withheld: float | None = None,
 ) -> Threshold:
     """Choose a threshold on questions whose answers are known; see `Confidence.threshold`."""
-    if (target_accuracy is None) == (max_handed_on is None):
-        raise MmedgeError("a threshold needs one aim", "give either a target accuracy or the largest share handed on")
+    if (target_accuracy is None) == (max_withheld is None):
+        raise MmedgeError("a threshold needs one aim", "give either a target accuracy or the largest share to escalate")
     values, truth = np.asarray(confidences, dtype=float), np.asarray(right, dtype=bool)
     order = np.unique(values)
     least = max(1, min(FEWEST_GIVEN, len(values) // 10))
     shares = [(float(value), given) for value in order if (given := values >= value).sum() >= least]
-    if max_handed_on is not None:
-        fitting = [(value, given) for value, given in shares if 1 - given.mean() <= max_handed_on + 1e-12]
-        value, given = fitting[-1]  # the lowest value hands on nothing, so there is one
+    if max_withheld is not None:
+        fitting = [(value, given) for value, given in shares if 1 - given.mean() <= max_withheld + 1e-12]
+        value, given = fitting[-1]  # the lowest value escalates nothing, so there is one
     else:
         assert target_accuracy is not None
         # the best of many cuts looks better than it is: half a standard error of its accuracy is taken off
@@ -259,7 +243,7 @@ def choose_threshold(
             raise MmedgeError(
                 f"no threshold reaches {100 * target_accuracy:g} % on validation questions, with a margin for luck"
                 f" (the best: {100 * best:.1f} %)",
-                "aim lower, or hand on a share: --max-handed-on 0.3",
+                "aim lower, or escalate a share: --max-withheld 0.3",
             )
         value, given = found
     value = 0.0 if given.all() else value

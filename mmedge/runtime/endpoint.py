@@ -21,7 +21,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from mmedge.errors import MmedgeError
 from mmedge.openai import LARGEST_REPLY, NO_PRICES, ChatFailure, ChatProtocol, ChatReply, HttpReply, Message, Prices, proxy_for
-from mmedge.runtime.escalation import Escalated, question_for
+from mmedge.runtime.escalation import EscalatedAnswer, question_for
 from mmedge.tasks.base import Example, Unparsed
 from mmedge.tasks.forms import AnswerForm
 
@@ -61,7 +61,7 @@ class Endpoint:
     def name(self) -> str:
         return self.model
 
-    def ask(self, example: Example, form: AnswerForm) -> Escalated:
+    def ask(self, example: Example, form: AnswerForm) -> EscalatedAnswer:
         """Answer one question.
 
         Raises:
@@ -74,7 +74,7 @@ class Endpoint:
             raise MmedgeError(f"{self.name} replied, but its reply could not be read: {found.value}")
         cost = self.prices.cost(reply.prompt_tokens, reply.completion_tokens)
         seconds = time.monotonic() - started
-        return Escalated(found.pseudo_label, found.rationale, reply.prompt_tokens, reply.completion_tokens, cost, seconds)
+        return EscalatedAnswer(found.pseudo_label, found.rationale, reply.prompt_tokens, reply.completion_tokens, cost, seconds)
 
     def _reply(self, messages: tuple[Message, ...]) -> ChatReply:
         attempt = 1

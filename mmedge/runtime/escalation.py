@@ -13,7 +13,7 @@ from mmedge.tasks.prompts import render_question
 
 
 @dataclass(frozen=True)
-class Escalated:
+class EscalatedAnswer:
     """What a bigger model answered.
 
     Attributes:
@@ -49,7 +49,7 @@ class BiggerModel(Protocol):
         """What answers call it."""
         ...
 
-    def ask(self, example: Example, form: AnswerForm) -> Escalated:
+    def ask(self, example: Example, form: AnswerForm) -> EscalatedAnswer:
         """Answer one question.
 
         Raises:
@@ -66,7 +66,7 @@ def question_for(example: Example, form: AnswerForm) -> str:
     )
 
 
-def escalated_all(bigger: BiggerModel, examples: list[Example], form: AnswerForm, at_once: int = 8) -> list[Escalated | str]:
+def escalated_all(bigger: BiggerModel, examples: list[Example], form: AnswerForm, at_once: int = 8) -> list[EscalatedAnswer | str]:
     """Ask a bigger model several questions at once; for those that fail, the reason.
 
     Args:
@@ -77,13 +77,13 @@ def escalated_all(bigger: BiggerModel, examples: list[Example], form: AnswerForm
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    def asked(example: Example) -> Escalated | str:
+    def asked(example: Example) -> EscalatedAnswer | str:
         try:
             return bigger.ask(example, form)
         except MmedgeError as error:
             return str(error).splitlines()[0]
 
-    ask: Callable[[Example], Escalated | str] = asked
+    ask: Callable[[Example], EscalatedAnswer | str] = asked
     if len(examples) <= 1:
         return [ask(example) for example in examples]
     with ThreadPoolExecutor(at_once) as pool:

@@ -1,14 +1,14 @@
-"""How a student goes about a question: answer at once, judge itself, draw several chains of thought, try again when in doubt.
+"""How a student finds an answer: at once, judging itself, sampling several chains of thought, trying again when in doubt.
 
 answer       one short `predict:`                                              the price is 1
 confidence   answer, rationale, and the student's own verdict on them
-samples      k chains of thought, drawn; their answers vote
+samples      k sampled chains of thought; their answers vote
 retry        as confidence; where that is low, as samples, with the first answer among them
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -17,22 +17,22 @@ from mmedge.tasks.forms import AnswerForm
 
 StrategyKind = Literal["answer", "confidence", "samples", "retry"]
 Choice = Literal["majority", "self_evaluation", "both"]
-COLDEST = 1e-3  # of drawing; below, logits divided by it are no numbers any more
+COLDEST = 1e-3  # sampling temperature; logits divided by less overflow
 MOST_SAMPLES = 64
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """How to go about questions.
+    """How to find answers.
 
     Attributes:
         kind: `answer`, `confidence`, `samples` or `retry`.
-        samples: How many chains of thought are drawn.
-        choose_by: Which answer wins: the one most often drawn (`majority`; self-consistency, Wang et al. 2023), the one that the
+        samples: How many chains of thought are sampled.
+        choose_by: Which answer wins: the most frequent one (`majority`; self-consistency, Wang et al. 2023), the one that the
             student judges best (`self_evaluation`), or the one with the largest sum of P(correct) (`both`).
-        temperature: Of drawing.
-        seed: Of drawing; the same seed draws the same texts, whatever else is asked in the batch.
-        retry_below: The confidence below which `retry` draws more.
+        temperature: Sampling temperature.
+        seed: Sampling seed; the same seed gives the same texts, whatever else is asked in the batch.
+        retry_below: The confidence below which `retry` samples more.
     """
 
     kind: StrategyKind = "answer"
@@ -45,19 +45,36 @@ class Strategy:
     def __post_init__(self) -> None:
         for name, value, allowed in (("kind", self.kind, get_args(StrategyKind)), ("choose_by", self.choose_by, get_args(Choice))):
             if value not in allowed:
-                raise MmedgeError(f"strategy: {name} {value!r} is none of {', '.join(allowed)}")
+                raise MmedgeError(f"strategy: invalid {name} {value!r}", f"it must be one of {', '.join(allowed)}")
         for name, number in (("samples", self.samples), ("seed", self.seed)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-                raise MmedgeError(f"strategy: {name} must be a whole number from 0 on, not {number!r}")
+                raise MmedgeError(f"strategy: {name} must be a whole number of at least 0, got {number!r}")
         for name, share in (("retry_below", self.retry_below), ("temperature", self.temperature)):
             if isinstance(share, bool) or not isinstance(share, (int, float)):
-                raise MmedgeError(f"strategy: {name} must be a number, not {share!r}")
+                raise MmedgeError(f"strategy: {name} must be a number, got {share!r}")
         if not 1 <= self.samples <= MOST_SAMPLES:
-            raise MmedgeError(f"strategy: samples must be from 1 to {MOST_SAMPLES}, not {self.samples}")
+            raise MmedgeError(f"strategy: samples must be from 1 to {MOST_SAMPLES}, got {self.samples}")
         if not 0 <= self.retry_below <= 1:
-            raise MmedgeError(f"strategy: retry_below is a confidence from 0 to 1, not {self.retry_below}")
+            raise MmedgeError(f"strategy: retry_below must be from 0 to 1, got {self.retry_below}")
         if not COLDEST <= self.temperature <= 10:
-            raise MmedgeError(f"strategy: temperature must be from {COLDEST:g} to 10, not {self.temperature:g}")
+            raise MmedgeError(f"strategy: temperature must be from {COLDEST:g} to 10, got {self.temperature:g}")
+
+    def changed(self, changes: Mapping[str, Any]) -> Strategy:
+        """Return the same with some settings changed.
+
+        Raises:
+            MmedgeError: A setting is not allowed, or would change nothing.
+        """
+        found = Strategy(**(asdict(self) | dict(changes)))
+        settings = [name for name in changes if name != "kind"]
+        if settings and found.kind not in ("samples", "retry"):
+            raise MmedgeError(
+                f"{settings[0]} is for the strategies samples and retry, and this is {found.kind}",
+                "choose one of them",
+            )
+        if found.kind == "samples" and "retry_below" in changes:
+            raise MmedgeError("retry_below is for the strategy retry", "choose it , or leave the setting out")
+        return found
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,7 +82,7 @@ class Strategy:
 
 @dataclass(frozen=True)
 class Sample:
-    """One chain of thought that was drawn.
+    """One sampled chain of thought.
 
     Attributes:
         text: Its answer.

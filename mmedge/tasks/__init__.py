@@ -46,6 +46,6 @@ def build_task(section: ArithmeticSection | DataFolderSection | JsonlSection | M
     if isinstance(found, JsonlSection):
         form = form_from_settings(found.form)
         tests = {name: Path(path) for name, path in found.test_files.items()}
-        return files.FileTask(found.name, form, Path(found.train_file), tests, form.name == "choice", limit=found.limit)
+        return files.FileTask(found.name, form, Path(found.train_file), tests, form.takes_choices, limit=found.limit)
     makers = {"svamp": files.svamp, "commonsenseqa": files.commonsenseqa, "nli": files.nli}
     return makers[found.kind](Path(found.data), found.limit)

@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal, Protocol
 
+from mmedge.errors import MmedgeError
 from mmedge.tasks.prompts import VERDICTS, Context, StudentPrompts
 
 Family = Literal["encoder-decoder", "decoder-only"]
@@ -141,6 +143,24 @@ class PromptEncoder:
         while len({tuple(ids[: common + 1]) for ids in encoded}) == 1:
             common += 1
         return encoded[0][:common], [ids[common] for ids in encoded]
+
+
+def load_tokenizer(path: Path) -> TextTokenizer:
+    """Open a `tokenizer.json`, truncation and padding off.
+
+    Raises:
+        MmedgeError: The file is missing or damaged.
+    """
+    import tokenizers
+
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises plain Exception
+        raise MmedgeError(f"cannot read {path}: {str(error)[:200]}", "export the student again") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    found: TextTokenizer = tokenizer
+    return found
 
 
 def _clean(text: str) -> str:

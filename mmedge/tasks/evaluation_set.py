@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmedge.errors import MmedgeError
-from mmedge.storage import Json, iterate_jsonl, text_field, write_text
+from mmedge.storage import Json, iterate_jsonl, text_field, write_bytes, write_text
 from mmedge.tasks.base import ChainOfThought, Example
 from mmedge.tasks.forms import AnswerForm, open_form
 
@@ -74,6 +74,8 @@ def write_evaluation_set(path: Path, evaluation: EvaluationSet) -> None:
             }
             for held in cots
         ]
+    for name, content in evaluation.form.files().items():
+        write_bytes(path.parent / name, content)
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
@@ -117,6 +119,28 @@ def read_evaluation_set(path: Path) -> EvaluationSet:
         {split: tuple(examples) for split, examples in questions.items()},
         {split: tuple(held) for split, held in cots.items()},
     )
+
+
+def _first_record(student: Path) -> Json:
+    """Return what the evaluation set beside a student or bundle says of its task; nothing where there is none."""
+    try:
+        with open(student.resolve().parent / FILE_NAME, encoding="utf-8") as file:
+            first = json.loads(file.readline())
+    except (OSError, ValueError):
+        return {}
+    return first if isinstance(first, dict) and first.get("kind") == "task" else {}
+
+
+def task_beside(student: Path) -> str | None:
+    """Return the task that a student was made for, by the evaluation set beside it; None where that is not known."""
+    name = _first_record(student).get("name")
+    return None if name is None else str(name)
+
+
+def form_beside(student: Path) -> AnswerForm | None:
+    """Return what the answers of a student's task look like, by the evaluation set beside it; None where that is not known."""
+    first = _first_record(student)
+    return open_form(first, student.resolve().parent) if first else None
 
 
 def read_example(record: Json, path: Path | str, number: int) -> Example:

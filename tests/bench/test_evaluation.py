@@ -12,10 +12,11 @@ import pytest
 
 from mmedge.bench.evaluation import EvaluationSettings, evaluate, signal_figures
 from mmedge.bench.evaluation_report import markdown, page
+from mmedge.engines.onnx.bundles import open_speaker
+from mmedge.engines.speaker import Evidence
 from mmedge.export.confidence import fitted
 from mmedge.manifest import open_bundle
 from mmedge.progress import Progress
-from mmedge.runtime.confidence import Evidence
 from mmedge.runtime.student import Student
 from mmedge.statistics import auroc, proportion
 from mmedge.tasks.evaluation_set import read_evaluation_set
@@ -51,7 +52,7 @@ def knowing(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     truth = [bool(number % 2) for number in range(80)]
     opened = open_bundle(bundle)
     manifest = replace(opened.manifest, confidence=fitted([shown(right) for right in truth], truth))
-    monkeypatch.setattr(Student, "load", classmethod(lambda cls, *_: cls(replace(opened, manifest=manifest))))
+    monkeypatch.setattr(Student, "load", classmethod(lambda cls, *_: cls(replace(opened, manifest=manifest), open_speaker(opened))))
     return bundle
 
 

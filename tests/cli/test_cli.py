@@ -70,9 +70,9 @@ def test_the_schema_of_recipes_is_for_editors() -> None:
 
 def test_an_option_with_an_old_name_works_with_a_notice(tiny_run: Path) -> None:
     old, new = (
-        mmedge("run", tiny_run / "bundle-int8", f"{name}=0.3", "How many?") for name in ("--max-handed-on", "--max-escalated")
+        mmedge("run", tiny_run / "bundle-int8", f"{name}=0.3", "How many?") for name in ("--max-handed-on", "--max-withheld")
     )
-    notice = "note: --max-handed-on is now called --max-escalated"
+    notice = "note: --max-handed-on is now called --max-withheld"
     assert old.err.startswith(notice) and old.err.splitlines()[1:] == new.err.splitlines()
 
 
@@ -100,15 +100,15 @@ def test_a_traceback_comes_only_with_debug(tmp_path: Path) -> None:
     assert "Traceback" in loud.err and loud.code != 0
 
 
-def test_labels_that_the_judge_cannot_parse_and_missing_annotations(tmp_path: Path) -> None:
+def test_labels_that_the_form_cannot_read_and_missing_annotations(tmp_path: Path) -> None:
     questions = tmp_path / "q.jsonl"
     questions.write_text('{"question": "Which?", "label": "a colour"}\n')
-    task = {"kind": "jsonl", "train_file": str(questions), "judge": "expression"}
+    task = {"kind": "jsonl", "train_file": str(questions), "form": "expression"}
     recipe = write_recipe(
         tmp_path / "r.yaml", tiny_recipe(task=task, teacher={"kind": "recorded", "cots": str(tmp_path / "c.jsonl")})
     )
     found = mmedge("distill", recipe, "--out", tmp_path / "run")
-    assert is_one_line_error(found) and "q.jsonl:1: the judge 'expression' cannot read the label" in found.err
+    assert is_one_line_error(found) and "q.jsonl:1: the label 'a colour' is not an answer of the form 'expression'" in found.err
     questions.write_text("".join(f'{{"question": "Which {i}?", "label": "4"}}\n' for i in range(80)))
     found = mmedge("distill", recipe, "--out", tmp_path / "run")
     assert is_one_line_error(found) and "no such file" in found.err and "c.jsonl" in found.err

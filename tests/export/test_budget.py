@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmedge.engines.torch_engine import TorchEngine
+from mmedge.engines.torch_decoding import TorchEngine
 from mmedge.errors import MmedgeError
 from mmedge.export import verify
 from mmedge.export.calibration import observe

@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 
+from mmedge.engines.speaker import Evidence
 from mmedge.errors import MmedgeError
 from mmedge.export.confidence import fitted, isotonic, logistic, platt, temperature
-from mmedge.runtime.confidence import Confidence, Evidence, LinearMap, choose_threshold, map_from_json, sigmoid
+from mmedge.runtime.confidence import Confidence, LinearMap, choose_threshold, features_of, map_from_json, sigmoid
 from mmedge.statistics import calibration_error
 
 RNG = np.random.default_rng(3)
@@ -81,10 +82,10 @@ def test_too_few_of_one_kind_are_not_learned_from() -> None:
 
 def test_thresholds_hand_on_no_more_than_allowed_and_reach_their_aim() -> None:
     confidences, right = [0.1, 0.2, 0.2, 0.5, 0.9, 0.9], [False, False, True, True, True, True]
-    assert choose_threshold(confidences, right, max_handed_on=0.0).value == 0.0
-    some = choose_threshold(confidences, right, max_handed_on=0.4)
-    assert (some.value, some.handed_on) == (0.2, pytest.approx(1 / 6))
-    assert choose_threshold(confidences, right, max_handed_on=0.5).value == 0.5
+    assert choose_threshold(confidences, right, max_withheld=0.0).value == 0.0
+    some = choose_threshold(confidences, right, max_withheld=0.4)
+    assert (some.value, some.withheld) == (0.2, pytest.approx(1 / 6))
+    assert choose_threshold(confidences, right, max_withheld=0.5).value == 0.5
     assert choose_threshold(confidences, right, target_accuracy=0.6).value == 0.2
     strict = choose_threshold(confidences, right, target_accuracy=0.8)
     assert strict.value == 0.5 and strict.interval[0] < 0.6 and strict.interval[1] == 1.0
@@ -118,11 +119,11 @@ def test_a_threshold_is_stated_on_the_scale_of_the_maps() -> None:
     maps = {"answer": LinearMap("temperature", (1.0,))}
     given = [0.2, 0.2, 0.2, 0.9, 0.9, 0.9, 0.99, 0.99, 0.99, 0.99]
     confidence = Confidence(maps, "answer", {"answer": known}, {"answer": given})  # type: ignore[arg-type]
-    found = confidence.threshold(max_handed_on=0.3)
-    assert found.value == 0.9 and found.handed_on == pytest.approx(0.3)
+    found = confidence.threshold(max_withheld=0.3)
+    assert found.value == 0.9 and found.withheld == pytest.approx(0.3)
     assert sum(value < found.value for value in given) == 3
-    assert confidence.threshold(max_handed_on=0.45).value == 0.9  # ties: no more than asked for
-    assert confidence.threshold(max_handed_on=0.0).value == 0.0
+    assert confidence.threshold(max_withheld=0.45).value == 0.9  # ties: no more than asked for
+    assert confidence.threshold(max_withheld=0.0).value == 0.0
 
 
 def test_a_spoiled_manifest_is_one_line() -> None:
@@ -148,6 +149,6 @@ def test_maps_survive_the_manifest() -> None:
 
 def test_evidence_at_the_ends_is_finite() -> None:
     for answer in (0.0, -1e-30, -1e9):
-        assert np.isfinite(Evidence(answer, 1e9, 1.0, -1e3).score("combined")).all()
+        assert np.isfinite(features_of(Evidence(answer, 1e9, 1.0, -1e3), "combined")).all()
     with pytest.raises(ValueError, match="needs the verdict"):
-        Evidence(-1.0).score("evaluation")
+        features_of(Evidence(-1.0), "evaluation")

@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from mmedge.bench.worker import serve
-from mmedge.engines.torch_engine import TorchEngine
+from mmedge.engines.torch_decoding import TorchEngine
 from mmedge.engines.variants import find_variants
 from mmedge.errors import MmedgeError
 from mmedge.export.export import export, variant_name

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from mmedge.manifest import open_bundle
-from mmedge.runtime.student import load_tokenizer
 from mmedge.tasks.base import Example
-from mmedge.tasks.encoding import PromptEncoder
+from mmedge.tasks.encoding import PromptEncoder, load_tokenizer
 from mmedge.tasks.expressions import parse
 from mmedge.tasks.forms.choice import ChoiceForm, LabelForm
 from mmedge.tasks.forms.constraints import Constraint, OneOf

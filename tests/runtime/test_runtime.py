@@ -40,26 +40,26 @@ def test_a_batch_of_unequal_lengths_answers_as_one_by_one(name: str, request: py
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_bundle_writes_the_tokens_that_torch_writes(name: str, request: pytest.FixtureRequest) -> None:
-    from mmedge.distill.scoring import verdict_probabilities
-    from mmedge.engines.torch_engine import TorchEngine
+    from mmedge.engines.torch_decoding import torch_speaker
     from mmedge.students.saved import open_student
 
     run: Path = request.getfixturevalue(name)
     edge, torch_student = Student.load(run / "bundle-fp32"), open_student(run / "student")
-    engine = TorchEngine(torch_student)
+    speaker = torch_speaker(torch_student)
+    engine, device = speaker.engine, edge.speaker
     contexts = [edge.bundle.manifest.prompts.reasoning_context(example.question) for example in _questions(run)[:8]]
     for kind in ("predict", "explain"):
-        prompts = [edge.encoder.prompt(kind, context) for context in contexts]
+        prompts = [device.prompt(kind, context) for context in contexts]
         assert prompts == [torch_student.encoder.prompt(kind, context) for context in contexts]
-        left, right = edge.engine.generate(prompts, 24), engine.generate(prompts, 24)
+        left, right = device.engine.generate(prompts, 24), engine.generate(prompts, 24)
         assert left.tokens == right.tokens
         assert left.steps == right.steps
-        forced = [engine.forced_logits(prompts[0], [5, 9, 4]), edge.engine.forced_logits(prompts[0], [5, 9, 4])]
+        forced = [engine.forced_logits(prompts[0], [5, 9, 4]), device.engine.forced_logits(prompts[0], [5, 9, 4])]
         assert np.abs(forced[0] - forced[1]).max() < 1e-3
     example = _questions(run)[0]
     cot = ChainOfThought("Because 3 and 4.", "3 + 4")
     judged = edge.judge([example.question], [cot])[0]
-    expected = verdict_probabilities(torch_student, [edge.bundle.manifest.prompts.evaluation_context(example.question, cot)])
+    expected = speaker.verdict_probabilities([speaker.prompt("predict", speaker.evaluation_context(example.question, cot))])
     assert judged.probability_correct == pytest.approx(float(expected[0, 0]), abs=1e-4)
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 import mmedge as package
-from mmedge import Answer, Piece, Strategy, Student
+from mmedge import Answer, AnswerOptions, Piece, Strategy, Student
 from mmedge.cli.asking import Asking, say
 from mmedge.errors import MmedgeError
 from mmedge.manifest import AnsweringPart, ThresholdPart
 from mmedge.runtime.confidence import Confidence, LinearMap
-from mmedge.runtime.escalation import Escalated
+from mmedge.runtime.escalation import EscalatedAnswer
 from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import read_evaluation_set
 from mmedge.tasks.expressions import parse
@@ -114,7 +114,7 @@ def test_samples_depend_on_their_seed_alone(opened: tuple[Student, list[Example]
     assert [sample.rationale for sample in other.samples] != [sample.rationale for sample in alone[0].samples]
 
 
-def test_retry_draws_only_where_there_is_doubt(opened: tuple[Student, list[Example]]) -> None:
+def test_retry_samples_only_where_there_is_doubt(opened: tuple[Student, list[Example]]) -> None:
     student, questions = opened
     never = student.answer_all(questions[:4], strategy=Strategy("retry", retry_below=0.0))
     assert not any(answer.samples for answer in never)
@@ -138,13 +138,13 @@ class Oracle:
 
     name = "oracle"
 
-    def ask(self, example: Example, judge: AnswerForm) -> Escalated:
+    def ask(self, example: Example, form: AnswerForm) -> EscalatedAnswer:
         if example.id == "lost":
             raise MmedgeError("nobody knows")
-        return Escalated("6 * 7", "because", 10, 5, 0.001, 0.1)
+        return EscalatedAnswer("6 * 7", "because", 10, 5, 0.001, 0.1)
 
 
-def test_doubtful_answers_are_withheld_or_handed_on(opened: tuple[Student, list[Example]]) -> None:
+def test_doubtful_answers_are_withheld_or_escalated(opened: tuple[Student, list[Example]]) -> None:
     student, questions = opened
     _calibrated(student)
     given = student.answer_all(questions, abstain_below=0.0)
@@ -160,13 +160,13 @@ def test_doubtful_answers_are_withheld_or_handed_on(opened: tuple[Student, list[
     assert handed[0].confidence is None and handed[0].verdict is None  # these were the student's, of what it would have said
     assert handed[0].guess == given[0].text
     assert handed[1].withheld and handed[1].problem == "nobody knows"
-    with pytest.raises(MmedgeError, match="below a confidence only"):
+    with pytest.raises(MmedgeError, match="requires a confidence threshold"):
         student.answer(questions[0], escalate_to=Oracle())
     chosen = student.threshold(target_accuracy=0.8)
-    assert (chosen.value, chosen.accuracy, chosen.handed_on) == (0.6, 1.0, 0.5)
+    assert (chosen.value, chosen.accuracy, chosen.withheld) == (0.6, 1.0, 0.5)
     student.confidence = None
     with pytest.raises(MmedgeError, match="not calibrated"):
-        student.threshold(max_handed_on=0.3)
+        student.threshold(max_withheld=0.3)
 
 
 EVERYTHING_WITHHELD = ThresholdPart(1.0, accuracy=1.0, withheld=1.0, questions=20)
@@ -181,9 +181,9 @@ def test_a_stream_does_not_show_what_the_bundle_withholds(
     opened: tuple[Student, list[Example]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     student, questions = opened
-    asking = Asking(student, False, False, False, Strategy(), None, None, None)
     for threshold, withheld in ((None, False), (EVERYTHING_WITHHELD, True)):
         _answers(student, AnsweringPart(threshold=threshold))
+        asking = Asking(student, AnswerOptions(), student.settled())
         say(asking, questions[0], stream=True)
         assert capsys.readouterr().out.startswith("no answer: ") == withheld
 
@@ -206,14 +206,14 @@ def test_thresholds_are_for_answering_at_once(opened: tuple[Student, list[Exampl
 @pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])
 def test_wrong_values_are_named(tiny_run: Path, threshold: float) -> None:
     student = Student.load(tiny_run / "bundle-int8")
-    with pytest.raises(MmedgeError, match="abstain_below is a confidence"):
+    with pytest.raises(MmedgeError, match="abstain_below must be from 0 to 1"):
         student.answer("x", abstain_below=threshold)
     with pytest.raises(MmedgeError, match="a list of questions"):
         student.answer_all("one question")
-    with pytest.raises(MmedgeError, match="not NoneType"):
+    with pytest.raises(MmedgeError, match="got NoneType"):
         student.answer(None)  # type: ignore[arg-type]
     for threads in (0, -3, 100_000):
-        with pytest.raises(MmedgeError, match="threads: "):
+        with pytest.raises(MmedgeError, match="threads"):
             Student.load(tiny_run / "bundle-int8", threads=threads)
 
 
@@ -237,9 +237,9 @@ def test_a_server_that_is_not_there_and_wrong_settings_are_one_line(tiny_run: Pa
 def test_options_that_would_change_nothing_are_refused(tiny_run: Path) -> None:
     question = ["run", tiny_run / "bundle-int8", "Ann has 3 apples."]
     for options, complaint in (
-        (["--samples", "3"], "--samples is for --strategy"),
+        (["--samples", "3"], "samples is for the strategies"),
         (["--temperature", "0.5", "--strategy", "confidence"], "this is confidence"),
-        (["--strategy", "samples", "--retry-below", "0.5"], "--retry-below"),
+        (["--strategy", "samples", "--retry-below", "0.5"], "retry_below is for"),
         (["--choice", "a", "--choice", "b"], "have no choices"),
         (["--stream", "--json"], "--stream"),
         (["--stream", "--strategy", "samples"], "outvoted"),

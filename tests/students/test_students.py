@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmedge.engines.torch_engine import TorchEngine
+from mmedge.engines.torch_decoding import TorchEngine
 from mmedge.errors import MmedgeError
 from mmedge.recipe import ScratchSection, StudentSection
 from mmedge.students.loading import load_student, resolve_source

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from mmedge.engines.drafting import EMPTY, FILE_NAME, Drafter, Luck, PhraseTable, StepCosts
+from mmedge.engines.engine import Engine
 from mmedge.engines.generation import (
     GREEDY,
     Decoding,
@@ -33,32 +34,10 @@ from mmedge.engines.onnx.graphs import Device, Graph, Place, Reading, bound, cho
 from mmedge.manifest import Bundle
 from mmedge.tasks.encoding import Prompt
 
-__all__ = ["Decoding", "Engine", "Generation", "Logits", "open_engine"]
-
 STEPPED = 4  # a batch whose rows have at most so many tokens more to read takes them one by one, and nothing is read twice
 LEAVES = 0.75  # a batch is made smaller when no more than this share of its rows still writes
 ENCODED_TOGETHER = 16  # contexts; what goes between layers then stays near the processor
 FILLED_UP_TO = 8  # tokens that a context is a multiple of where contexts are encoded together: more of them are then of a width
-
-
-class Engine(Protocol):
-    """Something that continues token sequences; bundles and torch students both are."""
-
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
-        """Continue each prompt until its end token or the limit."""
-        ...
-
-    def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
-        """Return the logits behind each prompt once `more` is written, (prompts, vocabulary)."""
-        ...
-
-    def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:
-        """Return the logits that predict each token of `target`, (len(target), vocabulary)."""
-        ...
-
-    def conversation(self) -> Engine:
-        """Return an engine that remembers what its prompts have in common from call to call; for one thread at a time."""
-        ...
 
 
 class DecoderOnlyEngine:

@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
 
-from mmedge.engines.torch_engine import TorchEngine
 from mmedge.folders import DETAILS
 from mmedge.students import dialects
 from mmedge.students.bitsandbytes import BitsPrecision, bits_config, kept_in_float, need_bitsandbytes
 from mmedge.students.saved import TASK_TOKENS
-from mmedge.students.student import TorchStudent
-from mmedge.tasks.encoding import Kind, PromptEncoder
-from mmedge.tasks.prompts import Context
 
 FLOATS = "float16"
 _NOT_COPIED = {DETAILS, *TASK_TOKENS, "config.json", "generation_config.json", "model.safetensors.index.json"}
@@ -63,27 +58,3 @@ def write_rounded(student: Path, out: Path, precision: BitsPrecision, finer: Seq
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
-
-
-@dataclass(frozen=True)
-class Answering:
-    """A torch student that is asked as a bundle is.
-
-    Attributes:
-        student: The student.
-    """
-
-    student: TorchStudent
-
-    @property
-    def encoder(self) -> PromptEncoder:
-        return self.student.encoder
-
-    @property
-    def engine(self) -> TorchEngine:
-        return TorchEngine(self.student)
-
-    def write(self, kind: Kind, contexts: Sequence[Context], max_new_tokens: int) -> list[str]:
-        """Write greedily behind each prompt, in one batch."""
-        prompts = [self.encoder.prompt(kind, context) for context in contexts]
-        return [self.encoder.text(tokens) for tokens in self.engine.generate(prompts, max_new_tokens).tokens]

@@ -98,6 +98,7 @@ class ChoiceForm(_OneOfSeveral):
     name: ClassVar[str] = "choice"
     settings_type: ClassVar[type[FormSettings]] = ChoiceSettings
     templates: ClassVar[str] = "commonsenseqa"
+    takes_choices: ClassVar[bool] = True
 
     @classmethod
     def from_settings(cls, settings: ChoiceSettings, folder: Path | None = None) -> ChoiceForm:

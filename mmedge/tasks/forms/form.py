@@ -32,12 +32,14 @@ class AnswerForm(ABC):
         settings_type: Its settings in a recipe.
         labels: The labels to choose from where the form has a fixed list of them.
         templates: The built-in teacher prompts for tasks of this form, by the name of their files.
+        takes_choices: Whether every question brings the texts to choose from.
         calculates: Whether answers have a value beyond their text (`84 / 2` comes to `42`).
     """
 
     name: ClassVar[str]
     settings_type: ClassVar[type[FormSettings]]
     templates: ClassVar[str] = "exact"
+    takes_choices: ClassVar[bool] = False
     calculates: ClassVar[bool] = False
     labels: tuple[str, ...] = ()
 

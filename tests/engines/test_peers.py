@@ -10,17 +10,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmedge.engines import ctranslate2, genai, llama_cpp, optimum
+from mmedge.engines.engine import Engine
 from mmedge.engines.generation import Decoding
-from mmedge.engines.onnx.decoding import Engine
-from mmedge.engines.peers import PeerName, asking_of, check_pieces, open_peer, peer_of, student_beside
+from mmedge.engines.peers import Peer, asked_as, check_vocabulary, student_beside
 from mmedge.errors import MmedgeError
 from mmedge.export.gguf import write_gguf
-from mmedge.runtime.student import Student, load_tokenizer
-from mmedge.tasks.encoding import Prompt, PromptEncoder, SpecialTokens
+from mmedge.runtime.student import Student
+from mmedge.tasks.encoding import Prompt, PromptEncoder, SpecialTokens, load_tokenizer
 from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS
 from tests.conftest import made_once
+from tests.export.test_fused import skip_without_optimum
 
 LIMIT = 12
+PEERS = {one.name: one for one in (optimum.PEER, llama_cpp.PEER, genai.PEER, ctranslate2.PEER)}
+
+
+def peer(name: str) -> Peer:
+    return PEERS[name]
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +40,7 @@ def llama_encoder(tiny_llama: Path) -> PromptEncoder:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, tiny_run: Path) -> dict[str, Path]:
     """Both small students as optimum exports them."""
+    skip_without_optimum()
 
     def make(folder: Path) -> None:
         from mmedge.export.graphs import write_through_optimum
@@ -94,11 +102,10 @@ def answers_as_torch_does(engine: Engine, folder: Path, encoder: PromptEncoder, 
     assert both.shape == (2, expected.shape[1])
 
 
-@pytest.mark.optimum
 def test_optimum_answers_as_a_decoder_only_student_does(
     exported: dict[str, Path], tiny_llama: Path, llama_encoder: PromptEncoder
 ) -> None:
-    engine = open_peer(PeerName("optimum", exported["llama"]), llama_encoder, 1)
+    engine = peer("optimum").open(exported["llama"], llama_encoder, 1)
     answers_as_torch_does(engine, tiny_llama, llama_encoder, 1e-4)
 
 
@@ -106,35 +113,26 @@ def same_as_ours(engine: Engine, student: Student, encoder: PromptEncoder) -> No
     """Check that a peer of an encoder-decoder answers as its bundle does, with beginnings of unequal length too."""
     prompts = prompts_of(encoder)
     prompts.append(encoder.prompt("explain", encoder.prompts.reasoning_context("How many apples?")))
-    ours, theirs = student.engine.generate(prompts, LIMIT), engine.generate(prompts, LIMIT)
+    ours, theirs = student.speaker.engine.generate(prompts, LIMIT), engine.generate(prompts, LIMIT)
     assert theirs.tokens == ours.tokens and theirs.ended == ours.ended
     assert any(row for row in ours.tokens)
     begun, _ = encoder.verdict_tokens()
-    np.testing.assert_allclose(engine.next_logits(prompts, begun), student.engine.next_logits(prompts, begun), atol=1e-3)
+    np.testing.assert_allclose(engine.next_logits(prompts, begun), student.speaker.engine.next_logits(prompts, begun), atol=1e-3)
     for target in ([7], [7, 8, 9]):
-        ours_forced = student.engine.forced_logits(prompts[0], target)
+        ours_forced = student.speaker.engine.forced_logits(prompts[0], target)
         np.testing.assert_allclose(engine.forced_logits(prompts[0], target), ours_forced, atol=1e-3)
 
 
-@pytest.mark.optimum
 def test_optimum_answers_as_an_encoder_decoder_does(exported: dict[str, Path], tiny_run: Path) -> None:
     student = Student.load(tiny_run / "bundle-fp32", 1)
-    engine = open_peer(PeerName("optimum", exported["t5"]), student.encoder, 1)
-    same_as_ours(engine, student, student.encoder)
+    engine = peer("optimum").open(exported["t5"], student.speaker.encoder, 1)
+    same_as_ours(engine, student, student.speaker.encoder)
 
 
-@pytest.mark.optimum
 def test_what_a_peer_does_not_do_is_refused(exported: dict[str, Path], llama_encoder: PromptEncoder) -> None:
-    engine = open_peer(PeerName("optimum", exported["llama"]), llama_encoder, 1)
+    engine = peer("optimum").open(exported["llama"], llama_encoder, 1)
     with pytest.raises(MmedgeError, match="greedy"):
         engine.generate(prompts_of(llama_encoder), LIMIT, Decoding(temperature=0.7, seeds=(0, 1)))
-
-
-def test_peers_are_named_by_kind_and_path() -> None:
-    assert peer_of("llama.cpp:models/a.gguf") == PeerName("llama.cpp", Path("models/a.gguf"))
-    assert peer_of("optimum:/a/b:c") == PeerName("optimum", Path("/a/b:c"))
-    assert peer_of("runs/quickstart") is None and peer_of("c:/bundle") is None and peer_of("genai") is None
-    assert str(PeerName("genai", Path("x"))) == "genai:x"
 
 
 def test_a_path_that_is_not_what_a_peer_needs_is_one_line(tmp_path: Path, llama_encoder: PromptEncoder) -> None:
@@ -145,14 +143,11 @@ def test_a_path_that_is_not_what_a_peer_needs_is_one_line(tmp_path: Path, llama_
         ("ctranslate2", "converter"),
     ):
         with pytest.raises(MmedgeError, match=f"is not .*{needs}"):
-            open_peer(PeerName(kind, tmp_path / "none"), llama_encoder, 1)  # type: ignore[arg-type]
-
-
-@pytest.mark.optimum
-def test_a_folder_that_optimum_cannot_open_is_one_line(tmp_path: Path, llama_encoder: PromptEncoder) -> None:
+            peer(kind).open(tmp_path / "none", llama_encoder, 1)
+    skip_without_optimum()
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(MmedgeError, match=r"optimum:.* cannot be opened"):
-        open_peer(PeerName("optimum", tmp_path), llama_encoder, 1)
+        peer("optimum").open(tmp_path, llama_encoder, 1)
 
 
 @pytest.mark.parametrize(
@@ -170,11 +165,10 @@ def test_a_peer_that_is_not_installed_names_its_package(
         pytest.skip(f"{module} is installed here")
     (tmp_path / file).write_text("{}")
     with pytest.raises(MmedgeError, match=f"needs the package '{module}', which is not installed") as caught:
-        open_peer(PeerName(kind, tmp_path / file if kind == "llama.cpp" else tmp_path), llama_encoder, 1)  # type: ignore[arg-type]
+        peer(kind).open(tmp_path / file if kind == "llama.cpp" else tmp_path, llama_encoder, 1)
     assert caught.value.hint.startswith("pip install")
 
 
-@pytest.mark.optimum
 def test_another_vocabulary_is_refused(llama_encoder: PromptEncoder, exported: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(exported["llama"], tmp_path / "other")
     tokenizer = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
@@ -184,32 +178,31 @@ def test_another_vocabulary_is_refused(llama_encoder: PromptEncoder, exported: d
     tokenizer["model"]["merges"] = []
     (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(MmedgeError, match="another vocabulary: token 1 is"):
-        open_peer(PeerName("optimum", tmp_path / "other"), llama_encoder, 1)
-    with pytest.raises(MmedgeError, match="another vocabulary: 2 pieces"):
-        check_pieces(PeerName("optimum", tmp_path), ["a", "b"], llama_encoder)
+        peer("optimum").open(tmp_path / "other", llama_encoder, 1)
+    with pytest.raises(MmedgeError, match="another vocabulary: 2 tokens"):
+        check_vocabulary("optimum:x", ["a", "b"], llama_encoder)
 
 
-@pytest.mark.optimum
 def test_a_student_of_the_other_family_is_refused(exported: dict[str, Path], llama_encoder: PromptEncoder) -> None:
     with pytest.raises(MmedgeError, match="is not a decoder-only student"):
-        open_peer(PeerName("optimum", exported["t5"]), llama_encoder, 1)
+        peer("optimum").open(exported["t5"], llama_encoder, 1)
 
 
 def test_how_a_peer_is_asked_says_the_student_or_bundle_beside_it(tiny_run: Path, tmp_path: Path) -> None:
-    name = PeerName("llama.cpp", tmp_path / "run" / "model.gguf")
+    model = tmp_path / "run" / "model.gguf"
     with pytest.raises(MmedgeError, match="no student or bundle lies beside it"):
-        student_beside(name)
+        student_beside("llama.cpp", model)
     bundle = tiny_run / "bundle-int8"
-    assert student_beside(name, [bundle]) == bundle
+    assert student_beside("llama.cpp", model, [bundle]) == bundle
     shutil.copytree(bundle, tmp_path / "run" / "bundle-int8")
-    assert student_beside(name) == tmp_path / "run" / "bundle-int8"
-    assert student_beside(PeerName("optimum", bundle)) == bundle
+    assert student_beside("llama.cpp", model) == tmp_path / "run" / "bundle-int8"
+    assert student_beside("optimum", bundle) == bundle
     shutil.copytree(tiny_run / "student", tmp_path / "run" / "student")
-    assert student_beside(name, [bundle]) == tmp_path / "run" / "student"
-    ours, theirs = asking_of(bundle), asking_of(tiny_run / "student")
+    assert student_beside("llama.cpp", model, [bundle]) == tmp_path / "run" / "student"
+    (ours, *limits), (theirs, *others) = asked_as(bundle), asked_as(tiny_run / "student")
     student = Student.load(bundle, 1)
-    assert prompts_of(ours.encoder) == prompts_of(theirs.encoder) == prompts_of(student.encoder)
-    assert ours.max_answer_tokens == theirs.max_answer_tokens == 12 and ours.max_rationale_tokens == theirs.max_rationale_tokens
+    assert prompts_of(ours) == prompts_of(theirs) == prompts_of(student.speaker.encoder)
+    assert limits == others and limits[0] == 12
 
 
 # ----------------------------------------------------------------------------- with their real libraries, where these are installed
@@ -225,7 +218,7 @@ def test_ctranslate2_answers_as_a_decoder_only_student_does(tiny_llama: Path, ll
     named = {"bos_token": settings["eos_token"], "unk_token": settings["eos_token"]}  # CTranslate2 opens nothing without these
     (student / "tokenizer_config.json").write_text(json.dumps(settings | named))
     TransformersConverter(str(student)).convert(str(tmp_path / "ct2"))
-    engine = open_peer(PeerName("ctranslate2", tmp_path / "ct2"), llama_encoder, 1)
+    engine = peer("ctranslate2").open(tmp_path / "ct2", llama_encoder, 1)
     answers_as_torch_does(engine, tiny_llama, llama_encoder, 1e-3)
 
 
@@ -235,11 +228,10 @@ def test_ctranslate2_answers_as_an_encoder_decoder_does(tiny_run: Path, tmp_path
 
     TransformersConverter(str(tiny_run / "student")).convert(str(tmp_path / "ct2"))
     student = Student.load(tiny_run / "bundle-fp32", 1)
-    engine = open_peer(PeerName("ctranslate2", tmp_path / "ct2"), student.encoder, 1)
-    same_as_ours(engine, student, student.encoder)
+    engine = peer("ctranslate2").open(tmp_path / "ct2", student.speaker.encoder, 1)
+    same_as_ours(engine, student, student.speaker.encoder)
 
 
-@pytest.mark.optimum
 def test_genai_answers_as_the_student_does(
     exported: dict[str, Path], tiny_llama: Path, llama_encoder: PromptEncoder, tmp_path: Path
 ) -> None:
@@ -275,14 +267,14 @@ def test_genai_answers_as_the_student_does(
         "decoder": decoder,
     }
     (folder / "genai_config.json").write_text(json.dumps({"model": model, "search": {"max_length": 512}}))
-    engine = open_peer(PeerName("genai", folder), llama_encoder, 1)
+    engine = peer("genai").open(folder, llama_encoder, 1)
     answers_as_torch_does(engine, tiny_llama, llama_encoder, 1e-3)
 
 
 def test_llama_cpp_answers_as_the_student_does(tiny_llama: Path, llama_encoder: PromptEncoder, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     write_gguf(tiny_llama, tmp_path / "student.gguf", "F32")
-    engine = open_peer(PeerName("llama.cpp", tmp_path / "student.gguf"), llama_encoder, 1)
+    engine = peer("llama.cpp").open(tmp_path / "student.gguf", llama_encoder, 1)
     answers_as_torch_does(engine, tiny_llama, llama_encoder, 2e-2)  # its cache is float16
     sampled = [engine.generate(prompts_of(llama_encoder), LIMIT, Decoding(temperature=1.0, seeds=(3, 4))).tokens for _ in range(2)]
     assert sampled[0] == sampled[1]

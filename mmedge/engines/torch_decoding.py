@@ -9,10 +9,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mmedge.engines.engine import Engine
 from mmedge.engines.generation import GREEDY, Decoding, Generation, Logits, by_beginning, decode, left_padded, right_padded
-from mmedge.engines.onnx.decoding import Engine
+from mmedge.engines.speaker import Speaker
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.encoding import Prompt
+from mmedge.tasks.forms import AnswerForm
+
+# prompts in a batch: enough to fill two cores, few enough for a few hundred MB; a GPU takes as long for one as for many
+_ROWS = {"cpu": 32, "cuda": 256}
+
+
+def batch_rows(student: TorchStudent) -> int:
+    """Return how many prompts a student is best given together."""
+    return _ROWS.get(next(student.model.parameters()).device.type, 32)
+
+
+def torch_speaker(
+    student: TorchStudent, form: AnswerForm | None = None, max_answer_tokens: int = 0, max_rationale_tokens: int = 0
+) -> Speaker:
+    """Return what asks a torch student; limits are only needed for what is written by `Speaker.thoughts`."""
+    return Speaker(TorchEngine(student), student.encoder, form, max_answer_tokens, max_rationale_tokens)
 
 
 class TorchEngine:

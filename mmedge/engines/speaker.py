@@ -1,0 +1,332 @@
+"""The speaker: answer, rationale, verdict and evaluation of any engine, in words. The only place that asks a student something.
+
+    speaker = Speaker(engine, encoder, form, max_answer_tokens=16, max_rationale_tokens=64)
+    speaker.thoughts([example], judged=True)[0].text, .rationale, .judgement.probability_correct
+
+Everything is written from one reading of the question: the engine's conversation keeps what its prompts have in common. Knows
+how a student is asked, and nothing of calibration, thresholds or bigger models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmedge.engines.engine import Engine
+from mmedge.engines.generation import Decoding, Logits
+from mmedge.tasks.base import ChainOfThought, Example, Unparsed
+from mmedge.tasks.encoding import Kind, Prompt, PromptEncoder
+from mmedge.tasks.forms.constraints import Constrainer
+from mmedge.tasks.forms.form import AnswerForm
+from mmedge.tasks.prompts import VERDICTS, Context, render_question
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A self-evaluation.
+
+    Attributes:
+        verdict: `correct`, `wrong` or `uncertain`, the most probable of the three.
+        probability_correct: P(correct) among the three, from the logits; not calibrated.
+        evaluation: The rationale of the verdict, where it was asked for.
+        log_odds: Of `correct` against the other two.
+    """
+
+    verdict: str
+    probability_correct: float
+    evaluation: str | None = None
+    log_odds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a student showed while it answered one question.
+
+    Attributes:
+        answer: Log-probability of the whole answer, its end included, in nats.
+        evaluation: Log-odds of `correct` against the other verdicts; None where it was not asked.
+        agreement: 1 where the rationale comes to the same answer, -1 where it comes to another, 0 where it comes to none or none
+            was written.
+        rationale: Mean log-probability of the rationale's tokens, in nats; 0 where none was written.
+    """
+
+    answer: float
+    evaluation: float | None = None
+    agreement: float = 0.0
+    rationale: float = 0.0
+
+
+@dataclass
+class Thought:
+    """What a student wrote to one question.
+
+    Attributes:
+        text: The answer.
+        log_probability: Of the whole answer, in nats.
+        rationale: The chain of thought, where it was written.
+        rationale_log_probability: Mean over its tokens, in nats.
+        judgement: The student's own, where it was asked for.
+    """
+
+    text: str
+    log_probability: float
+    rationale: str | None = None
+    rationale_log_probability: float = 0.0
+    judgement: Judgement | None = None
+
+    def evidence(self) -> Evidence:
+        """Return what is known without reading the rationale."""
+        return Evidence(self.log_probability, self.judgement.log_odds if self.judgement else None)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How texts are sampled: each of a question's samples has a seed of its own for answer and for rationale.
+
+    Attributes:
+        temperature: Above 0.
+        seed: The same seed gives the same texts, whatever else is asked in the batch.
+        samples: How many rows in a row belong to one question.
+    """
+
+    temperature: float
+    seed: int
+    samples: int
+
+    def decoding(self, part: int, rows: int) -> Decoding:
+        """Return how a part (0: answers, 1: rationales) of some rows is written."""
+        seeds = np.random.SeedSequence((abs(self.seed), part)).generate_state(self.samples)
+        return Decoding(temperature=self.temperature, seeds=tuple(int(seeds[row % self.samples]) for row in range(rows)))
+
+
+OnToken = Callable[[int, int], None]  # row, token
+
+
+def _told_nothing(part: str) -> OnToken | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for beside answers.
+
+    Attributes:
+        rationale: Write rationales.
+        judgement: Write rationales and look at the verdicts.
+        evaluation: Write the verdicts' rationales too.
+        constrained: Only answers of the task's form.
+        sampling: How to sample; greedy where None.
+        scored: Keep the log-probabilities of what is written; an engine with a loop of its own may not have them.
+        on_token: Returns who is told of each token of a part (`answer`, `rationale`, `evaluation`).
+    """
+
+    rationale: bool = False
+    judgement: bool = False
+    evaluation: bool = False
+    constrained: bool = False
+    sampling: Sampling | None = None
+    scored: bool = True
+    on_token: Callable[[str], OnToken | None] = _told_nothing
+
+
+ANSWER = Wanted()
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Asks one engine.
+
+    Attributes:
+        engine: Continues token sequences.
+        encoder: Makes prompts and reads what is written.
+        form: What answers look like; None where that is not known, and anything may be written.
+        max_answer_tokens: The longest answer.
+        max_rationale_tokens: The longest rationale or evaluation.
+    """
+
+    engine: Engine
+    encoder: PromptEncoder
+    form: AnswerForm | None
+    max_answer_tokens: int
+    max_rationale_tokens: int
+
+    @cached_property
+    def constrainer(self) -> Constrainer:
+        """What answers and rationales may be."""
+        return self.form.constrainer(self.encoder) if self.form is not None else Constrainer()
+
+    def on(self, engine: Engine) -> Speaker:
+        """Return the same for another engine, as one that watches this one."""
+        found = replace(self, engine=engine)
+        if "constrainer" in self.__dict__:
+            found.__dict__["constrainer"] = self.constrainer  # made once
+        return found
+
+    # -------------------------------------------------------------------------------------------------- contexts
+
+    def reasoning_context(self, example: Example) -> Context:
+        """Return what stands in front of an answer's and a rationale's task word."""
+        return self.encoder.prompts.reasoning_context(render_question(example))
+
+    def evaluation_context(self, question: str, cot: ChainOfThought) -> Context:
+        """Return what stands in front of a verdict's and an evaluation's task word; the question as it is rendered."""
+        return self.encoder.prompts.evaluation_context(question, cot)
+
+    def prompt(self, kind: Kind, context: Context) -> Prompt:
+        """Return a whole prompt."""
+        return self.encoder.prompt(kind, context)
+
+    # ---------------------------------------------------------------------------------------------------- asking
+
+    def write(self, kind: Kind, contexts: Sequence[Context], max_new_tokens: int) -> list[str]:
+        """Write greedily behind each prompt, in one batch."""
+        return self.write_prompts([self.prompt(kind, context) for context in contexts], max_new_tokens)
+
+    def write_prompts(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding | None = None) -> list[str]:
+        """Write behind prompts that are there already, in one batch."""
+        return [self.encoder.text(tokens) for tokens in self.engine.generate(prompts, max_new_tokens, how or Decoding()).tokens]
+
+    def write_all(
+        self, kind: Kind, contexts: Sequence[Context], max_new_tokens: int, rows: int, advance: Callable[[int], None] | None = None
+    ) -> list[str]:
+        """Write greedily behind any number of prompts, those of similar length together; texts come back in the prompts' order.
+
+        Args:
+            kind: Which task word to use.
+            contexts: One for each prompt.
+            max_new_tokens: The longest text.
+            rows: Prompts in one batch.
+            advance: Told how many more are written.
+        """
+        texts = [""] * len(contexts)
+        for places, prompts in self.batches(kind, contexts, rows):
+            for place, text in zip(places, self.write_prompts(prompts, max_new_tokens), strict=True):
+                texts[place] = text
+            if advance is not None:
+                advance(len(places))
+        return texts
+
+    def batches(self, kind: Kind, contexts: Sequence[Context], rows: int) -> Iterator[tuple[list[int], list[Prompt]]]:
+        """Yield prompts of similar length together, with their places in `contexts`."""
+        prompts = [self.prompt(kind, context) for context in contexts]
+        order = sorted(range(len(prompts)), key=lambda place: (len(prompts[place].context) + len(prompts[place].begun), place))
+        for first in range(0, len(order), rows):
+            places = order[first : first + rows]
+            yield places, [prompts[place] for place in places]
+
+    def thoughts(self, examples: Sequence[Example], wanted: Wanted = ANSWER) -> list[Thought]:
+        """Answer questions in one batch, and write what else is wanted, all from one reading of each.
+
+        Args:
+            examples: One for each row; the same one several times for several samples.
+            wanted: What to write.
+        """
+        asked = _Asked(self, [self.reasoning_context(example) for example in examples])
+        thoughts = asked.answers(examples, wanted)
+        if wanted.rationale or wanted.judgement:
+            asked.rationales(thoughts, wanted)
+        if wanted.judgement:
+            cots = [ChainOfThought(thought.rationale or "", thought.text) for thought in thoughts]
+            questions = [render_question(example) for example in examples]
+            found = asked.judgements(questions, cots, wanted.evaluation, wanted.on_token("evaluation"))
+            for thought, judgement in zip(thoughts, found, strict=True):
+                thought.judgement = judgement
+        return thoughts
+
+    def judge(self, questions: Sequence[str], cots: Sequence[ChainOfThought], *, explain: bool = False) -> list[Judgement]:
+        """Evaluate chains of thought in one batch, each on its rendered question."""
+        return _Asked(self, []).judgements(questions, cots, explain, None)
+
+    def evidence(self, example: Example, thought: Thought) -> Evidence:
+        """Return all that a thought shows, what its rationale comes to included."""
+        if thought.judgement is None:
+            return thought.evidence()
+        agreement = 0.0
+        found = self.form.read(thought.rationale or "", example) if self.form is not None else Unparsed.NO_ANSWER
+        if self.form is not None and not isinstance(found, Unparsed):
+            agreement = 1.0 if self.form.agrees(thought.text, found.pseudo_label, example.choices) else -1.0
+        return Evidence(thought.log_probability, thought.judgement.log_odds, agreement, thought.rationale_log_probability)
+
+    def verdict_probabilities(self, prompts: Sequence[Prompt]) -> NDArray[np.float64]:
+        """Return P(correct), P(wrong), P(uncertain) behind prompts of evaluation contexts, (prompts, 3), each row summing to 1."""
+        begun, tokens = self.encoder.verdict_tokens()
+        return _shares(self.engine.next_logits(prompts, begun)[:, tokens].astype(np.float64))
+
+
+def _shares(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the softmax of each row."""
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    found: NDArray[np.float64] = shares / shares.sum(1, keepdims=True)
+    return found
+
+
+@dataclass
+class _Asked:
+    """One batch of questions while it is asked: the engine's conversation, and the tokens of contexts, each encoded once."""
+
+    speaker: Speaker
+    contexts: Sequence[Context]
+    read: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.conversation = self.speaker.engine.conversation()
+
+    def prompts(self, kind: Kind, contexts: Sequence[Context]) -> list[Prompt]:
+        """Return prompts, what they read encoded once."""
+        encoder = self.speaker.encoder
+        new = {context.read: context for context in contexts if context.read not in self.read}
+        if len(new) == 1:
+            self.read |= {text: encoder.context(context) for text, context in new.items()}
+        elif new:
+            self.read |= zip(new, encoder.contexts(list(new.values())), strict=True)
+        return [Prompt(self.read[context.read], encoder.begun(kind, context)) for context in contexts]
+
+    def answers(self, examples: Sequence[Example], wanted: Wanted) -> list[Thought]:
+        speaker, limit = self.speaker, self.speaker.max_answer_tokens
+        allowed = tuple(speaker.constrainer.answer(example, limit) for example in examples) if wanted.constrained else ()
+        how = wanted.sampling.decoding(0, len(examples)) if wanted.sampling else Decoding()
+        constraints = allowed if any(allowed) else ()
+        how = replace(how, scored=wanted.scored, constraints=constraints, on_token=wanted.on_token("answer"))
+        written = self.conversation.generate(self.prompts("predict", self.contexts), limit, how)
+        scores = written.log_probabilities or [[]] * len(written.tokens)
+        return [Thought(speaker.encoder.text(row), sum(scored)) for row, scored in zip(written.tokens, scores, strict=True)]
+
+    def rationales(self, thoughts: Sequence[Thought], wanted: Wanted) -> None:
+        """Write rationales into thoughts."""
+        speaker = self.speaker
+        how = wanted.sampling.decoding(1, len(thoughts)) if wanted.sampling else Decoding()
+        prompts = self.prompts("explain", self.contexts)
+        allowed = tuple(speaker.constrainer.rationale() for _ in thoughts)
+        on_token = wanted.on_token("rationale")
+        constraints = allowed if any(allowed) else ()
+        how = replace(how, scored=wanted.scored, constraints=constraints, on_token=on_token, draft=True)
+        written = self.conversation.generate(prompts, speaker.max_rationale_tokens, how)
+        scores = written.log_probabilities or [[]] * len(written.tokens)
+        for thought, tokens, scored in zip(thoughts, written.tokens, scores, strict=True):
+            thought.rationale = speaker.encoder.text(tokens)
+            thought.rationale_log_probability = sum(scored) / max(1, len(scored))
+
+    def judgements(
+        self, questions: Sequence[str], cots: Sequence[ChainOfThought], explain: bool, on_token: OnToken | None
+    ) -> list[Judgement]:
+        speaker = self.speaker
+        contexts = [speaker.evaluation_context(question, cot) for question, cot in zip(questions, cots, strict=True)]
+        begun, tokens = speaker.encoder.verdict_tokens()
+        prompts = self.prompts("predict", contexts)
+        found: Logits = self.conversation.next_logits(prompts, begun)
+        logits = found[:, tokens].astype(np.float64)
+        shares = _shares(logits)
+        log_odds = logits[:, 0] - np.logaddexp.reduce(logits[:, 1:], axis=1)
+        evaluations: list[str | None] = [None] * len(contexts)
+        if explain:
+            how = Decoding(on_token=on_token, draft=True)
+            written = self.conversation.generate(self.prompts("explain", contexts), speaker.max_rationale_tokens, how)
+            evaluations = [speaker.encoder.text(ids) for ids in written.tokens]
+        return [
+            Judgement(VERDICTS[int(row.argmax())], float(row[0]), evaluation, float(odds))
+            for row, odds, evaluation in zip(shares, log_odds, evaluations, strict=True)
+        ]

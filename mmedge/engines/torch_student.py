@@ -1,0 +1,73 @@
+"""Students in torch, as they were saved or in another number type; quantized ones on a GPU where there is one.
+
+    torch:runs/quickstart/student     torch-bf16:…     torch-cuda-fp16:…
+
+Imports torch when one is opened.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmedge.engines.engine import EngineEntry, OpenedVariant, OpenRequest
+from mmedge.errors import MmedgeError, missing_extra
+from mmedge.machine import usable_cores
+from mmedge.storage import folder_size
+from mmedge.tasks.evaluation_set import form_beside, task_beside
+
+
+def _open(request: OpenRequest) -> OpenedVariant:
+    try:
+        import torch
+    except ImportError:
+        raise missing_extra("torch", "distill") from None
+
+    from mmedge.engines.torch_decoding import torch_speaker
+    from mmedge.students.saved import open_student, student_details, student_precision
+
+    place = Path(request.place)
+    if request.device == "cuda" and not torch.cuda.is_available():
+        raise MmedgeError("torch finds no CUDA GPU on this machine", "measure it on a machine that has one")
+    details = student_details(place)
+    saved = student_precision(details)
+    if (request.dtype is not None or request.device == "cuda") and saved != "fp32":
+        raise MmedgeError(f"{place} is quantized to {saved} already", f"name it without torch-…: {place}")
+    device = request.device or ("cuda" if saved != "fp32" and torch.cuda.is_available() else "cpu")
+    used = request.threads or usable_cores()
+    torch.set_num_threads(used)
+    student = open_student(place, device=device)
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if request.dtype is not None:
+        student.model.to(dtypes[request.dtype])
+    limits = details["recipe"]["generation"]
+    answers, rationales = int(limits["max_answer_tokens"]), int(limits["max_rationale_tokens"])
+    speaker = torch_speaker(student, form_beside(place), answers, rationales)
+    return OpenedVariant(
+        "torch",
+        request.dtype or saved,
+        used,
+        speaker,
+        folder_size(place),
+        device,
+        task_beside(place),
+        work=_step_work(student.model),
+    )
+
+
+def _step_work(model: Any) -> dict[str, int]:
+    """Return what one decoding step of a torch model does with its weights: its decoder's linear layers and its head."""
+    head, tables = model.get_output_embeddings(), model.get_input_embeddings()
+    linears = [head]
+    for name, module in model.get_decoder().named_modules():
+        # what a decoder sees of the question is computed once, before the first token
+        once = name.endswith(("EncDecAttention.k", "EncDecAttention.v"))
+        if getattr(module, "in_features", None) and not once:
+            linears.append(module)
+    sizes = [module.in_features * module.out_features for module in linears]
+    weights = {id(module.weight): module.weight.numel() * module.weight.element_size() for module in linears}
+    picked = 0 if id(tables.weight) in weights else tables.weight.numel() * tables.weight.element_size()
+    return {"bytes": sum(weights.values()), "operations": 2 * sum(sizes), "table_bytes": picked}
+
+
+ENTRY = EngineEntry("torch", "a student", _open, devices=("cuda",), dtypes=("bf16", "fp16"), extra="distill")

@@ -1,0 +1,82 @@
+"""What a student says to one question, and pieces of it while it is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmedge.runtime.escalation import EscalatedAnswer
+from mmedge.runtime.strategies import Sample
+
+_WHERE_KNOWN = ("value", "confidence", "signal", "rationale", "verdict", "probability_correct", "evaluation", "guess", "problem")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the student says to one question.
+
+    Attributes:
+        text: The answer as written; empty where it is withheld.
+        value: What the answer comes to, as text; None for tasks whose answers have no values, or where this one has none.
+        confidence: P(right). By the answer's own probability where nothing more was asked for, or nothing could be calibrated;
+            else by the signal that did best when the bundle was exported.
+        signal: Where the confidence comes from: `answer`, `evaluation`, `combined`, or `samples` (the share of the votes).
+        calibrated: Whether the confidence was calibrated on validation questions.
+        rationale: The chain of thought, where it was asked for.
+        verdict: The student's own verdict on rationale and answer, where it was asked for: `correct`, `wrong` or `uncertain`.
+        probability_correct: P(correct) among the three, from the verdict's logits; not calibrated.
+        evaluation: The rationale of the verdict, where it was asked for.
+        withheld: The confidence is below the threshold, and nobody else answered.
+        guess: What the student would have said to a question that was withheld or escalated.
+        source: `student`, or the name of the bigger model that answered.
+        escalation: What the bigger model's answer cost.
+        problem: Why a bigger model could not be asked.
+        samples: The chains of thought that were sampled.
+    """
+
+    text: str
+    value: str | None = None
+    confidence: float | None = None
+    signal: str | None = None
+    calibrated: bool = False
+    rationale: str | None = None
+    verdict: str | None = None
+    probability_correct: float | None = None
+    evaluation: str | None = None
+    withheld: bool = False
+    guess: str | None = None
+    source: str = "student"
+    escalation: EscalatedAnswer | None = None
+    problem: str | None = None
+    samples: tuple[Sample, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """Return it for a JSON-lines file; what was not asked for is left out."""
+        found: dict[str, object] = {"answer": None if self.withheld else self.text}
+        for name in _WHERE_KNOWN:
+            value = getattr(self, name)
+            if value is not None:
+                found[name] = round(value, 4) if isinstance(value, float) else value
+        if self.confidence is not None:
+            found["calibrated"] = self.calibrated
+        if self.withheld:
+            found["withheld"] = True
+        if self.source != "student":
+            found["source"] = self.source
+        if self.escalation is not None:
+            found["escalation"] = self.escalation.to_json()
+        if self.samples:
+            found["samples"] = [sample.text for sample in self.samples]
+        return found
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some more text of a stream.
+
+    Attributes:
+        part: `answer`, `rationale` or `evaluation`.
+        text: What was written since the last piece of this part.
+    """
+
+    part: str
+    text: str

@@ -1,0 +1,170 @@
+"""What is asked of a student, as one object, with the rules that hold between its parts.
+
+    AnswerOptions(explain=True, target_accuracy=0.9)
+
+The same options serve Python, the command line, files and pipes, and whoever serves a student to others. `settled` completes
+them by what a bundle states, and refuses what contradicts itself or would change nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, TypedDict
+
+from mmedge.errors import MmedgeError
+from mmedge.runtime.strategies import Strategy
+
+if TYPE_CHECKING:
+    from mmedge.manifest import AnsweringPart, Bundle
+    from mmedge.runtime.confidence import Confidence, Threshold
+    from mmedge.runtime.escalation import BiggerModel
+
+AFTERWARDS = ("samples", "retry")  # strategies whose answer is chosen when several are written
+
+
+class OptionChanges(TypedDict, total=False):
+    """The fields of `AnswerOptions`, as keywords of a call."""
+
+    explain: bool
+    evaluate: bool
+    confidence: bool
+    strategy: Strategy | None
+    constrained: bool | None
+    abstain_below: float | None
+    target_accuracy: float | None
+    max_withheld: float | None
+    escalate_to: BiggerModel | None
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """What is asked of a student.
+
+    Attributes:
+        explain: Also return a rationale.
+        evaluate: Also return the student's verdict on rationale and answer, and with `explain` the verdict's rationale.
+        confidence: Return the best confidence there is, not the one that costs nothing.
+        strategy: How to find an answer; None for the bundle's own.
+        constrained: Only answers of the task's form: a choice, a label, an expression. None for the bundle's own setting.
+        abstain_below: Withhold an answer whose confidence is lower. None for the bundle's own threshold, where it has one.
+        target_accuracy: Withhold as few answers as bring the others to this accuracy on validation questions, from 0 to 1.
+        max_withheld: Withhold the least confident answers, at most this share of them, from 0 to 1.
+        escalate_to: Answers what would be withheld.
+    """
+
+    explain: bool = False
+    evaluate: bool = False
+    confidence: bool = False
+    strategy: Strategy | None = None
+    constrained: bool | None = None
+    abstain_below: float | None = None
+    target_accuracy: float | None = None
+    max_withheld: float | None = None
+    escalate_to: BiggerModel | None = None
+
+    def changed(self, changes: OptionChanges) -> AnswerOptions:
+        """Return the same with some fields changed.
+
+        Raises:
+            MmedgeError: There is no such option.
+        """
+        known = [field.name for field in fields(self)]
+        if unknown := sorted(changes.keys() - set(known)):
+            raise MmedgeError(f"unknown option {unknown[0]!r}", f"options are {', '.join(known)}")
+        return replace(self, **changes) if changes else self
+
+    def settled(self, bundle: Bundle, confidence: Confidence | None) -> SettledOptions:
+        """Return the options completed by what a bundle states.
+
+        Args:
+            bundle: The bundle that is asked.
+            confidence: Its calibrated confidence; None where it has none.
+
+        Raises:
+            MmedgeError: Options contradict each other, a value is out of range, or the bundle cannot do what is asked.
+        """
+        stated = bundle.manifest.answering
+        strategy = self.strategy if self.strategy is not None else strategy_of(bundle)
+        if not isinstance(strategy, Strategy):
+            raise MmedgeError(f"strategy must be a Strategy, such as Strategy('samples'), got {strategy!r}")
+        threshold = self._threshold(strategy, stated, bundle, confidence)
+        if self.escalate_to is not None and threshold is None:
+            raise MmedgeError("escalate_to requires a confidence threshold", "give abstain_below, target_accuracy or max_withheld")
+        return SettledOptions(
+            explain=self.explain,
+            evaluate=self.evaluate,
+            confidence=self.confidence or threshold is not None,
+            strategy=strategy,
+            constrained=stated.constrained if self.constrained is None else self.constrained,
+            abstain_below=threshold,
+            escalate_to=self.escalate_to,
+        )
+
+    def chosen_threshold(self, bundle: Bundle, confidence: Confidence | None) -> Threshold | None:
+        """Return the threshold that reaches `target_accuracy` or `max_withheld`; None where neither is asked for.
+
+        Raises:
+            MmedgeError: The bundle's confidence was not calibrated, or no threshold reaches the aim.
+        """
+        if self.target_accuracy is None and self.max_withheld is None:
+            return None
+        if confidence is None:
+            why = bundle.manifest.confidence.get("why", "it was exported without")
+            raise MmedgeError(
+                f"no threshold can be chosen: this bundle's confidence is not calibrated ({why})",
+                "give abstain_below yourself, or distil with more or harder validation questions (split.validation)",
+            )
+        return confidence.threshold(target_accuracy=self.target_accuracy, max_withheld=self.max_withheld)
+
+    def _threshold(self, strategy: Strategy, stated: AnsweringPart, bundle: Bundle, confidence: Confidence | None) -> float | None:
+        aims = [name for name in ("abstain_below", "target_accuracy", "max_withheld") if getattr(self, name) is not None]
+        if len(aims) > 1:
+            raise MmedgeError(f"give one of abstain_below, target_accuracy and max_withheld, not {' and '.join(aims)}")
+        chosen = aims != ["abstain_below"] and (bool(aims) or stated.threshold is not None)
+        if chosen and strategy.kind in AFTERWARDS:
+            raise MmedgeError(
+                f"thresholds are chosen for answering at once, not for the strategy {strategy.kind!r}", "give abstain_below"
+            )
+        for name in aims:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise MmedgeError(f"{name} must be from 0 to 1, got {value!r}")
+        if self.abstain_below is not None:
+            return float(self.abstain_below)
+        found = self.chosen_threshold(bundle, confidence)
+        if found is not None:
+            return found.value
+        return stated.threshold.value if stated.threshold is not None else None
+
+
+@dataclass(frozen=True)
+class SettledOptions:
+    """Options with nothing left open; see `AnswerOptions` for what they mean.
+
+    Attributes:
+        abstain_below: The threshold; None where nothing is withheld.
+    """
+
+    explain: bool
+    evaluate: bool
+    confidence: bool
+    strategy: Strategy
+    constrained: bool
+    abstain_below: float | None
+    escalate_to: BiggerModel | None
+
+    @property
+    def decides_afterwards(self) -> bool:
+        """Whether an answer may be withheld or outvoted when it is written already."""
+        return bool(self.abstain_below) or self.strategy.kind in AFTERWARDS
+
+    def key(self) -> list[object]:
+        """Return what answers depend on, as JSON."""
+        bigger = self.escalate_to.name if self.escalate_to else None
+        settings = [self.explain, self.evaluate, self.confidence, self.strategy.to_json(), self.constrained, self.abstain_below]
+        return [*settings, bigger]
+
+
+def strategy_of(bundle: Bundle) -> Strategy:
+    """Return a bundle's own strategy."""
+    return Strategy(**bundle.manifest.answering.strategy)
