@@ -20,7 +20,6 @@ from mmedge.runtime.student import Student
 from mmedge.tasks.encoding import Prompt, PromptEncoder, SpecialTokens, load_tokenizer
 from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS
 from tests.conftest import made_once
-from tests.export.test_fused import skip_without_optimum
 
 LIMIT = 12
 PEERS = {one.name: one for one in (optimum.PEER, llama_cpp.PEER, genai.PEER, ctranslate2.PEER)}
@@ -40,7 +39,6 @@ def llama_encoder(tiny_llama: Path) -> PromptEncoder:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, tiny_run: Path) -> dict[str, Path]:
     """Both small students as optimum exports them."""
-    skip_without_optimum()
 
     def make(folder: Path) -> None:
         from mmedge.export.graphs import write_through_optimum
@@ -102,6 +100,7 @@ def answers_as_torch_does(engine: Engine, folder: Path, encoder: PromptEncoder, 
     assert both.shape == (2, expected.shape[1])
 
 
+@pytest.mark.optimum
 def test_optimum_answers_as_a_decoder_only_student_does(
     exported: dict[str, Path], tiny_llama: Path, llama_encoder: PromptEncoder
 ) -> None:
@@ -123,12 +122,14 @@ def same_as_ours(engine: Engine, student: Student, encoder: PromptEncoder) -> No
         np.testing.assert_allclose(engine.forced_logits(prompts[0], target), ours_forced, atol=1e-3)
 
 
+@pytest.mark.optimum
 def test_optimum_answers_as_an_encoder_decoder_does(exported: dict[str, Path], tiny_run: Path) -> None:
     student = Student.load(tiny_run / "bundle-fp32", 1)
     engine = peer("optimum").open(exported["t5"], student.speaker.encoder, 1)
     same_as_ours(engine, student, student.speaker.encoder)
 
 
+@pytest.mark.optimum
 def test_what_a_peer_does_not_do_is_refused(exported: dict[str, Path], llama_encoder: PromptEncoder) -> None:
     engine = peer("optimum").open(exported["llama"], llama_encoder, 1)
     with pytest.raises(MmedgeError, match="greedy"):
@@ -144,7 +145,10 @@ def test_a_path_that_is_not_what_a_peer_needs_is_one_line(tmp_path: Path, llama_
     ):
         with pytest.raises(MmedgeError, match=f"is not .*{needs}"):
             peer(kind).open(tmp_path / "none", llama_encoder, 1)
-    skip_without_optimum()
+
+
+@pytest.mark.optimum
+def test_a_folder_that_optimum_cannot_open_is_one_line(tmp_path: Path, llama_encoder: PromptEncoder) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(MmedgeError, match=r"optimum:.* cannot be opened"):
         peer("optimum").open(tmp_path, llama_encoder, 1)
@@ -169,6 +173,7 @@ def test_a_peer_that_is_not_installed_names_its_package(
     assert caught.value.hint.startswith("pip install")
 
 
+@pytest.mark.optimum
 def test_another_vocabulary_is_refused(llama_encoder: PromptEncoder, exported: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(exported["llama"], tmp_path / "other")
     tokenizer = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
@@ -183,6 +188,7 @@ def test_another_vocabulary_is_refused(llama_encoder: PromptEncoder, exported: d
         check_vocabulary("optimum:x", ["a", "b"], llama_encoder)
 
 
+@pytest.mark.optimum
 def test_a_student_of_the_other_family_is_refused(exported: dict[str, Path], llama_encoder: PromptEncoder) -> None:
     with pytest.raises(MmedgeError, match="is not a decoder-only student"):
         peer("optimum").open(exported["t5"], llama_encoder, 1)
@@ -232,6 +238,7 @@ def test_ctranslate2_answers_as_an_encoder_decoder_does(tiny_run: Path, tmp_path
     same_as_ours(engine, student, student.speaker.encoder)
 
 
+@pytest.mark.optimum
 def test_genai_answers_as_the_student_does(
     exported: dict[str, Path], tiny_llama: Path, llama_encoder: PromptEncoder, tmp_path: Path
 ) -> None:
