@@ -24,7 +24,7 @@ from pathlib import Path
 
 from mmedge.errors import MmedgeError
 from mmedge.openai import Message
-from mmedge.storage import read_text
+from mmedge.storage import read_text, write_text
 from mmedge.tasks import Example, Task
 from mmedge.tasks.reading import trim
 
@@ -134,6 +134,21 @@ def template_files(task: Task) -> dict[str, Path]:
         if all(path.is_file() for path in files.values()):
             return files
     raise MmedgeError(f"no built-in prompts for the task {task.name!r}", "name prompt files of your own in teacher.prompts")
+
+
+def copy_templates(task: Task, folder: Path) -> dict[str, Path]:
+    """Copy the built-in files for a task into a folder, to be edited; return the copies by kind.
+
+    Raises:
+        MmedgeError: A file of that name is there already.
+    """
+    copies = {}
+    for kind, source in template_files(task).items():
+        copies[kind] = folder / source.name
+        if copies[kind].exists():
+            raise MmedgeError(f"{copies[kind]} exists already", "move it away, or name another folder")
+        write_text(copies[kind], read_text(source))
+    return copies
 
 
 def load_prompts(task: Task, cot: Path | None, evaluation: Path | None) -> Prompts:
