@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
+from mmedge.bench.evaluation_results import Auroc, Cascade, Difference, EvaluationReport, Price, SplitResult
+from mmedge.bench.results import Interval, Share
 from mmedge.reports.charts import IntervalRow, Series, interval_chart, line_chart
-from mmedge.reports.formats import NOTHING, estimate, in_json, number, points, share
+from mmedge.reports.formats import NOTHING, estimate, number, points, share
 from mmedge.reports.page import Page
 from mmedge.reports.tables import Cell, Table
+from mmedge.storage import write_json, write_text
 
 SIGNAL_NAMES = {
     "answer": "the answer's own probability",
@@ -19,116 +22,116 @@ SIGNAL_NAMES = {
 }
 
 
-def _share(found: Mapping[str, Any] | None) -> str:
-    return share(*in_json(found))
+def write_report(report: EvaluationReport, folder: Path) -> str:
+    """Write a report as `evaluate-PRECISION.json`, `.md` and `.html`; return the files' name without its ending."""
+    name = f"evaluate-{report.precision}"
+    write_json(folder / f"{name}.json", report.to_json())
+    write_text(folder / f"{name}.md", markdown(report))
+    page(report).write(folder / f"{name}.html")
+    return name
 
 
-def _points(found: Mapping[str, Any] | None) -> str:
-    return points(*in_json(found), (found or {}).get("p"))
+# ------------------------------------------------------------------------------------------------------- tables
 
 
-def _value(found: Mapping[str, Any] | None) -> str:
-    few = f" (by {found['fewer']})" if found and found["interval_95"] is None else ""
-    return estimate(*in_json(found), digits=3) + few
+def _share(found: Interval | Share | None) -> str:
+    return share(found.value, found.interval_95) if found else NOTHING
 
 
-def sections(report: Mapping[str, Any]) -> list[Table]:
-    """Return every table."""
-    found: list[Table] = []
-    chosen = report["confidence"]["chosen"]
-    for split, result in report["splits"].items():
-        headings = [
-            "signal",
-            "AUROC",
-            "calibration error (by chance)",
-            "risk-coverage area",
-            "at 70 %",
-            "at 80 %",
-            "gain at 70 %, points",
-        ]
-        rows = [
-            [
-                Cell(f"{SIGNAL_NAMES[name]} (chosen)", "strong") if name == chosen else SIGNAL_NAMES[name],
-                _value(signal["auroc"]),
-                f"{number(signal['calibration_error']['value'], 3)} ({number(signal['calibration_error']['by_chance'], 3)})",
-                _value(signal["risk_coverage_area"]),
-                _share(signal["accuracy_at"]["0.7"]),
-                _share(signal["accuracy_at"]["0.8"]),
-                _points(signal["gain_at"]["0.7"]),
-            ]
-            for name, signal in result["signals"].items()
-        ]
-        found.append(Table(f"{split}: {result['questions']} questions, accuracy {_share(result['accuracy'])}", headings, rows))
-    for split, result in report["splits"].items():
-        found += _choices(split, result, report["prices"])
-    cascade = report["cascade"]
-    if cascade is not None:
-        rows = [["student alone", "0", _share(cascade["student"]), NOTHING, "0"]]
-        for point in cascade["points"]:
-            rows.append(
-                [
-                    f"at most {100 * point['max_handed_on']:g} % handed on",
-                    _share(point["handed_on"]),
-                    _share(point["accuracy"]),
-                    _points(point["gain_over_student"]),
-                    number(point["teacher_characters_per_question"], 0),
-                ]
-            )
-        characters = number(cascade["teacher_characters_per_question"], 0)
-        rows.append(["teacher alone", "100 %", _share(cascade["teacher"]), NOTHING, characters])
-        headings = ["cascade", "handed on", "accuracy", "gain over the student, points", "teacher's characters a question"]
-        found.append(Table(f"handing on to the recorded teacher, {cascade['questions']} held-out questions", headings, rows))
-    return found
+def _points(found: Difference | None) -> str:
+    return points(found.value, found.interval_95, found.p) if found else NOTHING
 
 
-def _choices(split: str, whole: Mapping[str, Any], prices: Mapping[str, Any]) -> list[Table]:
-    """Return what strategies and thresholds do on one test split."""
-    found: list[Table] = []
+def _auroc(found: Auroc | None) -> str:
+    if found is None:
+        return NOTHING
+    return estimate(found.value, found.interval_95, 3) + (f" (by {found.fewer})" if found.interval_95 is None else "")
+
+
+def _signals(report: EvaluationReport, split: str, result: SplitResult) -> Table:
+    headings = ["signal", "AUROC", "calibration error (by chance)", "risk-coverage area"]
+    headings += ["at 70 %", "at 80 %", "gain at 70 %, points"]
     rows = []
-    for name, strategy in whole["strategies"].items():
-        price = prices.get(name.split(",")[0] if "samples" in name else name)
+    for name, signal in result.signals.items():
+        error, area = signal.calibration_error, signal.risk_coverage_area
+        is_chosen = name == report.confidence.chosen
         rows.append(
             [
-                name,
-                _share(strategy["accuracy"]),
-                _points(strategy["difference"]),
-                f"{price['mean_times_answer']:.2f} ×" if price else NOTHING,
+                Cell(f"{SIGNAL_NAMES[name]} (chosen)", "strong") if is_chosen else SIGNAL_NAMES[name],
+                _auroc(signal.auroc),
+                f"{number(error.value, 3)} ({number(error.by_chance, 3)})",
+                estimate(area.value, area.interval_95, 3) if area else NOTHING,
+                _share(signal.accuracy_at["0.7"]),
+                _share(signal.accuracy_at["0.8"]),
+                _points(signal.gain_at["0.7"]),
             ]
         )
-    for name in ("answer, rationale", "answer, rationale, confidence"):
-        if name in prices:
-            rows.append([name, "as answer", NOTHING, f"{prices[name]['mean_times_answer']:.2f} ×"])
-    found.append(Table(f"strategies, {split}", ["strategy", "accuracy", "against answering at once, points", "time"], rows))
-    if whole["abstaining"]:
-        rows = []
-        for aim in whole["abstaining"]:
-            wanted = (
-                f"{100 * aim['target_accuracy']:g} % right"
-                if aim["target_accuracy"]
-                else f"{100 * aim['max_handed_on']:g} % withheld"
-            )
-            if "problem" in aim:
-                rows.append([wanted, aim["problem"], NOTHING, NOTHING])
-                continue
-            rows.append([wanted, number(aim["threshold"], 3), _share(aim["accuracy_of_given"]), _share(aim["withheld"])])
-        headings = ["aim on validation questions", "threshold", "accuracy of the answers given", "withheld"]
-        found.append(Table(f"abstaining, {split}", headings, rows))
+    return Table(f"{split}: {result.questions} questions, accuracy {_share(result.accuracy)}", headings, rows)
+
+
+def _strategies(split: str, result: SplitResult, prices: Mapping[str, Price]) -> Table:
+    def price_of(name: str) -> str:
+        price = prices.get(name)
+        return f"{price.mean_times_answer:.2f} ×" if price else NOTHING
+
+    rows = [
+        [name, _share(found.accuracy), _points(found.difference), price_of(name.split(",")[0] if "samples" in name else name)]
+        for name, found in result.strategies.items()
+    ]
+    more = [name for name in ("answer, rationale", "answer, rationale, confidence") if name in prices]
+    rows += [[name, "as answer", NOTHING, price_of(name)] for name in more]
+    return Table(f"strategies, {split}", ["strategy", "accuracy", "against answering at once, points", "time"], rows)
+
+
+def _abstaining(split: str, result: SplitResult) -> Table:
+    rows = []
+    for aim in result.abstaining:
+        wanted = f"{100 * (aim.target_accuracy or aim.max_withheld or 0):g} % {'right' if aim.target_accuracy else 'withheld'}"
+        given = [aim.problem or number(aim.threshold, 3), _share(aim.accuracy_of_given), _share(aim.withheld)]
+        rows.append([wanted, *given])
+    headings = ["aim on validation questions", "threshold", "accuracy of the answers given", "withheld"]
+    return Table(f"abstaining, {split}", headings, rows)
+
+
+def _cascade(found: Cascade) -> Table:
+    rows = [["student alone", "0", _share(found.student), NOTHING, "0"]]
+    for point in found.points:
+        characters = number(point.teacher_characters_per_question, 0)
+        wanted = f"at most {100 * point.max_escalated:g} % escalated"
+        rows.append([wanted, _share(point.escalated), _share(point.accuracy), _points(point.gain_over_student), characters])
+    characters = number(found.teacher_characters_per_question, 0)
+    rows.append(["teacher alone", "100 %", _share(found.teacher), NOTHING, characters])
+    headings = ["cascade", "escalated", "accuracy", "gain over the student, points", "teacher's characters a question"]
+    return Table(f"escalating to the recorded teacher, {found.questions} held-out questions", headings, rows)
+
+
+def _decisions(report: EvaluationReport) -> list[Table]:
+    """Return what strategies and thresholds do, split by split."""
+    found = []
+    for split, result in report.splits.items():
+        found.append(_strategies(split, result, report.prices))
+        if result.abstaining:
+            found.append(_abstaining(split, result))
     return found
 
 
-def conditions(report: Mapping[str, Any]) -> str:
-    """Return one line that says what was measured, where and how."""
-    where, settings = report["machine"], report["settings"]
-    calibration = report["confidence"]
+def _sections(report: EvaluationReport) -> list[Table]:
+    signals = [_signals(report, split, result) for split, result in report.splits.items()]
+    return [*signals, *_decisions(report), *([_cascade(report.cascade)] if report.cascade else [])]
+
+
+def conditions(report: EvaluationReport) -> str:
+    """Return one paragraph that says what was measured, where and how."""
+    where, settings, calibration = report.machine, report.settings, report.confidence
     how = (
-        f"calibrated on {calibration['questions']} validation questions"
-        if calibration["signals"]
-        else f"not calibrated: {calibration['why'] or 'the bundle has no confidence'}"
+        f"calibrated on {calibration.questions} validation questions"
+        if calibration.signals
+        else f"not calibrated: {calibration.why or 'the bundle has no confidence'}"
     )
     versions = " ".join(f"{name} {version}" for name, version in where["packages"].items())
-    drawn = f"{settings['samples']} samples at temperature {settings['temperature']:g}, seed {settings['seed']}"
+    sampled = f"{settings['samples']} samples at temperature {settings['temperature']:g}, seed {settings['seed']}"
     return (
-        f"{report['recipe']}, {report['bundle']}; confidence {how}; {drawn}. Behind a calibration error: what honest confidences "
+        f"{report.recipe}, {report.bundle}; confidence {how}; {sampled}. Behind a calibration error: what honest confidences "
         "would stay below 19 times of 20; behind an AUROC without interval: how few answers of one kind it rests on. "
         "Brackets are 95 % intervals (Wilson's for shares of "
         f"questions, else bootstrap over questions). {where['processor']}, {where['cores']} cores, Python {where['python']}, "
@@ -136,91 +139,84 @@ def conditions(report: Mapping[str, Any]) -> str:
     )
 
 
-def tables(report: Mapping[str, Any]) -> list[Table]:
+def tables(report: EvaluationReport) -> list[Table]:
     """Return the report as tables for the terminal: the last one says what was measured, where and how."""
-    *found, last = sections(report)
+    *found, last = _sections(report)
     return [*found, replace(last, caption=conditions(report))]
 
 
-def markdown(report: Mapping[str, Any]) -> str:
+def markdown(report: EvaluationReport) -> str:
     """Return the report as Markdown."""
-    lines = [f"# Does {report['recipe']} know when it is wrong?", ""]
-    for table in sections(report):
+    lines = [f"# Does {report.recipe} know when it is wrong?", ""]
+    for table in _sections(report):
         lines += [f"## {table.title}", "", table.markdown(), ""]
     return "\n".join([*lines, conditions(report), ""])
 
 
-def page(report: Mapping[str, Any]) -> Page:
+# ------------------------------------------------------------------------------------------------------- page
+
+
+def page(report: EvaluationReport) -> Page:
     """Return the report as a page with figures."""
-    found = Page(f"Does {report['recipe']} know when it is wrong?", conditions(report))
-    found_sections = sections(report)
-    splits = report["splits"]
-    for table, result in zip(found_sections, splits.values(), strict=False):
+    found = Page(f"Does {report.recipe} know when it is wrong?", conditions(report))
+
+    def add(table: Table) -> None:
         found.heading(table.title)
         found.table(table)
+
+    for split, result in report.splits.items():
+        add(_signals(report, split, result))
         found.figure(risk_chart(result), "Wrong answers among those given, the most confident first. Lower is better.")
-        found.figure(
-            reliability_chart(result), "Right answers among those of about the same confidence. On the diagonal is honest."
-        )
-        found.figure(
-            interval_chart(
-                [
-                    IntervalRow(SIGNAL_NAMES[name], *_ends(signal["auroc"]), words=_value(signal["auroc"]))
-                    for name, signal in result["signals"].items()
-                    if signal["auroc"] and signal["auroc"]["interval_95"]
-                ],
-                x_label="AUROC",
-            )
-        )
-    for table in found_sections[len(splits) :]:
-        found.heading(table.title)
-        found.table(table)
-        if table.title.startswith("handing on"):
-            found.figure(
-                cascade_chart(report["cascade"]),
-                "The least confident questions are handed on; at random, accuracy is on the dashed line.",
-            )
+        caption = "Right answers among those of about the same confidence. On the diagonal is honest."
+        found.figure(reliability_chart(result), caption)
+        found.figure(auroc_chart(result))
+    for table in _decisions(report):
+        add(table)
+    if report.cascade:
+        add(_cascade(report.cascade))
+        caption = "The least confident questions are escalated; at random, accuracy is on the dashed line."
+        found.figure(cascade_chart(report.cascade), caption)
     return found
 
 
-def _ends(found: Mapping[str, Any]) -> tuple[float, float, float]:
-    return found["value"], found["interval_95"][0], found["interval_95"][1]
+def auroc_chart(result: SplitResult) -> str:
+    """Return the AUROC of all signals that have an interval, as SVG."""
+    rows = [
+        IntervalRow(SIGNAL_NAMES[name], area.value, *area.interval_95, words=_auroc(area))
+        for name, signal in result.signals.items()
+        if (area := signal.auroc) and area.interval_95
+    ]
+    return interval_chart(rows, x_label="AUROC")
 
 
-def risk_chart(result: Mapping[str, Any]) -> str:
+def risk_chart(result: SplitResult) -> str:
     """Return the risk-coverage curves of all signals, as SVG."""
     series = [
-        Series(SIGNAL_NAMES[name], [(100 * coverage, risk) for coverage, risk in signal["risk_coverage"]])
-        for name, signal in result["signals"].items()
+        Series(SIGNAL_NAMES[name], [(100 * coverage, risk) for coverage, risk in signal.risk_coverage])
+        for name, signal in result.signals.items()
     ]
     return line_chart(series, x_label="questions answered, %", y_label="wrong among the answers given", percent=True, zero=True)
 
 
-def reliability_chart(result: Mapping[str, Any]) -> str:
+def reliability_chart(result: SplitResult) -> str:
     """Return right answers against stated confidence, as SVG."""
     series = [
-        Series(
-            SIGNAL_NAMES[name],
-            [(100 * part["confidence"], part["right"]["value"]) for part in signal["reliability"]],
-        )
-        for name, signal in result["signals"].items()
+        Series(SIGNAL_NAMES[name], [(100 * part.confidence, part.right.value or 0.0) for part in signal.reliability])
+        for name, signal in result.signals.items()
     ]
     series.append(Series("honest", [(0.0, 0.0), (100.0, 1.0)], dashed=True))
     return line_chart(series, x_label="confidence, %", y_label="right answers", percent=True, zero=True, markers=True)
 
 
-def cascade_chart(cascade: Mapping[str, Any]) -> str:
-    """Return accuracy against the share handed on, as SVG."""
-    curve: Sequence[tuple[float, float]] = [(100 * share, accuracy) for share, accuracy in cascade["curve"]]
-    student, teacher = cascade["student"]["value"], cascade["teacher"]["value"]
+def cascade_chart(cascade: Cascade) -> str:
+    """Return accuracy against the share escalated, as SVG."""
+    curve: Sequence[tuple[float, float]] = [(100 * escalated, accuracy) for escalated, accuracy in cascade.curve]
     series = [
         Series("the least confident first", curve),
-        Series("at random", [(0.0, student), (100.0, teacher)], dashed=True),
+        Series("at random", [(0.0, cascade.student.value), (100.0, cascade.teacher.value)], dashed=True),
     ]
-    points = cascade["points"]
-    if points:
-        at = [(100 * point["handed_on"]["value"], point["accuracy"]["value"]) for point in points]
-        low = [point["accuracy"]["interval_95"][0] for point in points]
-        high = [point["accuracy"]["interval_95"][1] for point in points]
+    if cascade.points:
+        at = [(100 * (point.escalated.value or 0.0), point.accuracy.value) for point in cascade.points]
+        low, high = ([point.accuracy.interval_95[end] for point in cascade.points] for end in (0, 1))
         series.append(Series("thresholds chosen on validation questions", at, low, high))
-    return line_chart(series, x_label="questions handed on, %", y_label="right answers", percent=True)
+    return line_chart(series, x_label="questions escalated, %", y_label="right answers", percent=True)

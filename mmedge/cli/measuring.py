@@ -226,22 +226,19 @@ def evaluate(
     """Measure whether a bundle knows when it is wrong, and what abstaining, escalating and voting gain."""
     from mmedge.bench.evaluation import EvaluationSettings
     from mmedge.bench.evaluation import evaluate as measure
-    from mmedge.bench.evaluation_report import markdown, page, tables
+    from mmedge.bench.evaluation_report import tables, write_report
     from mmedge.manifest import refuse_bundle
-    from mmedge.storage import write_json, write_text
+    from mmedge.runtime import Student
 
     folder = out or bundle.resolve().parent
     refuse_bundle(folder, "--out")
     journal = folder / f".evaluate-{bundle.name}.journal"
-    settings = EvaluationSettings(questions, samples.samples, samples.temperature, samples.seed, batch, timed, threads)
-    report = measure(bundle, settings, progress(quiet), evaluation, journal)
-    name = f"evaluate-{report['precision']}"
-    write_json(folder / f"{name}.json", report)
-    write_text(folder / f"{name}.md", markdown(report))
-    page(report).write(folder / f"{name}.html")
+    settings = EvaluationSettings(questions, samples.samples, samples.temperature, samples.seed, batch, timed)
+    report = measure(Student.load(bundle, threads), settings, progress(quiet), evaluation, journal)
+    name = write_report(report, folder)
     journal.unlink(missing_ok=True)
     if as_json:
-        print_json(report)
+        print_json(report.to_json())
         return
     shown = console(150)
     for table in tables(report):

@@ -102,19 +102,3 @@ class EngineEntry:
     devices: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     extra: str = ""
-
-
-class RowEngine(Protocol):
-    """An engine whose rows join and leave while it runs, for whoever serves many at once; see `rows.generate_by_rows`."""
-
-    def join(self, prompt: Prompt, max_new_tokens: int, how: Decoding = GREEDY) -> int:
-        """Begin a row and return its number; it is read at the next step, and `how` is for this row alone."""
-        ...
-
-    def step(self) -> Sequence[tuple[int, int | None]]:
-        """Write one token of every row that is there: its number and the token, None where it ends."""
-        ...
-
-    def leave(self, row: int) -> None:
-        """Drop a row; one that has ended or is not there is left alone."""
-        ...

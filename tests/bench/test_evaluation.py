@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mmedge.bench.evaluation import EvaluationSettings, evaluate, signal_figures
+from mmedge.bench.evaluation import EvaluationSettings, evaluate
+from mmedge.bench.evaluation_figures import signal_quality
 from mmedge.bench.evaluation_report import markdown, page
+from mmedge.bench.evaluation_results import EvaluationReport
+from mmedge.bench.results import Interval
 from mmedge.engines.onnx.bundles import open_speaker
 from mmedge.engines.speaker import Evidence
 from mmedge.export.confidence import fitted
@@ -19,6 +23,7 @@ from mmedge.manifest import open_bundle
 from mmedge.progress import Progress
 from mmedge.runtime.student import Student
 from mmedge.statistics import auroc, proportion
+from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import read_evaluation_set
 from tests.conftest import is_one_line_error, killed_when_lines_are_there, mmedge
 
@@ -26,10 +31,9 @@ QUIET = Progress(quiet=True)
 
 
 @pytest.fixture
-def knowing(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bundle whose student answers half of the questions rightly, and knows which: its evidence is put in its mouth."""
-    bundle = tmp_path / "bundle-int8"
-    shutil.copytree(tiny_run / "bundle-int8", bundle)
+def knowing(tiny_run: Path, tmp_path: Path) -> Student:
+    """A student that answers half of the questions rightly, and knows which."""
+    shutil.copytree(tiny_run / "bundle-int8", tmp_path / "bundle-int8")
     shutil.copy(tiny_run / "evaluation.jsonl", tmp_path)
     rng = np.random.default_rng(0)
     labels = {
@@ -41,52 +45,57 @@ def knowing(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def shown(right: bool) -> Evidence:
         return Evidence(-0.5, float(rng.normal(2.0 if right else -2.0, 1.0)), 0.0, -0.2)
 
-    def examined(self: Student, questions: list) -> list:  # type: ignore[type-arg]
-        rights = [sum(map(ord, example.id)) % 2 == 0 for example in questions]
-        return [
-            (labels.get(example.id, example.label) if right else "no", shown(right))
-            for example, right in zip(questions, rights, strict=True)
-        ]
+    class Knowing(Student):
+        """Its evidence is put in its mouth."""
 
-    monkeypatch.setattr(Student, "examined", examined)
+        def examined(self, questions: Sequence[Example]) -> list[tuple[str, Evidence]]:
+            rights = [sum(map(ord, example.id)) % 2 == 0 for example in questions]
+            return [
+                (labels.get(example.id, example.label or "") if right else "no", shown(right))
+                for example, right in zip(questions, rights, strict=True)
+            ]
+
     truth = [bool(number % 2) for number in range(80)]
-    opened = open_bundle(bundle)
+    opened = open_bundle(tmp_path / "bundle-int8")
     manifest = replace(opened.manifest, confidence=fitted([shown(right) for right in truth], truth))
-    monkeypatch.setattr(Student, "load", classmethod(lambda cls, *_: cls(replace(opened, manifest=manifest), open_speaker(opened))))
-    return bundle
+    return Knowing(replace(opened, manifest=manifest), open_speaker(opened))
 
 
-def test_what_a_student_knows_is_found(knowing: Path) -> None:
+def test_what_a_student_knows_is_found(knowing: Student) -> None:
     report = evaluate(knowing, EvaluationSettings(samples=2, timed=9), QUIET)
-    assert report["confidence"]["chosen"] == "evaluation"
-    whole = report["splits"]["all"]
-    assert set(report["splits"]) == {"new_combinations", "held_out_patterns", "all"}
-    assert whole["signals"]["evaluation"]["auroc"]["value"] > 0.95
-    assert whole["signals"]["answer"]["auroc"]["value"] == 0.5  # it is the same everywhere
-    answers = whole["answers"]
-    again = auroc([one["confidence"]["evaluation"] for one in answers], [one["right"] for one in answers])
-    assert whole["signals"]["evaluation"]["auroc"]["value"] == pytest.approx(again, abs=1e-3)
-    assert whole["auroc_differences"]["evaluation - answer"]["interval_95"][0] > 0.3
-    assert whole["signals"]["evaluation"]["gain_at"]["0.7"]["value"] > 0.1
-    withheld = next(aim for aim in whole["abstaining"] if aim.get("target_accuracy") == 0.9)
-    assert withheld["accuracy_of_given"]["value"] >= 0.8
-    assert report["prices"]["answer"]["times_answer"] == 1.0
-    assert report["prices"]["answer, rationale, confidence"]["times_answer"] > 1
-    cascade = report["cascade"]
-    assert cascade["curve"][0][1] == pytest.approx(cascade["student"]["value"], abs=1e-4)
-    assert cascade["curve"][-1][1] == pytest.approx(cascade["teacher"]["value"], abs=1e-4)
-    assert max(accuracy for _, accuracy in cascade["curve"]) >= cascade["teacher"]["value"]
+    assert report.confidence.chosen == "evaluation"
+    whole = report.splits["all"]
+    assert set(report.splits) == {"new_combinations", "held_out_patterns", "all"}
+    evaluation, answer = whole.signals["evaluation"], whole.signals["answer"]
+    assert evaluation.auroc and evaluation.auroc.value > 0.95
+    assert answer.auroc and answer.auroc.value == 0.5  # it is the same everywhere
+    again = auroc([one.confidence["evaluation"] for one in whole.answers], [one.right for one in whole.answers])
+    assert evaluation.auroc.value == pytest.approx(again, abs=1e-3)
+    difference, gain = whole.auroc_differences["evaluation - answer"], evaluation.gain_at["0.7"]
+    assert difference and difference.interval_95[0] > 0.3 and gain and gain.value > 0.1
+    given = next(aim for aim in whole.abstaining if aim.target_accuracy == 0.9).accuracy_of_given
+    assert given and (given.value or 0) >= 0.8
+    assert report.prices["answer"].times_answer == 1.0
+    assert report.prices["answer, rationale, confidence"].times_answer > 1
+    cascade = report.cascade
+    assert cascade is not None
+    assert cascade.curve[0][1] == pytest.approx(cascade.student.value, abs=1e-4)
+    assert cascade.curve[-1][1] == pytest.approx(cascade.teacher.value, abs=1e-4)
+    assert max(accuracy for _, accuracy in cascade.curve) >= cascade.teacher.value
     text = markdown(report)
-    assert "self-evaluation (chosen)" in text and "handing on to the recorded teacher" in text
+    assert "self-evaluation (chosen)" in text and "escalating to the recorded teacher" in text
     shown = page(report).text()
     assert shown.count("<svg") == 10 and "nan" not in shown.lower().replace("nancy", "")
+    assert EvaluationReport.model_validate(report.to_json()) == report
 
 
 def test_all_right_on_few_questions_is_not_certainty() -> None:
     confidences = np.linspace(0.1, 1, 50).tolist()
-    found = signal_figures(confidences, [False] * 10 + [True] * 40)["accuracy_at"]
-    assert found["0.7"] == proportion([True] * 35).to_json() and found["0.8"] == proportion([True] * 40).to_json()
-    assert found["0.9"]["value"] == 40 / 45 and found["0.9"]["interval_95"][0] < 40 / 45 < found["0.9"]["interval_95"][1]
+    found = signal_quality(confidences, [False] * 10 + [True] * 40).accuracy_at
+    for share, count in (("0.7", 35), ("0.8", 40)):
+        assert found[share] == Interval(value=1.0, interval_95=proportion([True] * count).interval)
+    last = found["0.9"]
+    assert last and last.value == 40 / 45 and last.interval_95[0] < 40 / 45 < last.interval_95[1]
 
 
 def test_the_command_writes_and_continues(tiny_run: Path, tmp_path: Path) -> None:

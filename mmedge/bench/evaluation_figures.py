@@ -1,0 +1,312 @@
+"""From answers and their evidence to how well a student knows when it is wrong.
+
+For every signal (the answer's own probability, the student's evaluation of itself, both together, the agreement of the samples):
+how well it tells right answers from wrong ones, how well calibrated it is, and what withholding or escalating the doubtful answers
+is worth. Maps and thresholds are those that export chose on validation questions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmedge.bench.evaluation_results import (
+    Abstaining,
+    AnsweredRecord,
+    Auroc,
+    CalibrationError,
+    Cascade,
+    CascadePoint,
+    Difference,
+    OnValidation,
+    ReliabilityBin,
+    SignalQuality,
+    SplitResult,
+    StrategyResult,
+)
+from mmedge.bench.results import Interval, Share
+from mmedge.engines.speaker import Evidence
+from mmedge.errors import MmedgeError
+from mmedge.runtime.confidence import SIGNALS, Signal, features_of
+from mmedge.runtime.strategies import Choice, Sample, vote
+from mmedge.runtime.student import Student
+from mmedge.statistics import (
+    Estimate,
+    accuracy_at,
+    auroc,
+    bootstrap,
+    calibration_by_chance,
+    calibration_error,
+    confidence_bins,
+    paired_difference,
+    proportion,
+    risk_area,
+    risk_coverage,
+)
+from mmedge.tasks.base import Example
+
+SAMPLES = "samples"  # the signal beside those of the runtime: the share of sampled answers that agree with the greedy one
+COVERAGES = (0.7, 0.8, 0.9)
+CHOICES: tuple[Choice, ...] = ("majority", "self_evaluation", "both")
+TARGETS = (0.8, 0.9, 0.95)
+SHARES = (0.1, 0.2, 0.3)
+FEW = 15  # right or wrong answers below which an AUROC has no interval
+
+TeacherAnswers = dict[str, tuple[Example, list[bool], list[int]]]  # by question: whether each is right, and its characters
+Statistic = Callable[[list[float], list[bool]], float | None]
+
+
+@dataclass
+class AnsweredQuestion:
+    """One question, answered.
+
+    Attributes:
+        example: The question.
+        text: The greedy answer.
+        right: Whether it is right.
+        evidence: What the student showed.
+        samples: What was sampled.
+    """
+
+    example: Example
+    text: str
+    right: bool
+    evidence: Evidence
+    samples: list[Sample] = field(default_factory=list)
+
+
+def _confidences(student: Student, answered: Sequence[AnsweredQuestion], signal: str) -> list[float] | None:
+    """Return P(right) of each answer by a signal; None where the bundle or the settings do not have it."""
+    if signal == SAMPLES:
+        if not answered or not answered[0].samples:
+            return None
+        form = student.bundle.form
+        return [
+            sum(form.agrees(sample.text, one.text, one.example.choices) for sample in one.samples) / len(one.samples)
+            for one in answered
+        ]
+    name: Signal = next(known for known in SIGNALS if known == signal)
+    if student.confidence is not None:
+        return student.confidence.of([one.evidence for one in answered], name)
+    if name == "combined":
+        return None
+    scores = np.array([float(features_of(one.evidence, name)[0]) for one in answered])
+    return [float(value) for value in 1 / (1 + np.exp(-scores))]
+
+
+def _chosen_signal(student: Student) -> Signal:
+    return student.confidence.chosen if student.confidence else "answer"
+
+
+def split_of(student: Student, answered: Sequence[AnsweredQuestion]) -> SplitResult:
+    """Return what the answers to one test split say."""
+    right = [one.right for one in answered]
+    found = {signal: _confidences(student, answered, signal) for signal in (*SIGNALS, SAMPLES)}
+    values = {signal: confidences for signal, confidences in found.items() if confidences is not None}
+    against = (("evaluation", "answer"), ("combined", "answer"), ("combined", SAMPLES))
+    pairs = [(one, base) for one, base in against if {one, base} <= values.keys()]
+    return SplitResult(
+        questions=len(answered),
+        accuracy=Share.of(right),
+        signals={signal: signal_quality(confidences, right) for signal, confidences in values.items()},
+        auroc_differences={f"{one} - {base}": _auroc_difference(values[one], values[base], right) for one, base in pairs},
+        abstaining=_abstaining(student, values, right),
+        strategies=_strategies(student, answered),
+        answers=[
+            AnsweredRecord(
+                id=one.example.id,
+                answer=one.text,
+                right=one.right,
+                confidence={signal: round(confidences[place], 5) for signal, confidences in values.items()},
+                samples=[sample.text for sample in one.samples],
+            )
+            for place, one in enumerate(answered)
+        ],
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- signals
+
+
+def signal_quality(confidences: Sequence[float], right: Sequence[bool]) -> SignalQuality:
+    """Return how well confidences tell right answers from wrong ones, and how well calibrated they are, with intervals."""
+    p, truth = np.asarray(confidences), np.asarray(right, dtype=bool)
+
+    def resampled(statistic: Statistic) -> Estimate | None:
+        return bootstrap(lambda indices: statistic(p[indices].tolist(), truth[indices].tolist()), len(truth))
+
+    def accuracy_of(share: float) -> Interval | None:
+        found = accuracy_at(confidences, right, share)
+        if found in (0.0, 1.0):  # resampling what is all the same shows no variation
+            same = proportion([bool(found)] * max(1, math.ceil(share * len(truth) - 1e-9)))
+            return Interval(value=same.value, interval_95=same.interval)
+        return _interval(resampled(lambda c, r: accuracy_at(c, r, share)))
+
+    def gain_of(share: float) -> Difference | None:
+        return _difference(resampled(lambda c, r: accuracy_at(c, r, share) - float(np.mean(r))))
+
+    return SignalQuality(
+        auroc=_auroc(resampled(auroc), min(int(truth.sum()), int((~truth).sum()))),
+        calibration_error=CalibrationError(
+            value=calibration_error(confidences, right), by_chance=calibration_by_chance(confidences)
+        ),
+        risk_coverage_area=_interval(resampled(risk_area)),
+        accuracy_at={f"{share:g}": accuracy_of(share) for share in COVERAGES},
+        gain_at={f"{share:g}": gain_of(share) for share in COVERAGES},
+        risk_coverage=_thinned(*risk_coverage(confidences, right)),
+        reliability=[
+            ReliabilityBin(confidence=float(p[part].mean()), right=Share.of(truth[part].tolist())) for part in confidence_bins(p)
+        ],
+    )
+
+
+def _interval(found: Estimate | None) -> Interval | None:
+    return None if found is None else Interval.of(found)
+
+
+def _difference(found: Estimate | None) -> Difference | None:
+    return None if found is None else Difference.of(found, p=found.p)
+
+
+def _auroc(found: Estimate | None, fewer: int) -> Auroc | None:
+    """Return an AUROC; resampling a handful of answers of one kind says nothing of others."""
+    if found is None:
+        return None
+    return Auroc(value=found.value, interval_95=None if fewer < FEW else (found.low, found.high), fewer=fewer)
+
+
+def _thinned(coverage: Sequence[float], risk: Sequence[float], most: int = 200) -> list[tuple[float, float]]:
+    step = max(1, len(coverage) // most)
+    places = [*range(step - 1, len(coverage) - 1, step), len(coverage) - 1]
+    return [(round(coverage[place], 5), round(risk[place], 5)) for place in places]
+
+
+def _auroc_difference(one: Sequence[float], base: Sequence[float], right: Sequence[bool]) -> Difference | None:
+    a, b, truth = np.asarray(one), np.asarray(base), np.asarray(right, dtype=bool)
+
+    def difference(indices: NDArray[np.int64]) -> float | None:
+        areas = [auroc(values[indices].tolist(), truth[indices].tolist()) for values in (a, b)]
+        return None if areas[0] is None or areas[1] is None else areas[0] - areas[1]
+
+    return _difference(bootstrap(difference, len(truth)))
+
+
+# ------------------------------------------------------------------------------------------------------------- decisions
+
+
+def _abstaining(student: Student, values: dict[str, list[float]], right: Sequence[bool]) -> list[Abstaining]:
+    """Return what thresholds that were chosen on validation questions do on these."""
+    if student.confidence is None:
+        return []
+    confidences, truth = np.asarray(values[student.confidence.chosen]), np.asarray(right, dtype=bool)
+    found: list[Abstaining] = []
+    aims = [*(Abstaining(target_accuracy=value) for value in TARGETS), *(Abstaining(max_withheld=value) for value in SHARES)]
+    for aim in aims:
+        try:
+            threshold = student.confidence.threshold(target_accuracy=aim.target_accuracy, max_withheld=aim.max_withheld)
+        except MmedgeError as error:
+            found.append(aim.model_copy(update={"problem": error.what}))
+            continue
+        given = confidences >= threshold.value
+        found.append(
+            Abstaining(
+                target_accuracy=aim.target_accuracy,
+                max_withheld=aim.max_withheld,
+                threshold=threshold.value,
+                on_validation=OnValidation(accuracy=threshold.accuracy, withheld=threshold.withheld),
+                accuracy_of_given=Share.of(truth[given].tolist()),
+                withheld=Share.of((~given).tolist()),
+            )
+        )
+    return found
+
+
+def _strategies(student: Student, answered: Sequence[AnsweredQuestion]) -> dict[str, StrategyResult]:
+    """Return how accurate each way of choosing an answer is, and how it differs from answering at once."""
+    greedy = [one.right for one in answered]
+    found = {"answer": StrategyResult(accuracy=Share.of(greedy))}
+    if not answered[0].samples:
+        return found
+    form = student.bundle.form
+
+    def chosen(one: AnsweredQuestion, choose_by: Choice) -> bool:
+        place, _ = vote(one.samples, form, one.example.choices, choose_by)
+        return form.agrees(one.samples[place].text, one.example.label or "", one.example.choices)
+
+    def compared(outcomes: Sequence[bool], retried: Share | None = None) -> StrategyResult:
+        difference = paired_difference([[float(one) for one in outcomes]], [[float(one) for one in greedy]])
+        return StrategyResult(accuracy=Share.of(outcomes), difference=_difference(difference), retried=retried)
+
+    for choose_by in CHOICES:
+        name = f"{len(answered[0].samples)} samples, {choose_by}"
+        found[name] = compared([chosen(one, choose_by) for one in answered])
+    confidences = _confidences(student, answered, _chosen_signal(student)) or []
+    doubtful = [p < student.strategy_with("retry").retry_below for p in confidences]
+    outcomes = [
+        chosen(replace(one, samples=[_greedy(one), *one.samples]), "both") if doubt else one.right
+        for one, doubt in zip(answered, doubtful, strict=True)
+    ]
+    found["retry"] = compared(outcomes, Share.of(doubtful))
+    return found
+
+
+def _greedy(one: AnsweredQuestion) -> Sample:
+    """Return the greedy answer as one more sample."""
+    odds = one.evidence.evaluation or 0.0
+    return Sample(one.text, "", float(1 / (1 + np.exp(-odds))))
+
+
+def cascade_of(student: Student, answered: Sequence[AnsweredQuestion], teacher: TeacherAnswers) -> Cascade | None:
+    """Return what escalating the least confident questions to the recorded teacher gives, by the share escalated.
+
+    Where the teacher answered a question several times, the mean over its answers counts.
+    """
+    if not answered:
+        return None
+    theirs = np.array([float(np.mean(teacher[one.example.id][1])) for one in answered])
+    characters = np.array([float(np.mean(teacher[one.example.id][2])) for one in answered])
+    own = np.array([float(one.right) for one in answered])
+    signal = _chosen_signal(student)
+    confidences = np.array(_confidences(student, answered, signal))
+    order = np.argsort(confidences, kind="stable")
+    curve = []
+    for count in range(len(answered) + 1):
+        together = own.copy()
+        together[order[:count]] = theirs[order[:count]]
+        curve.append((round(count / len(answered), 5), round(float(together.mean()), 5)))
+
+    def mean_of(values: NDArray[np.float64]) -> Estimate:
+        found = bootstrap(lambda indices: float(values[indices].mean()), len(values))
+        assert found is not None
+        return found
+
+    points = []
+    for share in (*SHARES, 0.5):
+        if student.confidence is None:
+            break
+        threshold = student.confidence.threshold(max_withheld=share)
+        doubtful = confidences < threshold.value
+        together = np.where(doubtful, theirs, own)
+        points.append(
+            CascadePoint(
+                max_escalated=share,
+                threshold=threshold.value,
+                escalated=Share.of(doubtful.tolist()),
+                accuracy=Interval.of(mean_of(together)),
+                gain_over_student=Difference.of(mean_of(together - own)),
+                teacher_characters_per_question=float((characters * doubtful).mean()),
+            )
+        )
+    return Cascade(
+        questions=len(answered),
+        signal=signal,
+        student=Interval.of(mean_of(own)),
+        teacher=Interval.of(mean_of(theirs)),
+        teacher_characters_per_question=float(characters.mean()),
+        curve=curve,
+        points=points,
+    )
