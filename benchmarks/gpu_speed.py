@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from mmedge.engines.engine import OpenedVariant
+from mmedge.engines.entry import OpenedVariant
 from mmedge.engines.variants import VariantSpec, open_variant
 from mmedge.errors import MmedgeError
 from mmedge.machine import machine

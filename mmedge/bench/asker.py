@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mmedge.engines.engine import Engine, OpenedVariant
+from mmedge.engines.engine import Engine
+from mmedge.engines.entry import OpenedVariant
 from mmedge.engines.generation import GREEDY, Decoding, Generation, Logits
 from mmedge.engines.speaker import Wanted
 from mmedge.runtime.options import AnswerOptions

@@ -25,7 +25,7 @@ from mmedge.errors import MmedgeError
 from mmedge.machine import peak_memory, resident_memory, use_cores
 
 if TYPE_CHECKING:
-    from mmedge.engines.engine import OpenedVariant
+    from mmedge.engines.entry import OpenedVariant
 
 
 def _verdict(request: dict[str, Any], opened: OpenedVariant) -> dict[str, Any]:

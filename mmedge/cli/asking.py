@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class AnswerContents:
     """What comes with the answer."""
 
     panel: ClassVar[str] = "Answer"
@@ -44,7 +44,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingOptions:
     """How the student goes about a question."""
 
     panel: ClassVar[str] = "Strategy"
@@ -57,8 +57,8 @@ class Sampling:
     choose_by: Annotated[
         Literal["majority", "self_evaluation", "both"] | None, typer.Option(help="How the sampled answers vote.")
     ] = None
-    temperature: Annotated[float | None, typer.Option(help="Sampling temperature.")] = None
-    seed: Annotated[int | None, typer.Option(min=0, help="Sampling seed.")] = None
+    temperature: Annotated[float | None, typer.Option(help="SamplingOptions temperature.")] = None
+    seed: Annotated[int | None, typer.Option(min=0, help="SamplingOptions seed.")] = None
     retry_below: Annotated[
         float | None, typer.Option(min=0, max=1, help="Confidence below which the strategy retry samples more.")
     ] = None
@@ -110,8 +110,8 @@ class Lines:
 
 def run(
     bundle: BundlePath,
-    wanted: Wanted,
-    sampling: Sampling,
+    wanted: AnswerContents,
+    sampling: SamplingOptions,
     abstention: Abstention,
     escalation: Escalation,
     lines: Lines,
@@ -145,7 +145,7 @@ def run(
         answer_lines(asking, lines.input_, lines.output, lines.batch, progress(False))
 
 
-def _check_use(question: str | None, wanted: Wanted, lines: Lines, *, stream: bool, as_json: bool) -> None:
+def _check_use(question: str | None, wanted: AnswerContents, lines: Lines, *, stream: bool, as_json: bool) -> None:
     """Refuse uses that contradict themselves.
 
     Raises:
@@ -194,7 +194,9 @@ def _bigger_model(abstention: Abstention, escalation: Escalation) -> Endpoint | 
     )
 
 
-def _asking(student: Student, wanted: Wanted, sampling: Sampling, abstention: Abstention, bigger: Endpoint | None) -> Asking:
+def _asking(
+    student: Student, wanted: AnswerContents, sampling: SamplingOptions, abstention: Abstention, bigger: Endpoint | None
+) -> Asking:
     """Return how the student is asked, and say what its threshold is where one was chosen.
 
     Raises:

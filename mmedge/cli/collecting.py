@@ -38,7 +38,7 @@ class Preparation:
 
 
 @dataclass(frozen=True)
-class Bounds:
+class SpendingLimits:
     """When to stop."""
 
     panel: ClassVar[str] = "Limits"
@@ -52,7 +52,7 @@ class Bounds:
 def annotate(
     recipe: RecipePath,
     preparation: Preparation,
-    bounds: Bounds,
+    bounds: SpendingLimits,
     out: Out = None,
     overrides: Overrides = None,
     as_json: AsJson = False,

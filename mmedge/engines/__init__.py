@@ -8,7 +8,7 @@ Adding an engine takes one file in this folder and one line here. The name is wh
 
 from __future__ import annotations
 
-from mmedge.engines.engine import EngineEntry
+from mmedge.engines.entry import EngineEntry
 from mmedge.registry import Registry
 
 ENGINES: Registry[EngineEntry] = Registry(

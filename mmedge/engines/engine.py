@@ -1,22 +1,12 @@
-"""What an engine is, what opening a variant gives, and what an entry of the registry says.
-
-An engine turns token ids into token ids; it knows no text, no tokenizer, no task. A variant is a bundle or a student at one
-precision on one engine and device; the speaker beside its engine asks it in words.
-"""
+"""What an engine is: something that turns token ids into token ids. It knows no text, no tokenizer, no task."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 from mmedge.engines.generation import GREEDY, Decoding, Generation, Logits
 from mmedge.tasks.encoding import Prompt
-
-if TYPE_CHECKING:
-    from mmedge.engines.speaker import Speaker
-    from mmedge.manifest import Bundle
 
 
 class Engine(Protocol):
@@ -39,66 +29,17 @@ class Engine(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class OpenRequest:
-    """What is to be opened.
+class RowEngine(Protocol):
+    """An engine whose rows join and leave while it runs, for whoever serves many at once; see `rows.generate_by_rows`."""
 
-    Attributes:
-        place: A folder or a file.
-        threads: Threads within one operation; None for what it asks for, or else all usable cores.
-        device: `cpu` or `cuda`; None for what it is meant for.
-        dtype: `bf16` or `fp16`; None for what it was saved in.
-    """
+    def join(self, prompt: Prompt, max_new_tokens: int, how: Decoding = GREEDY) -> int:
+        """Begin a row and return its number; it is read at the next step, and `how` is for this row alone."""
+        ...
 
-    place: Path
-    threads: int | None = None
-    device: str | None = None
-    dtype: str | None = None
+    def step(self) -> Sequence[tuple[int, int | None]]:
+        """Write one token of every row that is there: its number and the token, None where it ends."""
+        ...
 
-
-@dataclass(frozen=True)
-class OpenedVariant:
-    """A variant, opened.
-
-    Attributes:
-        engine_name: What reports call the engine: `onnxruntime`, `torch`, …
-        precision: `fp32`, `int8`, …
-        threads: Threads that it uses.
-        speaker: Asks it.
-        bytes_on_disk: All that it is opened from.
-        device: `cpu` or `cuda`.
-        task: The task it was made for; None where it does not say.
-        bundle: The bundle, where it is one: it says how its student answers and how sure it is.
-        work: What one decoding step does with its weights, as `manifest.Work` has it; None where that is not known.
-    """
-
-    engine_name: str
-    precision: str
-    threads: int
-    speaker: Speaker
-    bytes_on_disk: int
-    device: str = "cpu"
-    task: str | None = None
-    bundle: Bundle | None = None
-    work: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class EngineEntry:
-    """An engine of the registry; naming it imports nothing heavy.
-
-    Attributes:
-        engine_name: What reports call it.
-        opens: What it opens, for messages: `a bundle`, `a .gguf file of the same student`.
-        open: Opens a variant; raises MmedgeError where it cannot be opened here, with what to install where that is why.
-        devices: Devices that a variant's name may ask for (`torch-cuda:…`); the first is the default where it leaves it out.
-        dtypes: Number types that a variant's name may ask for (`torch-bf16:…`).
-        extra: The extra of mmedge, or the package, that it needs; empty where the core has it.
-    """
-
-    engine_name: str
-    opens: str
-    open: Callable[[OpenRequest], OpenedVariant]
-    devices: tuple[str, ...] = ()
-    dtypes: tuple[str, ...] = ()
-    extra: str = ""
+    def leave(self, row: int) -> None:
+        """Drop a row; one that has ended or is not there is left alone."""
+        ...

@@ -8,24 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmedge.tasks.encoding import Prompt
+from mmedge.tasks.forms.constraints import Constraint, Tokens
 
 Logits = NDArray[np.float32]
-Tokens = NDArray[np.int64]
-
-
-class Constraint(Protocol):
-    """What may be written in one row."""
-
-    def allowed(self, written: Sequence[int]) -> Tokens | None:
-        """Return the ids of the tokens that may follow, (n,), at least one, the end token among them where it may end; or None
-        where anything may."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from typing import Protocol
 
 import tokenizers
 
-from mmedge.engines.engine import Engine, EngineEntry, OpenedVariant, OpenRequest
+from mmedge.engines.engine import Engine
+from mmedge.engines.entry import EngineEntry, OpenedVariant, OpenRequest
 from mmedge.engines.generation import Decoding, Generation
 from mmedge.engines.speaker import Speaker
 from mmedge.errors import MmedgeError

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmedge.engines.engine import EngineEntry, OpenedVariant, OpenRequest
+from mmedge.engines.entry import EngineEntry, OpenedVariant, OpenRequest
 from mmedge.errors import MmedgeError, missing_extra
 from mmedge.machine import usable_cores
 from mmedge.storage import folder_size

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedge.engines import ENGINES
-from mmedge.engines.engine import EngineEntry, OpenedVariant, OpenRequest
+from mmedge.engines.entry import EngineEntry, OpenedVariant, OpenRequest
 from mmedge.errors import MmedgeError
 from mmedge.folders import Kind, kind_of, variants_in
 from mmedge.manifest import read_manifest

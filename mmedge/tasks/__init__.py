@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedge.tasks.base import ChainOfThought, Example, SelfEvaluation, Splits, Task, Unparsed, Verdict
+from mmedge.tasks.base import ChainOfThought, Example, SelfEvaluation, Unparsed, Verdict
+from mmedge.tasks.task import Splits, Task
 
 if TYPE_CHECKING:
     from mmedge.tasks.settings import ArithmeticSection, DataFolderSection, JsonlSection

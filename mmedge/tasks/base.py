@@ -1,20 +1,14 @@
-"""What a task is: examples, and the form of their answers.
+"""What tasks are made of: examples, chains of thought, self-evaluations, and why a text could not be read.
 
 An example of SVAMP, as every task holds it:
 
     Example(id="svamp-train-0000", question="Luke scored 84 points after playing 2 rounds …", label="84 / 2")
-
-A task knows nothing of students, tokenizers or teachers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from mmedge.tasks.forms.form import AnswerForm
 
 
 class Verdict(StrEnum):
@@ -66,38 +60,3 @@ class SelfEvaluation:
 
     rationale: str
     verdict: Verdict
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The examples of a task.
-
-    Attributes:
-        train: What the teacher annotates; validation is cut from it.
-        tests: Named test sets, for final numbers only.
-    """
-
-    train: tuple[Example, ...]
-    tests: dict[str, tuple[Example, ...]] = field(default_factory=dict)
-
-
-class Task(Protocol):
-    """A task: where its examples come from, and what its answers look like."""
-
-    @property
-    def name(self) -> str:
-        """The task's name."""
-        ...
-
-    @property
-    def form(self) -> AnswerForm:
-        """What its answers look like."""
-        ...
-
-    def load(self) -> Splits:
-        """Read or generate the examples.
-
-        Raises:
-            MmedgeError: A file is missing or a record is broken; the message names file and line.
-        """
-        ...

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from mmedge.errors import MmedgeError
 from mmedge.storage import Json, iterate_jsonl, text_field
-from mmedge.tasks.base import Example, Splits
+from mmedge.tasks.base import Example
 from mmedge.tasks.forms.choice import ChoiceForm, LabelForm
 from mmedge.tasks.forms.expression import ExpressionForm
 from mmedge.tasks.forms.form import AnswerForm
 from mmedge.tasks.reading import one_paragraph
+from mmedge.tasks.task import Splits
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 _NLI_NUMBERS = dict(zip(("0", "1", "2"), NLI_LABELS, strict=True))  # the order in which ANLI and SNLI number them

@@ -19,7 +19,7 @@ from mmedge.annotations.annotation import Annotation
 from mmedge.errors import MmedgeError
 from mmedge.storage import sha256_json
 from mmedge.tasks import Example
-from mmedge.tasks.embedded.problems import ArithmeticTask, Problem, Step
+from mmedge.tasks.embedded.problems import ArithmeticTask, Problem, SolutionStep
 from mmedge.tasks.expressions import number_text
 
 NAME = "embedded"
@@ -86,7 +86,9 @@ def _calculate(operator: str, left: Fraction, right: Fraction) -> Fraction:
     return left / right if right else left
 
 
-def _work_out(steps: Sequence[Step], slip: tuple[int, int] | None = None) -> list[tuple[str, Fraction, Fraction, Fraction, str]]:
+def _work_out(
+    steps: Sequence[SolutionStep], slip: tuple[int, int] | None = None
+) -> list[tuple[str, Fraction, Fraction, Fraction, str]]:
     worked: list[tuple[str, Fraction, Fraction, Fraction, str]] = []
     result = Fraction(0)
     for index, step in enumerate(steps):
@@ -165,7 +167,7 @@ def _write_cot(problem: Problem, solution: Solution, style: int, rng: random.Ran
         elif style == 3:
             lines.append(f"{'Now' if index else 'For the ' + thing + ' of ' + problem.person}, {equation}.")
         else:
-            lines.append(f"Step {index + 1}: {_REASONS[part]}. {equation}.")
+            lines.append(f"SolutionStep {index + 1}: {_REASONS[part]}. {equation}.")
     ending = ("The answer is {}.", "Answer: {}", "So the answer is {}.", "Hence the answer is {}.", "The answer is {}.")[style]
     return " ".join([*lines, ending.format(number_text(solution.answer))])
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from mmedge.engines.engine import EngineEntry, OpenedVariant, OpenRequest
+from mmedge.engines.entry import EngineEntry, OpenedVariant, OpenRequest
 from mmedge.engines.onnx.decoding import open_engine
 from mmedge.engines.onnx.graphs import Device, choose_device
 from mmedge.engines.speaker import Speaker

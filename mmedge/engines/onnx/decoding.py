@@ -23,7 +23,6 @@ from mmedge.engines.generation import (
     Decoding,
     Generation,
     Logits,
-    Tokens,
     Writer,
     by_beginning,
     decode,
@@ -33,6 +32,7 @@ from mmedge.engines.generation import (
 from mmedge.engines.onnx.graphs import Device, Graph, Place, Reading, bound, choose_device
 from mmedge.manifest import Bundle
 from mmedge.tasks.encoding import Prompt
+from mmedge.tasks.forms.constraints import Tokens
 
 STEPPED = 4  # a batch whose rows have at most so many tokens more to read takes them one by one, and nothing is read twice
 LEAVES = 0.75  # a batch is made smaller when no more than this share of its rows still writes

@@ -14,10 +14,11 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from mmedge.engines.generation import Logits, Tokens
+from mmedge.engines.generation import Logits
 from mmedge.engines.onnx.scratch import Scratch
 from mmedge.errors import MmedgeError
 from mmedge.machine import usable_cores
+from mmedge.tasks.forms.constraints import Tokens
 
 Device = Literal["auto", "cpu", "cuda"]
 Place = Literal["cpu", "cuda"]

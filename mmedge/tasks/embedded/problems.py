@@ -17,10 +17,11 @@ import re
 from dataclasses import dataclass, field, replace
 
 from mmedge.errors import MmedgeError
-from mmedge.tasks.base import Example, Splits
+from mmedge.tasks.base import Example
 from mmedge.tasks.embedded.grammar import CONTAINERS, DISTRACTORS, EVENTS, NAMES, QUESTIONS, SOURCES, THINGS, Patterns, expand
 from mmedge.tasks.expressions import Expression, leaf, operation
 from mmedge.tasks.forms.expression import ExpressionForm
+from mmedge.tasks.task import Splits
 
 LARGEST = 400  # no quantity of a problem, given or intermediate, is larger
 DISTRACTOR_SHARE = 0.2
@@ -32,7 +33,7 @@ _QUESTION_OPERATOR = {"count": None, "share": "/", "pack": "/", "price": "*", "m
 
 
 @dataclass(frozen=True)
-class Step:
+class SolutionStep:
     """One operation of the solution; an operand that is the result of the step before is None."""
 
     operator: str
@@ -54,7 +55,7 @@ class Problem:
     """
 
     text: str
-    steps: tuple[Step, ...]
+    steps: tuple[SolutionStep, ...]
     thing: str
     person: str
     distractor: int | None
@@ -65,7 +66,7 @@ class Problem:
         return solve(self.steps)
 
 
-def solve(steps: tuple[Step, ...]) -> Expression:
+def solve(steps: tuple[SolutionStep, ...]) -> Expression:
     """Return the expression that a chain of steps computes."""
     result = leaf(0)
     for step in steps:
@@ -96,26 +97,26 @@ ONE_STEP_PLANS = [plan for plan in PLANS if _operations(plan) == 1]
 TWO_STEP_PLANS = [plan for plan in PLANS if _operations(plan) == 2]
 
 
-def _draw_numbers(plan: Plan, rng: random.Random) -> tuple[dict[str, int], list[Step]] | None:
+def _draw_numbers(plan: Plan, rng: random.Random) -> tuple[dict[str, int], list[SolutionStep]] | None:
     """Draw numbers for a plan, or None where they do not come out whole, positive, distinct and small."""
     source, event, question = plan
     numbers: dict[str, int] = {}
-    steps: list[Step] = []
+    steps: list[SolutionStep] = []
     if source in ("product", "times_as_many"):
         numbers["b"], numbers["n"] = rng.randint(2, 9), rng.randint(2, 25)
         quantity = numbers["b"] * numbers["n"]
-        steps.append(Step("*", numbers["b"], numbers["n"], source))
+        steps.append(SolutionStep("*", numbers["b"], numbers["n"], source))
     else:
         numbers["n"] = quantity = rng.randint(3, 99)
         if source in ("sum", "more_than"):
             numbers["m"] = rng.randint(2, 60)
             quantity += numbers["m"]
-            steps.append(Step("+", numbers["n"], numbers["m"], source))
+            steps.append(SolutionStep("+", numbers["n"], numbers["m"], source))
 
     def apply(operator: str, name: str, value: int, part: str, *, reversed_: bool = False) -> int:
         numbers[name] = value
         known = None if steps else quantity
-        steps.append(Step(operator, value, known, part) if reversed_ else Step(operator, known, value, part))
+        steps.append(SolutionStep(operator, value, known, part) if reversed_ else SolutionStep(operator, known, value, part))
         if reversed_:
             return value - quantity
         if operator == "/":
@@ -180,7 +181,7 @@ def generate(rng: random.Random, *, held_out: bool, distractors: float = DISTRAC
     return Problem(text, tuple(_in_reading_order(step, text) for step in steps), thing, people[0], distractor)
 
 
-def _in_reading_order(step: Step, text: str) -> Step:
+def _in_reading_order(step: SolutionStep, text: str) -> SolutionStep:
     """Return a sum or product of two given numbers with the operand first that the text names first, as people write it."""
     if step.operator not in "+*" or step.left is None or step.right is None:
         return step
