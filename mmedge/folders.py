@@ -15,6 +15,7 @@ Knows the names of files, not what is in them. Imports nothing heavy: an edge de
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmedge.errors import MmedgeError
+from mmedge.errors import MmedgeError, Notice
 from mmedge.storage import locked, read_json, remove_leftovers
 
 if TYPE_CHECKING:
@@ -281,7 +282,9 @@ def load_run_recipe(run: Run) -> Recipe:
     if not run.recipe.is_file():
         raise MmedgeError(f"{run.folder} is not a run: it has no {RECIPE}", "make one: mmedge annotate RECIPE --out FOLDER")
     try:
-        return load_recipe(run.recipe)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Notice)  # nobody wrote it by hand, and working on the run writes it anew
+            return load_recipe(run.recipe)
     except MmedgeError as error:
         wrote = _written_by(run)
         if wrote in (None, __version__):

@@ -139,7 +139,7 @@ def proxy_for(url: str) -> str | None:
 
 
 class ChatProtocol:
-    """What is said to one endpoint and how its replies are read. Learns which parameters the endpoint does not accept.
+    """How one endpoint is asked and its replies are read. Learns which parameters the endpoint does not accept.
 
     The key is read from the environment whenever it is needed, and neither stored nor shown.
 

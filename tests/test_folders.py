@@ -146,3 +146,12 @@ def test_a_run_of_another_version_says_so_where_its_recipe_is_no_longer_read(tmp
     run.explanation.write_text(json.dumps({"machine": {"mmedge": "0.0.1"}}))
     with pytest.raises(MmedgeError, match=r"unknown field 'of_old'\n(.|\n)*made by mmedge 0\.0\.1"):
         load_run_recipe(run)
+
+
+def test_an_older_run_is_read_without_a_word(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    task = {"kind": "jsonl", "train_file": "questions.jsonl", "judge": "choice"}
+    values = tiny_recipe(task=task, teacher={"kind": "recorded", "cots": "cots.jsonl"})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    task_read = load_run_recipe(Run(tmp_path)).task
+    assert task_read.kind == "jsonl" and task_read.form.kind == "choice"
+    assert not recwarn.list

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 from mmedge.annotations.annotation import Annotation
 from mmedge.annotations.schema import ACCEPTED, WHOLE
 from mmedge.annotations.store import AnnotationStore, insert_annotations, storable
@@ -490,19 +492,16 @@ def _free(connection: sqlite3.Connection, collector: int) -> None:
 
 def _process(number: int) -> str:
     """Return what names a process for good: its number, and when it started (numbers are used again)."""
-    try:
+    try:  # ticks since the system started, which no correction of the clock changes
         started = Path(f"/proc/{number}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
-        started = ""
+        try:
+            started = str(psutil.Process(number).create_time())
+        except psutil.Error:
+            started = ""
     return f"{number} {started}"
 
 
 def _is_alive(process: str) -> bool:
     number = int(process.split()[0])
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return _process(number) == process
+    return psutil.pid_exists(number) and _process(number) == process

@@ -342,6 +342,12 @@ def report(recipe: Recipe, store: AnnotationStore) -> AnnotationReport:
     )
 
 
+def refreshed_report(recipe: Recipe, task: Task, store: AnnotationStore, progress: Progress) -> AnnotationReport:
+    """Sum up what was not summed up yet, and return everything that is known of a run's annotations."""
+    refresh(recipe, task, store, progress)
+    return report(recipe, store)
+
+
 def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 

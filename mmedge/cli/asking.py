@@ -130,7 +130,7 @@ def run(
     from mmedge.runtime import Student
     from mmedge.tasks import Example
 
-    bigger = _bigger_model(abstention, escalation)
+    bigger = _bigger_model(escalation)
     asking = _asking(Student.load(bundle, threads, device), wanted, sampling, abstention, bigger)
     if stream and asking.settled.decides_afterwards:
         raise MmedgeError(
@@ -168,7 +168,7 @@ def _check_use(question: str | None, wanted: AnswerContents, lines: Lines, *, st
         raise MmedgeError("--stream shows the text of one question in a terminal", "leave it out with --json and --input")
 
 
-def _bigger_model(abstention: Abstention, escalation: Escalation) -> Endpoint | None:
+def _bigger_model(escalation: Escalation) -> Endpoint | None:
     """Return who is asked what would be withheld.
 
     Raises:
@@ -177,8 +177,6 @@ def _bigger_model(abstention: Abstention, escalation: Escalation) -> Endpoint | 
     from mmedge.openai import Prices
     from mmedge.runtime import Endpoint
 
-    if sum(aim is not None for aim in asdict(abstention).values()) > 1:
-        raise MmedgeError("--abstain-below, --target-accuracy and --max-withheld exclude each other", "give one of them")
     if (escalation.escalate_to is None) != (escalation.escalate_model is None):
         raise MmedgeError("--escalate-to and --escalate-model go together", "give both")
     prices = Prices(escalation.price_input, escalation.price_output)

@@ -14,7 +14,7 @@ from mmedge.errors import MmedgeError, printable
 if TYPE_CHECKING:
     from mmedge.annotations.summary import AnnotationReport
     from mmedge.recipe import Recipe
-    from mmedge.tasks import Example, Task
+    from mmedge.tasks import Example
     from mmedge.teachers.plan import CollectionPlan
     from mmedge.teachers.prompting import Prompts
 
@@ -63,26 +63,14 @@ def annotate(
     Run it again to continue; run it twice at once, and both share the work. Exit code 3: stopped at a limit, or something was
     left for the next run.
     """
-    from mmedge.tasks import build_task
-
     loaded, folder = load(recipe, overrides, out)
-    task = build_task(loaded.task.model_dump())
     if preparation.wanted():
-        _prepare(loaded, folder, task, preparation, as_json)
+        _prepare(loaded, folder, preparation, as_json)
         return
-    from mmedge.annotations.store import AnnotationStore
-    from mmedge.annotations.summary import refresh, report
-    from mmedge.folders import work_on
-    from mmedge.teachers.collect import annotate as collect
+    from mmedge.teachers.collect import collect_run
     from mmedge.teachers.plan import Limits
 
-    with work_on(folder, loaded, shared=True) as run:
-        examples = task.load().train
-        shown = progress(quiet)
-        with AnnotationStore(run.annotations) as store:
-            collected = collect(loaded, task, examples, store, shown, Limits(bounds.max_cost, bounds.max_requests))
-            refresh(loaded, task, store, shown)
-            found = report(loaded, store)
+    collected, found = collect_run(loaded, folder, progress(quiet), Limits(bounds.max_cost, bounds.max_requests))
     if as_json:
         print_json({"run": str(folder), "complete": collected is None or collected.complete, **found.to_json()})
     else:
@@ -104,9 +92,13 @@ def annotate(
         )
 
 
-def _prepare(recipe: Recipe, folder: Path, task: Task, preparation: Preparation, as_json: bool) -> None:
-    """Show what a collection would send, copy its templates, or say what it would cost; nothing is sent or made."""
+def _prepare(recipe: Recipe, folder: Path, preparation: Preparation, as_json: bool) -> None:
+    """Show what a collection would send, copy its templates, or say what it would cost; nothing is sent."""
     from mmedge.recipe import SampledTeacherSection
+    from mmedge.tasks import build_task
+    from mmedge.teachers.collect import prompts_of
+    from mmedge.teachers.plan import collection_plan
+    from mmedge.teachers.prompting import copy_templates, shown
 
     section = recipe.teacher
     if not isinstance(section, SampledTeacherSection):
@@ -114,33 +106,18 @@ def _prepare(recipe: Recipe, folder: Path, task: Task, preparation: Preparation,
             "only a teacher of kind openai or local has prompts and prices",
             "use such a teacher, or run the command without this option",
         )
+    task = build_task(recipe.task.model_dump())
     if preparation.copy_prompts is not None:
-        _copy_prompts(task, preparation.copy_prompts)
+        for kind, path in copy_templates(task, preparation.copy_prompts).items():
+            typer.echo(f"teacher.prompts.{kind}: {path}")
         return
-    from mmedge.teachers.collect import prompts_of
-    from mmedge.teachers.plan import collection_plan
-
     prompts, examples = prompts_of(section, task), task.load().train
     if preparation.show_prompts:
-        from mmedge.teachers.prompting import shown
-
         typer.echo(printable(f"# a chain of thought for {examples[0].id}\n{shown(prompts.about_question(examples[0]))}\n"))
         judged = "(here stands the chain of thought that is judged)"
         typer.echo(printable(f"# an evaluation of it\n{shown(prompts.about_cot(examples[0], judged))}"))
         return
     _show_estimate(recipe, folder, collection_plan(section), prompts, examples, as_json)
-
-
-def _copy_prompts(task: Task, folder: Path) -> None:
-    from mmedge.storage import read_text, write_text
-    from mmedge.teachers.prompting import template_files
-
-    for kind, source in template_files(task).items():
-        target = folder / source.name
-        if target.exists():
-            raise MmedgeError(f"{target} exists already", "move it away, or name another folder")
-        write_text(target, read_text(source))
-        typer.echo(f"teacher.prompts.{kind}: {target}")
 
 
 def _show_estimate(
@@ -204,8 +181,7 @@ def report(
 ) -> None:
     """Report what the teacher's texts are worth: yield, agreement, correctness, verdicts, the bill, and what each filter keeps."""
     from mmedge.annotations.store import AnnotationStore
-    from mmedge.annotations.summary import refresh
-    from mmedge.annotations.summary import report as summed_up
+    from mmedge.annotations.summary import examples_to_show, refreshed_report
     from mmedge.folders import Run, load_run_recipe
     from mmedge.tasks import build_task
 
@@ -220,11 +196,9 @@ def report(
 
             for path, count in export_annotations(store, export_to, form).items():
                 typer.echo(f"{path}: {count} records", err=as_json)
-        refresh(loaded, task, store, progress(quiet))
-        found = summed_up(loaded, store)
+        found = refreshed_report(loaded, task, store, progress(quiet))
         if html is not None:
             from mmedge.annotations.report import page
-            from mmedge.annotations.summary import examples_to_show
 
             page(found, examples_to_show(loaded, store, task, 12)).write(html)
             typer.echo(f"written: {html}", err=True)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mmedge.engines.engine import Engine
 from mmedge.engines.generation import GREEDY, Decoding, Generation, Logits, by_beginning, decode, left_padded, right_padded
 from mmedge.engines.speaker import Speaker
+from mmedge.students import dialects
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.encoding import Prompt
 from mmedge.tasks.forms import AnswerForm
@@ -39,6 +40,7 @@ class TorchEngine:
         self._student = student
         self._model = student.model.eval()
         self._special = student.encoder.special
+        self._cache = dialects.cache_argument(student.model)
         self._device = next(student.model.parameters()).device
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
@@ -69,11 +71,11 @@ class TorchEngine:
                 input_ids=tokens,
                 attention_mask=state["mask"],
                 position_ids=positions,
-                past_key_values=state.get("past"),
+                **{self._cache: state.get("past")},
                 use_cache=True,
                 logits_to_keep=1,
             )
-            state["past"] = output.past_key_values
+            state["past"] = output[self._cache]
             state["mask"] = torch.cat([state["mask"], state["mask"].new_ones(len(tokens), 1)], dim=1)
             return np.asarray(output.logits[:, -1].float().cpu().numpy())
 
@@ -89,10 +91,10 @@ class TorchEngine:
                 encoder_outputs=state["encoded"],
                 attention_mask=held,
                 decoder_input_ids=tokens,
-                past_key_values=state.get("past"),
+                **{self._cache: state.get("past")},
                 use_cache=True,
             )
-            state["past"] = output.past_key_values
+            state["past"] = output[self._cache]
             return np.asarray(output.logits[:, -1].float().cpu().numpy())
 
         def first() -> Logits:

@@ -3,7 +3,7 @@
     Endpoint("https://api.example.org/v1", "big-model", api_key_env="BIG_KEY").ask(example, form)
 
 Standard library only. A module of its own, since what speaks HTTP takes time and megabytes to import, and most students never
-escalate. What is said and how replies are read is `mmedge.openai`'s; here is the transport.
+escalate. Requests are written and replies read by `mmedge.openai`; here is the transport.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import logging
 from typing import Any
 
@@ -111,6 +112,11 @@ def load_tokenizer(place: str, *, plain: bool = False, **arguments: Any) -> Any:
         plain = plain or written.get("tokenizer_class") == "TokenizersBackend"  # 5.x's name of it
     kind = transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
     return kind.from_pretrained(place, **arguments)
+
+
+def cache_argument(model: Any) -> str:
+    """Return what a model's forward pass calls its cache, in its arguments and in what it returns."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def quiet() -> None:

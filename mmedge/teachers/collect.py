@@ -14,7 +14,9 @@ from pathlib import Path
 from mmedge.annotations.annotation import Annotation
 from mmedge.annotations.collection import Collection
 from mmedge.annotations.store import AnnotationStore
+from mmedge.annotations.summary import AnnotationReport, refreshed_report
 from mmedge.errors import MmedgeError, missing_extra
+from mmedge.folders import work_on
 from mmedge.progress import Progress
 from mmedge.recipe import (
     EmbeddedTeacherSection,
@@ -25,7 +27,7 @@ from mmedge.recipe import (
     SampledTeacherSection,
 )
 from mmedge.storage import canonical_json, sha256_json
-from mmedge.tasks import Example, Task
+from mmedge.tasks import Example, Task, build_task
 from mmedge.tasks.embedded.problems import ArithmeticTask
 from mmedge.teachers.base import SampledTeacher, WritingTeacher
 from mmedge.teachers.collector import CollectionResult, Collector
@@ -60,6 +62,24 @@ def annotate(
     if isinstance(section, (RecordedTeacherSection, EmbeddedTeacherSection)):
         _write(_writing_teacher(section, task), examples, store, progress)
     return None
+
+
+def collect_run(
+    recipe: Recipe, folder: Path, progress: Progress, limits: Limits = NO_LIMITS
+) -> tuple[CollectionResult | None, AnnotationReport]:
+    """Collect annotations into a run, which other collectors may work on at the same time.
+
+    Returns:
+        How the collection ended (see `annotate`), and what the run then holds.
+
+    Raises:
+        MmedgeError: See `annotate` and `work_on`.
+    """
+    task = build_task(recipe.task.model_dump())
+    with work_on(folder, recipe, shared=True) as run:
+        examples = task.load().train
+        with AnnotationStore(run.annotations) as store:
+            return annotate(recipe, task, examples, store, progress, limits), refreshed_report(recipe, task, store, progress)
 
 
 # -------------------------------------------------------------------------------------- teachers that write by themselves

@@ -1,6 +1,6 @@
 """The teacher behind an OpenAI-compatible endpoint: hundreds of requests in flight, each on a connection that is kept open.
 
-What is said and how replies are read is `mmedge.openai`'s; here is the transport, which is aiohttp's. Proxies of the environment
+Requests are written and replies read by `mmedge.openai`; here is the transport, which is aiohttp's. Proxies of the environment
 are used, TLS certificates are checked, and redirects are not followed: a key is sent to the endpoint that the recipe names, and
 nowhere else. `benchmarks/collector.py` measures it.
 """

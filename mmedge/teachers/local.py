@@ -1,6 +1,6 @@
 """The teacher on this machine: a transformers model that writes for a batch of prompts at a time.
 
-Sampling is Gumbel's: to every logit comes noise from the text's own seed, and the largest sum is taken, which draws exactly from
+Sampling is Gumbel's: to every logit comes noise from the text's own seed, and the largest sum is taken, which samples exactly from
 the softmax. So a text depends on its prompt and seed, and not on which others were in its batch (but for the last bits of a
 float). A batch that does not fit into memory is halved, for good. Torch is imported when the model is loaded, not before.
 """
@@ -111,7 +111,8 @@ class LocalTeacher:
                         f"out of memory for a single prompt: {error}",
                         "use a smaller teacher, teacher.quantization, or shorter texts",
                     )
-                    batch[0][1].set_exception(problem)
+                    if not batch[0][1].done():
+                        batch[0][1].set_exception(problem)
                     continue
                 self._room = max(1, len(batch) // 2)
                 self._waiting.extendleft(reversed(batch))
@@ -138,7 +139,7 @@ class LocalTeacher:
         except ImportError as error:
             raise missing_extra(error.name or "torch", "distill") from None
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise MmedgeError("teacher.device: no CUDA device here", "set it to auto or cpu")
+            raise MmedgeError("teacher.device: there is no CUDA device on this machine", "set it to auto or cpu")
         cuda = self.device != "cpu" and torch.cuda.is_available()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -169,7 +170,8 @@ class LocalTeacher:
         need_bitsandbytes()
         if kind == "gguf":
             raise MmedgeError(
-                "teacher.quantization: a .gguf file has its own and is read as plain numbers", "set it to none, or name a folder"
+                "teacher.quantization: a .gguf file is quantized already and is dequantized when it is read",
+                "set it to none, or name a folder",
             )
         import transformers
 
@@ -282,7 +284,7 @@ class _SeededSampling:
     Args:
         seeds: One for each row.
         temperature: Divides the logits.
-        top_p: The likeliest tokens that together have this probability can be drawn, and no others.
+        top_p: The likeliest tokens that together have this probability can be sampled, and no others.
     """
 
     def __init__(self, seeds: list[int], temperature: float, top_p: float) -> None:

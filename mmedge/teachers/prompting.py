@@ -24,7 +24,7 @@ from pathlib import Path
 
 from mmedge.errors import MmedgeError
 from mmedge.openai import Message
-from mmedge.storage import read_text
+from mmedge.storage import read_text, write_text
 from mmedge.tasks import Example, Task
 from mmedge.tasks.reading import trim
 
@@ -103,7 +103,7 @@ def read_template(path: Path, needs: Sequence[str]) -> Template:
     text = read_text(path)
     headings = list(_HEADING.finditer(text))
     if not headings or text[: headings[0].start()].strip():
-        raise MmedgeError(f"{path}:1: a prompt begins with a line such as '=== user'", f"see the files in {TEMPLATES}")
+        raise MmedgeError(f"{path}:1: a prompt must begin with a line such as '=== user'", f"see the files in {TEMPLATES}")
     messages = []
     for heading, following in zip(headings, [*headings[1:], None], strict=True):
         line = text.count("\n", 0, heading.start()) + 1
@@ -133,7 +133,22 @@ def template_files(task: Task) -> dict[str, Path]:
         files = {kind: TEMPLATES / f"{name}.{kind}.txt" for kind in ("cot", "evaluation")}
         if all(path.is_file() for path in files.values()):
             return files
-    raise MmedgeError(f"there is no built-in prompt for the task {task.name!r}", "name files of your own in teacher.prompts")
+    raise MmedgeError(f"no built-in prompts for the task {task.name!r}", "name prompt files of your own in teacher.prompts")
+
+
+def copy_templates(task: Task, folder: Path) -> dict[str, Path]:
+    """Copy the built-in files for a task into a folder, to be edited; return the copies by kind.
+
+    Raises:
+        MmedgeError: A file of that name is there already.
+    """
+    copies = {}
+    for kind, source in template_files(task).items():
+        copies[kind] = folder / source.name
+        if copies[kind].exists():
+            raise MmedgeError(f"{copies[kind]} exists already", "move it away, or name another folder")
+        write_text(copies[kind], read_text(source))
+    return copies
 
 
 def load_prompts(task: Task, cot: Path | None, evaluation: Path | None) -> Prompts:

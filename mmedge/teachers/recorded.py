@@ -143,7 +143,7 @@ def _records(path: Path, form: str) -> Records:
                 number += 1
                 yield number, record
     except (pyarrow.ArrowException, OSError) as error:
-        raise MmedgeError(f"{path} is no Parquet file: {str(error).splitlines()[0][:120]}") from None
+        raise MmedgeError(f"{path} is not a Parquet file: {str(error).splitlines()[0][:120]}") from None
 
 
 def _check_count(paths: Sequence[Path], questions: int) -> None:
@@ -165,7 +165,7 @@ def _list_of_texts(path: Path) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _TreeText:
     """A node of a tree-of-thought log, for errors and origins."""
 
     path: Path
@@ -180,7 +180,7 @@ class _Place:
         return f"{self.path}[{self.tree}].new_ys[{self.text}]"
 
 
-def _trees(path: Path, examples: Sequence[Example]) -> Iterator[tuple[str, int, str, list[str], _Place]]:
+def _trees(path: Path, examples: Sequence[Example]) -> Iterator[tuple[str, int, str, list[str], _TreeText]]:
     """Yield (example id, sample, text, evaluations, place) of a log, for the questions that are known by their words."""
     document = read_json(path)
     if not isinstance(document, list):
@@ -201,7 +201,7 @@ def _trees(path: Path, examples: Sequence[Example]) -> Iterator[tuple[str, int, 
             evaluations = judged[sample] if sample < len(judged) else []
             if not isinstance(evaluations, list) or not all(isinstance(item, str) for item in evaluations):
                 raise MmedgeError(f"{path}[{index}]: the evaluations of text {sample} must be a list of texts")
-            yield id_, sample, text, evaluations, _Place(path, index, sample)
+            yield id_, sample, text, evaluations, _TreeText(path, index, sample)
 
 
 def _asked(x: Any, path: Path, index: int) -> str:

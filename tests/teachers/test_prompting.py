@@ -60,7 +60,7 @@ def test_built_in_prompts_show_no_question_of_the_data(real_data: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("Solve {question}", "p.txt:1: a prompt begins with a line such as '=== user'"),
+        ("Solve {question}", "p.txt:1: a prompt must begin with a line such as '=== user'"),
         ("=== boss\nSolve {question}", "p.txt:1: unknown role 'boss'"),
         ("=== user\nSolve {question} {qestion}", "p.txt:2: unknown place {qestion}"),
         ("=== user\n\n=== user\n{question}", "p.txt:1: this message is empty"),

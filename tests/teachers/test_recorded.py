@@ -148,7 +148,7 @@ def test_what_is_no_parquet_file_is_one_line(tmp_path: Path, own_task: dict[str,
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and nothing else")
     values["teacher"] = {"kind": "recorded", "cots": str(tmp_path / "broken.parquet")}
     found = mmedge("annotate", write_recipe(tmp_path / "r.yaml", values), "--out", tmp_path / "run")
-    assert is_one_line_error(found) and "is no Parquet file" in found.err
+    assert is_one_line_error(found) and "is not a Parquet file" in found.err
 
 
 def test_a_recording_that_was_mended_is_read_anew(tmp_path: Path, own_task: dict[str, Path]) -> None:

@@ -96,7 +96,8 @@ class _FusedEngine:
         self.costs, self.luck = StepCosts(), Luck()
         table = bundle.folder / FILE_NAME
         self.table = PhraseTable.load(table) if table.is_file() else EMPTY
-        self.drafts = table.is_file()  # export writes one where drafts pay and change nothing
+        # export writes one where drafts pay and change nothing; what a recurrent state has read cannot be taken back
+        self.drafts = table.is_file() and not self.decoder.states
 
     def held(self, prompts: Sequence[Prompt]) -> dict[str, ort.OrtValue]:
         """Return what the decoder is given at every step for these prompts' contexts."""
@@ -277,8 +278,9 @@ class _Conversation:
         self._contexts, self._read = contexts, [list(sequence) for sequence in sequences]
         if reading is not None and same:
             shared = [_shared(old, new) for old, new in zip(before, sequences, strict=True)]
+            kept = reading.rewinds or all(count == len(old) for count, old in zip(shared, before, strict=True))
             new = max(len(sequence) - count for sequence, count in zip(sequences, shared, strict=True))
-            if len(prompts) == 1 or (new <= STEPPED and all(len(sequence) >= new for sequence in sequences)):
+            if kept and (len(prompts) == 1 or (new <= STEPPED and all(len(sequence) >= new for sequence in sequences))):
                 if reading.capacity < capacity:
                     reading = reading.rows(np.arange(len(prompts)), capacity)
                 return self._continued(reading, sequences, new)
@@ -315,10 +317,26 @@ class _Conversation:
 
     def _fresh(self, sequences: Sequence[tuple[int, ...]], capacity: int, held: dict[str, ort.OrtValue]) -> Reading:
         engine = self._engine
+        if engine.decoder.states and len({len(sequence) for sequence in sequences}) > 1:
+            return self._fresh_by_length(sequences, capacity, held)
         ids, counts = right_padded(sequences, engine.special.pad)
         reading = Reading(engine.decoder, len(ids), capacity, held)
         self._logits = reading.read(ids, counts, np.arange(len(ids), dtype=np.int64) * ids.shape[1] + counts - 1)
         return reading
+
+    def _fresh_by_length(self, sequences: Sequence[tuple[int, ...]], capacity: int, held: dict[str, ort.OrtValue]) -> Reading:
+        """Read sequences of one length together: what a recurrent state has read includes padding."""
+        parts: list[tuple[Sequence[int], Reading]] = []
+        logits: list[tuple[Sequence[int], Logits]] = []
+        for places in _same([len(sequence) for sequence in sequences], len(sequences)):
+            own = {name: bound(value.numpy()[places]) for name, value in held.items()}
+            parts.append((places, self._fresh([sequences[place] for place in places], capacity, own)))
+            logits.append((places, np.array(self._logits)))
+        whole = np.empty((len(sequences), logits[0][1].shape[1]), dtype=np.float32)
+        for where, found in logits:
+            whole[where] = found
+        self._logits = whole
+        return Reading.joined(parts, capacity, held)
 
 
 def _shared(old: Sequence[int], new: Sequence[int]) -> int:

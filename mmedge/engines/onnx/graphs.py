@@ -99,6 +99,7 @@ class Graph:
         self.session = open_session(path, threads, device)
         self.inputs = {item.name: item for item in self.session.get_inputs()}
         self.past = [name for name in self.inputs if name.startswith("past_key_values.")]
+        self.states = [name for name in self.inputs if name.startswith("past_states.")]
         half = any(self.inputs[name].type == "tensor(float16)" for name in self.past)
         self.floats: type[np.float32 | np.float16] = np.float16 if half else np.float32
         self.outputs = [item.name for item in self.session.get_outputs()]
@@ -138,7 +139,8 @@ class Reading:
     """A batch of token sequences that a fused decoder has read so far, their cache in one place from first to last.
 
     What was read can be taken back from the end (`rewind`), so that several continuations follow from one beginning, and rows
-    can be picked, dropped or doubled (`rows`).
+    can be picked, dropped or doubled (`rows`). A graph with recurrent states (`past_states.…`) holds all that was read in them:
+    nothing can be taken back, and padding would be read too, so that rows read together must be of one length.
 
     Args:
         graph: The decoder.
@@ -166,8 +168,27 @@ class Reading:
                 self._cache[name] = cache
                 self._binding.bind_ortvalue_input(name, cache)
                 self._binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
+        # a state is read and written in one run: two places that take turns
+        self._states: dict[str, tuple[ort.OrtValue, ort.OrtValue]] = {
+            name: (self._empty_state(name, rows), self._empty_state(name, rows)) for name in graph.states
+        }
+        self._bind_states()
         self._places: dict[tuple[int, int, int], tuple[dict[str, ort.OrtValue], dict[str, NDArray[Any]]]] = {}
         self._shape: tuple[int, int, int] | None = None  # of what is bound
+
+    def _empty_state(self, name: str, rows: int) -> ort.OrtValue:
+        item = self._graph.inputs[name]
+        return self._graph.placed(np.zeros((rows, *item.shape[1:]), dtype=np.float16 if "float16" in item.type else np.float32))
+
+    def _bind_states(self) -> None:
+        for name, (before, after) in self._states.items():
+            self._binding.bind_ortvalue_input(name, before)
+            self._binding.bind_ortvalue_output(name.replace("past_states", "present_states"), after)
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether what was read can be taken back."""
+        return not self._states
 
     def read(self, ids: Tokens, counts: Tokens, wanted: Tokens) -> Logits:
         """Read more tokens: at the beginning, or one for each row, or several for a single row.
@@ -185,8 +206,9 @@ class Reading:
         fed["input_ids"][...] = ids
         fed["wanted"][...] = wanted
         more = self._doubles and ids.shape[1] == 1
-        fed["lengths"][...] = self.lengths - 1 + more
-        fed["total"][...] = self.lengths.max() + more
+        if "lengths" in fed:  # a graph without attention needs none
+            fed["lengths"][...] = self.lengths - 1 + more
+            fed["total"][...] = self.lengths.max() + more
         if "starts" in fed:
             fed["starts"][...] = starts
         self._run()
@@ -200,30 +222,62 @@ class Reading:
         fed = self._places[self._shape][1]
         if "starts" in fed:
             fed["starts"][...] = self.lengths
-        fed["lengths"][...] = self.lengths + self._doubles
-        self.lengths = self.lengths + 1
-        fed["total"][...] = self.lengths.max() + self._doubles
+        before, self.lengths = self.lengths, self.lengths + 1
+        if "lengths" in fed:
+            fed["lengths"][...] = before + self._doubles
+            fed["total"][...] = self.lengths.max() + self._doubles
         fed["input_ids"][:, 0] = tokens
         self._run()
         return fed["logits"]
 
     def rewind(self, lengths: Tokens | int) -> None:
-        """Take back all but the first tokens of each row, (rows,)."""
-        self.lengths = np.minimum(self.lengths, lengths)
+        """Take back all but the first tokens of each row, (rows,).
+
+        Raises:
+            ValueError: The graph has recurrent states, and something would be taken back.
+        """
+        shorter = np.minimum(self.lengths, lengths)
+        if self._states and not np.array_equal(shorter, self.lengths):
+            raise ValueError("what recurrent states have read cannot be taken back")
+        self.lengths = shorter
 
     def rows(self, wanted: Tokens, capacity: int) -> Reading:
         """Return some of the rows, in any order and number, as a reading of their own; this one stays as it is."""
         held = {name: bound(self._picked(value.numpy(), wanted)) for name, value in self.held.items()}
         found = Reading(self._graph, len(wanted), capacity, held)
-        found.lengths = self.lengths[wanted]
-        longest = int(found.lengths.max())
-        for name, value in self._cache.items():
-            if self._graph.shares_memory:
-                found._cache[name].numpy()[:, :, :longest] = value.numpy()[wanted, :, :longest]
-                continue
-            rows = np.zeros(found._cache[name].shape(), dtype=self._graph.floats)
-            rows[:, :, :longest] = value.numpy()[wanted, :, :longest]
-            found._cache[name].update_inplace(rows)
+        found._take(self, np.arange(len(wanted)), wanted)
+        return found
+
+    def _take(self, other: Reading, into: Tokens, rows: Tokens) -> None:
+        """Take over rows of another reading."""
+        self.lengths[into] = other.lengths[rows]
+        longest = int(other.lengths[rows].max())
+        values = [(self._cache[name], value) for name, value in other._cache.items()]
+        for target, value in values:
+            self._put(target, (into, slice(None), slice(longest)), value.numpy()[rows, :, :longest])
+        for name, (before, _) in other._states.items():
+            self._put(self._states[name][0], (into,), before.numpy()[rows])
+
+    def _put(self, target: ort.OrtValue, place: tuple[Any, ...], values: NDArray[Any]) -> None:
+        if self._graph.shares_memory:
+            target.numpy()[place] = values
+            return
+        whole = target.numpy()
+        whole[place] = values
+        target.update_inplace(whole)
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[Sequence[int], Reading]], capacity: int, held: dict[str, ort.OrtValue]) -> Reading:
+        """Return the rows of several readings as one.
+
+        Args:
+            parts: Readings of one graph, and the places that their rows get.
+            capacity: The most tokens of any row.
+            held: Inputs that stay the same, for all rows.
+        """
+        found = cls(parts[0][1]._graph, sum(len(places) for places, _ in parts), capacity, held)
+        for places, part in parts:
+            found._take(part, np.array(places), np.arange(len(places)))
         return found
 
     def _picked(self, values: NDArray[Any], wanted: Tokens) -> NDArray[Any]:
@@ -231,6 +285,12 @@ class Reading:
         return np.take(values, wanted, axis=0, out=into, mode="clip")  # which writes into it at once; rows are there
 
     def _run(self) -> None:
+        self._run_bound()
+        if self._states:
+            self._states = {name: (after, before) for name, (before, after) in self._states.items()}
+            self._bind_states()
+
+    def _run_bound(self) -> None:
         if self._graph.shares_memory:
             self._session.run_with_iobinding(self._binding)
             return
