@@ -25,7 +25,11 @@ def write_summing_graph(path: Path) -> None:
     ids = g.input("input_ids", TensorProto.INT64, ("batch", "new"))
     wanted = g.input("wanted", TensorProto.INT64, ("rows",))
     state = g.input("past_states.sum", TensorProto.FLOAT, ("batch", 1))
-    values = g.node("Cast", [ids], "values", to=TensorProto.FLOAT)
+    counts = g.node("Unsqueeze", [g.input("counts", TensorProto.INT32, ("batch",)), g.integers(1)], "counts.column")
+    length = g.node("Squeeze", [g.node("Shape", [ids], start=1, end=2), g.integers(0)], "length")
+    places = g.node("Cast", [g.node("Range", [g.integer(0), length, g.integer(1)], "places")], "places.int", to=TensorProto.INT32)
+    read = g.node("Cast", [g.node("Less", [places, counts], "less")], "read", to=TensorProto.FLOAT)
+    values = g.node("Mul", [g.node("Cast", [ids], "floats", to=TensorProto.FLOAT), read], "values")  # padding adds nothing
     sums = g.node("Add", [g.node("CumSum", [values, g.integer(1)], "prefix"), state], "sums")
     total = g.node("ReduceSum", [values, g.integers(1)], "total", keepdims=1)
     g.output(g.node("Add", [state, total], "after"), "present_states.sum", ("batch", 1))

@@ -317,26 +317,10 @@ class _Conversation:
 
     def _fresh(self, sequences: Sequence[tuple[int, ...]], capacity: int, held: dict[str, ort.OrtValue]) -> Reading:
         engine = self._engine
-        if engine.decoder.states and len({len(sequence) for sequence in sequences}) > 1:
-            return self._fresh_by_length(sequences, capacity, held)
         ids, counts = right_padded(sequences, engine.special.pad)
         reading = Reading(engine.decoder, len(ids), capacity, held)
         self._logits = reading.read(ids, counts, np.arange(len(ids), dtype=np.int64) * ids.shape[1] + counts - 1)
         return reading
-
-    def _fresh_by_length(self, sequences: Sequence[tuple[int, ...]], capacity: int, held: dict[str, ort.OrtValue]) -> Reading:
-        """Read sequences of one length together: what a recurrent state has read includes padding."""
-        parts: list[tuple[Sequence[int], Reading]] = []
-        logits: list[tuple[Sequence[int], Logits]] = []
-        for places in _same([len(sequence) for sequence in sequences], len(sequences)):
-            own = {name: bound(value.numpy()[places]) for name, value in held.items()}
-            parts.append((places, self._fresh([sequences[place] for place in places], capacity, own)))
-            logits.append((places, np.array(self._logits)))
-        whole = np.empty((len(sequences), logits[0][1].shape[1]), dtype=np.float32)
-        for where, found in logits:
-            whole[where] = found
-        self._logits = whole
-        return Reading.joined(parts, capacity, held)
 
 
 def _shared(old: Sequence[int], new: Sequence[int]) -> int:

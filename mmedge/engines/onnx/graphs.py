@@ -132,7 +132,7 @@ class Graph:
         return dict(zip(wanted, binding.get_outputs(), strict=True))
 
 
-_FED = ("input_ids", "wanted", "lengths", "total", "starts", "attended", "kept")
+_FED = ("input_ids", "wanted", "lengths", "total", "starts", "counts", "attended", "kept")
 
 
 class Reading:
@@ -140,7 +140,7 @@ class Reading:
 
     What was read can be taken back from the end (`rewind`), so that several continuations follow from one beginning, and rows
     can be picked, dropped or doubled (`rows`). A graph with recurrent states (`past_states.…`) holds all that was read in them:
-    nothing can be taken back, and padding would be read too, so that rows read together must be of one length.
+    nothing can be taken back.
 
     Args:
         graph: The decoder.
@@ -211,6 +211,8 @@ class Reading:
             fed["total"][...] = self.lengths.max() + more
         if "starts" in fed:
             fed["starts"][...] = starts
+        if "counts" in fed:
+            fed["counts"][...] = counts
         self._run()
         return fed["logits"]
 
@@ -245,18 +247,13 @@ class Reading:
         """Return some of the rows, in any order and number, as a reading of their own; this one stays as it is."""
         held = {name: bound(self._picked(value.numpy(), wanted)) for name, value in self.held.items()}
         found = Reading(self._graph, len(wanted), capacity, held)
-        found._take(self, np.arange(len(wanted)), wanted)
+        found.lengths = self.lengths[wanted]
+        longest = int(found.lengths.max())
+        for name, value in self._cache.items():
+            self._put(found._cache[name], (slice(None), slice(None), slice(longest)), value.numpy()[wanted, :, :longest])
+        for name, (before, _) in self._states.items():
+            self._put(found._states[name][0], (), before.numpy()[wanted])
         return found
-
-    def _take(self, other: Reading, into: Tokens, rows: Tokens) -> None:
-        """Take over rows of another reading."""
-        self.lengths[into] = other.lengths[rows]
-        longest = int(other.lengths[rows].max())
-        values = [(self._cache[name], value) for name, value in other._cache.items()]
-        for target, value in values:
-            self._put(target, (into, slice(None), slice(longest)), value.numpy()[rows, :, :longest])
-        for name, (before, _) in other._states.items():
-            self._put(self._states[name][0], (into,), before.numpy()[rows])
 
     def _put(self, target: ort.OrtValue, place: tuple[Any, ...], values: NDArray[Any]) -> None:
         if self._graph.shares_memory:
@@ -265,20 +262,6 @@ class Reading:
         whole = target.numpy()
         whole[place] = values
         target.update_inplace(whole)
-
-    @classmethod
-    def joined(cls, parts: Sequence[tuple[Sequence[int], Reading]], capacity: int, held: dict[str, ort.OrtValue]) -> Reading:
-        """Return the rows of several readings as one.
-
-        Args:
-            parts: Readings of one graph, and the places that their rows get.
-            capacity: The most tokens of any row.
-            held: Inputs that stay the same, for all rows.
-        """
-        found = cls(parts[0][1]._graph, sum(len(places) for places, _ in parts), capacity, held)
-        for places, part in parts:
-            found._take(part, np.array(places), np.arange(len(places)))
-        return found
 
     def _picked(self, values: NDArray[Any], wanted: Tokens) -> NDArray[Any]:
         into = self._graph.scratch.empty((len(wanted), *values.shape[1:]), values.dtype)
@@ -315,6 +298,7 @@ class Reading:
                 "lengths": np.zeros(rows, dtype=np.int32),
                 "total": np.array(0, dtype=np.int32),
                 "starts": np.zeros(rows, dtype=np.int64),
+                "counts": np.ones(rows, dtype=np.int32),
                 "attended": np.zeros(2, dtype=np.int64) if self._doubles and new == 1 else np.arange(new, dtype=np.int64),
                 "kept": np.arange(new, dtype=np.int64),
             }
