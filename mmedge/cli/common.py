@@ -126,8 +126,9 @@ class Command(TyperCommand):
         for place, word in enumerate(args):
             name, equals, value = word.partition("=")
             if name in RENAMED:
-                typer.echo(f"note: {name} is now called {RENAMED[name]}; the old name will go in the next version", err=True)
-                args[place] = RENAMED[name] + equals + value
+                new = RENAMED[name]
+                typer.echo(f"notice: {name} is now called {new}; the old name will be refused in the next version", err=True)
+                args[place] = new + equals + value
         return super().parse_args(ctx, args)
 
 

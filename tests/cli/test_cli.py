@@ -72,7 +72,7 @@ def test_an_option_with_an_old_name_works_with_a_notice(tiny_run: Path) -> None:
     old, new = (
         mmedge("run", tiny_run / "bundle-int8", f"{name}=0.3", "How many?") for name in ("--max-handed-on", "--max-withheld")
     )
-    notice = "note: --max-handed-on is now called --max-withheld"
+    notice = "notice: --max-handed-on is now called --max-withheld"
     assert old.err.startswith(notice) and old.err.splitlines()[1:] == new.err.splitlines()
 
 
