@@ -57,8 +57,8 @@ class SamplingOptions:
     choose_by: Annotated[
         Literal["majority", "self_evaluation", "both"] | None, typer.Option(help="How the sampled answers vote.")
     ] = None
-    temperature: Annotated[float | None, typer.Option(help="SamplingOptions temperature.")] = None
-    seed: Annotated[int | None, typer.Option(min=0, help="SamplingOptions seed.")] = None
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature.")] = None
+    seed: Annotated[int | None, typer.Option(min=0, help="Sampling seed.")] = None
     retry_below: Annotated[
         float | None, typer.Option(min=0, max=1, help="Confidence below which the strategy retry samples more.")
     ] = None
