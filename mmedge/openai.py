@@ -10,7 +10,6 @@ without the key. Sends nothing: collector (`teachers/endpoint.py`) and device (`
 
 from __future__ import annotations
 
-import email.utils
 import json
 import os
 import re
@@ -438,6 +437,8 @@ def _count(usage: Any, name: str) -> int | None:
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Return how many seconds an endpoint asks to wait, given as seconds, milliseconds or a date."""
+    import email.utils
+
     value = headers.get("retry-after-ms")
     try:
         if value is not None:
