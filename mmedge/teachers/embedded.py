@@ -167,7 +167,7 @@ def _write_cot(problem: Problem, solution: Solution, style: int, rng: random.Ran
         elif style == 3:
             lines.append(f"{'Now' if index else 'For the ' + thing + ' of ' + problem.person}, {equation}.")
         else:
-            lines.append(f"SolutionStep {index + 1}: {_REASONS[part]}. {equation}.")
+            lines.append(f"Step {index + 1}: {_REASONS[part]}. {equation}.")
     ending = ("The answer is {}.", "Answer: {}", "So the answer is {}.", "Hence the answer is {}.", "The answer is {}.")[style]
     return " ".join([*lines, ending.format(number_text(solution.answer))])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -117,3 +118,13 @@ def test_an_unpaired_surrogate_is_stored_as_a_question_mark(tmp_path: Path) -> N
     with AnnotationStore(tmp_path / "a.sqlite") as store:
         store.add([Annotation("q", "cot", 0, 0, "First \ud800 1", None, "t", "o")])
         assert [annotation.text for annotation in store.annotations("cot")] == ["First ? 1"]
+
+
+def test_what_the_embedded_teacher_writes_has_not_changed_since_its_results_were_published() -> None:
+    task = ArithmeticTask(train=60, test=10)
+    examples = {example.id: example for example in task.load().train}
+    teacher = EmbeddedTeacher(task, cots_per_question=5, evaluations_per_cot=2)
+    cots = list(teacher.chains_of_thought(list(examples.values())))
+    evaluations = teacher.self_evaluations([(examples[cot.example_id], cot) for cot in cots])
+    written = "".join(f"{each.text}\0{each.verdict}\0" for each in (*cots, *evaluations))
+    assert hashlib.sha256(written.encode()).hexdigest() == "d675324100cc48758f01d8bcdc1720d5ae65acb7d4328244d8a0a022b3b6317b"
