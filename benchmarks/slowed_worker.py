@@ -11,7 +11,8 @@ import time
 from collections.abc import Sequence
 
 from mmedge.bench import worker
-from mmedge.bench.asker import Ask, Asker, TimedAnswers
+from mmedge.bench.asker import Asker, TimedAnswers
+from mmedge.bench.settings import Ask
 from mmedge.tasks.base import Example
 
 SHARE = 0.1
@@ -28,6 +29,4 @@ class _Slowed(Asker):
 
 
 if __name__ == "__main__":
-    if json.loads(sys.argv[1])["place"].endswith("slowed"):
-        worker.Asker = _Slowed  # type: ignore[misc]
-    worker.main()
+    worker.main(_Slowed if json.loads(sys.argv[1])["place"].endswith("slowed") else None)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
+from mmedge.bench.settings import Ask
 from mmedge.engines.engine import Engine
 from mmedge.engines.entry import OpenedVariant
 from mmedge.engines.generation import GREEDY, Decoding, Generation, Logits
@@ -19,9 +19,6 @@ from mmedge.runtime.options import AnswerOptions
 from mmedge.runtime.student import Student
 from mmedge.tasks.base import Example
 from mmedge.tasks.encoding import Prompt
-
-Ask = Literal["answer", "rationale", "confidence"]  # the answer only; with a chain of thought; with the best confidence there is
-ASKS: tuple[Ask, ...] = ("answer", "rationale", "confidence")
 
 
 class _RecordingEngine:

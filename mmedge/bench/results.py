@@ -15,10 +15,9 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from mmedge.bench.asker import Ask
 from mmedge.bench.ceilings import Ceilings
 from mmedge.bench.energy import EnergyUse
-from mmedge.bench.settings import BenchSettings, Scenario
+from mmedge.bench.settings import Ask, BenchSettings, Scenario
 from mmedge.bench.watch import WatchSummary
 from mmedge.errors import MmedgeError
 from mmedge.machine import MachineFacts

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mmedge.bench.asker import ASKS, Ask
 from mmedge.errors import MmedgeError
 
 Scenario = Literal["single", "offline", "server", "accuracy"]
 SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
+Ask = Literal["answer", "rationale", "confidence"]  # the answer only; with a chain of thought; with the best confidence there is
+ASKS: tuple[Ask, ...] = get_args(Ask)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 

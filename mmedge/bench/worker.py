@@ -1,13 +1,14 @@
 """One variant in a process of its own, so that its memory and its failures are its own.
 
-Speaks JSON lines over standard input and output: a request in, a reply out, in turn. Started by `bench.py` as
+Speaks JSON lines over standard input and output: a request in, a reply out, in turn. Started by `process.py` as
 
     python -m mmedge.bench.worker '{"kind": "bundle", "place": "bundle-int8", "threads": null}' CPUS
 
 The first line it writes says how it opened: engine, load time, size. Then `{"examples": […], "ask": "answer", "batch": 1}` is
 timed and answered, `{"examples": […], "cot": {…}}` judged, `{"serve": {…}}` answers questions as they arrive, and
 `{"memory": true}` tells the memory of the process. Times are taken around the call alone: reading requests and writing replies
-costs no sample anything. Nothing heavy is imported before the process is bound to its processors.
+costs no sample anything. Nothing heavy is imported before the process is bound to its processors: threads that a library starts
+while it is imported would keep all of them.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
-from mmedge.bench.asker import Asker
-from mmedge.engines.variants import VariantSpec, open_variant
 from mmedge.errors import MmedgeError
 from mmedge.machine import peak_memory, resident_memory, use_cores
 
 if TYPE_CHECKING:
+    from mmedge.bench.asker import Asker
     from mmedge.engines.entry import OpenedVariant
+    from mmedge.engines.variants import VariantSpec
 
 
 def _verdict(request: dict[str, Any], opened: OpenedVariant) -> dict[str, Any]:
@@ -76,20 +78,37 @@ def _reply(request: dict[str, Any], opened: OpenedVariant, asker: Asker) -> dict
     return asdict(asker.ask(_examples(request), request["ask"], request["batch"]))
 
 
-def serve(spec: VariantSpec, requests: TextIO, replies: TextIO) -> None:
-    """Answer requests until the input ends."""
+def serve(
+    spec: VariantSpec,
+    requests: TextIO,
+    replies: TextIO,
+    begun: float | None = None,
+    make_asker: Callable[[OpenedVariant], Asker] | None = None,
+) -> None:
+    """Answer requests until the input ends.
+
+    Args:
+        spec: The variant.
+        requests: Where requests come from, one a line.
+        replies: Where replies go.
+        begun: When loading began, by `time.perf_counter`; by default now.
+        make_asker: What asks the opened variant; by default `Asker`.
+    """
+    begun = time.perf_counter() if begun is None else begun
 
     def say(value: dict[str, Any]) -> None:
         replies.write(json.dumps(value) + "\n")
         replies.flush()
 
-    started = time.perf_counter()
+    from mmedge.bench.asker import Asker
+    from mmedge.engines.variants import open_variant
+
     try:
         opened = open_variant(spec)
     except MmedgeError as error:
         say({"error": error.what, "hint": error.hint})
         return
-    asker = Asker(opened)
+    asker = (make_asker or Asker)(opened)
     say(
         {
             "engine": opened.engine_name,
@@ -97,7 +116,7 @@ def serve(spec: VariantSpec, requests: TextIO, replies: TextIO) -> None:
             "threads": opened.threads,
             "device": opened.device,
             "task": opened.task,
-            "load_seconds": time.perf_counter() - started,
+            "load_seconds": time.perf_counter() - begun,
             "bytes_on_disk": opened.bytes_on_disk,
             "work": opened.work,
         }
@@ -111,11 +130,12 @@ def serve(spec: VariantSpec, requests: TextIO, replies: TextIO) -> None:
             say({"error": "it ran out of memory", "hint": ""})
 
 
-def main() -> None:
+def main(make_asker: Callable[[OpenedVariant], Asker] | None = None) -> None:
     """Start from the command line; standard output carries replies only."""
+    begun = time.perf_counter()
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints goes to standard error
-    spec, processors = VariantSpec.from_json(json.loads(sys.argv[1])), int(sys.argv[2])
+    processors = int(sys.argv[2])
     if processors:
         try:
             use_cores(processors)
@@ -123,7 +143,9 @@ def main() -> None:
             replies.write(json.dumps({"error": error.what, "hint": error.hint}) + "\n")
             replies.flush()
             return
-    serve(spec, sys.stdin, replies)
+    from mmedge.engines.variants import VariantSpec
+
+    serve(VariantSpec.from_json(json.loads(sys.argv[1])), sys.stdin, replies, begun, make_asker)
 
 
 if __name__ == "__main__":

@@ -260,6 +260,11 @@ def test_one_processor_is_one_processor(tiny_run: Path) -> None:
         variant.close()
 
 
+def test_a_worker_imports_nothing_that_starts_threads_before_it_is_bound() -> None:
+    script = "import sys, mmedge.bench.worker; print({'numpy', 'onnxruntime', 'torch'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
 def test_memory_and_time_are_what_others_measure(tiny_run: Path, tmp_path: Path) -> None:
     spec = VariantSpec("bundle", tiny_run / "bundle-fp32")
     requests = [{"examples": [EXAMPLE] * 64, "ask": "rationale", "batch": 8}, {"memory": True}]
