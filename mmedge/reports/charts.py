@@ -132,24 +132,8 @@ def line_chart(
             low, high = min(low, 0.0), max(high, 0.0)
         y_axis = _linear_axis(low, high, bottom, top, 5, percent=percent)
     left = max(_width(text, _SMALL) for _, text in y_axis.ticks) + 10
-    steps = [point[0] for point in measured]
-    whole = all(step == math.floor(step) for step in steps)
-    if log_x and min(steps) > _SMALLEST:
-        x_axis = _log_axis(min(steps), max(steps), left, _WIDTH - 24.0, False)
-    else:
-        x_axis = _linear_axis(min(steps), max(steps), left, _WIDTH - 24.0, 6, snug=True, least_step=1.0 if whole else 0.0)
-
-    parts = [_text(0, _SMALL + 1, y_label, _WIDTH, colour=_DIM), *above]
-    for value, text in y_axis.ticks:
-        y = y_axis.place(value)
-        parts.append(_rule(left, y, _WIDTH - 24, y))
-        parts.append(_text(left - 7, y + 4.3, text, left, size=_SMALL, anchor="end", colour=_DIM))
-    parts.append(_rule(left, bottom, _WIDTH - 24, bottom, _DIM))
-    for value, text in x_axis.ticks:
-        x = x_axis.place(value)
-        parts.append(_rule(x, bottom, x, bottom + 4, _DIM))
-        parts.append(_text(x, bottom + 18, text, _WIDTH, size=_SMALL, anchor="middle", colour=_DIM))
-    parts.append(_text((left + _WIDTH - 24) / 2, bottom + 37, x_label, _WIDTH - left, anchor="middle", colour=_DIM))
+    x_axis = _x_axis([point[0] for point in measured], left, log_x)
+    parts = [_text(0, _SMALL + 1, y_label, _WIDTH, colour=_DIM), *above, *_frame(x_axis, y_axis, left, bottom, x_label)]
 
     bands: list[str] = []
     lines: list[str] = []
@@ -164,6 +148,29 @@ def line_chart(
             if markers or len(run) == 1:
                 dots += [_dot(x_axis.place(point[0]), y_axis.place(point[1]), colour, _told(name, point, percent)) for point in run]
     return _svg(bottom + 44, label, parts + bands + lines + dots)
+
+
+def _x_axis(steps: Sequence[float], left: float, log: bool) -> _Axis:
+    if log and min(steps) > _SMALLEST:
+        return _log_axis(min(steps), max(steps), left, _WIDTH - 24.0, False)
+    whole = all(step == math.floor(step) for step in steps)
+    return _linear_axis(min(steps), max(steps), left, _WIDTH - 24.0, 6, snug=True, least_step=1.0 if whole else 0.0)
+
+
+def _frame(x_axis: _Axis, y_axis: _Axis, left: float, bottom: float, x_label: str) -> list[str]:
+    """Return the grid, the ticks with their texts, and what x is."""
+    parts = []
+    for value, text in y_axis.ticks:
+        y = y_axis.place(value)
+        parts.append(_rule(left, y, _WIDTH - 24, y))
+        parts.append(_text(left - 7, y + 4.3, text, left, size=_SMALL, anchor="end", colour=_DIM))
+    parts.append(_rule(left, bottom, _WIDTH - 24, bottom, _DIM))
+    for value, text in x_axis.ticks:
+        x = x_axis.place(value)
+        parts.append(_rule(x, bottom, x, bottom + 4, _DIM))
+        parts.append(_text(x, bottom + 18, text, _WIDTH, size=_SMALL, anchor="middle", colour=_DIM))
+    parts.append(_text((left + _WIDTH - 24) / 2, bottom + 37, x_label, _WIDTH - left, anchor="middle", colour=_DIM))
+    return parts
 
 
 def interval_chart(rows: Sequence[IntervalRow], *, x_label: str, percent: bool = False) -> str:
