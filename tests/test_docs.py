@@ -1,0 +1,143 @@
+"""Every command that README.md and the recipes show runs, in their order, in one folder.
+
+Commands are the lines that start with `$ mmedge` or `$ torchrun` in README.md's console blocks, and the first comment lines of
+each recipe. They run as shown, but for a few things: commands that train get `--set` options that make the training a matter
+of seconds (and a student from scratch, where the recipe names weights that are not here); teachers that are asked are an
+endpoint of the tests' own and a model rigged to answer; folders are those of a temporary directory; where MMEDGE_DATA is not set,
+it names small files of the same form. `make` commands must be targets of the Makefile.
+
+    make docs-check
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REAL_DATA, REPOSITORY
+from tests.rigged_model import write_rigged_model
+from tests.teachers.endpoint import Endpoint
+
+pytestmark = [pytest.mark.data] if REAL_DATA else []  # then they are among what make test-data runs
+
+SMALL = (
+    "student.source=scratch",
+    "student.scratch={d_model: 64, d_ff: 96, d_kv: 16, heads: 4, encoder_layers: 1, decoder_layers: 1, vocabulary: 500}",
+    "training.stage1={max_steps: 3, batch_size: 8}",
+    "training.stage2={max_steps: 3, batch_size: 8}",
+    "split.validation=10",
+    "split.verdict_test=10",
+    "bench.questions=5",
+    "bench.verdicts=5",
+)
+SMALL_TASK = {"arithmetic": ("task.train=120", "task.test=6"), "data": ("task.limit=60",)}
+RUN_AS = {"mmedge": ("mmedge",), "torchrun": ("torch.distributed.run", "--standalone")}
+
+
+def readme_commands() -> list[str]:
+    """Return the commands of README.md's console blocks, continued lines joined."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.removeprefix("$ ").strip() for line in lines if line.startswith("$ ")]
+
+
+def recipe_commands() -> list[str]:
+    """Return the commands in the opening comments of the recipes."""
+    found = []
+    for path in sorted((REPOSITORY / "recipes").glob("*.yaml")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("#"):
+                break
+            if match := re.match(r"#\s+(mmedge .+?)(?:\s{3,}.*)?$", line):
+                found.append(match[1])
+    return found
+
+
+COMMANDS = list(dict.fromkeys([*readme_commands(), *recipe_commands()]))
+RUN = [command for command in COMMANDS if command.startswith(("mmedge ", "torchrun "))]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the commands run.
+
+    Attributes:
+        folder: With recipes and the files that the commands name; all their runs are in it.
+        data: What MMEDGE_DATA names.
+        asked: Settings for recipes whose teacher is asked, by a part of the recipe's name.
+    """
+
+    folder: Path
+    data: Path
+    asked: dict[str, tuple[str, ...]]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("docs")
+    shutil.copytree(REPOSITORY / "recipes", folder / "recipes")
+    shutil.copytree(REPOSITORY / "tests" / "docs", folder, dirs_exist_ok=True)
+    rigged = write_rigged_model(folder / "rigged")
+    counts = ("teacher.cots_per_question=3", "teacher.evaluations_per_cot=1", "task.limit=6")
+    with Endpoint() as endpoint:
+        asked = {"endpoint": (f"teacher.base_url={endpoint.url}", *counts), "local": (f"teacher.source={rigged}", *counts)}
+        yield Place(folder, data, asked)
+
+
+def small(command: str, asked: dict[str, tuple[str, ...]]) -> list[str]:
+    """Return the command's words, with what makes it a matter of seconds."""
+    words = shlex.split(command)
+    verb = words[words.index("mmedge") + 1]
+    if "--precision" in words:  # which may take as many rounds as the machine is noisy
+        return [*words, "--max-rounds", "2"]
+    if verb not in ("quickstart", "annotate", "distill", "ablate"):
+        return words
+    recipe = next((word for word in words if word.endswith(".yaml")), "quickstart.yaml")
+    kind = "arithmetic" if "quickstart" in recipe or "embedded" in recipe or "arithmetic" in command else "data"
+    settings = SMALL
+    if "ablation-embedded" in recipe:  # it begins from a student that an earlier command makes
+        settings = tuple(setting for setting in SMALL if not setting.startswith("student."))
+    comparison = ("ablation.seeds=[0]", "ablation.labels=[pseudo]") if verb == "ablate" else ()
+    own = ("method.own_cots=1", "training.stage3={max_steps: 3, batch_size: 8}") if "-own" in recipe else ()
+    settings = (
+        *settings,
+        *own,
+        *comparison,
+        *SMALL_TASK[kind],
+        *next((found for name, found in asked.items() if name in recipe), ()),
+    )
+    return [*words, *(part for setting in settings for part in ("--set", setting))]
+
+
+@pytest.mark.parametrize("command", RUN)
+def test_the_command_runs(command: str, place: Place) -> None:
+    left, _, piped = command.partition(" < ")
+    words = small(left, place.asked)
+    done = subprocess.run(
+        [sys.executable, "-m", *RUN_AS[words[0]], *words[1:]],
+        cwd=place.folder,
+        input=(place.folder / piped.strip()).read_text(encoding="utf-8") if piped else "",
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OPENAI_API_KEY": "for-the-check", "MMEDGE_DATA": str(place.data)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_what_is_made_is_a_target_of_the_makefile() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    for command in COMMANDS:
+        if command.startswith("make "):
+            assert f"\n{command.split()[1]}:" in makefile, command
