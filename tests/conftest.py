@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from tests.small_data import write_small_data
 
@@ -136,13 +136,17 @@ def write_recipe(path: Path, values: dict[str, object]) -> Path:
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """Return a folder that is made once and shared by all of pytest's processes."""
+    """Return a folder that is made once and shared by all of pytest's processes.
+
+    MMEDGE_MADE may name a folder where it is made already (by `python -m tests.conftest FOLDER`), for where there is no torch.
+    """
+    if os.environ.get("MMEDGE_MADE") and (made := Path(os.environ["MMEDGE_MADE"]).resolve() / name).is_dir():
+        return made
     base = factory.getbasetemp()
     place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     place.mkdir(exist_ok=True)
     folder, finished = place / name, place / f"{name}.made"
-    with open(place / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(place / f"{name}.lock"):
         if not finished.exists():
             folder.mkdir()
             make(folder)
@@ -160,11 +164,11 @@ def distilled(recipe: Path, run: Path, *options: str) -> None:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of an encoder-decoder from scratch, distilled and exported through the command line."""
+    return made_once(tmp_path_factory, "tiny", _write_tiny_run) / "run"
 
-    def make(folder: Path) -> None:
-        distilled(write_recipe(folder / "tiny.yaml", tiny_recipe()), folder / "run")
 
-    return made_once(tmp_path_factory, "tiny", make) / "run"
+def _write_tiny_run(folder: Path) -> None:
+    distilled(write_recipe(folder / "tiny.yaml", tiny_recipe()), folder / "run")
 
 
 @pytest.fixture(scope="session")
@@ -255,6 +259,20 @@ def llama_run(tmp_path_factory: pytest.TempPathFactory, own_task: dict[str, Path
     """A run of a decoder-only student from a folder, on a user's own task with recorded annotations."""
 
     def make(folder: Path) -> None:
-        distilled(write_recipe(folder / "own.yaml", own_recipe(own_task, tiny_llama)), folder / "run", "--max-accuracy-drop", "100")
+        _write_llama_run(folder, own_task, tiny_llama)
 
     return made_once(tmp_path_factory, "llama_run", make) / "run"
+
+
+def _write_llama_run(folder: Path, own_task: dict[str, Path], student: Path) -> None:
+    distilled(write_recipe(folder / "own.yaml", own_recipe(own_task, student)), folder / "run", "--max-accuracy-drop", "100")
+
+
+if __name__ == "__main__":
+    made = Path(sys.argv[1]).resolve()
+    for name in ("tiny", "llama", "own", "llama_run"):
+        (made / name).mkdir(parents=True)
+    _write_tiny_run(made / "tiny")
+    _write_tiny_llama(made / "llama")
+    _write_own_task(made / "own")
+    _write_llama_run(made / "llama_run", {path.stem: path for path in (made / "own").glob("*.jsonl")}, made / "llama")

@@ -1,4 +1,4 @@
-"""Every command that README.md and the recipes show runs, in their order, in one folder.
+"""Every command that the recipes and README.md show runs, in their order, in one folder.
 
 Commands are the lines that start with `$ mmedge` or `$ torchrun` in README.md's console blocks, and the first comment lines of
 each recipe. They run as shown, but for a few things: commands that train get `--set` options that make the training a matter
@@ -63,8 +63,9 @@ def recipe_commands() -> list[str]:
     return found
 
 
-COMMANDS = list(dict.fromkeys([*readme_commands(), *recipe_commands()]))
+COMMANDS = list(dict.fromkeys([*recipe_commands(), *readme_commands()]))
 RUN = [command for command in COMMANDS if command.startswith(("mmedge ", "torchrun "))]
+OPTIMUM = [command for command in RUN if "optimum" in command]
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def small(command: str, asked: dict[str, tuple[str, ...]]) -> list[str]:
     words = shlex.split(command)
     verb = words[words.index("mmedge") + 1]
     if "--precision" in words:  # which may take as many rounds as the machine is noisy
-        return [*words, "--max-rounds", "2"]
+        return [*words, "--max-rounds", "1"]
     if verb not in ("quickstart", "annotate", "distill", "ablate"):
         return words
     recipe = next((word for word in words if word.endswith(".yaml")), "quickstart.yaml")
@@ -119,8 +120,20 @@ def small(command: str, asked: dict[str, tuple[str, ...]]) -> list[str]:
     return [*words, *(part for setting in settings for part in ("--set", setting))]
 
 
-@pytest.mark.parametrize("command", RUN)
+@pytest.mark.parametrize("command", [command for command in RUN if command not in OPTIMUM], ids=str)
 def test_the_command_runs(command: str, place: Place) -> None:
+    run(command, place)
+
+
+@pytest.mark.optimum
+@pytest.mark.parametrize("command", OPTIMUM, ids=str)
+def test_the_command_runs_with_optimum(command: str, place: Place) -> None:
+    run("mmedge distill recipes/quickstart.yaml --out runs/quickstart", place)
+    run(command, place)
+
+
+def run(command: str, place: Place) -> None:
+    """Run a command in its folder; it must succeed."""
     left, _, piped = command.partition(" < ")
     words = small(left, place.asked)
     done = subprocess.run(

@@ -40,6 +40,7 @@ def test_a_batch_of_unequal_lengths_answers_as_one_by_one(name: str, request: py
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_bundle_writes_the_tokens_that_torch_writes(name: str, request: pytest.FixtureRequest) -> None:
+    pytest.importorskip("torch")
     from mmedge.engines.torch_decoding import torch_speaker
     from mmedge.students.saved import open_student
 
