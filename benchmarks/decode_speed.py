@@ -173,22 +173,23 @@ def make_student(model: str, folder: Path) -> None:
 def write_ours(student: Path, place: Path, pieces: int | None) -> dict[str, tuple[str, Path]]:
     """Write mmedge's graphs in every precision, and with so many pieces of the vocabulary only."""
     from mmedge.export.graphs import write_fused
-    from mmedge.export.quantization.precisions import PRECISIONS, Numbers
+    from mmedge.export.quantization.precisions import PRECISIONS
+    from mmedge.export.quantization.quantizer import BundleQuantizer
 
     found = {}
-    for precision in (precision for precision in PRECISIONS if precision != "fp16"):  # which is for GPUs
+    for precision in ("fp32", "int8", "int4"):
         folder = place / f"mmedge-{precision}"
         if not (folder / "weights.data").is_file():
             folder.mkdir(parents=True, exist_ok=True)
             started = time.perf_counter()
-            write_fused(student, folder, Numbers(precision))
+            write_fused(student, folder, BundleQuantizer(PRECISIONS[precision]))
             print(f"mmedge {precision}: written in {time.perf_counter() - started:.1f} s", file=sys.stderr)
         found[f"mmedge {precision}"] = ("fused", folder)
         if pieces and precision != "fp32":
             folder = place / f"mmedge-{precision}-{pieces}"
             if not (folder / "weights.data").is_file():
                 folder.mkdir(parents=True, exist_ok=True)
-                write_fused(student, folder, Numbers(precision), range(pieces))
+                write_fused(student, folder, BundleQuantizer(PRECISIONS[precision]), range(pieces))
             found[f"mmedge {precision}, {pieces:,} pieces"] = ("fused", folder)
     return found
 

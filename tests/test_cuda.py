@@ -20,7 +20,8 @@ from mmedge.engines.torch_decoding import TorchEngine
 from mmedge.engines.variants import VariantSpec, open_variant
 from mmedge.export.export import export
 from mmedge.export.graphs import write_fused
-from mmedge.export.quantization.precisions import Numbers
+from mmedge.export.quantization.precisions import PRECISIONS
+from mmedge.export.quantization.quantizer import BundleQuantizer
 from mmedge.manifest import GRAPHS
 from mmedge.progress import Progress
 from mmedge.runtime import Student
@@ -106,7 +107,7 @@ def on_cuda(name: str, folder: Path) -> tuple[Any, Any]:
     for parameter in model.parameters():
         parameter.data = parameter.data.half().float()
     model.save_pretrained(folder)
-    write_fused(folder, folder, Numbers("fp16"))
+    write_fused(folder, folder, BundleQuantizer(PRECISIONS["fp16"]))
     files = GRAPHS["encoder-decoder" if name in T5 else "decoder-only", "fused"]
     stated = SimpleNamespace(special_tokens=SpecialTokens(pad=0, eos=-1, start=0))
     bundle: Any = SimpleNamespace(folder=folder, graph=lambda part: folder / files[part], manifest=stated)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import typer
 
 from mmedge.cli.common import AsJson, Out, Overrides, Quiet, RecipePath, console, load, need, print_json, progress
 from mmedge.cli.measuring import show_report
-
-if TYPE_CHECKING:
-    from mmedge.export.export import AnyPrecision
 
 
 def quickstart(
@@ -105,9 +102,9 @@ class Precisions:
         bool, typer.Option("--bnb-nf4", help="Write student-bnb-nf4: torch, 4-bit NormalFloat weights by bitsandbytes.")
     ] = False
 
-    def chosen(self) -> list[AnyPrecision] | None:
+    def chosen(self) -> list[str] | None:
         """Return the precisions that are asked for; None where none is named."""
-        flags: dict[AnyPrecision, bool] = {
+        flags = {
             "fp32": self.fp32, "fp16": self.fp16, "int8": self.int8, "int4": self.int4,
             "bnb-int8": self.bnb_int8, "bnb-nf4": self.bnb_nf4,
         }  # fmt: skip
@@ -153,7 +150,7 @@ def export(
     for package in ("torch", "onnx"):
         need(package, "export")
     from mmedge.export.export import export as write
-    from mmedge.export.export import variant_name
+    from mmedge.export.quantization.precisions import PRECISIONS
     from mmedge.folders import student_in
 
     student = student_in(place)
@@ -176,7 +173,7 @@ def export(
         size = sum(file.bytes for file in manifest.files.values())
         checked = manifest.verification
         typer.echo(
-            f"{folder / variant_name(precision)}  {size / 1e6:.1f} MB  {checked.same_answers}/{checked.questions} answers "
+            f"{folder / PRECISIONS[precision].folder}  {size / 1e6:.1f} MB  {checked.same_answers}/{checked.questions} answers "
             f"as the student's  top-1 agreement {100 * checked.top1_agreement:.2f} %"
         )
 

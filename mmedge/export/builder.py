@@ -1,10 +1,10 @@
 """Writing an ONNX graph as a forward pass: each call adds a node and returns the name of what it computes.
 
     with DataFile(out / "model.onnx.data") as data:
-        g = GraphBuilder("decoder", data, rounding)
+        g = GraphBuilder("decoder", data, quantizer)
         x = g.lookup(ids, table, "embedding")
-        x = g.product(x, weight, "layers.0.attention.qkv")
-        g.save(out / "model.onnx")
+        x = g.linear(x, weight, "layers.0.attention.qkv")
+        written = g.save(out / "model.onnx")
 
 Weights go into the data file as they come, so that no more than one matrix is in memory; several graphs may share one file, and
 a weight that two nodes read is written once. Knows ONNX and its quantized operators, and nothing of any architecture.
@@ -12,7 +12,8 @@ a weight that two nodes read is written once. Knows ONNX and its quantized opera
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol
@@ -23,7 +24,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from mmedge.errors import MmedgeError
-from mmedge.export.quantization.formats import FLOAT32, NumberFormat, RoundedMatrix
+from mmedge.export.quantization.blocks import QuantizedMatrix
+from mmedge.export.quantization.formats import FLOAT32, WeightFormat
+from mmedge.export.work import decoding_work
+from mmedge.manifest import State, Work
 
 OPSET = 21
 IR_VERSION = 10  # what ONNX Runtime 1.22, the oldest that the core takes, reads
@@ -31,51 +35,69 @@ CONTRIB = "com.microsoft"
 SMALL = 1024  # bytes; smaller constants stay in the graph, where ONNX Runtime can fold them
 ALIGNMENT = 4096  # so that a weight can be mapped into memory where it lies
 COMPUTE_IN_INT8 = 4  # MatMulNBits' accuracy_level
+PAST_STATES = "past_states."
 
 
-class Rounding(Protocol):
-    """Decides in which numbers each matrix is kept, and rounds it."""
+class Quantizer(Protocol):
+    """Decides how each matrix is stored, and quantizes it."""
 
     @property
-    def floats(self) -> type[np.float32 | np.float16]:
-        """What everything else is kept and computed in."""
+    def float_dtype(self) -> type[np.float32 | np.float16]:
+        """What everything else is stored and computed in."""
         ...
 
     @property
-    def steps_alike(self) -> bool:
-        """Whether a product gives the same bits for a row, however many rows are read with it."""
+    def batch_invariant(self) -> bool:
+        """Whether every linear layer gives a token the same bits, however many tokens are read with it."""
         ...
 
-    def number_format(self, name: str, shape: tuple[int, ...], *, table: bool = False) -> NumberFormat:
-        """Return the numbers of a matrix, (outputs, inputs), by what is computed with it; a table is also looked up in."""
+    def weight_format(self, name: str, shape: tuple[int, ...], *, table: bool = False) -> WeightFormat:
+        """Return how a matrix, (outputs, inputs), is stored; the rows of a table are also looked up."""
         ...
 
     def input_range(self, name: str) -> tuple[float, float] | None:
-        """Return between which numbers the inputs of an int8 product lie; None where that is to be seen each time."""
+        """Return the static range of an int8 linear layer's inputs; None to find it anew for each call."""
         ...
 
-    def rounded(self, name: str, weight: NDArray[np.float32], format_: NumberFormat) -> RoundedMatrix:
-        """Return a matrix in numbers of few bits."""
+    def quantize(self, name: str, weight: NDArray[np.float32], format_: WeightFormat) -> QuantizedMatrix:
+        """Return a matrix in few bits."""
         ...
 
 
 class KeepFloat:
-    """The rounding of a float32 graph: none."""
+    """The quantizer of a float32 graph: it quantizes nothing."""
 
-    floats: type[np.float32 | np.float16] = np.float32
-    steps_alike = False
+    float_dtype: type[np.float32 | np.float16] = np.float32
+    batch_invariant = False
 
-    def number_format(self, name: str, shape: tuple[int, ...], *, table: bool = False) -> NumberFormat:
+    def weight_format(self, name: str, shape: tuple[int, ...], *, table: bool = False) -> WeightFormat:
         return FLOAT32
 
     def input_range(self, name: str) -> tuple[float, float] | None:
         return None
 
-    def rounded(self, name: str, weight: NDArray[np.float32], format_: NumberFormat) -> RoundedMatrix:
+    def quantize(self, name: str, weight: NDArray[np.float32], format_: WeightFormat) -> QuantizedMatrix:
         raise NotImplementedError
 
 
-def _halved(name: str, array: NDArray[np.float32]) -> NDArray[np.float16]:
+@dataclass(frozen=True)
+class WrittenGraphs:
+    """What an architecture wrote.
+
+    Attributes:
+        nodes: How many nodes the decoder's graph has.
+        work: What one decoding step does with its weights.
+        states: The graph's recurrent states.
+        plan: The layer plan of an engine that interprets one, JSON-able; None where none was written.
+    """
+
+    nodes: int
+    work: Work
+    states: tuple[State, ...] = ()
+    plan: Mapping[str, Any] | None = None
+
+
+def _to_float16(name: str, array: NDArray[np.float32]) -> NDArray[np.float16]:
     """Return an array in float16."""
     largest = float(np.abs(array).max(initial=0))
     if largest > float(np.finfo(np.float16).max):
@@ -131,26 +153,27 @@ class GraphBuilder:
 
     Args:
         name: The graph's name; nodes and values are called after what they compute.
-        data: Where weights go; without it they stay in the graph.
-        rounding: In which numbers.
+        data: Where weights go.
+        quantizer: How they are stored; as float32 by default.
 
     Attributes:
         name: The graph's name.
-        float_type: ONNX's number of what it computes in: float32 or float16.
+        float_type: ONNX's constant for what it computes in: float32 or float16.
+        batch_invariant: Whether every linear layer gives a token the same bits, however many tokens are read with it.
         notes: What the file says of itself (ONNX's `metadata_props`).
     """
 
-    def __init__(self, name: str, data: DataFile | None = None, rounding: Rounding | None = None) -> None:
+    def __init__(self, name: str, data: DataFile, quantizer: Quantizer | None = None) -> None:
         self.name = name
         self._data = data
-        self._rounding = rounding or KeepFloat()
-        self.steps_alike = self._rounding.steps_alike
-        self.float_type = int(helper.np_dtype_to_tensor_dtype(np.dtype(self._rounding.floats)))
+        self._quantizer = quantizer or KeepFloat()
+        self.batch_invariant = self._quantizer.batch_invariant
+        self.float_type = int(helper.np_dtype_to_tensor_dtype(np.dtype(self._quantizer.float_dtype)))
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
-        self._tables: dict[str, RoundedMatrix] = {}
+        self._tables: dict[str, QuantizedMatrix] = {}
         self._cast: set[str] = set()
         self._codes: dict[tuple[str, float, int], tuple[str, str, str]] = {}
         self.notes: dict[str, str] = {}
@@ -169,12 +192,12 @@ class GraphBuilder:
         """Return a constant; the same name stands for the same array. float32 becomes what the graph computes in.
 
         Raises:
-            MmedgeError: A number is beyond what float16 holds.
+            MmedgeError: A value is beyond float16's range.
         """
         if name not in self._constants:
             if array.dtype == np.float32 and self.float_type == TensorProto.FLOAT16:
-                array = _halved(name, array)
-            if self._data is not None and array.nbytes > SMALL:
+                array = _to_float16(name, array)
+            if array.nbytes > SMALL:
                 self._data.write(name, array)
                 type_ = helper.np_dtype_to_tensor_dtype(array.dtype)
                 self._constants[name] = self._data.tensor(name, name, type_, array.shape)
@@ -221,15 +244,10 @@ class GraphBuilder:
         found = self.nodes("SkipSimplifiedLayerNormalization", [x, added, scale], 4, name, CONTRIB, epsilon=epsilon)
         return found[0], found[3]
 
-    @property
-    def size(self) -> int:
-        """How many nodes it has."""
-        return len(self._nodes)
-
     # ---------------------------------------------------------------------------------------------- weights
 
-    def product(self, x: str, weight: NDArray[np.float32], name: str, bias: NDArray[np.float32] | None = None) -> str:
-        """Return x · weightᵀ + bias, in the numbers that the rounding chooses for `name`.
+    def linear(self, x: str, weight: NDArray[np.float32], name: str, bias: NDArray[np.float32] | None = None) -> str:
+        """Return x · weightᵀ + bias, with weights stored as the quantizer says.
 
         Args:
             x: (…, inputs).
@@ -237,23 +255,23 @@ class GraphBuilder:
             name: What it computes.
             bias: (outputs,).
         """
-        format_ = self._rounding.number_format(name, weight.shape)
+        format_ = self._quantizer.weight_format(name, weight.shape)
         added = [] if bias is None else [self.constant(f"{name}.bias", bias)]
-        if format_.bits >= 16:
+        if format_.is_float:
             found = self.node("MatMul", [x, self.constant(f"{name}.weight", weight.T)], name)
             return self.node("Add", [found, *added], f"{name}.biased") if added else found
         if not format_.block:
-            rounded = self._rounding.rounded(name, weight, format_)
-            codes, scales = self.constant(f"{name}.codes", rounded.codes.T), self.constant(f"{name}.scales", rounded.scales)
-            range_ = self._rounding.input_range(name)
+            matrix = self._quantizer.quantize(name, weight, format_)
+            codes, scales = self.constant(f"{name}.codes", matrix.codes.T), self.constant(f"{name}.scales", matrix.scales)
+            range_ = self._quantizer.input_range(name)
             if range_ is None:
                 return self.node("DynamicQuantizeMatMul", [x, codes, scales, "", *added], name, CONTRIB)
-            quantized, scale, zero = self._quantized(x, name, range_)
-            return self.node("MatMulIntegerToFloat", [quantized, codes, scale, scales, zero, "", *added], name, CONTRIB)
-        return self._blocks_product(x, weight, name, format_, added)
+            inputs, scale, zero = self._quantized_inputs(x, name, range_)
+            return self.node("MatMulIntegerToFloat", [inputs, codes, scale, scales, zero, "", *added], name, CONTRIB)
+        return self._blocks_linear(x, weight, name, format_, added)
 
-    def _quantized(self, x: str, name: str, range_: tuple[float, float]) -> tuple[str, str, str]:
-        """Return x in unsigned 8-bit codes that hold a range, their scale and their zero; all products of x share them."""
+    def _quantized_inputs(self, x: str, name: str, range_: tuple[float, float]) -> tuple[str, str, str]:
+        """Return x in unsigned 8-bit codes that cover a range, their scale and their zero; all linear layers of x share them."""
         low, high = min(0.0, range_[0]), max(0.0, range_[1])
         step = np.float32((high - low) / 255) or np.float32(1.0)
         zero = np.uint8(np.clip(np.rint(-low / step), 0, 255))
@@ -267,9 +285,9 @@ class GraphBuilder:
 
     @property
     def rows_alike(self) -> bool:
-        """Whether every product is of integers whose scales were set beforehand, so that a row's never depend on other rows."""
-        products = [node.op_type for node in self._nodes if "MatMul" in node.op_type or node.op_type == "Gemm"]
-        return bool(products) and set(products) == {"MatMulIntegerToFloat"}
+        """Whether every linear layer multiplies integers with static scales, so that a row's values never depend on other rows."""
+        linears = [node.op_type for node in self._nodes if "MatMul" in node.op_type or node.op_type == "Gemm"]
+        return bool(linears) and set(linears) == {"MatMulIntegerToFloat"}
 
     def head(self, x: str, weight: NDArray[np.float32], name: str, output: str) -> str:
         """Return x · weightᵀ, float32, for x (rows, inputs); a table of the same name that is looked up in is kept once.
@@ -280,25 +298,25 @@ class GraphBuilder:
             name: The weight's name.
             output: The name of what it computes.
         """
-        format_ = self._rounding.number_format(name, weight.shape, table=True)
+        format_ = self._quantizer.weight_format(name, weight.shape, table=True)
         if format_.bits == 16:
             found = self.node("Gemm", [x, self.constant(f"{name}.weight", weight)], f"{output}.half", transB=1)
             return self.node("Cast", [found], output, to=TensorProto.FLOAT)
         if format_.bits == 32:
             return self.node("Gemm", [x, self.constant(f"{name}.weight", weight)], output, transB=1)
-        return self._blocks_product(x, weight, name, format_, [], node=output)
+        return self._blocks_linear(x, weight, name, format_, [], node=output)
 
     def lookup(self, ids: str, table: NDArray[np.float32], name: str) -> str:
         """Return rows of a table, (entries, width)."""
-        format_ = self._rounding.number_format(name, table.shape, table=True)
-        if format_.bits >= 16:
+        format_ = self._quantizer.weight_format(name, table.shape, table=True)
+        if format_.is_float:
             return self.node("Gather", [self.constant(f"{name}.weight", table), ids], f"{name}.row")
-        rounded = self._rounded(name, table, format_, table=True)
-        codes = self._shaped(f"{name}.codes", f"{name}.table", rounded.codes.reshape(len(table), -1))
-        scales = self._scales(name, f"{name}.table_scales", rounded.scales)
+        matrix = self._quantized(name, table, format_, table=True)
+        codes = self._shaped(f"{name}.codes", f"{name}.table", matrix.codes.reshape(len(table), -1))
+        scales = self._scales(name, f"{name}.table_scales", matrix.scales)
         inputs = [codes, ids, scales]
-        if rounded.zeros is not None:
-            inputs.append(self._shaped(f"{name}.zeros", f"{name}.table_zeros", rounded.zeros))
+        if matrix.zeros is not None:
+            inputs.append(self._shaped(f"{name}.zeros", f"{name}.table_zeros", matrix.zeros))
         return self.node(
             "GatherBlockQuantized",
             inputs,
@@ -310,10 +328,10 @@ class GraphBuilder:
             quantize_axis=1,
         )
 
-    def _rounded(self, name: str, weight: NDArray[np.float32], format_: NumberFormat, *, table: bool = False) -> RoundedMatrix:
+    def _quantized(self, name: str, weight: NDArray[np.float32], format_: WeightFormat, *, table: bool = False) -> QuantizedMatrix:
         if name in self._tables:
             return self._tables[name]
-        found = self._rounding.rounded(name, weight, format_)
+        found = self._quantizer.quantize(name, weight, format_)
         if table:  # read twice, as embedding and as head
             self._tables[name] = found
         return found
@@ -321,8 +339,6 @@ class GraphBuilder:
     def _shaped(self, key: str, name: str, array: NDArray[Any]) -> str:
         """Return a constant that shares its bytes in the data file with others of the same key, whatever their shapes."""
         if name not in self._constants:
-            if self._data is None:
-                return self.constant(name, array)
             self._data.write(key, array)
             type_ = helper.np_dtype_to_tensor_dtype(array.dtype)
             self._constants[name] = self._data.tensor(key, name, type_, array.shape)
@@ -332,20 +348,20 @@ class GraphBuilder:
         """Return blocks' scales, kept in float16 where that says the same: the runtime folds the cast when it loads."""
         with np.errstate(over="ignore"):
             halves = scales.astype(np.float16)
-        if self._data is None or not np.array_equal(halves.astype(np.float32), scales):
+        if not np.array_equal(halves.astype(np.float32), scales):
             return self._shaped(f"{key}.scales", name, scales)
         if name not in self._cast:
             kept = self._shaped(f"{key}.half_scales", f"{name}.half", halves)
             self._cast.add(self.node("Cast", [kept], name, to=TensorProto.FLOAT))
         return name
 
-    def _blocks_product(
-        self, x: str, weight: NDArray[np.float32], name: str, format_: NumberFormat, added: list[str], node: str = ""
+    def _blocks_linear(
+        self, x: str, weight: NDArray[np.float32], name: str, format_: WeightFormat, added: list[str], node: str = ""
     ) -> str:
-        rounded = self._rounded(name, weight, format_)
-        inputs = [x, self._shaped(f"{name}.codes", f"{name}.codes", rounded.codes)]
-        inputs.append(self._scales(name, f"{name}.scales", rounded.scales))
-        zeros = "" if rounded.zeros is None else self._shaped(f"{name}.zeros", f"{name}.zeros", rounded.zeros)
+        matrix = self._quantized(name, weight, format_)
+        inputs = [x, self._shaped(f"{name}.codes", f"{name}.codes", matrix.codes)]
+        inputs.append(self._scales(name, f"{name}.scales", matrix.scales))
+        zeros = "" if matrix.zeros is None else self._shaped(f"{name}.zeros", f"{name}.zeros", matrix.zeros)
         if zeros or added:
             inputs += [zeros, "", *added]
         return self.node(
@@ -372,6 +388,20 @@ class GraphBuilder:
         helper.set_model_props(model, self.notes)
         return model
 
-    def save(self, path: Path) -> None:
-        """Write the graph; its weights are in the data file beside it."""
-        path.write_bytes(self.model().SerializeToString())
+    @property
+    def states(self) -> tuple[State, ...]:
+        """Its recurrent states, which are its inputs of the name `past_states.…`."""
+        found = []
+        for value in self._inputs:
+            if value.name.startswith(PAST_STATES):
+                type_ = value.type.tensor_type
+                shape = tuple(int(dimension.dim_value) for dimension in type_.shape.dim)[1:]
+                dtype = str(helper.tensor_dtype_to_np_dtype(type_.elem_type))
+                found.append(State(value.name.removeprefix(PAST_STATES), shape, dtype))
+        return tuple(found)
+
+    def save(self, path: Path) -> WrittenGraphs:
+        """Write the graph, whose weights are in the data file beside it, and return what there is to say of it as a decoder."""
+        model = self.model()
+        path.write_bytes(model.SerializeToString())
+        return WrittenGraphs(len(self._nodes), decoding_work(model.graph), self.states)

@@ -22,7 +22,7 @@ from mmedge.export.architectures.llama import EMBEDDING, LlamaShape, read_shape
 from mmedge.export.weights import HEAD, WeightFiles, has_own_head
 from mmedge.storage import atomic_file, read_json
 
-GgufNumbers = Literal["F32", "F16", "Q8_0", "Q4_0"]
+GgufFormat = Literal["F32", "F16", "Q8_0", "Q4_0"]
 _BLOCK = 32  # numbers that share a scale in Q8_0 and Q4_0
 _LAYER = {
     "self_attn.q_proj": "attn_q",
@@ -38,7 +38,7 @@ _LAYER = {
 _NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # llama.cpp's kinds of tokens
 
 
-def write_gguf(student: Path, path: Path, numbers: GgufNumbers = "Q8_0") -> None:
+def write_gguf(student: Path, path: Path, numbers: GgufFormat = "Q8_0") -> None:
     """Write a student's weights and vocabulary as GGUF, version 3.
 
     Args:
@@ -157,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("student", type=Path, help="a student's folder")
     parser.add_argument("file", type=Path, help="the GGUF file")
-    parser.add_argument("--numbers", choices=get_args(GgufNumbers), default="Q8_0")
+    parser.add_argument("--numbers", choices=get_args(GgufFormat), default="Q8_0")
     options = parser.parse_args()
     try:
         write_gguf(options.student, options.file, options.numbers)

@@ -1,4 +1,4 @@
-"""From a student folder to float32 ONNX graphs with a KV cache: fused graphs of our own, or optimum's."""
+"""From a student folder to ONNX graphs with a KV cache: mmedge's own fused graphs, or optimum's float32 ones."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mmedge.errors import MmedgeError, missing_extra
-from mmedge.export.architectures import llama, t5
-from mmedge.export.builder import Rounding
+from mmedge.export.architectures import ARCHITECTURES, Architecture
+from mmedge.export.builder import Quantizer, WrittenGraphs
 from mmedge.export.trim import TrimmedWeights
 from mmedge.export.weights import WeightFiles, Weights
 from mmedge.manifest import Graphs
@@ -22,7 +22,6 @@ from mmedge.students import dialects
 from mmedge.tasks.encoding import Family
 
 GraphChoice = Literal["auto", "fused", "optimum"]
-FUSED = {"t5": t5, **dict.fromkeys(llama.MODEL_TYPES, llama)}  # by `model_type`
 KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 TASKS: dict[Family, str] = {"encoder-decoder": "text2text-generation-with-past", "decoder-only": "text-generation-with-past"}
 
@@ -33,56 +32,61 @@ def choose_graphs(student: Path, wanted: GraphChoice) -> tuple[Graphs, str | Non
     Raises:
         MmedgeError: Fused graphs are asked for, and there are none, or they do not implement what the config asks for.
     """
-    config = read_json(student / "config.json")
     if wanted == "optimum":
         return "optimum", None
+    config = read_json(student / "config.json")
     kind = config.get("model_type")
-    if kind in FUSED:
-        try:
-            FUSED[kind].read_shape(config)
-        except MmedgeError as error:  # something that our graphs do not have
-            if wanted == "auto":
-                return "optimum", str(error)
+    try:
+        architecture_of(config).read_shape(config)
+    except MmedgeError as error:
+        if wanted == "fused":
             raise
-        return "fused", None
-    if wanted == "fused":
-        raise MmedgeError(f"export.graphs: there are no fused graphs for {kind!r}", f"there are for: {', '.join(FUSED)}")
-    return "optimum", f"there are no fused graphs for {kind!r}"
+        return "optimum", f"there are no fused graphs for {kind!r}" if kind not in ARCHITECTURES else str(error)
+    return "fused", None
 
 
-def write_fused(student: Path, out: Path, rounding: Rounding | None = None, kept: Sequence[int] | None = None) -> int:
+def architecture_of(config: dict[str, Any]) -> Architecture[Any]:
+    """Return how a model of a config becomes fused graphs.
+
+    Raises:
+        MmedgeError: mmedge writes none for its `model_type`.
+    """
+    kind = config.get("model_type")
+    if kind not in ARCHITECTURES:
+        raise MmedgeError(f"export.graphs: there are no fused graphs for {kind!r}", f"there are for: {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[str(kind)]
+
+
+def write_fused(student: Path, out: Path, quantizer: Quantizer | None = None, kept: Sequence[int] | None = None) -> WrittenGraphs:
     """Write a student's graphs ourselves.
 
     Args:
         student: A student folder in Hugging Face format.
-        out: An existing folder; gets the files that `runtime.bundle.GRAPHS` names, and weights.
-        rounding: In which numbers; float32 by default.
-        kept: The pieces whose rows embedding and head keep; all by default.
-
-    Returns:
-        How many nodes the decoder has.
+        out: An existing folder; gets the files that `manifest.GRAPHS` names, and weights.
+        quantizer: How weights are stored; as float32 by default.
+        kept: The tokens whose rows embedding and head keep; all by default.
 
     Raises:
         MmedgeError: The config asks for what is not implemented, or a weight is missing or broken.
     """
     config = read_json(student / "config.json")
-    weights: Weights = WeightFiles(student)
-    if kept is not None:
-        weights = TrimmedWeights(weights, kept)
+    architecture, weights = architecture_of(config), _weights(student, kept)
     try:
-        if config["model_type"] == "t5":
-            return t5.write_t5(t5.read_shape(config), weights, out, rounding)
-        return llama.write_llama(llama.read_shape(config), weights, out, rounding)
+        return architecture.write_graphs(architecture.read_shape(config), weights, out, quantizer)
     except KeyError as error:
         raise MmedgeError(f"{student} has no weight {error}", "distil the student again, or restore the folder") from None
 
 
-def fused_products(student: Path) -> dict[str, tuple[str, ...]]:
-    """Return the weights that each product of a student's fused graphs multiplies by, by the product's name."""
-    config, weights = read_json(student / "config.json"), WeightFiles(student)
-    if config["model_type"] == "t5":
-        return t5.product_weights(t5.read_shape(config), weights)
-    return llama.product_weights(llama.read_shape(config), weights)
+def _weights(student: Path, kept: Sequence[int] | None) -> Weights:
+    weights = WeightFiles(student)
+    return weights if kept is None else TrimmedWeights(weights, kept)
+
+
+def fused_linears(student: Path) -> dict[str, tuple[str, ...]]:
+    """Return the weights that each linear layer of a student's fused graphs multiplies by, by the layer's name."""
+    config = read_json(student / "config.json")
+    architecture = architecture_of(config)
+    return architecture.linears(architecture.read_shape(config), WeightFiles(student))
 
 
 def copy_configs(student: Path, out: Path) -> None:
@@ -101,7 +105,7 @@ def write_through_optimum(student: Path, family: Family, out: Path) -> None:
         out: An existing folder.
 
     Raises:
-        MmedgeError: optimum is missing, or the architecture cannot be exported.
+        MmedgeError: optimum is missing, or cannot export the architecture.
     """
     try:
         from optimum.exporters.onnx import main_export

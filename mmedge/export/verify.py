@@ -7,7 +7,7 @@ through the student's layers must also fit into float16.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from mmedge.engines.speaker import Speaker
 from mmedge.engines.torch_decoding import TorchEngine, batch_rows
 from mmedge.errors import MmedgeError
+from mmedge.export.quantization.precisions import Precision
 from mmedge.manifest import Verification, change_text
 from mmedge.statistics import paired_difference
 from mmedge.students.student import TorchStudent
@@ -25,8 +26,8 @@ from mmedge.tasks.forms import AnswerForm
 
 # float32 sums in another order differ, and the difference grows with depth; small students stay below 1e-4
 FP32_TOLERANCE = 2e-3
-# of the student's own answer tokens, teacher-forced
-MIN_TOP1 = {"fp16": 0.99, "int8": 0.95, "int4": 0.90, "bnb-int8": 0.95, "bnb-nf4": 0.90}
+
+Judge = Callable[[Verification, Precision, float], Sequence[str]]  # what is wrong with a comparison, for a budget in points
 
 
 class Reference:
@@ -179,25 +180,25 @@ def _listed(found: Any) -> Sequence[Any]:
     return found if isinstance(found, (tuple, list)) else (found,)
 
 
-def problems(found: Verification, precision: str, max_accuracy_drop: float) -> list[str]:
-    """Return why a bundle is not the same model; nothing where it is.
+def problems(found: Verification, precision: Precision, max_accuracy_drop: float) -> list[str]:
+    """Return why an export is not the same model; nothing where it is.
 
     Args:
         found: The comparison.
-        precision: `fp32`, `fp16`, `int8` or `int4`, `bnb-int8` or `bnb-nf4`.
+        precision: What it is to agree by.
         max_accuracy_drop: The largest loss of accuracy on validation questions, in points; and of the right answers' mean
             probability, where its whole interval lies beyond.
     """
     said = []
     if not np.isfinite([found.largest_difference, found.mean_kl]).all():
         said.append("its logits are not finite")
-    if precision == "fp32":
+    if precision.least_agreement is None:
         if found.same_answers < found.questions:
             said.append(f"{found.questions - found.same_answers} of {found.questions} greedy answers differ")
         if found.largest_difference > FP32_TOLERANCE:
             said.append(f"logits differ by {found.largest_difference:.1e} of the largest")
         return said
-    least = MIN_TOP1[precision]
+    least = precision.least_agreement
     if found.top1_agreement < least:
         said.append(
             f"it chooses another token {100 * (1 - found.top1_agreement):.1f} % of the time (allowed: {100 * (1 - least):.0f})"

@@ -4,22 +4,38 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from mmedge.sections import Positive, Section
 
 
+def _known_precision(name: str) -> str:
+    from mmedge.export.quantization.precisions import PRECISIONS  # when a recipe is read: packages may have added some
+
+    if name not in PRECISIONS:
+        raise ValueError(f"unknown precision {name!r}; known: {', '.join(PRECISIONS)}")
+    return name
+
+
 class ExportSection(Section):
-    """Which precisions to write, who writes the graphs, and how close they must be to the student.
+    """Which precisions to write, who writes the graphs, and how close they must be to the student."""
 
-    `bnb-int8` and `bnb-nf4` are no graphs but torch students rounded by bitsandbytes, for small GPUs. `graphs`: `fused` are
-    mmedge's own (T5, and Llama-type decoders), `optimum` is any architecture that optimum knows; `auto` takes fused ones where
-    there are any. `max_accuracy_drop` is in points, on `verify_questions` validation questions (all by default); matrices that
-    cost more stay in finer numbers. `trim_vocab` keeps only the pieces that the task needs.
-    """
-
-    precisions: tuple[Literal["fp32", "fp16", "int8", "int4", "bnb-int8", "bnb-nf4"], ...] = ("fp32", "int8")
-    graphs: Literal["auto", "fused", "optimum"] = "auto"
-    verify_questions: Positive | None = None
-    max_accuracy_drop: Annotated[float, Field(ge=0)] = 1.0
-    trim_vocab: bool = False
+    precisions: tuple[Annotated[str, AfterValidator(_known_precision)], ...] = Field(
+        default=("fp32", "int8"),
+        description="What to write: fp32, fp16, int8 and int4 are ONNX bundles, bnb-int8 and bnb-nf4 torch students quantized by "
+        "bitsandbytes, for small GPUs; installed packages may add others.",
+    )
+    graphs: Literal["auto", "fused", "optimum"] = Field(
+        default="auto",
+        description="Who writes ONNX graphs: fused, which are mmedge's own (T5, and Llama-type decoders), or optimum, for any "
+        "architecture that it knows. auto takes fused ones where there are any.",
+    )
+    verify_questions: Positive | None = Field(
+        default=None, description="Validation questions on which exports are compared with the student. Default: all."
+    )
+    max_accuracy_drop: Annotated[float, Field(ge=0)] = Field(
+        default=1.0,
+        description="Percentage points of accuracy on validation questions that an export may lose; layers that cost more are kept "
+        "in a finer format.",
+    )
+    trim_vocab: bool = Field(default=False, description="Keep only the tokens that the task needs.")

@@ -13,12 +13,10 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 from mmedge.errors import missing_extra
 
-BitsPrecision = Literal["bnb-int8", "bnb-nf4"]
-BITS_PRECISIONS: tuple[BitsPrecision, ...] = ("bnb-int8", "bnb-nf4")
 OUTLIERS = 6.0  # LLM.int8()'s own; SmolLM2-135M has KL 0.031 with it and 0.054 where all columns are int8 (65 tokens of prose)
 BLOCK = 64  # weights to a scale of nf4
 CPU_OUTPUTS = 32  # that bitsandbytes' layout for CPUs takes at a time
@@ -50,17 +48,17 @@ def need_bitsandbytes() -> None:
             modules["kernels"] = held
 
 
-def bits_config(precision: BitsPrecision, floats: Sequence[str], dtype: Any) -> Any:
-    """Return transformers' settings for a precision.
+def bits_config(bits: int, floats: Sequence[str], dtype: Any) -> Any:
+    """Return transformers' settings for weights of 8 bits (LLM.int8()) or 4 (nf4).
 
     Args:
-        precision: Which numbers.
+        bits: 8 or 4.
         floats: Modules that stay as they are, by their whole names.
         dtype: The torch type that nf4 is multiplied in.
     """
     import transformers
 
-    if precision == "bnb-int8":
+    if bits == 8:
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=OUTLIERS, llm_int8_skip_modules=list(floats))
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=list(floats)

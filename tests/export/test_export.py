@@ -16,11 +16,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
+from safetensors.numpy import load_file, save_file
 
 from mmedge.errors import MmedgeError
-from mmedge.export.export import export
-from mmedge.export.graphs import write_fused
+from mmedge.export.bundles import write_bundle
 from mmedge.export.quantization.graphs import quantize_model
+from mmedge.export.quantization.precisions import PRECISIONS
+from mmedge.export.source import Source
 from mmedge.export.verify import problems
 from mmedge.manifest import Verification, open_bundle
 from mmedge.progress import Progress
@@ -96,25 +98,21 @@ def _verification(**changes: float) -> Verification:
     ],
 )
 def test_a_bundle_that_differs_has_problems(precision: str, changes: dict[str, float], complaint: str) -> None:
-    assert problems(_verification(), precision, 5.0) == []
-    assert complaint in problems(_verification(**changes), precision, 5.0)[0]
+    assert problems(_verification(), PRECISIONS[precision], 5.0) == []
+    assert complaint in problems(_verification(**changes), PRECISIONS[precision], 5.0)[0]
 
 
-def test_a_wrong_graph_is_refused_and_nothing_is_written(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_graph_is_refused_and_nothing_is_written(tiny_run: Path, tmp_path: Path) -> None:
     """The embedding's sign is turned behind the exporter's back: verification must see it."""
-
-    def tampered(student: Path, out: Path, *how: Any) -> int:
-        nodes = write_fused(student, out, *how)
-        weights = np.memmap(out / "weights.data", dtype=np.float32, mode="r+")
-        weights[: len(weights) // 2] *= -1
-        weights.flush()
-        return nodes
-
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("bundle-*"))
-    monkeypatch.setattr("mmedge.export.export.write_fused", tampered)
+    source = Source(run / "student", run, Progress(quiet=True))
+    assert source.reference.answers  # by the weights as they were
+    weights = load_file(run / "student" / "model.safetensors")
+    weights["shared.weight"] *= -1
+    save_file(weights, run / "student" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(MmedgeError, match="the fp32 graphs are refused"):
-        export(run, ["fp32"], Progress(quiet=True))
+        write_bundle(source, PRECISIONS["fp32"])
     assert not [path.name for path in run.iterdir() if path.name.startswith("bundle-") or path.name.endswith(".tmp")]
 
 

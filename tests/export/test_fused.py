@@ -15,8 +15,10 @@ import transformers
 from mmedge.engines.onnx.decoding import FusedDecoderOnlyEngine, FusedEncoderDecoderEngine
 from mmedge.engines.onnx.graphs import Reading
 from mmedge.errors import MmedgeError
-from mmedge.export.graphs import FUSED, choose_graphs, fused_products, write_fused
-from mmedge.export.quantization.precisions import Numbers
+from mmedge.export.architectures import ARCHITECTURES
+from mmedge.export.graphs import choose_graphs, fused_linears, write_fused
+from mmedge.export.quantization.precisions import PRECISIONS
+from mmedge.export.quantization.quantizer import BundleQuantizer
 from mmedge.export.weights import WeightFiles
 from mmedge.manifest import GRAPHS
 from mmedge.tasks.encoding import Prompt, SpecialTokens
@@ -163,9 +165,9 @@ def test_a_cache_serves_several_calls(pair: tuple[Any, Any]) -> None:
 def test_few_bits_are_near_and_batches_are_no_matter(name: str, precision: str, tmp_path: Path) -> None:
     model = random_model(name)
     model.save_pretrained(tmp_path)
-    numbers = Numbers(precision)  # type: ignore[arg-type]
-    write_fused(tmp_path, tmp_path, numbers)
-    assert set(fused_products(tmp_path)) <= set(numbers.written)
+    quantizer = BundleQuantizer(PRECISIONS[precision])
+    write_fused(tmp_path, tmp_path, quantizer)
+    assert set(fused_linears(tmp_path)) <= set(quantizer.written)
     engine = opened(tmp_path, name)
     target = np.random.default_rng(1).integers(3, 100, 12).tolist()
     bound = {"int8": 0.06, "int4": 0.6}[precision]
@@ -198,7 +200,7 @@ def test_a_tied_table_is_kept_once(tmp_path: Path) -> None:
     model = random_model("SmolLM2: grouped, tied", vocab_size=4000)
     model.save_pretrained(tmp_path)
     for precision, bytes_each in (("fp32", 4.0), ("int8", 1 + 4 / 64), ("int4", 0.5 + 4 / 32)):
-        write_fused(tmp_path, tmp_path, Numbers(precision))  # type: ignore[arg-type]
+        write_fused(tmp_path, tmp_path, BundleQuantizer(PRECISIONS[precision]))
         size = (tmp_path / "weights.data").stat().st_size
         assert size < 1.1 * bytes_each * sum(p.numel() for p in model.parameters()) + 200_000
 
@@ -241,7 +243,7 @@ def test_an_unknown_architecture_goes_to_optimum(tmp_path: Path) -> None:
     assert choose_graphs(tmp_path, "auto")[0] == "optimum"
     with pytest.raises(MmedgeError, match="no fused graphs for 'gpt2'"):
         choose_graphs(tmp_path, "fused")
-    assert set(FUSED) == {"t5", "llama", "mistral", "qwen2", "qwen3"}
+    assert set(ARCHITECTURES) == {"t5", "llama", "mistral", "qwen2", "qwen3"}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

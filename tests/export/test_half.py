@@ -17,7 +17,8 @@ from mmedge.engines.onnx.graphs import CUDA, Graph, Reading, choose_device
 from mmedge.errors import MmedgeError
 from mmedge.export.export import export
 from mmedge.export.graphs import write_fused
-from mmedge.export.quantization.precisions import Numbers
+from mmedge.export.quantization.precisions import PRECISIONS
+from mmedge.export.quantization.quantizer import BundleQuantizer
 from mmedge.manifest import read_manifest
 from mmedge.progress import Progress
 from mmedge.runtime import Student
@@ -33,7 +34,7 @@ def half(name: str, folder: Path) -> tuple[Any, Any]:
     for parameter in model.parameters():
         parameter.data = parameter.data.half().float()
     model.save_pretrained(folder)
-    write_fused(folder, folder, Numbers("fp16"))
+    write_fused(folder, folder, BundleQuantizer(PRECISIONS["fp16"]))
     return model, opened(folder, name)
 
 
@@ -112,7 +113,7 @@ def test_what_float16_does_not_hold_is_refused_by_name(tmp_path: Path) -> None:
     model.model.layers[1].mlp.up_proj.weight.data[3, 4] = 1e5
     model.save_pretrained(tmp_path)
     with pytest.raises(MmedgeError, match=r"layers\.1\.feed_forward\.up\.weight holds 1e\+05, and float16 ends at 65504"):
-        write_fused(tmp_path, tmp_path, Numbers("fp16"))
+        write_fused(tmp_path, tmp_path, BundleQuantizer(PRECISIONS["fp16"]))
 
 
 @pytest.mark.parametrize("which", ["tiny_run", "llama_run"])

@@ -14,8 +14,9 @@ from mmedge import Student
 from mmedge.errors import MmedgeError
 from mmedge.export.architectures.t5 import ENCODER, bucket, read_shape
 from mmedge.export.graphs import choose_graphs, write_fused
-from mmedge.export.quantization.formats import round_outputs
-from mmedge.export.quantization.precisions import Numbers
+from mmedge.export.quantization.blocks import quantize_outputs
+from mmedge.export.quantization.precisions import PRECISIONS
+from mmedge.export.quantization.quantizer import BundleQuantizer
 from mmedge.tasks.evaluation_set import read_evaluation_set
 from tests.conftest import mmedge
 from tests.export.test_fused import random_model
@@ -38,7 +39,7 @@ def test_an_int8_encoder_computes_nearly_the_same(tmp_path: Path) -> None:
     mask[1, :40] = mask[2, :145] = 0
     found = []
     for precision in ("fp32", "int8"):
-        numbers = Numbers(precision)  # type: ignore[arg-type]
+        numbers = BundleQuantizer(PRECISIONS[precision])
         write_fused(tmp_path, tmp_path, numbers)
         found.append(ort.InferenceSession(str(tmp_path / ENCODER)).run(None, {"input_ids": ids, "attention_mask": mask}))
     assert sum(name.startswith("encoder.") for name in numbers.written) == 3 * 4  # qkv, o, wi and wo of each layer
@@ -48,7 +49,7 @@ def test_an_int8_encoder_computes_nearly_the_same(tmp_path: Path) -> None:
 
 
 def test_seven_bits_never_overflow_sixteen_in_pairs() -> None:
-    rounded = round_outputs(np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32))
+    rounded = quantize_outputs(np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32))
     assert 2 * 255 * int(np.abs(rounded.codes.astype(int)).max()) <= 32767
     assert (rounded.scales > 0).all()
 

@@ -18,7 +18,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from mmedge.errors import MmedgeError
-from mmedge.export.graphs import choose_graphs, fused_products, write_fused
+from mmedge.export.graphs import choose_graphs, fused_linears, write_fused
 from mmedge.export.weights import WeightFiles
 from mmedge.students import dialects
 from mmedge.students.sources import load, resolve
@@ -158,7 +158,7 @@ def test_a_model_that_was_read_and_saved_again_is_still_the_same(case: str, tmp_
 def test_a_head_is_a_product_of_its_own_only_where_the_weights_have_one(tmp_path: Path) -> None:
     for case, own in (("T5", False), ("T5 v1.1, a head of its own", True), ("T5 v1.1, built by 5.x: a tied head", False)):
         written(case, tmp_path / case)
-        assert ("head" in fused_products(tmp_path / case)) is own
+        assert ("head" in fused_linears(tmp_path / case)) is own
 
 
 def test_a_weight_that_is_missing_is_refused_and_not_made_up(tmp_path: Path) -> None:

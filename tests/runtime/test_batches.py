@@ -14,11 +14,13 @@ import torch
 from mmedge.engines.onnx.graphs import ROWS_ALIKE, Graph
 from mmedge.engines.onnx.scratch import LARGEST, MOST, SMALLEST, Scratch
 from mmedge.errors import MmedgeError
-from mmedge.export import export as exporting
+from mmedge.export.bundles import write_bundle
 from mmedge.export.calibration import input_ranges
 from mmedge.export.export import export
-from mmedge.export.graphs import fused_products, write_fused
-from mmedge.export.quantization.precisions import Numbers
+from mmedge.export.graphs import fused_linears, write_fused
+from mmedge.export.quantization.precisions import PRECISIONS
+from mmedge.export.quantization.quantizer import BundleQuantizer
+from mmedge.export.source import Source
 from mmedge.progress import Progress
 from mmedge.runtime import Student
 from mmedge.tasks.encoding import Prompt
@@ -39,9 +41,9 @@ def test_a_batch_has_the_very_bits_of_each_alone(precision: Any, steps: str, tmp
     """Over widths at which sums are made of one, several and many vectors."""
     model = random_model("t5 v1.1")
     model.save_pretrained(tmp_path)
-    products = fused_products(tmp_path)
+    products = fused_linears(tmp_path)
     ranges = {name: (-4.0, 4.5) for name in products if name.startswith(("encoder.", "cross.kv"))}
-    write_fused(tmp_path, tmp_path, Numbers(precision, ranges=ranges if steps == "fixed" else {}))
+    write_fused(tmp_path, tmp_path, BundleQuantizer(PRECISIONS[precision], ranges=ranges if steps == "fixed" else {}))
     engine = opened(tmp_path, "t5 v1.1")
     assert engine._encoder.rows_alike == (steps == "fixed")
     assert ("DynamicQuantizeMatMul" in operations(tmp_path)) == (steps == "anew")
@@ -58,9 +60,9 @@ def test_fixed_steps_compute_nearly_what_the_student_does(tmp_path: Path) -> Non
     model = random_model("t5")
     model.save_pretrained(tmp_path)
     found = {}
-    for name, ranges in (("anew", {}), ("fixed", dict.fromkeys(fused_products(tmp_path), (-6.0, 6.0)))):
+    for name, ranges in (("anew", {}), ("fixed", dict.fromkeys(fused_linears(tmp_path), (-6.0, 6.0)))):
         (tmp_path / name).mkdir()
-        write_fused(tmp_path, tmp_path / name, Numbers("int8", ranges=ranges))
+        write_fused(tmp_path, tmp_path / name, BundleQuantizer(PRECISIONS["int8"], ranges=ranges))
         engine = opened(tmp_path / name, "t5")
         found[name] = engine.forced_logits(Prompt((5, 6, 7, 8, 9, 1), (0,)), [11, 12, 13])
     with torch.no_grad():
@@ -88,7 +90,7 @@ def test_every_input_lies_in_its_range(tiny_run: Path) -> None:
 
     student = open_student(tiny_run / "student")
     questions = read_evaluation_set(tiny_run / FILE_NAME).questions[CALIBRATION]
-    found = input_ranges(student, questions, fused_products(tiny_run / "student"))
+    found = input_ranges(student, questions, fused_linears(tiny_run / "student"))
     layers = student.model.config.num_layers
     assert len(found) == 4 * layers + 1 and "cross.kv" in found and not any(name.startswith("decoder.") for name in found)
     for name, (low, high) in found.items():
@@ -104,12 +106,9 @@ def test_where_questions_differ_too_much_steps_are_chosen_anew(
     assert "DynamicQuantizeMatMul" in operations(tmp_path / "bundle-int8")
 
 
-def test_where_fixed_steps_cost_too_much_steps_are_chosen_anew(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_static_activations_cost_too_much_dynamic_ones_are_taken(tiny_run: Path, tmp_path: Path) -> None:
     said = iter([["KL is too large"], []])
-    monkeypatch.setattr(exporting, "problems", lambda *_: next(said))
-    manifest = export(tiny_run, ["int8"], QUIET, tmp_path)["int8"]
+    manifest = write_bundle(Source(tiny_run / "student", tmp_path, QUIET), PRECISIONS["int8"], lambda *_: next(said))
     assert "DynamicQuantizeMatMul" in operations(tmp_path / "bundle-int8")
     assert [entry.problems for entry in manifest.budget] == [("KL is too large",), ()]
     assert [entry.static_activations for entry in manifest.budget] == [True, False]

@@ -2,16 +2,16 @@
 
     model.onnx   input_ids (batch, new), wanted (rows), lengths (batch), total (), own past → logits (rows, vocabulary), present
 
-One `GroupQueryAttention` a layer turns queries and keys, appends to the cache in place, and attends; queries, keys and values
-are one product; residual and norm are one node. Ten nodes a layer, against the two hundred and forty of
+One `GroupQueryAttention` per layer rotates queries and keys, appends to the cache in place, and attends; queries, keys and values
+are one linear layer; residual and norm are one node. Ten nodes per layer, against the two hundred and forty of
 a traced graph. Behind the last attention only the `wanted` positions go on: whoever needs the last one pays for one.
 
 Rows are padded behind. `lengths` holds each row's last place, so that padding is neither seen nor counted, and a row's cache
 is contiguous whatever its neighbours are.
 
-Where products give the same bits however many tokens are read together, attention shall too, so that drafts can be verified
-exactly: it has other kernels for one token than for several. Such graphs have two inputs more: `attended` says which of the new
-tokens attention is given, `kept` which of what it returns goes on. A single token is given twice, and kept once.
+Where linear layers give a token the same bits however many tokens are read with it, attention must too, so that drafts can be
+verified exactly: it has other kernels for one token than for several. Such graphs have two inputs more: `attended` says which of
+the new tokens attention is given, `kept` which of what it returns goes on. A single token is given twice, and kept once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from mmedge.errors import MmedgeError
-from mmedge.export.builder import CONTRIB, DataFile, GraphBuilder, Rounding
+from mmedge.export.architectures import Architecture
+from mmedge.export.builder import CONTRIB, DataFile, GraphBuilder, Quantizer, WrittenGraphs
 from mmedge.export.weights import HEAD, TABLE, Weights, has_own_head
 
 DECODER = "model.onnx"
@@ -176,8 +177,8 @@ def _frequencies(config: Mapping[str, Any], head_width: int) -> NDArray[np.float
     raise _refused("rope_scaling", kind)
 
 
-def product_weights(shape: LlamaShape, weights: Weights) -> dict[str, tuple[str, ...]]:
-    """Return the weights that each product of the graph multiplies by, below each other, by the product's name."""
+def linears(shape: LlamaShape, weights: Weights) -> dict[str, tuple[str, ...]]:
+    """Return the weights that each linear layer of the graph multiplies by, below each other, by the layer's name."""
     found: dict[str, tuple[str, ...]] = {}
     for index in range(shape.layers):
         prefix, name = f"model.layers.{index}", f"layers.{index}"
@@ -190,34 +191,27 @@ def product_weights(shape: LlamaShape, weights: Weights) -> dict[str, tuple[str,
     return found
 
 
-def write_llama(shape: LlamaShape, weights: Weights, out: Path, rounding: Rounding | None = None) -> int:
+def write_graphs(shape: LlamaShape, weights: Weights, out: Path, quantizer: Quantizer | None = None) -> WrittenGraphs:
     """Write the graph of a student.
 
     Args:
         shape: Its shape.
         weights: Its weights.
         out: An existing folder.
-        rounding: In which numbers; float32 by default.
-
-    Returns:
-        How many nodes the graph has.
+        quantizer: How weights are stored; as float32 by default.
     """
     with DataFile(out / DATA) as data:
-        graph = decoder_graph(shape, weights, data, rounding)
-        graph.save(out / DECODER)
-    return graph.size
+        return decoder_graph(shape, weights, data, quantizer).save(out / DECODER)
 
 
-def decoder_graph(
-    shape: LlamaShape, weights: Weights, data: DataFile | None = None, rounding: Rounding | None = None
-) -> GraphBuilder:
+def decoder_graph(shape: LlamaShape, weights: Weights, data: DataFile, quantizer: Quantizer | None = None) -> GraphBuilder:
     """Return the graph: one for the prompt and for every later step, with a cache that may be empty."""
-    g = GraphBuilder("llama_decoder", data, rounding)
+    g = GraphBuilder("llama_decoder", data, quantizer)
     ids = g.input("input_ids", TensorProto.INT64, ("batch", "new"))
     wanted = g.input("wanted", TensorProto.INT64, ("rows",))
     lengths = g.input("lengths", TensorProto.INT32, ("batch",))
     total = g.input("total", TensorProto.INT32, ())
-    chosen = [g.input(name, TensorProto.INT64, (f"n_{name}",)) for name in ("attended", "kept")] if g.steps_alike else []
+    chosen = [g.input(name, TensorProto.INT64, (f"n_{name}",)) for name in ("attended", "kept")] if g.batch_invariant else []
     past = [
         [g.input(f"past_key_values.{i}.{part}", g.float_type, ("batch", shape.kv_heads, "capacity", shape.head_width))
          for part in ("key", "value")]
@@ -237,7 +231,7 @@ def decoder_graph(
         if last:
             residual = _wanted(g, residual, wanted, shape.width)
             attended = _wanted(g, attended, wanted, shape.heads * shape.head_width)
-        attended = g.product(
+        attended = g.linear(
             attended,
             weights[f"{prefix}.self_attn.o_proj.weight"],
             f"{name}.attention.o",
@@ -278,7 +272,7 @@ def _attention(
     bias = None
     if f"{prefix}.q_proj.bias" in weights:
         bias = np.concatenate([weights[f"{prefix}.{part}.bias"] for part in parts])
-    packed = g.product(x, matrix, f"{name}.qkv", bias)
+    packed = g.linear(x, matrix, f"{name}.qkv", bias)
     if chosen:
         packed = g.node("Gather", [packed, chosen[0]], f"{name}.given", axis=1)
     queries, keys, values = packed, "", ""
@@ -316,12 +310,15 @@ def _head_norm(g: GraphBuilder, x: str, heads: int, shape: LlamaShape, weight: N
 def _feed_forward(g: GraphBuilder, x: str, weights: Weights, prefix: str, name: str) -> str:
     """Return the gated feed-forward layer (SwiGLU, Shazeer 2020).
 
-    Gate and up are two products: one of both would have to be split, which costs a copy and no node less.
+    Gate and up are two linear layers: one of both would have to be split, which costs a copy and saves no node.
     """
     gate, up = (
-        g.product(x, weights[f"{prefix}.{part}_proj.weight"], f"{name}.{part}", weights.get(f"{prefix}.{part}_proj.bias"))
+        g.linear(x, weights[f"{prefix}.{part}_proj.weight"], f"{name}.{part}", weights.get(f"{prefix}.{part}_proj.bias"))
         for part in ("gate", "up")
     )
     opened = g.node("QuickGelu", [gate], f"{name}.silu", CONTRIB, alpha=1.0)  # x · sigmoid(x): SiLU in one node
     hidden = g.node("Mul", [opened, up], f"{name}.gated")
-    return g.product(hidden, weights[f"{prefix}.down_proj.weight"], f"{name}.down", weights.get(f"{prefix}.down_proj.bias"))
+    return g.linear(hidden, weights[f"{prefix}.down_proj.weight"], f"{name}.down", weights.get(f"{prefix}.down_proj.bias"))
+
+
+LLAMA = Architecture("decoder-only", read_shape, linears, write_graphs, packed=True)

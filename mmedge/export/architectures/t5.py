@@ -5,11 +5,11 @@
 
 What makes them fast: attention is one node with the relative position bias as an input, which is looked up in a table by
 distance (T5's buckets are computed here, once); the decoder's own attention appends to its cache in place; queries, keys and
-values are one product; residual and norm are one `SkipSimplifiedLayerNormalization`; the encoder's states never leave its
+values are one linear layer; residual and norm are one `SkipSimplifiedLayerNormalization`; the encoder's states never leave its
 graph, since the decoder only needs keys and values. optimum's T5 decoder takes two branches, several hundred nodes and
 computes the buckets at every step.
 
-float16 graphs are for CUDA, where `GroupQueryAttention` takes no bias: there the decoder's own attention is spelt out.
+float16 graphs are for CUDA, where `GroupQueryAttention` takes no bias: there the decoder's own attention is in plain operators.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from onnx import TensorProto
 
 from mmedge.engines.onnx.graphs import ROWS_ALIKE
 from mmedge.errors import MmedgeError
-from mmedge.export.builder import CONTRIB, DataFile, GraphBuilder, Rounding
+from mmedge.export.architectures import Architecture
+from mmedge.export.builder import CONTRIB, DataFile, GraphBuilder, Quantizer, WrittenGraphs
 from mmedge.export.weights import HEAD, TABLE, Weights, has_own_head
 
 ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"
@@ -72,7 +73,7 @@ def read_shape(config: Mapping[str, Any]) -> T5Shape:
         )
     if config.get("quantization_config") is not None:
         raise MmedgeError(
-            "config.json: quantization_config is not implemented by the fused T5 graphs", "name a model in plain numbers"
+            "config.json: quantization_config is not implemented by the fused T5 graphs", "name a model that is not quantized"
         )
     # 4.57 says by `tie_word_embeddings` whether the logits are scaled, 5.x by a word of its own
     scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings"))
@@ -132,8 +133,8 @@ def bias_table(weight: NDArray[np.float32], shape: T5Shape, *, bidirectional: bo
     return np.ascontiguousarray(weight[rows].T)
 
 
-def product_weights(shape: T5Shape, weights: Weights) -> dict[str, tuple[str, ...]]:
-    """Return the weights that each product of the graphs multiplies by, below each other, by the product's name."""
+def linears(shape: T5Shape, weights: Weights) -> dict[str, tuple[str, ...]]:
+    """Return the weights that each linear layer of the graphs multiplies by, below each other, by the layer's name."""
     wi = ("wi_0", "wi_1") if shape.gated else ("wi",)
     found: dict[str, tuple[str, ...]] = {}
     for side, layers in (("encoder", shape.encoder_layers), ("decoder", shape.decoder_layers)):
@@ -155,23 +156,18 @@ def product_weights(shape: T5Shape, weights: Weights) -> dict[str, tuple[str, ..
     return found
 
 
-def write_t5(shape: T5Shape, weights: Weights, out: Path, rounding: Rounding | None = None) -> int:
+def write_graphs(shape: T5Shape, weights: Weights, out: Path, quantizer: Quantizer | None = None) -> WrittenGraphs:
     """Write the two graphs of a student, which share one file of weights.
 
     Args:
         shape: Its shape.
         weights: Its weights.
         out: An existing folder.
-        rounding: In which numbers; float32 by default.
-
-    Returns:
-        How many nodes the decoder has.
+        quantizer: How weights are stored; as float32 by default.
     """
     with DataFile(out / DATA) as data:
-        encoder_graph(shape, weights, data, rounding).save(out / ENCODER)
-        decoder = decoder_graph(shape, weights, data, rounding)
-        decoder.save(out / DECODER)
-    return decoder.size
+        encoder_graph(shape, weights, data, quantizer).save(out / ENCODER)
+        return decoder_graph(shape, weights, data, quantizer).save(out / DECODER)
 
 
 def _embedding_name(weights: Weights) -> str:
@@ -183,32 +179,42 @@ def _embedding(weights: Weights) -> NDArray[np.float32]:
     return weights[_embedding_name(weights)]
 
 
-def _split_product(g: GraphBuilder, x: str, parts: list[NDArray[np.float32]], name: str) -> list[str]:
-    """Return the products of x with several matrices, computed as one."""
-    packed = g.product(x, np.concatenate(parts), name)
-    return g.nodes("Split", [packed, g.integers(*(len(part) for part in parts))], len(parts), f"{name}.split", axis=-1)
+def _projections(weights: Weights, prefix: str, names: str) -> list[NDArray[np.float32]]:
+    return [weights[f"{prefix}.{name}.weight"] for name in names]
 
 
 def _feed_forward(g: GraphBuilder, x: str, weights: Weights, prefix: str, shape: T5Shape, name: str) -> str:
     """Return T5's feed-forward layer."""
     op, domain = _ACTIVATIONS[shape.activation]
     if shape.gated:
-        gate, up = (g.product(x, weights[f"{prefix}.{part}.weight"], f"{name}.{part}") for part in ("wi_0", "wi_1"))
+        gate, up = (g.linear(x, weights[f"{prefix}.{part}.weight"], f"{name}.{part}") for part in ("wi_0", "wi_1"))
         hidden = g.node("Mul", [g.node(op, [gate], f"{name}.activation", domain), up], f"{name}.gated")
     else:
-        hidden = g.node(op, [g.product(x, weights[f"{prefix}.wi.weight"], f"{name}.wi")], f"{name}.activation", domain)
-    return g.product(hidden, weights[f"{prefix}.wo.weight"], f"{name}.wo")
+        hidden = g.node(op, [g.linear(x, weights[f"{prefix}.wi.weight"], f"{name}.wi")], f"{name}.activation", domain)
+    return g.linear(hidden, weights[f"{prefix}.wo.weight"], f"{name}.wo")
 
 
-def _projections(weights: Weights, prefix: str, names: str) -> list[NDArray[np.float32]]:
-    return [weights[f"{prefix}.{name}.weight"] for name in names]
+# -------------------------------------------------------------------------------------------------------- encoder
 
 
-def encoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None, rounding: Rounding | None = None) -> GraphBuilder:
+def encoder_graph(shape: T5Shape, weights: Weights, data: DataFile, quantizer: Quantizer | None = None) -> GraphBuilder:
     """Return the encoder, down to every decoder layer's cross-attention keys and values, (batch, heads, length, width)."""
-    g = GraphBuilder("t5_encoder", data, rounding)
+    g = GraphBuilder("t5_encoder", data, quantizer)
     ids = g.input("input_ids", TensorProto.INT64, ("batch", "length"))
     mask = g.node("Cast", [g.input("attention_mask", TensorProto.INT64, ("batch", "length"))], "mask", to=TensorProto.INT32)
+    bias = _encoder_bias(g, ids, shape, weights)
+    residual = g.lookup(ids, _embedding(weights), TABLE)
+    x = g.norm(residual, weights["encoder.block.0.layer.0.layer_norm.weight"], shape.epsilon, "encoder.0.norm")
+    for index in range(shape.encoder_layers):
+        x, residual = _encoder_layer(g, x, residual, mask, bias, index, shape, weights)
+    _cross_keys_and_values(g, x, shape, weights)
+    if g.rows_alike:
+        g.notes[ROWS_ALIKE] = "yes"
+    return g
+
+
+def _encoder_bias(g: GraphBuilder, ids: str, shape: T5Shape, weights: Weights) -> str:
+    """Return the position bias of the encoder's attention, (1, heads, length, length)."""
     length = g.node("Squeeze", [g.node("Shape", [ids], start=1, end=2), g.integers(0)], "length")
     places = g.node("Range", [g.integer(0), length, g.integer(1)], "places")
     distance = g.node(
@@ -218,39 +224,47 @@ def encoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None
     row = g.node("Add", [g.node("Clip", [distance, g.integer(-farthest), g.integer(farthest)]), g.integer(farthest)], "row")
     learned = weights["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
     table = g.constant("encoder.position_bias", bias_table(learned, shape, bidirectional=True)[None])
-    bias = g.node("Gather", [table, row], "bias", axis=2)  # (1, heads, length, length)
+    return g.node("Gather", [table, row], "bias", axis=2)
 
-    residual = g.lookup(ids, _embedding(weights), TABLE)
-    x = g.norm(residual, weights["encoder.block.0.layer.0.layer_norm.weight"], shape.epsilon, "encoder.0.norm")
-    for index in range(shape.encoder_layers):
-        block, name = f"encoder.block.{index}", f"encoder.{index}"
-        query, key, value = _split_product(
-            g, x, _projections(weights, f"{block}.layer.0.SelfAttention", "qkv"), f"{name}.attention.qkv"
-        )
-        attended = g.node(
-            "MultiHeadAttention",
-            [query, key, value, "", mask, bias],
-            f"{name}.attention",
-            CONTRIB,
-            num_heads=shape.heads,
-            scale=1.0,  # T5 has no 1/√width: its initial weights contain it
-        )
-        attended = g.product(attended, weights[f"{block}.layer.0.SelfAttention.o.weight"], f"{name}.attention.o")
-        x, residual = g.add_norm(
-            residual, attended, weights[f"{block}.layer.1.layer_norm.weight"], shape.epsilon, f"{name}.feed_forward.norm"
-        )
-        fed = _feed_forward(g, x, weights, f"{block}.layer.1.DenseReluDense", shape, f"{name}.feed_forward")
-        last = index == shape.encoder_layers - 1
-        following = "encoder.final_layer_norm" if last else f"encoder.block.{index + 1}.layer.0.layer_norm"
-        x, residual = g.add_norm(residual, fed, weights[f"{following}.weight"], shape.epsilon, f"encoder.{index + 1}.norm")
 
-    # all layers' keys and values in one product: (batch, length, 2 · layers, heads, width) → each (batch, heads, length, width)
+def _encoder_layer(
+    g: GraphBuilder, x: str, residual: str, mask: str, bias: str, index: int, shape: T5Shape, weights: Weights
+) -> tuple[str, str]:
+    """Return what goes into the next layer: its norm, and the residual."""
+    block, name = f"encoder.block.{index}", f"encoder.{index}"
+    parts = _projections(weights, f"{block}.layer.0.SelfAttention", "qkv")
+    packed = g.linear(x, np.concatenate(parts), f"{name}.attention.qkv")
+    widths = g.integers(*(len(part) for part in parts))
+    query, key, value = g.nodes("Split", [packed, widths], 3, f"{name}.attention.qkv.split", axis=-1)
+    attended = g.node(
+        "MultiHeadAttention",
+        [query, key, value, "", mask, bias],
+        f"{name}.attention",
+        CONTRIB,
+        num_heads=shape.heads,
+        scale=1.0,  # T5 has no 1/√width: its initial weights contain it
+    )
+    attended = g.linear(attended, weights[f"{block}.layer.0.SelfAttention.o.weight"], f"{name}.attention.o")
+    x, residual = g.add_norm(
+        residual, attended, weights[f"{block}.layer.1.layer_norm.weight"], shape.epsilon, f"{name}.feed_forward.norm"
+    )
+    fed = _feed_forward(g, x, weights, f"{block}.layer.1.DenseReluDense", shape, f"{name}.feed_forward")
+    last = index == shape.encoder_layers - 1
+    following = "encoder.final_layer_norm" if last else f"encoder.block.{index + 1}.layer.0.layer_norm"
+    return g.add_norm(residual, fed, weights[f"{following}.weight"], shape.epsilon, f"encoder.{index + 1}.norm")
+
+
+def _cross_keys_and_values(g: GraphBuilder, x: str, shape: T5Shape, weights: Weights) -> None:
+    """Compute the cross-attention's keys and values of all decoder layers in one linear layer, and declare them as outputs.
+
+    (batch, length, 2 · layers, heads, width) → each (batch, heads, length, width)
+    """
     parts = [
         part
         for index in range(shape.decoder_layers)
         for part in _projections(weights, f"decoder.block.{index}.layer.1.EncDecAttention", "kv")
     ]
-    packed = g.product(x, np.concatenate(parts), "cross.kv")
+    packed = g.linear(x, np.concatenate(parts), "cross.kv")
     grouped = g.node("Reshape", [packed, g.integers(0, 0, len(parts) * shape.heads, shape.head_width)], "cross.heads")
     turned = g.node("Transpose", [grouped], "cross.turned", perm=[0, 2, 1, 3])
     split = g.nodes("Split", [turned], len(parts), "cross.split", axis=1, num_outputs=len(parts))
@@ -258,19 +272,58 @@ def encoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None
         for offset, part in enumerate(("key", "value")):
             name = f"present.{index}.encoder.{part}"
             g.output(split[2 * index + offset], name, ("batch", shape.heads, "length", shape.head_width), g.float_type)
-    if g.rows_alike:
-        g.notes[ROWS_ALIKE] = "yes"
-    return g
 
 
-def decoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None, rounding: Rounding | None = None) -> GraphBuilder:
+# -------------------------------------------------------------------------------------------------------- decoder
+
+
+@dataclass(frozen=True)
+class _Attending:
+    """What the attention of every decoder layer needs.
+
+    Attributes:
+        own: Each layer's cached keys and values, (batch, heads, capacity, head width).
+        cross: Each layer's cross-attention keys and values, (batch, heads, length, head width).
+        mask: Which of the encoder's positions are tokens, (batch, length).
+        lengths: Each row's last place.
+        total: Places of the longest row.
+        bias: Added to the scores of the decoder's own attention, (batch, heads, new, total).
+        places: Where new keys and values go in the cache; None where `GroupQueryAttention` puts them there.
+    """
+
+    own: list[list[str]]
+    cross: list[list[str]]
+    mask: str
+    lengths: str
+    total: str
+    bias: str
+    places: str | None = None
+
+
+def decoder_graph(shape: T5Shape, weights: Weights, data: DataFile, quantizer: Quantizer | None = None) -> GraphBuilder:
     """Return the decoder: one graph for the first tokens and for every later one, with a cache that may be empty.
 
     Rows are padded behind; `starts` holds the place of each row's first new token, `lengths` that of its last.
     """
-    g = GraphBuilder("t5_decoder", data, rounding)
+    g = GraphBuilder("t5_decoder", data, quantizer)
     ids = g.input("input_ids", TensorProto.INT64, ("batch", "new"))
     wanted = g.input("wanted", TensorProto.INT64, ("rows",))
+    attending = _attending(g, ids, shape, weights)
+    residual = g.lookup(ids, _embedding(weights), TABLE)
+    x = g.norm(residual, weights["decoder.block.0.layer.0.layer_norm.weight"], shape.epsilon, "decoder.0.norm")
+    for index in range(shape.decoder_layers):
+        x, residual = _decoder_layer(g, x, residual, attending, index, shape, weights)
+    flat = g.node("Reshape", [x, g.integers(-1, shape.width)], "flat")
+    x = g.node("Gather", [flat, wanted], "wanted.states", axis=0)
+    untied = has_own_head(weights, _embedding_name(weights))
+    head = weights[HEAD if untied else _embedding_name(weights)]
+    g.head(x, head, "head" if untied else TABLE, "logits")
+    g.declare("logits", ("rows", len(head)))
+    return g
+
+
+def _attending(g: GraphBuilder, ids: str, shape: T5Shape, weights: Weights) -> _Attending:
+    """Declare what attention is given, and compute what all layers share."""
     lengths = g.input("lengths", TensorProto.INT32, ("batch",))
     total = g.input("total", TensorProto.INT32, ())
     starts = g.input("starts", TensorProto.INT64, ("batch",))
@@ -278,11 +331,10 @@ def decoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None
     own: list[list[str]] = []
     cross: list[list[str]] = []
     for index in range(shape.decoder_layers):
-        for kept, where, size in ((own, "decoder", "capacity"), (cross, "encoder", "length")):
+        for caches, where, size in ((own, "decoder", "capacity"), (cross, "encoder", "length")):
             names = [f"past_key_values.{index}.{where}.{part}" for part in ("key", "value")]
             dimensions = ("batch", shape.heads, size, shape.head_width)
-            kept.append([g.input(name, g.float_type, dimensions) for name in names])
-
+            caches.append([g.input(name, g.float_type, dimensions) for name in names])
     new = g.node("Squeeze", [g.node("Shape", [ids], start=1, end=2), g.integers(0)], "new")
     places = g.node("Range", [g.integer(0), new, g.integer(1)], "places")
     queries = g.node("Add", [g.node("Unsqueeze", [starts, g.integers(1)]), places], "queries")  # (batch, new)
@@ -292,67 +344,58 @@ def decoder_graph(shape: T5Shape, weights: Weights, data: DataFile | None = None
     learned = weights["decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
     table = g.constant("decoder.position_bias", bias_table(learned, shape, bidirectional=False))
     bias = g.node("Transpose", [g.node("Gather", [table, before], "bias.heads", axis=1)], "bias", perm=[1, 0, 2, 3])
+    if g.float_type != TensorProto.FLOAT16:
+        return _Attending(own, cross, mask, lengths, total, bias)
+    lowest = g.constant("lowest", np.array(np.finfo(np.float16).min, dtype=np.float16))
+    unseen = g.node("Unsqueeze", [g.node("Less", [distance, g.integer(0)], "behind"), g.integers(1)], "unseen")
+    bias = g.node("Where", [unseen, lowest, bias], "bias.seen")
+    return _Attending(own, cross, mask, lengths, total, bias, _cache_places(g, ids, queries, shape))
 
-    spelt = g.float_type == TensorProto.FLOAT16
-    if spelt:
-        lowest = g.constant("lowest", np.array(np.finfo(np.float16).min, dtype=np.float16))
-        unseen = g.node("Unsqueeze", [g.node("Less", [distance, g.integer(0)], "behind"), g.integers(1)], "unseen")
-        bias = g.node("Where", [unseen, lowest, bias], "bias.seen")
-        where = _cache_places(g, ids, queries, shape)
 
-    residual = g.lookup(ids, _embedding(weights), TABLE)
-    x = g.norm(residual, weights["decoder.block.0.layer.0.layer_norm.weight"], shape.epsilon, "decoder.0.norm")
-    for index in range(shape.decoder_layers):
-        block, name = f"decoder.block.{index}", f"decoder.{index}"
-        matrix = np.concatenate(_projections(weights, f"{block}.layer.0.SelfAttention", "qkv"))
-        packed = g.product(x, matrix, f"{name}.attention.qkv")
-        present = [f"present.{index}.decoder.{part}" for part in ("key", "value")]
-        if spelt:
-            attended = _spelt_attention(g, packed, own[index], present, where, total, bias, shape, f"{name}.attention")
-        else:
-            attended, *_ = g.output_names(
-                "GroupQueryAttention",
-                [packed, "", "", *own[index], lengths, total, "", "", "", bias],
-                [f"{name}.attention", *present],
-                CONTRIB,
-                num_heads=shape.heads,
-                kv_num_heads=shape.heads,
-                do_rotary=0,
-                scale=1.0,
-            )
-        for output in present:
-            g.declare(output, ("batch", shape.heads, "capacity", shape.head_width), g.float_type)
-        attended = g.product(attended, weights[f"{block}.layer.0.SelfAttention.o.weight"], f"{name}.attention.o")
-        x, residual = g.add_norm(
-            residual, attended, weights[f"{block}.layer.1.layer_norm.weight"], shape.epsilon, f"{name}.cross.norm"
-        )
-        query = g.product(x, weights[f"{block}.layer.1.EncDecAttention.q.weight"], f"{name}.cross.q")
-        attended = g.node(
-            "MultiHeadAttention",
-            [query, *cross[index], "", mask],
-            f"{name}.cross",
+def _decoder_layer(
+    g: GraphBuilder, x: str, residual: str, attending: _Attending, index: int, shape: T5Shape, weights: Weights
+) -> tuple[str, str]:
+    """Return what goes into the next layer, or into the head: its norm, and the residual."""
+    block, name = f"decoder.block.{index}", f"decoder.{index}"
+    packed = g.linear(x, np.concatenate(_projections(weights, f"{block}.layer.0.SelfAttention", "qkv")), f"{name}.attention.qkv")
+    attended = _self_attention(g, packed, attending, index, shape)
+    attended = g.linear(attended, weights[f"{block}.layer.0.SelfAttention.o.weight"], f"{name}.attention.o")
+    x, residual = g.add_norm(residual, attended, weights[f"{block}.layer.1.layer_norm.weight"], shape.epsilon, f"{name}.cross.norm")
+    query = g.linear(x, weights[f"{block}.layer.1.EncDecAttention.q.weight"], f"{name}.cross.q")
+    inputs = [query, *attending.cross[index], "", attending.mask]
+    attended = g.node("MultiHeadAttention", inputs, f"{name}.cross", CONTRIB, num_heads=shape.heads, scale=1.0)
+    attended = g.linear(attended, weights[f"{block}.layer.1.EncDecAttention.o.weight"], f"{name}.cross.o")
+    x, residual = g.add_norm(
+        residual, attended, weights[f"{block}.layer.2.layer_norm.weight"], shape.epsilon, f"{name}.feed_forward.norm"
+    )
+    fed = _feed_forward(g, x, weights, f"{block}.layer.2.DenseReluDense", shape, f"{name}.feed_forward")
+    last = index == shape.decoder_layers - 1
+    following = weights["decoder.final_layer_norm.weight" if last else f"decoder.block.{index + 1}.layer.0.layer_norm.weight"]
+    if last and shape.scales_outputs:
+        following = following * np.float32(shape.width**-0.5)  # T5's original form scales what goes into the head
+    return g.add_norm(residual, fed, following, shape.epsilon, f"decoder.{index + 1}.norm")
+
+
+def _self_attention(g: GraphBuilder, packed: str, attending: _Attending, index: int, shape: T5Shape) -> str:
+    """Return what a layer's own attention finds, (batch, new, inner), and declare its cache with the new tokens as an output."""
+    name, past = f"decoder.{index}.attention", attending.own[index]
+    present = [f"present.{index}.decoder.{part}" for part in ("key", "value")]
+    if attending.places is None:
+        attended, *_ = g.output_names(
+            "GroupQueryAttention",
+            [packed, "", "", *past, attending.lengths, attending.total, "", "", "", attending.bias],
+            [name, *present],
             CONTRIB,
             num_heads=shape.heads,
+            kv_num_heads=shape.heads,
+            do_rotary=0,
             scale=1.0,
         )
-        attended = g.product(attended, weights[f"{block}.layer.1.EncDecAttention.o.weight"], f"{name}.cross.o")
-        x, residual = g.add_norm(
-            residual, attended, weights[f"{block}.layer.2.layer_norm.weight"], shape.epsilon, f"{name}.feed_forward.norm"
-        )
-        fed = _feed_forward(g, x, weights, f"{block}.layer.2.DenseReluDense", shape, f"{name}.feed_forward")
-        last = index == shape.decoder_layers - 1
-        following = weights["decoder.final_layer_norm.weight" if last else f"decoder.block.{index + 1}.layer.0.layer_norm.weight"]
-        if last and shape.scales_outputs:
-            following = following * np.float32(shape.width**-0.5)  # T5's original form scales what goes into the head
-        x, residual = g.add_norm(residual, fed, following, shape.epsilon, f"decoder.{index + 1}.norm")
-
-    flat = g.node("Reshape", [x, g.integers(-1, shape.width)], "flat")
-    x = g.node("Gather", [flat, wanted], "wanted.states", axis=0)
-    untied = has_own_head(weights, _embedding_name(weights))
-    head = weights[HEAD if untied else _embedding_name(weights)]
-    g.head(x, head, "head" if untied else TABLE, "logits")
-    g.declare("logits", ("rows", len(head)))
-    return g
+    else:
+        attended = _plain_attention(g, packed, past, present, attending.places, attending.total, attending.bias, shape, name)
+    for output in present:
+        g.declare(output, ("batch", shape.heads, "capacity", shape.head_width), g.float_type)
+    return attended
 
 
 def _cache_places(g: GraphBuilder, ids: str, queries: str, shape: T5Shape) -> str:
@@ -366,8 +409,8 @@ def _cache_places(g: GraphBuilder, ids: str, queries: str, shape: T5Shape) -> st
     return g.node("Concat", parts, "cache.places", axis=3)
 
 
-def _spelt_attention(
-    g: GraphBuilder, packed: str, past: list[str], present: list[str], where: str, total: str, bias: str, shape: T5Shape, name: str
+def _plain_attention(
+    g: GraphBuilder, packed: str, past: list[str], present: list[str], places: str, total: str, bias: str, shape: T5Shape, name: str
 ) -> str:
     """Return the decoder's own attention in ONNX's plain operators; the cache is written in place where present is past.
 
@@ -376,7 +419,7 @@ def _spelt_attention(
         packed: Queries, keys and values, (batch, new, 3 · inner).
         past: Cached keys and values, (batch, heads, capacity, head width) each.
         present: The names of the same, with the new ones.
-        where: What `_cache_places` returned.
+        places: What `_cache_places` returned.
         total: How many positions the longest row has, with the new ones.
         bias: Added to the scores, (batch, heads, new, total); of keys behind the query, the lowest number.
         shape: The model's shape.
@@ -388,10 +431,13 @@ def _spelt_attention(
     seen = g.node("Reshape", [g.node("Cast", [total], to=TensorProto.INT64), g.integers(1)], f"{name}.seen")
     kept = []
     for before, added, after in zip(past, new, present, strict=True):
-        g.output_names("ScatterND", [before, where, added], [after])
+        g.output_names("ScatterND", [before, places, added], [after])
         kept.append(g.node("Slice", [after, g.integers(0), seen, g.integers(2)], f"{after}.seen"))
     keys = g.node("Transpose", [kept[0]], f"{name}.keys", perm=[0, 1, 3, 2])
     scores = g.node("Add", [g.node("MatMul", [query, keys], f"{name}.products"), bias], f"{name}.scores")
     shares = g.node("Softmax", [scores], f"{name}.shares", axis=-1)
     mixed = g.node("Transpose", [g.node("MatMul", [shares, kept[1]], f"{name}.mixed")], f"{name}.turned.back", perm=[0, 2, 1, 3])
     return g.node("Reshape", [mixed, g.integers(0, 0, shape.inner)], name)
+
+
+T5 = Architecture("encoder-decoder", read_shape, linears, write_graphs, packed=True)

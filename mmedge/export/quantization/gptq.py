@@ -1,4 +1,4 @@
-"""GPTQ (Frantar et al. 2023): rounding a matrix column by column, each error made good by the columns that are left.
+"""GPTQ (Frantar et al. 2023): quantizing a matrix column by column, each error corrected in the columns that are left.
 
 Which errors matter is in the second moments of what the matrix is multiplied by. Scales are chosen before, block by block, so
 that columns can be taken in the order of how much they matter, whatever block they are in ("static groups").
@@ -9,23 +9,24 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mmedge.export.quantization.formats import NumberFormat, RoundedMatrix, assembled, block_scales, blocks_of
+from mmedge.export.quantization.blocks import QuantizedMatrix, assembled, block_scales, blocks_of
+from mmedge.export.quantization.formats import WeightFormat
 
 DAMPING = 0.01  # of the mean second moment, added to all: inputs that hardly vary must not blow up the inverse
-_ROWS = 4096  # outputs rounded at a time
+_ROWS = 4096  # outputs quantized at a time
 _COLUMNS = 128  # after which the remaining columns are corrected in one product
 
 
-def round_calibrated(weight: NDArray[np.float32], format_: NumberFormat, moments: NDArray[np.float32]) -> RoundedMatrix:
-    """Round a matrix so that its products with inputs like those seen change least.
+def quantize_calibrated(weight: NDArray[np.float32], format_: WeightFormat, moments: NDArray[np.float32]) -> QuantizedMatrix:
+    """Quantize a matrix so that its outputs change least for inputs like those seen.
 
     Args:
         weight: (outputs, inputs).
-        format_: The numbers; with blocks.
+        format_: How weights are stored; with blocks.
         moments: (inputs, inputs), the mean of x · xᵀ.
 
     Returns:
-        The rounded matrix.
+        The quantized matrix.
     """
     width = weight.shape[1]
     second = moments.astype(np.float64)
@@ -36,18 +37,18 @@ def round_calibrated(weight: NDArray[np.float32], format_: NumberFormat, moments
     order = np.argsort(-np.diag(second))
     damped = second[order][:, order] + DAMPING * float(np.diag(second).mean()) * np.eye(width)
     inverse = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)  # upper: what is left after each column
-    # each output is rounded by itself, so that a head of many takes no more memory than a product
+    # each output is quantized by itself, so that a head with many takes no more memory than a linear layer
     parts = [
-        _rounded_rows(weight[first : first + _ROWS], format_, importance, order, inverse, unseen)
+        _quantized_rows(weight[first : first + _ROWS], format_, importance, order, inverse, unseen)
         for first in range(0, len(weight), _ROWS)
     ]
     blocks, scales, zeros = (np.concatenate([part[index] for part in parts]) for index in range(3))
     return assembled(blocks, scales, zeros.astype(np.uint8), format_, width)
 
 
-def _rounded_rows(
+def _quantized_rows(
     weight: NDArray[np.float32],
-    format_: NumberFormat,
+    format_: WeightFormat,
     importance: NDArray[np.float32],
     order: NDArray[np.intp],
     inverse: NDArray[np.float32],
@@ -57,11 +58,11 @@ def _rounded_rows(
 
     Args:
         weight: (rows, inputs).
-        format_: The numbers.
+        format_: How weights are stored.
         importance: (blocks, block), the mean square of each input.
         order: (inputs,), in which order they are taken.
         inverse: (inputs, inputs), the Cholesky factor of the inverse moments, in that order.
-        unseen: (inputs,), whether nothing ever came in there.
+        unseen: (inputs,), whether an input was always zero.
     """
     rows, width = weight.shape
     scales, zeros = block_scales(blocks_of(weight, format_.block), format_, importance)

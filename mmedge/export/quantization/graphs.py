@@ -1,4 +1,4 @@
-"""Few bits for graphs that somebody else wrote: float32 graphs of optimum become block-wise int8 or int4 ones.
+"""Quantizing graphs that somebody else wrote: float32 graphs of optimum become block-wise int8 or int4 ones.
 
 Every product with a constant matrix becomes one `MatMulNBits` (ONNX Runtime's contrib operator), computed at accuracy level 4,
 which quantizes activations per block and multiplies in int8. The embedding table becomes `GatherBlockQuantized`, with the same
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from mmedge.export.builder import COMPUTE_IN_INT8, CONTRIB
-from mmedge.export.quantization.formats import INT8, SMALLEST, NumberFormat, round_blocks, round_outputs
+from mmedge.export.quantization.blocks import quantize_blocks, quantize_outputs
+from mmedge.export.quantization.formats import INT8, SMALLEST, WeightFormat
 
 EXTERNAL_ABOVE = 1_800_000_000  # bytes; protobuf's limit is 2 GB
 
@@ -57,14 +58,14 @@ def _sources(graphs: list[onnx.GraphProto]) -> tuple[dict[str, onnx.TensorProto]
     return constants, transposed
 
 
-def quantize_model(source: Path, target: Path, *, many_rows: bool = False, format_: NumberFormat = INT8) -> QuantizationReport:
+def quantize_model(source: Path, target: Path, *, many_rows: bool = False, format_: WeightFormat = INT8) -> QuantizationReport:
     """Write a graph in few bits.
 
     Args:
         source: A float32 graph.
         target: Where the other goes.
         many_rows: Whether the graph always reads many rows at once, as an encoder does.
-        format_: The numbers, symmetric; for many rows they are int8 with one scale for each output in any case.
+        format_: How weights are stored, symmetric; for many rows that is int8 with one scale per output in any case.
     """
     model = onnx.load(str(source))
     graphs = list(_graphs(model.graph))
@@ -74,8 +75,8 @@ def quantize_model(source: Path, target: Path, *, many_rows: bool = False, forma
     matrices = tables = 0
     for graph in reversed(graphs):  # inner graphs first: a node is copied with what is inside it
         nodes: list[onnx.NodeProto] = []
-        packed: set[str] = set()  # outputs of products that stand in an earlier node already
-        groups = _products_by_input(graph, constants, transposed)
+        packed: set[str] = set()  # outputs that an earlier node computes already
+        groups = _linears_by_input(graph, constants, transposed)
         for node in graph.node:
             if node.op_type == "MatMul" and node.output[0] in packed:
                 continue
@@ -87,20 +88,20 @@ def quantize_model(source: Path, target: Path, *, many_rows: bool = False, forma
                 if f"{key}.codes" not in added:
                     matrices += len(names)
                     whole = np.concatenate(weights)
-                    rounded = round_outputs(whole) if many_rows else round_blocks(whole, format_)
-                    stored = np.ascontiguousarray(rounded.codes.T) if many_rows else rounded.codes
+                    matrix = quantize_outputs(whole) if many_rows else quantize_blocks(whole, format_)
+                    stored = np.ascontiguousarray(matrix.codes.T) if many_rows else matrix.codes
                     added[f"{key}.codes"] = numpy_helper.from_array(stored, f"{key}.codes")
-                    added[f"{key}.scales"] = numpy_helper.from_array(rounded.scales, f"{key}.scales")
-                nodes += _product(group, key, [weight.shape for weight in weights], added, None if many_rows else format_)
+                    added[f"{key}.scales"] = numpy_helper.from_array(matrix.scales, f"{key}.scales")
+                nodes += _linear(group, key, [weight.shape for weight in weights], added, None if many_rows else format_)
                 packed |= {member.output[0] for member in group}
             elif node.op_type == "Gather" and (table := _table(node, constants, format_)) is not None:
                 name = node.input[0]
                 if f"{name}.table" not in added:
                     tables += 1
-                    rounded = round_blocks(table, format_)
-                    codes = rounded.codes.reshape(len(table), -1)
+                    matrix = quantize_blocks(table, format_)
+                    codes = matrix.codes.reshape(len(table), -1)
                     added[f"{name}.table"] = numpy_helper.from_array(codes, f"{name}.table")
-                    added[f"{name}.table_scales"] = numpy_helper.from_array(rounded.scales, f"{name}.table_scales")
+                    added[f"{name}.table_scales"] = numpy_helper.from_array(matrix.scales, f"{name}.table_scales")
                 nodes.append(_lookup(node, name, format_))
             else:
                 nodes.append(node)
@@ -117,13 +118,13 @@ def quantize_model(source: Path, target: Path, *, many_rows: bool = False, forma
     return QuantizationReport(matrices, tables, before, after)
 
 
-def _products_by_input(
+def _linears_by_input(
     graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto], transposed: dict[str, str]
 ) -> dict[str, list[onnx.NodeProto]]:
     """Return the products with constant matrices that each tensor goes into, in the graph's order.
 
-    Queries, keys and values, or gate and up projections, read the same tensor: packed into one product, its activations are
-    rounded once, and one larger node replaces several small ones.
+    Queries, keys and values, or gate and up projections, read the same tensor: packed into one layer, its activations are
+    quantized once, and one larger node replaces several small ones.
     """
     groups: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -141,7 +142,7 @@ def _matrix(name: str, constants: dict[str, onnx.TensorProto], transposed: dict[
     return np.ascontiguousarray(weight if name in transposed else weight.T)
 
 
-def _table(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], format_: NumberFormat) -> NDArray[np.float32] | None:
+def _table(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], format_: WeightFormat) -> NDArray[np.float32] | None:
     """Return an embedding table, (entries, width): a constant of two dimensions whose width is a multiple of the block."""
     tensor = constants.get(node.input[0])
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
@@ -152,24 +153,24 @@ def _table(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], format_
     return np.ascontiguousarray(numpy_helper.to_array(tensor))
 
 
-def _product(
+def _linear(
     group: list[onnx.NodeProto],
     key: str,
     shapes: list[tuple[int, ...]],
     added: dict[str, onnx.TensorProto],
-    format_: NumberFormat | None,
+    format_: WeightFormat | None,
 ) -> list[onnx.NodeProto]:
-    """Return the nodes that compute a group of products of one input: one product, and a split where there are several.
+    """Return the nodes that compute a group of linear layers of one input: one layer, and a split where there are several.
 
-    Without numbers, weights have one scale for each output.
+    Without a format, weights have one scale per output.
     """
     single = len(group) == 1
     output = group[0].output[0] if single else f"{group[0].output[0]}.packed"
     inputs = [group[0].input[0], f"{key}.codes", f"{key}.scales"]
     if format_ is None:
-        product = helper.make_node("DynamicQuantizeMatMul", inputs, [output], name=group[0].name, domain=CONTRIB)
+        linear = helper.make_node("DynamicQuantizeMatMul", inputs, [output], name=group[0].name, domain=CONTRIB)
     else:
-        product = helper.make_node(
+        linear = helper.make_node(
             "MatMulNBits",
             inputs,
             [output],
@@ -182,14 +183,14 @@ def _product(
             accuracy_level=COMPUTE_IN_INT8,
         )
     if single:
-        return [product]
+        return [linear]
     sizes = np.array([shape[0] for shape in shapes], dtype=np.int64)
     added[f"{key}.sizes"] = numpy_helper.from_array(sizes, f"{key}.sizes")
     outputs = [member.output[0] for member in group]
-    return [product, helper.make_node("Split", [output, f"{key}.sizes"], outputs, name=f"{group[0].name}.split", axis=-1)]
+    return [linear, helper.make_node("Split", [output, f"{key}.sizes"], outputs, name=f"{group[0].name}.split", axis=-1)]
 
 
-def _lookup(node: onnx.NodeProto, name: str, format_: NumberFormat) -> onnx.NodeProto:
+def _lookup(node: onnx.NodeProto, name: str, format_: WeightFormat) -> onnx.NodeProto:
     return helper.make_node(
         "GatherBlockQuantized",
         [f"{name}.table", node.input[1], f"{name}.table_scales"],

@@ -1,96 +1,112 @@
-"""Which numbers each matrix of a bundle is kept in: the precision's own, but for the exceptions that accuracy asks for."""
+"""Precisions: what `mmedge export --int8` and its like write. Adding one takes one entry, and packing code for a new bit width.
+
+    PRECISIONS["int4"].folder      bundle-int4
+    list(PRECISIONS)               the names, for recipes and the command line
+
+An installed package adds one by an entry point `precisions.NAME` whose value is a `Precision`. Imports nothing heavy: recipes and
+the command line read it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mmedge.export.calibration import Observed
-from mmedge.export.quantization.formats import (
-    FLOAT16,
-    FLOAT32,
-    INT4,
-    INT8,
-    INT8_OUTPUTS,
-    SMALLEST,
-    NumberFormat,
-    RoundedMatrix,
-    round_blocks,
-    round_outputs,
-)
-from mmedge.export.quantization.gptq import round_calibrated
-
-Precision = Literal["fp32", "fp16", "int8", "int4"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
-FORMATS: dict[Precision, NumberFormat] = {"fp32": FLOAT32, "fp16": FLOAT16, "int8": INT8, "int4": INT4}
-HIGHER: dict[str, NumberFormat] = {"int4": INT8, "int8": FLOAT32}  # what a matrix that hurts is kept in instead
-MEANT_FOR: dict[Precision, Literal["cpu", "cuda"]] = {"fp32": "cpu", "fp16": "cuda", "int8": "cpu", "int4": "cpu"}
-MANY_ROWS = ("encoder.", "cross.kv")  # products of these names always read many rows at once
+from mmedge.export.quantization.formats import FLOAT16, FLOAT32, INT4, INT8, INT8_OUTPUTS, WeightFormat
+from mmedge.registry import Registry
 
 
-@dataclass
-class Numbers:
-    """The rounding of a bundle, as `builder.Rounding` asks for it.
+@dataclass(frozen=True)
+class Precision:
+    """One way to export a student.
 
     Attributes:
-        precision: The bundle's.
-        exceptions: Matrices that are kept in other numbers, by name.
-        observed: What went through products on calibration questions, by name; int4 is then rounded by GPTQ.
-        ranges: Between which numbers the inputs of an encoder's products lie, by name; those are then rounded to fixed steps.
-        written: What was written so far: each matrix's numbers and size, by name.
+        name: What recipes, the command line and folders call it; that of its entry in the registry.
+        description: One line for help texts.
+        weights: How linear layers and tables are stored.
+        artifact: `bundle`: ONNX graphs. `student`: a torch student in Hugging Face format, quantized by bitsandbytes.
+        device: What it is meant for.
+        arithmetic: What linear layers are computed in.
+        least_agreement: The share of answer tokens for which it must choose what the student chooses; None for a precision that
+            must give the same answers, with logits within float32's rounding.
+        finer: The precision whose format a layer gets that costs too much accuracy; None where there is no finer one.
+        calibrated: Whether weights are quantized by GPTQ, where there are calibration questions.
+        batch_invariant: Whether its linear layers give a token the same bits, however many tokens are read with it.
+        costs_of: The precision by whose quantization errors layers are ranked; its own by default.
     """
 
-    precision: Precision
-    exceptions: Mapping[str, NumberFormat] = field(default_factory=dict)
-    observed: Mapping[str, Observed] = field(default_factory=dict)
-    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    written: dict[str, tuple[NumberFormat, tuple[int, ...]]] = field(default_factory=dict)
+    name: str
+    description: str
+    weights: WeightFormat
+    artifact: Literal["bundle", "student"] = "bundle"
+    device: Literal["cpu", "cuda"] = "cpu"
+    arithmetic: Literal["float32", "int8"] = "float32"
+    least_agreement: float | None = None
+    finer: str | None = None
+    calibrated: bool = False
+    batch_invariant: bool = False
+    costs_of: str | None = None
 
     @property
-    def floats(self) -> type[np.float32 | np.float16]:
-        """What everything is computed in that is not rounded to few bits."""
-        return np.float16 if self.precision == "fp16" else np.float32
+    def finer_weights(self) -> WeightFormat | None:
+        """The format of layers that cost too much accuracy; None where there is no finer one."""
+        return PRECISIONS[self.finer].weights if self.finer else None
 
     @property
-    def steps_alike(self) -> bool:
-        """Whether a product gives the same bits for a row, however many rows are read with it: 8-bit `MatMulNBits` does."""
-        return self.precision == "int8" and not self.exceptions
+    def folder(self) -> str:
+        """The folder that export writes."""
+        return f"{self.artifact}-{self.name}"
 
-    def number_format(self, name: str, shape: tuple[int, ...], *, table: bool = False) -> NumberFormat:
-        """Return the numbers of a matrix, (outputs, inputs).
 
-        An encoder's products take one scale for each output: with 30 rows × 128 × 384 `DynamicQuantizeMatMul` takes 27 µs,
-        float32 35 µs and `MatMulNBits`, which is made for few rows, 204 µs (Zen 3, one thread).
+FP32 = Precision("fp32", "ONNX in float32, as exact as the student.", FLOAT32)
+FP16 = Precision("fp16", "ONNX in float16, for GPUs.", FLOAT16, device="cuda", least_agreement=0.99)
+INT8_PRECISION = Precision(
+    "int8",
+    "ONNX with weights in int8, for CPUs.",
+    INT8,
+    arithmetic="int8",
+    least_agreement=0.95,
+    finer="fp32",
+    batch_invariant=True,  # 8-bit `MatMulNBits` is; 4-bit ones have other kernels for one token than for several
+)
+INT4_PRECISION = Precision(
+    "int4",
+    "ONNX with weights in int4, for CPUs with little memory.",
+    INT4,
+    arithmetic="int8",
+    least_agreement=0.90,
+    finer="int8",
+    calibrated=True,
+)
+BNB_INT8 = Precision(
+    "bnb-int8",
+    "A torch student with weights in int8 by bitsandbytes, for small GPUs.",
+    INT8_OUTPUTS,
+    artifact="student",
+    device="cuda",
+    least_agreement=0.95,
+    finer="fp16",
+    costs_of="int8",
+)
+BNB_NF4 = Precision(
+    "bnb-nf4",
+    "A torch student with weights in 4-bit NormalFloat by bitsandbytes, for small GPUs.",
+    WeightFormat(4, 64),
+    artifact="student",
+    device="cuda",
+    least_agreement=0.90,
+    finer="fp16",
+    costs_of="int4",
+)
 
-        Args:
-            name: What is computed with it.
-            shape: Its shape.
-            table: Whether its rows are also looked up, for which blocks must fill them.
-        """
-        format_ = self.exceptions.get(name, FORMATS[self.precision])
-        if format_.bits == 16:
-            return format_
-        if format_.bits == 32 or min(shape) < SMALLEST:
-            return FLOAT32
-        if table:
-            blocks = [block for block in (format_.block, 32, 16) if shape[1] % block == 0]
-            return replace(format_, block=blocks[0]) if blocks else FLOAT32
-        return INT8_OUTPUTS if name.startswith(MANY_ROWS) else format_
-
-    def input_range(self, name: str) -> tuple[float, float] | None:
-        """Return between which numbers the inputs of a product lie; None where that is not known."""
-        return self.ranges.get(name)
-
-    def rounded(self, name: str, weight: NDArray[np.float32], format_: NumberFormat) -> RoundedMatrix:
-        """Return a matrix in numbers of few bits."""
-        self.written[name] = (format_, weight.shape)
-        if not format_.block:
-            return round_outputs(weight)
-        seen = self.observed.get(name)
-        if format_.bits == 4 and seen is not None:
-            return round_calibrated(weight, format_, seen.moments)
-        return round_blocks(weight, format_)
+PRECISIONS: Registry[Precision] = Registry(
+    "precisions",
+    {
+        "fp32": f"{__name__}:FP32",
+        "fp16": f"{__name__}:FP16",
+        "int8": f"{__name__}:INT8_PRECISION",
+        "int4": f"{__name__}:INT4_PRECISION",
+        "bnb-int8": f"{__name__}:BNB_INT8",
+        "bnb-nf4": f"{__name__}:BNB_NF4",
+    },
+)

@@ -1,4 +1,4 @@
-"""Students rounded by bitsandbytes: the same after they were saved, verified, kept, and refused where they differ."""
+"""Students quantized by bitsandbytes: the same after they were saved, verified, kept, and refused where they differ."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from mmedge.bench.worker import serve
 from mmedge.engines.torch_decoding import TorchEngine
 from mmedge.engines.variants import find_variants
 from mmedge.errors import MmedgeError
-from mmedge.export.export import export, variant_name
-from mmedge.export.quantization.bitsandbytes import write_rounded
+from mmedge.export.bitsandbytes import write_quantized, write_student
+from mmedge.export.export import export
+from mmedge.export.quantization.precisions import PRECISIONS
+from mmedge.export.source import Source
 from mmedge.inspection import inspect, to_json
 from mmedge.manifest import QuantizationPart, QuantizedStudent, StudentPart, WrittenPart, read_quantized, seal_student
 from mmedge.progress import Progress
 from mmedge.recipe import StudentSection
 from mmedge.students import dialects
 from mmedge.students.bitsandbytes import (
-    BITS_PRECISIONS,
     BLOCK,
     CPU_OUTPUTS,
-    BitsPrecision,
     bits_config,
     kept_in_float,
     restore_unsupported_linears,
@@ -46,6 +46,7 @@ from tests.conftest import REPOSITORY
 
 functional: Any = pytest.importorskip("bitsandbytes.functional")
 QUIET = Progress(quiet=True)
+BITS_PRECISIONS = ("bnb-int8", "bnb-nf4")
 both_families = pytest.mark.parametrize("family", ["tiny_run", "llama_run"])
 
 
@@ -61,9 +62,9 @@ def _logits(model: Any) -> torch.Tensor:
         return torch.as_tensor(model.eval()(input_ids=ids, **arguments).logits)
 
 
-def _rounded(run: Path, out: Path, precision: BitsPrecision) -> TorchStudent:
+def _rounded(run: Path, out: Path, precision: str) -> TorchStudent:
     out.mkdir()
-    layers = write_rounded(run / "student", out, precision)
+    layers = write_quantized(run / "student", out, PRECISIONS[precision])
     stated: dict[str, Any] = {"mmedge": "0", "recipe": "tiny", "key": "", "verified_on": "", "max_accuracy_drop": 1.0}
     manifest = QuantizedStudent(
         **stated,
@@ -90,15 +91,15 @@ def exported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @both_families
 @pytest.mark.parametrize("precision", BITS_PRECISIONS)
-def test_what_is_opened_computes_what_was_rounded(
-    family: str, precision: BitsPrecision, tmp_path: Path, request: pytest.FixtureRequest
+def test_what_is_opened_computes_what_was_quantized(
+    family: str, precision: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """To the bit; but for float16's own rounding, which is taken away beforehand."""
     run = _copied(request.getfixturevalue(family), tmp_path)
     exact = open_student(run / "student").model.half().float()
     exact.save_pretrained(run / "student", safe_serialization=True)
     dialects.quiet()
-    settings = bits_config(precision, kept_in_float(exact), torch.float32)
+    settings = bits_config(PRECISIONS[precision].weights.bits, kept_in_float(exact), torch.float32)
     direct = type(exact).from_pretrained(str(run / "student"), dtype=torch.float32, quantization_config=settings)
     restore_unsupported_linears(direct)
     again = _rounded(run, tmp_path / "out", precision)
@@ -110,7 +111,7 @@ def test_what_is_opened_computes_what_was_rounded(
 
 
 @both_families
-def test_every_product_is_rounded_but_the_head_and_what_float16_cannot_hold(
+def test_every_linear_is_quantized_but_the_head_and_what_float16_cannot_hold(
     family: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     run: Path = request.getfixturevalue(family)
@@ -122,7 +123,7 @@ def test_every_product_is_rounded_but_the_head_and_what_float16_cannot_hold(
     for precision in BITS_PRECISIONS:
         found = _rounded(run, tmp_path / precision, precision)
         layers = _manifest(tmp_path / precision).quantization.layers
-        assert {name for name, numbers in layers.items() if numbers == precision} == products - floats
+        assert {name for name, dtype in layers.items() if dtype == precision} == products - floats
         for name, parameter in found.model.named_parameters():
             exact = weights[name].detach()
             if name.removesuffix(".weight") not in products - floats:
@@ -144,7 +145,7 @@ def test_every_product_is_rounded_but_the_head_and_what_float16_cannot_hold(
 
 @pytest.mark.parametrize("precision", BITS_PRECISIONS)
 def test_the_folder_is_what_transformers_expects_and_says_how_good_it_is(exported: Path, precision: str) -> None:
-    folder = exported / variant_name(precision)
+    folder = exported / f"student-{precision}"
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "mmedge.json"} <= names
     assert not any(name.endswith((".bin", ".pt", ".pkl", ".py")) for name in names)
@@ -162,13 +163,13 @@ def test_the_folder_is_what_transformers_expects_and_says_how_good_it_is(exporte
 
 
 def test_int8_is_nearer_to_the_student_than_nf4(exported: Path) -> None:
-    fine, coarse = (_manifest(exported / variant_name(precision)) for precision in BITS_PRECISIONS)
+    fine, coarse = (_manifest(exported / f"student-{precision}") for precision in BITS_PRECISIONS)
     assert fine.verification.mean_kl < 0.2 * coarse.verification.mean_kl
     weights = [manifest.files["model.safetensors"].bytes for manifest in (fine, coarse)]
     assert weights[1] < weights[0] < 0.5 * (exported / "student" / "model.safetensors").stat().st_size
 
 
-def test_a_run_is_benched_with_its_rounded_students(exported: Path) -> None:
+def test_a_run_is_benched_with_its_quantized_students(exported: Path) -> None:
     specs = {spec.place.name: spec for spec in find_variants(exported)}
     names = list(specs)
     assert names == ["student", "student-bnb-int8", "student-bnb-nf4"]
@@ -176,7 +177,7 @@ def test_a_run_is_benched_with_its_rounded_students(exported: Path) -> None:
     for precision in BITS_PRECISIONS:
         replies = io.StringIO()
         request = {"examples": [example], "ask": "answer", "batch": 1}
-        serve(replace(specs[variant_name(precision)], threads=1), io.StringIO(json.dumps(request) + "\n"), replies)
+        serve(replace(specs[f"student-{precision}"], threads=1), io.StringIO(json.dumps(request) + "\n"), replies)
         opened, answer = map(json.loads, replies.getvalue().splitlines())
         assert (opened["engine"], opened["precision"]) == ("torch", precision)
         assert answer["seconds"] > 0 and len(answer["texts"]) == 1
@@ -218,7 +219,7 @@ def test_a_killed_export_continues(exported: Path, tmp_path: Path) -> None:
     assert not list(run.glob("*.tmp")) and not list(run.glob(".*.tmp"))
 
 
-def test_what_costs_most_stays_in_floats_until_it_holds(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_costs_most_stays_in_float_until_it_holds(exported: Path, tmp_path: Path) -> None:
     run = _copied(exported, tmp_path)
     calls: list[Any] = []
 
@@ -226,8 +227,7 @@ def test_what_costs_most_stays_in_floats_until_it_holds(exported: Path, tmp_path
         calls.append(found)
         return ["too bad"] if len(calls) < 3 else []
 
-    monkeypatch.setattr("mmedge.export.export.problems", twice)
-    manifest = export(run, ["bnb-nf4"], QUIET)["bnb-nf4"]
+    manifest = write_student(Source(run / "student", run, QUIET), PRECISIONS["bnb-nf4"], twice)
     kept = [step.kept_finer for step in manifest.budget]
     assert kept[0] == 0 < kept[1] < kept[2] == len(manifest.quantization.exceptions)
     layers = manifest.quantization.layers
@@ -235,19 +235,18 @@ def test_what_costs_most_stays_in_floats_until_it_holds(exported: Path, tmp_path
     assert list(layers.values()).count("float16") == kept[2] + 3  # and the head, and T5's wo
     model = open_student(run / "student-bnb-nf4").model
     plain = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
-    assert plain == {name for name, numbers in layers.items() if numbers == "float16"}
+    assert plain == {name for name, dtype in layers.items() if dtype == "float16"}
     assert calls[2].mean_kl < calls[0].mean_kl
 
 
-def test_where_nothing_helps_it_is_refused(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_helps_it_is_refused(exported: Path, tmp_path: Path) -> None:
     run = _copied(exported, tmp_path)
-    monkeypatch.setattr("mmedge.export.export.problems", lambda *_: ["far too bad"])
     with pytest.raises(MmedgeError, match="the bnb-int8 student is refused: far too bad"):
-        export(run, ["bnb-int8"], QUIET)
+        write_student(Source(run / "student", run, QUIET), PRECISIONS["bnb-int8"], lambda *_: ["far too bad"])
     assert not [path.name for path in run.iterdir() if path.name.startswith((".student", "student-"))]
 
 
-def test_a_rounded_student_neither_learns_nor_is_rounded_again(exported: Path) -> None:
+def test_a_quantized_student_neither_learns_nor_is_quantized_again(exported: Path) -> None:
     folder = exported / "student-bnb-int8"
     section = StudentSection(source=str(folder))
     with pytest.raises(MmedgeError, match="is quantized, and cannot be trained"):
@@ -282,7 +281,7 @@ def test_no_machine_code_is_asked_of_the_hub(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", BITS_PRECISIONS)
 def test_batches_and_single_questions_have_the_same_logits(exported: Path, precision: str) -> None:
     """LLM.int8() rounds each row of inputs by itself, so that padding beside it changes nothing but last bits."""
-    student = open_student(exported / variant_name(precision))
+    student = open_student(exported / f"student-{precision}")
     engine = TorchEngine(student)
     prompts = [student.encoder.prompt("predict", Context(text)) for text in ("1 apple", "5 plums and 7 plums in 9 boxes")]
     together = engine.next_logits(prompts, [])

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmedge.export.quantization.formats import INT4, INT8, NumberFormat, round_blocks
-from mmedge.export.quantization.gptq import round_calibrated
+from mmedge.export.quantization.blocks import quantize_blocks
+from mmedge.export.quantization.formats import INT4, INT8, WeightFormat
+from mmedge.export.quantization.gptq import quantize_calibrated
 
-FORMATS = [INT8, INT4, NumberFormat(8, 32, symmetric=False), NumberFormat(4, 32, symmetric=False), NumberFormat(4, 16)]
+FORMATS = [INT8, INT4, WeightFormat(8, 32, symmetric=False), WeightFormat(4, 32, symmetric=False), WeightFormat(4, 16)]
 
 
 def _weight(rows: int = 40, width: int = 128) -> Any:
@@ -23,10 +24,10 @@ def _weight(rows: int = 40, width: int = 128) -> Any:
 
 @pytest.mark.parametrize("format_", FORMATS, ids=lambda format_: f"{format_}-{format_.block}-{format_.symmetric}")
 @pytest.mark.parametrize("width", [32, 64, 112])
-def test_codes_are_the_nearest(format_: NumberFormat, width: int) -> None:
+def test_codes_are_the_nearest(format_: WeightFormat, width: int) -> None:
     weight = _weight(width=width)
-    rounded = round_blocks(weight, format_)
-    restored = rounded.restored()
+    rounded = quantize_blocks(weight, format_)
+    restored = rounded.dequantized()
     assert restored.shape == weight.shape and (restored[3] == 0).all()
     steps = np.repeat(np.abs(rounded.scales), format_.block, axis=1)[:, :width]
     off = np.abs(restored - weight)
@@ -36,18 +37,18 @@ def test_codes_are_the_nearest(format_: NumberFormat, width: int) -> None:
 
 
 @pytest.mark.parametrize("format_", [INT8, INT4], ids=str)
-def test_scales_are_whole_in_float16_unless_that_is_too_coarse(format_: NumberFormat) -> None:
+def test_scales_are_whole_in_float16_unless_that_is_too_coarse(format_: WeightFormat) -> None:
     def halved(scales: Any) -> Any:
         with np.errstate(over="ignore"):
             return scales.astype(np.float16).astype(np.float32)
 
     def error(rounded: Any, size: float) -> float:
-        return float(((rounded.restored() / np.float32(size) - _weight()) ** 2).mean())
+        return float(((rounded.dequantized() / np.float32(size) - _weight()) ** 2).mean())
 
-    usual = round_blocks(_weight(), format_)
+    usual = quantize_blocks(_weight(), format_)
     assert (halved(usual.scales) == usual.scales).all()
     for size in (1e-6, 1e7):  # float16 has few numbers so small, and none so large
-        found = round_blocks(_weight() * np.float32(size), format_)
+        found = quantize_blocks(_weight() * np.float32(size), format_)
         assert (halved(found.scales) != found.scales).any()
         assert error(found, size) == pytest.approx(error(usual, 1), rel=0.02)
 
@@ -57,10 +58,10 @@ def test_searching_the_scale_beats_the_full_range_and_asymmetry_helps_what_is_no
     grouped = weight.reshape(40, -1, 32)
     step = np.abs(grouped).max(axis=-1, keepdims=True) / 7
     plain = np.rint(grouped / np.where(step == 0, 1, step)) * step
-    found = round_blocks(weight, INT4).restored()
+    found = quantize_blocks(weight, INT4).dequantized()
     assert ((found - weight) ** 2).mean() < 0.9 * ((plain.reshape(weight.shape) - weight) ** 2).mean()
     shifted = weight + 2
-    symmetric, asymmetric = (round_blocks(shifted, NumberFormat(4, 32, kind)).restored() for kind in (True, False))
+    symmetric, asymmetric = (quantize_blocks(shifted, WeightFormat(4, 32, kind)).dequantized() for kind in (True, False))
     assert ((asymmetric - shifted) ** 2).mean() < 0.5 * ((symmetric - shifted) ** 2).mean()
 
 
@@ -72,14 +73,14 @@ def _inputs(width: int, rows: int) -> Any:
     return inputs.astype(np.float32)
 
 
-@pytest.mark.parametrize("format_", [INT4, NumberFormat(4, 32, symmetric=False)])
+@pytest.mark.parametrize("format_", [INT4, WeightFormat(4, 32, symmetric=False)])
 @pytest.mark.parametrize("width", [128, 112, 320])
-def test_gptq_changes_products_far_less_than_rounding_to_the_nearest(format_: NumberFormat, width: int) -> None:
+def test_gptq_changes_products_far_less_than_rounding_to_the_nearest(format_: WeightFormat, width: int) -> None:
     weight, (seen, fresh) = _weight(width=width), np.split(_inputs(width, 900), [500])
     moments = (seen.T @ seen / len(seen)).astype(np.float32)
-    nearest, calibrated = round_blocks(weight, format_), round_calibrated(weight, format_, moments)
+    nearest, calibrated = quantize_blocks(weight, format_), quantize_calibrated(weight, format_, moments)
     assert calibrated.codes.shape == nearest.codes.shape
-    errors = [float((((rounded.restored() - weight) @ fresh.T) ** 2).mean()) for rounded in (nearest, calibrated)]
+    errors = [float((((rounded.dequantized() - weight) @ fresh.T) ** 2).mean()) for rounded in (nearest, calibrated)]
     assert errors[1] < 0.5 * errors[0]
 
 
@@ -87,15 +88,15 @@ def test_outputs_are_rounded_by_themselves_however_many_at_a_time(monkeypatch: p
     rng = np.random.default_rng(5)
     weight, inputs = rng.standard_normal((100, 64)).astype(np.float32), rng.standard_normal((300, 64)).astype(np.float32)
     moments = inputs.T @ inputs / 300
-    whole = round_calibrated(weight, INT4, moments)
+    whole = quantize_calibrated(weight, INT4, moments)
     monkeypatch.setattr("mmedge.export.quantization.gptq._ROWS", 7)
-    parts = round_calibrated(weight, INT4, moments)
+    parts = quantize_calibrated(weight, INT4, moments)
     assert np.array_equal(whole.codes, parts.codes) and np.array_equal(whole.scales, parts.scales)
 
 
 def test_a_tied_head_is_rounded_for_what_it_multiplies(llama_run: Path) -> None:
     from mmedge.export.calibration import observe
-    from mmedge.export.graphs import fused_products
+    from mmedge.export.graphs import fused_linears
     from mmedge.export.weights import TABLE
     from mmedge.progress import Progress
     from mmedge.students.saved import open_student
@@ -103,16 +104,16 @@ def test_a_tied_head_is_rounded_for_what_it_multiplies(llama_run: Path) -> None:
 
     student = open_student(llama_run / "student")
     questions = read_evaluation_set(llama_run / FILE_NAME).questions[CALIBRATION][:24]
-    products = fused_products(llama_run / "student")
+    products = fused_linears(llama_run / "student")
     assert TABLE in products and "head" not in products
     seen = observe(student, questions, products, 8, 16, Progress(quiet=True))[TABLE]
     weight = student.model.get_output_embeddings().weight.detach().numpy()
     format_ = replace(INT4, block=16)
     errors = {}
     for name, found in (
-        ("nearest", round_blocks(weight, format_)),
-        ("calibrated", round_calibrated(weight, format_, seen.moments)),
+        ("nearest", quantize_blocks(weight, format_)),
+        ("calibrated", quantize_calibrated(weight, format_, seen.moments)),
     ):
-        change = found.restored() - weight
+        change = found.dequantized() - weight
         errors[name] = float(((change @ seen.moments) * change).sum())
     assert errors["calibrated"] < 0.7 * errors["nearest"]

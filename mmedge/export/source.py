@@ -1,0 +1,202 @@
+"""What is exported: a student, its questions, and what several of its exports need and is made once. Knows no format on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmedge.engines.torch_decoding import torch_speaker
+from mmedge.errors import MmedgeError
+from mmedge.export.calibration import Observed, input_ranges, observe
+from mmedge.export.graphs import GraphChoice, choose_graphs, fused_linears
+from mmedge.export.quantization.precisions import Precision
+from mmedge.export.quantization.quantizer import BundleQuantizer
+from mmedge.export.trim import TrimmedVocabulary, trim
+from mmedge.export.verify import Reference
+from mmedge.export.weights import TABLE, WeightFiles
+from mmedge.folders import is_quantized
+from mmedge.manifest import Exported, LayerCost
+from mmedge.progress import Progress
+from mmedge.recipe import AnsweringSection, ExportSection, GenerationSection
+from mmedge.storage import sha256_file, sha256_json
+from mmedge.students.saved import open_student, student_details, task_tokens
+from mmedge.students.student import TorchStudent
+from mmedge.tasks.base import Example
+from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, VALIDATION, read_evaluation_set
+from mmedge.tasks.prompts import render_question
+
+GRAPH_FORMAT = 6  # counts up when the same student would give other graphs
+QUANTIZED_FORMAT = 1  # the same for students that bitsandbytes quantizes
+
+
+class Source:
+    """A student that is exported, and how.
+
+    Args:
+        folder: The student's.
+        out: Where its exports go.
+        progress: Where progress is shown.
+        evaluation: The evaluation set to verify with; that beside the student by default.
+        max_accuracy_drop: The accuracy budget in points; the recipe's by default.
+        graphs: Who writes the graphs; as the recipe says by default.
+        trim_vocabulary: Keep only the tokens that the task needs; as the recipe says by default.
+        sensitivity: Find out what quantizing each layer costs even where the accuracy holds.
+
+    Attributes:
+        details: The student's `mmedge.json`.
+        max_accuracy_drop: The accuracy budget in points.
+        graphs: Who writes the graphs.
+        trims: Whether bundles keep only the tokens that the task needs.
+        sensitivity: Whether to find out what quantizing each layer costs in any case.
+        verified_on: Hash of the questions that exports are verified on.
+        key: Hash of all that decides what a bundle is.
+        student_key: Hash of all that decides what a quantized student is.
+
+    Raises:
+        MmedgeError: The student cannot be exported this way.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        out: Path,
+        progress: Progress,
+        *,
+        evaluation: Path | None = None,
+        max_accuracy_drop: float | None = None,
+        graphs: GraphChoice | None = None,
+        trim_vocabulary: bool | None = None,
+        sensitivity: bool = False,
+    ) -> None:
+        self.folder, self.out, self.progress = folder, out, progress
+        self.details = student_details(folder)
+        if is_quantized(self.details):
+            raise MmedgeError(f"{folder} is quantized already", "export the student that it was made from")
+        recipe = self.details["recipe"]
+        self.recipe = ExportSection.model_validate(recipe["export"])
+        self.limits = GenerationSection.model_validate(recipe["generation"])
+        self.answering = AnsweringSection.model_validate(recipe.get("answering", {}))
+        self.questions = read_evaluation_set(evaluation or folder.parent / FILE_NAME)
+        self._examples = self.questions.questions.get(VALIDATION, ())[: self.recipe.verify_questions]
+        if not self._examples:
+            raise MmedgeError(
+                "the evaluation set has no validation questions to verify with", "raise split.validation and distil again"
+            )
+        self.max_accuracy_drop = self.recipe.max_accuracy_drop if max_accuracy_drop is None else max_accuracy_drop
+        self.graphs, why = choose_graphs(folder, graphs or self.recipe.graphs)
+        if why:
+            progress.line(f"graphs by {self.graphs}: {why}")
+        self.trims = self.recipe.trim_vocab if trim_vocabulary is None else trim_vocabulary
+        if self.trims and self.graphs != "fused":
+            raise MmedgeError("only mmedge's own graphs can have their vocabulary trimmed", "export without --trim-vocab")
+        self.sensitivity = sensitivity and self.graphs == "fused"
+        splits = [self.questions.questions.get(split, ()) for split in (VALIDATION, CALIBRATION)]
+        self.verified_on = sha256_json(repr(splits))
+        weights = {file.name: sha256_file(file) for file in sorted(folder.glob("*.safetensors"))}
+        shared = {"weights": weights, "student": self.details["prompts"]}
+        self.student_key = sha256_json({"format": QUANTIZED_FORMAT, **shared})
+        own = {"format": GRAPH_FORMAT, "graphs": self.graphs, "trimmed": self.trims, "answering": recipe.get("answering", {})}
+        self.key = sha256_json(own | shared)
+
+    @property
+    def validation(self) -> Sequence[Example]:
+        """All validation questions, for what is fitted and not only compared."""
+        return self.questions.questions.get(VALIDATION, ())
+
+    def still_holds(self, manifest: Exported, key: str) -> bool:
+        """Return whether an export of before is what would be written now."""
+        before = (manifest.key, manifest.max_accuracy_drop, manifest.verified_on)
+        return before == (key, self.max_accuracy_drop, self.verified_on)
+
+    @cached_property
+    def student(self) -> TorchStudent:
+        return open_student(self.folder)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What the student answers to validation questions."""
+        self.progress.line(f"the student answers {len(self._examples)} validation questions")
+        speaker = torch_speaker(self.student, self.questions.form, self.limits.max_answer_tokens)
+        return Reference(self.student, speaker, self.questions.form, self._examples)
+
+    @cached_property
+    def vocabulary(self) -> TrimmedVocabulary | None:
+        """What is kept of the vocabulary; None for all of it."""
+        if not self.trims:
+            return None
+        encoder, used = self.student.encoder, set(task_tokens(self.folder))
+        for example in (example for examples in self.questions.questions.values() for example in examples):
+            used.update(encoder.context(encoder.prompts.reasoning_context(render_question(example))))
+            for text in (example.label, *example.choices):
+                used.update(encoder.target(text, self.details["max_input_tokens"]) if text else ())
+        for target, _ in self.reference.forced:
+            used.update(target)
+        begun, verdicts = encoder.verdict_tokens()
+        used.update(begun, verdicts, (number for number in self.details["special_tokens"].values() if number is not None))
+        found = trim((self.folder / "tokenizer.json").read_text(encoding="utf-8"), used)
+        self.progress.line(f"vocabulary: {len(found.kept):,} of {found.of:,} tokens kept")
+        return found
+
+    # ------------------------------------------------------------------------------- from calibration questions
+
+    @cached_property
+    def linears(self) -> dict[str, tuple[str, ...]]:
+        """The weights that each linear layer of the graphs multiplies by; nothing where the graphs are not mmedge's own."""
+        return fused_linears(self.folder) if self.graphs == "fused" else {}
+
+    @property
+    def _calibration(self) -> Sequence[Example]:
+        return self.questions.questions.get(CALIBRATION, ()) if self.linears else ()
+
+    def observed(self, *, gradients: bool = False) -> Mapping[str, Observed]:
+        """Return what goes through linear layers on calibration questions; nothing where there are none.
+
+        Args:
+            gradients: Whether the loss's gradients at their outputs are needed too.
+        """
+        if not self._calibration:
+            return {}
+        return self._observed_with_gradients if gradients or "_observed_with_gradients" in vars(self) else self._observed
+
+    @cached_property
+    def _observed(self) -> Mapping[str, Observed]:
+        return self._observe(gradients=False)
+
+    @cached_property
+    def _observed_with_gradients(self) -> Mapping[str, Observed]:
+        return self._observe(gradients=True)
+
+    def _observe(self, *, gradients: bool) -> Mapping[str, Observed]:
+        limits = self.limits.max_answer_tokens, self.limits.max_rationale_tokens
+        return observe(self.student, self._calibration, self.linears, *limits, self.progress, gradients=gradients)
+
+    @cached_property
+    def input_ranges(self) -> Mapping[str, tuple[float, float]]:
+        """The ranges of the inputs of an encoder's linear layers; nothing where static scales would be too coarse."""
+        if not self._calibration or self.student.family != "encoder-decoder":
+            return {}
+        return input_ranges(self.student, self._calibration, self.linears)
+
+    def costs(self, precision: Precision) -> list[LayerCost]:
+        """Return for each linear layer the loss that quantizing it costs and the bytes of a finer format, the worst first."""
+        observed = self.observed(gradients=True)
+        quantizer = BundleQuantizer(precision, observed=observed)
+        finer = precision.finer_weights.bits if precision.finer_weights else 0
+        weights: Any = WeightFiles(self.folder)
+        found = []
+        with self.progress.task("what quantizing each layer costs", len(observed)) as step:
+            for name, seen in observed.items():
+                step.advance(1)
+                if name == TABLE:  # what a finer format costs and brings where it is looked up is not known
+                    continue
+                weight = np.concatenate([weights[part] for part in self.linears[name]])
+                format_ = quantizer.weight_format(name, weight.shape)
+                size = weight.size * (finer - format_.bits) // 8
+                if size > 0:
+                    change = quantizer.quantize(name, weight, format_).dequantized() - weight
+                    found.append(LayerCost(name, seen.loss_of(change), size))
+        return sorted(found, key=lambda cost: -cost.loss / cost.bytes)
