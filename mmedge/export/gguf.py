@@ -1,6 +1,6 @@
 """A student as a GGUF file, so that llama.cpp can be measured beside its bundles.
 
-    python -m mmedge.export.gguf runs/svamp-smollm2/student runs/svamp-smollm2/model-q8.gguf --numbers Q8_0
+    python -m mmedge.export.gguf runs/svamp-smollm2/student runs/svamp-smollm2/model-q8.gguf --format Q8_0
     mmedge bench runs/svamp-smollm2 llama.cpp:runs/svamp-smollm2/model-q8.gguf
 
 Llama-type students (Llama, SmolLM2, TinyLlama, Mistral without a window) with a byte-level BPE tokenizer. Prompts go to llama.cpp
@@ -23,7 +23,7 @@ from mmedge.export.weights import HEAD, WeightFiles, has_own_head
 from mmedge.storage import atomic_file, read_json
 
 GgufFormat = Literal["F32", "F16", "Q8_0", "Q4_0"]
-_BLOCK = 32  # numbers that share a scale in Q8_0 and Q4_0
+_BLOCK = 32  # weights that share a scale in Q8_0 and Q4_0
 _LAYER = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -38,13 +38,13 @@ _LAYER = {
 _NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # llama.cpp's kinds of tokens
 
 
-def write_gguf(student: Path, path: Path, numbers: GgufFormat = "Q8_0") -> None:
+def write_gguf(student: Path, path: Path, format_: GgufFormat = "Q8_0") -> None:
     """Write a student's weights and vocabulary as GGUF, version 3.
 
     Args:
         student: A student folder in Hugging Face format.
         path: The file.
-        numbers: What products and embeddings are stored in; norms stay float32, and so do rows that are no multiple of a block.
+        format_: How linear layers and embeddings are stored; norms, and rows that are not a multiple of a block, stay float32.
 
     Raises:
         MmedgeError: The package `gguf` is missing, or the student has something that is not written here.
@@ -74,9 +74,9 @@ def write_gguf(student: Path, path: Path, numbers: GgufFormat = "Q8_0") -> None:
         for theirs, ours in names.items():
             weight = weights[theirs]
             if ours.endswith(("attn_q.weight", "attn_k.weight")):
-                weight = _turned(weight, shape.heads if ours.endswith("attn_q.weight") else shape.kv_heads)
-            whole = weight.ndim == 1 or (numbers in ("Q8_0", "Q4_0") and weight.shape[1] % _BLOCK)
-            kind = gguf.GGMLQuantizationType["F32" if whole else numbers]
+                weight = _interleaved(weight, shape.heads if ours.endswith("attn_q.weight") else shape.kv_heads)
+            whole = weight.ndim == 1 or (format_ in ("Q8_0", "Q4_0") and weight.shape[1] % _BLOCK)
+            kind = gguf.GGMLQuantizationType["F32" if whole else format_]
             writer.add_tensor(ours, gguf.quants.quantize(weight, kind), raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -94,8 +94,8 @@ def _names(layers: int, own_head: bool) -> dict[str, str]:
     return found
 
 
-def _turned(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Return queries' or keys' rows in llama.cpp's order: what is turned together stands side by side, not half a head apart."""
+def _interleaved(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """Return queries' or keys' rows in llama.cpp's order: what is rotated together stands side by side, not half a head apart."""
     halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, weight.shape[1])
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
 
@@ -132,15 +132,15 @@ def _vocabulary(writer: Any, student: Path, size: int) -> None:
     model = tokenizer["model"]
     steps = [step.get("type") for step in (tokenizer.get("decoder") or {}).get("decoders", [tokenizer.get("decoder") or {}])]
     if model.get("type") != "BPE" or "ByteLevel" not in steps:
-        raise MmedgeError(f"{student}: its tokenizer is no byte-level BPE", "convert it with llama.cpp's convert_hf_to_gguf.py")
-    pieces = {place: piece for piece, place in model["vocab"].items()}
+        raise MmedgeError(f"{student}: its tokenizer is not a byte-level BPE", "convert it with llama.cpp's convert_hf_to_gguf.py")
+    texts = {place: text for text, place in model["vocab"].items()}
     special = {token["id"]: token["content"] for token in tokenizer.get("added_tokens", [])}
-    pieces |= special
+    texts |= special
     places = range(size)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list([pieces.get(place, f"<unused{place}>") for place in places])
-    writer.add_token_types([_CONTROL if place in special else _NORMAL if place in pieces else _UNUSED for place in places])
+    writer.add_token_list([texts.get(place, f"<unused{place}>") for place in places])
+    writer.add_token_types([_CONTROL if place in special else _NORMAL if place in texts else _UNUSED for place in places])
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     if merges:
         writer.add_token_merges(merges)
@@ -157,10 +157,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("student", type=Path, help="a student's folder")
     parser.add_argument("file", type=Path, help="the GGUF file")
-    parser.add_argument("--numbers", choices=get_args(GgufFormat), default="Q8_0")
+    parser.add_argument("--format", "--numbers", dest="format_", choices=get_args(GgufFormat), default="Q8_0")
     options = parser.parse_args()
     try:
-        write_gguf(options.student, options.file, options.numbers)
+        write_gguf(options.student, options.file, options.format_)
     except MmedgeError as error:
         sys.exit(f"error: {error}")
 

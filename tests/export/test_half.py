@@ -145,7 +145,7 @@ def test_states_that_float16_does_not_hold_are_refused(tiny_run: Path, tmp_path:
 
 
 def test_optimums_graphs_have_no_float16(tiny_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(MmedgeError, match="float16 is there for mmedge's own graphs alone"):
+    with pytest.raises(MmedgeError, match="only mmedge's own graphs can be written in fp16"):
         export(tiny_run, ["fp16"], Progress(quiet=True), tmp_path, graphs="optimum")
 
 

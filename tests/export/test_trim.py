@@ -117,7 +117,7 @@ def test_a_trimmed_bundle_answers_as_the_whole_one(family: str, request: pytest.
     options = ("--fp32", "--max-accuracy-drop", "100", "--out", tmp_path)
     done = mmedge("export", run, "--int8", "--trim-vocab", *options)
     assert done.code == 0, done.err
-    assert "pieces kept" in done.err
+    assert "tokens kept" in done.err
     questions = [item for split in read_evaluation_set(run / "evaluation.jsonl").questions.values() for item in split]
     whole, small = Student.load(run / "bundle-fp32"), Student.load(tmp_path / "bundle-fp32")
     vocabulary = small.bundle.manifest.vocabulary
