@@ -83,7 +83,7 @@ class Generation:
     ended: list[bool] = field(default_factory=list)
 
 
-class Writer:
+class TokenWriter:
     """Chooses the tokens of a batch, row by row, and keeps what was written.
 
     Args:
@@ -194,7 +194,7 @@ def decode(
     how: Decoding = GREEDY,
 ) -> Generation:
     """Run the loop over a whole batch: `first` reads the prompts, `step` takes the (rows,) tokens just written."""
-    writer = Writer(rows, how, eos, limit)
+    writer = TokenWriter(rows, how, eos, limit)
     everyone = np.arange(rows)
     logits = first()
     while True:

@@ -23,7 +23,7 @@ from mmedge.engines.generation import (
     Decoding,
     Generation,
     Logits,
-    Writer,
+    TokenWriter,
     by_beginning,
     decode,
     left_padded,
@@ -198,7 +198,7 @@ class _Conversation:
         return self
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
-        writer = Writer(len(prompts), how, self._engine.special.eos, max_new_tokens)
+        writer = TokenWriter(len(prompts), how, self._engine.special.eos, max_new_tokens)
         logits = self._last_logits(prompts, room=max_new_tokens)
         assert self._reading is not None
         writer.steps += 1
@@ -220,7 +220,7 @@ class _Conversation:
             logits = reading.step(tokens)
             writer.steps += 1
 
-    def _drafted(self, writer: Writer, logits: Logits, prompt: Prompt, limit: int, how: Decoding) -> None:
+    def _drafted(self, writer: TokenWriter, logits: Logits, prompt: Prompt, limit: int, how: Decoding) -> None:
         """Write one row, several tokens a step where they can be guessed."""
         engine, reading, (row,) = self._engine, self._reading, self._read
         assert reading is not None

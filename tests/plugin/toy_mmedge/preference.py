@@ -1,0 +1,44 @@
+"""Direct preference optimization (Rafailov et al. 2023) of chains of thought that the teacher judged correct against wrong ones."""
+
+from mmedge.distill.objectives import Objective, ObjectiveSection
+from pydantic import Field
+
+from mmedge.distill.lessons import Lesson, Target
+from mmedge.tasks.base import Verdict
+from mmedge.tasks.prompts import render_question
+
+
+class PreferenceSection(ObjectiveSection):
+    beta: float = Field(default=0.1, gt=0, description="How far the student may move from where it began.")
+
+
+class Preference(Objective):
+    settings = PreferenceSection
+    stages = ("stage3",)
+    group = 2
+    reference = True
+    parts = ("preference",)
+    metrics = ("preferred",)
+
+    def __init__(self, section, source):
+        super().__init__(section, source)
+        self._lessons = []
+        for annotated in source.examples:
+            judged = {found.evaluations[0].verdict: found.cot for found in annotated.cots if found.evaluations}
+            if Verdict.CORRECT in judged and Verdict.WRONG in judged:
+                context = source.encoder.prompts.reasoning_context(render_question(annotated.example))
+                for verdict in (Verdict.CORRECT, Verdict.WRONG):
+                    self._lessons.append(Lesson(context, (Target.of("explain", judged[verdict].rationale),)))
+
+    def lessons(self, epoch):
+        return self._lessons
+
+    def totals(self, lessons):
+        return {"preference": len(lessons) / 2, "preferred": len(lessons) / 2}
+
+    def sums(self, tokens):
+        import torch
+
+        gained = tokens.log_probabilities - tokens.reference
+        margin = self.section.beta * (gained[0::2] - gained[1::2])
+        return {"preference": -torch.nn.functional.logsigmoid(margin).sum(), "preferred": (margin > 0).float().sum()}
