@@ -87,6 +87,11 @@ class Registry(Mapping[str, T], Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self._own or name in self._plugins
 
+    def load_plugins(self) -> None:
+        """Import the entries of installed packages now, for what importing them brings along."""
+        for name in self._plugins:
+            self[name]
+
     def require(self, name: Any, where: str) -> T:
         """Return an entry that a file or a command names.
 

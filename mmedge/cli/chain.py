@@ -101,6 +101,10 @@ class Precisions:
     bnb_nf4: Annotated[
         bool, typer.Option("--bnb-nf4", help="Write student-bnb-nf4: torch, 4-bit NormalFloat weights by bitsandbytes.")
     ] = False
+    precision: Annotated[
+        list[str] | None,
+        typer.Option("--precision", metavar="NAME", help="Write a precision by its name, such as one that a package adds; repeat."),
+    ] = None
 
     def chosen(self) -> list[str] | None:
         """Return the precisions that are asked for; None where none is named."""
@@ -108,7 +112,11 @@ class Precisions:
             "fp32": self.fp32, "fp16": self.fp16, "int8": self.int8, "int4": self.int4,
             "bnb-int8": self.bnb_int8, "bnb-nf4": self.bnb_nf4,
         }  # fmt: skip
-        return [precision for precision, wanted in flags.items() if wanted] or None
+        from mmedge.export.quantization.precisions import PRECISIONS
+
+        for name in self.precision or ():
+            PRECISIONS.require(name, "--precision")
+        return list(dict.fromkeys([*(name for name, wanted in flags.items() if wanted), *(self.precision or ())])) or None
 
 
 @dataclass(frozen=True)

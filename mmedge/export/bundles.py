@@ -172,6 +172,8 @@ class _Attempts:
         source.progress.line(f"{precision.name}: writing")
         started = time.monotonic()
         graphs = self._write_fused() if source.graphs == "fused" else _write_foreign(source, precision, self.folder)
+        for name, content in source.questions.form.files().items():
+            (self.folder / name).write_bytes(content)
         seconds = time.monotonic() - started
         size = folder_size(self.folder)
         source.progress.line(f"{precision.name}: {size / 1e6:.1f} MB in {duration(seconds)}; verifying")
@@ -269,7 +271,7 @@ def _described(source: Source, precision: Precision, graphs: WrittenGraphs, writ
         device=precision.device,
         family=details["family"],
         graphs=source.graphs,
-        task=TaskPart(source.questions.task, **source.questions.form.to_json()),
+        task=TaskPart(source.questions.task, **source.questions.form.to_json(), files=tuple(source.questions.form.files())),
         prompts=StudentPrompts(**details["prompts"]),
         special_tokens=SpecialTokens(**special),
         vocabulary=VocabularyPart(len(vocabulary.kept), vocabulary.of) if vocabulary else None,

@@ -20,6 +20,8 @@ from typing import Any
 import transformers
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from mmedge.export.architectures import ARCHITECTURES
+
 MAJOR = int(transformers.__version__.split(".")[0])
 
 
@@ -41,6 +43,7 @@ def load_config(place: str, **arguments: Any) -> Any:
     Raises:
         ValueError: It is in 5.x's words, and 4.57 has none for it.
     """
+    ARCHITECTURES.load_plugins()  # which may bring models that transformers does not know
     config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False, **arguments)
     if MAJOR < 5:
         _read_as_5(config)

@@ -18,7 +18,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
-LLAMA_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+from mmedge.export.architectures import ARCHITECTURES
+
 # how many times as long as its shortest row a block's longest may be; for a GPU padding is cheaper than a block's forty operations
 WIDEST = {"cpu": 2.0, "cuda": float("inf")}
 
@@ -28,9 +29,9 @@ _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBacke
 
 
 def can_pack(model: Any) -> bool:
-    """Return whether a model's forward pass is known here: T5 with its later forms (v1.1, flan), and decoders of Llama's type."""
-    config = model.config
-    return config.model_type == "t5" or (config.model_type in LLAMA_TYPES and not config.attention_dropout)
+    """Return whether a model's forward pass is known here: its architecture says so, and its config asks for nothing else."""
+    entry = ARCHITECTURES.get(model.config.model_type)
+    return entry is not None and entry.packed and not getattr(model.config, "attention_dropout", 0.0)
 
 
 class Rows:

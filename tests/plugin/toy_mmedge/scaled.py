@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import transformers
 from numpy.typing import NDArray
 
 from mmedge.export.architectures import Architecture
@@ -17,18 +19,43 @@ from mmedge.export.weights import Weights
 EMBEDDING = "model.embed_tokens.weight"
 
 
-class _Scaled:
+class ToyScaledConfig(transformers.LlamaConfig):  # type: ignore[misc]
+    model_type = "toy_scaled"
+
+
+class _ScaledEmbedding(torch.nn.Embedding):  # type: ignore[misc]
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(ids)
+
+
+class ToyScaledForCausalLM(transformers.LlamaForCausalLM):  # type: ignore[misc]
+    config_class = ToyScaledConfig
+
+    def __init__(self, config: ToyScaledConfig) -> None:
+        super().__init__(config)
+        self.model.embed_tokens = _ScaledEmbedding(config.vocab_size, config.hidden_size)
+        self.post_init()
+
+
+transformers.AutoConfig.register("toy_scaled", ToyScaledConfig)
+transformers.AutoModelForCausalLM.register(ToyScaledConfig, ToyScaledForCausalLM)
+
+
+class _ScaledWeights(Mapping[str, NDArray[np.float32]]):
     """Weights whose embedding is scaled."""
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._weights
-
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         found = self._weights[name]
         return found * np.float32(2) if name == EMBEDDING else found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
 def read_shape(config: Mapping[str, Any]) -> LlamaShape:
@@ -36,7 +63,7 @@ def read_shape(config: Mapping[str, Any]) -> LlamaShape:
 
 
 def write_graphs(shape: LlamaShape, weights: Weights, out: Path, quantizer: Quantizer | None = None) -> WrittenGraphs:
-    return LLAMA.write_graphs(shape, _Scaled(weights), out, quantizer)
+    return LLAMA.write_graphs(shape, _ScaledWeights(weights), out, quantizer)
 
 
 ARCHITECTURE = Architecture("decoder-only", read_shape, LLAMA.linears, write_graphs)
