@@ -94,7 +94,7 @@ def test_a_damaged_variant_and_a_wrong_place_are_one_line(tiny_run: Path, tmp_pa
     (bundle / "config.json").write_text("{}")
     found = mmedge("bench", bundle, "--evaluation", tiny_run / "evaluation.jsonl")
     assert is_one_line_error(found) and "config.json is damaged" in found.err
-    for place, complaint in ((tmp_path / "none", "no such variant"), (tmp_path, "neither a run, a student nor a bundle")):
+    for place, complaint in ((tmp_path / "none", "no such folder"), (tmp_path, "is not a run, a student or a bundle")):
         found = mmedge("bench", place)
         assert is_one_line_error(found) and complaint in found.err
 

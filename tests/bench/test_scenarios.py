@@ -112,9 +112,9 @@ def test_every_scenario_is_measured_and_every_sample_kept(report: dict[str, Any]
 def test_what_does_not_fit_or_is_not_there_is_a_row_that_says_so(everything: tuple[Finished, Path], report: dict[str, Any]) -> None:
     assert [variant["problem"] for variant in report["variants"][:2]] == [None, None]
     assert report["variants"][2]["problem"] == "does not fit in 200 MB"
-    assert report["variants"][3]["problem"].startswith("no such variant: ")
+    assert report["variants"][3]["problem"].startswith("no such folder: ")
     for text in (everything[0].out, (everything[1] / "bench.md").read_text(), (everything[1] / "bench.html").read_text()):
-        assert "does not fit in 200 MB" in text and "no such variant" in text
+        assert "does not fit in 200 MB" in text and "no such folder" in text
     assert "Traceback" not in everything[0].err
 
 
@@ -132,7 +132,7 @@ def test_a_bundle_of_another_task_and_a_missing_gpu_are_rows_too(tiny_run: Path,
     assert found[0].problem is None
     assert re.match(r"answers \w+, not arithmetic$", found[1].problem or "")
     if not torch.cuda.is_available():
-        assert found[2].problem == "torch sees no CUDA GPU here"
+        assert found[2].problem == "torch finds no CUDA GPU on this machine"
     with pytest.raises(MmedgeError, match="none of 2 variants"):
         bench([*places[1:2], str(tmp_path / "none")], settings, Progress(quiet=True), tiny_run / "evaluation.jsonl")
 
