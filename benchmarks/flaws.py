@@ -44,7 +44,7 @@ def compared(arguments: argparse.Namespace, name: str, *settings: str) -> dict[s
         *(arguments.set or []),
     ]
     recipe = load_recipe(Path(arguments.recipe), [*common, *settings])
-    return ablate(recipe, arguments.out / name, Progress())
+    return ablate(recipe, arguments.out / name, Progress()).to_json()
 
 
 def figure(found: dict[str, dict[str, Any]], test: str, x_label: str) -> str:

@@ -32,19 +32,20 @@ RATE, ALPHA, SEED = 5e-5, 0.5, 0
 T5_SMALL = {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_decoder_layers": 8, "num_heads": 6}
 
 
-def load_student(kind: str) -> Any:
+def student_of(kind: str) -> Any:
     """Return the student that both train: the real SmolLM2, or a T5 with random weights and a tokenizer of the task's text."""
     import torch
     import transformers
 
-    from mmedge.distill import students
     from mmedge.recipe import ScratchSection, StudentSection
+    from mmedge.students.loading import load_student, resolve_source
+    from mmedge.students.scratch import build_scratch
 
     if kind != "t5":
         section = StudentSection(source=SMOLLM2 if kind == "smollm2" else kind)
-        return students.load_student(section, students.resolve_source(section), 512, [], SEED)
+        return load_student(section, resolve_source(section), 512, [], SEED)
     texts = [text for example in examples() for text in (example["question"], example["rationale"])]
-    student = students.build_scratch(ScratchSection(vocabulary=4000), texts, 512, SEED)
+    student = build_scratch(ScratchSection(vocabulary=4000), texts, 512, SEED)
     torch.manual_seed(SEED)
     special = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "dropout_rate": 0.0}
     config = transformers.T5Config(
@@ -76,7 +77,7 @@ def examples() -> list[dict[str, str]]:
 
 def _batches(steps: int, batch: int) -> list[dict[str, str]]:
     """Return the examples of all steps, in their order."""
-    from mmedge.distill.lessons import epoch_order
+    from mmedge.distill.streams import epoch_order
 
     known = examples()
     order = epoch_order(len(known), SEED, "stage2/0", 0)
@@ -88,11 +89,15 @@ def train_ours(kind: str, steps: int, batch: int, precision: str, compiled: bool
     import mmedge.distill.training as training_module
     from mmedge.distill.devices import Devices
     from mmedge.distill.lessons import Lesson, Target
-    from mmedge.distill.training import Course, StageTrainer, Validation
+    from mmedge.distill.objectives import Objective
+    from mmedge.distill.step import StagePlan
+    from mmedge.distill.streams import LessonStream
+    from mmedge.distill.training import Session, StageTrainer
+    from mmedge.distill.validation import Validation
     from mmedge.progress import Progress
     from mmedge.recipe import StageSection, TrainingSection
 
-    student = load_student(kind)
+    student = student_of(kind)
     prompts = student.encoder.prompts
     known: list[list[dict[str, str]]] = [[example] for example in examples()]
     if grouped:
@@ -100,30 +105,42 @@ def train_ours(kind: str, steps: int, batch: int, precision: str, compiled: bool
     visits = max(1, round(batch * len(known) / len(examples())))  # about as many examples in a step
     lessons = []
     for same in known:
-        labels = tuple(Target("predict", label, n / len(same)) for label, n in Counter(one["label"] for one in same).items())
-        rationales = tuple(Target("explain", one["rationale"], 1 / len(same)) for one in same)
+        labels = tuple(Target.of("predict", label, n / len(same)) for label, n in Counter(one["label"] for one in same).items())
+        rationales = tuple(Target.of("explain", one["rationale"], 1 / len(same)) for one in same)
         lessons.append(Lesson(prompts.reasoning_context(same[0]["question"]), (*labels, *rationales)))
     stage = StageSection(max_steps=steps, batch_size=visits, learning_rate=RATE, warmup_share=0, evaluate_every=steps + 1)
     training = TrainingSection(stage1=stage, stage2=stage, weight_decay=0, precision=precision, compile=compiled)  # type: ignore[arg-type]
     training_module.LOG_EVERY = 1
+
+    class Given(Objective):
+        """Lessons that are there already."""
+
+        def __init__(self) -> None:
+            pass
+
+        def lessons(self, epoch: int) -> list[Lesson]:
+            return lessons
+
+        def weights(self) -> dict[str, float]:
+            return {"predict": ALPHA, "explain": 1 - ALPHA}
+
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         devices = Devices(training)
         student.model.to(devices.device)
-        trainer = StageTrainer(
-            student=student,
-            courses=[Course(lambda _: lessons, visits, ALPHA, 1.0)],
+        plan = StagePlan(
+            name="stage2",
+            key="x",
+            folder=Path(folder),
+            seed=SEED,
+            run="speed",
+            streams=[LessonStream("given", Given(), visits, 1.0)],
             section=stage,
             training=training,
             validate=lambda: Validation(0.0, {}, "", 100),
-            folder=Path(folder),
-            name="stage2",
-            key="x",
-            seed=SEED,
-            progress=Progress(quiet=True),
-            devices=devices,
         )
-        step = trainer._train_step
+        trainer = StageTrainer(student, plan, Session(devices, Progress(quiet=True)))
+        step = trainer.runner.take
 
         def timed(number: int) -> Any:
             if not ends:
@@ -132,7 +149,7 @@ def train_ours(kind: str, steps: int, batch: int, precision: str, compiled: bool
             ends.append(time.perf_counter())
             return found
 
-        trainer._train_step = timed  # type: ignore[method-assign]
+        trainer.runner.take = timed  # type: ignore[method-assign]
         trainer.run()
         lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     per_step = visits * len(examples()) / len(known)  # on average; a question has four chains of thought or fewer
@@ -144,7 +161,7 @@ def train_published(kind: str, steps: int, batch: int, precision: str, compiled:
     import torch
     import transformers
 
-    student = load_student(kind)
+    student = student_of(kind)
     encoder, prompts = student.encoder, student.encoder.prompts
     seq2seq = student.family == "encoder-decoder"
 

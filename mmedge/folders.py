@@ -302,9 +302,9 @@ def _written_by(run: Run) -> str | None:
 
 
 def _check_same(old: Recipe, new: Recipe, folder: Path) -> None:
-    from mmedge.recipe import HOW_NOT_WHAT, recipe_values
+    from mmedge.recipe import COMPUTE_ONLY, recipe_values
 
-    ignored = _OF_REACHING_A_TEACHER | {f"training.{name}" for name in HOW_NOT_WHAT}
+    ignored = _OF_REACHING_A_TEACHER | {f"training.{name}" for name in COMPUTE_ONLY}
     before, after = _flat(recipe_values(old)), _flat(recipe_values(new))
     for name in sorted(before.keys() | after.keys()):
         if name.split(".")[0] in _DECISIVE and before.get(name) != after.get(name) and name not in ignored:

@@ -12,7 +12,6 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from mmedge.distill.lessons import LessonPass
 from mmedge.engines.generation import Decoding
 from mmedge.engines.onnx.decoding import FusedDecoderOnlyEngine, FusedEncoderDecoderEngine
 from mmedge.engines.onnx.graphs import CUDA
@@ -25,13 +24,14 @@ from mmedge.export.quantization.quantizer import BundleQuantizer
 from mmedge.manifest import GRAPHS
 from mmedge.progress import Progress
 from mmedge.runtime import Student
+from mmedge.students.passes import LossPass
 from mmedge.students.saved import open_student
 from mmedge.tasks.encoding import SpecialTokens
 from mmedge.tasks.prompts import Context
 from tests.conftest import mmedge, tiny_recipe, write_recipe
 from tests.export.test_fused import T5, expected_logits, prompts, random_model
 from tests.export.test_half import check_that_the_cache_is_taken_back_continued_and_doubled
-from tests.students.test_packed import MODELS, lessons, student_of
+from tests.students.test_packed import MODELS, figures, lessons, student_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 needs_provider = pytest.mark.skipif(CUDA not in ort.get_available_providers(), reason="this ONNX Runtime has no CUDA provider")
@@ -44,9 +44,9 @@ def learned(kind: str, packs: bool, precision: torch.dtype | None) -> tuple[torc
     """Return the losses of a pass on the GPU, and every parameter's gradient."""
     student = student_of(kind)
     student.model.to("cuda")
-    lesson_pass = LessonPass(student.model, student.encoder, packs=packs)
+    lesson_pass = LossPass(student.model, student.encoder, packs=packs)
     with torch.autocast("cuda", precision or torch.bfloat16, enabled=precision is not None):
-        found = lesson_pass([lessons()], [{"predict": 0.03, "explain": 0.02}])[0]
+        found = figures(lesson_pass.token_losses(lessons()))
     found[0].backward()
     return found.detach(), {name: p.grad for name, p in student.model.named_parameters() if p.grad is not None}
 

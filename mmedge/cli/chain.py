@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
 from mmedge.cli.common import AsJson, Out, Overrides, Quiet, RecipePath, console, load, need, print_json, progress
 from mmedge.cli.measuring import show_report
+
+if TYPE_CHECKING:
+    from mmedge.distill.metrics import RunMetrics
 
 
 def quickstart(
@@ -53,7 +56,7 @@ def distill(
     if not _is_main_process():
         return
     if as_json:
-        print_json(metrics)
+        print_json(metrics.to_json())
         return
     _show_metrics(metrics)
     typer.echo(f"student: {folder / 'student'}")
@@ -69,7 +72,7 @@ def ablate(recipe: RecipePath, out: Out = None, overrides: Overrides = None, as_
     if not _is_main_process():
         return
     if as_json:
-        print_json(results)
+        print_json(results.to_json())
         return
     from mmedge.distill.ablation_report import caption, kinds_of_labels, table
 
@@ -186,18 +189,18 @@ def export(
         )
 
 
-def _show_metrics(metrics: dict[str, Any]) -> None:
+def _show_metrics(metrics: RunMetrics) -> None:
     from mmedge.reports.formats import in_json, number, share
     from mmedge.reports.tables import Table
 
     rows = []
-    before, middle, after = metrics["before"], metrics["after_stage1"] or {}, metrics["after"]
-    for split, found in after["answer"].items():
-        rows.append([f"answers: {split}", share(*in_json(before["answer"].get(split))), "", share(*in_json(found))])
-    if after["verdict"]:
-        columns = [before["verdict"], middle.get("verdict"), after["verdict"]]
-        rows.append(["verdicts on held-out CoTs", *(share(*in_json(found and found["accuracy"])) for found in columns)])
-        rows.append(["verdicts, balanced", *(number(found and found["balanced_accuracy"], 3) for found in columns)])
-        rows.append(["always saying 'correct'", *(share(*in_json(after["verdict"]["always_correct"])) for _ in columns)])
+    before, middle, after = metrics.before, metrics.after_stage1, metrics.after
+    for split, found in after.answer.items():
+        rows.append([f"answers: {split}", share(*in_json(before.answer.get(split))), "", share(*in_json(found))])
+    if after.verdict:
+        columns = [before.verdict or {}, (middle and middle.verdict) or {}, after.verdict]
+        rows.append(["verdicts on held-out CoTs", *(share(*in_json(found.get("accuracy"))) for found in columns)])
+        rows.append(["verdicts, balanced", *(number(found.get("balanced_accuracy"), 3) for found in columns)])
+        rows.append(["always saying 'correct'", *(share(*in_json(after.verdict["always_correct"])) for _ in columns)])
     shown = Table("distillation", ["", "untrained", "after stage 1", "distilled"], rows, "brackets are 95 % Wilson intervals")
     console(120).print(shown.rich())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from mmedge.distill.ablation_summary import Comparison, JudgedCots
 from mmedge.reports.charts import IntervalRow, Series, interval_chart, line_chart, standalone
-from mmedge.reports.formats import NOTHING, duration, in_json, points, share
+from mmedge.reports.formats import NOTHING, duration, points, share
 from mmedge.reports.page import Page
 from mmedge.reports.tables import Table
+from mmedge.statistics import Estimate
 from mmedge.storage import write_json, write_text
 
 EQUAL = {
@@ -22,54 +23,57 @@ EQUAL = {
 BOOTSTRAP = "bootstrap; Wilson's where all outcomes are alike"
 
 
-def table(results: dict[str, Any], labels: str) -> Table:
+def table(results: Comparison, labels: str) -> Table:
     """Return the table of one kind of labels, a row for each method."""
-    tests = [name for test in results["test_questions"] for name in (test, "against the row above")]
+    tests = [name for test in results.test_questions for name in (test, "against the row above")]
     headings = ["", *tests, "verdicts after stage 1", "verdicts at the end", "steps", "lessons", "tokens", "time"]
     rows = []
-    for row in results["rows"]:
-        if row["labels"] != labels:
+    for row in results.rows:
+        if row.labels != labels:
             continue
-        cells = [row["title"]]
-        for test in results["test_questions"]:
-            found = row["tests"][test]
-            difference = found.get("difference")
-            cells += [share(*in_json(found)), points(*in_json(difference), (difference or {}).get("p"))]
-        steps = " + ".join(str(count) for count in row["steps"].values())
+        cells = [row.title]
+        for test in results.test_questions:
+            score = row.tests[test]
+            gain = score.difference.estimate if score.difference else None
+            cells += [_share(score.share), points(gain.value, (gain.low, gain.high), gain.p) if gain else NOTHING]
+        steps = " + ".join(str(count) for count in row.steps.values())
         cells += [
-            _judged(row["after_stage1"]),
-            _judged(row["verdicts"]),
+            _judged(row.after_stage1),
+            _judged(row.verdicts),
             steps,
-            f"{row['lessons']:,}",
-            f"{row['tokens'] / 1000:,.0f} k",
+            f"{row.lessons:,}",
+            f"{row.tokens / 1000:,.0f} k",
         ]
-        rows.append([*cells, duration(row["seconds"])])
-    return Table(f"{results['recipe']}, {labels} labels", headings, rows)
+        rows.append([*cells, duration(row.seconds)])
+    return Table(f"{results.recipe}, {labels} labels", headings, rows)
 
 
-def _judged(found: dict[str, Any] | None) -> str:
+def _share(found: Estimate) -> str:
+    return share(found.value, (found.low, found.high))
+
+
+def _judged(found: JudgedCots | None) -> str:
     if found is None:
         return NOTHING
-    balanced = "" if found["balanced_accuracy"] is None else f", balanced {100 * found['balanced_accuracy']:.1f}"
-    area = "" if found["auroc"] is None else f", AUROC {found['auroc']['value']:.3f}"
-    level = f"; at a chosen level {share(found['accuracy_at_level']['value'])}"
-    return f"{share(*in_json(found['accuracy']))}{balanced}{area}{level}"
+    balanced = "" if found.balanced_accuracy is None else f", balanced {100 * found.balanced_accuracy:.1f}"
+    area = "" if found.auroc is None else f", AUROC {found.auroc.value:.3f}"
+    return f"{_share(found.accuracy)}{balanced}{area}; at a chosen level {share(found.accuracy_at_level.value)}"
 
 
-def caption(results: dict[str, Any]) -> str:
+def caption(results: Comparison) -> str:
     """Return what a reader must know about the table."""
-    done, planned = results["trainings"]["done"], results["trainings"]["planned"]
-    questions = ", ".join(f"{name}: {count}" for name, count in results["test_questions"].items())
+    done, planned = results.done, results.planned
+    questions = ", ".join(f"{name}: {count}" for name, count in results.test_questions.items())
     few = (
         ""
-        if all(row["chosen_by_validation"] for row in results["rows"])
+        if all(row.chosen_by_validation for row in results.rows)
         else (" There are too few validation items to choose by: the last checkpoint of a stage is taken, not the best.")
     )
     unfinished = f" {done} of {planned} trainings are done." if done < planned else ""
-    seeds = results["seeds"]
+    seeds = results.seeds
     return (
-        f"{'Seeds' if len(seeds) > 1 else 'Seed'} {', '.join(map(str, seeds))}; {EQUAL[results['equal']]}. Test questions:"
-        f" {questions}; verdicts on {results['verdict_cots']} held-out chains of thought, also with the level of P(correct) between"
+        f"{'Seeds' if len(seeds) > 1 else 'Seed'} {', '.join(map(str, seeds))}; {EQUAL[results.equal]}. Test questions:"
+        f" {questions}; verdicts on {results.verdict_cots} held-out chains of thought, also with the level of P(correct) between"
         " right and wrong chosen on the other half of their questions."
         f" {_uncertainty(len(seeds))} Rows that the recipe adds are compared with the last of the paper's.{few}{unfinished}"
     )
@@ -88,51 +92,50 @@ def _uncertainty(seeds: int) -> str:
     )
 
 
-def kinds_of_labels(results: dict[str, Any]) -> list[str]:
+def kinds_of_labels(results: Comparison) -> list[str]:
     """Return the kinds of labels that have rows, in order."""
-    return list(dict.fromkeys(row["labels"] for row in results["rows"]))
+    return list(dict.fromkeys(row.labels for row in results.rows))
 
 
-def figure(results: dict[str, Any], test: str) -> str:
+def figure(results: Comparison, test: str) -> str:
     """Return a chart of every row's accuracy on a test."""
     rows = []
-    for row in results["rows"]:
-        value, (low, high) = row["tests"][test]["value"], row["tests"][test]["interval_95"]
-        rows.append(IntervalRow(row["title"], value, low, high, words=share(value), group=f"{row['labels']} labels"))
+    for row in results.rows:
+        found = row.tests[test].share
+        group = f"{row.labels} labels"
+        rows.append(IntervalRow(row.title, found.value, found.low, found.high, words=share(found.value), group=group))
     return interval_chart(rows, x_label=f"answers right: {test}", percent=True)
 
 
-def _curves(results: dict[str, Any], labels: str) -> str:
+def _curves(results: Comparison, labels: str) -> str:
     """Return the validation accuracy over the steps of stage 2, mean over the seeds."""
     series = []
-    for row in results["rows"]:
-        if row["labels"] == labels:
-            runs = row["validations"]
+    for row in results.rows:
+        if row.labels == labels:
+            runs = row.validations
             points = [(run[0][0], sum(entry[1] for entry in run) / len(run)) for run in zip(*runs, strict=False)]
-            series.append(Series(row["title"], points))
+            series.append(Series(row.title, points))
     return line_chart(
         series, x_label="step of stage 2", y_label="answers right on validation questions", percent=True, markers=True
     )
 
 
-def _verdict_figure(results: dict[str, Any]) -> str | None:
+def _verdict_figure(results: Comparison) -> str | None:
     rows = []
-    for row in results["rows"]:
-        for when, found in (("after stage 1", row["after_stage1"]), ("at the end", row["verdicts"])):
-            if found is not None and found["auroc"] is not None:
-                value = found["auroc"]["value"]
-                low, high = found["auroc"]["interval_95"]
-                name = f"{row['title']}, {row['labels']}"
-                rows.append(IntervalRow(name, value, low, high, words=f"{value:.3f}", group=when))
+    for row in results.rows:
+        for when, found in (("after stage 1", row.after_stage1), ("at the end", row.verdicts)):
+            if found is not None and found.auroc is not None:
+                area, name = found.auroc, f"{row.title}, {row.labels}"
+                rows.append(IntervalRow(name, area.value, area.low, area.high, words=f"{area.value:.3f}", group=when))
     return interval_chart(rows, x_label="AUROC of P(correct) on held-out chains of thought") if rows else None
 
 
-def markdown(results: dict[str, Any]) -> str:
+def markdown(results: Comparison) -> str:
     """Return the comparison as Markdown."""
-    parts = [f"# Comparison of methods: {results['recipe']}", caption(results)]
+    parts = [f"# Comparison of methods: {results.recipe}", caption(results)]
     for labels in kinds_of_labels(results):
         parts += [f"## {labels} labels", table(results, labels).markdown()]
-    machine = results["machine"]
+    machine = results.machine
     packages = machine["packages"]
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers") if name in packages)
     parts.append(
@@ -141,9 +144,9 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _page(results: dict[str, Any]) -> Page:
-    page = Page(f"Comparison of methods: {results['recipe']}", caption(results))
-    for test in results["test_questions"]:
+def _page(results: Comparison) -> Page:
+    page = Page(f"Comparison of methods: {results.recipe}", caption(results))
+    for test in results.test_questions:
         page.heading(f"Answers: {test}")
         page.figure(figure(results, test))
     for labels in kinds_of_labels(results):
@@ -159,11 +162,11 @@ def _page(results: dict[str, Any]) -> Page:
     return page
 
 
-def write_reports(results: dict[str, Any], folder: Path) -> None:
+def write_reports(results: Comparison, folder: Path) -> None:
     """Write `ablation.json`, `ablation.md`, `ablation.html`, and a figure for each test as SVG."""
-    write_json(folder / "ablation.json", results)
+    write_json(folder / "ablation.json", results.to_json())
     write_text(folder / "ablation.md", markdown(results))
     _page(results).write(folder / "ablation.html")
-    for number, test in enumerate(results["test_questions"]):
+    for number, test in enumerate(results.test_questions):
         name = "ablation.svg" if number == 0 else f"ablation-{number + 1}.svg"
         write_text(folder / name, standalone(figure(results, test)))

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from mmedge.distill.stages import STAGES, loss_names
 from mmedge.reports.charts import Series, line_chart, thinned
 from mmedge.reports.formats import NOTHING, duration, number, share
 from mmedge.reports.page import Page
@@ -23,29 +24,6 @@ _LARGEST = 1e15  # beyond it, nothing in a log is a measurement
 _MOST_LINES = 12  # of one chart
 _MOST_VALIDATIONS = 100  # in one table
 _LOG_RANGE = 20.0  # largest by smallest loss beyond which the scale is logarithmic
-_STAGES = (
-    ("stage1", "Stage 1: self-evaluation", {"predict": "verdict", "explain": "evaluation"}),
-    (
-        "stage2",
-        "Stage 2: reasoning",
-        {
-            "predict": "answer",
-            "explain": "rationale",
-            "evaluation_predict": "verdict",
-            "evaluation_explain": "evaluation",
-        },
-    ),
-    (
-        "stage3",
-        "Stage 3: the student's own chains of thought",
-        {
-            "predict": "answer",
-            "explain": "rationale",
-            "evaluation_predict": "verdict",
-            "evaluation_explain": "evaluation",
-        },
-    ),
-)
 
 
 def write_training_page(folder: Path, *, title: str, finished: bool) -> None:
@@ -63,12 +41,12 @@ def write_training_page(folder: Path, *, title: str, finished: bool) -> None:
     """
     state = "finished" if finished else f"in training; this page renews itself every {REFRESH_SECONDS} s"
     page = Page(title, state, refresh_seconds=None if finished else REFRESH_SECONDS)
-    for name, heading, names in _STAGES:
-        if name == "stage3" and not (folder / name).is_dir():
+    for place, stage in enumerate(STAGES):
+        if place > 1 and not (folder / stage.name).is_dir():
             continue
-        records = _log(folder / name / "metrics.jsonl")
-        page.heading(heading)
-        _add_stage(page, records, _done(folder / name / "done.json"), names, finished)
+        records = _log(folder / stage.name / "metrics.jsonl")
+        page.heading(stage.title)
+        _add_stage(page, records, _done(folder / stage.name / "done.json"), loss_names(stage), finished)
     page.write(folder / "training.html")
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from mmedge.distill.material import Material, reference
+from mmedge.distill.labels import reference
+from mmedge.distill.material import Material
+from mmedge.distill.metrics import Scores
 from mmedge.distill.scoring import JudgedCot, Verdicts, answers_right, judged_cots, own_cots, verdicts_of
-from mmedge.distill.training import Validation
+from mmedge.distill.validation import Validation
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from mmedge.recipe import Recipe
 from mmedge.reports.formats import number, share
 from mmedge.statistics import Proportion, proportion
+from mmedge.storage import Json
 from mmedge.students.student import TorchStudent
 
 
@@ -32,7 +34,7 @@ class Measure:
 
     def __post_init__(self) -> None:
         task = self.material.task
-        pairs = [(annotated.example, reference(annotated)) for annotated in self.material.validation]
+        pairs = [(annotated.example, reference(annotated, task.form)) for annotated in self.material.validation]
         self.questions = [example for example, answer in pairs if answer is not None]
         self.references = [answer for _, answer in pairs if answer is not None]
         if not self.questions:
@@ -40,10 +42,11 @@ class Measure:
         self.validation_cots = judged_cots(self.material.validation, task)
         self.test_cots = judged_cots(self.material.verdict_test, task)
 
-    def stage1(self, student: TorchStudent) -> Validation:
+    def validation_verdicts(self, student: TorchStudent) -> Validation:
         """Verdicts on validation CoTs: balanced accuracy, or plain where one class is missing."""
         found = verdicts_of(student, self.validation_cots)
-        assert found is not None  # stage 1 has lessons, so there are evaluations
+        if found is None:
+            raise MmedgeError("no chain of thought of a validation question has a label or a verdict", "raise split.validation")
         score = found.score
         chosen = score.balanced if score.balanced is not None else score.accuracy.value
         text = f"verdict accuracy {_shown(score.accuracy)}, balanced {chosen:.3f}, on validation CoTs"
@@ -53,18 +56,18 @@ class Measure:
         limit = self.recipe.generation.max_answer_tokens
         return proportion(answers_right(student, self.material.task, self.questions, self.references, limit))
 
-    def stage2(self, student: TorchStudent) -> Validation:
+    def validation_answers(self, student: TorchStudent) -> Validation:
         """Answers to validation questions, and verdicts on validation CoTs too where the recipe selects by both."""
         accuracy = self._answers(student)
         text = f"answer accuracy {_shown(accuracy)} on validation questions"
         both = self.recipe.training.select_by == "answers_and_verdicts" and self.recipe.method.self_evaluation
         if not both or not self.validation_cots:
             return Validation(accuracy.value, {"answer": accuracy.to_json()}, text, accuracy.total)
-        judged = self.stage1(student)
+        judged = self.validation_verdicts(student)
         details = {"answer": accuracy.to_json(), **judged.details}
         return Validation((accuracy.value + judged.score) / 2, details, f"{text}; {judged.text}", accuracy.total)
 
-    def stage3(self, student: TorchStudent) -> Validation:
+    def own_verdicts(self, student: TorchStudent) -> Validation:
         """Answers to validation questions, and how well the student tells its right ones from its wrong ones."""
         limits = self.recipe.generation.max_answer_tokens, self.recipe.generation.max_rationale_tokens
         cots = own_cots(student, self.material.task.form, self.questions, limits)
@@ -94,11 +97,11 @@ class Measure:
             self.progress.line(f"{when}: answer accuracy on {name}: {_shown(proportion(found[name]))}")
         return found
 
-    def everything(self, student: TorchStudent, when: str) -> dict[str, Any]:
+    def everything(self, student: TorchStudent, when: str) -> Scores:
         """All final figures: answers on validation and test questions, verdicts on held-out CoTs."""
         answers = {"validation": self._answers(student).to_json()}
         answers |= {name: proportion(outcomes).to_json() for name, outcomes in self.tests(student, when).items()}
-        return {"answer": answers, "verdict": self.verdicts(student, when)}
+        return Scores(answers, self.verdicts(student, when))
 
     def held_out_verdicts(self, student: TorchStudent, when: str) -> Verdicts | None:
         """Verdicts on the chains of thought of the verdict test; None where there are none."""
@@ -112,7 +115,7 @@ class Measure:
             )
         return found
 
-    def verdicts(self, student: TorchStudent, when: str) -> dict[str, Any] | None:
+    def verdicts(self, student: TorchStudent, when: str) -> Json | None:
         """The score of `held_out_verdicts`."""
         found = self.held_out_verdicts(student, when)
         return found.score.to_json() if found is not None else None

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmedge.distill.lessons import TASKS, Lesson, LessonPass, Target, encode_lesson
 from mmedge.engines.torch_decoding import batch_rows, torch_speaker
 from mmedge.progress import Progress
+from mmedge.students.passes import EncodedLesson, EncodedSegment, EncodedTarget, LossPass
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.base import Example
-from mmedge.tasks.prompts import render_question
+from mmedge.tasks.encoding import Kind
+from mmedge.tasks.prompts import Context, render_question
 
 COARSEST = 2.0  # times a question's own steps in the median; beyond, fixed steps cost what half a bit of weights would
 MARGIN = 0.05  # that a range is widened by on both sides, for questions that were not among the calibration's
@@ -127,20 +128,20 @@ def observe(
     watches = {name: _Watch(group, gradients=gradients) for name, group in named.items()}
     wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
     table = model.get_input_embeddings().weight
-    lessons = LessonPass(model, student.encoder)
-    learned = 0
+    reading = LossPass(model, student.encoder)
+    learned, longest = 0, max(max_answer_tokens, max_rationale_tokens)
     try:
         for parameter in wanted:
             parameter.requires_grad_(parameter is table)  # gradients flow through the network, and stop at nobody's weights
         with progress.task("calibrating", len(contexts)) as step, torch.set_grad_enabled(gradients):
             for index, (context, answer) in enumerate(zip(contexts, answers, strict=True)):
-                targets = [Target("predict", answer, 1.0)]
+                texts: list[tuple[Kind, str]] = [("predict", answer)]
                 if index < len(rationales):
-                    targets.append(Target("explain", rationales[index], 1.0))
-                longest = max(max_answer_tokens, max_rationale_tokens)
-                encoded = encode_lesson(Lesson(context, tuple(targets)), student.encoder, longest)
-                loss = lessons([[encoded]], [dict.fromkeys(TASKS, 1.0)])[0, 0]  # one at a time: no padding among the inputs
-                learned += sum(len(target.ids) for target in encoded.targets)
+                    texts.append(("explain", rationales[index]))
+                targets = tuple(_target(student, kind, context, text, longest) for kind, text in texts)
+                lesson = EncodedLesson(student.encoder.context(context), targets)
+                loss = reading([lesson])[0].sum()  # one at a time: no padding among the inputs
+                learned += sum(len(segment.ids) for target in targets for segment in target.segments)
                 if gradients:
                     loss.backward()
                     table.grad = None
@@ -152,6 +153,11 @@ def observe(
             parameter.requires_grad_(needed)
     found = {name: watch.observed(max(1, learned)) for name, watch in watches.items()}
     return {name: seen for name, seen in found.items() if seen is not None}
+
+
+def _target(student: TorchStudent, kind: Kind, context: Context, text: str, most: int) -> EncodedTarget:
+    ids = tuple(student.encoder.target(text, most))
+    return EncodedTarget(kind, student.encoder.begun(kind, context), (EncodedSegment(ids, 1.0, kind),))
 
 
 def input_ranges(

@@ -1,10 +1,10 @@
 """Recipes: one YAML file that names task, teacher, student, method, training and export."""
 
-from mmedge.recipe.ablation import ROWS, AblationSection, RowName
+from mmedge.recipe.ablation import PAPER_ROWS, AblationSection, RowName
 from mmedge.recipe.answering import AnsweringSection
 from mmedge.recipe.bench import BenchSection
 from mmedge.recipe.export import ExportSection
-from mmedge.recipe.method import MethodSection
+from mmedge.recipe.method import MethodSection, ObjectiveSection
 from mmedge.recipe.schema import Recipe, load_recipe, recipe_values, validate, write_recipe
 from mmedge.recipe.student import LoraSection, ScratchSection, StudentSection
 from mmedge.recipe.teacher import (
@@ -17,12 +17,12 @@ from mmedge.recipe.teacher import (
     SampledTeacherSection,
     TeacherSection,
 )
-from mmedge.recipe.training import HOW_NOT_WHAT, GenerationSection, SplitSection, StageSection, TrainingSection
+from mmedge.recipe.training import COMPUTE_ONLY, GenerationSection, SplitSection, StageSection, TrainingSection
 from mmedge.tasks.settings import ArithmeticSection, DataFolderSection, JsonlSection, TaskSection
 
 __all__ = [
-    "HOW_NOT_WHAT",
-    "ROWS",
+    "COMPUTE_ONLY",
+    "PAPER_ROWS",
     "AblationSection",
     "AnsweringSection",
     "ArithmeticSection",
@@ -35,6 +35,7 @@ __all__ = [
     "LocalTeacherSection",
     "LoraSection",
     "MethodSection",
+    "ObjectiveSection",
     "OpenAITeacherSection",
     "PricesSection",
     "PromptsSection",

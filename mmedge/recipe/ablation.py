@@ -9,30 +9,39 @@ from pydantic import Field, JsonValue
 from mmedge.sections import Section
 
 RowName = Literal["standard", "one_cot", "one_cot_self_evaluation", "cots", "cots_self_evaluation"]
-ROWS: tuple[RowName, ...] = ("standard", "one_cot", "one_cot_self_evaluation", "cots", "cots_self_evaluation")
-
-
-OF_SELF_EVALUATION = {"rehearsal", "evaluation_weight", "balance_verdicts", "contrast_verdicts", "schedule"}
+PAPER_ROWS: tuple[RowName, ...] = ("standard", "one_cot", "one_cot_self_evaluation", "cots", "cots_self_evaluation")
+NEEDS_SELF_EVALUATION = {"rehearsal", "evaluation_weight", "balance_verdicts", "contrast_verdicts", "schedule"}
 
 
 class AblationSection(Section):
-    """What `mmedge ablate` compares.
+    """What `mmedge ablate` compares. Every row is trained with each kind of labels and from every seed.
 
-    `rows` are the paper's methods: labels only, one CoT, one CoT with self-evaluation, all CoTs, all CoTs with self-evaluation;
-    they learn from all of a question's chains of thought, whatever `method.keep` says. `more` are further rows by name, each
-    the recipe's `method` with self-evaluation and with other settings, such as `paper_schedule: {rehearsal: 0}`. Every row is
-    trained with each of `labels` and from every one of `seeds`.
-
-    `equal` is the budget that all rows share: `lessons` (as many visits to a question or a chain of thought, over both stages,
-    as the last of the paper's rows takes), `steps` (as many optimizer steps over both stages), `stage2` (as many steps of
-    stage 2, with stage 1 on top), or `none`: the recipe's own lengths, as epochs of each row's own material (`epochs` may give
-    a row its own for both stages, as the paper does). No row stops early (`patience`), and all validate equally often.
+    No row stops early (`patience`), and all validate equally often.
     """
 
-    rows: Annotated[tuple[RowName, ...], Field(min_length=1)] = ROWS
-    more: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], dict[str, JsonValue]] = Field(default_factory=dict)
-    labels: Annotated[tuple[Literal["pseudo", "majority", "human"], ...], Field(min_length=1)] = ("pseudo", "human")
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)] = (0, 1, 2)
-    equal: Literal["lessons", "steps", "stage2", "none"] = "lessons"
-    epochs: dict[str, tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]]] = Field(default_factory=dict)
-    keep_students: bool = False
+    rows: Annotated[tuple[RowName, ...], Field(min_length=1)] = Field(
+        default=PAPER_ROWS,
+        description="The paper's methods: labels only; one chain of thought, without and with self-evaluation; all chains of"
+        " thought, without and with self-evaluation. They use all of a question's chains of thought, whatever `method.keep` says.",
+    )
+    more: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], dict[str, JsonValue]] = Field(
+        default_factory=dict,
+        description="Further rows by name: the recipe's `method` with self-evaluation and with these settings changed, such as"
+        " `paper_schedule: {rehearsal: 0}`.",
+    )
+    labels: Annotated[tuple[Literal["pseudo", "majority", "human"], ...], Field(min_length=1)] = Field(
+        default=("pseudo", "human"), description="Kinds of labels; see `method.labels`."
+    )
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)] = Field(
+        default=(0, 1, 2), description="Seeds; each is a training of its own."
+    )
+    equal: Literal["lessons", "steps", "stage2", "none"] = Field(
+        default="lessons",
+        description="The budget that all rows share: as many lessons (visits to a question or a chain of thought, over all stages)"
+        " as the last of the paper's rows takes; as many optimizer steps; as many steps of stage 2, with stage 1 on top; or none:"
+        " the recipe's own lengths, as epochs of each row's own material.",
+    )
+    epochs: dict[str, tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]]] = Field(
+        default_factory=dict, description="With `equal: none`: epochs of stage 1 and stage 2 by row, as the paper sets them."
+    )
+    keep_students: bool = Field(default=False, description="Keep the student of every training.")

@@ -2,55 +2,122 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from mmedge.sections import Positive, Section, Share
 
 
+class ObjectiveSection(Section):
+    """What every objective that a recipe adds is told; an objective's own settings derive from it."""
+
+    share: float = Field(gt=0, le=1, description="Share of its stage's lessons.")
+    weight: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="Weight of its loss in the stage's loss. Default: its share."
+    )
+    stage: str = Field(default="", description="The stage it is part of. Default: the first one that the objective may be part of.")
+
+
 class MethodSection(Section):
-    """Mind's Mirror: what is learned from.
+    """What is learned from, as in Mind's Mirror (Liu et al. 2024).
 
-    `labels` says what the right answer is: the pseudo-label of every CoT, weighted by how many say it (the paper without human
-    labels), the `majority` of a question's CoTs, or the `human` label. `rationales: false` learns answers alone, the standard
-    way to fine-tune. `max_cots` learns from the first so many chains of thought of a question and their evaluations.
-
-    `schedule` is `sequential` (stage 1 learns to evaluate, stage 2 to reason: the paper) or `joint` (one stage learns both at
-    once). `rehearsal` is the share of stage 2 that goes on learning to evaluate (0: the paper's schedule; with `joint` the
-    share that evaluation has in all). Its lessons count as much as their number says, unless `evaluation_weight` gives them
-    another weight in the loss. `alpha` weighs the short task against the long one. `balance_verdicts` gives all verdicts the
-    same weight in total, so that a student is not drawn to the most frequent one; `contrast_verdicts` learns to evaluate from
-    questions whose chains of thought were judged differently, and from no others.
-
-    `cots_per_visit` is how many of a question's rationales one visit trains; they take turns from epoch to epoch (none given:
-    all of them at every visit). `keep` chooses the chains of thought that stage 2 learns from: all of them (the paper), those
-    that agree with most others of their question, or those that the teacher itself judged correct; stage 1 learns from all of
-    them in any case.
-
-    `own_cots` adds a stage 3 on the student's own mistakes: the student writes so many chains of thought to every training
-    question (the first greedily, the others drawn at `own_temperature`), learns to judge them beside the teacher's, and to reason
-    from those that came out right. `own_share` is the share of stage 3 that judges.
+    Without a teacher, the defaults are those of plain fine-tuning: `labels: human`, `rationales: false`,
+    `self_evaluation: false`.
     """
 
-    labels: Literal["pseudo", "majority", "human"] = "pseudo"
-    rationales: bool = True
-    max_cots: Positive | None = None
-    keep: Literal["all", "self_consistent", "judged_correct"] = "all"
-    self_evaluation: bool = True
-    schedule: Literal["sequential", "joint"] = "sequential"
-    alpha: Share = 0.5
-    balance_verdicts: bool = False
-    contrast_verdicts: bool = False
-    rehearsal: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    evaluation_weight: Annotated[float, Field(gt=0, lt=1)] | None = None
-    cots_per_visit: Positive | None = None
-    own_cots: Annotated[int, Field(ge=0, le=32)] = 0
-    own_temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
-    own_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    labels: Literal["pseudo", "majority", "human"] = Field(
+        default="pseudo",
+        description="What the right answer is: the pseudo-label of every chain of thought, weighted by how many of them agree"
+        " (the paper without human labels); the answer of the majority of a question's chains of thought; or the human label."
+        " Default: pseudo; human without a teacher.",
+    )
+    rationales: bool = Field(
+        default=True,
+        description="Whether rationales are learned too. With false, answers alone are learned, which is standard fine-tuning."
+        " Default: true; false without a teacher.",
+    )
+    max_cots: Positive | None = Field(
+        default=None, description="How many chains of thought of a question are used, with their evaluations. Default: all."
+    )
+    keep: Literal["all", "self_consistent", "judged_correct"] = Field(
+        default="all",
+        description="The chains of thought that reasoning is learned from: all (the paper), those that agree with most others of"
+        " their question, or those that the teacher itself judged correct. Judging is learned from all in any case.",
+    )
+    self_evaluation: bool = Field(
+        default=True, description="Whether the student learns to judge chains of thought. Default: true; false without a teacher."
+    )
+    schedule: Literal["sequential", "joint"] = Field(
+        default="sequential",
+        description="sequential: stage 1 learns to judge, stage 2 to reason (the paper). joint: stage 2 learns both at once, and"
+        " there is no stage 1; `rehearsal` is then the share of judging.",
+    )
+    alpha: Share = Field(
+        default=0.5,
+        description="Weight of answers and verdicts in the loss; rationales and evaluations have the rest.",
+    )
+    balance_verdicts: bool = Field(
+        default=False, description="Give all verdicts the same weight in total, so that the most frequent one is not favoured."
+    )
+    contrast_verdicts: bool = Field(
+        default=False, description="Learn to judge only from questions whose chains of thought were judged differently."
+    )
+    rehearsal: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of stage 2's lessons that go on learning to judge; 0 is the paper's schedule."
+    )
+    evaluation_weight: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="Weight of judging in stage 2's loss. Default: `rehearsal`, its share of the lessons."
+    )
+    cots_per_visit: Positive | None = Field(
+        default=None,
+        description="How many of a question's rationales one visit learns; they take turns from epoch to epoch. Default: all.",
+    )
+    own_cots: int = Field(
+        default=0,
+        ge=0,
+        le=32,
+        description="Chains of thought that the student writes to every training question before stage 3, the first one greedily."
+        " Stage 3 learns to judge them beside the teacher's, and to reason from those with the right answer. 0: none.",
+    )
+    own_temperature: float = Field(default=1.0, gt=0, le=10, description="Sampling temperature of own chains of thought.")
+    own_share: float = Field(default=0.5, gt=0, lt=1, description="Share of stage 3's lessons that judge.")
+    objectives: dict[str, SerializeAsAny[ObjectiveSection]] = Field(
+        default_factory=dict,
+        description="Further objectives by name, each with `share` and its own settings; installed packages add objectives.",
+    )
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _settings_of_objectives(cls, found: Any) -> Any:
+        """Validate each objective's settings by its own section."""
+        from mmedge.distill.objectives import OBJECTIVES  # at first use: entries import sections of recipes
+
+        if not isinstance(found, dict):
+            return found
+        sections: dict[str, Any] = {}
+        for name, values in found.items():
+            if name not in OBJECTIVES:
+                raise ValueError(f"unknown objective {name!r:.40}; known: {', '.join(OBJECTIVES)}")
+            entry = OBJECTIVES[name]
+            try:
+                section = values if isinstance(values, ObjectiveSection) else entry.settings.model_validate(values)
+            except ValidationError as error:
+                problem = error.errors(include_url=False)[0]
+                place = ".".join(map(str, (name, *problem["loc"])))
+                raise ValueError(f"{place}: {problem['msg'].removeprefix('Value error, ')}") from None
+            section = section if section.stage else section.model_copy(update={"stage": entry.stages[0]})
+            if section.stage not in entry.stages:
+                raise ValueError(f"{name}.stage: it may be part of {' and '.join(entry.stages)}, found {section.stage!r}")
+            sections[name] = section
+        return sections
 
     @model_validator(mode="after")
-    def _joint_needs_a_share(self) -> MethodSection:
+    def _shares_are_possible(self) -> MethodSection:
         if self.schedule == "joint" and self.self_evaluation and not self.rehearsal:
-            raise ValueError("rehearsal: a joint schedule needs the share that evaluation has in it, such as 0.3")
+            raise ValueError("rehearsal: a joint schedule needs the share of judging, such as 0.3")
+        if self.objectives:
+            from mmedge.distill.stages import stages_of
+
+            stages_of(self)
         return self

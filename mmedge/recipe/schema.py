@@ -9,6 +9,7 @@ in a path stands for the environment variable of that name; other variables are 
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from mmedge.errors import MmedgeError
-from mmedge.recipe.ablation import OF_SELF_EVALUATION, ROWS, AblationSection
+from mmedge.recipe.ablation import NEEDS_SELF_EVALUATION, PAPER_ROWS, AblationSection
 from mmedge.recipe.answering import AnsweringSection
 from mmedge.recipe.bench import BenchSection
 from mmedge.recipe.export import ExportSection
@@ -41,10 +42,10 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     seed: int = 0
     task: TaskSection
-    teacher: TeacherSection
+    teacher: TeacherSection | None = None
     student: StudentSection
     method: MethodSection = MethodSection()
-    training: TrainingSection
+    training: TrainingSection = TrainingSection()
     split: SplitSection = SplitSection()
     generation: GenerationSection = GenerationSection()
     export: ExportSection = ExportSection()
@@ -52,9 +53,27 @@ class Recipe(Section):
     bench: BenchSection = BenchSection()
     ablation: AblationSection = AblationSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_alone_without_a_teacher(cls, values: Any) -> Any:
+        """Where nobody writes chains of thought, the defaults are those of plain fine-tuning on human labels."""
+        method = values.get("method", {}) if isinstance(values, dict) else None
+        if not isinstance(method, dict) or values.get("teacher") is not None:
+            return values
+        return values | {"method": {"labels": "human", "rationales": False, "self_evaluation": False} | method}
+
+    @model_validator(mode="after")
+    def _needs_a_teacher(self) -> Recipe:
+        method = self.method
+        wanted = {"labels": method.labels != "human", "rationales": method.rationales, "self_evaluation": method.self_evaluation}
+        if self.teacher is None and any(wanted.values()):
+            name = next(name for name, needed in wanted.items() if needed)
+            raise ValueError(f"method.{name}: {getattr(method, name)!r} needs a teacher; add a teacher section")
+        return self
+
     @model_validator(mode="after")
     def _teacher_fits_task(self) -> Recipe:
-        if self.teacher.kind == "embedded" and self.task.kind != "arithmetic":
+        if self.teacher is not None and self.teacher.kind == "embedded" and self.task.kind != "arithmetic":
             raise ValueError("teacher.kind: 'embedded' knows the task 'arithmetic' only; use 'recorded'")
         return self
 
@@ -70,12 +89,15 @@ class Recipe(Section):
             raise ValueError("method.own_cots: stage 3 learns from them, so training.stage3 must say how long")
         if self.method.own_cots and not self.method.self_evaluation:
             raise ValueError("method.own_cots: they are written to be judged, and method.self_evaluation is false")
+        stage3 = [name for name, section in self.method.objectives.items() if section.stage == "stage3"]
+        if stage3 and self.training.stage3 is None:
+            raise ValueError(f"method.objectives.{stage3[0]}: it is part of stage 3, so training.stage3 must say how long")
         return self
 
     @model_validator(mode="after")
     def _rows_are_methods(self) -> Recipe:
         for name, settings in self.ablation.more.items():
-            if name in ROWS:
+            if name in PAPER_ROWS:
                 raise ValueError(f"ablation.more: {name!r} is a row of the paper's; give yours another name")
             if unknown := sorted(settings.keys() - MethodSection.model_fields.keys()):
                 raise ValueError(f"ablation.more.{name}: {unknown[0]!r} is no setting of method")
@@ -84,7 +106,7 @@ class Recipe(Section):
             method = MethodSection.model_validate(self.method.model_dump() | settings)
             if method.own_cots and self.training.stage3 is None:
                 raise ValueError(f"ablation.more.{name}: own_cots needs training.stage3, which says how long")
-            vain = sorted(one for one in settings.keys() & OF_SELF_EVALUATION if settings[one])
+            vain = sorted(one for one in settings.keys() & NEEDS_SELF_EVALUATION if settings[one])
             if vain and not method.self_evaluation:
                 raise ValueError(f"ablation.more.{name}: {vain[0]} changes nothing without self_evaluation")
             if not method.rehearsal and settings.get("evaluation_weight") is not None:
@@ -94,7 +116,7 @@ class Recipe(Section):
         for name in ("rows", "labels", "seeds"):
             if len(set(getattr(self.ablation, name))) < len(getattr(self.ablation, name)):
                 raise ValueError(f"ablation.{name}: something stands there twice")
-        if unknown := sorted(self.ablation.epochs.keys() - {*ROWS, *self.ablation.more}):
+        if unknown := sorted(self.ablation.epochs.keys() - {*PAPER_ROWS, *self.ablation.more}):
             raise ValueError(f"ablation.epochs: there is no row {unknown[0]!r}")
         return self
 
@@ -124,6 +146,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         raise MmedgeError(f"{path}: a recipe is a mapping of sections", "see recipes/quickstart.yaml")
     for override in overrides or []:
         _override(values, override)
+    values.setdefault("name", re.sub(r"[^a-z0-9._]+", "-", path.stem.lower()).strip("-._") or "recipe")
     return validate(values, str(path))
 
 

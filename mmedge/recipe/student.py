@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -16,38 +16,38 @@ class ScratchSection(Section):
     the embedded task 8 heads of 16 answered 98 % where 4 of 32 answered 90 %.
     """
 
-    d_model: Positive = 192
-    d_ff: Positive = 512
-    d_kv: Positive = 16
-    heads: Positive = 12
-    encoder_layers: Positive = 3
-    decoder_layers: Positive = 2
-    vocabulary: Annotated[int, Field(ge=300)] = 600
-    dropout: Share = 0.0
+    d_model: Positive = Field(default=192, description="Width of embeddings and layers.")
+    d_ff: Positive = Field(default=512, description="Width of the feed-forward layers.")
+    d_kv: Positive = Field(default=16, description="Width of an attention head.")
+    heads: Positive = Field(default=12, description="Attention heads.")
+    encoder_layers: Positive = Field(default=3, description="Layers of the encoder.")
+    decoder_layers: Positive = Field(default=2, description="Layers of the decoder.")
+    vocabulary: int = Field(default=600, ge=300, description="Size of the tokenizer's vocabulary.")
+    dropout: Share = Field(default=0.0, description="Dropout while training.")
 
 
 class LoraSection(Section):
     """Low-rank adapters (Hu et al. 2021) instead of training all weights; they are merged into the student at the end.
 
-    `targets` are the names of the layers that get one, or `all-linear`: every linear layer but the head. What is trained, and
-    so what a checkpoint holds, is the adapters alone; the learning rate may be ten times that of full training.
+    Only the adapters are trained, and kept in checkpoints; the learning rate may be ten times that of full training.
     """
 
-    rank: Positive = 16
-    alpha: Annotated[float, Field(gt=0)] = 32.0
-    dropout: Share = 0.0
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    rank: Positive = Field(default=16, description="Rank of the adapters.")
+    alpha: float = Field(default=32.0, gt=0, description="Scale of the adapters; what they add is multiplied by alpha / rank.")
+    dropout: Share = Field(default=0.0, description="Dropout in front of the adapters.")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        default="all-linear", description="Names of the layers with an adapter; all-linear is every linear layer but the head."
+    )
 
 
 class StudentSection(Section):
-    """Where the student's weights come from.
+    """Where the student's weights come from."""
 
-    `source` is a hub id, a local folder, a `.gguf` file, `package:NAME/FILE` (a file inside an installed Python package), or
-    `scratch`. `lora` trains adapters instead of all weights.
-    """
-
-    source: PathText
-    revision: str | None = None
-    tokenizer: PathText | None = None
-    scratch: ScratchSection = ScratchSection()
-    lora: LoraSection | None = None
+    source: PathText = Field(
+        description="A hub id, a local folder, a `.gguf` file, `package:NAME/FILE` (a file in an installed Python package), or"
+        " `scratch`."
+    )
+    revision: str | None = Field(default=None, description="Revision of a hub id.")
+    tokenizer: PathText | None = Field(default=None, description="Hub id or folder of the tokenizer. Default: the model's own.")
+    scratch: ScratchSection = Field(default=ScratchSection(), description="Shape of a student from scratch.")
+    lora: LoraSection | None = Field(default=None, description="Train adapters. Default: train all weights.")

@@ -2,91 +2,138 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import warnings
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from mmedge.sections import Positive, Section, Share
 
-
-class StageSection(Section):
-    """How long one stage trains, at which rate."""
-
-    max_steps: Positive | None = None
-    epochs: Annotated[float, Field(gt=0)] | None = None
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
-    batch_size: Positive = 16
-    warmup_share: Share = 0.05
-    evaluate_every: Positive | None = None
-    patience: Positive | None = None
-
-    @model_validator(mode="after")
-    def _one_length(self) -> StageSection:
-        if (self.max_steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of max_steps and epochs")
-        return self
-
-
-HOW_NOT_WHAT = (  # settings of training that change how it is computed, and not what is learned
+COMPUTE_ONLY = (  # settings of training that change how it is computed, and not what is learned
     "checkpoint_minutes",
     "threads",
     "device",
     "micro_batch_tokens",
     "gradient_checkpointing",
     "compile",
-    "tensorboard",
+    "tracker",
 )
 
 
+class StageSection(Section):
+    """How long one stage trains, and at which rate."""
+
+    max_steps: Positive | None = Field(default=None, description="Length in optimizer steps. Give either this or `epochs`.")
+    epochs: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Length in visits to every lesson. Default: 3, where `max_steps` is not given either."
+    )
+    learning_rate: float = Field(default=5e-5, gt=0, description="Peak learning rate; it falls linearly to zero.")
+    batch_size: Positive = Field(default=16, description="Lessons of the stage's main objective in one step.")
+    warmup_share: Share = Field(default=0.05, description="Share of the steps in which the learning rate rises linearly.")
+    evaluate_every: Positive | None = Field(
+        default=None, description="Steps between validations. Default: five in all, and at least one an epoch."
+    )
+    patience: Positive | None = Field(
+        default=None, description="Stop after this many validations in a row without a better score. Default: never."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _some_length(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("max_steps") is None and values.get("epochs") is None:
+            return values | {"epochs": 3.0}
+        return values
+
+    @model_validator(mode="after")
+    def _one_length(self) -> StageSection:
+        if self.max_steps is not None and self.epochs is not None:
+            raise ValueError("give exactly one of max_steps and epochs")
+        return self
+
+
 class TrainingSection(Section):
-    """The stages (the third for `method.own_cots`), and what they share.
+    """The stages, and what they share. A stage that the method does not have needs no section."""
 
-    `optimizer: muon` and a `position_rate` above 1, which multiplies the learning rate of T5's position biases, are for
-    students from scratch. `select_by` says what stage 2's best checkpoint is: the one with the best answers on validation
-    questions, or with the best mean of answers and verdicts (balanced); the former may have forgotten how to judge.
+    stage1: StageSection = Field(
+        default=StageSection(epochs=1),
+        description="Stage 1, which learns to judge. Default: one visit to every chain of thought.",
+    )
+    stage2: StageSection = Field(
+        default=StageSection(epochs=3), description="Stage 2, which learns to reason, or labels alone. Default: three epochs."
+    )
+    stage3: StageSection | None = Field(
+        default=None, description="Stage 3, which learns from the student's own chains of thought. Needed with `method.own_cots`."
+    )
+    max_input_tokens: Positive = Field(default=512, description="Longer inputs are cut.")
+    max_target_tokens: Positive = Field(default=256, description="Longer targets are cut, and then do not end.")
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw", description="muon is for students from scratch; pretrained weights were made with Adam."
+    )
+    position_rate: float = Field(
+        default=1.0,
+        gt=0,
+        description="Multiplies the learning rate of T5's position biases; above 1 for students from scratch.",
+    )
+    weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay of matrices.")
+    adam_beta2: float = Field(default=0.999, gt=0, lt=1, description="Decay of Adam's second moment.")
+    select_by: Literal["answers", "answers_and_verdicts"] = Field(
+        default="answers",
+        description="What stage 2's best checkpoint is: the one with the best answers on validation questions, or with the best"
+        " mean of answers and verdicts (balanced accuracy). The former may have forgotten how to judge.",
+    )
+    max_gradient_norm: float = Field(default=1.0, gt=0, description="Longer gradients are scaled down to this norm.")
+    checkpoint_minutes: float = Field(default=5.0, ge=0, description="Minutes between checkpoints; a kill loses no more.")
+    threads: Positive | None = Field(default=None, description="CPU threads of torch. Default: torch's.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to train; auto: on a GPU where there is one.")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32",
+        description="dtype that passes compute in; weights, optimizer states and the loss stay float32 (mixed precision).",
+    )
+    micro_batch_tokens: Positive | None = Field(
+        default=None,
+        description="Most tokens of one pass, padding included; a step takes as many passes as its batch needs, so this changes"
+        " memory and speed, not the result. A pass that does not fit is halved. Default: 4,096 on a CPU, 16,384 on a GPU.",
+    )
+    gradient_checkpointing: bool = Field(default=False, description="Compute activations twice instead of keeping them.")
+    compile: bool = Field(default=False, description="Compile passes with torch.compile, which pays for long trainings on a GPU.")
+    tracker: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] = Field(
+        default="none",
+        description="Where all metrics also go. Files stay in the stages' folders, and nothing leaves the machine, unless the"
+        " tracker's environment variables say otherwise.",
+    )
 
-    `precision` is the number type that the passes compute in; weights, their moments and the loss stay float32 (mixed
-    precision). `micro_batch_tokens` bounds the padded tokens of one pass: a step's gradient is accumulated over as many passes
-    as its batch needs, so it changes memory and speed but no result; a pass that does not fit is halved. `gradient_checkpointing`
-    computes activations twice instead of keeping them. `compile` lets `torch.compile` build the passes, which pays for long
-    trainings on a GPU. `tensorboard` writes event files beside the metrics.
-    """
-
-    stage1: StageSection
-    stage2: StageSection
-    stage3: StageSection | None = None
-    max_input_tokens: Positive = 512
-    max_target_tokens: Positive = 256
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    position_rate: Annotated[float, Field(gt=0)] = 1.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    select_by: Literal["answers", "answers_and_verdicts"] = "answers"
-    max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
-    checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
-    threads: Positive | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    micro_batch_tokens: Positive | None = None
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    tensorboard: bool = False
+    @model_validator(mode="before")
+    @classmethod
+    def _tracker_by_its_old_name(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "tensorboard" not in values:
+            return values
+        rest = {name: value for name, value in values.items() if name != "tensorboard"}
+        warnings.warn(
+            "training.tensorboard is now training.tracker: tensorboard; the old name will be refused in the next version",
+            FutureWarning,
+            stacklevel=2,
+        )
+        return {"tracker": "tensorboard"} | rest if values["tensorboard"] else rest
 
 
 class SplitSection(Section):
-    """What is held out of the training questions, as counts of questions.
+    """What is held out of the training questions."""
 
-    `validation` is for every choice (checkpoint, early stop, export's verification); the CoTs of `verdict_test` are for the
-    final verdict accuracy only.
-    """
-
-    validation: Positive = 100
-    verdict_test: Annotated[int, Field(ge=0)] = 50
-    seed: int = 0
+    validation: Positive | None = Field(
+        default=None,
+        description="Questions for every choice: checkpoints, early stop, export's verification, thresholds. Default: 100; a fifth"
+        " where there are fewer than 300 questions.",
+    )
+    verdict_test: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="Questions whose chains of thought measure verdicts at the end, and nothing else. Default: 50; a tenth where"
+        " there are fewer than 300 questions; 0 without a teacher.",
+    )
+    seed: int = Field(default=0, description="Decides which questions are held out.")
 
 
 class GenerationSection(Section):
-    """Limits of what a student writes."""
+    """How long the student's texts may be."""
 
-    max_answer_tokens: Positive = 32
-    max_rationale_tokens: Positive = 128
+    max_answer_tokens: Positive = Field(default=32, description="Longest answer, in tokens.")
+    max_rationale_tokens: Positive = Field(default=128, description="Longest rationale or evaluation, in tokens.")

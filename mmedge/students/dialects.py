@@ -6,6 +6,7 @@
   reads `tie_word_embeddings` as "scale the logits", so it would compute another model. 5.x builds v1.1 models with a tied head,
   which it does not save; 4.57 would fill it with random numbers.
 - The rotary embedding: 5.x writes `rope_parameters`, 4.57 reads `rope_theta` and `rope_scaling` and would take its defaults.
+- What a step hands to the next is `cache` from 5.24 on, `past_key_values` before, as an argument and in outputs.
 - A tokenizer: 5.x calls the plain one `TokenizersBackend` and lists `extra_special_tokens`, which 4.57 wants as a dictionary.
 """
 
@@ -67,6 +68,12 @@ def _read_as_5(config: Any) -> None:
         rotary.pop(name, None)
     kind = rotary.get("rope_type") or rotary.get("type") or "default"
     config.rope_scaling = None if kind == "default" else rotary | {"rope_type": kind}
+
+
+def scales_outputs(config: Any) -> bool:
+    """Whether the states are scaled before the head, as in T5's original form: 4.57 says so by `tie_word_embeddings`."""
+    explicit = getattr(config, "scale_decoder_outputs", None)
+    return bool(config.is_encoder_decoder and (config.tie_word_embeddings if explicit is None else explicit))
 
 
 def load_model(place: str, config: Any, **arguments: Any) -> Any:

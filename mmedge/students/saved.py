@@ -34,6 +34,7 @@ def save_student(student: TorchStudent, folder: Path, details: dict[str, Any], t
         details: What `mmedge.json` says besides.
         tokens: The ids of the tokens that its task is made of, which `mmedge export --trim-vocab` keeps.
     """
+    dialects.quiet()
     student.model.save_pretrained(folder, safe_serialization=True)
     student.tokenizer.save_pretrained(folder)
     copied = folder / "tokenizer.model"

@@ -59,8 +59,9 @@ def annotate(
     section = recipe.teacher
     if isinstance(section, SampledTeacherSection):
         return _sample(section, task, examples, store, progress, collection_plan(section, limits))
-    if isinstance(section, (RecordedTeacherSection, EmbeddedTeacherSection)):
-        _write(_writing_teacher(section, task), examples, store, progress)
+    if section is None:
+        raise MmedgeError("the recipe has no teacher to annotate with", "add a teacher section, or train on labels: mmedge distill")
+    _write(_writing_teacher(section, task), examples, store, progress)
     return None
 
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from mmedge.distill.ablation import method_of
+from mmedge.distill.ablation_plan import method_of
 from mmedge.errors import MmedgeError
-from mmedge.recipe import ROWS, Recipe, validate
+from mmedge.recipe import PAPER_ROWS, Recipe, validate
 from tests.conftest import REPOSITORY, is_one_line_error, mmedge, tiny_recipe, write_recipe
 
 
 def _recipe(**ablation: object) -> dict[str, object]:
-    section = {"seeds": [0, 1], "labels": ["pseudo", "human"], "rows": list(ROWS), **ablation}
+    section = {"seeds": [0, 1], "labels": ["pseudo", "human"], "rows": list(PAPER_ROWS), **ablation}
     return tiny_recipe(ablation=section)
 
 
@@ -49,7 +49,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 def test_every_row_is_there_and_compared_with_the_one_above(compared: tuple[Path, dict[str, Any]]) -> None:
     run, found = compared
-    assert [row["row"] for row in found["rows"]] == [*ROWS, "paper_schedule"] * 2
+    assert [row["row"] for row in found["rows"]] == [*PAPER_ROWS, "paper_schedule"] * 2
     assert found["trainings"] == {"done": 12, "planned": 12}
     for number, row in enumerate(found["rows"]):
         for test in row["tests"].values():
@@ -105,7 +105,7 @@ def _parsed(**changes: object) -> Recipe:
 
 def test_rows_are_the_papers_methods() -> None:
     recipe = _parsed(method={"keep": "judged_correct", "contrast_verdicts": True, "rehearsal": 0.25, "cots_per_visit": 1})
-    standard, one, one_evaluates, many, many_evaluates = (method_of(recipe, row, "pseudo") for row in ROWS)
+    standard, one, one_evaluates, many, many_evaluates = (method_of(recipe, row, "pseudo") for row in PAPER_ROWS)
     assert not standard.rationales and standard.max_cots == 1 and not standard.self_evaluation
     assert method_of(recipe, "standard", "human").max_cots is None
     assert one.max_cots == 1 and one_evaluates.max_cots == 1 and many.max_cots is None
@@ -213,6 +213,6 @@ def test_another_comparison_and_a_damaged_result_are_told(compared: tuple[Path, 
 def test_rows_of_the_paper_are_the_papers_whatever_the_recipe_adds() -> None:
     recipe = validate(_recipe(), "r")
     recipe = recipe.model_copy(update={"method": recipe.method.model_copy(update={"own_cots": 2, "rationales": False})})
-    for row in ROWS:
+    for row in PAPER_ROWS:
         method = method_of(recipe, row, "pseudo")
         assert method.own_cots == 0 and method.rationales == (row != "standard")

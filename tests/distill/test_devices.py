@@ -15,11 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-from mmedge.distill.devices import Devices
-from mmedge.distill.lessons import Encoded
-from mmedge.distill.training import StageTrainer, dealt
-from mmedge.recipe import StageSection, TrainingSection
+from mmedge.distill.batches import share_out
+from mmedge.distill.lessons import Lesson, Target
+from mmedge.distill.streams import LessonStream
+from mmedge.errors import MmedgeError
+from mmedge.recipe import StageSection
+from mmedge.students.passes import EncodedLesson
+from mmedge.tasks.prompts import Context
 from tests.conftest import REPOSITORY, TINY_SCRATCH, is_one_line_error, mmedge, tiny_recipe, write_recipe
+from tests.distill.given import Given, small_student, trainer_of
 
 
 def _torchrun(*arguments: object, module: str = "mmedge") -> subprocess.Popen[str]:
@@ -147,28 +151,13 @@ def test_adapters_with_sharded_weights(tmp_path: Path) -> None:
     assert [entry[2] for entry in two] == pytest.approx([entry[2] for entry in one], rel=1e-3)
 
 
-def test_events_for_tensorboard_are_written_where_they_are_wanted(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    recipe = write_recipe(tmp_path / "r.yaml", tiny_recipe())
-    run = tmp_path / "run"
-    done = mmedge("distill", recipe, "--out", run, "-q", "--set", "training.tensorboard=true")
-    assert done.code == 0, done.err
-    events = EventAccumulator(str(run / "stage2" / "tensorboard"))
-    events.Reload()
-    logged = [json.loads(line) for line in (run / "stage2" / "metrics.jsonl").read_text().splitlines()]
-    losses = [(line["step"], pytest.approx(line["loss"])) for line in logged if "loss" in line]
-    assert [(event.step, event.value) for event in events.Scalars("stage2/loss")] == losses
-    assert len(events.Scalars("stage2/validation/answer/value")) == 3
-
-
-def test_lessons_are_dealt_so_that_all_have_as_much_to_do() -> None:
-    lessons = [Encoded(tuple(range(length)), ()) for length in (50, 3, 20, 31, 8, 40, 12, 25)]
+def test_lessons_are_shared_out_so_that_all_processes_have_as_much_to_do() -> None:
+    groups = [(EncodedLesson(tuple(range(length)), ()),) for length in (50, 3, 20, 31, 8, 40, 12, 25)]
     for count in (1, 2, 3, 8, 11):
-        hands = dealt(lessons, count)
-        assert len(hands) == count
-        assert sorted(lesson.tokens for hand in hands for lesson in hand) == sorted(lesson.tokens for lesson in lessons)
-    loads = [sum(lesson.tokens for lesson in hand) for hand in dealt(lessons, 2)]
+        shares = share_out(groups, count)
+        assert len(shares) == count
+        assert sorted(one.tokens for share in shares for (one,) in share) == sorted(one.tokens for (one,) in groups)
+    loads = [sum(lesson.tokens for (lesson,) in share) for share in share_out(groups, 2)]
     assert max(loads) - min(loads) <= 50 - 40
 
 
@@ -213,87 +202,39 @@ def test_what_this_machine_cannot_do_is_one_line(tmp_path: Path, long_recipe: Pa
     assert is_one_line_error(done) and word in done.err
 
 
-def test_a_pass_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmedge.distill.lessons import Lesson, LessonPass, Target
-    from mmedge.distill.training import Course, Validation
-    from mmedge.errors import MmedgeError
-    from mmedge.progress import Progress
-    from mmedge.recipe import ScratchSection
-    from mmedge.students.scratch import build_scratch
-    from mmedge.tasks.prompts import Context
-
-    section = ScratchSection(d_model=32, d_ff=48, d_kv=8, heads=2, encoder_layers=1, decoder_layers=1, vocabulary=300)
-    lessons = [Lesson(Context(f"what is {n} and {n}", ""), (Target("predict", str(2 * n), 1.0),)) for n in range(16)]
-    stage = StageSection(max_steps=2, batch_size=16)
-    training = TrainingSection(stage1=stage, stage2=stage, device="cpu")
+def test_a_pass_that_does_not_fit_is_halved(tmp_path: Path) -> None:
+    lessons = [Lesson(Context(f"what is {n} and {n}"), (Target.of("predict", str(2 * n)),)) for n in range(16)]
     seen: list[int] = []
-    forward = LessonPass.forward
 
-    def small_memory(self: LessonPass, some: list[list[Encoded]], factors: list[dict[str, float]]) -> torch.Tensor:
-        tokens = sum(lesson.tokens for group in some for lesson in group)
-        seen.append(tokens)
-        if tokens > most:
-            raise torch.cuda.OutOfMemoryError("out of memory")
-        return forward(self, some, factors)
+    def trained(folder: str, most: int) -> None:
+        """Train a student on a machine whose memory takes so many tokens at once."""
 
-    monkeypatch.setattr(LessonPass, "forward", small_memory)
+        def small_memory(module: Any, inputs: Any) -> None:
+            seen.append(inputs[0].numel())
+            if inputs[0].numel() > most:
+                raise torch.cuda.OutOfMemoryError("out of memory")
 
-    def trainer(folder: str) -> StageTrainer:
-        student = build_scratch(section, ["what is 1 and 2"], 64, 0)
-        return StageTrainer(
-            student=student,
-            courses=[Course(lambda _: lessons, 16, 0.5, 1.0)],
-            section=stage,
-            training=training,
-            validate=lambda: Validation(0.0, {}, "", 100),
-            folder=tmp_path / folder,
-            name="stage2",
-            key="x",
-            seed=0,
-            progress=Progress(quiet=True),
-            devices=Devices(training),
-        )
+        student = small_student("what is 1 and 2")
+        student.model.get_input_embeddings().register_forward_pre_hook(small_memory)
+        stream = LessonStream("given", Given(lessons), 16, 1.0)
+        trainer_of(student, [stream], StageSection(max_steps=2), tmp_path / folder).run()
 
-    most = 100
-    trainer("a").run()
-    assert max(seen) > most and max(seen[-3:]) <= most
-    most = 3
+    trained("a", 100)
+    assert max(seen) > 100 and max(seen[-3:]) <= 100
     with pytest.raises(MmedgeError, match=r"a single lesson of .* does not fit"):
-        trainer("b").run()
+        trained("b", 3)
 
 
-def test_courses_in_one_pass_learn_what_courses_apart_do(tmp_path: Path) -> None:
+def test_streams_in_one_pass_learn_what_streams_apart_do(tmp_path: Path) -> None:
     """As on a GPU, which wants few, full passes."""
-    from mmedge.distill.devices import Devices
-    from mmedge.distill.lessons import Lesson, Target
-    from mmedge.distill.training import Course, StageTrainer, Validation
-    from mmedge.progress import Progress
-    from mmedge.recipe import ScratchSection, StageSection, TrainingSection
-    from mmedge.students.scratch import build_scratch
-    from mmedge.tasks.prompts import Context
-
-    section = ScratchSection(d_model=32, d_ff=48, d_kv=8, heads=2, encoder_layers=1, decoder_layers=1, vocabulary=300)
-    sums = [Lesson(Context(f"what is {n} and {n}"), (Target("predict", str(2 * n), 1.0),)) for n in range(8)]
-    chains = [Lesson(Context(f"{n} more than 3"), (Target("explain", f"3 + {n} = {3 + n}", 0.5),)) for n in range(8)]
-    stage = StageSection(max_steps=6, learning_rate=1e-3)
-    training = TrainingSection(stage1=stage, stage2=stage, device="cpu")
+    sums = [Lesson(Context(f"what is {n} and {n}"), (Target.of("predict", str(2 * n)),)) for n in range(8)]
+    chains = [Lesson(Context(f"{n} more than 3"), (Target.of("explain", f"3 + {n} = {3 + n}", 0.5),)) for n in range(8)]
     found = {}
     for joins in (False, True):
-        student = build_scratch(section, ["what is 1 and 2 more than 3"], 64, 0)
-        trainer = StageTrainer(
-            student=student,
-            courses=[Course(lambda _: sums, 4, 0.5, 0.3, "evaluation "), Course(lambda _: chains, 5, 0.2, 0.7)],
-            section=stage,
-            training=training,
-            validate=lambda: Validation(0.0, {}, "", 100),
-            folder=tmp_path / str(joins),
-            name="stage2",
-            key="x",
-            seed=0,
-            progress=Progress(quiet=True),
-            devices=Devices(training),
-        )
-        trainer._joins_courses = joins
+        student = small_student("what is 1 and 2 more than 3")
+        streams = [LessonStream("sums", Given(sums), 4, 0.3, "evaluation "), LessonStream("chains", Given(chains, 0.2), 5, 0.7)]
+        trainer = trainer_of(student, streams, StageSection(max_steps=6, learning_rate=1e-3), tmp_path / str(joins))
+        trainer.runner.joins_streams = joins
         trainer.run()
         log = [json.loads(line) for line in (tmp_path / str(joins) / "metrics.jsonl").read_text().splitlines()]
         losses = {key: value for line in log for key, value in line.items() if key.endswith("loss")}

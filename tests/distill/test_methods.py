@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
-from mmedge.distill.lessons import reasoning_lessons
-from mmedge.distill.material import majority_labels
+from mmedge.distill.labels import reference
+from mmedge.distill.objectives import LessonSource
+from mmedge.distill.objectives.reasoning import Reasoning
 from mmedge.recipe import MethodSection, ScratchSection
 from mmedge.students.scratch import build_scratch
 from mmedge.tasks import ChainOfThought, Example
@@ -25,9 +26,8 @@ def _annotated(answers: list[str], label: str | None = "7") -> AnnotatedExample:
 def _targets(method: MethodSection, annotated: AnnotatedExample) -> list[tuple[str, str, float]]:
     section = ScratchSection(d_model=32, d_ff=48, d_kv=8, heads=2, encoder_layers=1, decoder_layers=1, vocabulary=300)
     encoder = build_scratch(section, ["What?"], 64, 0).encoder
-    majority = majority_labels([annotated], ExpressionForm())
-    (lesson,) = reasoning_lessons([annotated], encoder, method, 0, majority)
-    return [(target.kind, target.text, target.weight) for target in lesson.targets]
+    (lesson,) = Reasoning(None, LessonSource([annotated], method, ExpressionForm(), encoder)).lessons(0)
+    return [(target.kind, segment.text, segment.weight) for target in lesson.targets for segment in target.segments]
 
 
 def test_labels_are_those_of_all_cots_of_most_or_of_people() -> None:
@@ -40,8 +40,16 @@ def test_labels_are_those_of_all_cots_of_most_or_of_people() -> None:
     assert len(with_rationales) == 6 and sum(kind == "explain" for kind, _, _ in with_rationales) == 5
 
 
+def test_validation_takes_the_answer_of_most_chains_of_thought_however_they_write_it() -> None:
+    assert reference(_annotated(["8", "3 + 4", "8", "7", "14 / 2"], None), ExpressionForm()) == "3 + 4"
+    assert reference(_annotated(["8", "8", "8"]), ExpressionForm()) == "7"  # the human label
+    assert reference(_annotated([], None), ExpressionForm()) is None
+
+
 def test_a_joint_schedule_has_one_stage_that_learns_both(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "r.yaml", tiny_recipe(method={"schedule": "joint", "rehearsal": 0.4, "cots_per_visit": 1}))
+    values = tiny_recipe(method={"schedule": "joint", "rehearsal": 0.4, "cots_per_visit": 1})
+    values["training"] = {name: value for name, value in dict(values["training"]).items() if name != "stage1"}  # type: ignore[call-overload]
+    recipe = write_recipe(tmp_path / "r.yaml", values)
     run = tmp_path / "run"
     done = mmedge("distill", recipe, "--out", run, "-q")
     assert done.code == 0, done.err
@@ -113,7 +121,7 @@ def test_a_loss_that_is_no_number_ends_in_one_line(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", tiny_recipe())
     rate = "training.stage1={max_steps: 200, batch_size: 8, learning_rate: 1.0e+30, warmup_share: 0}"
     done = mmedge("distill", recipe, "--out", tmp_path / "run", "-q", "--set", rate)
-    assert is_one_line_error(done) and "no number at step" in done.err and "lower training.stage1.learning_rate" in done.err
+    assert is_one_line_error(done) and "NaN or infinite at step" in done.err and "lower training.stage1.learning_rate" in done.err
 
 
 def test_a_validation_split_too_small_to_choose_by_is_said_and_the_last_weights_are_taken(tmp_path: Path) -> None:
@@ -128,5 +136,5 @@ def test_weights_that_are_no_numbers_after_the_last_step_are_no_student(tmp_path
     recipe = write_recipe(tmp_path / "r.yaml", tiny_recipe())
     rate = "training.stage2={max_steps: 1, batch_size: 8, learning_rate: 3.0e+38, warmup_share: 0}"
     done = mmedge("distill", recipe, "--out", tmp_path / "run", "--set", rate, "--set", "training.optimizer=adamw")
-    assert is_one_line_error(done) and "no number at step 1" in done.err and "training.stage2.learning_rate" in done.err
+    assert is_one_line_error(done) and "NaN or infinite at step 1" in done.err and "training.stage2.learning_rate" in done.err
     assert not (tmp_path / "run" / "student").exists()

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
-from mmedge.distill.distill import Curriculum, judged_beside
-from mmedge.distill.material import trusted_answer
+from mmedge.distill.chain import StageChain
+from mmedge.distill.labels import trusted_answer
+from mmedge.distill.stages import STAGES, lessons_per_step, parts_of
 from mmedge.errors import MmedgeError
-from mmedge.recipe import Recipe, load_recipe
+from mmedge.recipe import MethodSection, Recipe, load_recipe
 from mmedge.tasks.base import ChainOfThought, Example, SelfEvaluation, Verdict
 from mmedge.tasks.forms.expression import ExpressionForm
 from tests.conftest import killed_when_lines_are_there, mmedge, tiny_recipe, write_recipe
@@ -50,16 +51,12 @@ def test_stages_before_do_not_depend_on_stage_3(tmp_path: Path) -> None:
     def keys(recipe: Recipe) -> tuple[str, str, str]:
         class Material:
             hash = "x"
-            train: tuple[object, ...] = ()
-
-            def limited(self, _: object) -> Material:
-                return self
 
         class Source:
             fingerprint = "y"
 
-        found = Curriculum(recipe, Material(), Source(), None, None, None)  # type: ignore[arg-type]
-        return found.key1(), found.key2(), found.key()
+        found = StageChain(recipe, Material(), Source(), None, None)  # type: ignore[arg-type]
+        return found.key(STAGES[0]), found.key(STAGES[1]), found.key()
 
     own = keys(load_recipe(_recipe(tmp_path)))
     more = keys(load_recipe(_recipe(tmp_path, own_cots=5)))
@@ -90,4 +87,6 @@ def test_recipes_that_contradict_themselves_are_named(tmp_path: Path) -> None:
         load_recipe(write_recipe(tmp_path / "r.yaml", tiny_recipe(method=OWN)))
     with pytest.raises(MmedgeError, match="self_evaluation is false"):
         load_recipe(_recipe(tmp_path, self_evaluation=False))
-    assert judged_beside(24, 0.5) == 24 and judged_beside(24, 0.2) == 6 and judged_beside(24, 0.0) == 0
+    for share, count in ((0.5, 24), (0.2, 6)):
+        parts = parts_of(STAGES[2], MethodSection(own_cots=1, own_share=share))
+        assert lessons_per_step(parts, 24) == [24, count] and [part.weight for part in parts] == [1 - share, share]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mmedge.distill.optimizers import build_optimizers, learning_rate_factor
-from mmedge.distill.training import step_seed
+from mmedge.distill.step import step_seed
 from mmedge.storage import locked
 from tests.conftest import REPOSITORY, is_one_line_error, mmedge, own_recipe, tiny_recipe, write_recipe
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 import transformers
 
-from mmedge.distill.lessons import Encoded, EncodedTarget, LessonPass, micro_batches
+from mmedge.distill.batches import micro_batches
 from mmedge.recipe import LoraSection, StudentSection
 from mmedge.students.adapters import add_adapters
 from mmedge.students.loading import load_student, resolve_source
+from mmedge.students.passes import EncodedLesson, EncodedSegment, EncodedTarget, LossPass, TokenLosses
 from mmedge.students.student import TorchStudent
-from mmedge.tasks.encoding import PromptEncoder, SpecialTokens
+from mmedge.tasks.encoding import Kind, PromptEncoder, SpecialTokens
 from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, ENCODER_DECODER_PROMPTS
 
 VOCABULARY = 120
@@ -76,19 +77,28 @@ def student_of(kind: str) -> TorchStudent:
     return TorchStudent(model, None, encoder, {})
 
 
-def lessons(count: int = 7) -> list[Encoded]:
+def lessons(count: int = 7) -> list[EncodedLesson]:
     """Return lessons of very different lengths, with one to four targets."""
     rng = random.Random(3)
 
     def some(low: int, high: int) -> tuple[int, ...]:
         return tuple(rng.randrange(2, VOCABULARY) for _ in range(rng.randint(low, high)))
 
+    def target(kind: Kind, weight: float, begun: tuple[int, ...], ids: tuple[int, ...]) -> EncodedTarget:
+        return EncodedTarget(kind, begun, (EncodedSegment(ids, weight, kind),))
+
     made = []
     for _ in range(count):
-        predict = [EncodedTarget("predict", rng.random(), some(1, 3), some(1, 5)) for _ in range(rng.randint(1, 2))]
-        explain = [EncodedTarget("explain", rng.random(), some(1, 3), some(4, 60)) for _ in range(rng.randint(0, 2))]
-        made.append(Encoded(some(3, 70), (*predict, *explain)))
+        predict = [target("predict", rng.random(), some(1, 3), some(1, 5)) for _ in range(rng.randint(1, 2))]
+        explain = [target("explain", rng.random(), some(1, 3), some(4, 60)) for _ in range(rng.randint(0, 2))]
+        made.append(EncodedLesson(some(3, 70), (*predict, *explain)))
     return made
+
+
+def figures(tokens: TokenLosses) -> torch.Tensor:
+    """Return a loss, and the weighted sums of both tasks' token losses."""
+    predict, explain = (tokens.weighted[tokens.of_part(part)].sum() for part in ("predict", "explain"))
+    return torch.stack([0.03 * predict + 0.02 * explain, predict.detach(), explain.detach()])
 
 
 def learned(
@@ -96,10 +106,10 @@ def learned(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return the losses of a pass, and every parameter's gradient."""
     student.model.zero_grad()
-    lesson_pass = LessonPass(student.model, student.encoder, packs=packs)
+    lesson_pass = LossPass(student.model, student.encoder, packs=packs)
     assert lesson_pass.packs == packs
     with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None):
-        found = lesson_pass([lessons()], [{"predict": 0.03, "explain": 0.02}])[0]
+        found = figures(lesson_pass.token_losses(lessons()))
     found[0].backward()
     gradients = {name: p.grad.clone() for name, p in student.model.named_parameters() if p.grad is not None}
     return found.detach(), gradients
@@ -148,8 +158,8 @@ def test_dropout_is_t5s_own() -> None:
     with torch.no_grad():
         for packs in (True, False):
             torch.manual_seed(1)
-            lesson_pass = LessonPass(student.model, student.encoder, packs=packs)
-            drawn[packs] = torch.stack([lesson_pass([lessons(3)], [{"predict": 0.03, "explain": 0.02}])[0, 0] for _ in range(80)])
+            lesson_pass = LossPass(student.model, student.encoder, packs=packs)
+            drawn[packs] = torch.stack([figures(lesson_pass.token_losses(lessons(3)))[0] for _ in range(80)])
     error = float(drawn[False].std()) / 40**0.5
     assert error > 0
     assert abs(float(drawn[True].mean() - drawn[False].mean())) < 4 * error
@@ -159,16 +169,16 @@ def test_dropout_is_t5s_own() -> None:
 def test_other_architectures_are_padded(tiny_llama: Path) -> None:
     section = StudentSection(source=str(tiny_llama))
     student = load_student(section, resolve_source(section), 128, [], 0)
-    assert LessonPass(student.model, student.encoder).packs
-    assert not LessonPass(student.model, student.encoder, compiled=True).packs
+    assert LossPass(student.model, student.encoder).packs
+    assert not LossPass(student.model, student.encoder, compiled=True).packs
     student.model.config.model_type = "something_else"
-    assert not LessonPass(student.model, student.encoder).packs
+    assert not LossPass(student.model, student.encoder).packs
 
 
 def test_a_packed_batch_is_cut_only_where_it_must_be() -> None:
-    batch = lessons(12)
+    batch = [(lesson,) for lesson in lessons(12)]
     assert len(micro_batches(batch, "decoder-only", 100_000, 10, packed=True)) == 1
     assert len(micro_batches(batch, "decoder-only", 100_000, 10)) > 1
     cut = micro_batches(batch, "decoder-only", 400, 10, packed=True)
-    assert all(len(group) == 1 or len(group) * max(one.tokens for one in group) <= 400 for group in cut)
-    assert sorted(one.tokens for group in cut for one in group) == sorted(one.tokens for one in batch)
+    assert all(len(one) == 1 or len(one) * max(lesson.tokens for (lesson,) in one) <= 400 for one in cut)
+    assert sorted(lesson.tokens for one in cut for (lesson,) in one) == sorted(lesson.tokens for (lesson,) in batch)

@@ -1,9 +1,9 @@
 """Direct preference optimization (Rafailov et al. 2023) of chains of thought that the teacher judged correct against wrong ones."""
 
-from mmedge.distill.objectives import Objective, ObjectiveSection
 from pydantic import Field
 
 from mmedge.distill.lessons import Lesson, Target
+from mmedge.distill.objectives import Objective, ObjectiveSection
 from mmedge.tasks.base import Verdict
 from mmedge.tasks.prompts import render_question
 

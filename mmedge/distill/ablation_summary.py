@@ -1,0 +1,331 @@
+"""What a comparison's trainings say together: every row's accuracy and verdicts with intervals, and what each row gains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmedge.distill.ablation_plan import Unit
+from mmedge.distill.durable import StageResult
+from mmedge.distill.scoring import Verdicts
+from mmedge.distill.validation import selectable
+from mmedge.machine import MachineFacts
+from mmedge.recipe import PAPER_ROWS
+from mmedge.statistics import (
+    Estimate,
+    auroc_over_seeds,
+    balanced_accuracy,
+    mean_over_seeds,
+    paired_difference,
+    said_at_best_level,
+)
+from mmedge.storage import Json
+
+TITLES = {
+    "standard": "labels only",
+    "one_cot": "1 CoT",
+    "one_cot_self_evaluation": "1 CoT + self-evaluation",
+    "cots": "{m} CoTs",
+    "cots_self_evaluation": "{m} CoTs + self-evaluation",
+}
+
+
+def title_of(row: str, cots: int) -> str:
+    """Return what a reader calls a row, where a question has so many chains of thought."""
+    return TITLES.get(row, row).format(m=cots).replace("1 CoTs", "1 CoT")
+
+
+# --------------------------------------------------------------------------------------------- one training
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """What one student said of the held-out chains of thought, in their order.
+
+    Attributes:
+        confidences: P(correct) of each.
+        correct: Whether each is right, as 0 or 1.
+        said_correct: Whether the student says so.
+    """
+
+    confidences: list[float]
+    correct: list[int]
+    said_correct: list[int]
+
+    @classmethod
+    def of(cls, found: Verdicts) -> Judgements:
+        confidences = [round(value, 5) for value in found.confidences]
+        return cls(confidences, [int(value) for value in found.correct], [int(value) for value in found.said_correct])
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What one training of a comparison ended with, as its `result.json` holds it.
+
+    Attributes:
+        row, labels, seed: Which training.
+        method: The row's method.
+        stages: What each stage ended with.
+        lessons: How many lessons all stages took.
+        after_stage1: Verdicts after stage 1; None without it.
+        tests: By test, whether each question was answered right, as 0 or 1.
+        verdicts: Verdicts at the end; None in a row without self-evaluation.
+    """
+
+    row: str
+    labels: str
+    seed: int
+    method: Json
+    stages: dict[str, StageResult]
+    lessons: int
+    after_stage1: Judgements | None
+    tests: dict[str, list[int]]
+    verdicts: Judgements | None
+
+    @property
+    def seconds(self) -> float:
+        return sum(stage.seconds for stage in self.stages.values())
+
+    @property
+    def tokens(self) -> int:
+        return sum(stage.tokens for stage in self.stages.values())
+
+    def to_json(self) -> Json:
+        rest = {
+            "stages": {name: stage.to_json() for name, stage in self.stages.items()},
+            "after_stage1": vars(self.after_stage1) if self.after_stage1 else None,
+            "verdicts": vars(self.verdicts) if self.verdicts else None,
+        }
+        return vars(self) | rest
+
+    @classmethod
+    def from_json(cls, found: Json) -> TrainingResult:
+        """Return what `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, AttributeError: It is something else.
+        """
+        stages = {name: StageResult.from_json(stage) for name, stage in found["stages"].items()}
+        judged = {name: Judgements(**found[name]) if found[name] else None for name in ("after_stage1", "verdicts")}
+        return cls(**{**found, "stages": stages, **judged})
+
+
+# --------------------------------------------------------------------------------------------- all of them
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a row gains over another.
+
+    Attributes:
+        estimate: The difference of the shares of right answers.
+        against: The other row's title.
+        seeds: On how many seeds it rests.
+    """
+
+    estimate: Estimate
+    against: str
+    seeds: int
+
+
+@dataclass(frozen=True)
+class TestScore:
+    """A row's answers to one test: the share that is right over all seeds and by seed, and what it gains."""
+
+    share: Estimate
+    by_seed: dict[str, float]
+    difference: Difference | None
+
+    def to_json(self) -> Json:
+        found: Json = {**self.share.to_json(), "by_seed": self.by_seed}
+        if self.difference is not None:
+            rest = {"against": self.difference.against, "seeds": self.difference.seeds}
+            found["difference"] = self.difference.estimate.to_json() | rest
+        return found
+
+
+@dataclass(frozen=True)
+class JudgedCots:
+    """A row's verdicts on the held-out chains of thought.
+
+    Attributes:
+        accuracy: The share that is right.
+        accuracy_at_level: The same of P(correct) above a level that was chosen on the other half of the questions.
+        balanced_accuracy: The mean of both classes' recalls, mean over the seeds; None where a class is missing.
+        auroc: How often a right chain of thought has a higher P(correct) than a wrong one; None where a class is missing.
+    """
+
+    accuracy: Estimate
+    accuracy_at_level: Estimate
+    balanced_accuracy: float | None
+    auroc: Estimate | None
+
+    def to_json(self) -> Json:
+        return {name: value.to_json() if isinstance(value, Estimate) else value for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """One row of a comparison.
+
+    Attributes:
+        row, title, labels, method, seeds: What was trained.
+        tests: Its answers.
+        after_stage1, verdicts: Its verdicts after stage 1 and at the end.
+        steps: Of each stage.
+        lessons, tokens, seconds: Of one training, all stages together; the mean over the seeds.
+        chosen_by_validation: Whether validations had items enough for a checkpoint to be chosen by them.
+        validations: For each seed, steps and answer accuracies of stage 2.
+    """
+
+    row: str
+    title: str
+    labels: str
+    method: Json
+    seeds: list[int]
+    tests: dict[str, TestScore]
+    after_stage1: JudgedCots | None
+    verdicts: JudgedCots | None
+    steps: dict[str, int]
+    lessons: int
+    tokens: int
+    seconds: float
+    chosen_by_validation: bool
+    validations: list[list[tuple[int, float]]]
+
+    def to_json(self) -> Json:
+        rest = {
+            "tests": {name: score.to_json() for name, score in self.tests.items()},
+            "after_stage1": self.after_stage1.to_json() if self.after_stage1 else None,
+            "verdicts": self.verdicts.to_json() if self.verdicts else None,
+        }
+        return vars(self) | rest
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison of methods, as `ablation.json` holds it.
+
+    Attributes:
+        recipe: Its name.
+        equal: The budget that all rows share.
+        seeds: Those that were trained.
+        done, planned: How many trainings.
+        cots: How many chains of thought a question has.
+        test_questions: How many questions each test has.
+        verdict_cots: How many held-out chains of thought verdicts are measured on.
+        rows: The rows.
+        machine: Where it was trained.
+    """
+
+    recipe: str
+    equal: str
+    seeds: list[int]
+    done: int
+    planned: int
+    cots: int
+    test_questions: dict[str, int]
+    verdict_cots: int
+    rows: list[ComparedRow]
+    machine: MachineFacts
+
+    def to_json(self) -> Json:
+        return {
+            "recipe": self.recipe,
+            "equal": self.equal,
+            "seeds": self.seeds,
+            "trainings": {"done": self.done, "planned": self.planned},
+            "cots": self.cots,
+            "test_questions": self.test_questions,
+            "verdict_cots": self.verdict_cots,
+            "rows": [row.to_json() for row in self.rows],
+            "machine": self.machine,
+        }
+
+
+def compared_rows(units: Sequence[Unit], found: Sequence[TrainingResult], cots: int, questions: Sequence[str]) -> list[ComparedRow]:
+    """Return the rows of what has been trained so far.
+
+    Args:
+        units: All trainings, in their order.
+        found: What the first of them ended with.
+        cots: How many chains of thought a question has.
+        questions: The questions of the held-out chains of thought, in their order.
+    """
+    rows = []
+    for labels in dict.fromkeys(unit.labels for unit in units):
+        above: list[TrainingResult] = []
+        for row in dict.fromkeys(unit.row for unit in units):
+            results = [result for result in found if result.row == row and result.labels == labels]
+            if not results:
+                continue
+            rows.append(_row(results, above, cots, questions))
+            if row in PAPER_ROWS:  # rows of one's own are all compared with the last of the paper's
+                above = results
+    return rows
+
+
+def _row(results: Sequence[TrainingResult], above: Sequence[TrainingResult], cots: int, questions: Sequence[str]) -> ComparedRow:
+    first = results[0]
+    return ComparedRow(
+        row=first.row,
+        title=title_of(first.row, cots),
+        labels=first.labels,
+        method=first.method,
+        seeds=[result.seed for result in results],
+        tests={name: _test(name, results, above, cots) for name in first.tests},
+        after_stage1=_judged([result.after_stage1 for result in results], questions),
+        verdicts=_judged([result.verdicts for result in results], questions),
+        steps={name: stage.steps for name, stage in first.stages.items()},
+        lessons=first.lessons,
+        tokens=round(_mean([result.tokens for result in results])),
+        seconds=round(_mean([result.seconds for result in results]), 1),
+        chosen_by_validation=all(selectable(stage.validations) for stage in first.stages.values()),
+        validations=[
+            [(entry.step, entry.details["answer"]["value"]) for entry in result.stages["stage2"].validations] for result in results
+        ],
+    )
+
+
+def _test(name: str, results: Sequence[TrainingResult], above: Sequence[TrainingResult], cots: int) -> TestScore:
+    pairs = [(a, b) for a in results for b in above if a.seed == b.seed]
+    difference = None
+    if pairs:
+        estimate = paired_difference([a.tests[name] for a, _ in pairs], [b.tests[name] for _, b in pairs])
+        difference = Difference(estimate, title_of(above[0].row, cots), len(pairs))
+    by_seed = {str(result.seed): _mean(result.tests[name]) for result in results}
+    return TestScore(mean_over_seeds([result.tests[name] for result in results]), by_seed, difference)
+
+
+def _judged(verdicts: Sequence[Judgements | None], questions: Sequence[str]) -> JudgedCots | None:
+    """Return how right several trainings' verdicts on the same chains of thought are."""
+    known = [found for found in verdicts if found]
+    if not known:
+        return None
+    order = sorted(set(questions))
+    place = {question: number for number, question in enumerate(order)}
+    trials = [0] * len(order)
+    for question in questions:
+        trials[place[question]] += 1
+
+    def share_right(said: Sequence[Sequence[Any]]) -> Estimate:
+        successes = [[0] * len(order) for _ in known]
+        for row, ones, found in zip(successes, said, known, strict=True):
+            for question, one, true in zip(questions, ones, found.correct, strict=True):
+                row[place[question]] += bool(one) == bool(true)
+        return mean_over_seeds(successes, trials)
+
+    correct = [list(map(bool, found.correct)) for found in known]
+    levelled = [said_at_best_level(found.confidences, right, questions) for found, right in zip(known, correct, strict=True)]
+    balanced = [balanced_accuracy(list(map(bool, one.said_correct)), right) for one, right in zip(known, correct, strict=True)]
+    return JudgedCots(
+        accuracy=share_right([found.said_correct for found in known]),
+        accuracy_at_level=share_right(levelled),
+        balanced_accuracy=_mean([value for value in balanced if value is not None]) if None not in balanced else None,
+        auroc=auroc_over_seeds([found.confidences for found in known], correct[0], questions),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,169 @@
+"""The stages of one method as a chain: what each depends on, what it learns, and the student that goes through them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mmedge.annotations.reading import EvaluatedCot
+from mmedge.distill.checks import check_targets
+from mmedge.distill.durable import StageResult
+from mmedge.distill.material import Material, tokenizer_texts
+from mmedge.distill.measure import Measure
+from mmedge.distill.objectives import OBJECTIVES, LessonSource
+from mmedge.distill.own import graded_own_cots
+from mmedge.distill.stages import STAGES, Stage, lessons_per_step, parts_of, stages_of
+from mmedge.distill.step import StagePlan
+from mmedge.distill.streams import LessonStream
+from mmedge.distill.training import Session, StageTrainer
+from mmedge.progress import Progress
+from mmedge.recipe import COMPUTE_ONLY, Recipe, StageSection, recipe_values
+from mmedge.storage import sha256_json
+from mmedge.students.adapters import add_adapters
+from mmedge.students.loading import load_student
+from mmedge.students.sources import ModelSource
+from mmedge.students.student import TorchStudent
+
+LESSON_FORMAT = 4  # counts up when the same recipe would train differently
+
+
+@dataclass
+class StageChain:
+    """The stages of one recipe's method, on one material, from one student.
+
+    Attributes:
+        recipe: Method, seed, lengths and rates.
+        material: What is learned from.
+        source: The student's weights.
+        measure: How it is validated.
+        session: Where it is trained.
+    """
+
+    recipe: Recipe
+    material: Material
+    source: ModelSource
+    measure: Measure
+    session: Session
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """The stages that the method has."""
+        return stages_of(self.recipe.method)
+
+    def key(self, stage: Stage | None = None) -> str:
+        """Return the hash of everything that a stage depends on, and nothing else: methods that share it train it once.
+
+        Args:
+            stage: The stage; the last one, and so the finished student, by default.
+        """
+        values, student = recipe_values(self.recipe), self.recipe.student
+        lora = student.lora.model_dump() if student.lora else None
+        key = sha256_json([LESSON_FORMAT, self.material.hash, self.recipe.seed, self.source.fingerprint, lora])
+        own = (*COMPUTE_ONLY, "select_by", *(one.name for one in STAGES))
+        shared = {name: value for name, value in values["training"].items() if name not in own}
+        for one in self.stages:
+            names = [each.name for each in STAGES[: STAGES.index(one) + 1]]
+            key = sha256_json(
+                {
+                    "before": key,
+                    "stage": one.name,
+                    "training": [shared, values["training"][one.name]],
+                    "reads": {path: _value(values, path) for each in STAGES if each.name in names for path in each.reads},
+                    "objectives": {
+                        name: added for name, added in values["method"]["objectives"].items() if added["stage"] in names
+                    },
+                }
+            )
+            if one is stage:
+                break
+        return key
+
+    # ------------------------------------------------------------------------------------------------------ the work
+
+    def student(self) -> TorchStudent:
+        """Return the student that the training starts from."""
+        section, seed = self.recipe.student, self.recipe.seed
+        texts = list(tokenizer_texts(self.material)) if self.source.kind == "scratch" else []
+        student = load_student(section, self.source, self.recipe.training.max_input_tokens, texts, seed)
+        if section.lora is not None:
+            add_adapters(student, section.lora, seed)
+        student.model.to(self.session.devices.device)
+        return student
+
+    def check(self, student: TorchStudent, progress: Progress) -> None:
+        """Refuse what would only fail when its stage's turn comes, and warn of what is cut off.
+
+        Raises:
+            MmedgeError: The material holds nothing of what a stage learns from, or the student cannot write it.
+        """
+        check_targets(self.recipe, self._material, student, progress)
+        for stage in self.stages:
+            self.streams(stage, student)
+
+    def train(self, stage: Stage, student: TorchStudent, folder: Path) -> StageResult:
+        """Train a stage; the student's weights are those of the best validation afterwards.
+
+        Args:
+            stage: The stage.
+            student: As the stage before left it.
+            folder: Where the stage keeps its files.
+        """
+        key, own = self.key(stage), []
+        if stage.own_cots and self.recipe.method.own_cots:
+            session, path = self.session, folder / "own.json"
+            own = graded_own_cots(student, self.recipe, self._material, path, key, session.devices, session.progress)
+        plan = StagePlan(
+            name=stage.name,
+            key=key,
+            folder=folder,
+            seed=self.recipe.seed,
+            run=self.recipe.name,
+            streams=self.streams(stage, student, own),
+            section=self.section(stage),
+            training=self.recipe.training,
+            validate=lambda: stage.validate(self.measure, student),
+        )
+        return StageTrainer(student, plan, self.session).run()
+
+    def streams(self, stage: Stage, student: TorchStudent, own: Sequence[Sequence[EvaluatedCot]] = ()) -> list[LessonStream]:
+        """Return what a stage learns.
+
+        Args:
+            stage: The stage.
+            student: Its prompts are those of the lessons.
+            own: Its own chains of thought, where it learns from them.
+
+        Raises:
+            MmedgeError: There is nothing of what an objective needs.
+        """
+        method = self.recipe.method
+        source = LessonSource(self._material.train, method, self.material.task.form, student.encoder, own)
+        parts = parts_of(stage, method)
+        return [
+            LessonStream(part.objective, OBJECTIVES[part.objective](part.section, source), count, part.weight, part.prefix)
+            for part, count in zip(parts, self.lessons_per_step(stage), strict=True)
+        ]
+
+    def lessons_per_step(self, stage: Stage) -> list[int]:
+        """Return how many lessons of each of its objectives a step of a stage has."""
+        return lessons_per_step(parts_of(stage, self.recipe.method), self.section(stage).batch_size)
+
+    def section(self, stage: Stage) -> StageSection:
+        """Return a stage's length and rate."""
+        section: StageSection = getattr(self.recipe.training, stage.name)
+        return section
+
+    @cached_property
+    def _material(self) -> Material:
+        """What is learned from: no more chains of thought of a question than the method takes."""
+        return self.material.limited(self.recipe.method.max_cots)
+
+
+def _value(values: Any, path: str) -> Any:
+    """Return the value of a field by its dotted path."""
+    for name in path.split("."):
+        values = values[name]
+    return values

@@ -1,0 +1,39 @@
+"""Which answer counts as right: for learning, for validation, and for grading what the student wrote itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmedge.annotations.reading import AnnotatedExample
+from mmedge.annotations.selection import select
+from mmedge.tasks.forms import AnswerForm
+
+
+def majority_labels(examples: Sequence[AnnotatedExample], form: AnswerForm) -> dict[str, str]:
+    """Return the answer of most chains of thought by the question's id; the first such answer where several are as frequent."""
+    kept = select(examples, "self_consistent", form)
+    return {annotated.example.id: annotated.cots[0].cot.pseudo_label for annotated in kept if annotated.cots}
+
+
+def reference(annotated: AnnotatedExample, form: AnswerForm) -> str | None:
+    """Return what validation takes for the right answer: the human label, or else the answer of most chains of thought."""
+    if annotated.example.label is not None:
+        return annotated.example.label
+    return majority_labels([annotated], form).get(annotated.example.id)
+
+
+def trusted_answer(annotated: AnnotatedExample, form: AnswerForm, *, human: bool) -> str | None:
+    """Return what the student's own answers to a training question are judged by.
+
+    Args:
+        annotated: The question.
+        form: Says which answers mean the same.
+        human: Take the human label where there is one.
+
+    Returns:
+        Without human labels, the answer of most of the chains of thought that the teacher itself judges correct; None where there
+        are none.
+    """
+    if human and annotated.example.label is not None:
+        return annotated.example.label
+    return majority_labels(select([annotated], "judged_correct", form), form).get(annotated.example.id)

@@ -1,0 +1,28 @@
+"""Objectives: what a stage learns. An entry writes lessons, and says what their tokens' losses add up to.
+
+    entry = OBJECTIVES["reasoning"]
+    entry.settings, entry.stages, entry.parts, entry.group, entry.reference      without torch
+    objective = entry(None, source)
+    objective.lessons(epoch=0)                                                   contexts and targets, as text
+    objective.sums(tokens)                                                       the parts of its loss, from the tokens' losses
+
+Adding an objective takes one file in this folder and one line here; a package adds one by the entry point `objectives.NAME`.
+Recipes name further objectives in `method.objectives`.
+"""
+
+from __future__ import annotations
+
+from mmedge.distill.objectives.objective import LessonSource, Objective
+from mmedge.recipe.method import ObjectiveSection
+from mmedge.registry import Registry
+
+OBJECTIVES: Registry[type[Objective]] = Registry(
+    "objectives",
+    {
+        "reasoning": "mmedge.distill.objectives.reasoning:Reasoning",
+        "self_evaluation": "mmedge.distill.objectives.judging:Judging",
+        "own_verdicts": "mmedge.distill.objectives.judging:JudgingOneself",
+    },
+)
+
+__all__ = ["OBJECTIVES", "LessonSource", "Objective", "ObjectiveSection"]

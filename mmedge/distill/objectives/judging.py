@@ -1,0 +1,88 @@
+"""Judging: from a question and a chain of thought to the verdict and the evaluation that it deserves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
+from mmedge.distill.lessons import Lesson, Target, by_share
+from mmedge.distill.objectives.objective import LessonSource, Objective
+from mmedge.errors import MmedgeError
+from mmedge.recipe.method import ObjectiveSection
+from mmedge.tasks.base import Example
+from mmedge.tasks.prompts import render_question
+
+LARGEST_FACTOR = 4.0  # of a verdict's weight where verdicts are balanced: a handful of rare ones must not steer the training
+
+
+class Judging(Objective):
+    """Self-evaluation, the paper's stage 1: one lesson for every chain of thought that has an evaluation.
+
+    `predict:` gives the verdict, `explain:` the evaluation. `method.balance_verdicts` weighs verdicts so that each has the same
+    weight in total; the mean weight stays 1. `method.contrast_verdicts` takes only questions whose chains of thought were judged
+    differently: what is learned is then what tells them apart, not which questions are hard.
+    """
+
+    stages: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3")
+    words: ClassVar[Mapping[str, str]] = {"predict": "verdict", "explain": "evaluation"}
+    log_name: ClassVar[str] = "evaluation"
+
+    def __init__(self, section: ObjectiveSection | None, source: LessonSource) -> None:
+        super().__init__(section, source)
+        contrast = source.method.contrast_verdicts
+        self._lessons = self._of(evaluated_cots(source.examples, contrast=contrast))
+        if not self._lessons and contrast:
+            raise MmedgeError(
+                "method.contrast_verdicts: no question has chains of thought that were judged differently", "set it to false"
+            )
+        if not self._lessons:
+            raise MmedgeError("the annotations hold no self-evaluations", "collect some, or set method.self_evaluation to false")
+
+    def lessons(self, epoch: int) -> Sequence[Lesson]:
+        return self._lessons
+
+    def _of(self, judged: Sequence[tuple[Example, EvaluatedCot]]) -> list[Lesson]:
+        counts = Counter(evaluation.verdict.value for _, evaluated in judged for evaluation in evaluated.evaluations)
+        mean = counts.total() / max(1, len(counts))
+        balance, prompts = self.source.method.balance_verdicts, self.source.encoder.prompts
+        factors = {verdict: min(LARGEST_FACTOR, mean / count) if balance else 1.0 for verdict, count in counts.items()}
+        lessons = []
+        for example, evaluated in judged:
+            shares = Counter(evaluation.verdict.value for evaluation in evaluated.evaluations)
+            verdicts = [
+                Target.of("predict", verdict, count / len(evaluated.evaluations) * factors[verdict])
+                for verdict, count in shares.items()
+            ]
+            texts = [evaluation.rationale for evaluation in evaluated.evaluations if evaluation.rationale]
+            context = prompts.evaluation_context(render_question(example), evaluated.cot)
+            lessons.append(Lesson(context, (*verdicts, *by_share(texts, "explain"))))
+        return lessons
+
+
+def evaluated_cots(examples: Sequence[AnnotatedExample], *, contrast: bool) -> list[tuple[Example, EvaluatedCot]]:
+    """Return the chains of thought that have an evaluation, with their questions.
+
+    Args:
+        examples: The questions.
+        contrast: Take only questions whose chains of thought were judged differently.
+    """
+    if contrast:
+        examples = [
+            one for one in examples if len({found.verdict for evaluated in one.cots for found in evaluated.evaluations}) > 1
+        ]
+    return [(one.example, evaluated) for one in examples for evaluated in one.cots if evaluated.evaluations]
+
+
+class JudgingOneself(Judging):
+    """The same on the student's own chains of thought beside the teacher's, whatever the verdicts of their questions."""
+
+    stages: ClassVar[tuple[str, ...]] = ("stage3",)
+
+    def __init__(self, section: ObjectiveSection | None, source: LessonSource) -> None:
+        Objective.__init__(self, section, source)
+        own = source.own or [()] * len(source.examples)
+        examples = [replace(one, cots=(*one.cots, *more)) for one, more in zip(source.examples, own, strict=True)]
+        self._lessons = self._of(evaluated_cots(examples, contrast=False))

@@ -1,0 +1,65 @@
+"""Chains of thought of the student's own on its training questions, each with the verdict that it deserves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmedge.annotations.reading import EvaluatedCot
+from mmedge.distill.devices import Devices
+from mmedge.distill.durable import once
+from mmedge.distill.labels import trusted_answer
+from mmedge.distill.material import Material
+from mmedge.distill.scoring import own_cots
+from mmedge.progress import Progress
+from mmedge.recipe import Recipe
+from mmedge.students.student import TorchStudent
+from mmedge.tasks.base import ChainOfThought, SelfEvaluation, Verdict
+
+FIRST_SAMPLE = 1000  # the number of the first, behind all of the teacher's
+
+
+def graded_own_cots(
+    student: TorchStudent, recipe: Recipe, material: Material, path: Path, key: str, devices: Devices, progress: Progress
+) -> list[tuple[EvaluatedCot, ...]]:
+    """Let a student write chains of thought to its training questions, and grade them by the trusted answer.
+
+    Args:
+        student: The student.
+        recipe: Says how many, how long, and which answers are trusted.
+        material: The training questions.
+        path: Where what was written is kept, so that it is written once.
+        key: Hash of everything that it depends on.
+        devices: The main process writes; the others wait for it.
+        progress: Where it is shown.
+
+    Returns:
+        For each training question its chains of thought; none where no answer is trusted.
+    """
+    method, limits = recipe.method, (recipe.generation.max_answer_tokens, recipe.generation.max_rationale_tokens)
+    form, examples = material.task.form, [annotated.example for annotated in material.train]
+
+    def written() -> list[list[list[str]]]:
+        found = []
+        for number in range(method.own_cots):
+            temperature = method.own_temperature if number else 0.0
+            cots = own_cots(student, form, examples, limits, temperature, recipe.seed * 1000 + number, progress)
+            found.append([[cot.rationale, cot.pseudo_label] for cot in cots])
+        return found
+
+    columns = devices.from_main(lambda: once(path, key, written))
+    graded: list[tuple[EvaluatedCot, ...]] = []
+    for place, annotated in enumerate(material.train):
+        answer = trusted_answer(annotated, form, human=method.labels == "human")
+        cots = [] if answer is None else [ChainOfThought(*column[place]) for column in columns]
+        choices = annotated.example.choices
+        right = [form.agrees(cot.pseudo_label, answer or "", choices) for cot in cots]
+        verdicts = [Verdict.CORRECT if one else Verdict.WRONG for one in right]
+        graded.append(
+            tuple(
+                EvaluatedCot(FIRST_SAMPLE + number, cot, (SelfEvaluation("", verdict),))
+                for number, (cot, verdict) in enumerate(zip(cots, verdicts, strict=True))
+            )
+        )
+    right = [cot.evaluations[0].verdict is Verdict.CORRECT for cots in graded for cot in cots]
+    progress.line(f"own chains of thought: {len(right)}, of which {sum(right)} reach the trusted answer")
+    return graded

@@ -1,0 +1,92 @@
+"""What stands beside a distilled student: the tokens and phrases of its task, and the questions that it is measured with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mmedge.annotations.reading import AnnotatedExample
+from mmedge.distill.material import Material
+from mmedge.distill.scoring import judged_cots
+from mmedge.engines.drafting import FILE_NAME as DRAFTS
+from mmedge.engines.drafting import PhraseTable
+from mmedge.recipe import Recipe, recipe_values
+from mmedge.storage import Json, atomic_folder
+from mmedge.students.passes import KINDS
+from mmedge.students.saved import save_student
+from mmedge.students.student import TorchStudent
+from mmedge.tasks.encoding import PromptEncoder
+from mmedge.tasks.evaluation_set import FILE_NAME, HeldOutCot, evaluation_set_of, write_evaluation_set
+from mmedge.tasks.prompts import Context, render_question
+
+CALIBRATION_QUESTIONS = 64
+
+
+def write_measuring_set(folder: Path, material: Material) -> None:
+    """Write what export verifies with and bench measures with, unless it stands beside its student already."""
+    path = folder / FILE_NAME
+    if path.is_file() and (folder / "student").is_dir():
+        return
+    held = [
+        HeldOutCot(judged.example, number, judged.cot, judged.correct, judged.teacher_verdict and judged.teacher_verdict.value)
+        for number, judged in enumerate(judged_cots(material.verdict_test, material.task))
+    ]
+    validation = [annotated.example for annotated in material.validation]
+    step = max(1, len(material.train) // CALIBRATION_QUESTIONS)
+    calibration = [annotated.example for annotated in material.train[::step][:CALIBRATION_QUESTIONS]]
+    task, tests = material.task, material.splits.tests
+    evaluation = evaluation_set_of(task.name, task.form, validation, calibration, tests, {"verdict_test": held})
+    write_evaluation_set(path, evaluation)
+
+
+def write_student(student: TorchStudent, folder: Path, metrics: Json, material: Material, recipe: Recipe) -> None:
+    """Write a student, with what its task is made of: tokens for `export --trim-vocab`, and phrases for the runtime's drafts.
+
+    Args:
+        student: The student, adapters merged.
+        folder: Where it goes; what is there is replaced when all of it is written.
+        metrics: Its scores.
+        material: What it learned from.
+        recipe: How.
+    """
+    examples = [*material.train, *material.validation, *material.verdict_test]
+    limit, details = recipe.training.max_target_tokens, {"recipe": recipe_values(recipe), "metrics": metrics}
+    with atomic_folder(folder) as temporary:
+        save_student(student, temporary, details | {"data_hash": material.hash}, task_tokens(examples, student.encoder, limit))
+        PhraseTable.of(explanations(material.train, student.encoder, limit)).save(temporary / DRAFTS)
+
+
+def explanations(examples: Sequence[AnnotatedExample], encoder: PromptEncoder, max_target_tokens: int) -> Iterator[list[int]]:
+    """Yield every rationale and evaluation in tokens, behind its task word and with its end token."""
+    begun = list(encoder.begun("explain", Context("")))
+    for annotated in examples:
+        for evaluated in annotated.cots:
+            for text in (evaluated.cot.rationale, *(evaluation.rationale for evaluation in evaluated.evaluations)):
+                if text:
+                    yield [*begun, *encoder.target(text, max_target_tokens)]
+
+
+def task_tokens(examples: Sequence[AnnotatedExample], encoder: PromptEncoder, max_target_tokens: int) -> list[int]:
+    """Return the ids of all tokens that a student reads or writes when it learns from some examples, rising.
+
+    Args:
+        examples: Annotated questions.
+        encoder: The student's prompts.
+        max_target_tokens: The longest target.
+    """
+    found: set[int] = set()
+    for annotated in examples:
+        question = render_question(annotated.example)
+        contexts = [encoder.prompts.reasoning_context(question)]
+        texts = [text for text in (annotated.example.label, *annotated.example.choices) if text]
+        for evaluated in annotated.cots:
+            contexts.append(encoder.prompts.evaluation_context(question, evaluated.cot))
+            texts += [evaluated.cot.rationale, evaluated.cot.pseudo_label]
+            texts += [text for evaluation in evaluated.evaluations for text in (evaluation.rationale, evaluation.verdict.value)]
+        for context in contexts:
+            found.update(encoder.context(context))
+            for kind in KINDS:
+                found.update(encoder.begun(kind, context))
+        for text in texts:
+            found.update(encoder.target(text, max_target_tokens))
+    return sorted(found)

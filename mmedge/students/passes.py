@@ -1,0 +1,398 @@
+"""One pass of encoded lessons through a student: the cross entropy of every token that is learned.
+
+A lesson is a context and the targets behind it, which share the context: it is read once, whatever the number of targets. For an
+encoder-decoder each target is a row of the decoder. For a decoder-only student, targets are branches behind the context that do
+not see each other:
+
+    context ─┬─ predict:  84 / 2 <eos>
+             ├─ predict:  84 * 2 <eos>
+             └─ explain:  Luke scored 84 … <eos>
+
+which gives exactly the losses of the separate sequences at a fraction of the tokens. What is learned from the losses is not
+known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, get_args
+
+import torch
+
+from mmedge.students.dialects import scales_outputs
+from mmedge.students.packed import Rows, can_pack, decoder_only_states, encoder_decoder_states
+from mmedge.tasks.encoding import Family, Kind, PromptEncoder
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class EncodedSegment:
+    """Consecutive tokens of a target that count alike.
+
+    Attributes:
+        ids: The tokens.
+        weight: How much each counts; tokens of weight 0 are read, and not learned.
+        part: The part of the loss that they belong to.
+    """
+
+    ids: tuple[int, ...]
+    weight: float
+    part: str
+
+
+@dataclass(frozen=True)
+class EncodedTarget:
+    """One target in tokens.
+
+    Attributes:
+        kind: Its task word, which says whether it is short or long.
+        begun: The tokens in front of it, which are read but not learned.
+        segments: Its tokens, in order.
+    """
+
+    kind: Kind
+    begun: tuple[int, ...]
+    segments: tuple[EncodedSegment, ...]
+
+    @cached_property
+    def read(self) -> tuple[int, ...]:
+        """The tokens that go through the model: all but the last, which is only predicted."""
+        return self.begun + tuple(token for segment in self.segments for token in segment.ids)[:-1]
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """What each token of `read` predicts."""
+        learned = [token if segment.weight else IGNORED for segment in self.segments for token in segment.ids]
+        return [IGNORED] * (len(self.begun) - 1) + learned
+
+
+@dataclass(frozen=True)
+class EncodedLesson:
+    """One lesson in tokens.
+
+    Attributes:
+        context: What is read first.
+        targets: What is learned behind it.
+        reference: The log-probability of each target under the weights that a stage begins with; empty where nobody needs it.
+    """
+
+    context: tuple[int, ...]
+    targets: tuple[EncodedTarget, ...]
+    reference: tuple[float, ...] = ()
+
+    @cached_property
+    def tokens(self) -> int:
+        """How many tokens go through the model."""
+        return len(self.context) + sum(len(target.read) for target in self.targets)
+
+
+def padded_tokens(lessons: Sequence[EncodedLesson], family: Family) -> int:
+    """Return how many tokens one pass over some lessons computes, padding included.
+
+    A decoder-only student reads a lesson as one row. An encoder-decoder reads contexts, short and long targets as three blocks.
+    """
+    if family == "decoder-only":
+        return len(lessons) * max(lesson.tokens for lesson in lessons)
+    padded = len(lessons) * max(len(lesson.context) for lesson in lessons)
+    for kind in KINDS:
+        lengths = [len(target.read) for lesson in lessons for target in lesson.targets if target.kind == kind]
+        padded += len(lengths) * max(lengths, default=0)
+    return padded
+
+
+@dataclass(frozen=True)
+class LearnedSegment:
+    """A segment that is learned, and where it stands: the places of its lesson and its target in the pass."""
+
+    lesson: int
+    target: int
+    weight: float
+    part: str
+
+
+def learned_segments(lessons: Sequence[EncodedLesson]) -> list[LearnedSegment]:
+    """Return the segments of some lessons that are learned, in order; targets are counted through all lessons."""
+    found, place = [], -1
+    for number, lesson in enumerate(lessons):
+        for target in lesson.targets:
+            place += 1
+            found += [LearnedSegment(number, place, one.weight, one.part) for one in target.segments if one.weight and one.ids]
+    return found
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """What each learned token of some lessons costs.
+
+    Attributes:
+        lessons: The lessons.
+        losses: The cross entropies, (tokens,); in no particular order.
+        segments: The number of the learned segment that each is of, (tokens,).
+    """
+
+    lessons: Sequence[EncodedLesson]
+    losses: torch.Tensor
+    segments: torch.Tensor
+
+    @cached_property
+    def learned(self) -> list[LearnedSegment]:
+        """The learned segments."""
+        return learned_segments(self.lessons)
+
+    def _of_segments(self, values: Sequence[Any], dtype: torch.dtype) -> torch.Tensor:
+        """Return for each token what is so of its segment."""
+        return torch.tensor(values, dtype=dtype, device=self.losses.device)[self.segments]
+
+    @cached_property
+    def weighted(self) -> torch.Tensor:
+        """The cross entropies times their weights, (tokens,)."""
+        return self.losses * self._of_segments([one.weight for one in self.learned], torch.float32)
+
+    def of_part(self, part: str) -> torch.Tensor:
+        """Return which tokens are of a part of the loss, (tokens,)."""
+        return self._of_segments([one.part == part for one in self.learned], torch.bool)
+
+    def of_lessons(self, first: int, last: int) -> TokenLosses:
+        """Return the same of the lessons from `first` to before `last`."""
+        if first == 0 and last == len(self.lessons):
+            return self
+        places = [number for number, one in enumerate(self.learned) if first <= one.lesson < last]
+        low, high = (places[0], places[-1] + 1) if places else (0, 0)
+        own = (self.segments >= low) & (self.segments < high)
+        return TokenLosses(self.lessons[first:last], self.losses[own], self.segments[own] - low)
+
+    @cached_property
+    def log_probabilities(self) -> torch.Tensor:
+        """The weighted log-probability of each target, (targets,), in the lessons' order."""
+        count = sum(len(lesson.targets) for lesson in self.lessons)
+        place = self._of_segments([one.target for one in self.learned], torch.long)
+        return torch.zeros(count, device=self.losses.device).index_add(0, place, -self.weighted)
+
+    @cached_property
+    def reference(self) -> torch.Tensor:
+        """The same under the weights that the stage began with."""
+        return torch.tensor([value for lesson in self.lessons for value in lesson.reference], device=self.losses.device)
+
+
+class LossPass(torch.nn.Module):  # type: ignore[misc]
+    """A pass of lessons through a model, as a module, so that whoever wraps modules (DDP, FSDP, autocast) can wrap it.
+
+    Args:
+        model: The student's model.
+        encoder: Its prompts and special tokens.
+        compiled: Let `torch.compile` build the model's forward pass.
+        packs: Compute without padding where the model is known well enough; the layers' own forward passes are then not called,
+            which whoever watches or wraps them (FSDP, gradient checkpointing) needs.
+    """
+
+    def __init__(self, model: Any, encoder: PromptEncoder, *, compiled: bool = False, packs: bool = True) -> None:
+        super().__init__()
+        self.model = model
+        self._encoder = encoder
+        self.packs = packs and not compiled and can_pack(model)
+        parts = [model.get_decoder()] if encoder.family == "decoder-only" else [model.get_decoder(), model.get_encoder()]
+        # in a list, so that a compiled part is no module of this one: its parameters would be there twice
+        self._parts = [[torch.compile(part, dynamic=True) for part in parts] if compiled else parts]
+
+    def forward(self, lessons: Sequence[EncodedLesson]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `losses` and `segments` of `TokenLosses`; the head is computed for learned positions only."""
+        device = self.model.get_input_embeddings().weight.device
+        numbered = _number_targets(lessons)
+        if self._encoder.family == "decoder-only":
+            if self.packs:
+                return _packed_decoder_only_losses(self.model, lessons, numbered, device)
+            return _decoder_only_losses(self.model, self._parts[0][0], lessons, numbered, self._encoder, device)
+        if self.packs:
+            return _packed_encoder_decoder_losses(self.model, lessons, numbered, device)
+        decoder, encoder = self._parts[0]
+        return _encoder_decoder_losses(self.model, encoder, decoder, lessons, numbered, self._encoder, device)
+
+    def token_losses(self, lessons: Sequence[EncodedLesson]) -> TokenLosses:
+        """Run some lessons through the model, and return what their tokens cost."""
+        return TokenLosses(lessons, *self(lessons))
+
+
+def _number_targets(lessons: Sequence[EncodedLesson]) -> list[list[list[int]]]:
+    """Return by lesson and target the number of the learned segment that each of its learned tokens is of."""
+    found, number = [], -1
+    for lesson in lessons:
+        of_lesson = []
+        for target in lesson.targets:
+            numbers: list[int] = []
+            for segment in target.segments:
+                if segment.weight and segment.ids:
+                    number += 1
+                    numbers += [number] * len(segment.ids)
+            of_lesson.append(numbers)
+        found.append(of_lesson)
+    return found
+
+
+def _padded(rows: Sequence[Sequence[Any]], value: Any) -> torch.Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
+def _packed_encoder_decoder_losses(
+    model: Any, lessons: Sequence[EncodedLesson], numbered: list[list[list[int]]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    targets = [
+        (place, target, numbers)
+        for place, (lesson, of_lesson) in enumerate(zip(lessons, numbered, strict=True))
+        for target, numbers in zip(lesson.targets, of_lesson, strict=True)
+    ]
+    targets.sort(key=lambda found: len(found[1].read))
+    contexts = [lesson.context for lesson in lessons]
+    hidden = encoder_decoder_states(model, contexts, [target.read for _, target, _ in targets], [place for place, *_ in targets])
+    label = torch.tensor([label for _, target, _ in targets for label in target.labels], device=device)
+    learned = label != IGNORED
+    segments = torch.tensor([number for *_, numbers in targets for number in numbers], dtype=torch.long, device=device)
+    return _head_losses(model, hidden[learned], label[learned]), segments
+
+
+def _encoder_decoder_losses(
+    model: Any,
+    encoder: Any,
+    decoder: Any,
+    lessons: Sequence[EncodedLesson],
+    numbered: list[list[list[int]]],
+    prompts: PromptEncoder,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    contexts = [lesson.context for lesson in lessons]
+    read = _padded(contexts, prompts.special.pad).to(device)
+    mask = _padded([[1] * len(context) for context in contexts], 0).to(device)
+    states = encoder(input_ids=read, attention_mask=mask).last_hidden_state
+    losses: list[torch.Tensor] = []
+    segments: list[int] = []
+    for kind in KINDS:  # short and long targets apart, or most of what the decoder computes is padding
+        rows = [
+            (place, target, numbers)
+            for place, (lesson, of_lesson) in enumerate(zip(lessons, numbered, strict=True))
+            for target, numbers in zip(lesson.targets, of_lesson, strict=True)
+            if target.kind == kind
+        ]
+        if not rows:
+            continue
+        row = torch.tensor([place for place, *_ in rows], device=device)
+        hidden = decoder(
+            input_ids=_padded([target.read for _, target, _ in rows], prompts.special.pad).to(device),
+            encoder_hidden_states=states[row],
+            encoder_attention_mask=mask[row],
+            use_cache=False,
+        ).last_hidden_state
+        label = _padded([target.labels for _, target, _ in rows], IGNORED).to(device)
+        learned = label != IGNORED
+        losses.append(_head_losses(model, hidden[learned], label[learned]))
+        segments += [number for *_, numbers in rows for number in numbers]
+    return torch.cat(losses), torch.tensor(segments, dtype=torch.long, device=device)
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """A lesson as a decoder-only student reads it: the context is the trunk, targets are its branches.
+
+    Attributes:
+        tokens: What is read.
+        positions: Where each token stands.
+        branches: The number of the branch that each is on, 0 for the context.
+        labels: What each predicts.
+        segments: The number of the learned segment that each learned token is of.
+    """
+
+    tokens: list[int]
+    positions: list[int]
+    branches: list[int]
+    labels: list[int]
+    segments: list[int]
+
+
+def _tree(lesson: EncodedLesson, numbered: list[list[int]]) -> _Tree:
+    length = len(lesson.context)
+    tree = _Tree(list(lesson.context), list(range(length)), [0] * length, [IGNORED] * length, [])
+    for branch, (target, numbers) in enumerate(zip(lesson.targets, numbered, strict=True), start=1):
+        count = len(target.read)
+        tree.tokens.extend(target.read)
+        tree.positions.extend(range(length, length + count))
+        tree.branches.extend([branch] * count)
+        tree.labels.extend(target.labels)
+        tree.segments.extend(numbers)
+    return tree
+
+
+def _packed_decoder_only_losses(
+    model: Any, lessons: Sequence[EncodedLesson], numbered: list[list[list[int]]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    trees = sorted(map(_tree, lessons, numbered), key=lambda tree: len(tree.tokens))
+    rows = Rows([len(tree.tokens) for tree in trees], device)
+    branches = [_padded([tree.branches for tree in trees[block.rows]], -1).to(device) for block in rows.blocks]
+    hidden = decoder_only_states(
+        model,
+        [token for tree in trees for token in tree.tokens],
+        [position for tree in trees for position in tree.positions],
+        rows,
+        [branch_mask(branch, torch.float32) for branch in branches],
+    )
+    label = torch.tensor([label for tree in trees for label in tree.labels], device=device)
+    learned = label != IGNORED
+    segments = torch.tensor([number for tree in trees for number in tree.segments], dtype=torch.long, device=device)
+    return _head_losses(model, hidden[learned], label[learned]), segments
+
+
+def _decoder_only_losses(
+    model: Any,
+    decoder: Any,
+    lessons: Sequence[EncodedLesson],
+    numbered: list[list[list[int]]],
+    encoder: PromptEncoder,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    trees = list(map(_tree, lessons, numbered))
+    branch_of = _padded([tree.branches for tree in trees], -1).to(device)
+    hidden = decoder(
+        input_ids=_padded([tree.tokens for tree in trees], encoder.special.pad).to(device),
+        position_ids=_padded([tree.positions for tree in trees], 0).to(device),
+        attention_mask=branch_mask(branch_of, model.dtype),
+        use_cache=False,
+    ).last_hidden_state
+    label = _padded([tree.labels for tree in trees], IGNORED).to(device)
+    learned = label != IGNORED
+    segments = torch.tensor([number for tree in trees for number in tree.segments], dtype=torch.long, device=device)
+    return _head_losses(model, hidden[learned], label[learned]), segments
+
+
+def branch_mask(branch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the additive attention mask of a tree of one trunk and its branches.
+
+    Args:
+        branch: (batch, length): 0 for the context, 1… for the branch that a token is on, -1 for padding.
+        dtype: Of the mask.
+
+    Returns:
+        (batch, 1, length, length): 0 where a token may look, the lowest number elsewhere. A token sees earlier tokens of the
+        context and of its own branch; padding sees itself alone, so that no row is empty.
+    """
+    length = branch.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool, device=branch.device).tril()
+    same = branch[:, :, None] == branch[:, None, :]
+    trunk = (branch[:, None, :] == 0) & (branch[:, :, None] >= 0)
+    itself = torch.eye(length, dtype=torch.bool, device=branch.device)
+    allowed = (earlier & (same | trunk) & (branch[:, :, None] >= 0)) | itself
+    mask = torch.full(allowed.shape, torch.finfo(dtype).min, dtype=dtype, device=branch.device)
+    return mask.masked_fill(allowed, 0.0)[:, None]
+
+
+def _head_losses(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the cross entropy of (tokens, width) states against (tokens,) labels."""
+    config = model.config
+    if scales_outputs(config):
+        hidden = hidden * config.d_model**-0.5
+    logits = model.get_output_embeddings()(hidden).float()
+    for name in ("logits_scaling", "logit_scale", "final_logit_softcapping"):
+        if getattr(config, name, None):
+            raise ValueError(f"students whose config sets {name} are not supported")
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
