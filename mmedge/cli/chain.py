@@ -56,7 +56,7 @@ def distill(
     if not _is_main_process():
         return
     if as_json:
-        print_json(metrics.to_json())
+        print_json(metrics.model_dump())
         return
     _show_metrics(metrics)
     typer.echo(f"student: {folder / 'student'}")

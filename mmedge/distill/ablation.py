@@ -19,9 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from mmedge.distill.ablation_plan import Unit, plan, row_named
 from mmedge.distill.ablation_report import write_reports
-from mmedge.distill.ablation_summary import Comparison, Judgements, TrainingResult, compared_rows, title_of
+from mmedge.distill.ablation_summary import Comparison, Judgements, TrainingResult, compared_rows, judgements, title_of
 from mmedge.distill.chain import StageChain
 from mmedge.distill.curves import write_training_page
 from mmedge.distill.devices import Devices
@@ -152,7 +154,7 @@ class _Ablation:
         def outcomes() -> tuple[dict[str, list[int]], Judgements | None]:
             answers = {name: [int(right) for right in found] for name, found in measure.tests(student, "at the end").items()}
             judged = measure.held_out_verdicts(student, "at the end") if unit.recipe.method.self_evaluation else None
-            return answers, Judgements.of(judged) if judged else None
+            return answers, judgements(judged)
 
         tests, verdicts = self.devices.from_main(outcomes)
         result = TrainingResult(
@@ -172,7 +174,7 @@ class _Ablation:
                 answers = {name: proportion(list(map(bool, right))).to_json() for name, right in tests.items()}
                 write_student(student, folder / "student", {"after": {"answer": answers}}, self.material, unit.recipe)
             write_training_page(folder, title=title, finished=True)
-            write_json(folder / "result.json", result.to_json())
+            write_json(folder / "result.json", result.model_dump())
         self.devices.wait()
         return result
 
@@ -186,11 +188,11 @@ class _Ablation:
             if stage.judged:
 
                 def verdicts(name: str = stage.name) -> Json | None:
-                    found = chain.measure.held_out_verdicts(student, f"after {name}")
-                    return vars(Judgements.of(found)) if found else None
+                    found = judgements(chain.measure.held_out_verdicts(student, f"after {name}"))
+                    return found.model_dump() if found else None
 
                 kept: Any = self.devices.from_main(partial(once, place / "verdicts.json", key, verdicts))
-                middle = Judgements(**kept) if kept else None
+                middle = Judgements.model_validate(kept) if kept else None
         return stages, middle
 
     def _summary(self, found: Sequence[TrainingResult]) -> Comparison:
@@ -223,11 +225,11 @@ def _result(path: Path, questions: dict[str, int]) -> TrainingResult | None:
         return None
     hint = f"remove the folder {path.parent} and run the same command again"
     try:
-        found = TrainingResult.from_json(read_json(path))
-        if {name: len(outcomes) for name, outcomes in found.tests.items()} != questions:
-            raise TypeError
+        found = TrainingResult.model_validate(read_json(path))
     except MmedgeError as error:
         raise MmedgeError(error.what, hint) from None
-    except (KeyError, TypeError, AttributeError):
+    except ValidationError:
         raise MmedgeError(f"{path} is not a whole result of a training", hint) from None
+    if {name: len(outcomes) for name, outcomes in found.tests.items()} != questions:
+        raise MmedgeError(f"{path} is not a whole result of a training", hint)
     return found

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
 from mmedge.distill.ablation_plan import Unit
 from mmedge.distill.durable import StageResult
 from mmedge.distill.scoring import Verdicts
@@ -39,8 +41,7 @@ def title_of(row: str, cots: int) -> str:
 # --------------------------------------------------------------------------------------------- one training
 
 
-@dataclass(frozen=True)
-class Judgements:
+class Judgements(BaseModel):
     """What one student said of the held-out chains of thought, in their order.
 
     Attributes:
@@ -53,14 +54,8 @@ class Judgements:
     correct: list[int]
     said_correct: list[int]
 
-    @classmethod
-    def of(cls, found: Verdicts) -> Judgements:
-        confidences = [round(value, 5) for value in found.confidences]
-        return cls(confidences, [int(value) for value in found.correct], [int(value) for value in found.said_correct])
 
-
-@dataclass(frozen=True)
-class TrainingResult:
+class TrainingResult(BaseModel):
     """What one training of a comparison ended with, as its `result.json` holds it.
 
     Attributes:
@@ -91,24 +86,13 @@ class TrainingResult:
     def tokens(self) -> int:
         return sum(stage.tokens for stage in self.stages.values())
 
-    def to_json(self) -> Json:
-        rest = {
-            "stages": {name: stage.to_json() for name, stage in self.stages.items()},
-            "after_stage1": vars(self.after_stage1) if self.after_stage1 else None,
-            "verdicts": vars(self.verdicts) if self.verdicts else None,
-        }
-        return vars(self) | rest
 
-    @classmethod
-    def from_json(cls, found: Json) -> TrainingResult:
-        """Return what `to_json` wrote.
-
-        Raises:
-            KeyError, TypeError, AttributeError: It is something else.
-        """
-        stages = {name: StageResult.from_json(stage) for name, stage in found["stages"].items()}
-        judged = {name: Judgements(**found[name]) if found[name] else None for name in ("after_stage1", "verdicts")}
-        return cls(**{**found, "stages": stages, **judged})
+def judgements(found: Verdicts | None) -> Judgements | None:
+    """Return verdicts as a result holds them."""
+    if found is None:
+        return None
+    confidences = [round(value, 5) for value in found.confidences]
+    return Judgements(confidences=confidences, correct=found.correct, said_correct=found.said_correct)
 
 
 # --------------------------------------------------------------------------------------------- all of them

@@ -1,6 +1,6 @@
 """What is checked before a student is trained: that it can read the inputs and write the targets.
 
-A tokenizer that has no sign for a label, or a limit that cuts it off, would teach the student something else, and nobody would
+With a tokenizer that cannot write a label, or a limit that cuts it off, the student would learn something else, and nobody would
 see why it is bad.
 """
 
@@ -15,7 +15,7 @@ from mmedge.recipe import Recipe
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.prompts import VERDICTS, render_question
 
-TOLERATED = 0.02  # share of targets that may be spoiled, with a warning: a few odd signs in hundreds of texts
+TOLERATED = 0.02  # share of targets that may be damaged, with a warning: a few odd characters in hundreds of texts
 
 
 def check_targets(recipe: Recipe, material: Material, student: TorchStudent, progress: Progress) -> None:
@@ -27,16 +27,16 @@ def check_targets(recipe: Recipe, material: Material, student: TorchStudent, pro
     limit = recipe.training.max_target_tokens
     verdicts = list(VERDICTS) if recipe.method.self_evaluation else []
     for what, texts in (("the verdict", verdicts), ("the answer", list(_answers(recipe, material)))):
-        spoiled = [(text, becomes) for text in texts if (becomes := _written(student, text)) is not None]
-        if len(spoiled) > TOLERATED * len(texts):
-            text, becomes = spoiled[0]
+        damaged = [(text, becomes) for text in texts if (becomes := _written(student, text)) is not None]
+        if len(damaged) > TOLERATED * len(texts):
+            text, becomes = damaged[0]
             raise MmedgeError(
                 f"the student's tokenizer cannot write {what} {text!r:.60}: it becomes {becomes!r:.60}"
-                f" ({len(spoiled)} of {len(texts)})",
+                f" ({len(damaged)} of {len(texts)})",
                 "choose another student, or labels that it can write",
             )
-        if spoiled:
-            progress.line(f"warning: {len(spoiled)} of {len(texts)} answers hold signs that the student cannot write")
+        if damaged:
+            progress.line(f"warning: {len(damaged)} of {len(texts)} answers have characters that the student cannot write")
         long = [text for text in texts if len(student.encoder.target(text, limit + 1)) > limit]
         if len(long) > TOLERATED * len(texts):
             raise MmedgeError(

@@ -32,19 +32,19 @@ _SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MUL
 
 
 class Devices:
-    """What accelerate knows of this process and its fellows; leave it as a context manager.
+    """What accelerate knows of this process and the others; leave it as a context manager.
 
     Args:
         training: Device and precision.
 
     Raises:
-        MmedgeError: There is no such device, or it does not compute in this precision.
+        MmedgeError: The device is missing, or does not compute in this precision.
     """
 
     def __init__(self, training: TrainingSection) -> None:
         cuda = torch.cuda.is_available()
         if training.device == "cuda" and not cuda:
-            raise MmedgeError("training.device: no CUDA device here", "set it to auto or cpu")
+            raise MmedgeError("training.device: no CUDA device found", "set it to auto or cpu")
         on_cpu = training.device == "cpu" or not cuda
         if on_cpu and training.precision == "float16":
             raise MmedgeError("training.precision: float16 needs a GPU", "set it to float32, or to bfloat16")
@@ -68,7 +68,7 @@ class Devices:
                 "set fsdp_version: 2 in accelerate's configuration",
             )
         if self._sharded and training.optimizer == "muon":
-            raise MmedgeError("training.optimizer: muon needs whole matrices, which FSDP cuts up", "set it to adamw, or use DDP")
+            raise MmedgeError("training.optimizer: muon needs whole matrices, which FSDP shards", "set it to adamw, or use DDP")
         if training.threads:
             torch.set_num_threads(training.threads)
 
@@ -107,9 +107,9 @@ class Devices:
 
     def describe(self) -> str:
         """Return words for where the training runs."""
-        fellows = f", {self.count} processes ({'FSDP' if self.sharded else 'DDP'})" if self.count > 1 else ""
+        others = f", {self.count} processes ({'FSDP' if self.sharded else 'DDP'})" if self.count > 1 else ""
         precision = self._accelerator.mixed_precision
-        return f"{self.device}{fellows}" + ("" if precision == "no" else f", {precision}")
+        return f"{self.device}{others}" + ("" if precision == "no" else f", {precision}")
 
     def wait(self) -> None:
         """Wait until all processes are here."""

@@ -11,7 +11,7 @@ from mmedge.distill.devices import Devices
 from mmedge.distill.durable import StageResult, once
 from mmedge.distill.material import prepared
 from mmedge.distill.measure import Measure
-from mmedge.distill.metrics import RunMetrics, Scores
+from mmedge.distill.metrics import RunMetrics, Scores, Verdicts
 from mmedge.distill.student_folder import write_measuring_set, write_student
 from mmedge.distill.training import Session
 from mmedge.folders import Run, work_on
@@ -58,7 +58,7 @@ def _distill(recipe: Recipe, run: Run, session: Session) -> RunMetrics:
         found = read_json(run.metrics)
         if found.get("key") == key:
             progress.line(f"{run.folder}: distilled already, kept")
-            return RunMetrics.from_json(found)
+            return RunMetrics.model_validate(found)
     devices.wait()  # or another process would find what the main one is about to write
     if devices.main:
         _write_explanation(chain, run)
@@ -74,15 +74,23 @@ def _distill(recipe: Recipe, run: Run, session: Session) -> RunMetrics:
     if devices.main:
         session.observe = lambda: write_training_page(run.folder, title=f"Training of {recipe.name}", finished=False)
     before = devices.from_main(
-        lambda: once(run.folder / "before.json", key, lambda: measure.everything(student, "untrained").to_json())
+        lambda: once(run.folder / "before.json", key, lambda: measure.everything(student, "untrained").model_dump())
     )
     stages, after_stage1 = _train(chain, student, run)
     merge_adapters(student)
     after = devices.from_main(lambda: measure.everything(student, "distilled"))
-    metrics = RunMetrics(key, Scores.from_json(before), after_stage1, after, stages, material.report.to_json(), machine())
+    metrics = RunMetrics(
+        key=key,
+        before=Scores.model_validate(before),
+        after_stage1=after_stage1,
+        after=after,
+        stages=stages,
+        annotations=material.report.to_json(),
+        machine=machine(),
+    )
     if devices.main:
-        write_student(student, run.student, metrics.scores(), material, recipe)
-        write_json(run.metrics, metrics.to_json())
+        write_student(student, run.student, metrics.model_dump(include={"before", "after_stage1", "after"}), material, recipe)
+        write_json(run.metrics, metrics.model_dump())
         write_training_page(run.folder, title=f"Training of {recipe.name}", finished=True)
     devices.wait()
     seconds = sum(stage.seconds for stage in stages.values())
@@ -90,7 +98,7 @@ def _distill(recipe: Recipe, run: Run, session: Session) -> RunMetrics:
     return metrics
 
 
-def _train(chain: StageChain, student: TorchStudent, run: Run) -> tuple[dict[str, StageResult], Scores | None]:
+def _train(chain: StageChain, student: TorchStudent, run: Run) -> tuple[dict[str, StageResult], Verdicts | None]:
     """Train every stage; return what each ended with, and the verdicts after the stage that learns to judge."""
     stages, judged = {}, None
     for stage in chain.stages:
@@ -98,7 +106,7 @@ def _train(chain: StageChain, student: TorchStudent, run: Run) -> tuple[dict[str
         if stage.judged:
             path, key, measure = run.folder / f"after_{stage.name}.json", chain.key(stage), chain.measure
             when = f"after {stage.name.replace('stage', 'stage ')}"
-            judged = Scores.from_json(
+            judged = Verdicts.model_validate(
                 chain.session.devices.from_main(lambda: once(path, key, lambda: {"verdict": measure.verdicts(student, when)}))  # noqa: B023
             )
     return stages, judged

@@ -12,11 +12,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from safetensors.torch import save_file
 
 from mmedge.distill.validation import Validated
@@ -25,8 +25,7 @@ from mmedge.storage import Json, atomic_file, atomic_folder, read_json, remove_l
 from mmedge.students.weights import load_weights, read_tensors, save_weights
 
 
-@dataclass
-class Position:
+class Position(BaseModel):
     """How far a stage has come."""
 
     step: int = 0
@@ -34,32 +33,10 @@ class Position:
     since_best: int = 0
     seconds: float = 0.0
     tokens: int = 0
-    history: list[Validated] = field(default_factory=list)
-
-    def to_json(self) -> Json:
-        return {
-            "step": self.step,
-            "best": self.best.to_json() if self.best else None,
-            "since_best": self.since_best,
-            "seconds": self.seconds,
-            "tokens": self.tokens,
-            "history": [one.to_json() for one in self.history],
-        }
-
-    @classmethod
-    def from_json(cls, found: Json) -> Position:
-        return cls(
-            step=found["step"],
-            best=Validated.from_json(found["best"]) if found["best"] else None,
-            since_best=found["since_best"],
-            seconds=found["seconds"],
-            tokens=found["tokens"],
-            history=[Validated.from_json(one) for one in found["history"]],
-        )
+    history: list[Validated] = []
 
 
-@dataclass(frozen=True)
-class StageResult:
+class StageResult(BaseModel):
     """What a stage ended with.
 
     Attributes:
@@ -79,22 +56,6 @@ class StageResult:
     seconds: float
     best: Validated
     validations: list[Validated]
-
-    def to_json(self) -> Json:
-        rest = {"best": self.best.to_json(), "validations": [one.to_json() for one in self.validations]}
-        return {name: value for name, value in vars(self).items() if name not in rest} | rest
-
-    @classmethod
-    def from_json(cls, found: Json) -> StageResult:
-        return cls(
-            key=found["key"],
-            steps=found["steps"],
-            planned_steps=found["planned_steps"],
-            tokens=found["tokens"],
-            seconds=found["seconds"],
-            best=Validated.from_json(found["best"]),
-            validations=[Validated.from_json(one) for one in found["validations"]],
-        )
 
 
 class StageFolder:
@@ -124,7 +85,7 @@ class StageFolder:
             return None
         found = read_json(path)
         self._check(found)
-        return StageResult.from_json(found) if self._best.is_file() else None
+        return StageResult.model_validate(found) if self._best.is_file() else None
 
     def begin(self) -> None:
         """Forget an end whose weights are gone."""
@@ -132,7 +93,7 @@ class StageFolder:
 
     def finish(self, result: StageResult) -> None:
         """Write what the stage ended with; its checkpoint is needed no more."""
-        write_json(self.folder / "done.json", result.to_json())
+        write_json(self.folder / "done.json", result.model_dump())
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
     @property
@@ -153,7 +114,7 @@ class StageFolder:
         with atomic_folder(self.folder / "checkpoint") as temporary:
             save_weights(model, temporary / "model.safetensors")
             save_file(moments, temporary / "optimizer.safetensors")
-            write_json(temporary / "state.json", {"key": self._key, **position.to_json()})
+            write_json(temporary / "state.json", {"key": self._key, **position.model_dump()})
 
     def load_checkpoint(self, model: Any) -> tuple[Position, dict[str, torch.Tensor]] | None:
         """Put a checkpoint's weights into a model; return its position and what the optimizers remembered, or None without one.
@@ -167,7 +128,7 @@ class StageFolder:
         found = read_json(folder / "state.json")
         self._check(found)
         load_weights(model, folder / "model.safetensors")
-        return Position.from_json(found), read_tensors(folder / "optimizer.safetensors")
+        return Position.model_validate(found), read_tensors(folder / "optimizer.safetensors")
 
     def save_reference(self, values: dict[str, torch.Tensor]) -> None:
         """Keep the log-probabilities under the weights that the stage begins with, by stream."""

@@ -101,7 +101,7 @@ class Measure:
         """All final figures: answers on validation and test questions, verdicts on held-out CoTs."""
         answers = {"validation": self._answers(student).to_json()}
         answers |= {name: proportion(outcomes).to_json() for name, outcomes in self.tests(student, when).items()}
-        return Scores(answers, self.verdicts(student, when))
+        return Scores(answer=answers, verdict=self.verdicts(student, when))
 
     def held_out_verdicts(self, student: TorchStudent, when: str) -> Verdicts | None:
         """Verdicts on the chains of thought of the verdict test; None where there are none."""

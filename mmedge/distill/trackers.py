@@ -1,4 +1,4 @@
-"""Experiment trackers, through accelerate: every logged number also goes to TensorBoard, Weights & Biases, MLflow or Trackio.
+"""Experiment trackers, through accelerate: all metrics also go to TensorBoard, Weights & Biases, MLflow or Trackio.
 
 Nothing leaves the machine unless the environment says so (`WANDB_MODE`, `MLFLOW_TRACKING_URI`, `TRACKIO_DIR`): what a tracker
 can keep in files, it keeps in the stage's folder.
@@ -19,14 +19,14 @@ PROJECT = "mmedge"
 
 
 class StageTracker:
-    """One stage's numbers on their way to a tracker.
+    """Sends one stage's metrics to a tracker.
 
     Args:
         kind: Which tracker.
         folder: The stage's; the tracker keeps its files there.
         run: What the run is called.
-        stage: Stands in front of every number's name.
-        step: The last step whose numbers are kept; TensorBoard drops those after it, which are tracked again.
+        stage: Stands in front of every metric's name.
+        step: The last step whose metrics are kept; TensorBoard drops later ones, which are logged again.
 
     Raises:
         MmedgeError: The tracker is not installed.
@@ -54,7 +54,7 @@ class StageTracker:
         self._tracker.start()
 
     def log(self, entry: Json) -> None:
-        """Track every number of an entry of the stage's log."""
+        """Log every number of an entry of the stage's log."""
         self._tracker.log({f"{self._stage}/{name}": value for name, value in _numbers(entry)}, step=entry["step"])
 
     def close(self) -> None:

@@ -151,9 +151,9 @@ class StageTrainer:
         if devices.main:
             self.student.model.eval()
         found = devices.from_main(self.plan.validate)
-        entry = Validated(self.at.step, found.score, found.items, found.details)
+        entry = Validated(step=self.at.step, score=found.score, items=found.items, **found.details)
         self.at.history.append(entry)
-        self._log({"validation": entry.to_json(), "step": entry.step})
+        self._log({"validation": entry.model_dump(), "step": entry.step})
         self.session.progress.line(f"{name} step {entry.step}/{self.steps}: {found.text}")
         choose = selectable(self.at.history)
         if not choose and len(self.at.history) == 1:
@@ -186,7 +186,15 @@ class StageTrainer:
     def _finish(self) -> StageResult:
         at, best = self.at, self.at.best
         assert best is not None  # the last step always validates
-        result = StageResult(self.plan.key, at.step, self.steps, at.tokens, round(at.seconds, 1), best, at.history)
+        result = StageResult(
+            key=self.plan.key,
+            steps=at.step,
+            planned_steps=self.steps,
+            tokens=at.tokens,
+            seconds=round(at.seconds, 1),
+            best=best,
+            validations=at.history,
+        )
         if self.session.devices.main:
             self.files.finish(result)
         self.session.devices.wait()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import BaseModel, ConfigDict
+
 from mmedge.storage import Json
 
 SELECTABLE = 20  # validation items below which a checkpoint's score says nothing: 95 % intervals are wider than ±20 points
@@ -27,29 +29,25 @@ class Validation:
     items: int
 
 
-@dataclass(frozen=True)
-class Validated:
-    """A validation, as it is written.
+class Validated(BaseModel):
+    """A validation, as it is written: beside these, everything measured by its name.
 
     Attributes:
         step: After how many steps.
         score: What checkpoints are selected by.
         items: How many questions or chains of thought the score rests on.
-        details: Everything measured, by its name.
     """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     step: int
     score: float
-    items: int
-    details: Json
+    items: int = SELECTABLE
 
-    def to_json(self) -> Json:
-        return {"step": self.step, "score": self.score, "items": self.items, **self.details}
-
-    @classmethod
-    def from_json(cls, found: Json) -> Validated:
-        rest = {name: value for name, value in found.items() if name not in ("step", "score", "items")}
-        return cls(found["step"], found["score"], found.get("items", SELECTABLE), rest)
+    @property
+    def details(self) -> Json:
+        """Everything measured."""
+        return self.model_extra or {}
 
 
 def selectable(validations: Sequence[Validated]) -> bool:

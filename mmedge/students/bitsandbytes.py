@@ -1,8 +1,8 @@
-"""Weights in bitsandbytes' numbers: what it must be told, and what it must be kept from.
+"""Weights quantized by bitsandbytes: what it must be told, and what it must be kept from.
 
-`bnb-int8` is LLM.int8() (Dettmers et al. 2022): weights in int8, one scale for each output; inputs are rounded to int8 on the
+`bnb-int8` is LLM.int8() (Dettmers et al. 2022): weights in int8, one scale for each output; inputs are quantized to int8 on the
 way, one scale for each row, but for the columns in which some input is larger than 6, which are multiplied in floats with the
-restored weights. `bnb-nf4` is 4-bit NormalFloat (Dettmers et al. 2023), one scale for 64 weights, multiplied in floats. Both
+dequantized weights. `bnb-nf4` is 4-bit NormalFloat (Dettmers et al. 2023), one scale for 64 weights, multiplied in floats. Both
 leave embedding, head and norms as they are, and so does T5 its `wo`, whose inputs are too large for float16.
 """
 
@@ -54,7 +54,7 @@ def bits_config(bits: int, floats: Sequence[str], dtype: Any) -> Any:
     Args:
         bits: 8 or 4.
         floats: Modules that stay as they are, by their whole names.
-        dtype: The torch type that nf4 is multiplied in.
+        dtype: The torch dtype that nf4 is multiplied in.
     """
     import transformers
 
@@ -66,7 +66,7 @@ def bits_config(bits: int, floats: Sequence[str], dtype: Any) -> Any:
 
 
 def kept_in_float(model: Any) -> list[str]:
-    """Return the names of a model's products that are never rounded: the head, and what transformers keeps in float32.
+    """Return the names of the linear layers that are never quantized: the head, and what transformers keeps in float32.
 
     Args:
         model: A model; its weights may be on torch's `meta` device.
@@ -82,9 +82,9 @@ def kept_in_float(model: Any) -> list[str]:
 
 
 def restore_unsupported_linears(model: Any) -> None:
-    """Turn nf4 products that bitsandbytes does not compute on every CPU into ordinary ones, with the same weights.
+    """Turn nf4 layers that bitsandbytes does not compute on every CPU into ordinary ones, with the same weights.
 
-    Version 0.50.2 on CPUs with AVX-512 restores weights wrongly where the inputs are no multiple of 64, and on those with
+    Version 0.50.2 on CPUs with AVX-512 dequantizes weights wrongly where the inputs are no multiple of 64, and on those with
     AVX512-BF16 stops where the outputs are no multiple of 32. (There it also packs the weights when they are first used, and
     after that saves scales in the wrong order and type: a model must be saved before anything is computed.)
 
@@ -95,17 +95,17 @@ def restore_unsupported_linears(model: Any) -> None:
     from bitsandbytes.nn.modules import Linear4bit
 
     dtype = model.get_input_embeddings().weight.dtype
-    unfit = [
+    unsupported = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, Linear4bit) and (module.out_features % CPU_OUTPUTS or module.in_features % BLOCK)
     ]
-    for name, module in unfit:
+    for name, module in unsupported:
         state = module.weight.quant_state
         packed = module.weight.data.reshape(-1)
-        numbers = torch.stack([packed >> 4, packed & 15], 1).reshape(-1)[: state.shape.numel()].long()
-        scales = state.absmax.repeat_interleave(state.blocksize)[: len(numbers)]
-        restored = (state.code[numbers] * scales).reshape(state.shape).to(dtype)
+        codes = torch.stack([packed >> 4, packed & 15], 1).reshape(-1)[: state.shape.numel()].long()
+        scales = state.absmax.repeat_interleave(state.blocksize)[: len(codes)]
+        restored = (state.code[codes] * scales).reshape(state.shape).to(dtype)
         plain = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
         plain.weight = torch.nn.Parameter(restored, requires_grad=False)
         plain.bias = module.bias

@@ -1,12 +1,13 @@
 """The one place that knows what differs between transformers 4.57 and 5.x.
 
-- The argument for the number type is `dtype` in both, but 4.57 saves `torch_dtype` into configs.
+- The argument for the dtype is `dtype` in both, but 4.57 saves `torch_dtype` into configs.
 - A GGUF file is dequantized by 4.57 always, by 5.x on request (`GgufConfig(dequantize=True)`).
 - T5: 5.x writes `scale_decoder_outputs` and says `tie_word_embeddings: true` also of a v1.1 model whose head is its own; 4.57
   reads `tie_word_embeddings` as "scale the logits", so it would compute another model. 5.x builds v1.1 models with a tied head,
-  which it does not save; 4.57 would fill it with random numbers.
+  which it does not save; 4.57 would initialize it at random.
 - The rotary embedding: 5.x writes `rope_parameters`, 4.57 reads `rope_theta` and `rope_scaling` and would take its defaults.
 - What a step hands to the next is `cache` from 5.24 on, `past_key_values` before, as an argument and in outputs.
+- A quantized model: 5.x leaves what is not quantized in the dtype that it was saved in, whatever is asked for.
 - A tokenizer: 5.x calls the plain one `TokenizersBackend` and lists `extra_special_tokens`, which 4.57 wants as a dictionary.
 """
 
@@ -18,6 +19,7 @@ import inspect
 import logging
 from typing import Any
 
+import torch
 import transformers
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
@@ -85,7 +87,7 @@ def load_model(place: str, config: Any, **arguments: Any) -> Any:
         arguments: For `from_pretrained`, such as `dtype`, `revision` and `quantization_config`.
 
     Raises:
-        ValueError: A weight is missing, which transformers would fill with random numbers.
+        ValueError: A weight is missing, which transformers would initialize at random.
     """
     kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
     model, found = kind.from_pretrained(
@@ -96,13 +98,23 @@ def load_model(place: str, config: Any, **arguments: Any) -> Any:
         # 5.x ties every T5 head that the file does not have; 4.57 knows no such head where logits are not scaled
         model.lm_head.weight.data.copy_(model.shared.weight.data)
         missing.discard("lm_head.weight")
-    rounded = "quantization_config" in arguments or getattr(config, "quantization_config", None) is not None
-    if missing and not rounded:
+    quantized = "quantization_config" in arguments or getattr(config, "quantization_config", None) is not None
+    if quantized and isinstance(dtype := arguments.get("dtype"), torch.dtype):
+        _cast_unquantized(model, dtype)
+    if missing and not quantized:
         raise ValueError(f"the weights lack {min(missing)}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""))
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if MAJOR >= 5 and head is not None and head.weight is not embedding.weight:
         model.config.tie_word_embeddings = False  # 5.x says true of every T5; what is saved shall say what it is
     return model
+
+
+def _cast_unquantized(model: Any, dtype: torch.dtype) -> None:
+    """Give what is not quantized the dtype that was asked for; what overflows in float16, as T5's `wo` does, is float32."""
+    kept = set(model._keep_in_fp32_modules or ())
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
 
 
 def load_tokenizer(place: str, *, plain: bool = False, **arguments: Any) -> Any:

@@ -44,7 +44,7 @@ def load_student(
         seed: Seeds the weights of a student from scratch.
 
     Raises:
-        MmedgeError: The hub cannot be reached, or what is there is no supported model.
+        MmedgeError: The hub cannot be reached, or the model is not supported.
     """
     if source.kind == SCRATCH:
         return build_scratch(section.scratch, texts, max_input_tokens, seed)

@@ -1,10 +1,10 @@
 """Forward passes without padding: what a training step computes.
 
 Lessons differ in length, and a padded batch of them is half padding; cut into several passes it is less, but each pass reads all
-weights and writes all gradients anew, the vocabulary's table above all. Here every product of a layer gets the tokens of all
+weights and writes all gradients anew, the vocabulary's table above all. Here every linear layer gets the tokens of all
 rows in one matrix, and rows are laid out side by side only where they must be, in attention, which is a few hundredths of the work.
 T5's decoder has the targets of both tasks, and keys and values of a context are computed once for all its targets. The
-student's own modules compute, adapters included; what is computed is the same to rounding.
+student's own modules compute, adapters included; what is computed is the same up to rounding errors.
 """
 
 from __future__ import annotations
@@ -165,8 +165,8 @@ def decoder_only_states(
         attention = layer.self_attn
         normed = layer.input_layernorm(hidden)
         query, key, value = (
-            product(normed).view(rows.tokens, -1, attention.head_dim)
-            for product in (attention.q_proj, attention.k_proj, attention.v_proj)
+            linear(normed).view(rows.tokens, -1, attention.head_dim)
+            for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
         if hasattr(attention, "q_norm"):
             query, key = (norm(one).to(value.dtype) for norm, one in ((attention.q_norm, query), (attention.k_norm, key)))
@@ -202,7 +202,7 @@ def _grouped_attention(
 
 
 def _mask(allowed: torch.Tensor) -> torch.Tensor:
-    """Return zeros where one may look and the lowest number elsewhere."""
+    """Return zeros where one may look and the lowest value elsewhere."""
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, torch.finfo(torch.float32).min)
 
 
@@ -223,10 +223,10 @@ def _position_bias(stack: Any, width: int, *, both_ways: bool) -> torch.Tensor:
 def _self_attention(layer: Any, hidden: torch.Tensor, rows: Rows, biases: Sequence[torch.Tensor]) -> torch.Tensor:
     attention, heads = layer.SelfAttention, layer.SelfAttention.n_heads
     normed = layer.layer_norm(hidden)
-    products = [product(normed) for product in (attention.q, attention.k, attention.v)]
+    projected = [linear(normed) for linear in (attention.q, attention.k, attention.v)]
     found = []
     for block, bias in zip(rows.blocks, biases, strict=True):
-        query, key, value = (block.laid_out(product, heads) for product in products)
+        query, key, value = (block.laid_out(one, heads) for one in projected)
         found.append(block.packed(_attend(attention, query, key, value, bias)))
     added: torch.Tensor = hidden + layer.dropout(attention.o(torch.cat(found)))
     return added
@@ -249,5 +249,5 @@ def _cross_attention(
 def _attend(attention: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Return what each query finds, (rows, heads, width, size); T5 does not scale its scores."""
     scores = query @ key.transpose(2, 3) + bias
-    chances = scores.float().softmax(-1).type_as(scores)
-    return dropout(chances, attention.dropout, attention.training) @ value
+    weights = scores.float().softmax(-1).type_as(scores)
+    return dropout(weights, attention.dropout, attention.training) @ value

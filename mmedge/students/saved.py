@@ -62,7 +62,7 @@ def student_details(folder: Path) -> dict[str, Any]:
     """Return a saved student's `mmedge.json`.
 
     Raises:
-        MmedgeError: The folder is no student of mmedge, or one of a newer version.
+        MmedgeError: The folder is not a student of mmedge, or was written by a newer version.
     """
     if not folder.is_dir():
         raise MmedgeError(f"no such student: {folder}", "name a folder that `mmedge distill` wrote")
@@ -71,7 +71,7 @@ def student_details(folder: Path) -> dict[str, Any]:
         raise MmedgeError(f"{folder} has no mmedge.json", "only students that `mmedge distill` made know their task")
     details = read_json(folder / DETAILS)
     if not isinstance(details, dict) or details.get("format") != FORMAT:
-        raise MmedgeError(f"{folder}/mmedge.json is not of a format this version reads", "update mmedge")
+        raise MmedgeError(f"{folder}/mmedge.json has a format that this version does not read", "update mmedge")
     return details
 
 
@@ -104,7 +104,7 @@ def open_student(folder: Path, max_input_tokens: int | None = None, device: str 
         device: `cpu` or `cuda`.
 
     Raises:
-        MmedgeError: It is no student or damaged, or needs bitsandbytes, which is not installed.
+        MmedgeError: It is not a student, is damaged, or needs bitsandbytes, which is not installed.
     """
     dialects.quiet()
     details = student_details(folder)

@@ -57,18 +57,18 @@ def resolve(name: str, revision: str | None, field: str) -> ModelSource:
         return ModelSource("folder", path, name, sha256_json(hashes | {"config": sha256_file(path / "config.json")}))
     if path.exists() or not _HUB_ID.match(name) or name.startswith((".", "/")):
         noun = field.split(".")[0]
-        raise MmedgeError(f"{field}: {name} is no {noun}", "it must be a hub id, a folder, a .gguf file or package:NAME/FILE")
+        raise MmedgeError(f"{field}: {name} is not a {noun}", "name a hub id, a folder, a .gguf file or package:NAME/FILE")
     return ModelSource("hub", None, name, sha256_json({"hub": name, "revision": revision}))
 
 
 def check_folder(path: Path) -> None:
     """Refuse a folder that holds no model, or one whose weights are a pickle."""
     if not (path / "config.json").is_file():
-        raise MmedgeError(f"{path} is no model: it has no config.json", "name a folder saved by transformers or mmedge")
+        raise MmedgeError(f"{path} is not a model: it has no config.json", "name a folder saved by transformers or mmedge")
     if not list(path.glob("*.safetensors")):
         pickled = [file.name for file in path.glob("*.bin")]
         why = f"; {pickled[0]} is a pickle, which is never loaded" if pickled else ""
-        raise MmedgeError(f"{path} has no weights: no *.safetensors in it{why}", "save the model with safe_serialization=True")
+        raise MmedgeError(f"{path} has no weights: no *.safetensors in it{why}", "save the model as safetensors")
 
 
 def _package_file(name: str, field: str) -> Path:
@@ -93,7 +93,7 @@ def load(source: ModelSource, revision: str | None, tokenizer_name: str | None, 
         arguments: For `from_pretrained`, such as `dtype` and `quantization_config`.
 
     Raises:
-        MmedgeError: The hub cannot be reached, or what is there is no supported model.
+        MmedgeError: The hub cannot be reached, or the model is not supported.
     """
     from mmedge.students import dialects
 

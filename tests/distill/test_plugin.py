@@ -17,67 +17,15 @@ from mmedge.recipe import StageSection, StudentSection
 from mmedge.students.loading import load_student, resolve_source
 from mmedge.students.passes import EncodedLesson, TokenLosses
 from mmedge.tasks.prompts import Context
-from tests.conftest import is_one_line_error, killed_when_lines_are_there, mmedge, tiny_recipe, write_recipe
+from tests.conftest import REPOSITORY, is_one_line_error, killed_when_lines_are_there, mmedge, tiny_recipe, write_recipe
 from tests.distill.given import Given, small_student, trainer_of
-
-PREFERENCE = '''
-"""Direct preference optimization (Rafailov et al. 2023) of chains of thought that the teacher judged correct against wrong ones."""
-
-from pydantic import Field
-
-from mmedge.distill.lessons import Lesson, Target
-from mmedge.distill.objectives import Objective, ObjectiveSection
-from mmedge.tasks.base import Verdict
-from mmedge.tasks.prompts import render_question
-
-
-class PreferenceSection(ObjectiveSection):
-    beta: float = Field(default=0.1, gt=0, description="How far the student may move from where it began.")
-
-
-class Preference(Objective):
-    settings = PreferenceSection
-    stages = ("stage3",)
-    group = 2
-    reference = True
-    parts = ("preference",)
-    metrics = ("preferred",)
-
-    def __init__(self, section, source):
-        super().__init__(section, source)
-        self._lessons = []
-        for annotated in source.examples:
-            judged = {found.evaluations[0].verdict: found.cot for found in annotated.cots if found.evaluations}
-            if Verdict.CORRECT in judged and Verdict.WRONG in judged:
-                context = source.encoder.prompts.reasoning_context(render_question(annotated.example))
-                for verdict in (Verdict.CORRECT, Verdict.WRONG):
-                    self._lessons.append(Lesson(context, (Target.of("explain", judged[verdict].rationale),)))
-
-    def lessons(self, epoch):
-        return self._lessons
-
-    def totals(self, lessons):
-        return {"preference": len(lessons) / 2, "preferred": len(lessons) / 2}
-
-    def sums(self, tokens):
-        import torch
-
-        gained = tokens.log_probabilities - tokens.reference
-        margin = self.section.beta * (gained[0::2] - gained[1::2])
-        return {"preference": -torch.nn.functional.logsigmoid(margin).sum(), "preferred": (margin > 0).float().sum()}
-'''
 
 
 @pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installed package that adds the objective `preference`."""
-    package = tmp_path / "site"
-    details = package / "preference-1.0.dist-info"
-    details.mkdir(parents=True)
-    (package / "preference.py").write_text(PREFERENCE)
-    (details / "METADATA").write_text("Metadata-Version: 2.1\nName: preference\nVersion: 1.0\n")
-    (details / "entry_points.txt").write_text("[mmedge.plugins]\nobjectives.preference = preference:Preference\n")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")]))
+def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that adds the objective `preference`, direct preference optimization of pairs."""
+    paths = [str(REPOSITORY / "tests" / "plugin"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
 
 
 def _recipe(folder: Path, **settings: object) -> Path:
