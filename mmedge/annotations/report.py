@@ -10,10 +10,9 @@ from rich.text import Text
 from mmedge.annotations.bill import Bill
 from mmedge.annotations.reading import AnnotatedExample
 from mmedge.annotations.summary import KEEPS, AnnotationReport
-from mmedge.reports.formats import NOTHING, number, share
+from mmedge.reports.formats import NOTHING, number, share, share_of
 from mmedge.reports.page import Page
 from mmedge.reports.tables import Table
-from mmedge.statistics import ClusteredShare, Proportion
 
 _KEEP_WORDS = {"all": "all (the paper)", "self_consistent": "self-consistent", "judged_correct": "judged correct"}
 _BRACKETS = "brackets are 95 % intervals over questions"
@@ -36,15 +35,15 @@ def yield_rows(found: AnnotationReport) -> list[list[str]]:
 
 def _worth(found: AnnotationReport) -> Table:
     rows = [
-        ["agreement: share of a question's CoTs with its most frequent answer", _share(found.agreement)],
+        ["agreement: share of a question's CoTs with its most frequent answer", share_of(found.agreement)],
         ["different answers per question", number(found.answers_per_question, 2)],
         ["diversity: mean distance of a question's rationales (0 same words, 1 none in common)", number(found.diversity, 2)],
     ]
     if found.pseudo_label_accuracy is not None:
-        rows.append(["pseudo-labels that are the human label", _share(found.pseudo_label_accuracy)])
-        rows.append(["majority votes that are the human label", _share(found.majority_vote_accuracy)])
+        rows.append(["pseudo-labels that are the human label", share_of(found.pseudo_label_accuracy)])
+        rows.append(["majority votes that are the human label", share_of(found.majority_vote_accuracy)])
     if found.verdict_confusion is not None:
-        rows.append(["verdicts that are right", _share(found.verdict_accuracy)])
+        rows.append(["verdicts that are right", share_of(found.verdict_accuracy)])
         rows.append(["the same, balanced (0.5 says nothing)", number(found.verdict_balanced_accuracy, 3)])
     return Table("Worth", ["", ""], rows)
 
@@ -57,7 +56,7 @@ def _confusion(found: AnnotationReport) -> Table:
 def _kept(found: AnnotationReport) -> Table:
     total = found.keep["all"].cots
     rows = [
-        [_KEEP_WORDS[how], f"{kept.cots} ({_percent(kept.cots, total)})", str(kept.questions), _share(kept.pseudo_label_accuracy)]
+        [_KEEP_WORDS[how], f"{kept.cots} ({_percent(kept.cots, total)})", str(kept.questions), share_of(kept.pseudo_label_accuracy)]
         for how, kept in found.keep.items()
     ]
     return Table("What method.keep would train on", ["keep", "CoTs", "questions", "right pseudo-labels"], rows)
@@ -109,7 +108,7 @@ def page(found: AnnotationReport, shown: Sequence[AnnotatedExample]) -> Page:
     add(_confusion(found), "A teacher that judges well says 'correct' of right answers and 'wrong' of the others.")
     add(_kept(found), "Fewer but better chains of thought, or all of them.")
     accuracies = {how: found.keep[how].pseudo_label_accuracy for how in KEEPS}
-    bars = [(_KEEP_WORDS[how], right.value, _share(right)) for how, right in accuracies.items() if right and right.successes]
+    bars = [(_KEEP_WORDS[how], right.value, share_of(right)) for how, right in accuracies.items() if right and right.successes]
     if bars:
         made.bars(bars, largest=1.0)
     add(_bill(found.bill))
@@ -130,10 +129,6 @@ def page(found: AnnotationReport, shown: Sequence[AnnotatedExample]) -> Page:
 def _title(found: AnnotationReport) -> str:
     texts = f"{found.cots.stored:,} chains of thought and {found.evaluations.stored:,} self-evaluations"
     return f"{found.recipe}: {texts} of {found.questions:,} questions"
-
-
-def _share(found: ClusteredShare | Proportion | None) -> str:
-    return NOTHING if found is None else share(found.value, found.interval)
 
 
 def _percent(part: float, whole: float) -> str:

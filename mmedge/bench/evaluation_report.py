@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmedge.bench.evaluation_results import Auroc, Cascade, Difference, EvaluationReport, Price, SplitResult
-from mmedge.bench.results import Interval, Share
 from mmedge.reports.charts import IntervalRow, Series, interval_chart, line_chart
-from mmedge.reports.formats import NOTHING, estimate, number, points, share
+from mmedge.reports.formats import NOTHING, estimate, number, points, share_of
 from mmedge.reports.page import Page
 from mmedge.reports.tables import Cell, Table
 from mmedge.storage import write_json, write_text
@@ -32,10 +31,6 @@ def write_report(report: EvaluationReport, folder: Path) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------- tables
-
-
-def _share(found: Interval | Share | None) -> str:
-    return share(found.value, found.interval_95) if found else NOTHING
 
 
 def _points(found: Difference | None) -> str:
@@ -61,12 +56,12 @@ def _signals(report: EvaluationReport, split: str, result: SplitResult) -> Table
                 _auroc(signal.auroc),
                 f"{number(error.value, 3)} ({number(error.by_chance, 3)})",
                 estimate(area.value, area.interval_95, 3) if area else NOTHING,
-                _share(signal.accuracy_at["0.7"]),
-                _share(signal.accuracy_at["0.8"]),
+                share_of(signal.accuracy_at["0.7"]),
+                share_of(signal.accuracy_at["0.8"]),
                 _points(signal.gain_at["0.7"]),
             ]
         )
-    return Table(f"{split}: {result.questions} questions, accuracy {_share(result.accuracy)}", headings, rows)
+    return Table(f"{split}: {result.questions} questions, accuracy {share_of(result.accuracy)}", headings, rows)
 
 
 def _strategies(split: str, result: SplitResult, prices: Mapping[str, Price]) -> Table:
@@ -75,7 +70,7 @@ def _strategies(split: str, result: SplitResult, prices: Mapping[str, Price]) ->
         return f"{price.mean_times_answer:.2f} ×" if price else NOTHING
 
     rows = [
-        [name, _share(found.accuracy), _points(found.difference), price_of(name.split(",")[0] if "samples" in name else name)]
+        [name, share_of(found.accuracy), _points(found.difference), price_of(name.split(",")[0] if "samples" in name else name)]
         for name, found in result.strategies.items()
     ]
     more = [name for name in ("answer, rationale", "answer, rationale, confidence") if name in prices]
@@ -87,20 +82,20 @@ def _abstaining(split: str, result: SplitResult) -> Table:
     rows = []
     for aim in result.abstaining:
         wanted = f"{100 * (aim.target_accuracy or aim.max_withheld or 0):g} % {'right' if aim.target_accuracy else 'withheld'}"
-        given = [aim.problem or number(aim.threshold, 3), _share(aim.accuracy_of_given), _share(aim.withheld)]
+        given = [aim.problem or number(aim.threshold, 3), share_of(aim.accuracy_of_given), share_of(aim.withheld)]
         rows.append([wanted, *given])
     headings = ["aim on validation questions", "threshold", "accuracy of the answers given", "withheld"]
     return Table(f"abstaining, {split}", headings, rows)
 
 
 def _cascade(found: Cascade) -> Table:
-    rows = [["student alone", "0", _share(found.student), NOTHING, "0"]]
+    rows = [["student alone", "0", share_of(found.student), NOTHING, "0"]]
     for point in found.points:
         characters = number(point.teacher_characters_per_question, 0)
         wanted = f"at most {100 * point.max_escalated:g} % escalated"
-        rows.append([wanted, _share(point.escalated), _share(point.accuracy), _points(point.gain_over_student), characters])
+        rows.append([wanted, share_of(point.escalated), share_of(point.accuracy), _points(point.gain_over_student), characters])
     characters = number(found.teacher_characters_per_question, 0)
-    rows.append(["teacher alone", "100 %", _share(found.teacher), NOTHING, characters])
+    rows.append(["teacher alone", "100 %", share_of(found.teacher), NOTHING, characters])
     headings = ["cascade", "escalated", "accuracy", "gain over the student, points", "teacher's characters a question"]
     return Table(f"escalating to the recorded teacher, {found.questions} held-out questions", headings, rows)
 

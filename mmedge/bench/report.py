@@ -10,7 +10,7 @@ from mmedge.bench.results import BenchReport, MeasuredVariant
 from mmedge.bench.timing import FEW_ROUNDS
 from mmedge.errors import MmedgeError
 from mmedge.reports.charts import IntervalRow, Series, interval_chart, line_chart
-from mmedge.reports.formats import NOTHING, estimate, number, share, significant, size
+from mmedge.reports.formats import NOTHING, estimate, number, share, share_of, significant, size
 from mmedge.reports.page import Page
 from mmedge.reports.tables import Column, Table
 from mmedge.storage import write_json, write_text
@@ -45,9 +45,9 @@ def _summary(report: BenchReport) -> Table:
     """Return the table of all variants; the times are also ratios to the first that was measured."""
     columns: list[tuple[str, Callable[[MeasuredVariant], str]]] = []
     for split in report.questions:
-        columns.append((f"answers: {split}", lambda v, split=split: _accuracy(v, split)))  # type: ignore[misc]
+        columns.append((f"answers: {split}", lambda v, split=split: share_of(v.answer_accuracy.get(split))))  # type: ignore[misc]
     if any(variant.verdict_accuracy.total for variant in report.measured):
-        columns.append(("verdicts", lambda v: share(v.verdict_accuracy.value, v.verdict_accuracy.interval_95)))
+        columns.append(("verdicts", lambda v: share_of(v.verdict_accuracy)))
         columns.append(("verdicts, balanced", lambda v: number(v.verdict_balanced_accuracy, 3)))
     if report.ask == "confidence":
         columns.append(("AUROC", lambda v: number(v.confidence.auroc if v.confidence else None, 3)))
@@ -71,11 +71,6 @@ def _summary(report: BenchReport) -> Table:
     rows = [[variant.shown, *(cell(variant) for _, cell in columns)] for variant in report.measured]
     headings: list[str | Column] = [Column("variant", "left", wraps=False), *(heading for heading, _ in columns)]
     return Table(f"bench: {report.task}", headings, rows)
-
-
-def _accuracy(variant: MeasuredVariant, split: str) -> str:
-    found = variant.answer_accuracy.get(split)
-    return share(found.value, found.interval_95) if found else NOTHING
 
 
 def _against(variant: MeasuredVariant) -> str:

@@ -42,6 +42,10 @@ class Interval(ReportPart):
     value: float
     interval_95: Pair
 
+    @property
+    def interval(self) -> Pair:
+        return self.interval_95
+
     @classmethod
     def of(cls, found: Estimate, **more: Any) -> Self:
         return cls(value=found.value, interval_95=(found.low, found.high), **more)
@@ -60,6 +64,10 @@ class Share(ReportPart):
     interval_95: Pair
     successes: int
     total: int
+
+    @property
+    def interval(self) -> Pair:
+        return self.interval_95
 
     @classmethod
     def of(cls, outcomes: Sequence[bool]) -> Self:

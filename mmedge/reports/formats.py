@@ -12,11 +12,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 NOTHING = "–"
 
 Interval = Sequence[float]
+
+
+class Estimated(Protocol):
+    """A value that was measured, and its interval."""
+
+    @property
+    def value(self) -> float | None: ...
+
+    @property
+    def interval(self) -> Interval: ...
 
 
 def _is_measured(value: float | None) -> TypeGuard[float]:
@@ -43,6 +53,11 @@ def share(value: float | None, interval: Interval | None = None, digits: int = 1
     if not _is_measured(value):
         return NOTHING
     return f"{100 * value:.{digits}f} %{_between(interval, lambda end: f'{100 * end:.{digits}f}')}"
+
+
+def share_of(found: Estimated | None) -> str:
+    """Return a share that was measured, with its interval."""
+    return share(found.value, found.interval) if found else NOTHING
 
 
 def points(value: float | None, interval: Interval | None = None, p: float | None = None) -> str:
