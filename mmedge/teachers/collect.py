@@ -74,8 +74,10 @@ def collect_run(
         How the collection ended (see `annotate`), and what the run then holds.
 
     Raises:
-        MmedgeError: See `annotate` and `work_on`.
+        MmedgeError: There is no teacher; see also `annotate` and `work_on`.
     """
+    if recipe.teacher is None:
+        raise MmedgeError("the recipe has no teacher: there is nothing to collect", "add a teacher section to the recipe")
     task = build_task(recipe.task.model_dump())
     with work_on(folder, recipe, shared=True) as run:
         examples = task.load().train
