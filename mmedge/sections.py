@@ -6,10 +6,12 @@ nothing heavy. Names no registry itself, so that nobody imports in a circle.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -54,10 +56,22 @@ class Section(BaseModel):
 
 
 class _Lookup:
-    """What both annotations below have in common: a registry, looked at when a value is validated, and not before."""
+    """What both annotations below have in common: a registry, looked at when a value is validated, and not before.
 
-    def __init__(self, registry: Registry[Any]) -> None:
-        self._registry = registry
+    Args:
+        registry: A registry, or `module:attribute` of one that lies in a room above, which is imported at first use.
+    """
+
+    def __init__(self, registry: Registry[Any] | str) -> None:
+        self._named = registry
+
+    @cached_property
+    def _registry(self) -> Registry[Any]:
+        if not isinstance(self._named, str):
+            return self._named
+        module, _, attribute = self._named.partition(":")
+        found: Registry[Any] = getattr(importlib.import_module(module), attribute)
+        return found
 
     def _known(self, name: object) -> str:
         if not isinstance(name, str) or name not in self._registry:
@@ -66,7 +80,7 @@ class _Lookup:
 
 
 class NameOf(_Lookup):
-    """Annotates a field that holds the name of a registry's entry: `Annotated[str, NameOf(PRECISIONS)]`."""
+    """Annotates a field that holds the name of a registry's entry: `Annotated[str, NameOf("module:REGISTRY")]`."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(
@@ -85,7 +99,7 @@ class SettingsOf(_Lookup):
         settings: Returns the section that an entry's settings must be.
     """
 
-    def __init__(self, registry: Registry[Any], settings: Callable[[Any], type[Section]]) -> None:
+    def __init__(self, registry: Registry[Any] | str, settings: Callable[[Any], type[Section]]) -> None:
         super().__init__(registry)
         self._settings = settings
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
-from mmedge.errors import MmedgeError
-from mmedge.recipe import load_recipe, recipe_values, validate
+from mmedge.errors import MmedgeError, Notice
+from mmedge.recipe import Recipe, load_recipe, recipe_values, validate
 from tests.conftest import REPOSITORY, tiny_recipe, write_recipe
 
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
@@ -96,3 +98,57 @@ def test_a_length_that_is_set_replaces_the_other_kind(tmp_path: Path, monkeypatc
     path.write_text(path.read_text().replace("epochs: 50", "epochs: 50, max_steps: 3"))
     with pytest.raises(MmedgeError, match="exactly one of max_steps and epochs"):
         load_recipe(path)
+
+
+def _without_description(schema: dict[str, Any]) -> list[str]:
+    sections = {"Recipe": schema, **schema["$defs"]}
+    return [
+        f"{section}.{name}"
+        for section, stated in sections.items()
+        for name, field in stated.get("properties", {}).items()
+        if not (field.get("description") or schema["$defs"].get(field.get("$ref", "").rpartition("/")[2], {}).get("description"))
+    ]
+
+
+def test_every_field_of_the_schema_says_what_it_is() -> None:
+    assert _without_description(Recipe.model_json_schema()) == []
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_an_editor_accepts_the_recipes(path: Path) -> None:
+    jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), Recipe.model_json_schema())
+
+
+def test_an_editor_knows_the_entries_of_registries() -> None:
+    schema = Recipe.model_json_schema()
+    precisions = schema["$defs"]["ExportSection"]["properties"]["precisions"]["items"]["enum"]
+    assert {"fp32", "int8", "bnb-nf4"} <= set(precisions)
+    forms = schema["$defs"]["JsonlSection"]["properties"]["form"]["anyOf"]
+    assert {"expression", "choice", "label", "exact"} <= set(forms[0]["enum"])
+
+
+@pytest.mark.parametrize(
+    ("form", "complaint"),
+    [
+        ("poem", "unknown name 'poem'; known: expression, choice, label, exact"),
+        ({"kind": "label"}, "task.form.labels' is missing"),
+        ({"kind": "label", "labels": ["yes", False]}, "put the label in quotes"),
+        ({"kind": "exact", "labels": ["x"]}, "unknown field 'task.form.labels'"),
+        (3, "expected a name or a mapping"),
+    ],
+)
+def test_a_wrong_form_is_named(form: object, complaint: str) -> None:
+    task = {"kind": "jsonl", "train_file": "q.jsonl", "form": form}
+    with pytest.raises(MmedgeError) as caught:
+        validate(tiny_recipe(task=task, teacher=None, method={}), "r.yaml")
+    assert complaint in str(caught.value) and "task.form" in str(caught.value)
+
+
+def test_older_names_are_read_with_a_notice() -> None:
+    task = {"kind": "jsonl", "train_file": "q.jsonl", "judge": "label", "labels": ["yes", "no"]}
+    with pytest.warns(Notice, match=r"task\.judge is now called task\.form"):
+        recipe = validate(tiny_recipe(task=task, teacher=None, method={}), "r.yaml")
+    assert recipe_values(recipe)["task"]["form"] == {"kind": "label", "labels": ["yes", "no"]}
+    with pytest.warns(Notice, match="max_withheld"):
+        recipe = validate(tiny_recipe(answering={"max_handed_on": 0.3}), "r.yaml")
+    assert recipe.answering.max_withheld == 0.3

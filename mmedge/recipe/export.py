@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from mmedge.sections import Positive, Section
-
-
-def _known_precision(name: str) -> str:
-    from mmedge.export.quantization.precisions import PRECISIONS  # when a recipe is read: packages may have added some
-
-    if name not in PRECISIONS:
-        raise ValueError(f"unknown precision {name!r}; known: {', '.join(PRECISIONS)}")
-    return name
+from mmedge.sections import NameOf, Positive, Section
 
 
 class ExportSection(Section):
     """Which precisions to write, who writes the graphs, and how close they must be to the student."""
 
-    precisions: tuple[Annotated[str, AfterValidator(_known_precision)], ...] = Field(
+    precisions: tuple[Annotated[str, NameOf("mmedge.export.quantization.precisions:PRECISIONS")], ...] = Field(
         default=("fp32", "int8"),
         description="What to write: fp32, fp16, int8 and int4 are ONNX bundles, bnb-int8 and bnb-nf4 torch students quantized by "
         "bitsandbytes, for small GPUs; installed packages may add others.",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -23,35 +23,33 @@ from mmedge.recipe.bench import BenchSection
 from mmedge.recipe.export import ExportSection
 from mmedge.recipe.method import MethodSection
 from mmedge.recipe.student import StudentSection
-from mmedge.recipe.teacher import (
-    EmbeddedTeacherSection,
-    LocalTeacherSection,
-    OpenAITeacherSection,
-    RecordedTeacherSection,
-    TeacherSection,
-)
+from mmedge.recipe.teacher import TeacherSection
 from mmedge.recipe.training import GenerationSection, SplitSection, TrainingSection
 from mmedge.sections import Section
 from mmedge.storage import read_text, write_text
-from mmedge.tasks.settings import ArithmeticSection, DataFolderSection, JsonlSection, TaskSection
+from mmedge.tasks.settings import TaskSection
 
 
 class Recipe(Section):
     """A whole recipe."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
-    seed: int = 0
-    task: TaskSection
-    teacher: TeacherSection | None = None
-    student: StudentSection
-    method: MethodSection = MethodSection()
-    training: TrainingSection = TrainingSection()
-    split: SplitSection = SplitSection()
-    generation: GenerationSection = GenerationSection()
-    export: ExportSection = ExportSection()
-    answering: AnsweringSection = AnsweringSection()
-    bench: BenchSection = BenchSection()
-    ablation: AblationSection = AblationSection()
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] = Field(
+        description="What the recipe and, by default, its run are called."
+    )
+    seed: int = Field(0, description="Initial weights, order of lessons and dropout depend on it.")
+    task: TaskSection = Field(description="Where questions come from, and what their answers look like.")
+    teacher: TeacherSection | None = Field(
+        None, description="Who writes chains of thought and evaluations; without one, human labels are learned."
+    )
+    student: StudentSection = Field(description="Where the student's weights come from.")
+    method: MethodSection = Field(MethodSection(), description="What is learned from.")
+    training: TrainingSection = Field(TrainingSection(), description="How long, at which rate, on which device.")
+    split: SplitSection = Field(SplitSection(), description="What is held out of the training questions.")
+    generation: GenerationSection = Field(GenerationSection(), description="How long answers and rationales may be.")
+    export: ExportSection = Field(ExportSection(), description="Which bundles to write, and how close they must be to the student.")
+    answering: AnsweringSection = Field(AnsweringSection(), description="How a bundle answers where a call says nothing else.")
+    bench: BenchSection = Field(BenchSection(), description="How much to measure.")
+    ablation: AblationSection = Field(AblationSection(), description="What `mmedge ablate` compares.")
 
     @model_validator(mode="before")
     @classmethod
@@ -195,38 +193,29 @@ def _explain(error: ValidationError, where: str) -> str:
     if kind == "missing":
         return f"{where}: field {field!r} is missing"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        expected = problem.get("ctx", {}).get("expected_tags") or "arithmetic, svamp, commonsenseqa, nli, jsonl"
+        expected = problem.get("ctx", {}).get("expected_tags") or ", ".join(_sections_by_kind(TaskSection))
         return f"{where}: field '{field}.kind' must be one of {expected}"
     message = problem["msg"].removeprefix("Value error, ")
     found = "" if kind == "value_error" else f", found {problem.get('input')!r:.60}"
     return f"{where}: field {field!r}: {message}{found}" if field else f"{where}: {message}"
 
 
-_TAGS = {"ArithmeticSection", "DataFolderSection", "JsonlSection", "arithmetic", "svamp", "commonsenseqa", "nli", "jsonl"} | {
-    "recorded",
-    "embedded",
-    "openai",
-    "local",
-}
-_BY_TAG: dict[str, type[Section]] = {
-    "arithmetic": ArithmeticSection,
-    "svamp": DataFolderSection,
-    "commonsenseqa": DataFolderSection,
-    "nli": DataFolderSection,
-    "jsonl": JsonlSection,
-    "recorded": RecordedTeacherSection,
-    "embedded": EmbeddedTeacherSection,
-    "openai": OpenAITeacherSection,
-    "local": LocalTeacherSection,
-}
+def _sections_by_kind(union: Any) -> dict[str, type[Section]]:
+    """Return the sections of a union that `kind` tells apart, by each kind."""
+    sections = get_args(get_args(union)[0])
+    return {kind: section for section in sections for kind in get_args(section.model_fields["kind"].annotation)}
+
+
+_BY_KIND = _sections_by_kind(TaskSection) | _sections_by_kind(TeacherSection)
+_TAGS = {*_BY_KIND, *(section.__name__ for section in _BY_KIND.values())}
 
 
 def _known_fields(path: list[int | str]) -> list[str]:
     """Return the names of the fields that the section at a path has."""
     section: type[Section] = Recipe
     for part in path:
-        if str(part) in _BY_TAG:
-            section = _BY_TAG[str(part)]
+        if str(part) in _BY_KIND:
+            section = _BY_KIND[str(part)]
             continue
         annotation = section.model_fields[str(part)].annotation if str(part) in section.model_fields else None
         if isinstance(annotation, type) and issubclass(annotation, Section):
