@@ -203,6 +203,15 @@ def _within_quota(cores: int, quota: float | None) -> int:
     return cores if quota is None else min(cores, max(1, math.ceil(quota)))
 
 
+def wait_passively() -> None:
+    """Let OpenMP's threads sleep while they wait for each other, unless the environment says otherwise; before torch is imported.
+
+    Threads that spin lose nothing on an idle machine and most of their time on a busy one: a training that took 16 s idle took 100
+    with 1.5 cores of other work beside it on two cores, and 50 s where its threads slept (14 s idle).
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def use_cores(count: int) -> None:
     """Let this process, and all threads that it starts from now on, run on so many logical cores only.
 

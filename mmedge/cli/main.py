@@ -25,6 +25,7 @@ from mmedge import __version__
 from mmedge.cli import asking, chain, collecting, looking, measuring
 from mmedge.cli.common import Command, grouped
 from mmedge.errors import MmedgeError, Notice, printable
+from mmedge.machine import wait_passively
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -77,6 +78,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show becomes a question mark
             stream.reconfigure(errors="replace")
+    wait_passively()
     warnings.showwarning = _show_warning
     try:
         app()
