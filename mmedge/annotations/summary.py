@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -271,36 +271,17 @@ class AnnotationReport:
     bill: Bill | None
 
     def to_json(self) -> dict[str, Any]:
-        def share(value: ClusteredShare | Proportion | None) -> dict[str, Any] | None:
-            return None if value is None else value.to_json()
+        found: dict[str, Any] = _as_json({each.name: getattr(self, each.name) for each in fields(self)})
+        return found | {"questions_that_the_task_does_not_have": found.pop("foreign")}
 
-        by_count = {str(count): number for count, number in self.cots.questions_by_count.items()}
-        return {
-            "recipe": self.recipe,
-            "task": self.task,
-            "teacher": self.teacher,
-            "questions": self.questions,
-            "questions_that_the_task_does_not_have": self.foreign,
-            "cots": asdict(self.cots) | {"questions_by_count": by_count},
-            "evaluations": asdict(self.evaluations),
-            "agreement": self.agreement.to_json(),
-            "answers_per_question": self.answers_per_question,
-            "diversity": self.diversity,
-            "pseudo_label_accuracy": share(self.pseudo_label_accuracy),
-            "majority_vote_accuracy": share(self.majority_vote_accuracy),
-            "verdict_confusion": self.verdict_confusion,
-            "verdict_accuracy": share(self.verdict_accuracy),
-            "verdict_balanced_accuracy": self.verdict_balanced_accuracy,
-            "keep": {
-                how: {
-                    "cots": kept.cots,
-                    "questions": kept.questions,
-                    "pseudo_label_accuracy": share(kept.pseudo_label_accuracy),
-                }
-                for how, kept in self.keep.items()
-            },
-            "bill": None if self.bill is None else self.bill.to_json(),
-        }
+
+def _as_json(value: Any) -> Any:
+    """Return a part of the report as JSON."""
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if is_dataclass(value):
+        value = {each.name: getattr(value, each.name) for each in fields(value)}
+    return {str(name): _as_json(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def report(recipe: Recipe, store: AnnotationStore) -> AnnotationReport:

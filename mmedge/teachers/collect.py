@@ -50,11 +50,10 @@ def annotate(
     """Collect chains of thought and self-evaluations for every example; what is there already is kept.
 
     Returns:
-        How the collection ended, where the teacher is one that is sampled; else None. A recipe without a teacher has nothing to
-        collect.
+        How the collection ended, where the teacher is one that is sampled; else None.
 
     Raises:
-        MmedgeError: The teacher fails, or the store holds another teacher's annotations.
+        MmedgeError: There is no teacher, it fails, or the store holds another teacher's annotations.
     """
     section = recipe.teacher
     if isinstance(section, SampledTeacherSection):
@@ -74,10 +73,8 @@ def collect_run(
         How the collection ended (see `annotate`), and what the run then holds.
 
     Raises:
-        MmedgeError: There is no teacher; see also `annotate` and `work_on`.
+        MmedgeError: See `annotate` and `work_on`.
     """
-    if recipe.teacher is None:
-        raise MmedgeError("the recipe has no teacher: there is nothing to collect", "add a teacher section to the recipe")
     task = build_task(recipe.task.model_dump())
     with work_on(folder, recipe, shared=True) as run:
         examples = task.load().train

@@ -26,7 +26,6 @@ from mmedge.recipe import Recipe, validate
 from mmedge.tasks import build_task
 from mmedge.teachers.collect import annotate
 from mmedge.teachers.collector import CollectionResult
-from mmedge.teachers.pace import Window
 from mmedge.teachers.plan import Limits
 from tests.conftest import REPOSITORY, is_one_line_error, mmedge, write_recipe
 from tests.teachers.endpoint import Endpoint, completion
@@ -265,15 +264,6 @@ def test_the_endpoint_decides_how_many_requests_are_in_flight(tmp_path: Path) ->
         assert found.complete
         refused = found.errors.get("rate limited", 0)
         assert refused < 0.6 * found.requests, found
-    window = Window(32, 256)
-    for _ in range(10):
-        window.succeeded(full=True)
-    assert window.limit == 42
-    window.overloaded(started=1.0, now=2.0)
-    window.overloaded(started=1.5, now=2.1)  # was in flight already when the window was cut: the same overload
-    assert window.limit == pytest.approx(42 * 0.7)
-    window.succeeded(full=False)
-    assert window.limit == pytest.approx(42 * 0.7)
 
 
 def test_a_question_that_always_fails_is_left_for_the_next_run(tmp_path: Path) -> None:

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from mmedge.annotations.annotation import Annotation
-from mmedge.annotations.reading import read_annotations
+from mmedge.annotations.reading import read_annotations, reading_limits
 from mmedge.annotations.store import AnnotationStore
+from mmedge.annotations.summary import refreshed_report
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from mmedge.recipe import load_recipe
 from mmedge.tasks import Unparsed, build_task
 from mmedge.tasks.embedded.problems import ArithmeticTask
-from mmedge.teachers.collect import annotate
+from mmedge.teachers.collect import annotate, collect_run
 from mmedge.teachers.embedded import FLAWS, EmbeddedTeacher
 from mmedge.teachers.recorded import RecordedTeacher
 from tests.conftest import own_recipe, tiny_recipe, write_recipe
@@ -118,6 +119,17 @@ def test_an_unpaired_surrogate_is_stored_as_a_question_mark(tmp_path: Path) -> N
     with AnnotationStore(tmp_path / "a.sqlite") as store:
         store.add([Annotation("q", "cot", 0, 0, "First \ud800 1", None, "t", "o")])
         assert [annotation.text for annotation in store.annotations("cot")] == ["First ? 1"]
+
+
+def test_a_recipe_without_a_teacher_has_nothing_to_collect(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path / "r.yaml", tiny_recipe())).model_copy(update={"teacher": None})
+    task = build_task(recipe.task.model_dump())
+    with AnnotationStore(tmp_path / "s.sqlite") as store:
+        assert annotate(recipe, task, task.load().train, store, Progress(quiet=True)) is None
+        found = refreshed_report(recipe, task, store, Progress(quiet=True))
+    assert found.teacher == "none" and found.cots.stored == 0 and reading_limits(recipe) == (None, None)
+    with pytest.raises(MmedgeError, match="the recipe has no teacher"):
+        collect_run(recipe, tmp_path / "run", Progress(quiet=True))
 
 
 def test_what_the_embedded_teacher_writes_has_not_changed_since_its_results_were_published() -> None:
