@@ -82,7 +82,7 @@ def test_what_is_recorded_is_settled_with_its_follow_ups_and_found_again_by_whoe
     assert evaluation._replace(number=0) == follow_up
     assert collection.outcomes() == {"cot": {"whole": 1, "accepted": 1, "no answer found": 1}, "evaluation": {}}
     assert collection.spent() == Spending(2, 0.5) and collection.token_means()["cot"].text == pytest.approx(80 / 3)
-    assert (collection.in_state("open"), collection.in_state("given up"), collection.missing(evaluations=1)) == (1, 1, 4)
+    assert (collection.in_state("open"), collection.in_state("given up"), collection.missing(evaluations=1)) == (2, 1, 5)
     collection.leave(number)
     collection.plan(["q0", "q1"], cots=(2, 6), evaluations=(1, 3))  # more may be sampled now: what was given up is open again
     again = collection.claim(collection.join(), 10)

@@ -121,11 +121,10 @@ def test_an_unpaired_surrogate_is_stored_as_a_question_mark(tmp_path: Path) -> N
         assert [annotation.text for annotation in store.annotations("cot")] == ["First ? 1"]
 
 
-def test_a_recipe_without_a_teacher_has_nothing_to_collect(tmp_path: Path) -> None:
+def test_a_recipe_without_a_teacher_reports_on_nothing_and_collects_nothing(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path / "r.yaml", tiny_recipe())).model_copy(update={"teacher": None})
     task = build_task(recipe.task.model_dump())
     with AnnotationStore(tmp_path / "s.sqlite") as store:
-        assert annotate(recipe, task, task.load().train, store, Progress(quiet=True)) is None
         found = refreshed_report(recipe, task, store, Progress(quiet=True))
     assert found.teacher == "none" and found.cots.stored == 0 and reading_limits(recipe) == (None, None)
     with pytest.raises(MmedgeError, match="the recipe has no teacher"):
