@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from mmedge.sections import PathText, Positive, Section, SettingsOf, Share, renamed
-from mmedge.tasks.forms import FORMS, FormSettings
+from mmedge.tasks.forms import FORMS
+from mmedge.tasks.forms.settings import FormSettings
 
 
 class ArithmeticSection(Section):
@@ -37,7 +38,7 @@ class JsonlSection(Section):
     name: str = Field("jsonl", description="What the task is called in reports.")
     train_file: PathText = Field(description="The training questions, one JSON object a line.")
     test_files: dict[str, PathText] = Field(default_factory=dict, description="Test questions by the name of their split.")
-    form: Annotated[FormSettings, SettingsOf(FORMS, lambda form: form.settings_type)] = Field(
+    form: Annotated[FormSettings, SettingsOf(FORMS, lambda form: form.settings_type())] = Field(
         description="What answers look like: the name of a form, or its settings with `kind`."
     )
     limit: Positive | None = Field(None, description="Use only so many training questions, from the file's start.")

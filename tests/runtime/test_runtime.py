@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -192,3 +194,13 @@ def test_answers_to_a_file_continue_after_a_kill(tiny_run: Path, tmp_path: Path)
     whole = mmedge("run", tiny_run / "bundle-fp32", "--input", source, "--output", "-", "--batch", "2")
     assert whole.out == target.read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "questions.jsonl"]
+
+
+def test_a_device_imports_neither_pydantic_nor_yaml_to_answer(tiny_run: Path) -> None:
+    code = (
+        "import sys\nfrom mmedge import Student\n"
+        f"Student.load({str(tiny_run / 'bundle-int8')!r}).answer('Ann has 3 apples.', explain=True)\n"
+        "print(sorted(sys.modules.keys() & {'pydantic', 'yaml', 'torch', 'transformers', 'psutil', 'rich'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

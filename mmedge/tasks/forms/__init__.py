@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any
 
 from mmedge.errors import MmedgeError
 from mmedge.registry import Registry
-from mmedge.tasks.forms.form import AnswerForm, FormSettings
+from mmedge.tasks.forms.form import AnswerForm
+
+if TYPE_CHECKING:
+    from mmedge.tasks.forms.settings import FormSettings
 
 FORMS: Registry[type[AnswerForm]] = Registry(
     "forms",
@@ -31,7 +32,8 @@ FORMS: Registry[type[AnswerForm]] = Registry(
     },
 )
 
-__all__ = ["FORMS", "AnswerForm", "FormSettings", "form_by_name", "form_from_settings", "open_form"]
+RENEW = "distil and export again"
+__all__ = ["FORMS", "AnswerForm", "form_by_name", "form_from_settings", "open_form"]
 
 
 def form_from_settings(settings: FormSettings) -> AnswerForm:
@@ -40,7 +42,7 @@ def form_from_settings(settings: FormSettings) -> AnswerForm:
     Raises:
         MmedgeError: A file is missing or is not what the form needs.
     """
-    return FORMS[settings.kind].from_settings(settings)
+    return FORMS[settings.kind].from_settings(settings.model_dump(exclude={"kind"}))
 
 
 def form_by_name(name: str, **settings: Any) -> AnswerForm:
@@ -69,8 +71,8 @@ def open_form(value: Mapping[str, Any], folder: Path, where: str = "form") -> An
         settings["labels"] = value["labels"]
     entry = FORMS.require(name, where)
     try:
-        return entry.from_settings(entry.settings_type.model_validate({"kind": name, **settings}), folder)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        field = ".".join(map(str, problem["loc"]))
-        raise MmedgeError(f"{where}: form {name!r}: {field}: {problem['msg']}", "export or distil again") from None
+        return entry.from_settings(settings, folder)
+    except KeyError as error:
+        raise MmedgeError(f"{where}: form {name!r}: the setting {error} is missing", RENEW) from None
+    except (TypeError, ValueError) as error:
+        raise MmedgeError(f"{where}: form {name!r}: {error}", RENEW) from None

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
-
-from pydantic import BeforeValidator, Field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmedge.tasks.base import ChainOfThought, Example, Unparsed
 from mmedge.tasks.encoding import PromptEncoder
 from mmedge.tasks.forms.constraints import Constrainer, Constraint, OneOf
-from mmedge.tasks.forms.form import AnswerForm, FormSettings
+from mmedge.tasks.forms.form import AnswerForm
 from mmedge.tasks.latex import unboxed
 from mmedge.tasks.reading import answer_sections, ends_whole, first_line, one_paragraph, plain, trim
+
+if TYPE_CHECKING:
+    from mmedge.tasks.forms.settings import FormSettings
 
 _LETTER = re.compile(r"^\(?\s*([A-Za-z])\s*\)?\s*[.:)]?(?:\s+(.*))?$", re.DOTALL)
 _LETTERS = re.compile(r"\(([A-Za-z])\)")
@@ -85,23 +86,22 @@ def _mentioned(text: str, choices: Sequence[str]) -> list[str]:
 # ------------------------------------------------------------------------------------------------- choices
 
 
-class ChoiceSettings(FormSettings):
-    """An answer is one of the question's own `choices`."""
-
-    kind: Literal["choice"] = Field("choice", description="One of the question's own choices.")
-
-
 @dataclass(frozen=True)
 class ChoiceForm(_OneOfSeveral):
     """An answer is one of the example's choices, named by letter, by text, or by both."""
 
     name: ClassVar[str] = "choice"
-    settings_type: ClassVar[type[FormSettings]] = ChoiceSettings
     templates: ClassVar[str] = "commonsenseqa"
     takes_choices: ClassVar[bool] = True
 
     @classmethod
-    def from_settings(cls, settings: ChoiceSettings, folder: Path | None = None) -> ChoiceForm:
+    def settings_type(cls) -> type[FormSettings]:
+        from mmedge.tasks.forms.settings import ChoiceSettings
+
+        return ChoiceSettings
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], folder: Path | None = None) -> ChoiceForm:
         return cls()
 
     def canonical(self, answer: str, choices: Sequence[str] = ()) -> str | None:
@@ -143,20 +143,10 @@ class _ChoiceConstrainer(Constrainer):
 # -------------------------------------------------------------------------------------------------- labels
 
 
-def _refuse_yaml_boolean(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("YAML reads yes, no, on and off as true or false; put the label in quotes, such as 'no'")
-    return value
-
-
-Label = Annotated[str, BeforeValidator(_refuse_yaml_boolean), Field(min_length=1)]
-
-
-class LabelSettings(FormSettings):
-    """An answer is one of a fixed list of labels."""
-
-    kind: Literal["label"] = Field("label", description="One of a fixed list of labels.")
-    labels: tuple[Label, ...] = Field(min_length=1, description="The labels, as the student learns to write them.")
+def _labels(value: object) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(label, str) and label for label in value):
+        raise ValueError("labels must be a list of at least one text")
+    return tuple(value)
 
 
 @dataclass(frozen=True)
@@ -166,15 +156,20 @@ class LabelForm(_OneOfSeveral):
     labels: tuple[str, ...] = field()
 
     name: ClassVar[str] = "label"
-    settings_type: ClassVar[type[FormSettings]] = LabelSettings
     templates: ClassVar[str] = "label"
 
     def expected(self) -> str:
         return f"one of {list(self.labels)}"
 
     @classmethod
-    def from_settings(cls, settings: LabelSettings, folder: Path | None = None) -> LabelForm:
-        return cls(settings.labels)
+    def settings_type(cls) -> type[FormSettings]:
+        from mmedge.tasks.forms.settings import LabelSettings
+
+        return LabelSettings
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], folder: Path | None = None) -> LabelForm:
+        return cls(_labels(settings["labels"]))
 
     def canonical(self, answer: str, choices: Sequence[str] = ()) -> str | None:
         wanted = plain(answer)

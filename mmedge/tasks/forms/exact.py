@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmedge.tasks.base import ChainOfThought, Example, Unparsed
-from mmedge.tasks.forms.form import AnswerForm, FormSettings
+from mmedge.tasks.forms.form import AnswerForm
 from mmedge.tasks.latex import unboxed
 from mmedge.tasks.reading import answer_sections, first_line, one_paragraph, plain, trim
 
-
-class ExactSettings(FormSettings):
-    """An answer is free text."""
-
-    kind: Literal["exact"] = Field("exact", description="Free text, compared without regard to case and punctuation.")
+if TYPE_CHECKING:
+    from mmedge.tasks.forms.settings import FormSettings
 
 
 @dataclass(frozen=True)
@@ -26,10 +21,15 @@ class ExactForm(AnswerForm):
     """An answer is free text; right when it equals the label up to case, spaces and final punctuation."""
 
     name: ClassVar[str] = "exact"
-    settings_type: ClassVar[type[FormSettings]] = ExactSettings
 
     @classmethod
-    def from_settings(cls, settings: ExactSettings, folder: Path | None = None) -> ExactForm:
+    def settings_type(cls) -> type[FormSettings]:
+        from mmedge.tasks.forms.settings import ExactSettings
+
+        return ExactSettings
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], folder: Path | None = None) -> ExactForm:
         return cls()
 
     def canonical(self, answer: str, choices: Sequence[str] = ()) -> str | None:

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmedge.tasks.base import ChainOfThought, Example, Unparsed
 from mmedge.tasks.encoding import PromptEncoder
@@ -34,19 +32,16 @@ from mmedge.tasks.expressions import (
     value_of,
 )
 from mmedge.tasks.forms.constraints import Constrainer
-from mmedge.tasks.forms.form import AnswerForm, FormSettings
+from mmedge.tasks.forms.form import AnswerForm
 from mmedge.tasks.latex import UNREADABLE, from_latex
 from mmedge.tasks.reading import MARKER, answer_sections, ends_whole, first_line, one_paragraph, trim
+
+if TYPE_CHECKING:
+    from mmedge.tasks.forms.settings import FormSettings
 
 _UNKNOWN = re.compile(r"\(\s*[A-Za-z]+\s*[-+*/]|[-+*/]\s*\(?\s*[A-Za-z]+\s*\)")  # `(some - 12)`, `(2 * x)`
 _PLAIN_NUMBER = re.compile(r"(?<![\d.,])\d{1,12}(?![\d.,]*\d)")
 _BARE = re.compile(r"[$€£]?\s*-?\d[\d,]*(?:\.\d+)?(?:\s+[A-Za-z]+){0,3}")
-
-
-class ExpressionSettings(FormSettings):
-    """An answer is a number or an arithmetic expression."""
-
-    kind: Literal["expression"] = Field("expression", description="A number or an arithmetic expression, judged by value.")
 
 
 @dataclass(frozen=True)
@@ -54,12 +49,17 @@ class ExpressionForm(AnswerForm):
     """An answer is a number or an arithmetic expression; right when its value is the label's."""
 
     name: ClassVar[str] = "expression"
-    settings_type: ClassVar[type[FormSettings]] = ExpressionSettings
     templates: ClassVar[str] = "svamp"
     calculates: ClassVar[bool] = True
 
     @classmethod
-    def from_settings(cls, settings: ExpressionSettings, folder: Path | None = None) -> ExpressionForm:
+    def settings_type(cls) -> type[FormSettings]:
+        from mmedge.tasks.forms.settings import ExpressionSettings
+
+        return ExpressionSettings
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], folder: Path | None = None) -> ExpressionForm:
         return cls()
 
     def canonical(self, answer: str, choices: Sequence[str] = ()) -> str | None:

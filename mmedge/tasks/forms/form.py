@@ -10,18 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from mmedge.sections import Section
 from mmedge.tasks.base import ChainOfThought, Example, Unparsed
 
 if TYPE_CHECKING:
     from mmedge.tasks.encoding import PromptEncoder
     from mmedge.tasks.forms.constraints import Constrainer
-
-
-class FormSettings(Section):
-    """Settings of a form in a recipe; each form has its own, which name it by `kind`."""
-
-    kind: str
+    from mmedge.tasks.forms.settings import FormSettings
 
 
 class AnswerForm(ABC):
@@ -29,7 +23,6 @@ class AnswerForm(ABC):
 
     Attributes:
         name: What recipes and bundles call it.
-        settings_type: Its settings in a recipe.
         labels: The labels to choose from where the form has a fixed list of them.
         templates: The built-in teacher prompts for tasks of this form, by the name of their files.
         takes_choices: Whether every question brings the texts to choose from.
@@ -37,7 +30,6 @@ class AnswerForm(ABC):
     """
 
     name: ClassVar[str]
-    settings_type: ClassVar[type[FormSettings]]
     templates: ClassVar[str] = "exact"
     takes_choices: ClassVar[bool] = False
     calculates: ClassVar[bool] = False
@@ -49,14 +41,20 @@ class AnswerForm(ABC):
 
     @classmethod
     @abstractmethod
-    def from_settings(cls, settings: Any, folder: Path | None = None) -> Self:
-        """Return the form with these settings (an instance of `settings_type`).
+    def settings_type(cls) -> type[FormSettings]:
+        """Return the section that its settings in a recipe must be; imported here, since a device has no use for it."""
+
+    @classmethod
+    @abstractmethod
+    def from_settings(cls, settings: Mapping[str, Any], folder: Path | None = None) -> Self:
+        """Return the form with these settings.
 
         Args:
-            settings: Of a recipe, or as `to_json` wrote them.
+            settings: Those of a recipe, validated, or as `settings` returned them.
             folder: Where the files of `files` lie; None where the settings are a recipe's own and name files themselves.
 
         Raises:
+            KeyError, TypeError, ValueError: A setting is missing or wrong.
             MmedgeError: A file is missing or is not what the form needs.
         """
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,7 +14,8 @@ from mmedge.errors import MmedgeError
 from mmedge.sections import PathText
 from mmedge.storage import read_json
 from mmedge.tasks.base import ChainOfThought, Example, Unparsed
-from mmedge.tasks.forms import AnswerForm, FormSettings
+from mmedge.tasks.forms import AnswerForm
+from mmedge.tasks.forms.settings import FormSettings
 from mmedge.tasks.reading import answer_sections, one_paragraph, trim
 
 KEYS = "keys.json"
@@ -34,11 +35,14 @@ class RecordForm(AnswerForm):
     keys: tuple[str, ...]
 
     name: ClassVar[str] = "record"
-    settings_type: ClassVar[type[FormSettings]] = RecordSettings
 
     @classmethod
-    def from_settings(cls, settings: RecordSettings, folder: Path | None = None) -> RecordForm:
-        path = Path(settings.keys) if folder is None else folder / KEYS
+    def settings_type(cls) -> type[FormSettings]:
+        return RecordSettings
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], folder: Path | None = None) -> RecordForm:
+        path = Path(settings["keys"]) if folder is None else folder / KEYS
         found = read_json(path)
         if not isinstance(found, list) or not all(isinstance(key, str) for key in found):
             raise MmedgeError(f"{path} must be a list of keys")
