@@ -153,7 +153,7 @@ def test_a_collection_killed_ten_times_equals_an_undisturbed_one(tmp_path: Path,
 
 
 def test_two_collectors_share_one_store_without_overlap(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
-    with Endpoint(delay=0.05) as endpoint:
+    with Endpoint(delay=0.1) as endpoint:
         recipe = write_recipe(tmp_path / "r.yaml", values(endpoint.url, concurrency=4))
         both = [start(recipe, tmp_path), start(recipe, tmp_path)]
         for process in both:

@@ -129,7 +129,7 @@ def test_texts_end_where_they_are_told_to(tiny_llama: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"source": "/no/such/folder"}, "teacher.source: /no/such/folder is no teacher"),
+        ({"source": "/no/such/folder"}, "teacher.source: /no/such/folder is not a teacher"),
         ({"source": "package:no-such-package/x.gguf"}, "'no-such-package' is not installed"),
         ({"device": "cuda"}, "no CUDA device on this machine"),
     ],
