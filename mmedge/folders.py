@@ -127,9 +127,6 @@ class Run:
         """The trainings of a comparison of methods, which makes this a run of `mmedge ablate`."""
         return self.folder / "ablation"
 
-    def stage(self, number: int) -> Path:
-        return self.folder / f"stage{number}"
-
     @property
     def stages(self) -> tuple[Path, ...]:
         """The stages that were begun, in their order."""

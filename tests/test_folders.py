@@ -132,7 +132,7 @@ def test_a_killed_process_leaves_its_run_free(tmp_path: Path) -> None:
 
 def test_a_begun_run_keeps_its_recipe(tmp_path: Path) -> None:
     with work_on(tmp_path, validate(tiny_recipe(), "here")) as run:
-        run.stage(1).mkdir()
+        (run.folder / "stage1").mkdir()
     with (
         pytest.raises(MmedgeError, match="was made with seed = 0, not 1"),
         work_on(tmp_path, validate(tiny_recipe(seed=1), "here")),
