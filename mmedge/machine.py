@@ -8,7 +8,8 @@
 
 Asks what a system says about itself (/proc and /sys on Linux, sysctl on macOS), psutil for what it reads on every system, and NVML
 for NVIDIA's GPUs. Nothing fails because something is not there: what is unknown is None. psutil and NVML are imported by the
-functions that need them; the runtime asks for `usable_cores` alone.
+functions that need them, and so is what is slow to import: the command line starts here, and the runtime asks for `usable_cores`
+alone.
 """
 
 from __future__ import annotations
@@ -17,12 +18,10 @@ import math
 import os
 import platform
 import re
-import subprocess
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +169,8 @@ class MachineFacts(TypedDict):
 
 def machine() -> MachineFacts:
     """Return what a measurement must say about where it was taken."""
+    from importlib import metadata
+
     processor = read_processor()
     versions = {}
     for package in _PACKAGES:
@@ -246,6 +247,8 @@ def _sysctl() -> dict[str, str]:
     """Return what macOS says about itself; nothing elsewhere."""
     if sys.platform != "darwin":
         return {}
+    import subprocess
+
     try:
         command = ["sysctl", "hw", "machdep.cpu.brand_string"]
         said = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=False).stdout
