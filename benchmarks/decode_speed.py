@@ -198,14 +198,14 @@ def write_optimum(student: Path, place: Path, *, t5: bool) -> dict[str, tuple[st
     """Write optimum's graphs, and what `quantize_dynamic` makes of them."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    from mmedge.export.graphs import write_through_optimum
+    from mmedge.export.foreign import write_foreign
 
     exact, small = place / "optimum-fp32", place / "optimum-dynamic"
     names = ("encoder_model.onnx", "decoder_model_merged.onnx") if t5 else ("model.onnx",)
     if not (exact / names[-1]).is_file():
         exact.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
-        write_through_optimum(student, "encoder-decoder" if t5 else "decoder-only", exact)
+        write_foreign("optimum", student, "encoder-decoder" if t5 else "decoder-only", exact)
         print(f"optimum: written in {time.perf_counter() - started:.1f} s", file=sys.stderr)
     if not (small / names[-1]).is_file():
         small.mkdir(parents=True, exist_ok=True)

@@ -30,12 +30,13 @@ from mmedge.typed import read_as
 FORMAT = 6
 OLDEST = 5  # that is read
 RENEW = "write it again: mmedge export RUN"
-Graphs = Literal["fused", "optimum"]  # who wrote them: mmedge.export, one fused node for each attention, or optimum
+Graphs = Literal["fused", "transformers", "optimum"]  # who wrote them: mmedge itself, with fused attention, or somebody else
 Arithmetic = Literal["float32", "int8"]
 GRAPHS: dict[tuple[Family, Graphs], dict[str, str]] = {
     ("encoder-decoder", "fused"): {"encoder": "encoder_model.onnx", "decoder": "decoder_model.onnx"},
     ("encoder-decoder", "optimum"): {"encoder": "encoder_model.onnx", "decoder": "decoder_model_merged.onnx"},
     ("decoder-only", "fused"): {"decoder": "model.onnx"},
+    ("decoder-only", "transformers"): {"decoder": "model.onnx"},
     ("decoder-only", "optimum"): {"decoder": "model.onnx"},
 }
 

@@ -129,8 +129,10 @@ class Conversion:
     panel: ClassVar[str] = "Conversion"
 
     graphs: Annotated[
-        Literal["auto", "fused", "optimum"] | None,
-        typer.Option(help="Who writes the graphs: mmedge (fused, fast) or optimum (any architecture). Default: the recipe's."),
+        Literal["auto", "fused", "transformers", "optimum"] | None,
+        typer.Option(
+            help="Who writes the graphs: mmedge (fused, fast), transformers or optimum (other models). Default: the recipe's."
+        ),
     ] = None
     trim_vocab: Annotated[
         bool | None,

@@ -20,7 +20,8 @@ from mmedge.errors import MmedgeError
 from mmedge.export.budget import within_budget
 from mmedge.export.builder import WrittenGraphs
 from mmedge.export.confidence import calibrated
-from mmedge.export.graphs import copy_configs, write_fused, write_through_optimum
+from mmedge.export.foreign import write_foreign
+from mmedge.export.graphs import copy_configs, write_fused
 from mmedge.export.quantization.graphs import quantize_model
 from mmedge.export.quantization.precisions import Precision
 from mmedge.export.quantization.quantizer import BundleQuantizer
@@ -171,7 +172,7 @@ class _Attempts:
         self.folder.mkdir()
         source.progress.line(f"{precision.name}: writing")
         started = time.monotonic()
-        graphs = self._write_fused() if source.graphs == "fused" else _write_foreign(source, precision, self.folder)
+        graphs = self._write_fused() if source.graphs == "fused" else _quantize_foreign(source, precision, self.folder)
         for name, content in source.questions.form.files().items():
             (self.folder / name).write_bytes(content)
         seconds = time.monotonic() - started
@@ -220,16 +221,16 @@ class _Attempts:
         return alike and not graphs.states and details["parameters"] >= SMALL_PARAMETERS and drafts
 
 
-def _write_foreign(source: Source, precision: Precision, folder: Path) -> WrittenGraphs:
+def _quantize_foreign(source: Source, precision: Precision, folder: Path) -> WrittenGraphs:
     """Take the float32 graphs that somebody else wrote, once for all precisions, and quantize them."""
     floats, family = source.out / FOREIGN, source.student.family
     marker = floats / "key.json"
     if marker.is_file() and read_json(marker).get("key") == source.key:
         source.progress.line("float32 graphs: made already, kept")
     else:
-        source.progress.line("writing float32 graphs")
+        source.progress.line(f"writing float32 graphs with {source.graphs}, which may take minutes")
         with atomic_folder(floats) as temporary:
-            write_through_optimum(source.folder, family, temporary)
+            write_foreign(source.graphs, source.folder, family, temporary)
             write_json(temporary / "key.json", {"key": source.key})
     copy_configs(floats, folder)
     for part, name in GRAPHS[family, source.graphs].items():

@@ -1,17 +1,13 @@
-"""From a student folder to ONNX graphs with a KV cache: mmedge's own fused graphs, or optimum's float32 ones."""
+"""Who writes a student's ONNX graphs, and mmedge's own fused ones, from config and weights; `foreign` has the others."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import shutil
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mmedge.errors import MmedgeError, missing_extra
+from mmedge.errors import MmedgeError
 from mmedge.export.architectures import ARCHITECTURES, Architecture
 from mmedge.export.builder import Quantizer, WrittenGraphs
 from mmedge.export.trim import TrimmedWeights
@@ -19,21 +15,21 @@ from mmedge.export.weights import WeightFiles, Weights
 from mmedge.manifest import Graphs
 from mmedge.storage import read_json
 from mmedge.students import dialects
-from mmedge.tasks.encoding import Family
 
-GraphChoice = Literal["auto", "fused", "optimum"]
+GraphChoice = Literal["auto", "fused", "transformers", "optimum"]
 KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-TASKS: dict[Family, str] = {"encoder-decoder": "text2text-generation-with-past", "decoder-only": "text-generation-with-past"}
 
 
 def choose_graphs(student: Path, wanted: GraphChoice) -> tuple[Graphs, str | None]:
-    """Return who writes a student's graphs, and why not mmedge where it is not: `auto` takes fused graphs where there are any.
+    """Return who writes a student's graphs, and why not mmedge where it is not.
+
+    `auto` takes fused graphs where there are any, else those of transformers' exporter, and where that has none, optimum's.
 
     Raises:
         MmedgeError: Fused graphs are asked for, and there are none, or they do not implement what the config asks for.
     """
-    if wanted == "optimum":
-        return "optimum", None
+    if wanted in ("transformers", "optimum"):
+        return wanted, None
     config = read_json(student / "config.json")
     kind = config.get("model_type")
     try:
@@ -41,7 +37,9 @@ def choose_graphs(student: Path, wanted: GraphChoice) -> tuple[Graphs, str | Non
     except MmedgeError as error:
         if wanted == "fused":
             raise
-        return "optimum", f"there are no fused graphs for {kind!r}" if kind not in ARCHITECTURES else str(error)
+        why = f"there are no fused graphs for {kind!r}" if kind not in ARCHITECTURES else error.what
+        exports = dialects.MAJOR >= 5 and not config.get("is_encoder_decoder")
+        return "transformers" if exports else "optimum", why
     return "fused", None
 
 
@@ -94,42 +92,3 @@ def copy_configs(student: Path, out: Path) -> None:
     for name in KEPT:
         if (student / name).is_file():
             shutil.copyfile(student / name, out / name)
-
-
-def write_through_optimum(student: Path, family: Family, out: Path) -> None:
-    """Let optimum write a student's float32 graphs, tokenizer and configs.
-
-    Args:
-        student: A student folder in Hugging Face format.
-        family: `encoder-decoder` or `decoder-only`.
-        out: An existing folder.
-
-    Raises:
-        MmedgeError: optimum is missing, or cannot export the architecture.
-    """
-    try:
-        from optimum.exporters.onnx import main_export
-    except ImportError:
-        raise missing_extra("optimum-onnx", "optimum") from None
-    dialects.quiet()
-    logging.getLogger("optimum").setLevel(logging.ERROR)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    printed = io.StringIO()
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
-            warnings.simplefilter("ignore")
-            main_export(
-                str(student),
-                output=out,
-                task=TASKS[family],
-                do_validation=False,  # verify.py does, on real questions
-                local_files_only=True,
-                trust_remote_code=False,
-                device="cpu",
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, NotImplementedError, TypeError) as error:
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise MmedgeError(f"optimum cannot export {student}: {reason}", "is the architecture supported by optimum-onnx?") from error
-    for leftover in ("decoder_model.onnx", "decoder_with_past_model.onnx"):  # both are inside the merged graph
-        if family == "encoder-decoder":
-            (out / leftover).unlink(missing_ok=True)

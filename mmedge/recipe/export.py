@@ -17,10 +17,10 @@ class ExportSection(Section):
         description="What to write: fp32, fp16, int8 and int4 are ONNX bundles, bnb-int8 and bnb-nf4 torch students quantized by "
         "bitsandbytes, for small GPUs; installed packages may add others.",
     )
-    graphs: Literal["auto", "fused", "optimum"] = Field(
+    graphs: Literal["auto", "fused", "transformers", "optimum"] = Field(
         default="auto",
-        description="Who writes ONNX graphs: fused, which are mmedge's own (T5, and Llama-type decoders), or optimum, for any "
-        "architecture that it knows. auto takes fused ones where there are any.",
+        description="Who writes ONNX graphs: fused, which are mmedge's own (T5, and Llama-type decoders); transformers, whose "
+        "exporter knows other decoder-only models; or optimum, in an environment of its own. auto takes the first that can.",
     )
     verify_questions: Positive | None = Field(
         default=None, description="Validation questions on which exports are compared with the student. Default: all."

@@ -41,11 +41,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, tiny_ru
     """Both small students as optimum exports them."""
 
     def make(folder: Path) -> None:
-        from mmedge.export.graphs import write_through_optimum
+        from mmedge.export.foreign import write_foreign
 
         for name, student, family in (("llama", tiny_llama, "decoder-only"), ("t5", tiny_run / "student", "encoder-decoder")):
             (folder / name).mkdir()
-            write_through_optimum(student, family, folder / name)  # type: ignore[arg-type]
+            write_foreign("optimum", student, family, folder / name)  # type: ignore[arg-type]
 
     folder = made_once(tmp_path_factory, "optimum_exports", make)
     return {name: folder / name for name in ("llama", "t5")}

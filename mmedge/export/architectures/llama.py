@@ -126,7 +126,7 @@ def read_shape(config: Mapping[str, Any]) -> LlamaShape:
 
 
 def _refused(name: str, value: Any) -> MmedgeError:
-    return MmedgeError(f"config.json: {name} {value!r} is not implemented by the fused graphs", "set export.graphs to optimum")
+    return MmedgeError(f"config.json: {name} {value!r} is not implemented by the fused graphs", "set export.graphs to auto")
 
 
 def _windows(config: Mapping[str, Any]) -> tuple[int | None, ...]:

@@ -69,7 +69,7 @@ def read_shape(config: Mapping[str, Any]) -> T5Shape:
         activation = "gelu_new"  # as transformers reads it
     if activation not in _ACTIVATIONS:
         raise MmedgeError(
-            f"config.json: feed_forward_proj {form!r} is not implemented by the fused T5 graphs", "set export.graphs to optimum"
+            f"config.json: feed_forward_proj {form!r} is not implemented by the fused T5 graphs", "set export.graphs to auto"
         )
     if config.get("quantization_config") is not None:
         raise MmedgeError(

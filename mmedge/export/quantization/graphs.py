@@ -1,16 +1,18 @@
-"""Quantizing graphs that somebody else wrote: float32 graphs of optimum become block-wise int8 or int4 ones.
+"""Quantizing graphs that somebody else wrote: float32 graphs become block-wise int8 or int4 ones.
 
-Every product with a constant matrix becomes one `MatMulNBits` (ONNX Runtime's contrib operator), computed at accuracy level 4,
-which quantizes activations per block and multiplies in int8. The embedding table becomes `GatherBlockQuantized`, with the same
-blocks. A graph that always reads many rows at once, an encoder, takes `DynamicQuantizeMatMul` instead; the activations' scale is
-then that of the whole batch, so answers in a batch may differ slightly from those to single questions.
+Every product with a constant matrix (`MatMul`, and `Gemm` with its bias) becomes one `MatMulNBits` (ONNX Runtime's contrib
+operator), computed at accuracy level 4, which quantizes activations per block and multiplies in int8. The embedding table becomes
+`GatherBlockQuantized`, with the same blocks. A graph that always reads many rows at once, an encoder, takes `DynamicQuantizeMatMul`
+instead; the activations' scale is then that of the whole batch, so answers in a batch may differ slightly from those to single
+questions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -42,22 +44,6 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs(attribute.g)
 
 
-def _sources(graphs: list[onnx.GraphProto]) -> tuple[dict[str, onnx.TensorProto], dict[str, str]]:
-    """Return all constant tensors by name, and for each transposed constant the constant that it transposes."""
-    constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
-    for graph in graphs:
-        for node in graph.node:
-            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-                constants[node.output[0]] = node.attribute[0].t
-    transposed = {
-        node.output[0]: node.input[0]
-        for graph in graphs
-        for node in graph.node
-        if node.op_type == "Transpose" and node.input[0] in constants and len(constants[node.input[0]].dims) == 2
-    }
-    return constants, transposed
-
-
 def quantize_model(source: Path, target: Path, *, many_rows: bool = False, format_: WeightFormat = INT8) -> QuantizationReport:
     """Write a graph in few bits.
 
@@ -69,139 +55,159 @@ def quantize_model(source: Path, target: Path, *, many_rows: bool = False, forma
     """
     model = onnx.load(str(source))
     graphs = list(_graphs(model.graph))
-    constants, transposed = _sources(graphs)
-    before = sum(len(tensor.raw_data) for tensor in constants.values())
-    added: dict[str, onnx.TensorProto] = {}
-    matrices = tables = 0
+    rewriting = _Rewriting(graphs, format_, many_rows)
+    before = sum(len(tensor.raw_data) for tensor in rewriting.constants.values())
     for graph in reversed(graphs):  # inner graphs first: a node is copied with what is inside it
-        nodes: list[onnx.NodeProto] = []
-        packed: set[str] = set()  # outputs that an earlier node computes already
-        groups = _linears_by_input(graph, constants, transposed)
-        for node in graph.node:
-            if node.op_type == "MatMul" and node.output[0] in packed:
-                continue
-            group = groups.get(node.input[0], []) if node.op_type == "MatMul" else []
-            if any(member.output[0] == node.output[0] for member in group):
-                names = [member.input[1] for member in group]
-                weights = [weight for name in names if (weight := _matrix(name, constants, transposed)) is not None]
-                key = "+".join(names)
-                if f"{key}.codes" not in added:
-                    matrices += len(names)
-                    whole = np.concatenate(weights)
-                    matrix = quantize_outputs(whole) if many_rows else quantize_blocks(whole, format_)
-                    stored = np.ascontiguousarray(matrix.codes.T) if many_rows else matrix.codes
-                    added[f"{key}.codes"] = numpy_helper.from_array(stored, f"{key}.codes")
-                    added[f"{key}.scales"] = numpy_helper.from_array(matrix.scales, f"{key}.scales")
-                nodes += _linear(group, key, [weight.shape for weight in weights], added, None if many_rows else format_)
-                packed |= {member.output[0] for member in group}
-            elif node.op_type == "Gather" and (table := _table(node, constants, format_)) is not None:
-                name = node.input[0]
-                if f"{name}.table" not in added:
-                    tables += 1
-                    matrix = quantize_blocks(table, format_)
-                    codes = matrix.codes.reshape(len(table), -1)
-                    added[f"{name}.table"] = numpy_helper.from_array(codes, f"{name}.table")
-                    added[f"{name}.table_scales"] = numpy_helper.from_array(matrix.scales, f"{name}.table_scales")
-                nodes.append(_lookup(node, name, format_))
-            else:
-                nodes.append(node)
-        rebuilt = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in rewriting.nodes_of(graph)]
         del graph.node[:]
-        graph.node.extend(rebuilt)
+        graph.node.extend(nodes)
     _remove_unused(model)
-    model.graph.initializer.extend(added.values())
+    model.graph.initializer.extend(rewriting.added.values())
     if not any(opset.domain == CONTRIB for opset in model.opset_import):
         model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
     after = sum(len(tensor.raw_data) for graph in _graphs(model.graph) for tensor in graph.initializer)
     large = after > EXTERNAL_ABOVE
     onnx.save_model(model, str(target), save_as_external_data=large, location=f"{target.name}.data" if large else None)
-    return QuantizationReport(matrices, tables, before, after)
+    return QuantizationReport(rewriting.matrices, rewriting.tables, before, after)
 
 
-def _linears_by_input(
-    graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto], transposed: dict[str, str]
-) -> dict[str, list[onnx.NodeProto]]:
-    """Return the products with constant matrices that each tensor goes into, in the graph's order.
+class _Rewriting:
+    """The nodes and constants of a quantized model while it is made.
 
-    Queries, keys and values, or gate and up projections, read the same tensor: packed into one layer, its activations are
-    quantized once, and one larger node replaces several small ones.
+    Args:
+        graphs: All graphs of the model.
+        format_: How weights are stored.
+        many_rows: Whether linear layers read many rows at once.
+
+    Attributes:
+        constants: All constant tensors by name.
+        added: The new ones.
+        matrices: How many matrices were quantized.
+        tables: How many embedding tables were.
     """
-    groups: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        if node.op_type == "MatMul" and _matrix(node.input[1], constants, transposed) is not None:
-            groups.setdefault(node.input[0], []).append(onnx.NodeProto.FromString(node.SerializeToString()))
-    return groups
 
+    def __init__(self, graphs: list[onnx.GraphProto], format_: WeightFormat, many_rows: bool) -> None:
+        self._format, self._many_rows = format_, many_rows
+        self.constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
+        nodes = [node for graph in graphs for node in graph.node]
+        for node in nodes:
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+                self.constants[node.output[0]] = node.attribute[0].t
+        self._transposed = {  # by its name, the constant that a transposed one is made of
+            node.output[0]: node.input[0]
+            for node in nodes
+            if node.op_type == "Transpose" and node.input[0] in self.constants and len(self.constants[node.input[0]].dims) == 2
+        }
+        self.added: dict[str, onnx.TensorProto] = {}
+        self.matrices = self.tables = 0
 
-def _matrix(name: str, constants: dict[str, onnx.TensorProto], transposed: dict[str, str]) -> NDArray[np.float32] | None:
-    """Return the constant right factor of a product as (outputs, inputs), or None where it is none worth quantizing."""
-    tensor = constants.get(transposed.get(name, name))
-    if tensor is None or len(tensor.dims) != 2 or tensor.data_type != TensorProto.FLOAT or min(tensor.dims) < SMALLEST:
-        return None
-    weight = numpy_helper.to_array(tensor)
-    return np.ascontiguousarray(weight if name in transposed else weight.T)
+    def nodes_of(self, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+        """Return a graph's nodes, quantized where they can be.
 
+        Queries, keys and values, or gate and up projections, read the same tensor: packed into one layer, its activations are
+        quantized once, and one larger node replaces several small ones.
+        """
+        groups: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            if node.op_type == "MatMul" and self._matrix(node.input[1]) is not None:
+                groups.setdefault(node.input[0], []).append(node)
+        nodes: list[onnx.NodeProto] = []
+        for node in graph.node:
+            group = groups.get(node.input[0], []) if node.op_type == "MatMul" else []
+            outputs = [member.output[0] for member in group]
+            if node.op_type == "MatMul" and node.output[0] in outputs:
+                nodes += self._linear(group) if node.output[0] == outputs[0] else []
+            elif node.op_type == "Gemm" and self._is_linear(node):
+                nodes += self._linear([node], list(node.input[2:]))
+            elif node.op_type == "Gather" and (table := self._table(node)) is not None:
+                nodes.append(self._lookup(node, table))
+            else:
+                nodes.append(node)
+        return nodes
 
-def _table(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], format_: WeightFormat) -> NDArray[np.float32] | None:
-    """Return an embedding table, (entries, width): a constant of two dimensions whose width is a multiple of the block."""
-    tensor = constants.get(node.input[0])
-    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-    if tensor is None or len(tensor.dims) != 2 or tensor.data_type != TensorProto.FLOAT or axis != 0:
-        return None
-    if tensor.dims[1] % format_.block or tensor.dims[0] < SMALLEST:
-        return None
-    return np.ascontiguousarray(numpy_helper.to_array(tensor))
+    def _matrix(self, name: str, *, outputs_first: bool = False) -> NDArray[np.float32] | None:
+        """Return the constant right factor of a product as (outputs, inputs), or None where it is none worth quantizing."""
+        tensor = self.constants.get(self._transposed.get(name, name))
+        if tensor is None or len(tensor.dims) != 2 or tensor.data_type != TensorProto.FLOAT or min(tensor.dims) < SMALLEST:
+            return None
+        weight = numpy_helper.to_array(tensor)
+        return np.ascontiguousarray(weight if outputs_first != (name in self._transposed) else weight.T)
 
+    def _is_linear(self, gemm: onnx.NodeProto) -> bool:
+        """Return whether a Gemm is x · weight + bias of a constant matrix, and no more."""
+        given = {attribute.name: helper.get_attribute_value(attribute) for attribute in gemm.attribute}
+        plain = (given.get("alpha", 1.0), given.get("beta", 1.0), given.get("transA", 0)) == (1.0, 1.0, 0)
+        return plain and self._matrix(gemm.input[1]) is not None
 
-def _linear(
-    group: list[onnx.NodeProto],
-    key: str,
-    shapes: list[tuple[int, ...]],
-    added: dict[str, onnx.TensorProto],
-    format_: WeightFormat | None,
-) -> list[onnx.NodeProto]:
-    """Return the nodes that compute a group of linear layers of one input: one layer, and a split where there are several.
+    def _linear(self, group: list[onnx.NodeProto], bias: Sequence[str] = ()) -> list[onnx.NodeProto]:
+        """Return the nodes that compute a group of linear layers of one input: one layer, and a split where there are several."""
+        first, names = group[0], [node.input[1] for node in group]
+        turned = any(attribute.name == "transB" and attribute.i for attribute in first.attribute)
+        weights = [weight for name in names if (weight := self._matrix(name, outputs_first=turned)) is not None]
+        key = "+".join(names)
+        if f"{key}.codes" not in self.added:
+            self.matrices += len(names)
+            whole = np.concatenate(weights)
+            matrix = quantize_outputs(whole) if self._many_rows else quantize_blocks(whole, self._format)
+            self._add(f"{key}.codes", np.ascontiguousarray(matrix.codes.T) if self._many_rows else matrix.codes)
+            self._add(f"{key}.scales", matrix.scales)
+        single = len(group) == 1
+        output = first.output[0] if single else f"{first.output[0]}.packed"
+        inputs = [first.input[0], f"{key}.codes", f"{key}.scales"]
+        if self._many_rows:
+            inputs += ["", *bias] if bias else []
+            layer = helper.make_node("DynamicQuantizeMatMul", inputs, [output], name=first.name, domain=CONTRIB)
+        else:
+            inputs += ["", "", *bias] if bias else []
+            layer = helper.make_node(
+                "MatMulNBits",
+                inputs,
+                [output],
+                name=first.name,
+                domain=CONTRIB,
+                K=weights[0].shape[1],
+                N=sum(len(weight) for weight in weights),
+                bits=self._format.bits,
+                block_size=self._format.block,
+                accuracy_level=COMPUTE_IN_INT8,
+            )
+        if single:
+            return [layer]
+        self._add(f"{key}.sizes", np.array([len(weight) for weight in weights], dtype=np.int64))
+        outputs = [member.output[0] for member in group]
+        return [layer, helper.make_node("Split", [output, f"{key}.sizes"], outputs, name=f"{first.name}.split", axis=-1)]
 
-    Without a format, weights have one scale per output.
-    """
-    single = len(group) == 1
-    output = group[0].output[0] if single else f"{group[0].output[0]}.packed"
-    inputs = [group[0].input[0], f"{key}.codes", f"{key}.scales"]
-    if format_ is None:
-        linear = helper.make_node("DynamicQuantizeMatMul", inputs, [output], name=group[0].name, domain=CONTRIB)
-    else:
-        linear = helper.make_node(
-            "MatMulNBits",
-            inputs,
-            [output],
-            name=group[0].name,
+    def _table(self, node: onnx.NodeProto) -> NDArray[np.float32] | None:
+        """Return an embedding table, (entries, width): a constant of two dimensions whose width is a multiple of the block."""
+        tensor = self.constants.get(node.input[0])
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+        if tensor is None or len(tensor.dims) != 2 or tensor.data_type != TensorProto.FLOAT or axis != 0:
+            return None
+        if tensor.dims[1] % self._format.block or tensor.dims[0] < SMALLEST:
+            return None
+        return np.ascontiguousarray(numpy_helper.to_array(tensor))
+
+    def _lookup(self, node: onnx.NodeProto, table: NDArray[np.float32]) -> onnx.NodeProto:
+        name = node.input[0]
+        if f"{name}.table" not in self.added:
+            self.tables += 1
+            matrix = quantize_blocks(table, self._format)
+            self._add(f"{name}.table", matrix.codes.reshape(len(table), -1))
+            self._add(f"{name}.table_scales", matrix.scales)
+        return helper.make_node(
+            "GatherBlockQuantized",
+            [f"{name}.table", node.input[1], f"{name}.table_scales"],
+            list(node.output),
+            name=node.name,
             domain=CONTRIB,
-            K=shapes[0][1],
-            N=sum(shape[0] for shape in shapes),
-            bits=format_.bits,
-            block_size=format_.block,
-            accuracy_level=COMPUTE_IN_INT8,
+            bits=self._format.bits,
+            block_size=self._format.block,
+            gather_axis=0,
+            quantize_axis=1,
         )
-    if single:
-        return [linear]
-    sizes = np.array([shape[0] for shape in shapes], dtype=np.int64)
-    added[f"{key}.sizes"] = numpy_helper.from_array(sizes, f"{key}.sizes")
-    outputs = [member.output[0] for member in group]
-    return [linear, helper.make_node("Split", [output, f"{key}.sizes"], outputs, name=f"{group[0].name}.split", axis=-1)]
 
-
-def _lookup(node: onnx.NodeProto, name: str, format_: WeightFormat) -> onnx.NodeProto:
-    return helper.make_node(
-        "GatherBlockQuantized",
-        [f"{name}.table", node.input[1], f"{name}.table_scales"],
-        list(node.output),
-        name=node.name,
-        domain=CONTRIB,
-        bits=format_.bits,
-        block_size=format_.block,
-        gather_axis=0,
-        quantize_axis=1,
-    )
+    def _add(self, name: str, array: NDArray[Any]) -> None:
+        self.added[name] = numpy_helper.from_array(array, name)
 
 
 def _remove_unused(model: onnx.ModelProto) -> None:
