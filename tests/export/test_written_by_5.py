@@ -1,7 +1,7 @@
 """Checkpoints in the words of transformers 5: the same model, whichever version of transformers reads them.
 
 The configs are those that transformers 5.17.0 wrote; the models behind them are built in the words that 4.57 knows too. With
-transformers 5 installed, tests/slow/test_transformers_5.py takes what it really writes.
+transformers 5 installed too, tests/students/test_versions.py takes what it really writes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from mmedge.export.weights import WeightFiles
 from mmedge.students import dialects
 from mmedge.students.sources import load, resolve
 from tests.export.test_fused import expected_logits, opened, prompts, random_model
+from tests.students.checkpoints import load_float32
+
+pytestmark = pytest.mark.versions
 
 T5: dict[str, Any] = {
     "architectures": ["T5ForConditionalGeneration"], "classifier_dropout": 0.0, "d_ff": 96, "d_kv": 16, "d_model": 64,
@@ -136,11 +139,6 @@ def test_graphs_and_torch_read_the_same_model(case: str, sharded: bool, tmp_path
         best = np.sort(logits, axis=-1)
         clear = best[:, -1] - best[:, -2] > 1e-4  # a tie may fall either way
         assert len(tokens) == 64 and (logits.argmax(-1) == tokens)[clear].all() and clear.mean() > 0.9
-
-
-def load_float32(folder: Path) -> Any:
-    """Return the torch model of a folder, as a student is loaded."""
-    return dialects.load_model(str(folder), dialects.load_config(str(folder)), dtype=torch.float32).eval()
 
 
 @pytest.mark.parametrize("case", ["T5", "T5 v1.1, a head of its own", "T5 v1.1, built by 5.x: a tied head", "Llama 3", "SmolLM2"])
