@@ -1,11 +1,11 @@
 """mmedge: distil a large teacher into a small student, export it to int8 ONNX, measure it, run it at the edge.
 
-Importing the package loads nothing heavy; each verb of the command line is one function in the room of that name. A bundle is
+Importing the package loads nothing heavy; each verb of the command line is one function in the package of that name. A bundle is
 used from Python through `Student`, which is loaded when it is first asked for:
 
     from mmedge import Student
 
-    answer = Student.load("runs/quickstart/bundle-int8").answer("Ann has 3 apples and buys 4. How many has she now?")
+    answer = Student.load("runs/quickstart/bundle-int8").answer("Ann has 3 apples and buys 4. How many does she have now?")
 """
 
 from __future__ import annotations

@@ -1,23 +1,23 @@
 """`mmedge doctor`: what this machine can do, what is missing, and how to get it.
 
     mmedge doctor
-    mmedge doctor --measure     also how fast memory is read and matrices are multiplied, in two seconds
+    mmedge doctor --measure     also measure memory bandwidth and arithmetic; takes two seconds
     mmedge doctor --json
 
-Judges what `machine.py` and `installation.py` read, and needs no optional package. It never fails because something is not there:
+Judges what `machine.py` and `installation.py` read, and needs no optional package. It never fails because something is missing:
 what is unknown is None, and "unknown" in the table.
 
-Which precision suits follows one rule (`suitable_precision`). Decoding reads all weights once a token, so that fewer bits are
-faster as long as arithmetic keeps up; and fewer bits quantize more coarsely. Hence, on the CPU:
+One rule says which precision suits (`suitable_precision`). Decoding reads all weights once per token, so fewer bits are
+faster as long as arithmetic keeps up, but less accurate. So, on a CPU:
 
 1. int8 first wherever the processor multiplies 8-bit integers in wide registers (x86: AVX2, better VNNI or AMX; ARM: dotprod,
    better i8mm): a quarter of float32's bytes, and the smallest quantization error.
-2. int4 after it there, where memory is what lacks or decoding is too slow: half of int8's bytes again.
+2. int4 next, where memory is short or decoding is too slow: half of int8's bytes.
 3. Where it does not (x86 before AVX2, ARM before dotprod), int8 and int4 are unpacked to float32 before they are multiplied: they
    save memory, perhaps not time, so float32 stands beside int8, to be measured, unless memory is short.
 4. A machine with little free memory (below `LITTLE_MEMORY`) gets int4 first.
 
-None of this says what quantization costs a certain student in accuracy: export measures that, and bench on the device the rest.
+None of this says what quantization costs a particular student in accuracy: export measures that, and bench on the device the rest.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class OnnxRuntime:
 
 @dataclass(frozen=True)
 class SuitablePrecision:
-    """What suits, best first, and why."""
+    """Which precisions suit, best first, and why."""
 
     order: tuple[str, ...]
     why: tuple[str, ...]
@@ -116,18 +116,18 @@ def onnxruntime_of(python: str = sys.executable) -> OnnxRuntime:
     try:
         done = subprocess.run([python, "-c", script], capture_output=True, text=True, errors="replace", timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return OnnxRuntime(version, (), "it does not load within a minute")
+        return OnnxRuntime(version, (), "importing it takes more than a minute")
     if done.returncode == 0:
         try:
             version, providers = json.loads(done.stdout.strip().splitlines()[-1])
             return OnnxRuntime(version, tuple(providers), None)
         except (ValueError, IndexError):
-            return OnnxRuntime(version, (), "it loads, but does not say its version")
+            return OnnxRuntime(version, (), "it can be imported, but does not report its version")
     if done.returncode < 0:
-        why = f"loading it ends the process (signal {-done.returncode}): it was not built for this processor"
+        why = f"importing it crashes the process (signal {-done.returncode}): it was not built for this processor"
         return OnnxRuntime(version, (), why)
     complaints = [line for line in done.stderr.splitlines() if line.strip()]
-    return OnnxRuntime(version, (), (complaints or ["it does not load"])[-1][:200])
+    return OnnxRuntime(version, (), (complaints or ["it cannot be imported"])[-1][:200])
 
 
 def extras_here() -> tuple[Extra, ...]:
@@ -164,15 +164,15 @@ def suitable_precision(features: tuple[str, ...], architecture: str, available: 
         cost = "two instructions to multiply and add, no VNNI" if fastest == "AVX2" else "one instruction to multiply and add"
         why.append(f"int8: this processor multiplies 8-bit integers in wide registers ({fastest}: {cost})")
         why.append(
-            "int4 where memory is short or decoding is too slow: half of int8's bytes a token, at a larger quantization error"
+            "int4 where memory is short or decoding is too slow: half of int8's bytes per token, at a larger quantization error"
         )
     else:
         order = ["int8", "fp32", "int4"]
         lacks = next((name for name in ("AVX2", "dotprod") if name in features_of(architecture)), "wide int8")
-        why.append(f"int8 saves memory but perhaps no time: without {lacks}, it is computed in float32; measure both")
+        why.append(f"int8 saves memory but perhaps not time: without {lacks}, it is computed in float32; measure both")
     if available is not None and available < LITTLE_MEMORY:
         order = ["int4", *(name for name in order if name != "int4")]
-        why.append(f"int4 first: only {size(available)} of memory can be used")
+        why.append(f"int4 first: only {size(available)} of memory is available")
     why.append("mmedge export measures what quantization costs in accuracy, mmedge bench how fast each precision is here")
     return SuitablePrecision(tuple(order), tuple(why))
 
@@ -180,11 +180,11 @@ def suitable_precision(features: tuple[str, ...], architecture: str, available: 
 def gpu_precision(gpu: Gpu) -> str:
     """Return in words what an NVIDIA GPU computes students in: bfloat16 from compute capability 8.0 (Ampere) on."""
     if gpu.compute_capability is None:
-        return "what suits it is not known"
+        return "suitable precision unknown"
     if gpu.compute_capability >= (8, 0):
-        return "bfloat16 in training (training.precision=bfloat16) and in torch"
+        return "bfloat16 for training (training.precision=bfloat16) and in torch"
     if gpu.compute_capability >= (7, 0):
-        return "float16 in training (training.precision=float16) and in torch; it has no bfloat16"
+        return "float16 for training (training.precision=float16) and in torch; it has no bfloat16"
     return "float32: too old for fast float16"
 
 
@@ -254,7 +254,7 @@ def _problems(
         found.append(("the processor is held at its lowest frequency", "set the frequency governor: performance or schedutil"))
     for folder, free in disks.items():
         if free is not None and free < 1_000_000_000:
-            found.append((f"only {size(free)} are free in {folder}", "free some space, or set TMPDIR"))
+            found.append((f"only {size(free)} free in {folder}", "free some space, or set TMPDIR"))
     return found
 
 

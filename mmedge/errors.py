@@ -21,7 +21,7 @@ def printable(text: str) -> str:
 
 
 class Notice(FutureWarning):
-    """Something still works that the next version will refuse, such as an old name of a field."""
+    """Something still works that the next version will refuse, such as a field's old name."""
 
 
 class MmedgeError(Exception):

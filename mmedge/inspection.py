@@ -85,7 +85,7 @@ def inspect(place: Path) -> tuple[Kind, Inspected]:
     """Return what a path is, and what there is to say about it.
 
     Raises:
-        MmedgeError: It is nothing that mmedge knows, is damaged, or is of a version that is no longer read.
+        MmedgeError: It is none of these, is damaged, or is of a version that is no longer read.
     """
     kind = kind_of(place)
     if kind is Kind.BUNDLE:

@@ -20,7 +20,7 @@ def distribution() -> metadata.Distribution:
     """Return mmedge as it was installed.
 
     Raises:
-        MmedgeError: It was not: it only lies there.
+        MmedgeError: It was copied, not installed.
     """
     try:
         return metadata.distribution("mmedge")

@@ -35,7 +35,7 @@ else:  # pydantic, which reads this type, needs it so
 
 ROOT = Path("/")
 
-# what people call a feature: the kernel's flags that stand for it, any of which is enough
+# a feature's common name: the kernel's flags for it, any of which is enough
 _Features = dict[str, tuple[str, ...]]
 _X86_FEATURES: _Features = {
     "AVX2": ("avx2",),
@@ -77,7 +77,7 @@ class Processor:
         name: As the system calls it.
         board: The board's own name, where it has one (device tree).
         architecture: As `uname -m` says.
-        features: Those that matter here, as people call them.
+        features: Those that matter here, by their common names.
         cores: Physical cores of the whole machine.
         threads: Logical cores that are switched on.
         usable: Logical cores that this process may use; see `usable_cores`.
@@ -140,7 +140,7 @@ class Load:
 
     Attributes:
         busy: Seconds that all processors have worked, together.
-        stolen: Seconds that the host has taken from this virtual machine; 0 where that is not told.
+        stolen: Seconds that the host has taken from this virtual machine; 0 where that is not known.
         total: Seconds that all processors had.
         processes: Seconds of processor time of each process that was asked about and runs.
         frequency_ghz: The highest of all cores now.
@@ -433,7 +433,7 @@ def open_nvml(root: Path = ROOT) -> Any:
 
 
 def nvml_problem(error: Exception) -> MmedgeError:
-    """Return what NVML complains of as an error of ours."""
+    """Return an NVML error as one of ours."""
     return MmedgeError(f"NVIDIA's driver says: {error}", "install or repair NVIDIA's driver")
 
 
@@ -516,7 +516,7 @@ def _status(pid: int | None, field: str) -> int | None:
 def peak_memory(pid: int | None = None) -> int | None:
     """Return the largest resident size that a process, or this one, has had, in bytes; None where the system does not tell.
 
-    From the kernel's own note of it, which no moment between two looks escapes and which psutil does not tell. getrusage would
+    The kernel keeps it itself, so no peak between two looks is missed; psutil does not report it. getrusage would
     count what the parent held when it started a process.
     """
     found = _status(pid, "VmHWM")

@@ -98,8 +98,8 @@ class QuantizationPart:
     """The dtype of every linear layer and table.
 
     Attributes:
-        layers: By name: `int4`, `int8`, `float32`, …
-        exceptions: Those that accuracy asked to be kept in a finer dtype than the precision's own.
+        layers: By name, the dtype: `int4`, `int8`, `float32`, …
+        exceptions: Layers kept in a finer dtype than the precision's own, for accuracy.
     """
 
     layers: Mapping[str, str]
@@ -419,7 +419,7 @@ def refuse_bundle(folder: Path, option: str) -> None:
         MmedgeError: The folder is a bundle.
     """
     if (folder / MANIFEST).is_file():
-        raise MmedgeError(f"{folder} is a bundle, and another file in it would break it", f"name another place with {option}")
+        raise MmedgeError(f"{folder} is a bundle, and another file in it would break it", f"choose another folder with {option}")
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -1,10 +1,10 @@
-"""The chat protocol of OpenAI-compatible endpoints, as implementations really behave: address, key, request, reply, prices.
+"""The chat protocol of OpenAI-compatible endpoints as implementations really behave: address, key, request, reply, prices.
 
     POST {base_url}/chat/completions  {"model": …, "messages": […], "n": 5, "seed": 17, …}
 
-A reply counts when it is there in full: a JSON document with texts, or an event stream that ends as it should. Servers that
-ignore `n` give fewer texts than asked; that refuse a parameter (`seed`, `n`, `max_tokens`) are asked without it, or by its newer
-name; that stream although they were told not to are read as streams. What an endpoint says when it refuses is repeated in errors,
+A reply counts if it is complete: a JSON document with texts, or an event stream that ends as it should. Servers that
+ignore `n` return fewer texts than asked; those that refuse a parameter (`seed`, `n`, `max_tokens`) are asked without it or by its
+newer name; those that stream although told not to are read as streams. What an endpoint says when it refuses is repeated in errors,
 without the key. Sends nothing: collector (`teachers/endpoint.py`) and device (`runtime/endpoint.py`) each bring a transport.
 """
 
@@ -58,14 +58,14 @@ class HttpReply(NamedTuple):
 
 
 class ChatFailure(Exception):
-    """A request that brought no text; another attempt may.
+    """A request that returned no text; another attempt may.
 
     Attributes:
         status: What happened, in a few words that are counted: `rate limited`, `unreachable`, `timeout`, `dropped`, `garbage`, …
-        detail: More about it.
+        detail: Details.
         retry_after: Seconds that the endpoint asks to wait, or None.
         overloaded: Whether fewer requests at a time may help.
-        rejected: Whether this very request would always be answered so.
+        rejected: Whether this request would always fail.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class ChatProtocol:
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         if problem := base_url_problem(base_url):
-            raise MmedgeError(problem, "write it as http://HOST:PORT/v1; a key belongs into an environment variable")
+            raise MmedgeError(problem, "write it as http://HOST:PORT/v1; a key belongs in an environment variable")
         self.base_url, self.model, self.api_key_env = base_url, model, api_key_env
         self._temperature, self._top_p, self._stop, self._extra = temperature, top_p, list(stop), dict(extra or {})
         self._refused: set[str] = set()  # parameters that the endpoint does not accept
@@ -235,8 +235,8 @@ class ChatProtocol:
             messages: What had been sent; where the endpoint counts no tokens, they are estimated at four characters each.
 
         Raises:
-            ChatFailure: There is no text in it, or not the whole of it; another attempt may bring one.
-            MmedgeError: No attempt will: the key is wrong, the model unknown.
+            ChatFailure: It contains no complete text; another attempt may.
+            MmedgeError: No attempt will succeed: the key is wrong, or the model unknown.
         """
         if reply.status == 200:
             try:
@@ -248,7 +248,7 @@ class ChatProtocol:
         raise self._failure(reply)
 
     def untrusted_certificate(self, detail: str) -> MmedgeError:
-        """Return the error for a certificate that nobody vouches for."""
+        """Return the error for a certificate that is not trusted."""
         return MmedgeError(f"{self.base_url}: its certificate is not trusted: {detail}", "check the address, or SSL_CERT_FILE")
 
     def clean(self, text: str) -> str:
@@ -287,7 +287,7 @@ class ChatProtocol:
         if 300 <= status < 400:
             where = self.clean(reply.headers.get("location", "elsewhere")[:100])
             return MmedgeError(
-                f"{self.base_url} redirects to {where} (status {status}); mmedge follows no redirects, they would carry the key",
+                f"{self.base_url} redirects to {where} (status {status}); mmedge follows no redirects: they would carry the key",
                 "use that address as the base URL",
             )
         if status == 402 or (status == 429 and "quota" in said.lower()):

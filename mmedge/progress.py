@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar in a terminal, plain lines now and then elsewhere, both with rate and time left.
+"""Progress of long work: a live bar in a terminal, plain lines now and then elsewhere, with rate and time left.
 
 with progress.task("stage 2", total=1000) as step:
     step.advance(1, loss=0.42, rate="512 tokens/s")
@@ -36,7 +36,7 @@ class Step:
 
         Args:
             count: How many more.
-            details: Values to show, such as a loss; `rate` is worked out where it is not given.
+            details: Values to show, such as a loss; `rate` is computed where it is not given.
         """
         self._done += count
         now = time.monotonic()

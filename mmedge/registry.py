@@ -1,4 +1,4 @@
-"""Registries: what varies is one file and one line, and a package of somebody else's can add to them.
+"""Registries: what varies is one file and one line, and other packages can add to them.
 
     FORMS = Registry[AnswerForm]("forms", {"choice": "mmedge.tasks.forms.choice:ChoiceForm", …})
     FORMS["choice"]         imported now, not before
@@ -71,7 +71,7 @@ class Registry(Mapping[str, T], Generic[T]):
     def _from_plugin(self, point: EntryPoint) -> T:
         try:
             return cast(T, point.load())
-        except Exception as error:  # whatever somebody else's module raises when it is imported
+        except Exception as error:  # whatever another package's module raises when it is imported
             package = point.dist.name if point.dist else point.value
             raise MmedgeError(
                 f"the plugin {point.name!r} of {package} cannot be loaded: {type(error).__name__}: {error}",
@@ -88,7 +88,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return name in self._own or name in self._plugins
 
     def load_plugins(self) -> None:
-        """Import the entries of installed packages now, for what importing them brings along."""
+        """Import the entries of installed packages now, for the side effects of importing them."""
         for name in self._plugins:
             self[name]
 
@@ -96,7 +96,7 @@ class Registry(Mapping[str, T], Generic[T]):
         """Return an entry that a file or a command names.
 
         Raises:
-            MmedgeError: There is none of that name; the message says where it stands and which there are.
+            MmedgeError: There is none of that name; the message says where it was named and lists those that exist.
         """
         if not isinstance(name, str) or name not in self:
             raise MmedgeError(f"{where}: unknown name {name!r}", f"known: {', '.join(self)}")

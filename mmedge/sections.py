@@ -56,7 +56,7 @@ class Section(BaseModel):
 
 
 class _Lookup:
-    """What both annotations below have in common: a registry, looked at when a value is validated, and not before.
+    """What both annotations below share: a registry that is read when a value is validated, not before.
 
     Args:
         registry: A registry, or `module:attribute` of one that lies in a room above, which is imported at first use.

@@ -69,9 +69,9 @@ def balanced_accuracy(predicted: Sequence[bool], actual: Sequence[bool]) -> floa
 
 
 def said_at_best_level(scores: Sequence[float], positive: Sequence[bool], groups: Sequence[str]) -> list[bool]:
-    """Return what scores say at the level above which most are right, chosen for each half of the groups on the other half.
+    """Return how often scores are right at the best threshold, chosen for each half of the groups on the other half.
 
-    How often a judge says yes depends on how often it was taught to; where the level that separates yes from no is set on data of
+    How often a judge says yes depends on how often it was taught to; if the threshold that separates yes from no is set on data of
     the kind it will see, as calibration does, only the order of its scores matters. Cross-fitting keeps the choice honest.
 
     Args:

@@ -22,7 +22,7 @@ from typing import Any
 from mmedge.errors import MmedgeError
 
 Json = dict[str, Any]
-LOCK_SECONDS = 0.2  # a lock is asked for; long enough for somebody who is just being refused
+LOCK_SECONDS = 0.2  # seconds to wait for a lock; long enough for a process that is just being refused
 
 
 def _temporary_beside(path: Path) -> Path:
@@ -140,7 +140,7 @@ def locked(folder: Path, *, shared: bool = False, name: str = ".lock") -> Iterat
 
 
 def refuse_special_file(path: Path) -> None:
-    """Refuse to write to a device, a pipe or a socket: a rename would put a file in its place.
+    """Refuse to write to a device, a pipe or a socket, which a rename would replace by a file.
 
     Raises:
         MmedgeError: The path is one of these.
@@ -230,7 +230,7 @@ def parse_json_line(line: str, path: Path | str, number: int) -> Json:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise MmedgeError(
-            f"{path}:{number}: not a whole JSON object: {error.msg} (column {error.colno})",
+            f"{path}:{number}: not a complete JSON object: {error.msg} (column {error.colno})",
             'each line must be one complete object, such as {"question": "…"}; was the file cut off?',
         ) from None
     except RecursionError:
@@ -277,7 +277,7 @@ class Journal:
             write_text(path, f"{key}\n{whole}")
             self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 (closed by `close`)
         except Timeout:
-            hint = "wait until it has finished, or write to another place"
+            hint = "wait until it has finished, or write somewhere else"
             raise MmedgeError(f"another process is writing {path}", hint) from None
         except OSError as error:
             self._lock.release()

@@ -81,7 +81,7 @@ def program(folder: Path, name: str, body: str) -> None:
     [
         ("kill -ILL $$", "not built for this processor"),
         ('echo "ModuleNotFoundError: No module named onnxruntime" >&2; exit 1', "No module named"),
-        ("echo nonsense", "does not say its version"),
+        ("echo nonsense", "does not report its version"),
     ],
 )
 def test_an_onnx_runtime_that_does_not_load_is_said_so(body: str, expected: str, tmp_path: Path) -> None:

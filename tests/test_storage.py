@@ -79,7 +79,7 @@ def test_a_full_disk_is_one_error_with_advice(tmp_path: Path) -> None:
 def test_a_cut_off_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"a": 1}\n\n{"a": ')
-    with pytest.raises(MmedgeError, match=r"x\.jsonl:3: not a whole JSON object"):
+    with pytest.raises(MmedgeError, match=r"x\.jsonl:3: not a complete JSON object"):
         list(iterate_jsonl(path))
 
 

@@ -63,7 +63,7 @@ class Bill:
 
 
 def bill(recipe: Recipe, store: AnnotationStore) -> Bill | None:
-    """Return the bill of a store, or None where nobody was asked."""
+    """Return the bill of a store, or None if no teacher was asked."""
     collection = Collection(store)
     totals = collection.totals()
     if not totals:

@@ -1,4 +1,4 @@
-"""What is to be collected into a store, by whom, and at what price: the bookkeeping behind teachers that are sampled.
+"""What is to be collected into a store, by which process, and at what price: the bookkeeping behind sampled teachers.
 
     collection = Collection(store)
     collection.plan(example_ids, cots=(5, 15), evaluations=(1, 3))          5 wanted, of at most 15 responses
@@ -6,8 +6,8 @@
     for subject, responses, cot in collection.claim(number, 64): …
     follow_ups = collection.record(number, requests, settled)
 
-Several processes may work on one store: each claims subjects before it works on them, and the claims of one that died are free
-again. What a collector may have in flight is reserved beforehand, so that no limit is exceeded, and no kill hides what was spent.
+Several processes may work on one store: each claims subjects before it works on them, and the claims of a dead one are free
+again. What a collector may have in flight is reserved first, so that no limit is exceeded and no kill hides what was spent.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mmedge.annotations.schema import ACCEPTED, WHOLE
 from mmedge.annotations.store import AnnotationStore, insert_annotations, storable
 
 POSTPONED = -1  # stands for the collector of a subject that is left for the next run
-DEAD_SECONDS = 90.0  # on another machine, a collector that was not seen for so long is taken for dead
+DEAD_SECONDS = 90.0  # on another machine, a collector that was not seen for this long counts as dead
 
 
 class Subject(NamedTuple):
@@ -54,7 +54,7 @@ class Subject(NamedTuple):
 
 
 class Response(NamedTuple):
-    """One text that came back for a subject, whatever became of it; `number` counts the subject's responses from 0."""
+    """One text that came back for a subject, accepted or not; `number` counts the subject's responses from 0."""
 
     number: int
     finish: str

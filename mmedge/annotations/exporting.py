@@ -1,4 +1,4 @@
-"""Taking annotations out of a store, in the form that a recorded teacher reads: a run's texts are the next run's recording.
+"""Exporting annotations in the format that a recorded teacher reads: a run's texts are the next run's recording.
 
     FOLDER/cots.jsonl           {"id": …, "sample": 0, "teacher": …, "text": …}
     FOLDER/evaluations.jsonl    {"id": …, "sample": 0, "teacher": …, "evaluation": …, "verdict": …}

@@ -1,4 +1,4 @@
-"""Reading a store: what a task understands of the texts, example by example, and counts of what it does not, and why."""
+"""Reading a store: what a task can parse of the texts, example by example, and counts of what it cannot, and why."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class AnnotatedExample:
 
 
 class ReadingLimits(NamedTuple):
-    """How much of a store is read: the first ones of each kind; None for all.
+    """How much of a store is read: the first few of each kind; None for all.
 
     Attributes:
         cots: Chains of thought per question.
@@ -52,7 +52,7 @@ EVERYTHING = ReadingLimits()
 
 
 def reading_limits(recipe: Recipe) -> ReadingLimits:
-    """Return how much a recipe uses of what its store holds: a teacher that is sampled may have been asked for more before."""
+    """Return how much of its store a recipe uses: a sampled teacher may have been asked for more before."""
     section = recipe.teacher
     if isinstance(section, SampledTeacherSection):
         return ReadingLimits(section.cots_per_question, section.evaluations_per_cot)

@@ -44,7 +44,7 @@ def _worth(found: AnnotationReport) -> Table:
         rows.append(["majority votes that are the human label", share_of(found.majority_vote_accuracy)])
     if found.verdict_confusion is not None:
         rows.append(["verdicts that are right", share_of(found.verdict_accuracy)])
-        rows.append(["the same, balanced (0.5 says nothing)", number(found.verdict_balanced_accuracy, 3)])
+        rows.append(["the same, balanced (0.5 is chance)", number(found.verdict_balanced_accuracy, 3)])
     return Table("Worth", ["", ""], rows)
 
 
@@ -100,19 +100,19 @@ def page(found: AnnotationReport, shown: Sequence[AnnotatedExample]) -> Page:
             made.heading(table.title, note)
             made.table(table)
 
-    made.heading("Yield", "What came back, and what could be read of it.")
+    made.heading("Yield", "What came back, and how much of it could be read.")
     made.bars([(name, float(count), f"{count} ({part})") for name, count, part in yield_rows(found)])
     add(_worth(found))
     made.heading("Readable chains of thought per question")
     made.bars([(str(count), float(many), str(many)) for count, many in found.cots.questions_by_count.items()])
-    add(_confusion(found), "A teacher that judges well says 'correct' of right answers and 'wrong' of the others.")
+    add(_confusion(found), "A teacher that judges well calls right answers 'correct' and the others 'wrong'.")
     add(_kept(found), "Fewer but better chains of thought, or all of them.")
     accuracies = {how: found.keep[how].pseudo_label_accuracy for how in KEEPS}
     bars = [(_KEEP_WORDS[how], right.value, share_of(right)) for how, right in accuracies.items() if right and right.successes]
     if bars:
         made.bars(bars, largest=1.0)
     add(_bill(found.bill))
-    made.heading("A look at some of them", "Spread evenly over the questions; what is shown is what was read of the raw texts.")
+    made.heading("Examples", "Spread evenly over the questions, as parsed from the raw texts.")
     for annotated in shown:
         example = annotated.example
         texts = []

@@ -1,6 +1,6 @@
 """The schema of the store, as numbered migrations: a store of any earlier version is brought up to date when it is opened.
 
-A migration that was released is never changed; what is new is added behind it.
+A released migration is never changed; new ones are appended.
 """
 
 from __future__ import annotations

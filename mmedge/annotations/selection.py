@@ -4,7 +4,7 @@
     self_consistent   those whose answer is the most frequent among the chains of thought of their question
     judged_correct    those that the teacher's own self-evaluations call correct
 
-What is left out here is still evaluated by the student: learning to judge needs flawed chains of thought. Human labels play no
+The student still learns to judge what is left out here: judging needs flawed chains of thought. Human labels play no
 part in the choice.
 """
 

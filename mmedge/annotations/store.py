@@ -6,9 +6,9 @@
     responses     every text that came back, with how it finished and what became of it
     summaries     what the texts of a question say, kept so that a report over a million of them takes a second
 
-Here is what every teacher's annotations need; what is to be collected, by whom, and at what price is `collection.py`'s. Raw texts
-are stored; what they say is found out when they are read (`reading.py`). A kill at any moment leaves a store that opens and is
-continued; nothing is stored twice. Knows nothing of prompts, endpoints or models.
+This file is what all teachers' annotations need; `collection.py` is what is to be collected, by whom, and at what price. Raw texts
+are stored and parsed when they are read (`reading.py`). A kill at any moment leaves a store that opens and can be
+continued; nothing is stored twice. Knows nothing about prompts, endpoints or models.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class AnnotationStore:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Write all of what follows, or nothing.
+        """Write everything within the block, or nothing.
 
         Raises:
             MmedgeError: It cannot be written; the message says what to do.
@@ -228,7 +228,7 @@ def _advice(error: Exception) -> str:
     if "full" in text or "no space" in text:
         return "free some disk space and run the same command again; what was stored is kept"
     if "readonly" in text or "read-only" in text or "permission" in text or "unable to open" in text:
-        return "it must be in a folder that you may write to: choose another --out, or copy the run"
+        return "it must be in a folder that you may write to; choose another --out, or copy the run"
     if "locked" in text or "busy" in text:
         return "another process holds it; run the same command again when that has ended"
     if "not a database" in text or "malformed" in text:

@@ -1,7 +1,7 @@
-"""What a store of annotations is worth: yield, agreement, diversity, correctness, verdicts, the bill, and what each choice keeps.
+"""What a store of annotations is worth: yield, agreement, diversity, correctness, verdicts, the bill, and what each filter keeps.
 
-Every text is read once; what it says is kept question by question in the store, so that the report over a million annotations is
-added up in about a second. A question's summary is made anew where annotations were added, and everywhere when the way of reading
+Every text is parsed once, and a summary of each question is kept in the store, so that the report over a million annotations is
+added up in about a second. A question's summary is made again when annotations are added, and all of them when the way of reading
 or the questions have changed.
 """
 

@@ -1,6 +1,6 @@
-"""Asking a variant while it is timed, with as little around the call as can be.
+"""Asking a variant while it is timed, with as little overhead around the call as possible.
 
-A bundle is asked through the runtime's `Student`, so that its answers are those of `mmedge run`; every other engine through its
+A bundle is asked through the runtime's `Student`, so its answers are those of `mmedge run`; every other engine through its
 speaker.
 """
 
@@ -22,7 +22,7 @@ from mmedge.tasks.encoding import Prompt
 
 
 class _RecordingEngine:
-    """An engine that notes when each text was begun and how it was written."""
+    """An engine that records when each text began and how it was written."""
 
     def __init__(self, engine: Engine, written: list[tuple[float, Generation]]) -> None:
         self._engine, self._written = engine, written
@@ -45,16 +45,16 @@ class _RecordingEngine:
 
 @dataclass
 class TimedAnswers:
-    """What a variant said to some questions, and how long it took.
+    """A variant's answers to some questions, and how long they took.
 
     Attributes:
         texts: Its answers.
         confidences: P(right) of each, where it was asked for.
-        withheld: Whether each was withheld, as a bundle may say.
+        withheld: Whether each was withheld, as a bundle may do.
         seconds: From the questions, as text, to the answers, as text.
         time_to_first_token: Seconds until the first token of the first text.
         decode_seconds: Seconds of writing after first tokens.
-        decode_steps: Steps of the decoder in these.
+        decode_steps: Decoder steps in that time.
         tokens: Tokens written, end tokens not counted.
     """
 

@@ -1,8 +1,8 @@
 """`mmedge bench`: the same questions to every variant, interleaved, each in a process of its own.
 
 Every question goes to each variant in turn before the next one comes, so that a machine that slows down slows all of them
-(`scheduler.py`); what is measured stands in `scenarios.py`, and what is made of it in `summary.py`. Accuracies are on the same
-questions; every sample is kept in the report (`results.py`). A variant that cannot be opened, or that does not fit, is a row that
+(`scheduler.py`); `scenarios.py` says what is measured, `summary.py` what it amounts to. Accuracies are on the same
+questions; the report keeps every sample (`results.py`). A variant that cannot be opened, or that does not fit, is a row that
 says so.
 """
 
@@ -27,12 +27,12 @@ from mmedge.tasks.evaluation_set import FILE_NAME, EvaluationSet, HeldOutCot, re
 
 
 def first_folder(places: Sequence[str]) -> Path:
-    """Return where the report goes when nobody says: beside the first variant that there is.
+    """Return where the report goes by default: beside the first variant that exists.
 
     Raises:
         MmedgeError: There is none.
     """
-    problem = MmedgeError("no variant is named", "name a run, a student folder or a bundle")
+    problem = MmedgeError("no variant given", "name a run, a student folder or a bundle")
     for number, place in enumerate(places):
         try:
             return find_variants(place)[0].place.resolve().parent
@@ -75,12 +75,12 @@ def bench(
         for number, example in enumerate(examples[: settings.questions])
     ]
     if not asked:
-        raise MmedgeError("the evaluation set has no test questions", "give it some, or name another with --evaluation FILE")
+        raise MmedgeError("the evaluation set has no test questions", "add some, or name another set with --evaluation FILE")
     cots = next(iter(questions.cots.values()), ())[: settings.verdicts]
     kept = Journal(journal, journal_key(rows, settings, source)) if journal else None
     continued = len(kept) if kept is not None else 0
     if continued:
-        progress.line(f"continues: {continued} answers and verdicts are there already")
+        progress.line(f"continuing: {continued} answers and verdicts are already there")
     scheduler = Scheduler(rows, settings, progress, kept)
     try:
         with scheduler.opened(questions.task):
@@ -106,7 +106,7 @@ def _questions(source: Path, specs: Sequence[VariantSpec]) -> EvaluationSet:
     """Read an evaluation set, or plain JSON lines of questions with labels, judged by the answer form of the first bundle.
 
     Raises:
-        MmedgeError: It is neither, or no bundle says how answers are judged.
+        MmedgeError: It is neither, or no bundle names the form of answers.
     """
     if not source.is_file():
         return read_evaluation_set(source)
@@ -115,7 +115,7 @@ def _questions(source: Path, specs: Sequence[VariantSpec]) -> EvaluationSet:
         return read_evaluation_set(source)
     found = next((form for spec in specs if (form := form_of(spec)) is not None), None)
     if found is None:
-        raise MmedgeError(f"{source} does not say how answers are judged", "name a bundle first: it says so")
+        raise MmedgeError(f"{source} does not name a form of answers", "name a bundle as the first variant, whose form is used")
     examples = tuple(read_example(record, source, number) for number, record in iterate_jsonl(source))
     return EvaluationSet("", found, {source.stem: examples}, {})
 

@@ -1,14 +1,14 @@
 """Ceilings: how fast this machine reads memory and multiplies, measured on the spot, and what share of that was reached.
 
 A token costs at least the time to read the weights that its step uses, and at least the time to multiply by them. Whichever of the
-two shares is near 1 is what holds a student up; when neither is, it is overhead.
+two shares is near 1 is the bottleneck; when neither is, it is overhead.
 
     ceilings = measure_ceilings(threads=2)                     about a second
     ceilings.share_of_bandwidth(weight_bytes, seconds_per_token)
     ceilings.share_of_arithmetic(operations, seconds_per_token, "int8")
 
-Bandwidth is that of reading, from numpy arrays far larger than the caches, one for each thread; arithmetic that of ONNX Runtime's
-own `MatMul` and `MatMulInteger` of square matrices. Both are what can be reached here, not what a data sheet says: another
+Bandwidth is measured by reading numpy arrays far larger than the caches, one for each thread; arithmetic with ONNX Runtime's
+own `MatMul` and `MatMulInteger` of square matrices. Both are what is reachable here, not what a data sheet says: another
 program can reach more, and a share can exceed 1 on a machine that was busier while its ceilings were measured, or when weights fit
 the cache. Both are the best of several tries.
 """
@@ -83,7 +83,7 @@ def measure_ceilings(threads: int, cache_bytes: int | None = None, seconds: floa
 
 
 def _fastest(task: Callable[[], object], seconds: float) -> float:
-    """Return the shortest time of a task that is done again and again for so many seconds, at least three times."""
+    """Return the shortest time of a task that is repeated for this many seconds, at least three times."""
     best, begun, done = float("inf"), time.perf_counter(), 0
     while done < 3 or time.perf_counter() - begun < seconds:
         started = time.perf_counter()
@@ -93,7 +93,7 @@ def _fastest(task: Callable[[], object], seconds: float) -> float:
 
 
 def _bandwidth(threads: int, size: int, seconds: float) -> tuple[float, float]:
-    """Return bytes a second of reading and of copying; numpy lets go of Python's lock in both."""
+    """Return bytes per second of reading and of copying; numpy releases Python's lock in both."""
     each = max(1024, size // threads // 8)
     parts = [np.ones(each, dtype=np.int64) for _ in range(threads)]
     halves = [(part[: each // 2], part[each // 2 : each // 2 * 2]) for part in parts]
@@ -104,7 +104,7 @@ def _bandwidth(threads: int, size: int, seconds: float) -> tuple[float, float]:
 
 
 def _multiplying(kind: Arithmetic, threads: int, seconds: float) -> float:
-    """Return operations a second of multiplying matrices."""
+    """Return operations per second of multiplying matrices."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()

@@ -5,9 +5,9 @@
 Variants are matched by what they are: engine, precision and device; where several are the same, by threads and by how much their
 places have in common. Times are compared question by question, answers question by question too (McNemar 1947). The two reports
 were not measured in turns, so that the machine itself may have changed between them: a slowdown breaks its bound only where the
-whole interval lies beyond it and it is no matter of chance (`timing.differs`), and reports that were noisy, or from different
-machines, are said to be. An accuracy breaks its bound by its value on these questions, since the same student gives the same
-answers every time; whether the change is more than chance is said beside it.
+whole interval lies beyond it and it is not due to chance (`timing.differs`), and reports that were noisy, or from different
+machines, are marked as such. An accuracy breaks its bound by its value on these questions, since the same student gives the same
+answers every time; the report also says whether the change is more than chance.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Bounds:
 
 
 def read_bounds(slowdown: str | None, accuracy_drop: float | None, memory_growth: str | None) -> Bounds:
-    """Return the bounds that a command line says."""
+    """Return the bounds of a command line."""
     return Bounds(
         None if slowdown is None else parse_share(slowdown),
         accuracy_drop,
@@ -82,7 +82,7 @@ class VariantChange(ReportPart):
 
 
 class Comparison(ReportPart):
-    """What changed; `broken` says every broken bound, `notes` what makes the comparison doubtful."""
+    """What changed; `broken` lists every broken bound, `notes` what makes the comparison doubtful."""
 
     base: str
     new: str
@@ -116,7 +116,7 @@ def compare(base: Path, new: Path, bounds: Bounds) -> Comparison:
         elif later is None:
             if isinstance(earlier, FailedVariant) or bounds == Bounds():
                 notes.append(f"{earlier.shown}: only in {base}")
-            else:  # what is not measured keeps no bound
+            else:  # what is not measured cannot keep a bound
                 broken.append(f"{earlier.shown} was measured in {base} and is not in {new}")
         elif isinstance(later, FailedVariant):
             if isinstance(earlier, MeasuredVariant):
@@ -149,12 +149,12 @@ def _pairs(old: Sequence[AnyVariant], new: Sequence[AnyVariant]) -> list[tuple[A
 
 
 def _likeness(one: AnyVariant, other: AnyVariant) -> tuple[int, int, int]:
-    """Return how likely two are the same variant: whether they are, have as many threads, and what their places have in common."""
+    """Return how well two variants match: whether they are the same, have as many threads, and what their places share."""
     threads = 0
     if isinstance(one, MeasuredVariant) and isinstance(other, MeasuredVariant):
         are_same = (one.engine, one.precision, one.device) == (other.engine, other.precision, other.device)
         threads = int(one.threads == other.threads)
-    else:  # one that was not opened says no engine
+    else:  # one that was not opened names no engine
         are_same = (one.kind, one.folder) == (other.kind, other.folder)
     if not are_same:
         return 0, 0, 0
@@ -181,7 +181,7 @@ def _notes(before: BenchReport, after: BenchReport) -> list[str]:
 
 
 def _other_settings(before: BenchReport, after: BenchReport, earlier: MeasuredVariant, later: MeasuredVariant) -> list[str]:
-    """Say what a variant was measured with that differs."""
+    """Note settings that a variant was measured with that differ."""
     pairs = [("threads", earlier.threads, later.threads)]
     pairs += [
         (name, getattr(before.settings, field), getattr(after.settings, field))
@@ -248,14 +248,14 @@ def _broken(change: VariantChange, bounds: Bounds, notes: list[str]) -> list[str
         found += _less_accurate(change, bounds.accuracy_drop)
     if bounds.memory_growth is not None and change.peak_memory > 1 + bounds.memory_growth:
         more, most = share(change.peak_memory - 1), share(bounds.memory_growth)
-        found.append(f"{change.name} needs {more} more memory at its peak, more than {most}")
+        found.append(f"{change.name}: peak memory grew by {more}, more than {most}")
     return found
 
 
 def _too_slow(change: VariantChange, most: float, notes: list[str]) -> list[str]:
     name, time = change.name, change.time
     if time is None:
-        return [f"{name}: no times to hold against --max-slowdown"]
+        return [f"{name}: no times to compare with --max-slowdown"]
     low, high = time.interval_95
     if low > 1 + most and time.changed:
         return [f"{name} is slower by {share(time.value - 1)}, more than {share(most)}"]
@@ -271,7 +271,7 @@ def _too_slow(change: VariantChange, most: float, notes: list[str]) -> list[str]
 def _less_accurate(change: VariantChange, most: float) -> list[str]:
     name, accuracy = change.name, change.accuracy
     if accuracy is None:
-        return [f"{name}: no answers to hold against --max-accuracy-drop"]
+        return [f"{name}: no answers to compare with --max-accuracy-drop"]
     found = []
     worse = next((split for split, value in accuracy.splits.items() if -100 * value > most + 1e-9), None)
     if -100 * accuracy.value > most + 1e-9:
@@ -285,7 +285,7 @@ def _less_accurate(change: VariantChange, most: float) -> list[str]:
 
 
 def text(found: Comparison) -> str:
-    """Return a comparison in lines: what changed, what does not, what is doubtful, and what is broken."""
+    """Return a comparison as lines: what changed, what did not, what is doubtful, and what is broken."""
     lines = []
     for one in found.variants:
         parts = []

@@ -1,8 +1,8 @@
-"""Energy: what the machine's own counters say was used while something ran, or in words why they say nothing.
+"""Energy: what the machine's own counters measured while something ran, or why they measured nothing.
 
-RAPL (Linux powercap) counts microjoules for each processor package and, on some, its memory; the counters wrap around. It is
+RAPL (Linux powercap) counts microjoules for each processor package and, on some, its memory; the counters wrap around. They are
 root's alone since CVE-2020-8694. NVIDIA's GPUs from Volta on count millijoules (NVML). Both count all that the machine did in that
-time, not one process alone; a board without a counter needs a meter at its plug.
+time, not one process alone; a board without counters needs a power meter.
 
     meter = EnergyMeter()
     meter.start()
@@ -30,15 +30,15 @@ class EnergyCounter(Protocol):
 
     @property
     def name(self) -> str:
-        """What it counts, for people."""
+        """What it counts, in words."""
         ...
 
     def start(self) -> None:
-        """Begin to count, from zero."""
+        """Start counting from zero."""
         ...
 
     def glance(self) -> None:
-        """Look often enough that nothing is missed."""
+        """Read the counter, often enough to notice when it wraps around."""
         ...
 
     def stop(self) -> float | None:
@@ -50,7 +50,7 @@ class RaplZone:
     """One counter of Linux's powercap.
 
     Args:
-        name: What it counts, for people.
+        name: What it counts, in words.
         folder: Such as `/sys/class/powercap/intel-rapl:0`.
     """
 
@@ -123,7 +123,7 @@ class GpuEnergy:
 
 @dataclass(frozen=True)
 class EnergyCounters:
-    """What is counted here, and in words what is not.
+    """What is counted here, and what is not.
 
     Attributes:
         found: The counters.
@@ -143,7 +143,7 @@ class EnergyUse:
         joules: By counter.
         total_joules: All counters together; None where there is none.
         failed: Counters that failed meanwhile.
-        missing: Why nothing is said of others.
+        missing: Why others were not counted.
     """
 
     seconds: float = 0.0
@@ -166,9 +166,9 @@ def find_energy_counters(root: Path = ROOT, nvml: Any = None) -> EnergyCounters:
 
 
 def _rapl(powercap: Path) -> tuple[list[RaplZone], str]:
-    """Return a counter for each package, and for memory that stands beside its package, not in it."""
+    """Return a counter for each package, and for memory that is counted beside its package, not in it."""
     if not powercap.is_dir():
-        return [], "processor: not available: this system has no powercap (no Linux, a virtual machine, or a kernel without it)"
+        return [], "processor: not available: this system has no powercap (not Linux, a virtual machine, or a kernel without it)"
     found: list[RaplZone] = []
     problem = ""
     # AMD's are called intel-rapl too; -mmio names the same counters a second time; psys contains the packages
@@ -198,7 +198,7 @@ def _nvidia(root: Path, nvml: Any) -> tuple[list[GpuEnergy], str]:
     except MmedgeError as error:
         return [], f"GPU: not available: {error.what}"
     if nvml is None:
-        return [], "GPU: not available: no NVIDIA driver here"
+        return [], "GPU: not available: no NVIDIA driver"
     try:
         gpus = [GpuEnergy(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
     except nvml.NVMLError as error:
@@ -253,7 +253,7 @@ class EnergyMeter:
         use.seconds = time.perf_counter() - self._begun
         self._ended.set()
         if self._watcher is not None:
-            self._watcher.join()  # from here on nobody else reads
+            self._watcher.join()  # from here on only this thread reads
         for counter in self._running:
             joules = counter.stop()
             if joules is None:

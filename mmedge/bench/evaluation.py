@@ -1,8 +1,8 @@
 """`mmedge evaluate`: does the student know when it is wrong?
 
-The test questions are answered once with everything that a confidence is made of, and k chains of thought are sampled for each.
-What follows from the answers is worked out in `evaluation_figures.py`; here they are collected, and kept in a journal, so that an
-evaluation that was killed continues.
+The test questions are answered once with all evidence for confidences, and k chains of thought are sampled for each.
+`evaluation_figures.py` computes what follows from the answers; this file collects them, in a journal, so that an
+evaluation that was killed can continue.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ def evaluate(
         if (labelled := [example for example in examples if example.label is not None])
     }
     if not splits:
-        raise MmedgeError(f"{source} has no labelled test questions", "give its test questions labels")
+        raise MmedgeError(f"{source} has no labelled test questions", "add labels to its test questions")
     teacher = _teacher_answers(questions)
     key = sha256_json([bundle.manifest.identity(), asdict(replace(settings, timed=0)), sha256_file(source)])
     kept = Journal(journal, key) if journal else None
     if kept is not None and len(kept):
-        progress.line(f"continues: {len(kept)} batches are answered already")
+        progress.line(f"continuing: {len(kept)} batches are already answered")
     try:
         answered = {name: _answered(student, examples, name, settings, kept, progress) for name, examples in splits.items()}
         held_out = [examples[0] for examples in teacher.values()]
@@ -122,7 +122,7 @@ def _questions(source: Path, student: Student) -> EvaluationSet:
     questions = read_evaluation_set(source)
     if questions.form.name != student.bundle.form.name:
         raise MmedgeError(
-            f"{source} is about another task: its answers are judged by {questions.form.name}, the bundle's by "
+            f"{source} is for another task: its answers are of the form {questions.form.name}, the bundle's of "
             f"{student.bundle.form.name}",
             "name the evaluation set that was written beside the student: --evaluation FILE",
         )
@@ -180,7 +180,7 @@ def _calibration(student: Student) -> CalibrationFacts:
 
 
 def _prices(student: Student, examples: Sequence[Example], settings: EvaluationSettings, progress: Progress) -> dict[str, Price]:
-    """Return what each strategy costs in time, one question at a time, strategies taking turns."""
+    """Return the time of each strategy, one question at a time, strategies taking turns."""
     if not settings.timed:
         return {}
     samples = settings.strategy

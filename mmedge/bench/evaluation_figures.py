@@ -1,7 +1,7 @@
-"""From answers and their evidence to how well a student knows when it is wrong.
+"""How well a student knows when it is wrong, computed from its answers and their evidence.
 
 For every signal (the answer's own probability, the student's evaluation of itself, both together, the agreement of the samples):
-how well it tells right answers from wrong ones, how well calibrated it is, and what withholding or escalating the doubtful answers
+how well it separates right from wrong answers, how well calibrated it is, and what withholding or escalating the doubtful ones
 is worth. Maps and thresholds are those that export chose on validation questions.
 """
 
@@ -103,7 +103,7 @@ def _chosen_signal(student: Student) -> Signal:
 
 
 def split_of(student: Student, answered: Sequence[AnsweredQuestion]) -> SplitResult:
-    """Return what the answers to one test split say."""
+    """Return the result of one test split."""
     right = [one.right for one in answered]
     found = {signal: _confidences(student, answered, signal) for signal in (*SIGNALS, SAMPLES)}
     values = {signal: confidences for signal, confidences in found.items() if confidences is not None}
@@ -133,7 +133,7 @@ def split_of(student: Student, answered: Sequence[AnsweredQuestion]) -> SplitRes
 
 
 def signal_quality(confidences: Sequence[float], right: Sequence[bool]) -> SignalQuality:
-    """Return how well confidences tell right answers from wrong ones, and how well calibrated they are, with intervals."""
+    """Return how well confidences separate right from wrong answers, and how well calibrated they are, with intervals."""
     p, truth = np.asarray(confidences), np.asarray(right, dtype=bool)
 
     def resampled(statistic: Statistic) -> Estimate | None:
@@ -141,7 +141,7 @@ def signal_quality(confidences: Sequence[float], right: Sequence[bool]) -> Signa
 
     def accuracy_of(share: float) -> Interval | None:
         found = accuracy_at(confidences, right, share)
-        if found in (0.0, 1.0):  # resampling what is all the same shows no variation
+        if found in (0.0, 1.0):  # resampling identical outcomes shows no variation
             same = proportion([bool(found)] * max(1, math.ceil(share * len(truth) - 1e-9)))
             return Interval(value=same.value, interval_95=same.interval)
         return _interval(resampled(lambda c, r: accuracy_at(c, r, share)))
@@ -173,7 +173,7 @@ def _difference(found: Estimate | None) -> Difference | None:
 
 
 def _auroc(found: Estimate | None, fewer: int) -> Auroc | None:
-    """Return an AUROC; resampling a handful of answers of one kind says nothing of others."""
+    """Return an AUROC; without an interval if there are too few answers of one kind to resample."""
     if found is None:
         return None
     return Auroc(value=found.value, interval_95=None if fewer < FEW else (found.low, found.high), fewer=fewer)
@@ -199,7 +199,7 @@ def _auroc_difference(one: Sequence[float], base: Sequence[float], right: Sequen
 
 
 def _abstaining(student: Student, values: dict[str, list[float]], right: Sequence[bool]) -> list[Abstaining]:
-    """Return what thresholds that were chosen on validation questions do on these."""
+    """Return what thresholds chosen on validation questions do on these."""
     if student.confidence is None:
         return []
     confidences, truth = np.asarray(values[student.confidence.chosen]), np.asarray(right, dtype=bool)
@@ -261,7 +261,7 @@ def _greedy(one: AnsweredQuestion) -> Sample:
 
 
 def cascade_of(student: Student, answered: Sequence[AnsweredQuestion], teacher: TeacherAnswers) -> Cascade | None:
-    """Return what escalating the least confident questions to the recorded teacher gives, by the share escalated.
+    """Return what escalating the least confident questions to the recorded teacher gains, by the share escalated.
 
     Where the teacher answered a question several times, the mean over its answers counts.
     """

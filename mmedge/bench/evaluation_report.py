@@ -101,7 +101,7 @@ def _cascade(found: Cascade) -> Table:
 
 
 def _decisions(report: EvaluationReport) -> list[Table]:
-    """Return what strategies and thresholds do, split by split."""
+    """Return the tables of strategies and thresholds, split by split."""
     found = []
     for split, result in report.splits.items():
         found.append(_strategies(split, result, report.prices))
@@ -126,10 +126,10 @@ def conditions(report: EvaluationReport) -> str:
     versions = " ".join(f"{name} {version}" for name, version in where["packages"].items())
     sampled = f"{settings['samples']} samples at temperature {settings['temperature']:g}, seed {settings['seed']}"
     return (
-        f"{report.recipe}, {report.bundle}; confidence {how}; {sampled}. Behind a calibration error: what honest confidences "
-        "would stay below 19 times of 20; behind an AUROC without interval: how few answers of one kind it rests on. "
+        f"{report.recipe}, {report.bundle}; confidence {how}; {sampled}. In parentheses after a calibration error: what honest "
+        "confidences stay below 19 times out of 20; after an AUROC without an interval: how few answers of one kind it rests on. "
         "Brackets are 95 % intervals (Wilson's for shares of "
-        f"questions, else bootstrap over questions). {where['processor']}, {where['cores']} cores, Python {where['python']}, "
+        f"questions, otherwise bootstrap over questions). {where['processor']}, {where['cores']} cores, Python {where['python']}, "
         f"{versions}."
     )
 
@@ -162,7 +162,7 @@ def page(report: EvaluationReport) -> Page:
     for split, result in report.splits.items():
         add(_signals(report, split, result))
         found.figure(risk_chart(result), "Wrong answers among those given, the most confident first. Lower is better.")
-        caption = "Right answers among those of about the same confidence. On the diagonal is honest."
+        caption = "Right answers among those of about the same confidence. Honest confidences are on the diagonal."
         found.figure(reliability_chart(result), caption)
         found.figure(auroc_chart(result))
     for table in _decisions(report):

@@ -1,4 +1,4 @@
-"""What `mmedge evaluate` found, typed; fields are the JSON's own. What the bundle or the settings do not have is None, or empty."""
+"""The report of `mmedge evaluate`, typed; fields are its JSON's. What bundle or settings do not have is None or empty."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mmedge.storage import Json
 
 
 class Difference(Interval):
-    """A difference, with how likely so large a one is by chance where that is known."""
+    """A difference, with its p-value where that is known."""
 
     p: float | None = None
 
 
 class Auroc(ReportPart):
-    """An AUROC; without an interval where fewer answers of one kind than `FEW` would carry it: `fewer` of them."""
+    """An AUROC; without an interval if there are fewer than `FEW` answers of one kind: `fewer` of them."""
 
     value: float
     interval_95: Pair | None
@@ -38,7 +38,7 @@ class ReliabilityBin(ReportPart):
 
 
 class SignalQuality(ReportPart):
-    """How well a signal tells right answers from wrong ones; accuracies and gains by the share of questions answered."""
+    """How well a signal separates right from wrong answers; accuracies and gains by the share of questions answered."""
 
     auroc: Auroc | None
     calibration_error: CalibrationError
@@ -57,7 +57,7 @@ class OnValidation(ReportPart):
 
 
 class Abstaining(ReportPart):
-    """What a threshold that was chosen for an aim on validation questions does on these; or why there is none."""
+    """What a threshold chosen for an aim on validation questions does on these; or why there is none."""
 
     target_accuracy: float | None = None
     max_withheld: float | None = None

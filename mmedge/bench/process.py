@@ -1,8 +1,8 @@
-"""A variant in its own process: started under its limits, asked over pipes, and said plainly why it ended.
+"""A variant in its own process: started under its limits, asked over pipes, with a plain reason when it ends.
 
-Processors are bound by affinity, by the worker, before anything that counts processors is imported. Memory is bound by a watch:
-the kernel's own note of the largest resident size (`VmHWM`, which no moment between two looks escapes) is read often, and a
-process that went beyond is ended. Limits of address space or of data would be the wrong ones: a bundle that has 92 MB resident has
+The worker binds processors by affinity, before it imports anything that counts processors. A watchdog bounds memory:
+it reads the kernel's record of the largest resident size (`VmHWM`, which misses no peak) often, and ends a
+process that exceeded its limit. Limits of address space or of data would be the wrong ones: a bundle that has 92 MB resident has
 357 MB of address space and 128 MB of data (ONNX Runtime 1.32, Linux), and a torch student's 474 MB hold 208 MB that are mapped from
 files and no data.
 """
@@ -42,14 +42,14 @@ class MemoryWatch:
         self._thread.start()
 
     def check(self) -> bool:
-        """Look now; return whether it is, or was, too large."""
+        """Check now; return whether it is, or was, too large."""
         if not self._over.is_set() and (peak_memory(self._process.pid) or 0) > self._limit and self._process.poll() is None:
             self._over.set()
             self._process.kill()
         return self._over.is_set()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._done.set()
         self._thread.join()
 
@@ -134,7 +134,7 @@ class Variant:
             MmedgeError: It cannot answer, or its process ended.
         """
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # then the read below says why
+        with contextlib.suppress(BrokenPipeError):  # the read below then says why
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         return self._receive()

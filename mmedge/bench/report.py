@@ -31,7 +31,7 @@ def write_report(report: BenchReport, folder: Path) -> str:
         if before.task == report.task and sum(before.questions.values()) > sum(report.questions.values()):
             name = "bench-partial"
     except MmedgeError:
-        pass  # none there, or none that is worth keeping
+        pass  # there is none, or none worth keeping
     write_json(folder / f"{name}.json", report.to_json())
     write_text(folder / f"{name}.md", markdown(report))
     page(report).write(folder / f"{name}.html")
@@ -165,7 +165,7 @@ def markdown(report: BenchReport) -> str:
 
 
 def noise(report: BenchReport) -> str:
-    """Return what makes the times of a report doubtful; empty where nothing does."""
+    """Return what makes the times of a report doubtful; empty if nothing does."""
     return f"NOISY: {'; '.join(report.noisy)} while this was measured." if report.noisy else ""
 
 
@@ -240,7 +240,7 @@ def page(report: BenchReport) -> Page:
 
 
 def _halves(headings: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Return the columns of the first table as two tables that fit a page: how good, and at what cost."""
+    """Return the first table as two tables that fit a page: quality and cost."""
     middle = headings.index("threads")
     return [*range(middle)], [0, *range(middle, len(headings))]
 
@@ -258,7 +258,7 @@ def _add_times(page: Page, variants: Sequence[MeasuredVariant]) -> None:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return which points no other beats: none is at most as slow and at least as accurate, and better in one of both.
+    """Return the points that no other dominates: none is at most as slow and at least as accurate, and better in one.
 
     Args:
         points: (latency, accuracy) of each.
@@ -337,7 +337,7 @@ def _machine_rows(report: BenchReport) -> list[list[str]]:
     where, watch = report.machine, report.watch
 
     def span(values: tuple[float, float] | None, unit: str) -> str:
-        return "not told here" if values is None else f"{values[0]:.2f} to {values[1]:.2f} {unit}"
+        return "not available here" if values is None else f"{values[0]:.2f} to {values[1]:.2f} {unit}"
 
     load, steal = watch.other_load_cores, watch.steal_share
     return [
@@ -345,9 +345,9 @@ def _machine_rows(report: BenchReport) -> list[list[str]]:
         ["memory", f"{where['memory_gb']} GB"],
         ["system", f"{where['system']}, Python {where['python']}, mmedge {where['mmedge']}"],
         ["packages", " ".join(f"{name} {version}" for name, version in where["packages"].items())],
-        ["other load while measuring", "not told here" if load is None else f"{load:.2f} cores"],
-        ["taken by the host", "not told here" if steal is None else share(steal)],
+        ["other load while measuring", "not available here" if load is None else f"{load:.2f} cores"],
+        ["taken by the host", "not available here" if steal is None else share(steal)],
         ["frequency", span(watch.frequency_ghz, "GHz")],
         ["temperature", span(watch.temperature_c, "°C")],
-        ["noise", noise(report) or "none that was seen"],
+        ["noise", noise(report) or "none"],
     ]

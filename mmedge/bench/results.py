@@ -1,10 +1,10 @@
-"""What a bench found, typed; its JSON is described by `schema.json` beside this file.
+"""The report of a bench, typed; `schema.json` beside this file describes its JSON.
 
     report = BenchReport.read(Path("bench.json"))
     report.measured[0].latency_ms.p50
     write_json(path, report.to_json())
 
-Fields are the JSON's own. Times are seconds and sizes bytes unless a name says otherwise.
+Fields are those of the JSON. Times are in seconds and sizes in bytes unless a name says otherwise.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Pair = tuple[float, float]  # lower and upper end of a 95 % interval
 
 
 class ReportPart(BaseModel):
-    """Something that a report says."""
+    """A part of a report."""
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
@@ -314,7 +314,7 @@ class BenchReport(ReportPart):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise MmedgeError(
-                f"{source} is not a whole report: {where}: {first['msg'].lower()}", "run mmedge bench again"
+                f"{source} is not a complete report: {where}: {first['msg'].lower()}", "run mmedge bench again"
             ) from None
 
     @classmethod

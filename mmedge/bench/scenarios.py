@@ -1,11 +1,11 @@
-"""What is measured, after MLPerf's scenarios (Reddi et al. 2020), and what that needs of a scheduler.
+"""The scenarios, after MLPerf's (Reddi et al. 2020), and how a scheduler measures them.
 
     single      one question at a time; as many rounds as the precision that is asked for takes
     accuracy    the whole test set
     offline     all questions at once: answers a second over batch sizes
     server      questions that arrive at random moments: which rate keeps p99 within a bound
 
-Each notes what it measured in the rows.
+Each records what it measured in the rows.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def measure(
 
 
 def spread(items: Sequence[Any], count: int | None) -> list[Any]:
-    """Return so many of the items, evenly spread, the first among them."""
+    """Return this many of the items, evenly spread, the first among them."""
     if count is None or count >= len(items):
         return list(items)
     return [items[place * len(items) // count] for place in range(count)]

@@ -1,7 +1,7 @@
 """Variants that take turns: each in a process of its own, asked the same thing one after the other, in rotating order.
 
 A machine that slows down then slows all of them. Every reply is kept in a journal, so that a bench that was killed continues; a
-variant that fails is noted with its problem and asked no more. Knows processes and replies, not what they are measured for.
+variant that fails is recorded with its problem and not asked again. Knows processes and replies, not what they are measured for.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class BenchQuestion:
 
 @dataclass(frozen=True)
 class Said:
-    """What a variant said to one question."""
+    """A variant's reply to one question."""
 
     example: Example
     text: str
@@ -56,8 +56,8 @@ class Row:
         name: Engine, precision and device; until it was opened, how the command line names it.
         label: The name, and what tells it apart from others of that name.
         variant: Its process, while it runs.
-        problem: Why it is asked no more.
-        opened: What it said when it was opened.
+        problem: Why it is not asked any more.
+        opened: Its reply when it was opened.
         warmup: Of each of its processes, seconds of each warm-up pass.
         load_seconds: Of each of its processes.
         single: Replies, (rounds, questions).
@@ -86,14 +86,14 @@ class Row:
     memory: list[Json] = field(default_factory=list)
 
     def fails(self, error: MmedgeError) -> None:
-        """Note that nothing more is to be had from it."""
+        """Mark it as failed."""
         self.problem = error
         if self.variant is not None:
             self.variant.close()
             self.variant = None
 
     def ask(self, request: Json) -> Json:
-        """Ask it, if it still runs; what it replies may be a problem."""
+        """Ask it, if it still runs; the reply may be a problem."""
         if self.problem is None:
             assert self.variant is not None
             try:
@@ -105,7 +105,7 @@ class Row:
 
 
 def find_rows(places: Sequence[Path | str], settings: BenchSettings) -> list[Row]:
-    """Return a row for each variant that places on a command line mean, each once; one that is not there has a problem."""
+    """Return a row for each variant that the command line names, each once; one that does not exist has a problem."""
     rows: list[Row] = []
     for place in places:
         try:
@@ -190,11 +190,11 @@ class Scheduler:
         """Open every variant, and end them all after the block; what cannot be opened is noted with it.
 
         Args:
-            task: The task that they must answer; empty for that of the first which says one.
+            task: The task that they must answer; empty for that of the first variant that names one.
         """
         try:
             for row in self.running:
-                # questions alone say no task: the first variant that does says it for all
+                # plain questions name no task: the first variant that does decides
                 task = task or next((str(one.opened["task"]) for one in self.rows if one.opened.get("task")), "")
                 self._open(row, task)
             for row in self.rows:
@@ -214,7 +214,7 @@ class Scheduler:
             return
         row.opened, row.name = row.variant.opened, row.variant.name
         if task and row.opened["task"] not in (None, task):
-            row.fails(MmedgeError(f"answers {row.opened['task']}, not {task}", "bench it with its own evaluation set"))
+            row.fails(MmedgeError(f"answers {row.opened['task']}, not {task}", "measure it with its own evaluation set"))
 
     def _start(self, row: Row) -> None:
         try:
@@ -224,7 +224,7 @@ class Scheduler:
             row.fails(error)
 
     def look(self, force: bool = False) -> None:
-        """Look how busy the machine is."""
+        """Record how busy the machine is."""
         self.watch.look([row.variant.pid for row in self.rows if row.variant is not None], force)
 
     # -------------------------------------------------------------------------------------------- asking
@@ -238,7 +238,7 @@ class Scheduler:
 
         Args:
             name: What the replies are kept under; those of a bench that was killed are not asked for again.
-            turn: Whose turn it is to be first.
+            turn: Index of the variant that goes first.
             request: What all are asked.
             energy: What measures the energy of each reply, which then stands in it.
         """
@@ -292,7 +292,7 @@ class Scheduler:
             row.warmup.append(passes)
 
     def renew_before_next(self, questions: Sequence[BenchQuestion]) -> None:
-        """Put new processes, warmed up with these questions, in the place of all before anything else is asked."""
+        """Replace all processes by new ones, warmed up with these questions, before anything else is asked."""
         self._worn = questions
 
     def _renew(self) -> None:
@@ -308,7 +308,7 @@ class Scheduler:
         self.look(force=True)
 
     def note_memory(self) -> None:
-        """Note how much memory each variant uses."""
+        """Record how much memory each variant uses."""
         for row in self.running:
             reply = row.ask({"memory": True})
             if row.problem is None:

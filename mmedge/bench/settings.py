@@ -1,6 +1,6 @@
-"""What `mmedge bench` measures, and how much of it; and how a command line says sizes, times, shares and counts.
+"""What `mmedge bench` measures, and how much of it; and how a command line writes sizes, times, shares and counts.
 
-Knows nothing of variants or processes, and imports nothing heavy.
+Knows nothing about variants or processes, and imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class BenchSettings:
 
 
 def settings_for(place: Path, given: Mapping[str, int]) -> BenchSettings:
-    """Return what is given, then what the recipe of a run says, then the defaults.
+    """Return settings: those given first, then those of the run's recipe, then the defaults.
 
     Args:
         place: What is measured; a run has a recipe.
@@ -79,18 +79,18 @@ def settings_for(place: Path, given: Mapping[str, int]) -> BenchSettings:
 
 
 def read_choices(scenarios: str, ask: str) -> dict[str, Any]:
-    """Return the fields of `BenchSettings` that a command line says in words.
+    """Return the fields of `BenchSettings` that a command line gives as words.
 
     Raises:
         MmedgeError: It says something else.
     """
     wanted = [name.strip() for name in scenarios.split(",") if name.strip()]
     if unknown := [name for name in wanted if name not in SCENARIOS]:
-        raise MmedgeError(f"unknown scenario: {unknown[0]}", f"choose among {', '.join(SCENARIOS)}")
+        raise MmedgeError(f"unknown scenario: {unknown[0]}", f"choose from {', '.join(SCENARIOS)}")
     if not wanted:
-        raise MmedgeError("--scenarios is empty", f"choose among {', '.join(SCENARIOS)}")
+        raise MmedgeError("--scenarios is empty", f"choose from {', '.join(SCENARIOS)}")
     if ask not in ASKS:
-        raise MmedgeError(f"--ask {ask}: unknown", f"choose among {', '.join(ASKS)}")
+        raise MmedgeError(f"--ask {ask}: unknown", f"choose from {', '.join(ASKS)}")
     return {"scenarios": tuple(name for name in SCENARIOS if name in wanted), "ask": ask}
 
 
@@ -102,7 +102,7 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?)B?\s*", text.upper())
     if match is None or match[2] not in _UNITS or float(match[1]) * _UNITS[match[2]] < 1e6:
-        raise MmedgeError(f"invalid size {text!r}", "write a number with M, MiB, G or GiB, such as 300M; a megabyte at least")
+        raise MmedgeError(f"invalid size {text!r}", "write a number with M, MiB, G or GiB, such as 300M; at least a megabyte")
     return int(float(match[1]) * _UNITS[match[2]])
 
 
@@ -139,5 +139,5 @@ def parse_counts(text: str, what: str) -> tuple[int, ...]:
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and 0 < int(part) <= 100_000 for part in parts):
-        raise MmedgeError(f"{what}: invalid numbers {text!r}", "write positive whole numbers with commas between, such as 1,8,32")
+        raise MmedgeError(f"{what}: invalid list {text!r}", "write positive whole numbers separated by commas, such as 1,8,32")
     return tuple(dict.fromkeys(int(part) for part in parts))

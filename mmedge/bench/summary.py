@@ -1,4 +1,4 @@
-"""From what variants replied to what a report says: accuracies, percentiles, ratios, shares of the machine's ceilings."""
+"""From the variants' replies to the report: accuracies, percentiles, ratios, shares of the machine's ceilings."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _identity(row: Row) -> dict[str, Any]:
 
 
 def failed(row: Row) -> FailedVariant:
-    """Return what there is to say of a variant that could not be measured."""
+    """Return the report of a variant that could not be measured."""
     assert row.problem is not None
     return FailedVariant(**_identity(row), problem=row.problem.what, hint=row.problem.hint)
 
@@ -58,7 +58,7 @@ def measured(
     cots: Sequence[HeldOutCot],
     ceilings: dict[int, Ceilings],
 ) -> MeasuredVariant:
-    """Return what was measured of a variant.
+    """Return the report of a variant that was measured.
 
     Args:
         row: The variant.

@@ -1,7 +1,7 @@
-"""Statistics of times that were measured one after the other on a machine that drifts, stalls and remembers.
+"""Statistics of times measured one after the other on a machine that drifts, stalls and remembers.
 
 Variants are compared on pairs: the same question, in the same round, one right after the other, so that what slows the machine
-slows both. Successive times resemble each other, so that they say less than as many independent ones would; and two processes of
+slows both. Successive times resemble each other, so they say less than as many independent ones would; and two processes of
 the very same program differ, by where their memory happens to lie (Kalibera and Jones 2013). So each round is a process of its
 own, and from four rounds on intervals are Student's, over rounds. With fewer, blocks of neighbouring times are resampled that
 are as long as the times' memory (moving block bootstrap; Künsch 1989, circular as in Politis and Romano 1992). Knows nothing of
@@ -38,7 +38,7 @@ _CHUNK = 4_000_000  # times resampled at once
 
 
 def memory(times: Sequence[float]) -> int:
-    """Return how many neighbouring times hang together: the length of a block to resample.
+    """Return how many neighbouring times are correlated: the length of a block to resample.
 
     Four times the integrated autocorrelation time, summed up to the first lag that is lost in noise, and at least twice the cube
     root of the count; never more than a fifth of it. Blocks half as long raise twice as many false alarms on a simulated machine
@@ -49,7 +49,7 @@ def memory(times: Sequence[float]) -> int:
     least = int(max(1, np.ceil(2 * np.cbrt(n))))
     if n < 10 or float(np.ptp(x)) == 0.0:
         return min(least, max(1, n // 5))
-    ranks = np.argsort(np.argsort(x)).astype(float)  # a single stall of a second must not hide what the others remember
+    ranks = np.argsort(np.argsort(x)).astype(float)  # a single stall of a second must not hide the correlation of the others
     ranks -= ranks.mean()
     variance = float(ranks @ ranks)
     total = 1.0
@@ -102,7 +102,7 @@ def _widened(value: float, low: float, high: float, blocks: float, level: float)
 
 
 def _between_rounds(logs: Sequence[float], level: float, least: int = FEW_ROUNDS) -> float:
-    """Return half an interval of the mean of rounds, by Student's t; 0 for fewer rounds than tell anything."""
+    """Return half an interval of the mean of rounds, by Student's t; 0 for too few rounds."""
     if len(logs) < least:
         return 0.0
     return _student_t(level, len(logs) - 1) * float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
@@ -125,8 +125,8 @@ def _resampled(value: float, drawn: NDArray[np.float64], blocks: float, level: f
 def quantile(table: TimeTable, percent: float, level: float = 0.95, seed: int = 0) -> Estimate:
     """Return a percentile of the times with an interval that says what another run on the same questions would give.
 
-    With two or three rounds the questions stay as they are, and for each block of neighbouring questions the round is drawn anew;
-    with one round the times themselves are drawn in blocks, so that the interval also holds what questions differ by.
+    With two or three rounds the questions stay as they are, and for each block of neighbouring questions the round is resampled;
+    with one round the times themselves are resampled in blocks, so that the interval includes differences between questions.
 
     Args:
         table: Seconds, (rounds, questions), each round in the order of asking; positive.
@@ -187,10 +187,10 @@ def ratio(new: TimeTable, base: TimeTable, level: float = 0.95, seed: int = 0) -
 
 
 def differs(new: TimeTable, base: TimeTable) -> bool:
-    """Return whether one of two variants is slower beyond what chance gives.
+    """Return whether one of two variants is slower beyond chance.
 
-    The 99.9 % interval of their ratio excludes 1, and where there are fewer than four rounds, so that nobody knows what processes
-    differ by, the ratio is one that they would not.
+    The 99.9 % interval of their ratio excludes 1, and with fewer than four rounds, when it is not known how much processes
+    differ, the ratio is beyond what processes differ by.
     """
     found = ratio(new, base, SURE)
     return not found.low <= 1 <= found.high and (len(new) >= FEW_ROUNDS or abs(math.log(found.value)) > math.log1p(ONE_PROCESS))

@@ -1,10 +1,10 @@
-"""The machine, watched while it measures: what others took of it, how fast it ran, how hot it was.
+"""The machine, watched while it measures: other load, frequency, temperature.
 
     watch = Watch(); watch.look(pids); …; watch.look(pids)
     watch.summary().noisy     ["other processes used 0.52 cores"]
 
-Looks are taken between measurements, when nothing is timed. What the system does not tell (a virtual machine has no temperature)
-is None, and is then no reason to call a measurement quiet or noisy.
+It is looked at between measurements, when nothing is timed. What the system does not report (a virtual machine has no temperature)
+is None, and then says nothing about noise.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _Look:
 
 
 class Watch:
-    """Looks at the machine now and then."""
+    """Samples the state of the machine now and then."""
 
     def __init__(self) -> None:
         self._looks: list[_Look] = []
@@ -67,11 +67,11 @@ class Watch:
         self._last: tuple[float, Load] | None = None
 
     def look(self, pids: Iterable[int], force: bool = False) -> None:
-        """Look, unless the last look was a moment ago.
+        """Take a sample, unless the last one was a moment ago.
 
         Args:
             pids: The processes that measure; this one is added. All other processor time is other load.
-            force: Look in any case.
+            force: Take it in any case.
         """
         now = time.monotonic()
         if now < self._next and not force:
@@ -113,7 +113,7 @@ class Watch:
         if speeds is not None and speeds[0] < SLOWER * speeds[1]:
             noisy.append(f"the processor ran at {speeds[0]:.2f} to {speeds[1]:.2f} GHz")
         if heats is not None and heats[1] >= HOT:
-            noisy.append(f"it was {heats[1]:.0f} °C hot")
+            noisy.append(f"the processor reached {heats[1]:.0f} °C")
         begun = self._looks[0].at if self._looks else 0.0
         samples = [
             {name: round(value, 4) for name, value in {**asdict(look), "at": look.at - begun}.items() if value is not None}

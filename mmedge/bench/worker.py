@@ -46,7 +46,7 @@ def _examples(request: dict[str, Any]) -> list[Any]:
 
 
 def _served(request: dict[str, Any], asker: Asker) -> dict[str, Any]:
-    """Answer questions as they arrive, one at a time in their order, those that must wait included.
+    """Answer questions as they arrive, one at a time and in order, those that must wait included.
 
     Returns:
         Seconds from each arrival to its answer, and how long all took.
@@ -71,7 +71,7 @@ def _reply(request: dict[str, Any], opened: OpenedVariant, asker: Asker) -> dict
     if "cot" in request:
         try:
             return _verdict(request, opened)
-        except MmedgeError as error:  # some peers do not tell logits; their answers are worth measuring all the same
+        except MmedgeError as error:  # some peers give no logits; their answers are worth measuring all the same
             return {"verdict": None, "why": error.what}
     if "serve" in request:
         return _served(request, asker)

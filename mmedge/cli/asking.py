@@ -30,28 +30,26 @@ class AnswerContents:
     panel: ClassVar[str] = "Answer"
 
     explain: Annotated[bool, typer.Option("--explain", help="Also write a rationale.")] = False
-    confidence: Annotated[
-        bool, typer.Option("--confidence", help="Use the best confidence there is, not the one that costs nothing.")
-    ] = False
+    confidence: Annotated[bool, typer.Option("--confidence", help="Compute the best confidence, not just the free one.")] = False
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Also judge rationale and answer: a verdict, and with --explain its reasons.")
     ] = False
     constrained: Annotated[
         bool | None,
-        typer.Option("--constrained/--free", help="Allow only answers of the task's form. Default: as the bundle says, or free."),
+        typer.Option("--constrained/--free", help="Allow only answers of the task's form. Default: the bundle's setting, or free."),
     ] = None
     choices: Annotated[list[str] | None, typer.Option("--choice", help="One choice of the question; repeat for each.")] = None
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How the student goes about a question."""
+    """How the student finds an answer."""
 
     panel: ClassVar[str] = "Strategy"
 
     strategy: Annotated[
         Literal["answer", "confidence", "samples", "retry"] | None,
-        typer.Option(help="How to find the answer. Default: as the bundle says, or answer at once."),
+        typer.Option(help="How to find the answer. Default: the bundle's, or answer at once."),
     ] = None
     samples: Annotated[int | None, typer.Option(min=1, max=64, help="Chains of thought to sample.")] = None
     choose_by: Annotated[
@@ -73,10 +71,12 @@ class Abstention:
     abstain_below: Annotated[float | None, typer.Option(min=0, max=1, help="Withhold answers with a lower confidence.")] = None
     target_accuracy: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Withhold as few as bring the others to this accuracy on validation questions."),
+        typer.Option(
+            min=0, max=1, help="Withhold as few answers as the others need to reach this accuracy on validation questions."
+        ),
     ] = None
     max_withheld: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Withhold the least confident, at most this share of all.")
+        float | None, typer.Option(min=0, max=1, help="Withhold the least confident answers, at most this share.")
     ] = None
 
 
@@ -87,14 +87,14 @@ class Escalation:
     panel: ClassVar[str] = "Escalate withheld questions"
 
     escalate_to: Annotated[
-        str | None, typer.Option(metavar="URL", help="OpenAI-compatible endpoint (…/v1) that answers what would be withheld.")
+        str | None, typer.Option(metavar="URL", help="OpenAI-compatible endpoint (…/v1) that is asked what would be withheld.")
     ] = None
-    escalate_model: Annotated[str | None, typer.Option(metavar="NAME", help="Model to use there.")] = None
+    escalate_model: Annotated[str | None, typer.Option(metavar="NAME", help="Model at that endpoint.")] = None
     escalate_key: Annotated[str | None, typer.Option(metavar="VARIABLE", help="Environment variable that holds its API key.")] = (
         None
     )
-    price_input: Annotated[float, typer.Option(min=0, help="Price of a million tokens that it reads.")] = 0.0
-    price_output: Annotated[float, typer.Option(min=0, help="Price of a million tokens that it writes.")] = 0.0
+    price_input: Annotated[float, typer.Option(min=0, help="Price of a million prompt tokens.")] = 0.0
+    price_output: Annotated[float, typer.Option(min=0, help="Price of a million completion tokens.")] = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Lines:
 
     input_: Annotated[Path | None, typer.Option("--input", help="JSON lines with questions; - for standard input.")] = None
     output: Annotated[Path | None, typer.Option("--output", help="JSON lines for the answers; - for standard output.")] = None
-    batch: Annotated[int, typer.Option(min=1, max=1024, help="Questions answered together.")] = 8
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Questions per batch.")] = 8
 
 
 def run(
@@ -116,9 +116,9 @@ def run(
     escalation: Escalation,
     lines: Lines,
     question: Annotated[
-        str | None, typer.Argument(metavar="QUESTION", help="One question. Without it: a dialogue, or a pipe.")
+        str | None, typer.Argument(metavar="QUESTION", help="One question. Without it: a dialogue, or JSON lines from a pipe.")
     ] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Show the text while it is written.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Show the text as it is written.")] = False,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Device to compute on; auto: the one the bundle was exported for.")
     ] = "auto",
@@ -146,10 +146,10 @@ def run(
 
 
 def _check_use(question: str | None, wanted: AnswerContents, lines: Lines, *, stream: bool, as_json: bool) -> None:
-    """Refuse uses that contradict themselves.
+    """Refuse options that contradict each other.
 
     Raises:
-        MmedgeError: This is one.
+        MmedgeError: They do.
     """
     source, target = lines.input_, lines.output
     if question is not None and source is not None:
@@ -157,9 +157,9 @@ def _check_use(question: str | None, wanted: AnswerContents, lines: Lines, *, st
     if question is not None and target is not None:
         raise MmedgeError("--output is for the answers to --input or a pipe", "redirect the output of one question, or use --json")
     if question is not None and not question.strip():
-        raise MmedgeError("the question is empty", "write it in quotes behind the bundle")
+        raise MmedgeError("the question is empty", "write it in quotes after the bundle")
     if source is not None and str(source) != "-" and not source.is_file():
-        raise MmedgeError(f"no such file: {source}", "name a file with one JSON object with a question in each line")
+        raise MmedgeError(f"no such file: {source}", 'name a file with one JSON object per line, such as {"question": "…"}')
     if source is not None and target is not None and target.exists() and source.exists() and source.samefile(target):
         raise MmedgeError("--input and --output are the same file", "name another output")
     if wanted.choices and question is None:
@@ -169,7 +169,7 @@ def _check_use(question: str | None, wanted: AnswerContents, lines: Lines, *, st
 
 
 def _bigger_model(escalation: Escalation) -> Endpoint | None:
-    """Return who is asked what would be withheld.
+    """Return the model that is asked what would be withheld.
 
     Raises:
         MmedgeError: Options are missing, or contradict each other.
@@ -195,7 +195,7 @@ def _bigger_model(escalation: Escalation) -> Endpoint | None:
 def _asking(
     student: Student, wanted: AnswerContents, sampling: SamplingOptions, abstention: Abstention, bigger: Endpoint | None
 ) -> Asking:
-    """Return how the student is asked, and say what its threshold is where one was chosen.
+    """Return how the student is asked, and print its threshold if one was chosen.
 
     Raises:
         MmedgeError: Options contradict each other, or no threshold reaches an aim.
@@ -232,7 +232,7 @@ def _asking(
 
 @dataclass(frozen=True)
 class Asking:
-    """Who is asked, and for what; see `Student.answer`."""
+    """The student that is asked, and what it is asked for; see `Student.answer`."""
 
     student: Student
     options: AnswerOptions
@@ -248,7 +248,7 @@ class Asking:
 
 def say(asking: Asking, example: Example, *, as_json: bool = False, stream: bool = False) -> None:
     """Answer one question on the terminal."""
-    if stream and not asking.settled.decides_afterwards:  # what may yet be withheld is not shown
+    if stream and not asking.settled.decides_afterwards:  # an answer that may yet be withheld is not shown
         answer = _streamed(asking, example)
         _say_rest(answer, shown=True)
         return
@@ -257,7 +257,7 @@ def say(asking: Asking, example: Example, *, as_json: bool = False, stream: bool
         typer.echo(json.dumps(answer.to_json(), ensure_ascii=False))
         return
     if answer.withheld:
-        typer.echo(f"no answer: a confidence of {answer.confidence or 0:.2f} is too low")
+        typer.echo(f"no answer: confidence {answer.confidence or 0:.2f} is below the threshold")
     else:
         said = answer.text if answer.value is None or answer.value == answer.text else f"{answer.text} = {answer.value}"
         typer.echo(printable(said if answer.source == "student" else f"{said}  (by {answer.source})"))
@@ -286,7 +286,7 @@ def _streamed(asking: Asking, example: Example) -> Answer:
 
 def _say_rest(answer: Answer, *, shown: bool) -> None:
     if answer.problem:
-        typer.echo(printable(f"nobody else answered: {answer.problem}"), err=True)
+        typer.echo(printable(f"not escalated: {answer.problem}"), err=True)
     if answer.rationale and not shown:
         typer.echo(printable(f"because: {answer.rationale}"))
     if answer.confidence is not None and not answer.withheld and (answer.calibrated or answer.signal != "answer"):
@@ -301,10 +301,10 @@ def _say_rest(answer: Answer, *, shown: bool) -> None:
 
 
 def dialogue(asking: Asking, *, stream: bool = False) -> None:
-    """Answer what is typed, until an empty line or the end."""
+    """Answer typed questions until an empty line or the end of input."""
     from mmedge.tasks import Example
 
-    typer.echo("Ask; an empty line or Ctrl-D ends.", err=True)
+    typer.echo("Type a question; an empty line or Ctrl-D ends.", err=True)
     while True:
         try:
             question = input("? ")
@@ -342,7 +342,7 @@ def answer_lines(asking: Asking, source: Path | None, target: Path | None, batch
     """
 
     def answered(examples: list[Example]) -> tuple[list[str], bool]:
-        """Return lines, and whether everybody who was asked answered."""
+        """Return lines of answers, and whether every bigger model that was asked answered."""
         found = asking.answers(examples, batch)
         lines = [
             json.dumps({"id": example.id, **answer.to_json()}, ensure_ascii=False)
@@ -369,7 +369,7 @@ def answer_lines(asking: Asking, source: Path | None, target: Path | None, batch
     # what is finished waits beside the output until all is, so that a killed run continues (a pipe is read anew)
     journal = Journal(target.with_name(f".{target.name}.journal"), os.urandom(8).hex() if piped else key)
     if len(journal):
-        progress.line(f"continues: {len(journal)} batches are answered already")
+        progress.line(f"continuing: {len(journal)} batches are already answered")
     try:
         with progress.task("answers", total=None) as step:
             for number, questions in enumerate(batches):

@@ -90,7 +90,7 @@ def _is_main_process() -> bool:
 
 @dataclass(frozen=True)
 class Precisions:
-    """Which bundles and students to write."""
+    """Which bundles and quantized students to write."""
 
     panel: ClassVar[str] = "Precisions (default: those of the recipe)"
 
@@ -106,7 +106,9 @@ class Precisions:
     ] = False
     precision: Annotated[
         list[str] | None,
-        typer.Option("--precision", metavar="NAME", help="Write a precision by its name, such as one that a package adds; repeat."),
+        typer.Option(
+            "--precision", metavar="NAME", help="Precision by its name, such as one that a plugin adds; repeat for several."
+        ),
     ] = None
 
     def chosen(self) -> list[str] | None:
@@ -124,7 +126,7 @@ class Precisions:
 
 @dataclass(frozen=True)
 class Conversion:
-    """How bundles are made, and what they may lose."""
+    """How bundles are made, and how much accuracy they may lose."""
 
     panel: ClassVar[str] = "Conversion"
 
@@ -140,7 +142,7 @@ class Conversion:
     ] = None
     max_accuracy_drop: Annotated[
         float | None,
-        typer.Option(min=0, help="Percentage points of accuracy on validation questions that may be lost. Default: the recipe's."),
+        typer.Option(min=0, help="Percentage points of accuracy that may be lost on validation questions. Default: the recipe's."),
     ] = None
     evaluation: Annotated[Path | None, typer.Option(help="Evaluation set to verify with. Default: beside the student.")] = None
     sensitivity: Annotated[
@@ -158,7 +160,7 @@ def export(
 ) -> None:
     """Write ONNX bundles and quantized torch students, verified against the student.
 
-    Where quantizing costs more accuracy than is allowed, the layers that cost most keep a higher precision until it holds.
+    If quantizing costs more accuracy than is allowed, the layers that cost most keep a higher precision.
     """
     for package in ("torch", "onnx"):
         need(package, "export")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmedge.teachers.plan import CollectionPlan
     from mmedge.teachers.prompting import Prompts
 
-INCOMPLETE = 3  # exit code of a collection that stopped at a limit, or left something for the next run
+INCOMPLETE = 3  # exit code of a collection that stopped at a limit or left something for the next run
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,12 @@ class Preparation:
 
     panel: ClassVar[str] = "Look first (sends nothing)"
 
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked and what it would cost, then stop.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show how much would be asked and what it would cost, then stop.")] = (
+        False
+    )
     show_prompts: Annotated[bool, typer.Option("--show-prompts", help="Print what would be sent, then stop.")] = False
     copy_prompts: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Copy the prompts' template files to a folder for editing, then stop.")
+        Path | None, typer.Option(metavar="FOLDER", help="Copy the prompt templates to a folder for editing, then stop.")
     ] = None
 
     def wanted(self) -> bool:
@@ -60,7 +62,7 @@ def annotate(
 ) -> None:
     """Collect the teacher's chains of thought and self-evaluations into the run.
 
-    Run it again to continue; run it twice at once, and both share the work. Exit code 3: stopped at a limit, or something was
+    Run it again to continue; run it twice at once to share the work. Exit code 3: stopped at a limit, or something was
     left for the next run.
     """
     loaded, folder = load(recipe, overrides, out)
@@ -77,7 +79,7 @@ def annotate(
         _show_collection(found, folder)
     if collected is not None and collected.given_up and not as_json:
         said = f"{collected.given_up} questions or chains of thought have fewer texts than wanted"
-        typer.echo(f"{said}: every attempt was made (teacher.attempts)")
+        typer.echo(f"{said}: all attempts were used (teacher.attempts)")
     if collected is not None and not collected.complete:
         if collected.stopped:
             typer.echo(f"stopped: one more request could exceed {collected.stopped}; raise it and run again to continue", err=True)
@@ -103,7 +105,7 @@ def _prepare(recipe: Recipe, folder: Path, preparation: Preparation, as_json: bo
     section = recipe.teacher
     if not isinstance(section, SampledTeacherSection):
         raise MmedgeError(
-            "only a teacher of kind openai or local has prompts and prices",
+            "only teachers of kind openai and local have prompts and prices",
             "use such a teacher, or run the command without this option",
         )
     task = build_task(recipe.task.model_dump())
@@ -114,7 +116,7 @@ def _prepare(recipe: Recipe, folder: Path, preparation: Preparation, as_json: bo
     prompts, examples = prompts_of(section, task), task.load().train
     if preparation.show_prompts:
         typer.echo(printable(f"# a chain of thought for {examples[0].id}\n{shown(prompts.about_question(examples[0]))}\n"))
-        judged = "(here stands the chain of thought that is judged)"
+        judged = "(the chain of thought to be judged)"
         typer.echo(printable(f"# an evaluation of it\n{shown(prompts.about_cot(examples[0], judged))}"))
         return
     _show_estimate(recipe, folder, collection_plan(section), prompts, examples, as_json)

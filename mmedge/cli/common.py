@@ -39,7 +39,7 @@ def load(path: Path, overrides: list[str] | None, out: Path | None) -> tuple[Rec
 
 
 def need(package: str, extra: str) -> None:
-    """Refuse to start without an optional package.
+    """Check that an optional package is installed.
 
     Raises:
         MmedgeError: The package is not installed.
@@ -75,7 +75,7 @@ def console(least_width: int = 0) -> Console:
 def grouped(function: Callable[..., None]) -> Callable[..., None]:
     """Return the command of a function some of whose parameters are dataclasses: each of their fields becomes an option.
 
-    A dataclass says with `panel` under which title its options stand in `--help`. Every field has a default.
+    A dataclass's `panel` is the title of its options in `--help`. Every field has a default.
     """
     groups: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
@@ -115,7 +115,7 @@ def _in_panel(type_: Any, title: str) -> Any:
     return Annotated[plain, option]
 
 
-RENAMED = {"--max-handed-on": "--max-withheld"}  # options of the version before, read for one version more
+RENAMED = {"--max-handed-on": "--max-withheld"}  # options renamed since the previous version, still read in this one
 
 
 class Command(TyperCommand):

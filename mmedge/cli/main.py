@@ -68,7 +68,7 @@ def _options(
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
-    """Show our own notices, such as of renamed fields, as one line; those of libraries stay unseen."""
+    """Show our own notices, such as of renamed fields, as one line; hide those of libraries."""
     if issubclass(category, Notice):
         typer.echo(f"notice: {printable(str(message))}", err=True)
 
@@ -76,7 +76,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: objec
 def main() -> None:
     """Start from the command line: one-line errors, exit code 1; a traceback only with --debug."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show becomes a question mark
+        if isinstance(stream, io.TextIOWrapper):  # characters that a terminal cannot show become question marks
             stream.reconfigure(errors="replace")
     wait_passively()
     warnings.showwarning = _show_warning
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def _fail(error: Exception) -> NoReturn:
-    """Say what is wrong and what to do about it, and end."""
+    """Print what is wrong and what to do about it, and exit."""
     if isinstance(error, MmedgeError):
         said = printable(str(error))
     elif isinstance(error, MemoryError):
@@ -113,5 +113,5 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def _discard_output() -> None:
-    """Send what is still to be flushed nowhere: standard output takes nothing more."""
+    """Discard what is still to be flushed: standard output is closed or full."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -47,7 +47,7 @@ class Scenarios:
     panel: ClassVar[str] = "Scenarios"
 
     scenarios: Annotated[
-        str, typer.Option(help="Any of: single (one question at a time), offline (batches), server (random arrivals), accuracy.")
+        str, typer.Option(help="Any of single (one question at a time), offline (batches), server (random arrivals), accuracy.")
     ] = "single,accuracy"
     timed: Annotated[
         int | None, typer.Option(min=1, help="Questions timed in each round, evenly spread. Default: all that are asked.")
@@ -67,7 +67,7 @@ class Scenarios:
 
 @dataclass(frozen=True)
 class Device:
-    """What a variant may use, and where it is measured."""
+    """What a variant may use, and where to measure it."""
 
     panel: ClassVar[str] = "Device"
 
@@ -75,7 +75,7 @@ class Device:
         int | None, typer.Option(min=1, help="Threads of each variant. Default: what a bundle asks for, or all cores.")
     ] = None
     sweep_threads: Annotated[
-        str | None, typer.Option(help="Measure each variant with each of these numbers of threads, such as 1,2.")
+        str | None, typer.Option(help="Measure each variant with each of these thread counts, such as 1,2.")
     ] = None
     cpus: Annotated[int | None, typer.Option(min=1, help="Processors that each variant may use.")] = None
     memory_limit: Annotated[str | None, typer.Option(help="Memory that each variant may use, such as 300M.")] = None
@@ -154,7 +154,7 @@ def _bench_settings(place: Path, questions: Questions, scenarios: Scenarios, dev
 
 
 def save_report(report: BenchReport, folder: Path) -> str:
-    """Write a report, and remove what a bench that is killed would continue from; return its name."""
+    """Write a report, and remove the journal that a killed bench would continue from; return its name."""
     from mmedge.bench.report import write_report
 
     name = write_report(report, folder)
@@ -175,13 +175,13 @@ def compare(
     base: Annotated[Path, typer.Argument(metavar="BASE.json", help="A report of mmedge bench.")],
     new: Annotated[Path, typer.Argument(metavar="NEW.json", help="A later report on the same questions.")],
     max_slowdown: Annotated[
-        str | None, typer.Option(help="Fail where a variant is slower by more than this, beyond noise, such as 5%.")
+        str | None, typer.Option(help="Fail if a variant is slower by more than this, beyond noise, such as 5%.")
     ] = None,
     max_accuracy_drop: Annotated[
-        float | None, typer.Option(min=0, help="Fail where a variant's accuracy is lower by more percentage points than this.")
+        float | None, typer.Option(min=0, help="Fail if a variant's accuracy drops by more percentage points than this.")
     ] = None,
     max_memory_growth: Annotated[
-        str | None, typer.Option(help="Fail where a variant's peak memory is larger by more than this, such as 10%.")
+        str | None, typer.Option(help="Fail if a variant's peak memory grows by more than this, such as 10%.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -214,7 +214,7 @@ def evaluate(
     samples: Samples,
     questions: Annotated[int | None, typer.Option(min=1, help="Questions of each test split. Default: all.")] = None,
     timed: Annotated[int, typer.Option(min=0, help="Questions on which each strategy is timed; 0 for none.")] = 20,
-    batch: Annotated[int, typer.Option(min=1, max=1024, help="Questions answered together.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Questions per batch.")] = 16,
     threads: Threads = None,
     evaluation: Annotated[Path | None, typer.Option(help="Evaluation set. Default: beside the bundle.")] = None,
     out: Annotated[

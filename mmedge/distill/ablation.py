@@ -1,4 +1,4 @@
-"""`mmedge ablate`: the paper's comparison of methods on one's own task, every row trained with the same budget.
+"""`mmedge ablate`: the paper's comparison of methods on your own task, every row trained with the same budget.
 
     RUN/ablation/stage1/KEY/       stage 1, trained once for all rows that share it
     RUN/ablation/rows/NAME/        one training: a row, a kind of label, a seed
@@ -61,7 +61,7 @@ def ablate(recipe: Recipe, out: Path, progress: Progress) -> Comparison:
         MmedgeError: Anything the user can mend; finished trainings are kept.
     """
     if recipe.teacher is None:
-        raise MmedgeError("the recipe has no teacher, and methods of learning from one are compared", "add a teacher section")
+        raise MmedgeError("the recipe has no teacher, and this compares methods of learning from one", "add a teacher section")
     with Devices(recipe.training) as devices:
         session = Session(devices, progress if devices.main else Progress(quiet=True))
         with work_on(out, recipe, comparison=True) if devices.main else nullcontext(Run(out)) as run:
@@ -81,7 +81,7 @@ class _Ablation:
         self.questions = {name: sum(one.label is not None for one in found) for name, found in tests.items()}
         if unlabelled := [name for name, count in self.questions.items() if not count]:
             raise MmedgeError(
-                f"ablation: no question of the test {unlabelled[0]!r} has a label, so nothing could be compared", "give labels"
+                f"ablation: no question of the test split {unlabelled[0]!r} has a label, so nothing can be compared", "give labels"
             )
 
     def run(self) -> Comparison:
@@ -105,7 +105,7 @@ class _Ablation:
             if self.devices.main:
                 shutil.rmtree(folder / "stage2" / "best", ignore_errors=True)  # nothing needs the weights any more
             found.append(done)
-            # a summary of many trainings takes a while: it is renewed now and then
+            # a summary of many trainings takes a while, so it is only updated now and then
             if number == len(self.units) or (trained and time.monotonic() - written > 20 * took):
                 started = time.monotonic()
                 summary = self._summary(found)
@@ -119,10 +119,10 @@ class _Ablation:
     def _say_what_was_kept(self, kept: int, folders: Sequence[Path]) -> None:
         if self.recipe.ablation.keep_students and (lost := [folder for folder in folders if not (folder / "student").is_dir()]):
             self.progress.line(
-                f"{len(lost)} trainings were done before students were kept; to have theirs, remove {lost[0]} and the like"
+                f"{len(lost)} trainings ran before keep_students was set; to get their students, remove {lost[0]} and the like"
             )
         if kept:
-            self.progress.line(f"{kept} of {len(self.units)} trainings were there already and kept")
+            self.progress.line(f"{kept} of {len(self.units)} trainings were already done and are kept")
 
     def _chain(self, recipe: Recipe) -> StageChain:
         measure = Measure(recipe, self.material, self.progress)
@@ -133,7 +133,7 @@ class _Ablation:
         return self.place.comparison / "rows" / name
 
     def _check(self) -> None:
-        """Refuse, before anything is trained, a comparison of which some row could not be trained."""
+        """Refuse a comparison with a row that cannot be trained, before anything is trained."""
         student = self._chain(self.recipe).student()
         one_seed = [unit for unit in self.units if unit.seed == self.units[0].seed]
         for unit in one_seed:
@@ -229,7 +229,7 @@ def _result(path: Path, questions: dict[str, int]) -> TrainingResult | None:
     except MmedgeError as error:
         raise MmedgeError(error.what, hint) from None
     except ValidationError:
-        raise MmedgeError(f"{path} is not a whole result of a training", hint) from None
+        raise MmedgeError(f"{path} is not a complete result of a training", hint) from None
     if {name: len(outcomes) for name, outcomes in found.tests.items()} != questions:
-        raise MmedgeError(f"{path} is not a whole result of a training", hint)
+        raise MmedgeError(f"{path} is not a complete result of a training", hint)
     return found

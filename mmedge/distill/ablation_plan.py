@@ -1,4 +1,4 @@
-"""Which trainings a comparison of methods has, and how long each of them is: all rows have the same budget."""
+"""The trainings of a comparison of methods, and the length of each: all rows have the same budget."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def method_of(recipe: Recipe, row: str, labels: str) -> MethodSection:
     evaluates, one = row.endswith("self_evaluation"), row.startswith("one_cot")
     changes: dict[str, Any] = {"self_evaluation": evaluates, "keep": "all", "max_cots": 1 if one else recipe.method.max_cots}
     changes |= {"rationales": True, "own_cots": 0, "objectives": {}}
-    if one and recipe.method.contrast_verdicts:  # one chain of thought differs from no other
+    if one and recipe.method.contrast_verdicts:  # a single chain of thought cannot differ from others
         changes |= {"contrast_verdicts": False, "balance_verdicts": True}
     if row == "standard":
         changes |= {"rationales": False, "max_cots": 1 if labels == "pseudo" else recipe.method.max_cots}
@@ -54,7 +54,7 @@ def method_of(recipe: Recipe, row: str, labels: str) -> MethodSection:
 
 @contextmanager
 def row_named(row: str, labels: str) -> Iterator[None]:
-    """Say of which row an error is."""
+    """Name the row in an error."""
     try:
         yield
     except MmedgeError as error:
@@ -99,13 +99,13 @@ class _Budget:
         if self._section.equal == "none":
             steps = self._written(row, method)
             if "stage1" in per_step and self._section.epochs.get(row, (1, 1))[0] == 0:
-                raise MmedgeError("its stage 1 cannot have 0 epochs", f"give ablation.epochs.{row} a first number above 0")
+                raise MmedgeError("its stage 1 cannot have 0 epochs", f"ablation.epochs.{row}: the first number must be above 0")
         elif self._section.equal == "lessons":
             others = sum(self._length(name) * count for name, count in per_step.items() if name != "stage2")
             steps["stage2"] = round((self._lessons - others) / per_step["stage2"])
             if steps["stage2"] < 1:
                 raise MmedgeError(
-                    f"its other stages take all the {self._lessons} lessons that each row has",
+                    f"its other stages take all of the {self._lessons} lessons of a row",
                     "shorten them (training.stage1, training.stage3), or lengthen training.stage2",
                 )
         elif self._section.equal == "steps" and "stage1" not in per_step:
@@ -126,7 +126,7 @@ class _Budget:
             return self._steps[name]
         steps = getattr(self._training, name).max_steps
         if steps is None:
-            raise MmedgeError(f"training.{name}: a comparison needs its length in steps", "give max_steps instead of epochs")
+            raise MmedgeError(f"training.{name}: a comparison requires its length in steps", "give max_steps instead of epochs")
         return int(steps)
 
     def _written(self, row: str, method: MethodSection) -> dict[str, int]:

@@ -61,13 +61,13 @@ def _judged(found: JudgedCots | None) -> str:
 
 
 def caption(results: Comparison) -> str:
-    """Return what a reader must know about the table."""
+    """Return the notes on the table."""
     done, planned = results.done, results.planned
     questions = ", ".join(f"{name}: {count}" for name, count in results.test_questions.items())
     few = (
         ""
         if all(row.chosen_by_validation for row in results.rows)
-        else (" There are too few validation items to choose by: the last checkpoint of a stage is taken, not the best.")
+        else (" There are too few validation items to choose a checkpoint by, so the last one of each stage is taken.")
     )
     unfinished = f" {done} of {planned} trainings are done." if done < planned else ""
     seeds = results.seeds
@@ -83,7 +83,7 @@ def _uncertainty(seeds: int) -> str:
     """Return what brackets and p mean, which depends on whether there is more than one training of a row."""
     if seeds == 1:
         return (
-            f"Brackets are 95 % intervals over questions ({BOOTSTRAP}); with one seed they say nothing of how much another training"
+            f"Brackets are 95 % intervals over questions ({BOOTSTRAP}); with one seed they do not say how much another training"
             " would differ. Differences are in points, paired by question, p by McNemar's exact test."
         )
     return (

@@ -1,4 +1,4 @@
-"""What a comparison's trainings say together: every row's accuracy and verdicts with intervals, and what each row gains."""
+"""The results of a comparison: every row's accuracy and verdicts with intervals, and what each row gains."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TITLES = {
 
 
 def title_of(row: str, cots: int) -> str:
-    """Return what a reader calls a row, where a question has so many chains of thought."""
+    """Return the title of a row, for this many chains of thought per question."""
     return TITLES.get(row, row).format(m=cots).replace("1 CoTs", "1 CoT")
 
 
@@ -42,7 +42,7 @@ def title_of(row: str, cots: int) -> str:
 
 
 class Judgements(BaseModel):
-    """What one student said of the held-out chains of thought, in their order.
+    """One student's verdicts on the held-out chains of thought, in their order.
 
     Attributes:
         confidences: P(correct) of each.
@@ -245,7 +245,7 @@ def compared_rows(units: Sequence[Unit], found: Sequence[TrainingResult], cots: 
             if not results:
                 continue
             rows.append(_row(results, above, cots, questions))
-            if row in PAPER_ROWS:  # rows of one's own are all compared with the last of the paper's
+            if row in PAPER_ROWS:  # the recipe's own rows are all compared with the last of the paper's
                 above = results
     return rows
 

@@ -27,7 +27,7 @@ from mmedge.students.loading import load_student
 from mmedge.students.sources import ModelSource
 from mmedge.students.student import TorchStudent
 
-LESSON_FORMAT = 4  # counts up when the same recipe would train differently
+LESSON_FORMAT = 4  # goes up when the same recipe would train differently
 
 
 @dataclass
@@ -94,7 +94,7 @@ class StageChain:
         return student
 
     def check(self, student: TorchStudent, progress: Progress) -> None:
-        """Refuse what would only fail when its stage's turn comes, and warn of what is cut off.
+        """Refuse early what would only fail in a later stage, and warn about texts that are cut off.
 
         Raises:
             MmedgeError: The material holds nothing of what a stage learns from, or the student cannot write it.

@@ -1,4 +1,4 @@
-"""What is checked before a student is trained: that it can read the inputs and write the targets.
+"""Checks before a student is trained: that it can read the inputs and write the targets.
 
 With a tokenizer that cannot write a label, or a limit that cuts it off, the student would learn something else, and nobody would
 see why it is bad.
@@ -19,7 +19,7 @@ TOLERATED = 0.02  # share of targets that may be damaged, with a warning: a few 
 
 
 def check_targets(recipe: Recipe, material: Material, student: TorchStudent, progress: Progress) -> None:
-    """Refuse a training whose answers or verdicts the student cannot write; warn of what is cut off.
+    """Refuse a training whose answers or verdicts the student cannot write; warn about texts that are cut off.
 
     Raises:
         MmedgeError: More than a few of them cannot be written, or are longer than a target may be.
@@ -62,6 +62,6 @@ def _answers(recipe: Recipe, material: Material) -> Iterator[str]:
 
 
 def _written(student: TorchStudent, text: str) -> str | None:
-    """Return what the student's tokens of a text say, where it is not the text."""
+    """Return the text that the student's tokens decode to, if it differs from the original."""
     becomes = student.encoder.text(student.encoder.target(text, 100_000))
     return None if "".join(becomes.split()) == "".join(text.split()) else becomes

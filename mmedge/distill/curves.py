@@ -1,4 +1,4 @@
-"""The page that shows how a training goes, or how it went: losses, validations and speed, from the files of its stages."""
+"""The page that shows a training, running or finished: losses, validations and speed, from the files of its stages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmedge.storage import Json
 
 REFRESH_SECONDS = 10
 
-_LARGEST = 1e15  # beyond it, nothing in a log is a measurement
+_LARGEST = 1e15  # larger values in a log are not measurements
 _MOST_LINES = 12  # of one chart
 _MOST_VALIDATIONS = 100  # in one table
 _LOG_RANGE = 20.0  # largest by smallest loss beyond which the scale is logarithmic
@@ -39,7 +39,7 @@ def write_training_page(folder: Path, *, title: str, finished: bool) -> None:
     Raises:
         MmedgeError: The page cannot be written.
     """
-    state = "finished" if finished else f"in training; this page renews itself every {REFRESH_SECONDS} s"
+    state = "finished" if finished else f"training; this page refreshes itself every {REFRESH_SECONDS} s"
     page = Page(title, state, refresh_seconds=None if finished else REFRESH_SECONDS)
     for place, stage in enumerate(STAGES):
         if place > 1 and not (folder / stage.name).is_dir():
@@ -62,20 +62,20 @@ def _add_stage(page: Page, records: list[Json], done: Json, names: dict[str, str
     losses, log_y, nothing_below = _losses(steps, at, names)
     caption = "Of the batch of each step that was logged." + (" Log scale." if log_y else "")
     if nothing_below:
-        caption += " Losses of 0 or less are not on it."
+        caption += " Losses of 0 or less are not shown."
     page.figure(line_chart(losses, x_label="step", y_label="loss", log_y=log_y), caption)
     if validations:
         scores = _scores(validations)
         words = [
             "Shaded: 95 % interval of the answer accuracy." if any(one.low for one in scores) else "",
-            "A verdict's balanced accuracy and AUROC of 50 % say nothing." if any(one.low is None for one in scores) else "",
+            "A balanced accuracy or an AUROC of 50 % is chance." if any(one.low is None for one in scores) else "",
         ]
         page.figure(
             line_chart(scores, x_label="step", y_label="validation", percent=True, markers=True), " ".join(filter(None, words))
         )
     page.figure(
         line_chart([Series("", thinned(at[1:], _rates(steps)))], x_label="step", y_label="tokens/s", zero=True),
-        "Between two lines of the log; where a validation lies between them, its time counts too.",
+        "Between two entries of the log, validations in between included.",
     )
     if validations:
         best = _best_step(validations, done)

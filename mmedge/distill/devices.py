@@ -27,7 +27,7 @@ from mmedge.recipe import TrainingSection
 
 T = TypeVar("T")
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-LONGEST_WAIT = timedelta(days=7)  # of other processes, for example while the main one collects annotations
+LONGEST_WAIT = timedelta(days=7)  # for other processes, for example while the main one collects annotations
 _SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 
 
@@ -49,7 +49,7 @@ class Devices:
         if on_cpu and training.precision == "float16":
             raise MmedgeError("training.precision: float16 needs a GPU", "set it to float32, or to bfloat16")
         if not on_cpu and training.precision == "bfloat16" and not torch.cuda.is_bf16_supported():
-            raise MmedgeError("training.precision: this GPU does not compute in bfloat16", "set it to float16")
+            raise MmedgeError("training.precision: this GPU does not support bfloat16", "set it to float16")
         _forget()
         self._accelerator = Accelerator(
             mixed_precision=_PRECISIONS[training.precision],
@@ -64,11 +64,11 @@ class Devices:
         self._sharded = bool(self._accelerator.distributed_type == DistributedType.FSDP)
         if self._sharded and self._accelerator.state.fsdp_plugin.fsdp_version != 2:
             raise MmedgeError(
-                "FSDP: the first version keeps weights in a form that checkpoints do not know",
+                "FSDP version 1 keeps weights in a form that checkpoints do not support",
                 "set fsdp_version: 2 in accelerate's configuration",
             )
         if self._sharded and training.optimizer == "muon":
-            raise MmedgeError("training.optimizer: muon needs whole matrices, which FSDP shards", "set it to adamw, or use DDP")
+            raise MmedgeError("training.optimizer: muon needs whole matrices, but FSDP shards them", "set it to adamw, or use DDP")
         if training.threads:
             torch.set_num_threads(training.threads)
 
@@ -106,7 +106,7 @@ class Devices:
         return self._sharded
 
     def describe(self) -> str:
-        """Return words for where the training runs."""
+        """Return a description of where the training runs."""
         others = f", {self.count} processes ({'FSDP' if self.sharded else 'DDP'})" if self.count > 1 else ""
         precision = self._accelerator.mixed_precision
         return f"{self.device}{others}" + ("" if precision == "no" else f", {precision}")
@@ -132,7 +132,7 @@ class Devices:
         return prepared[0], list(prepared[1:])
 
     def release(self) -> None:
-        """Let go of what was prepared, when it has been trained."""
+        """Release what was prepared, after training."""
         self._accelerator.free_memory()
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -163,7 +163,7 @@ class Devices:
 
 
 def _forget() -> None:
-    """Let go of the state that accelerate keeps for a whole program, so that the next training may differ."""
+    """Reset the state that accelerate keeps for a whole program, so that the next training may differ."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return
     AcceleratorState._reset_state(reset_partial_state=True)

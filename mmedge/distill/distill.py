@@ -57,9 +57,9 @@ def _distill(recipe: Recipe, run: Run, session: Session) -> RunMetrics:
     if run.metrics.is_file() and run.student.is_dir():
         found = read_json(run.metrics)
         if found.get("key") == key:
-            progress.line(f"{run.folder}: distilled already, kept")
+            progress.line(f"{run.folder}: already distilled, kept")
             return RunMetrics.model_validate(found)
-    devices.wait()  # or another process would find what the main one is about to write
+    devices.wait()  # otherwise another process could find what the main one is about to write
     if devices.main:
         _write_explanation(chain, run)
     read = ", ".join(f"{count} CoTs {reason}" for reason, count in material.report.cots.items())

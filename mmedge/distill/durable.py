@@ -1,4 +1,4 @@
-"""What a stage leaves on disk, so that a kill loses minutes and changes nothing.
+"""What a stage keeps on disk, so that a kill loses minutes and changes nothing.
 
 checkpoint/     what is trained, optimizer and position, replaced whole every few minutes
 best/           the weights of the best validation so far
@@ -88,7 +88,7 @@ class StageFolder:
         return StageResult.model_validate(found) if self._best.is_file() else None
 
     def begin(self) -> None:
-        """Forget an end whose weights are gone."""
+        """Remove a result whose weights are gone."""
         (self.folder / "done.json").unlink(missing_ok=True)
 
     def finish(self, result: StageResult) -> None:
@@ -153,7 +153,7 @@ class StageFolder:
             file.write(json.dumps(entry) + "\n")
 
     def cut_log(self, step: int) -> None:
-        """Drop the lines that were logged after a step: what comes after it is taken again."""
+        """Drop the lines that were logged after a step, since later steps are taken again."""
         if self._log.is_file():
             lines = self._log.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]

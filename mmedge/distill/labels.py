@@ -16,14 +16,14 @@ def majority_labels(examples: Sequence[AnnotatedExample], form: AnswerForm) -> d
 
 
 def reference(annotated: AnnotatedExample, form: AnswerForm) -> str | None:
-    """Return what validation takes for the right answer: the human label, or else the answer of most chains of thought."""
+    """Return the right answer for validation: the human label, or else the answer of most chains of thought."""
     if annotated.example.label is not None:
         return annotated.example.label
     return majority_labels([annotated], form).get(annotated.example.id)
 
 
 def trusted_answer(annotated: AnnotatedExample, form: AnswerForm, *, human: bool) -> str | None:
-    """Return what the student's own answers to a training question are judged by.
+    """Return the answer that the student's own answers to a training question are judged by.
 
     Args:
         annotated: The question.

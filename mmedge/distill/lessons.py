@@ -1,4 +1,4 @@
-"""Lessons as text: what one visit to a question, or to one chain of thought, is learned from.
+"""Lessons as text: what one visit to a question, or to one chain of thought, teaches.
 
     context   Luke scored 84 points …                  one context is read once for all targets behind it
     targets   predict: 84 / 2                          each a branch of its own, which does not see the others

@@ -1,4 +1,4 @@
-"""What a distillation learns from and is measured by: the task's questions, split, with what the teacher wrote about them."""
+"""What a distillation learns from and is measured with: the task's questions, split, with the teacher's annotations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FEW_QUESTIONS = 300  # below it the usual splits would leave less than half of t
 
 @dataclass(frozen=True)
 class Material:
-    """Everything a distillation learns from and is measured by.
+    """Everything that a distillation learns from and is measured with.
 
     Attributes:
         task: The task.
@@ -61,7 +61,7 @@ def split_examples(recipe: Recipe, examples: Sequence[Example]) -> tuple[list[Ex
     held_out = validation_count + verdict_count
     if held_out > len(examples) // 2:
         raise MmedgeError(
-            f"split: {held_out} questions held out of {len(examples)} leave too few to train on",
+            f"split: {held_out} questions held out of {len(examples)} leave too few for training",
             "lower split.validation or split.verdict_test",
         )
     order = sorted(range(len(examples)), key=lambda index: examples[index].id)
@@ -111,12 +111,12 @@ def _annotated(
     with AnnotationStore(run.annotations) as store:
         collected = annotate(recipe, task, examples, store, progress)
         if collected is not None and not collected.complete:
-            progress.line(f"annotations are not complete ({collected.stopped or 'some failed'}): training on those that are there")
+            progress.line(f"annotations are incomplete ({collected.stopped or 'some failed'}): training on what there is")
         read, report = read_annotations(store, task, examples, reading_limits(recipe))
     if not report.cots["parsed"]:
         raise MmedgeError(
-            "none of the teacher's chains of thought belongs to a question of the task and could be read",
-            "do the ids of the annotations match those of the questions, and does each end in an answer?",
+            "none of the teacher's chains of thought could be read, or none belongs to a question of the task",
+            "check that the annotations' ids match the questions' and that each chain of thought ends in an answer",
         )
     return read, report
 

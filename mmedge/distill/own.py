@@ -1,4 +1,4 @@
-"""Chains of thought of the student's own on its training questions, each with the verdict that it deserves."""
+"""The student's own chains of thought on its training questions, each with the verdict that it deserves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmedge.recipe import Recipe
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.base import ChainOfThought, SelfEvaluation, Verdict
 
-FIRST_SAMPLE = 1000  # the number of the first, behind all of the teacher's
+FIRST_SAMPLE = 1000  # the number of the first, after all of the teacher's
 
 
 def graded_own_cots(

@@ -26,7 +26,7 @@ from mmedge.tasks.prompts import VERDICTS, render_question
 
 @dataclass(frozen=True)
 class JudgedCot:
-    """A chain of thought whose truth is known.
+    """A chain of thought that is known to be right or wrong.
 
     Attributes:
         example: The question.
@@ -70,7 +70,7 @@ class VerdictScore:
 
 
 def judged_cots(examples: Sequence[AnnotatedExample], task: Task) -> list[JudgedCot]:
-    """Return the chains of thought whose truth is known, in the examples' order."""
+    """Return the chains of thought that are known to be right or wrong, in the examples' order."""
     judged = []
     for annotated in examples:
         example = annotated.example
@@ -147,7 +147,7 @@ def answers_right(
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What a student said of some chains of thought.
+    """A student's verdicts on some chains of thought.
 
     Attributes:
         confidences: P(correct) of each.

@@ -43,7 +43,7 @@ class Part:
 
     @property
     def prefix(self) -> str:
-        """What stands in front of the names of its losses in the log."""
+        """The prefix of its losses in the log."""
         if self.main:
             return ""
         return f"{OBJECTIVES[self.objective].log_name if self.section is None else self.objective}_"

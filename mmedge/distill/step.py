@@ -28,7 +28,7 @@ from mmedge.students.passes import EncodedLesson, LossPass, TokenLosses
 from mmedge.students.student import TorchStudent
 from mmedge.students.weights import put_weights, trained_state
 
-MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # padded tokens in one pass; bounds memory, changes no result
+MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # padded tokens in one pass; bounds memory without changing the result
 # What starting one more pass costs, in tokens: on a CPU little beside a token of 50 to 150 M parameters (a step of 16 lessons,
 # T5 small's shape: 3.5 s with 64, 3.0 with 200, 4.0 in one pass; SmolLM2-135M: 10.3, 10.5, 18.9 s); a student of 1 M does a token
 # in 0.05 ms and a pass's operations take 20 ms to start; a GPU wants few, full passes.
@@ -133,7 +133,7 @@ class StepRunner:
         self._optimizers = [getattr(optimizer, "optimizer", optimizer) for optimizer in self._prepared]
 
     def release(self) -> None:
-        """Let go of what `prepare` made."""
+        """Release what `prepare` made."""
         del self.module, self._optimizers, self._prepared
         self.devices.release()
 
@@ -166,7 +166,7 @@ class StepRunner:
         return found
 
     def restore(self, moments: dict[str, torch.Tensor]) -> None:
-        """Give the optimizers what `moments` returned.
+        """Restore what `moments` returned.
 
         Raises:
             MmedgeError: It is another model's.
@@ -303,7 +303,7 @@ class StepRunner:
         self._most_tokens = max(longest, self._most_tokens // 2)
         if self.devices.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._progress.line(f"{name}: a pass did not fit into memory; continuing with {self._most_tokens} tokens in each")
+        self._progress.line(f"{name}: a pass did not fit into memory; continuing with {self._most_tokens} tokens per pass")
 
     def _not_finite(self, what: str, step: int) -> MmedgeError:
         lower = f"lower training.{self.plan.name}.learning_rate"

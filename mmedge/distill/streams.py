@@ -73,11 +73,11 @@ class EncodedStream:
         self._encoded: dict[Lesson, EncodedLesson] = {}
         lessons = len(stream.objective.lessons(0))
         if lessons % self._size:
-            raise MmedgeError(f"objective {stream.name}: its {lessons} lessons do not make groups of {self._size}")
+            raise MmedgeError(f"objective {stream.name}: its {lessons} lessons cannot be divided into groups of {self._size}")
         if not lessons:
             raise MmedgeError(
                 f"{name.partition('/')[0]}: nothing to learn for the objective {stream.name}",
-                "do the annotations match the task's questions?",
+                "check that the annotations match the task's questions",
             )
         self._count = lessons // self._size
         self._per_step = max(1, round(stream.batch / self._size))

@@ -1,4 +1,4 @@
-"""What stands beside a distilled student: the tokens and phrases of its task, and the questions that it is measured with."""
+"""Files beside a distilled student: the tokens and phrases of its task, and the questions that it is measured with."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CALIBRATION_QUESTIONS = 64
 
 
 def write_measuring_set(folder: Path, material: Material) -> None:
-    """Write what export verifies with and bench measures with, unless it stands beside its student already."""
+    """Write what export verifies with and bench measures with, unless it exists."""
     path = folder / FILE_NAME
     if path.is_file() and (folder / "student").is_dir():
         return

@@ -82,7 +82,7 @@ class StageTrainer:
         devices.wait()
         finished = self.files.result()
         if finished is not None:
-            self.session.progress.line(f"{name}: done already ({finished.steps} steps), kept")
+            self.session.progress.line(f"{name}: already done ({finished.steps} steps), kept")
             self.files.load_best(self.student.model)
             return finished
         if (self.plan.folder / "done.json").is_file():
@@ -123,7 +123,7 @@ class StageTrainer:
         if kept is not None:
             self.at, moments = kept
             self.runner.restore(moments)
-            self.session.progress.line(f"{self.plan.name}: continues from step {self.at.step}")
+            self.session.progress.line(f"{self.plan.name}: continuing from step {self.at.step}")
         if devices.main:
             self.files.cut_log(self.at.step)
             if self.plan.training.tracker != "none":
@@ -138,7 +138,7 @@ class StageTrainer:
         lessons = {number: stream.distinct(self.steps) for number, stream in wanted.items()}
         devices = self.session.devices
         if devices.main and self.files.load_reference() is None:
-            self.session.progress.line(f"{self.plan.name}: log-probabilities under the weights that it begins with")
+            self.session.progress.line(f"{self.plan.name}: log-probabilities under its initial weights")
             self.files.save_reference({number: self.runner.log_probabilities(some) for number, some in lessons.items()})
         devices.wait()
         for number, values in (self.files.load_reference() or {}).items():
@@ -158,7 +158,7 @@ class StageTrainer:
         choose = selectable(self.at.history)
         if not choose and len(self.at.history) == 1:
             self.session.progress.line(
-                f"{name}: {found.items} validation items are too few to choose a checkpoint by; the last one is taken"
+                f"{name}: {found.items} validation items are too few to choose a checkpoint by, so the last one is taken"
             )
         if self.at.best is None or not choose or entry.score > self.at.best.score:
             self.at.best, self.at.since_best = entry, 0

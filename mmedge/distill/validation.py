@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mmedge.storage import Json
 
-SELECTABLE = 20  # validation items below which a checkpoint's score says nothing: 95 % intervals are wider than ±20 points
+SELECTABLE = 20  # the fewest validation items to choose by: below it, 95 % intervals are wider than ±20 points
 
 
 @dataclass(frozen=True)
@@ -51,5 +51,5 @@ class Validated(BaseModel):
 
 
 def selectable(validations: Sequence[Validated]) -> bool:
-    """Whether a stage's validations had items enough for a checkpoint to be chosen by them; if not, the last one is taken."""
+    """Whether a stage's validations had enough items to choose a checkpoint by; if not, the last one is taken."""
     return all(one.items >= SELECTABLE for one in validations)

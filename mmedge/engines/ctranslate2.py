@@ -19,7 +19,7 @@ from mmedge.tasks.encoding import Prompt, PromptEncoder
 
 
 class CTranslate2Engine:
-    """CTranslate2 with its own greedy loop; it takes pieces, not ids, which its `vocabulary.json` tells.
+    """CTranslate2 with its own greedy loop; it takes token strings, not ids; its `vocabulary.json` lists them.
 
     Args:
         folder: With `model.bin`.
@@ -122,7 +122,7 @@ class CTranslate2Engine:
         return np.stack([np.array(row, dtype=np.float32).reshape(-1) for row in result.logits[0][-count:]])
 
     def conversation(self) -> Engine:
-        """Return itself: everything is read anew each time."""
+        """Return itself: nothing is remembered between calls."""
         return self
 
 

@@ -1,9 +1,9 @@
-"""Guessing the next tokens, so that one step verifies several: what is written is the same, sooner.
+"""Guessing the next tokens, so that one step verifies several: the same text, sooner.
 
 A rationale repeats the question's words and numbers (prompt lookup; Saxena 2023), and the phrases of the rationales that it was
 learned from: `PhraseTable` holds what most often followed up to five tokens there. A guess is kept only where it is the token
-that is chosen anyway (speculative decoding; Leviathan et al. 2023). Whether and how far to guess depends on how often guesses of
-that kind came true, and on what verifying costs on this machine.
+that is chosen anyway (speculative decoding; Leviathan et al. 2023). Whether and how far to guess depends on how often such guesses
+were right, and on what verifying costs on this machine.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ MOST = 5  # guesses in one step
 MOST_ENTRIES = 60_000  # of a table: some 800 kB
 FILE_NAME = "drafts.npz"
 _COPIES = (5, 4, 3, 2)  # how many tokens must match for what followed them to be copied
-_COPIED = {5: 0.75, 4: 0.7, 3: 0.6, 2: 0.45}  # how often that is right, before anything was seen
-_WEIGHT = 6.0  # guesses that what is thought at first counts as
+_COPIED = {5: 0.75, 4: 0.7, 3: 0.6, 2: 0.45}  # initial estimate of how often that is right
+_WEIGHT = 6.0  # how many guesses the initial estimate counts as
 _NONE = -1
 
 
 def _hash(tokens: Sequence[int]) -> int:
-    """Return 64 bits of some tokens; the same on every machine."""
+    """Return a 64-bit hash of some tokens; the same on every machine."""
     found = len(tokens)
     for token in tokens:
         found = (found * 0x9E3779B97F4A7C15 + token + 1) & 0xFFFFFFFFFFFFFFFF
@@ -78,7 +78,7 @@ class PhraseTable:
             share = count / (total + 0.5)
             shorter = found.get(context[1:])
             if total < 2 or (shorter is not None and shorter[0] == token and shorter[1] >= share):
-                continue  # seen once, or said already by the shorter context
+                continue  # seen once, or already predicted by the shorter context
             found[context] = token, share, count * share
         kept = sorted(found.items(), key=lambda item: (-item[1][2], item[0]))[:most]
         contexts = np.full((len(kept), LONGEST), _NONE, dtype=np.int32)
@@ -89,7 +89,7 @@ class PhraseTable:
         return cls(contexts, following, shares)
 
     def renumbered(self, new: Mapping[int, int]) -> PhraseTable:
-        """Return the table of a vocabulary whose pieces have other numbers; what has a dropped piece is left out."""
+        """Return the table for a vocabulary whose tokens have other ids; entries with a dropped token are left out."""
         table = {_NONE: _NONE, **new}
         rows = [
             row
@@ -110,7 +110,7 @@ class PhraseTable:
         """Read what `save` wrote.
 
         Raises:
-            MmedgeError: It is no such file.
+            MmedgeError: It is not such a file.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -118,7 +118,7 @@ class PhraseTable:
         except Exception as error:  # numpy and zipfile raise many types for a broken file
             raise MmedgeError(f"cannot read {path}: {str(error)[:200]}", "export the student again") from error
         if contexts.shape != (len(following), LONGEST) or shares.shape != following.shape:
-            raise MmedgeError(f"{path} is no table of phrases", "export the student again")
+            raise MmedgeError(f"{path} is not a phrase table", "export the student again")
         return cls(contexts.astype(np.int32), following.astype(np.int32), shares.astype(np.uint8))
 
     def guess(self, tokens: Sequence[int]) -> tuple[int, float] | None:
@@ -138,7 +138,7 @@ EMPTY = PhraseTable(np.empty((0, LONGEST), np.int32), np.empty(0, np.int32), np.
 
 @dataclass
 class StepCosts:
-    """What one step costs by how many tokens it reads, measured while it works; shared by all drafts of one decoder.
+    """The cost of a step by how many tokens it reads, measured while it runs; shared by all drafts of one decoder.
 
     Attributes:
         seconds: The time of a step that reads so many tokens; a moving average over steps.
@@ -147,7 +147,7 @@ class StepCosts:
     seconds: dict[int, float] = field(default_factory=dict)
 
     def saw(self, tokens: int, seconds: float) -> None:
-        """Take in one measurement; one that is far beyond what was seen before counts as disturbed, and little."""
+        """Add one measurement; one far beyond the earlier ones counts as disturbed, and weighs little."""
         before = self.seconds.get(tokens)
         if before is None:
             self.seconds[tokens] = seconds
@@ -166,27 +166,27 @@ class StepCosts:
 
 
 @dataclass
-class Luck:
-    """How often guesses of one kind came true; shared by all drafts of one decoder.
+class HitRates:
+    """How often guesses of one kind were right; shared by all drafts of one decoder.
 
     Attributes:
-        counts: By kind: how many came true, and how many did not, older ones counting less.
+        counts: By kind: how many were right and how many were not, older ones counting less.
     """
 
     counts: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def share(self, kind: str, thought: float) -> float:
-        """Return how often guesses of a kind come true, from what was thought at first and what was seen."""
+        """Return how often guesses of a kind are right, from the initial estimate and what was seen."""
         true, false = self.counts.get(kind, (0.0, 0.0))
         return (true + _WEIGHT * thought) / (true + false + _WEIGHT)
 
-    def saw(self, kind: str, came_true: bool) -> None:
-        """Take in one guess."""
+    def add(self, kind: str, right: bool) -> None:
+        """Add one guess."""
         true, false = self.counts.get(kind, (0.0, 0.0))
-        self.counts[kind] = (0.98 * true + came_true, 0.98 * false + (not came_true))
+        self.counts[kind] = (0.98 * true + right, 0.98 * false + (not right))
 
-    def forget(self, kind: str) -> None:
-        """Go a little back to what was thought at first, so that a kind that did not pay is tried again some time."""
+    def decay(self, kind: str) -> None:
+        """Move a little back to the initial estimate, so that a kind that did not pay is tried again some time."""
         true, false = self.counts.get(kind, (0.0, 0.0))
         self.counts[kind] = (0.998 * true, 0.998 * false)
 
@@ -198,18 +198,18 @@ class Drafter:
         table: Phrases of texts of the same kind.
         read: The prompt.
         costs: What verifying costs.
-        luck: How often guesses came true.
+        hit_rates: How often guesses were right.
     """
 
-    def __init__(self, table: PhraseTable, read: Sequence[int], costs: StepCosts, luck: Luck) -> None:
-        self._table, self._costs, self._luck = table, costs, luck
+    def __init__(self, table: PhraseTable, read: Sequence[int], costs: StepCosts, hit_rates: HitRates) -> None:
+        self._table, self._costs, self._hit_rates = table, costs, hit_rates
         self._text: list[int] = []
         self._places: dict[tuple[int, ...], int] = {}  # what last followed some tokens
         self._kinds: list[str] = []  # of the guesses made
         self.extend(read)
 
     def extend(self, tokens: Iterable[int]) -> None:
-        """Take in what was written."""
+        """Add what was written."""
         text, places = self._text, self._places
         for token in tokens:
             place = len(text)
@@ -219,33 +219,33 @@ class Drafter:
             text.append(token)
 
     def _next(self, ahead: Sequence[int]) -> tuple[int, str, float] | None:
-        """Return the likeliest token behind the text and what was guessed so far, its kind, and how likely it is."""
+        """Return the most likely token after the text and the guesses so far, its kind, and its probability."""
         last = [*self._text[-LONGEST:], *ahead][-LONGEST:]
         best: tuple[int, str, float] | None = None
         known = self._table.guess(last)
         if known is not None:
             token, thought = known
             kind = f"phrase {int(10 * thought)}"
-            best = token, kind, self._luck.share(kind, thought)
+            best = token, kind, self._hit_rates.share(kind, thought)
         for length in _COPIES:
             place = self._places.get(tuple(last[len(last) - length :])) if length <= len(last) else None
             if place is not None:
                 kind = f"copy {length}"
-                share = self._luck.share(kind, _COPIED[length])
+                share = self._hit_rates.share(kind, _COPIED[length])
                 if best is None or share > best[2]:
                     best = self._text[place], kind, share
                 break
         return best
 
     def guess(self, most: int) -> list[int]:
-        """Return guesses for the tokens that come next, none where guessing would not pay.
+        """Return guesses for the next tokens; none where guessing would not pay.
 
         Args:
-            most: How many guesses may be right at most.
+            most: The most guesses that can be right.
         """
         guesses: list[int] = []
         kinds: list[str] = []
-        worth, best_rate, expected, still_true = 0, 1.03, 1.0, 1.0  # a gain below 3 % is none
+        worth, best_rate, expected, still_true = 0, 1.03, 1.0, 1.0  # a gain below 3 % is not worth it
         while len(guesses) < min(most, MOST):
             found = self._next(guesses)
             if found is None:
@@ -261,11 +261,11 @@ class Drafter:
             if still_true < 0.2:
                 break
         if not worth and kinds:
-            self._luck.forget(kinds[0])
+            self._hit_rates.decay(kinds[0])
         self._kinds = kinds[:worth]
         return guesses[:worth]
 
     def came_true(self, count: int) -> None:
-        """Say how many of the guesses were right."""
+        """Record how many of the guesses were right."""
         for place, kind in enumerate(self._kinds[: count + 1]):
-            self._luck.saw(kind, place < count)
+            self._hit_rates.add(kind, place < count)

@@ -17,7 +17,7 @@ class Engine(Protocol):
         ...
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
-        """Return the logits behind each prompt once `more` is written, (prompts, vocabulary)."""
+        """Return the logits after each prompt followed by `more`, (prompts, vocabulary)."""
         ...
 
     def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:
@@ -25,21 +25,21 @@ class Engine(Protocol):
         ...
 
     def conversation(self) -> Engine:
-        """Return an engine that remembers what its prompts have in common from call to call; for one thread at a time."""
+        """Return an engine that remembers what its prompts share from call to call; for one thread at a time."""
         ...
 
 
 class RowEngine(Protocol):
-    """An engine whose rows join and leave while it runs, for whoever serves many at once; see `rows.generate_by_rows`."""
+    """An engine whose rows join and leave while it runs, for serving many at once; see `rows.generate_by_rows`."""
 
     def join(self, prompt: Prompt, max_new_tokens: int, how: Decoding = GREEDY) -> int:
         """Begin a row and return its number; it is read at the next step, and `how` is for this row alone."""
         ...
 
     def step(self) -> Sequence[tuple[int, int | None]]:
-        """Write one token of every row that is there: its number and the token, None where it ends."""
+        """Write one token of every row: return its number and the token, None where it ends."""
         ...
 
     def leave(self, row: int) -> None:
-        """Drop a row; one that has ended or is not there is left alone."""
+        """Drop a row; does nothing for one that has ended or does not exist."""
         ...

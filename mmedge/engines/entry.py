@@ -1,4 +1,4 @@
-"""What an entry of the registry of engines says, what it is asked to open, and what opening a variant gives.
+"""An entry of the registry of engines: what it states, what it is asked to open, and what opening a variant returns.
 
 A variant is a bundle or a student at one precision on one engine and device; the speaker beside its engine asks it in words.
 """
@@ -40,10 +40,10 @@ class OpenedVariant:
         precision: `fp32`, `int8`, …
         threads: Threads that it uses.
         speaker: Asks it.
-        bytes_on_disk: All that it is opened from.
+        bytes_on_disk: Size of all that it is opened from.
         device: `cpu` or `cuda`.
         task: The task it was made for; None where it does not say.
-        bundle: The bundle, where it is one: it says how its student answers and how sure it is.
+        bundle: The bundle, if it is one: it knows how its student answers and how confidence is calibrated.
         work: What one decoding step does with its weights, as `manifest.Work` has it; None where that is not known.
     """
 
@@ -67,7 +67,7 @@ class EngineEntry:
         opens: What it opens, for messages: `a bundle`, `a .gguf file of the same student`.
         open: Opens a variant; raises MmedgeError where it cannot be opened here, with what to install where that is why.
         devices: Devices that a variant's name may ask for (`torch-cuda:…`); the first is the default where it leaves it out.
-        dtypes: Number types that a variant's name may ask for (`torch-bf16:…`).
+        dtypes: Dtypes that a variant's name may ask for (`torch-bf16:…`).
         extra: The extra of mmedge, or the package, that it needs; empty where the core has it.
     """
 

@@ -19,7 +19,7 @@ from mmedge.tasks.encoding import Prompt, PromptEncoder
 
 
 class GenaiEngine:
-    """onnxruntime-genai with its own greedy loop; rows one after the other.
+    """onnxruntime-genai with its own greedy loop; one row after the other.
 
     Args:
         folder: With `genai_config.json`.
@@ -29,11 +29,13 @@ class GenaiEngine:
 
     def __init__(self, folder: Path, encoder: PromptEncoder, threads: int) -> None:
         if encoder.family != "decoder-only":
-            raise MmedgeError(f"genai:{folder} is not asked: the student has an encoder", "compare with optimum or ctranslate2")
+            raise MmedgeError(
+                f"genai:{folder} cannot be used: the student is an encoder-decoder", "compare with optimum or ctranslate2"
+            )
         self._genai = import_module("onnxruntime_genai")
         config = self._genai.Config(str(folder))
         options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
-        # the end token is the student's: what the folder says may be another one, and ends nothing in the loop below
+        # the student's end token decides; the folder may name another one, which the loop below ignores
         config.overlay(json.dumps({"model": {"eos_token_id": encoder.special.eos, "decoder": {"session_options": options}}}))
         self._model = self._genai.Model(config)
         self._folder, self._special = folder, encoder.special
@@ -86,7 +88,7 @@ class GenaiEngine:
         return np.concatenate([self.next_logits([prompt], target[:place]) for place in range(len(target))])
 
     def conversation(self) -> Engine:
-        """Return itself: everything is read anew each time."""
+        """Return itself: nothing is remembered between calls."""
         return self
 
 

@@ -1,4 +1,4 @@
-"""Choosing tokens: greedily or by sampling, within the task's answer form, until an end; the same for every engine.
+"""Choosing tokens, greedily or by sampling, within the task's answer form, until the end: the same for every engine.
 
 Works on token ids alone; knows no text, no tokenizer, no task.
 """
@@ -23,13 +23,13 @@ class Decoding:
     """How tokens are chosen.
 
     Attributes:
-        temperature: Of sampling; 0 takes the likeliest token.
-        top_p: Only the likeliest tokens whose probabilities sum up to this are drawn from (Holtzman et al. 2020).
-        seeds: One for each row where it is sampled: a row's text depends on its own seed alone, not on the batch.
+        temperature: Sampling temperature; 0 takes the most likely token.
+        top_p: Only the most likely tokens whose probabilities sum up to this are sampled (Holtzman et al. 2020).
+        seeds: One for each sampled row: a row's text depends on its own seed alone, not on the batch.
         constraints: What each row may write; anything where empty or None.
         scored: Keep the log-probability of each token that was written, under the student as it is (no temperature, no constraint).
-        stop: Told what a row has written after each token; True ends the row.
-        on_token: Told row and token as they come.
+        stop: Called with what a row has written after each token; returning True ends the row.
+        on_token: Called with row and token as they come.
         draft: Several tokens are guessed from what was read and written before and verified in one step: the same tokens, sooner.
             Only a single row, chosen greedily, is drafted for.
     """
@@ -64,15 +64,15 @@ GREEDY = Decoding()
 
 @dataclass
 class Generation:
-    """What was written behind each prompt.
+    """What was written after each prompt.
 
     Attributes:
         tokens: New tokens of each row, without the end token.
         time_to_first_token: Seconds from the call to the first token (prompt read included).
         seconds: Seconds of the whole call.
-        steps: How many times the decoder ran, the reading of the prompts included.
+        steps: How many times the decoder ran, prompts included.
         log_probabilities: Of each row's tokens, the end token's last where it ended by itself; empty unless asked for.
-        ended: Whether each row ended by itself, and not at the limit.
+        ended: Whether each row ended by itself, not at the limit.
     """
 
     tokens: list[list[int]]
@@ -84,7 +84,7 @@ class Generation:
 
 
 class TokenWriter:
-    """Chooses the tokens of a batch, row by row, and keeps what was written.
+    """Chooses the tokens of a batch, row by row, and records them.
 
     Args:
         rows: How many.
@@ -154,7 +154,7 @@ class TokenWriter:
             self.open[row] = False
 
     def _choose(self, logits: Logits, row: int, likeliest: int) -> int:
-        """Return a row's token where it is drawn, or not every token may follow."""
+        """Return a row's token where it is sampled or constrained."""
         how, constraint = self._how, self._how.constraints[row] if self._how.constraints else None
         ids = None if constraint is None else constraint.allowed(self.written[row])
         if ids is None and not self._drawn:
@@ -171,7 +171,7 @@ class TokenWriter:
 
 
 def _draw(logits: Logits, top_p: float, random: np.random.Generator) -> int:
-    """Draw a place by its probability, by inversion in the order of the ids, so that one random number decides."""
+    """Sample an index by its probability, by inversion in the order of the ids, so that one random number decides."""
     shares = np.exp((logits - logits.max()).astype(np.float64))
     shares /= shares.sum()
     if top_p < 1:
@@ -181,7 +181,7 @@ def _draw(logits: Logits, top_p: float, random: np.random.Generator) -> int:
         nucleus[kept] = shares[kept]
         shares = nucleus / nucleus.sum()
     place = int(np.searchsorted(np.cumsum(shares), random.random(), side="right"))
-    return min(place, int(np.flatnonzero(shares)[-1]))  # rounding may leave the sum below what was drawn
+    return min(place, int(np.flatnonzero(shares)[-1]))  # rounding may leave the sum below the random number
 
 
 def decode(
@@ -235,7 +235,7 @@ def by_beginning(
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tokens, Tokens]:
-    """Return ids and mask, each (rows, longest), padding in front."""
+    """Return ids and mask, each (rows, longest), padded on the left."""
     width = max(map(len, rows))
     ids = np.full((len(rows), width), pad, dtype=np.int64)
     mask = np.zeros((len(rows), width), dtype=np.int64)
@@ -246,7 +246,7 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tokens, Tokens
 
 
 def right_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tokens, Tokens]:
-    """Return ids (rows, longest), padding behind, and how many tokens each row has, (rows,)."""
+    """Return ids (rows, longest), padded on the right, and how many tokens each row has, (rows,)."""
     ids = np.full((len(rows), max(map(len, rows))), pad, dtype=np.int64)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = row

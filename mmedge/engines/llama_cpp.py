@@ -17,7 +17,7 @@ from mmedge.tasks.encoding import Prompt, PromptEncoder
 
 
 class LlamaCppEngine:
-    """llama.cpp through llama-cpp-python: it computes logits, our loop chooses tokens; rows one after the other.
+    """llama.cpp through llama-cpp-python: it computes logits, our loop chooses tokens; one row after the other.
 
     Args:
         file: A GGUF file.
@@ -27,8 +27,10 @@ class LlamaCppEngine:
 
     def __init__(self, file: Path, encoder: PromptEncoder, threads: int) -> None:
         if encoder.family != "decoder-only":
-            raise MmedgeError(f"llama.cpp:{file} is not asked: the student has an encoder", "compare with optimum or ctranslate2")
-        room = encoder.max_input_tokens + 512  # the longest answers and rationales are shorter than that
+            raise MmedgeError(
+                f"llama.cpp:{file} cannot be used: the student is an encoder-decoder", "compare with optimum or ctranslate2"
+            )
+        room = encoder.max_input_tokens + 512  # more than the longest answers and rationales
         self._api = import_module("llama_cpp")
         self._llama: Any = self._api.Llama(str(file), n_ctx=room, n_threads=threads, n_threads_batch=threads, verbose=False)
         self._special, self._room = encoder.special, self._llama.n_ctx()
@@ -42,7 +44,7 @@ class LlamaCppEngine:
         """Read tokens behind those read before; return the logits behind the last, (1, vocabulary)."""
         if self._llama.n_tokens + len(tokens) > self._room:
             raise MmedgeError(
-                "llama.cpp has no room for so long a text", f"{self._room} tokens were set aside for the student's limit"
+                "the text does not fit into llama.cpp's context", f"{self._room} tokens were reserved, from the student's limits"
             )
         self._llama.eval(list(tokens))
         pointer = self._api.llama_get_logits_ith(self._llama.ctx, -1)
@@ -74,7 +76,7 @@ class LlamaCppEngine:
         return np.concatenate(rows)
 
     def conversation(self) -> Engine:
-        """Return itself: everything is read anew each time."""
+        """Return itself: nothing is remembered between calls."""
         return self
 
 

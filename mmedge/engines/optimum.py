@@ -63,7 +63,7 @@ class OptimumEngine:
         moments: list[float] = []
 
         class Clock(StoppingCriteria):  # type: ignore[misc]
-            """Notes when each token came; stops nothing."""
+            """Records when each token came; stops nothing."""
 
             def __call__(self, input_ids: Any, scores: Any, **more: Any) -> Any:
                 moments.append(time.perf_counter() - started)
@@ -87,7 +87,7 @@ class OptimumEngine:
         return Generation(tokens, moments[0] if moments else seconds, seconds, len(moments), [], ended)
 
     def _inputs(self, prompts: Sequence[Prompt], more: Sequence[int] = ()) -> dict[str, Any]:
-        """Return padded tensors of prompts behind which `more` is written; all beginnings are of one length."""
+        """Return padded tensors of prompts followed by `more`; all beginnings have one length."""
         reads = [list(prompt.context) if self._two else [*sequence(prompt), *more] for prompt in prompts]
         ids, mask = left_padded(reads, self._special.pad)
         found = {"input_ids": self._torch.from_numpy(ids), "attention_mask": self._torch.from_numpy(mask)}
@@ -118,7 +118,7 @@ class OptimumEngine:
         return found
 
     def conversation(self) -> Engine:
-        """Return itself: everything is read anew each time."""
+        """Return itself: nothing is remembered between calls."""
         return self
 
 

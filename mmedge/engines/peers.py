@@ -1,13 +1,13 @@
-"""Peers: other engines that answer the same questions, so that ours stand beside them in one bench.
+"""Peers: other engines that answer the same questions, to be compared with ours in one bench.
 
-Whose student a peer is, and so how it is asked, says a student or bundle beside it (`student_beside`):
+A student or bundle beside a peer says how it is asked (`student_beside`):
 
     runs/quickstart/student  runs/quickstart/bundle-int8  runs/quickstart/model.gguf
 
 All take the same token ids as our engines, from the same `PromptEncoder`: what differs is the engine. A peer must therefore have
 been made from the same student, with its vocabulary whole; `check_vocabulary` compares them token by token. Each library is
-imported when a peer of its kind is opened; how fast a peer is, is how fast its own greedy loop is, except for llama.cpp, whose
-logits our loop reads. What a peer cannot do (sampling, an encoder) is refused in one line.
+imported when a peer of its kind is opened. A peer is as fast as its own greedy loop, except for llama.cpp, whose
+logits our loop reads. What a peer cannot do (sampling, encoder-decoders) is refused in one line.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from mmedge.tasks.encoding import Prompt, PromptEncoder, SpecialTokens, load_tok
 from mmedge.tasks.evaluation_set import task_beside
 from mmedge.tasks.prompts import StudentPrompts
 
-OTHER_TOKENS = 0.01  # special tokens may be written differently; more than this share of tokens is another vocabulary
+OTHER_TOKENS = 0.01  # special tokens may be written differently; beyond this share of tokens it is a different vocabulary
 
 
 class PeerEngine(Engine, Protocol):
     """An engine of a peer."""
 
     def vocabulary(self) -> list[str] | None:
-        """Return its tokens by id, as `tokenizer.json` writes them; None where it cannot tell."""
+        """Return its tokens by id, as `tokenizer.json` writes them; None if it does not know."""
         ...
 
 
@@ -53,7 +53,7 @@ class Peer:
         name: What the command line and reports call it.
         module: The package that it needs.
         install: How to get that.
-        needs: What its path must be, for people.
+        needs: What its path must be, in words.
         file: A file that its folder must have; empty where it opens a file.
         make: Opens a path for a student's encoder with so many threads.
     """
@@ -92,7 +92,7 @@ class Peer:
             engine = self.make(place, encoder, threads)
         except MmedgeError:
             raise
-        except Exception as error:  # four libraries, each with exceptions of its own
+        except Exception as error:  # four libraries, each with its own exceptions
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise MmedgeError(f"{name} cannot be opened: {said[:300]}", f"it must be {self.needs}") from error
         check_vocabulary(name, engine.vocabulary(), encoder)
@@ -149,8 +149,8 @@ def student_beside(engine: str, place: Path, among: Sequence[Path] = ()) -> Path
         if (folder / MANIFEST).is_file() or (folder / DETAILS).is_file():
             return folder
     raise MmedgeError(
-        f"{engine}:{place} cannot be asked: no student or bundle lies beside it",
-        "put it into the run that it was made from, or name a bundle in the same bench",
+        f"{engine}:{place} cannot be asked: there is no student or bundle beside it",
+        "move it into the run that it was made from, or name a bundle in the same bench",
     )
 
 
@@ -158,7 +158,7 @@ def check_vocabulary(name: str, tokens: Sequence[str] | None, encoder: PromptEnc
     """Compare a peer's vocabulary with the student's.
 
     Raises:
-        MmedgeError: It is another one, so that token ids would mean something else.
+        MmedgeError: They differ, so token ids would mean something else.
     """
     if tokens is None:
         return
@@ -172,7 +172,7 @@ def check_vocabulary(name: str, tokens: Sequence[str] | None, encoder: PromptEnc
         place, mine, theirs = other[0]
         what = f"token {place} is {theirs!r:.40}, the student's is {mine!r:.40}"
     if what:
-        raise MmedgeError(f"{name} has another vocabulary: {what}", "make it from the same student, its vocabulary not trimmed")
+        raise MmedgeError(f"{name} has a different vocabulary: {what}", "make it from the same student, with the whole vocabulary")
 
 
 def greedy_only(how: Decoding, who: str) -> None:
@@ -182,7 +182,7 @@ def greedy_only(how: Decoding, who: str) -> None:
         MmedgeError: More than whole greedy answers is asked for.
     """
     if how.temperature or how.constraints or how.scored or how.stop or how.on_token:
-        raise MmedgeError(f"{who} gives whole greedy answers only", "leave out sampling, constraints and streams")
+        raise MmedgeError(f"{who} only gives complete greedy answers", "leave out sampling, constraints and streams")
 
 
 def sequence(prompt: Prompt) -> list[int]:
@@ -197,7 +197,7 @@ def until(tokens: Sequence[int], eos: int) -> tuple[list[int], bool]:
 
 
 def in_turn(one: Callable[[Prompt, Decoding], Generation], prompts: Sequence[Prompt], how: Decoding) -> Generation:
-    """Generate row after row, for engines that take one at a time."""
+    """Generate row by row, for engines that take one at a time."""
     whole = Generation([], 0.0, 0.0, 0)
     for row, prompt in enumerate(prompts):
         found = one(prompt, how.of_rows([row]))

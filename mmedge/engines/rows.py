@@ -1,6 +1,6 @@
 """Generating with an engine whose rows join and leave: a batch is rows that join together.
 
-An engine like that need not write a `generate` of its own:
+Such an engine does not need a `generate` of its own:
 
     def generate(self, prompts, max_new_tokens, how=GREEDY):
         return generate_by_rows(self, prompts, max_new_tokens, how)
@@ -17,7 +17,7 @@ from mmedge.tasks.encoding import Prompt
 
 
 def generate_by_rows(engine: RowEngine, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
-    """Continue each prompt until its end token or the limit, whatever other rows the engine has meanwhile.
+    """Continue each prompt until its end token or the limit, whatever other rows the engine has in the meantime.
 
     Args:
         engine: Its rows join, step and leave.
@@ -36,7 +36,7 @@ def generate_by_rows(engine: RowEngine, prompts: Sequence[Prompt], max_new_token
             found.time_to_first_token = found.time_to_first_token or time.perf_counter() - started
             for number, token in written:
                 if number not in waiting:
-                    continue  # somebody else's
+                    continue  # a row of another caller
                 row = numbers[number]
                 if token is not None:
                     found.tokens[row].append(token)

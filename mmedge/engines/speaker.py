@@ -1,10 +1,10 @@
-"""The speaker: answer, rationale, verdict and evaluation of any engine, in words. The only place that asks a student something.
+"""The speaker: answer, rationale, verdict and evaluation of any engine, as text. The only place that prompts a student.
 
     speaker = Speaker(engine, encoder, form, max_answer_tokens=16, max_rationale_tokens=64)
     speaker.thoughts([example], judged=True)[0].text, .rationale, .judgement.probability_correct
 
 Everything is written from one reading of the question: the engine's conversation keeps what its prompts have in common. Knows
-how a student is asked, and nothing of calibration, thresholds or bigger models.
+how a student is asked, and nothing about calibration, thresholds or bigger models.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a student showed while it answered one question.
+    """What is known about one answer, from how the student wrote it.
 
     Attributes:
         answer: Log-probability of the whole answer, its end included, in nats.
         evaluation: Log-odds of `correct` against the other verdicts; None where it was not asked.
-        agreement: 1 where the rationale comes to the same answer, -1 where it comes to another, 0 where it comes to none or none
+        agreement: 1 where the rationale reaches the same answer, -1 where it reaches another, 0 where it reaches none or none
             was written.
         rationale: Mean log-probability of the rationale's tokens, in nats; 0 where none was written.
     """
@@ -62,7 +62,7 @@ class Evidence:
 
 @dataclass
 class Thought:
-    """What a student wrote to one question.
+    """What a student wrote for one question.
 
     Attributes:
         text: The answer.
@@ -112,7 +112,7 @@ def _told_nothing(part: str) -> OnToken | None:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for beside answers.
+    """What is asked for besides answers.
 
     Attributes:
         rationale: Write rationales.
@@ -121,7 +121,7 @@ class Wanted:
         constrained: Only answers of the task's form.
         sampling: How to sample; greedy where None.
         scored: Keep the log-probabilities of what is written; an engine with a loop of its own may not have them.
-        on_token: Returns who is told of each token of a part (`answer`, `rationale`, `evaluation`).
+        on_token: Returns the callback for each token of a part (`answer`, `rationale`, `evaluation`).
     """
 
     rationale: bool = False
@@ -160,20 +160,20 @@ class Speaker:
         return self.form.constrainer(self.encoder) if self.form is not None else Constrainer()
 
     def on(self, engine: Engine) -> Speaker:
-        """Return the same for another engine, as one that watches this one."""
+        """Return the same for another engine, such as one that watches this one."""
         found = replace(self, engine=engine)
         if "constrainer" in self.__dict__:
-            found.__dict__["constrainer"] = self.constrainer  # made once
+            found.__dict__["constrainer"] = self.constrainer  # computed once
         return found
 
     # -------------------------------------------------------------------------------------------------- contexts
 
     def reasoning_context(self, example: Example) -> Context:
-        """Return what stands in front of an answer's and a rationale's task word."""
+        """Return what comes before an answer's and a rationale's task word."""
         return self.encoder.prompts.reasoning_context(render_question(example))
 
     def evaluation_context(self, question: str, cot: ChainOfThought) -> Context:
-        """Return what stands in front of a verdict's and an evaluation's task word; the question as it is rendered."""
+        """Return what comes before a verdict's and an evaluation's task word, for a rendered question."""
         return self.encoder.prompts.evaluation_context(question, cot)
 
     def prompt(self, kind: Kind, context: Context) -> Prompt:
@@ -183,24 +183,24 @@ class Speaker:
     # ---------------------------------------------------------------------------------------------------- asking
 
     def write(self, kind: Kind, contexts: Sequence[Context], max_new_tokens: int) -> list[str]:
-        """Write greedily behind each prompt, in one batch."""
+        """Continue each prompt greedily, in one batch."""
         return self.write_prompts([self.prompt(kind, context) for context in contexts], max_new_tokens)
 
     def write_prompts(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding | None = None) -> list[str]:
-        """Write behind prompts that are there already, in one batch."""
+        """Continue encoded prompts, in one batch."""
         return [self.encoder.text(tokens) for tokens in self.engine.generate(prompts, max_new_tokens, how or Decoding()).tokens]
 
     def write_all(
         self, kind: Kind, contexts: Sequence[Context], max_new_tokens: int, rows: int, advance: Callable[[int], None] | None = None
     ) -> list[str]:
-        """Write greedily behind any number of prompts, those of similar length together; texts come back in the prompts' order.
+        """Continue any number of prompts greedily, those of similar length together; texts come back in the prompts' order.
 
         Args:
             kind: Which task word to use.
             contexts: One for each prompt.
             max_new_tokens: The longest text.
             rows: Prompts in one batch.
-            advance: Told how many more are written.
+            advance: Called with how many more are written.
         """
         texts = [""] * len(contexts)
         for places, prompts in self.batches(kind, contexts, rows):
@@ -242,7 +242,7 @@ class Speaker:
         return _Asked(self, []).judgements(questions, cots, explain, None)
 
     def evidence(self, example: Example, thought: Thought) -> Evidence:
-        """Return all that a thought shows, what its rationale comes to included."""
+        """Return the evidence of a thought, its rationale's conclusion included."""
         if thought.judgement is None:
             return thought.evidence()
         agreement = 0.0
@@ -252,7 +252,7 @@ class Speaker:
         return Evidence(thought.log_probability, thought.judgement.log_odds, agreement, thought.rationale_log_probability)
 
     def verdict_probabilities(self, prompts: Sequence[Prompt]) -> NDArray[np.float64]:
-        """Return P(correct), P(wrong), P(uncertain) behind prompts of evaluation contexts, (prompts, 3), each row summing to 1."""
+        """Return P(correct), P(wrong), P(uncertain) after prompts of evaluation contexts, (prompts, 3); each row sums to 1."""
         begun, tokens = self.encoder.verdict_tokens()
         return _shares(self.engine.next_logits(prompts, begun)[:, tokens].astype(np.float64))
 
@@ -266,7 +266,7 @@ def _shares(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass
 class _Asked:
-    """One batch of questions while it is asked: the engine's conversation, and the tokens of contexts, each encoded once."""
+    """One batch of questions being asked: the engine's conversation, and the tokens of contexts, each encoded once."""
 
     speaker: Speaker
     contexts: Sequence[Context]
@@ -296,7 +296,7 @@ class _Asked:
         return [Thought(speaker.encoder.text(row), sum(scored)) for row, scored in zip(written.tokens, scores, strict=True)]
 
     def rationales(self, thoughts: Sequence[Thought], wanted: Wanted) -> None:
-        """Write rationales into thoughts."""
+        """Add rationales to thoughts."""
         speaker = self.speaker
         how = wanted.sampling.decoding(1, len(thoughts)) if wanted.sampling else Decoding()
         prompts = self.prompts("explain", self.contexts)

@@ -22,14 +22,14 @@ _ROWS = {"cpu": 32, "cuda": 256}
 
 
 def batch_rows(student: TorchStudent) -> int:
-    """Return how many prompts a student is best given together."""
+    """Return the batch size that suits a student best."""
     return _ROWS.get(next(student.model.parameters()).device.type, 32)
 
 
 def torch_speaker(
     student: TorchStudent, form: AnswerForm | None = None, max_answer_tokens: int = 0, max_rationale_tokens: int = 0
 ) -> Speaker:
-    """Return what asks a torch student; limits are only needed for what is written by `Speaker.thoughts`."""
+    """Return the speaker of a torch student; limits are only needed for `Speaker.thoughts`."""
     return Speaker(TorchEngine(student), student.encoder, form, max_answer_tokens, max_rationale_tokens)
 
 
@@ -58,7 +58,7 @@ class TorchEngine:
         return decode(*steps, len(prompts), self._special.eos, self._special.pad, max_new_tokens, how)
 
     def conversation(self) -> Engine:
-        """Return itself: everything is read anew each time."""
+        """Return itself: nothing is remembered between calls."""
         return self
 
     def _causal(self, prompts: Sequence[Prompt]) -> tuple[Any, Any]:

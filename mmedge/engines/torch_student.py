@@ -1,4 +1,4 @@
-"""Students in torch, as they were saved or in another number type; quantized ones on a GPU where there is one.
+"""Students in torch, as they were saved or in another dtype; quantized ones on a GPU where there is one.
 
     torch:runs/quickstart/student     torch-bf16:…     torch-cuda-fp16:…
 
@@ -28,11 +28,11 @@ def _open(request: OpenRequest) -> OpenedVariant:
 
     place = Path(request.place)
     if request.device == "cuda" and not torch.cuda.is_available():
-        raise MmedgeError("torch finds no CUDA GPU on this machine", "measure it on a machine that has one")
+        raise MmedgeError("no CUDA device found", "measure it on a machine that has one")
     details = student_details(place)
     saved = student_precision(details)
     if (request.dtype is not None or request.device == "cuda") and saved != "fp32":
-        raise MmedgeError(f"{place} is quantized to {saved} already", f"name it without torch-…: {place}")
+        raise MmedgeError(f"{place} is already quantized to {saved}", f"name it without torch-…: {place}")
     device = request.device or ("cuda" if saved != "fp32" and torch.cuda.is_available() else "cpu")
     used = request.threads or usable_cores()
     torch.set_num_threads(used)
@@ -60,7 +60,7 @@ def _step_work(model: Any) -> dict[str, int]:
     head, tables = model.get_output_embeddings(), model.get_input_embeddings()
     linears = [head]
     for name, module in model.get_decoder().named_modules():
-        # what a decoder sees of the question is computed once, before the first token
+        # cross-attention keys and values are computed once, before the first token
         once = name.endswith(("EncDecAttention.k", "EncDecAttention.v"))
         if getattr(module, "in_features", None) and not once:
             linears.append(module)

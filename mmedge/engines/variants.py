@@ -3,10 +3,10 @@
     runs/quickstart/bundle-int8               a bundle, on ONNX Runtime
     runs/quickstart/student                   a student, in torch, float32
     runs/quickstart/student-bnb-nf4           a student quantized by bitsandbytes, on a GPU where there is one
-    torch-bf16:runs/quickstart/student        a student in another number type; torch-cuda-fp16: on a GPU
+    torch-bf16:runs/quickstart/student        a student in another dtype; torch-cuda-fp16: on a GPU
     llama.cpp:runs/quickstart/model.gguf      another engine on the same weights
 
-A name is a folder, or KIND:PLACE. A kind is an engine of the registry, with a device and a number type behind it where the
+A name is a folder, or KIND:PLACE. A kind is an engine of the registry, followed by a device and a dtype where the
 engine has several. An engine that lacks something raises MmedgeError, and the bench says so in that variant's row.
 """
 
@@ -31,7 +31,7 @@ class VariantSpec:
     """What is to be measured.
 
     Attributes:
-        kind: An engine's name, with device and number type where they are asked for: `bundle`, `torch-cuda-bf16`.
+        kind: An engine's name, with device and dtype where they are asked for: `bundle`, `torch-cuda-bf16`.
         place: A folder, or a file.
         threads: Threads of it; None for what it asks for, or all usable cores.
     """
@@ -54,13 +54,13 @@ class VariantSpec:
 
 
 def _requests(name: str, entry: EngineEntry) -> Iterator[tuple[str, str | None, str | None]]:
-    """Yield the kinds that an engine answers to, with the device and the number type that each asks for."""
+    """Yield the kinds that an engine answers to, with the device and the dtype that each asks for."""
     for device, dtype in product((None, *entry.devices), (None, *entry.dtypes)):
         yield "-".join(part for part in (name, device, dtype) if part), device, dtype
 
 
 def _request_of(kind: str) -> tuple[EngineEntry, str | None, str | None] | None:
-    """Return the engine, device and number type that a kind asks for; None where it is not a kind."""
+    """Return the engine, device and dtype that a kind asks for; None where it is not a kind."""
     candidates = [name for name in ENGINES if kind == name or kind.startswith(f"{name}-")]
     for name in sorted(candidates, key=len, reverse=True):
         for known, device, dtype in _requests(name, ENGINES[name]):
@@ -70,12 +70,12 @@ def _request_of(kind: str) -> tuple[EngineEntry, str | None, str | None] | None:
 
 
 def kinds() -> list[str]:
-    """Return every kind that there is."""
+    """Return every kind."""
     return [kind for name, entry in ENGINES.items() for kind, _, _ in _requests(name, entry)]
 
 
 def find_variants(place: str | Path) -> list[VariantSpec]:
-    """Return what a place on the command line means: a run's students and bundles, or one variant.
+    """Return the variants that a command-line argument names: a run's students and bundles, or one variant.
 
     Raises:
         MmedgeError: It is none of these.

@@ -48,7 +48,7 @@ _NOT_COPIED = {DETAILS, *TASK_TOKENS, "config.json", "generation_config.json", "
 
 
 def write_student(source: Source, precision: Precision, judge: Judge = problems) -> QuantizedStudent:
-    """Write a student quantized by bitsandbytes, unless one that holds is there.
+    """Write a student quantized by bitsandbytes, unless a valid one exists.
 
     Args:
         source: The student.
@@ -60,11 +60,11 @@ def write_student(source: Source, precision: Precision, judge: Judge = problems)
     """
     target = source.out / precision.folder
     if (kept := _kept(source, target)) is not None:
-        source.progress.line(f"{target}: exported already, kept")
+        source.progress.line(f"{target}: already exported, kept")
         return kept
     need_bitsandbytes()
     if source.trims:
-        source.progress.line(f"{precision.name}: the whole vocabulary is kept; only graphs have theirs trimmed")
+        source.progress.line(f"{precision.name}: keeps the whole vocabulary; only bundles can be trimmed")
     with atomic_folder(target) as temporary:
         attempts = _Attempts(source, precision, temporary)
         found, steps = within_budget(
@@ -79,7 +79,7 @@ def write_student(source: Source, precision: Precision, judge: Judge = problems)
 
 
 def written_student(source: Source, precision: Precision) -> QuantizedStudent | None:
-    """Return what a quantized copy of this student that is there says of its export; None where there is none."""
+    """Return the manifest of an existing quantized copy of this student; None if there is none."""
     folder = source.out / precision.folder
     if not (folder / DETAILS).is_file() or not is_quantized(details := student_details(folder)):
         return None
@@ -88,19 +88,19 @@ def written_student(source: Source, precision: Precision) -> QuantizedStudent | 
 
 
 def _kept(source: Source, folder: Path) -> QuantizedStudent | None:
-    """Return the manifest of a quantized student that was written before from the same student and holds, or None."""
+    """Return the manifest of a quantized student that was written earlier from the same student and is valid, or None."""
     if not (folder / DETAILS).is_file():
         return None
     try:
         manifest = check_student(folder, student_details(folder))
     except (MmedgeError, KeyError):
-        return None  # damaged, or of a version that is no longer read: written anew
+        return None  # damaged, or of a version that is no longer read: written again
     return manifest if source.still_holds(manifest, source.student_key) else None
 
 
 @dataclass
 class _Attempts:
-    """One quantized student while it is written, again and again until it is within the accuracy budget."""
+    """Writes one quantized student, repeatedly until it is within the accuracy budget."""
 
     source: Source
     precision: Precision
@@ -142,13 +142,13 @@ class _Attempts:
         if not self.ranked or share > MOST_FINER:
             raise MmedgeError(
                 f"the {self.precision.name} student is refused: {wrong}",
-                "no student was written; see the student's own accuracy first, or allow more with --max-accuracy-drop",
+                "no student was written; check the student's own accuracy first, or allow more with --max-accuracy-drop",
             )
         return self.ranked[: max(1, round(share * len(self.ranked)))]
 
 
 def _costly_modules(source: Source, precision: Precision, layers: Mapping[str, str]) -> list[str]:
-    """Return the modules that are quantized, those first that cost most; none where that is not known."""
+    """Return the modules that are quantized, the most costly first; none if costs are not known."""
     if not source.linears:
         return []
     costs = source.costs(PRECISIONS[precision.costs_of or precision.name])

@@ -1,4 +1,4 @@
-"""The accuracy budget: an export that loses more than it may is tried again with the layers that cost most kept in a finer format.
+"""The accuracy budget: an export that loses too much is tried again with the most costly layers kept in a finer format.
 
 First no layer is, then an eighth of them, a quarter, and so on. Where an encoder's activations are quantized with static ranges,
 these are given up first, and come back if it was the weights that cost. Knows nothing of what is exported.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from mmedge.manifest import BudgetStep, Verification
 
 FIRST_SHARE = 1 / 8  # of the layers that are kept in a finer format when accuracy asks for it; doubled until it holds
-# of the KL with static ranges: above, dynamic ranges help too little to be worth that contexts are then encoded one by one
+# of the KL with static ranges: above, dynamic ranges help too little to justify encoding contexts one by one
 STATIC_IS_FINE = 0.9
 
 

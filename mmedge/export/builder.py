@@ -30,7 +30,7 @@ from mmedge.export.work import decoding_work
 from mmedge.manifest import State, Work
 
 OPSET = 21
-IR_VERSION = 10  # what ONNX Runtime 1.22, the oldest that the core takes, reads
+IR_VERSION = 10  # what ONNX Runtime 1.22, the oldest supported one, reads
 CONTRIB = "com.microsoft"
 SMALL = 1024  # bytes; smaller constants stay in the graph, where ONNX Runtime can fold them
 ALIGNMENT = 4096  # so that a weight can be mapped into memory where it lies
@@ -56,7 +56,7 @@ class Quantizer(Protocol):
         ...
 
     def input_range(self, name: str) -> tuple[float, float] | None:
-        """Return the static range of an int8 linear layer's inputs; None to find it anew for each call."""
+        """Return the static range of an int8 linear layer's inputs; None to compute it in each call."""
         ...
 
     def quantize(self, name: str, weight: NDArray[np.float32], format_: WeightFormat) -> QuantizedMatrix:
@@ -332,7 +332,7 @@ class GraphBuilder:
         if name in self._tables:
             return self._tables[name]
         found = self._quantizer.quantize(name, weight, format_)
-        if table:  # read twice, as embedding and as head
+        if table:  # used twice, as embedding and as head
             self._tables[name] = found
         return found
 
@@ -345,7 +345,7 @@ class GraphBuilder:
         return name
 
     def _scales(self, key: str, name: str, scales: NDArray[np.float32]) -> str:
-        """Return blocks' scales, kept in float16 where that says the same: the runtime folds the cast when it loads."""
+        """Return blocks' scales, kept in float16 where that is exact: the runtime folds the cast when it loads."""
         with np.errstate(over="ignore"):
             halves = scales.astype(np.float16)
         if not np.array_equal(halves.astype(np.float32), scales):
@@ -401,7 +401,7 @@ class GraphBuilder:
         return tuple(found)
 
     def save(self, path: Path) -> WrittenGraphs:
-        """Write the graph, whose weights are in the data file beside it, and return what there is to say of it as a decoder."""
+        """Write the graph, whose weights are in the data file beside it, and describe it as a decoder."""
         model = self.model()
         path.write_bytes(model.SerializeToString())
         return WrittenGraphs(len(self._nodes), decoding_work(model.graph), self.states)

@@ -1,4 +1,4 @@
-"""Writing one ONNX bundle of a student, verified against it and within its accuracy budget; kept where it is there already."""
+"""Writing one ONNX bundle of a student, verified against it and within its accuracy budget; kept if it already exists."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ from mmedge.storage import atomic_folder, folder_size, read_json, write_json
 from mmedge.tasks.encoding import SpecialTokens
 from mmedge.tasks.prompts import StudentPrompts
 
-# Below this, one layer is done before a second thread is awake: a student of 1.2 M parameters answers in 8 ms with one thread
+# Below this, one layer is done before a second thread wakes up: a student of 1.2 M parameters answers in 8 ms with one thread
 # and in 17 ms with two (measured on two cores); SmolLM2's 135 M gain from every core.
 SMALL_PARAMETERS = 10_000_000
-FLOAT16_ROOM = 32_752.0  # half of what float16 holds: other questions may go further than those of the validation
+FLOAT16_ROOM = 32_752.0  # half of float16's range: other questions may exceed the validation questions
 _OF_STRATEGY = {"samples", "choose_by", "temperature", "seed", "retry_below"}
 
 
 def write_bundle(source: Source, precision: Precision, judge: Judge = problems) -> Manifest:
-    """Write a bundle, unless one that holds is there.
+    """Write a bundle, unless a valid one exists.
 
     Args:
         source: The student.
@@ -76,7 +76,7 @@ def write_bundle(source: Source, precision: Precision, judge: Judge = problems) 
         raise MmedgeError(f"only mmedge's own graphs can be written in {precision.name}", "export with --fp32 or --int8")
     target = source.out / precision.folder
     if (kept := _kept(source, precision, target)) is not None:
-        source.progress.line(f"{target}: exported already, kept")
+        source.progress.line(f"{target}: already exported, kept")
         return kept
     if precision.weights.bits == 16:
         _check_float16(source)
@@ -87,7 +87,7 @@ def write_bundle(source: Source, precision: Precision, judge: Judge = problems) 
 
 
 def written_bundle(source: Source, precision: Precision) -> Manifest | None:
-    """Return the manifest of a bundle of this student that is there; None where there is none, or one of another student."""
+    """Return the manifest of an existing bundle of this student; None if there is none, or one of another student."""
     try:
         manifest = read_manifest(source.out / precision.folder)
     except MmedgeError:
@@ -96,11 +96,11 @@ def written_bundle(source: Source, precision: Precision) -> Manifest | None:
 
 
 def _kept(source: Source, precision: Precision, target: Path) -> Manifest | None:
-    """Return the manifest of a bundle that was exported before from the same student and holds, or None."""
+    """Return the manifest of a bundle that was exported earlier from the same student and is valid, or None."""
     try:
         manifest = open_bundle(target).manifest
     except MmedgeError:
-        return None  # none, damaged, or of a version that is no longer read: exported anew
+        return None  # none, damaged, or of a version that is no longer read: exported again
     if manifest.work is None or (source.sensitivity and precision.finer and not manifest.sensitivity):
         return None
     return manifest if source.still_holds(manifest, source.key) else None
@@ -117,7 +117,7 @@ def _check_float16(source: Source) -> None:
 
 @dataclass
 class _Attempts:
-    """One bundle while it is written, again and again until it is within the accuracy budget."""
+    """Writes one bundle, repeatedly until it is within the accuracy budget."""
 
     source: Source
     precision: Precision
@@ -137,7 +137,7 @@ class _Attempts:
         written, exceptions = self.quantizer.written, self.quantizer.exceptions
         if exceptions and not written.keys() - exceptions.keys():
             source.progress.line(
-                f"{precision.name}: every layer had to be kept in {precision.finer}: nothing is left of {precision.name}"
+                f"{precision.name}: every layer had to be kept in {precision.finer}, so nothing is left in {precision.name}"
             )
         if source.sensitivity and precision.finer:
             self.costs = self.costs or source.costs(precision)
@@ -187,11 +187,11 @@ class _Attempts:
         """Return the layers to keep finer: that share of the most costly ones, and all tables too where it is all of them."""
         refused = f"the {self.precision.name} graphs are refused: {wrong}"
         if self.precision.finer is None or self.source.graphs != "fused" or share > 1:
-            raise MmedgeError(refused, "no bundle was written; see the student's own accuracy first")
+            raise MmedgeError(refused, "no bundle was written; check the student's own accuracy first")
         self.costs = self.costs or self.source.costs(self.precision)
         if not self.costs:
             raise MmedgeError(
-                refused, "distil again for an evaluation set with calibration questions, or allow more with --max-accuracy-drop"
+                refused, "distil again to get an evaluation set with calibration questions, or allow more with --max-accuracy-drop"
             )
         worst = [cost.linear for cost in self.costs[: max(1, round(share * len(self.costs)))]]
         return list(dict.fromkeys([*worst, *self.quantizer.written])) if share == 1 else worst
@@ -210,7 +210,7 @@ class _Attempts:
         return graphs
 
     def _drafts(self, graphs: WrittenGraphs) -> bool:
-        """Whether the bundle drafts: where a step is long enough to be worth it, and reading several tokens gives the same ones.
+        """Whether the bundle drafts: its steps are long enough to be worth it, and reading several tokens gives the same bits.
 
         4-bit linear layers give other last bits for several tokens than for one, and so would write other tokens here and there.
         """
@@ -222,11 +222,11 @@ class _Attempts:
 
 
 def _quantize_foreign(source: Source, precision: Precision, folder: Path) -> WrittenGraphs:
-    """Take the float32 graphs that somebody else wrote, once for all precisions, and quantize them."""
+    """Take float32 graphs written by optimum, once for all precisions, and quantize them."""
     floats, family = source.out / FOREIGN, source.student.family
     marker = floats / "key.json"
     if marker.is_file() and read_json(marker).get("key") == source.key:
-        source.progress.line("float32 graphs: made already, kept")
+        source.progress.line("float32 graphs: already made, kept")
     else:
         source.progress.line(f"writing float32 graphs with {source.graphs}, which may take minutes")
         with atomic_folder(floats) as temporary:
@@ -262,7 +262,7 @@ def _write_trimmed(vocabulary: TrimmedVocabulary, folder: Path) -> None:
 
 
 def _described(source: Source, precision: Precision, graphs: WrittenGraphs, written: WrittenPart) -> Manifest:
-    """Return what there is to say of a bundle before it is verified."""
+    """Return the manifest of a bundle before it is verified."""
     details, vocabulary = source.details, source.vocabulary
     special = vocabulary.renumbered(details["special_tokens"]) if vocabulary else details["special_tokens"]
     return Manifest(
@@ -293,7 +293,7 @@ def _described(source: Source, precision: Precision, graphs: WrittenGraphs, writ
 
 
 def _answering(section: AnsweringSection, confidence: dict[str, Any]) -> AnsweringPart:
-    """Return how the bundle answers where a call says nothing else, the threshold chosen on validation questions."""
+    """Return how the bundle answers by default, with the threshold chosen on validation questions."""
     strategy = {"kind": section.strategy, **section.model_dump(include=_OF_STRATEGY)}
     threshold = None
     if section.target_accuracy is not None or section.max_withheld is not None:

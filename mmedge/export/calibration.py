@@ -1,8 +1,8 @@
-"""What a student computes with: the inputs of every product on calibration questions, and how much its outputs matter.
+"""What a student computes on calibration questions: the inputs of every linear layer, and how much its outputs matter.
 
-One pass forward gives the inputs' second moments, which GPTQ rounds by; one backward gives the loss's gradient at each
-product's outputs, and with both the loss that rounding a matrix costs, to second order: ½ Σ gᵢ² (Δ H Δᵀ)ᵢᵢ, where Δ is what
-rounding changes, H the inputs' second moments, and g² the outputs' mean squared gradients (the diagonal of the empirical
+A forward pass gives the inputs' second moments, which GPTQ quantizes by; a backward pass gives the loss's gradient at each
+linear layer's outputs, and with both the loss that quantizing a matrix costs, to second order: ½ Σ gᵢ² (Δ H Δᵀ)ᵢᵢ, where Δ is the
+quantization error, H the inputs' second moments, and g² the outputs' mean squared gradients (the diagonal of the empirical
 Fisher information, as in Kim et al. 2023, SqueezeLLM).
 """
 
@@ -24,14 +24,14 @@ from mmedge.tasks.base import Example
 from mmedge.tasks.encoding import Kind
 from mmedge.tasks.prompts import Context, render_question
 
-COARSEST = 2.0  # times a question's own steps in the median; beyond, fixed steps cost what half a bit of weights would
-MARGIN = 0.05  # that a range is widened by on both sides, for questions that were not among the calibration's
+COARSEST = 2.0  # times the median range of single questions; beyond it, static ranges cost what half a bit of weights would
+MARGIN = 0.05  # by which a range is widened on both sides, for questions other than the calibration questions
 EXPLAINED = 16  # questions whose rationale is also written, which takes most of the time
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What went through a product.
+    """What was observed of a linear layer.
 
     Attributes:
         moments: The mean of x · xᵀ over its inputs, (inputs, inputs).
@@ -42,7 +42,7 @@ class Observed:
     gradients: NDArray[np.float32] | None
 
     def loss_of(self, change: NDArray[np.float32]) -> float:
-        """Return the loss that a change of the matrix, (outputs, inputs), costs, in nats a token, to second order."""
+        """Return the loss that a change of the matrix, (outputs, inputs), costs, in nats per token, to second order."""
         if self.gradients is None:
             raise ValueError("observed without gradients")
         moved = ((change @ self.moments) * change).sum(axis=1)
@@ -50,7 +50,7 @@ class Observed:
 
 
 class _Watch:
-    """Sums up what goes through the modules of one product."""
+    """Sums up what goes through the modules of one linear layer."""
 
     def __init__(self, modules: Sequence[Any], *, gradients: bool) -> None:
         self.moments: torch.Tensor | None = None
@@ -91,26 +91,26 @@ class _Watch:
 def observe(
     student: TorchStudent,
     questions: Sequence[Example],
-    products: Mapping[str, tuple[str, ...]],
+    linears: Mapping[str, tuple[str, ...]],
     max_answer_tokens: int,
     max_rationale_tokens: int,
     progress: Progress,
     *,
     gradients: bool = False,
 ) -> dict[str, Observed]:
-    """Let a student read questions and its own answers and rationales, and watch its products.
+    """Let a student read questions and its own answers and rationales, and observe its linear layers.
 
     Args:
         student: The torch student; its weights do not change.
         questions: Calibration questions.
-        products: The weights of each product by its name.
+        linears: The weights of each linear layer by its name.
         max_answer_tokens: The longest answer.
         max_rationale_tokens: The longest rationale.
         progress: Where progress is shown.
         gradients: Whether the loss's gradients are wanted too, which takes twice as long.
 
     Returns:
-        What went through each product, by name; products that nothing went through are left out.
+        What was observed of each linear layer, by name; layers that were not used are left out.
     """
     model = student.model.eval()
     speaker, rows = torch_speaker(student), batch_rows(student)
@@ -118,11 +118,11 @@ def observe(
     answers = speaker.write_all("predict", contexts, max_answer_tokens, rows)
     rationales = speaker.write_all("explain", contexts[:EXPLAINED], max_rationale_tokens, rows)
     modules = dict(model.named_modules())
-    # a table that is looked up in and multiplied by: rounding it well for the product changes what is looked up but little
+    # a tied table: quantizing it well for the head changes its embeddings only a little
     modules |= {name: model.get_output_embeddings() for name, one in modules.items() if one is model.get_input_embeddings()}
     named = {
         name: [modules[weight.removesuffix(".weight")] for weight in weights]
-        for name, weights in products.items()
+        for name, weights in linears.items()
         if all(weight.removesuffix(".weight") in modules for weight in weights)
     }
     watches = {name: _Watch(group, gradients=gradients) for name, group in named.items()}
@@ -132,7 +132,7 @@ def observe(
     learned, longest = 0, max(max_answer_tokens, max_rationale_tokens)
     try:
         for parameter in wanted:
-            parameter.requires_grad_(parameter is table)  # gradients flow through the network, and stop at nobody's weights
+            parameter.requires_grad_(parameter is table)  # gradients flow through the network, but no weight gets one
         with progress.task("calibrating", len(contexts)) as step, torch.set_grad_enabled(gradients):
             for index, (context, answer) in enumerate(zip(contexts, answers, strict=True)):
                 texts: list[tuple[Kind, str]] = [("predict", answer)]
@@ -161,17 +161,17 @@ def _target(student: TorchStudent, kind: Kind, context: Context, text: str, most
 
 
 def input_ranges(
-    student: TorchStudent, questions: Sequence[Example], products: Mapping[str, tuple[str, ...]]
+    student: TorchStudent, questions: Sequence[Example], linears: Mapping[str, tuple[str, ...]]
 ) -> dict[str, tuple[float, float]]:
-    """Return between which numbers the inputs of an encoder's products lie, by product; nothing where fixed steps are too coarse.
+    """Return the static range of the inputs of an encoder's linear layers; nothing if static ranges are too coarse.
 
-    With steps that are fixed beforehand a question's codes do not depend on what is read with it, so that a batch is read at once
-    and gives the very same answers; with steps of each call's own (`DynamicQuantizeMatMul`) questions are read one by one.
+    With static ranges, a question's codes do not depend on what is read with it, so that a batch is read at once
+    and gives the very same answers; with dynamic ranges (`DynamicQuantizeMatMul`), questions are read one by one.
 
     Args:
         student: The torch student, an encoder-decoder.
         questions: Calibration questions.
-        products: The weights of each product by its name.
+        linears: The weights of each linear layer by its name.
     """
     model = student.model.eval()
     modules = dict(model.named_modules())
@@ -184,7 +184,7 @@ def input_ranges(
 
         return look
 
-    read = {name: weights for name, weights in products.items() if name.startswith("encoder.")}
+    read = {name: weights for name, weights in linears.items() if name.startswith("encoder.")}
     handles = [
         modules[weights[0].removesuffix(".weight")].register_forward_pre_hook(watch(name))
         for name, weights in read.items()

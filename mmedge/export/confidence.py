@@ -22,7 +22,7 @@ from mmedge.tasks.base import Example
 
 Array = NDArray[np.float64]
 FOLDS, REPEATS = 5, 4
-LEAST_OF_EACH = 8  # right and wrong answers below which nothing is fitted
+LEAST_OF_EACH = 8  # the fewest right and wrong answers to fit on
 BATCH = 16  # questions asked together
 
 
@@ -74,7 +74,7 @@ def fitted(evidence: Sequence[Evidence], right: Sequence[bool]) -> dict[str, Any
         signals[signal] = {
             "map": chosen_map.to_json(),
             "given": [math.floor(1e5 * float(value)) / 1e5 for value in chosen_map(features)],
-            # rounded down, or a threshold of 1 would withhold every answer of a student that is as good as sure
+            # rounded down, or a threshold of 1 would withhold every answer of a student that is almost certain
             "confidences": [math.floor(1e5 * float(value)) / 1e5 for value in confidences],
             "log_loss": {name: round(value, 5) for name, value in mean_losses.items()},
             "auroc": auroc(features[:, 0].tolist() if signal != "combined" else confidences.tolist(), list(right)),

@@ -80,7 +80,7 @@ def export(
 
 
 def written(source: Source) -> dict[str, Exported]:
-    """Return the manifests of all exports of a student that are there, by precision."""
+    """Return the manifests of all existing exports of a student, by precision."""
     found: dict[str, Exported] = {}
     for name, precision in PRECISIONS.items():
         manifest = (written_bundle if precision.artifact == "bundle" else written_student)(source, precision)

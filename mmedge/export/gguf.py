@@ -57,13 +57,15 @@ def write_gguf(student: Path, path: Path, format_: GgufFormat = "Q8_0") -> None:
     shape = read_shape(config)
     if config["model_type"] not in ("llama", "mistral") or any(shape.window):
         what = "sliding windows" if any(shape.window) else f"model_type {config['model_type']!r}"
-        raise MmedgeError(f"{student}: {what} is not written as GGUF here", "convert it with llama.cpp's convert_hf_to_gguf.py")
+        raise MmedgeError(
+            f"{student}: {what} cannot be written as GGUF by mmedge", "convert it with llama.cpp's convert_hf_to_gguf.py"
+        )
     weights = WeightFiles(student)
     own_head = has_own_head(weights, EMBEDDING)
     names = _names(shape.layers, own_head)
     if unknown := sorted(set(weights) - names.keys() - {HEAD}):
         raise MmedgeError(
-            f"{student}: the weight {unknown[0]} is not written as GGUF here", "convert it with llama.cpp's own script"
+            f"{student}: the weight {unknown[0]} cannot be written as GGUF by mmedge", "convert it with llama.cpp's own script"
         )
     with atomic_file(path) as temporary:
         writer = gguf.GGUFWriter(temporary, "llama")
@@ -95,7 +97,7 @@ def _names(layers: int, own_head: bool) -> dict[str, str]:
 
 
 def _interleaved(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Return queries' or keys' rows in llama.cpp's order: what is rotated together stands side by side, not half a head apart."""
+    """Return queries' or keys' rows in llama.cpp's order: values rotated together are neighbours, not half a head apart."""
     halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, weight.shape[1])
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
 

@@ -51,12 +51,12 @@ def architecture_of(config: dict[str, Any]) -> Architecture[Any]:
     """
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
-        raise MmedgeError(f"export.graphs: there are no fused graphs for {kind!r}", f"there are for: {', '.join(ARCHITECTURES)}")
+        raise MmedgeError(f"export.graphs: there are no fused graphs for {kind!r}", f"supported: {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[str(kind)]
 
 
 def write_fused(student: Path, out: Path, quantizer: Quantizer | None = None, kept: Sequence[int] | None = None) -> WrittenGraphs:
-    """Write a student's graphs ourselves.
+    """Write a student's fused graphs.
 
     Args:
         student: A student folder in Hugging Face format.

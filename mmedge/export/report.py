@@ -1,4 +1,4 @@
-"""`export.html`: which exports of a student there are, how they compare with it, and what quantizing each layer costs."""
+"""`export.html`: the exports of a student, how they compare with it, and what quantizing each layer costs."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ def _row(precision: str, manifest: Exported) -> list[str]:
 
 
 def _budget(page: Page, precision: str, manifest: Exported) -> None:
-    """Add what was tried before the accuracy held, where it did not at once."""
+    """Add the attempts to stay within the accuracy budget, if there were several."""
     if len(manifest.budget) < 2:
         return
     title = f"{precision}: kept within {manifest.max_accuracy_drop:g} points"
-    page.heading(title, "The linear layers that cost most to quantize stay in a finer dtype, more of them each time.")
+    page.heading(title, "The linear layers that cost most to quantize are kept in a finer dtype, more of them in each attempt.")
     encoder = any(step.static_activations for step in manifest.budget)
     headings = ["layers kept finer", "the encoder's activations", "accuracy lost, points", "KL, nats per token", "what was wrong"]
     rows = [

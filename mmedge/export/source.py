@@ -1,4 +1,4 @@
-"""What is exported: a student, its questions, and what several of its exports need and is made once. Knows no format on disk."""
+"""What is exported: a student, its questions, and what several exports need and is computed once. Knows no format on disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, VALIDATION, read_evaluation_set
 from mmedge.tasks.prompts import render_question
 
-GRAPH_FORMAT = 6  # counts up when the same student would give other graphs
+GRAPH_FORMAT = 6  # goes up when the same student would give different graphs
 QUANTIZED_FORMAT = 1  # the same for students that bitsandbytes quantizes
 
 
@@ -75,7 +75,7 @@ class Source:
         self.folder, self.out, self.progress = folder, out, progress
         self.details = student_details(folder)
         if is_quantized(self.details):
-            raise MmedgeError(f"{folder} is quantized already", "export the student that it was made from")
+            raise MmedgeError(f"{folder} is already quantized", "export the student that it was made from")
         recipe = self.details["recipe"]
         self.recipe = ExportSection.model_validate(recipe["export"])
         self.limits = GenerationSection.model_validate(recipe["generation"])
@@ -104,11 +104,11 @@ class Source:
 
     @property
     def validation(self) -> Sequence[Example]:
-        """All validation questions, for what is fitted and not only compared."""
+        """All validation questions, for fitting and not only comparing."""
         return self.questions.questions.get(VALIDATION, ())
 
     def still_holds(self, manifest: Exported, key: str) -> bool:
-        """Return whether an export of before is what would be written now."""
+        """Return whether an existing export is what would be written now."""
         before = (manifest.key, manifest.max_accuracy_drop, manifest.verified_on)
         return before == (key, self.max_accuracy_drop, self.verified_on)
 
@@ -118,7 +118,7 @@ class Source:
 
     @cached_property
     def reference(self) -> Reference:
-        """What the student answers to validation questions."""
+        """The student's answers to validation questions."""
         self.progress.line(f"the student answers {len(self._examples)} validation questions")
         speaker = torch_speaker(self.student, self.questions.form, self.limits.max_answer_tokens)
         return Reference(self.student, speaker, self.questions.form, self._examples)
@@ -145,7 +145,7 @@ class Source:
 
     @cached_property
     def linears(self) -> dict[str, tuple[str, ...]]:
-        """The weights that each linear layer of the graphs multiplies by; nothing where the graphs are not mmedge's own."""
+        """The weights that each linear layer of the graphs multiplies by; empty if the graphs are not mmedge's own."""
         return fused_linears(self.folder) if self.graphs == "fused" else {}
 
     @property
@@ -153,7 +153,7 @@ class Source:
         return self.questions.questions.get(CALIBRATION, ()) if self.linears else ()
 
     def observed(self, *, gradients: bool = False) -> Mapping[str, Observed]:
-        """Return what goes through linear layers on calibration questions; nothing where there are none.
+        """Return the activations of linear layers on calibration questions; empty if there are none.
 
         Args:
             gradients: Whether the loss's gradients at their outputs are needed too.
@@ -191,7 +191,7 @@ class Source:
         with self.progress.task("what quantizing each layer costs", len(observed)) as step:
             for name, seen in observed.items():
                 step.advance(1)
-                if name == TABLE:  # what a finer format costs and brings where it is looked up is not known
+                if name == TABLE:  # the cost and benefit of a finer format in a lookup table are not known
                     continue
                 weight = np.concatenate([weights[part] for part in self.linears[name]])
                 format_ = quantizer.weight_format(name, weight.shape)

@@ -1,4 +1,4 @@
-"""Vocabulary trimming: a task uses a few thousand of a tokenizer's tens of thousands of pieces, and the table has a row for each.
+"""Vocabulary trimming: a task uses a few thousand of a tokenizer's tens of thousands of tokens, and the table has a row for each.
 
 Kept are special tokens, every piece that the task's texts are made of, every part of such a piece (what byte-pair encoding builds
 it from), and every single character or byte, so that any text still encodes. Dropped pieces were in none of the task's texts, so
@@ -59,7 +59,7 @@ class TrimmedVocabulary:
 
 
 class TrimmedWeights(Mapping[str, NDArray[np.float32]]):
-    """A student's weights with the rows of dropped pieces left out of embedding and head."""
+    """A student's weights without the rows of dropped tokens in embedding and head."""
 
     def __init__(self, weights: Weights, kept: Iterable[int]) -> None:
         self._weights, self._kept = weights, np.fromiter(kept, dtype=np.int64)
@@ -119,12 +119,12 @@ def trim(tokenizer: str, used: Iterable[int]) -> TrimmedVocabulary:
 
 
 def _is_byte(piece: str) -> bool:
-    """Return whether a piece stands for one byte, as `<0x0A>` does."""
+    """Return whether a token stands for one byte, as `<0x0A>` does."""
     return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
 
 
 def _parts(piece: str) -> Iterator[str]:
-    """Yield every part of a piece, whatever it was merged from."""
+    """Yield every part of a token, however it was merged."""
     return (piece[first:last] for first in range(len(piece)) for last in range(first + 1, len(piece) + 1))
 
 
@@ -134,7 +134,7 @@ def _pair(merge: Any) -> tuple[str, str]:
 
 
 def _renumber_processor(processor: Any, new: Mapping[int, int]) -> None:
-    """Change the ids in a post-processor, wherever they stand."""
+    """Change all ids in a post-processor."""
     if not isinstance(processor, dict):
         return
     if isinstance(processor.get("special_tokens"), dict):

@@ -1,4 +1,4 @@
-"""Is the bundle the same model? Compared with the torch student on validation questions, and refused where it differs.
+"""Is the bundle the same model? It is compared with the torch student on validation questions, and refused if it differs.
 
 fp32 must give the same greedy answers, with logits within rounding. fp16, int8 and int4 must choose the same token nearly always
 and must not lose more accuracy than is allowed. The CPU computes float16 graphs in float32, where nothing overflows; so what goes
@@ -31,7 +31,7 @@ Judge = Callable[[Verification, Precision, float], Sequence[str]]  # what is wro
 
 
 class Reference:
-    """What a student answers to validation questions, written once for all bundles.
+    """A student's answers to validation questions, computed once for all bundles.
 
     Args:
         student: The torch student.
@@ -71,7 +71,7 @@ class Reference:
         return found
 
     def largest_state(self) -> tuple[float, str]:
-        """Return the largest number that goes through the student on these questions, and the layer's name."""
+        """Return the largest activation of the student on these questions, and the layer's name."""
         prompts = [self._encoder.prompt("predict", context) for context in self.contexts]
         return largest_state(self._student, list(zip(prompts, [target for target, _ in self.forced], strict=True)))
 
@@ -91,7 +91,7 @@ class Reference:
             own = bundle.encoder.target(answer, self._limit)
             if (own if kept is None else [kept[number] for number in own]) != list(target):
                 raise MmedgeError(
-                    f"the bundle's tokenizer cuts {answer!r} otherwise than the student's", "export without --trim-vocab"
+                    f"the bundle's tokenizer splits {answer!r} differently than the student's", "export without --trim-vocab"
                 )
             right = bundle.engine.forced_logits(bundle.prompt("predict", context), own)
             left = left if kept is None else left[:, list(kept)]
@@ -138,7 +138,7 @@ def _log_sum(logits: Any) -> Any:
 
 
 def largest_state(student: TorchStudent, texts: Sequence[tuple[Prompt, Sequence[int]]]) -> tuple[float, str]:
-    """Return the largest number that goes into or comes out of any layer, and the layer's name.
+    """Return the largest input or output of any layer, and the layer's name.
 
     Args:
         student: The torch student.
@@ -181,7 +181,7 @@ def _listed(found: Any) -> Sequence[Any]:
 
 
 def problems(found: Verification, precision: Precision, max_accuracy_drop: float) -> list[str]:
-    """Return why an export is not the same model; nothing where it is.
+    """Return why an export is not the same model; nothing if it is.
 
     Args:
         found: The comparison.
@@ -201,7 +201,7 @@ def problems(found: Verification, precision: Precision, max_accuracy_drop: float
     least = precision.least_agreement
     if found.top1_agreement < least:
         said.append(
-            f"it chooses another token {100 * (1 - found.top1_agreement):.1f} % of the time (allowed: {100 * (1 - least):.0f})"
+            f"it chooses a different token {100 * (1 - found.top1_agreement):.1f} % of the time (allowed: {100 * (1 - least):.0f})"
         )
     if found.drop is not None and found.drop > max_accuracy_drop + 1e-9:
         said.append(f"accuracy drops by {found.drop:.1f} points (allowed: {max_accuracy_drop:g})")

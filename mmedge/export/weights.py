@@ -88,7 +88,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def has_own_head(weights: Weights, embedding: str) -> bool:
-    """Return whether there is a head that is not the embedding again; 5.x goes by this, whatever the config says.
+    """Return whether there is a head that differs from the embedding; transformers 5.x decides by this, not by the config.
 
     Args:
         weights: All weights.

@@ -71,6 +71,6 @@ def _bytes_of(tensor: onnx.TensorProto) -> int:
 
 
 def _place_of(tensor: onnx.TensorProto) -> str:
-    """Return where a tensor's content lies, which several tensors may share."""
+    """Return the place of a tensor's content, which several tensors may share."""
     external = {entry.key: entry.value for entry in tensor.external_data}
     return f"{external['location']}:{external.get('offset', 0)}" if external else tensor.name

@@ -1,4 +1,4 @@
-"""Answering: how a bundle answers where a call says nothing else."""
+"""Answering: how a bundle answers by default."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mmedge.sections import Section, Share, renamed
 
 
 class AnsweringSection(Section):
-    """How a bundle answers where a call says nothing else; the bundle carries it, with the threshold that export chose."""
+    """How a bundle answers by default; the bundle carries these settings, with the threshold that export chose."""
 
     strategy: Literal["answer", "confidence", "samples", "retry"] = Field(
         "answer",
-        description="Answer at once; answer and judge it (confidence); sample several chains of thought, whose answers vote "
-        "(samples); or do so only where the confidence is low (retry).",
+        description="answer: answer at once. confidence: also judge the answer. samples: sample several chains of thought, whose"
+        " answers vote. retry: sample only where the confidence is low.",
     )
     samples: Annotated[int, Field(ge=1, le=64)] = Field(5, description="Chains of thought to sample.")
     choose_by: Literal["majority", "self_evaluation", "both"] = Field("both", description="How the sampled answers vote.")
@@ -24,9 +24,9 @@ class AnsweringSection(Section):
     retry_below: Share = Field(0.5, description="Confidence below which the strategy retry samples more.")
     constrained: bool = Field(False, description="Allow only answers of the task's form.")
     target_accuracy: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="Withhold as few answers as bring the others to this accuracy on validation questions."
+        None, description="Withhold as few answers as the others need to reach this accuracy on validation questions."
     )
-    max_withheld: Share | None = Field(None, description="Withhold the least confident answers, at most this share of all.")
+    max_withheld: Share | None = Field(None, description="Withhold the least confident answers, at most this share.")
 
     @model_validator(mode="before")
     @classmethod

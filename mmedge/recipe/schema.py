@@ -3,7 +3,7 @@
     recipe = load_recipe(Path("recipes/quickstart.yaml"), ["training.stage2.max_steps=100"])
 
 An unknown field, a wrong type or a value out of range is an error that names the field and what is allowed. `${MMEDGE_DATA}`
-in a path stands for the environment variable of that name; other variables are not expanded.
+in a path is replaced by the environment variable of that name; other variables are not expanded.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Recipe(Section):
         description="What the recipe and, by default, its run are called."
     )
     seed: int = Field(0, description="Initial weights, order of lessons and dropout depend on it.")
-    task: TaskSection = Field(description="Where questions come from, and what their answers look like.")
+    task: TaskSection = Field(description="Where questions come from, and what answers look like.")
     teacher: TeacherSection | None = Field(
         None, description="Who writes chains of thought and evaluations; without one, human labels are learned."
     )
@@ -47,14 +47,14 @@ class Recipe(Section):
     split: SplitSection = Field(SplitSection(), description="What is held out of the training questions.")
     generation: GenerationSection = Field(GenerationSection(), description="How long answers and rationales may be.")
     export: ExportSection = Field(ExportSection(), description="Which bundles to write, and how close they must be to the student.")
-    answering: AnsweringSection = Field(AnsweringSection(), description="How a bundle answers where a call says nothing else.")
+    answering: AnsweringSection = Field(AnsweringSection(), description="How a bundle answers by default.")
     bench: BenchSection = Field(BenchSection(), description="How much to measure.")
     ablation: AblationSection = Field(AblationSection(), description="What `mmedge ablate` compares.")
 
     @model_validator(mode="before")
     @classmethod
     def _labels_alone_without_a_teacher(cls, values: Any) -> Any:
-        """Where nobody writes chains of thought, the defaults are those of plain fine-tuning on human labels."""
+        """Without a teacher, the defaults are those of plain fine-tuning on human labels."""
         method = values.get("method", {}) if isinstance(values, dict) else None
         if not isinstance(method, dict) or values.get("teacher") is not None:
             return values
@@ -72,50 +72,50 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _teacher_fits_task(self) -> Recipe:
         if self.teacher is not None and self.teacher.kind == "embedded" and self.task.kind != "arithmetic":
-            raise ValueError("teacher.kind: 'embedded' knows the task 'arithmetic' only; use 'recorded'")
+            raise ValueError("teacher.kind: 'embedded' works with the task 'arithmetic' only; use another teacher")
         return self
 
     @model_validator(mode="after")
     def _evaluation_is_weighed(self) -> Recipe:
         if self.method.evaluation_weight is not None and not self.method.rehearsal:
-            raise ValueError("method.evaluation_weight: changes nothing without method.rehearsal")
+            raise ValueError("method.evaluation_weight: requires method.rehearsal")
         return self
 
     @model_validator(mode="after")
     def _own_cots_have_a_stage(self) -> Recipe:
         if self.method.own_cots and self.training.stage3 is None:
-            raise ValueError("method.own_cots: stage 3 learns from them, so training.stage3 must say how long")
+            raise ValueError("method.own_cots: requires training.stage3, which says how long stage 3 trains")
         if self.method.own_cots and not self.method.self_evaluation:
-            raise ValueError("method.own_cots: they are written to be judged, and method.self_evaluation is false")
+            raise ValueError("method.own_cots: requires method.self_evaluation")
         stage3 = [name for name, section in self.method.objectives.items() if section.stage == "stage3"]
         if stage3 and self.training.stage3 is None:
-            raise ValueError(f"method.objectives.{stage3[0]}: it is part of stage 3, so training.stage3 must say how long")
+            raise ValueError(f"method.objectives.{stage3[0]}: requires training.stage3, which says how long stage 3 trains")
         return self
 
     @model_validator(mode="after")
     def _rows_are_methods(self) -> Recipe:
         for name, settings in self.ablation.more.items():
             if name in PAPER_ROWS:
-                raise ValueError(f"ablation.more: {name!r} is a row of the paper's; give yours another name")
+                raise ValueError(f"ablation.more: {name!r} is one of the paper's rows; choose another name")
             if unknown := sorted(settings.keys() - MethodSection.model_fields.keys()):
-                raise ValueError(f"ablation.more.{name}: {unknown[0]!r} is no setting of method")
+                raise ValueError(f"ablation.more.{name}: unknown setting of method: {unknown[0]!r}")
             if "labels" in settings:
-                raise ValueError(f"ablation.more.{name}: every row is trained with each of ablation.labels; name them there")
+                raise ValueError(f"ablation.more.{name}: every row is trained with each of ablation.labels; set labels there")
             method = MethodSection.model_validate(self.method.model_dump() | settings)
             if method.own_cots and self.training.stage3 is None:
-                raise ValueError(f"ablation.more.{name}: own_cots needs training.stage3, which says how long")
+                raise ValueError(f"ablation.more.{name}: own_cots requires training.stage3, which says how long stage 3 trains")
             vain = sorted(one for one in settings.keys() & NEEDS_SELF_EVALUATION if settings[one])
             if vain and not method.self_evaluation:
-                raise ValueError(f"ablation.more.{name}: {vain[0]} changes nothing without self_evaluation")
+                raise ValueError(f"ablation.more.{name}: {vain[0]} requires self_evaluation")
             if not method.rehearsal and settings.get("evaluation_weight") is not None:
-                raise ValueError(f"ablation.more.{name}: evaluation_weight changes nothing without rehearsal")
+                raise ValueError(f"ablation.more.{name}: evaluation_weight requires rehearsal")
         if self.ablation.epochs and self.ablation.equal != "none":
-            raise ValueError("ablation.epochs: rows have lengths of their own with `equal: none` only")
+            raise ValueError("ablation.epochs: requires ablation.equal: none")
         for name in ("rows", "labels", "seeds"):
             if len(set(getattr(self.ablation, name))) < len(getattr(self.ablation, name)):
-                raise ValueError(f"ablation.{name}: something stands there twice")
+                raise ValueError(f"ablation.{name}: a value is listed twice")
         if unknown := sorted(self.ablation.epochs.keys() - {*PAPER_ROWS, *self.ablation.more}):
-            raise ValueError(f"ablation.epochs: there is no row {unknown[0]!r}")
+            raise ValueError(f"ablation.epochs: unknown row {unknown[0]!r}")
         return self
 
 
@@ -127,7 +127,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         overrides: `section.field=value` settings that replace or add fields; values are read as YAML.
 
     Raises:
-        MmedgeError: The file is missing or no YAML, or a field is unknown or has a value that is not allowed.
+        MmedgeError: The file is missing or not YAML, or a field is unknown or has an invalid value.
     """
     if path.is_dir():
         raise MmedgeError(f"{path} is a folder, not a recipe", "name a YAML file, such as recipes/quickstart.yaml")
@@ -175,7 +175,7 @@ def _override(values: dict[str, Any], override: str) -> None:
             raise MmedgeError(f"--set {override!r}: {part!r} is a value, not a section")
         target = inner
     if value is not None and parts[-1] in _EITHER:
-        target.pop(_EITHER[parts[-1]], None)  # a stage has one length: what is set replaces what the file says
+        target.pop(_EITHER[parts[-1]], None)  # a stage has one length: the new one replaces the file's
     target[parts[-1]] = value
 
 

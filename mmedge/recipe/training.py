@@ -64,10 +64,12 @@ class TrainingSection(Section):
     stage3: StageSection | None = Field(
         default=None, description="Stage 3, which learns from the student's own chains of thought. Needed with `method.own_cots`."
     )
-    max_input_tokens: Positive = Field(default=512, description="Longer inputs are cut.")
-    max_target_tokens: Positive = Field(default=256, description="Longer targets are cut, and then do not end.")
+    max_input_tokens: Positive = Field(default=512, description="Longest input, in tokens; longer ones are cut.")
+    max_target_tokens: Positive = Field(
+        default=256, description="Longest target, in tokens; longer ones are cut and have no end token."
+    )
     optimizer: Literal["adamw", "muon"] = Field(
-        default="adamw", description="muon is for students from scratch; pretrained weights were made with Adam."
+        default="adamw", description="muon is for students from scratch; adamw suits pretrained weights."
     )
     position_rate: float = Field(
         default=1.0,
@@ -78,11 +80,11 @@ class TrainingSection(Section):
     adam_beta2: float = Field(default=0.999, gt=0, lt=1, description="Decay of Adam's second moment.")
     select_by: Literal["answers", "answers_and_verdicts"] = Field(
         default="answers",
-        description="What stage 2's best checkpoint is: the one with the best answers on validation questions, or with the best"
+        description="How stage 2's best checkpoint is chosen: by the best answers on validation questions, or by the best"
         " mean of answers and verdicts (balanced accuracy). The former may have forgotten how to judge.",
     )
     max_gradient_norm: float = Field(default=1.0, gt=0, description="Longer gradients are scaled down to this norm.")
-    checkpoint_minutes: float = Field(default=5.0, ge=0, description="Minutes between checkpoints; a kill loses no more.")
+    checkpoint_minutes: float = Field(default=5.0, ge=0, description="Minutes between checkpoints; the most that a kill loses.")
     threads: Positive | None = Field(default=None, description="CPU threads of torch. Default: torch's.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to train; auto: on a GPU where there is one.")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
@@ -98,8 +100,8 @@ class TrainingSection(Section):
     compile: bool = Field(default=False, description="Compile passes with torch.compile, which pays for long trainings on a GPU.")
     tracker: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] = Field(
         default="none",
-        description="Where all metrics also go. Files stay in the stages' folders, and nothing leaves the machine, unless the"
-        " tracker's environment variables say otherwise.",
+        description="Experiment tracker that also gets all metrics. Its files stay in the stages' folders and nothing leaves the"
+        " machine, unless the tracker's environment variables say otherwise.",
     )
 
     @model_validator(mode="before")
@@ -129,7 +131,7 @@ class SplitSection(Section):
         description="Questions whose chains of thought measure verdicts at the end, and nothing else. Default: 50; a tenth where"
         " there are fewer than 300 questions; 0 without a teacher.",
     )
-    seed: int = Field(default=0, description="Decides which questions are held out.")
+    seed: int = Field(default=0, description="Random seed of which questions are held out.")
 
 
 class GenerationSection(Section):

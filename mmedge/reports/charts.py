@@ -4,8 +4,8 @@
     page.figure(svg, "Validation accuracy.")
     write_text(Path("accuracy.svg"), standalone(svg))
 
-Nothing is fetched and nothing runs. A chart takes its colours of text and grid from the page around it, so that it is
-readable in light and dark; all text is escaped. Numbers that are not finite, or beyond ±1e100, count as not measured.
+Charts load nothing and run no script. They take the colours of text and grid from the page around them, so that they are
+readable in light and dark; all text is escaped. Values that are not finite, or beyond ±1e100, count as not measured.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ class IntervalRow:
     """One row of an interval chart.
 
     Attributes:
-        name: What stands at the left.
+        name: Text at the left.
         value: Where the dot is.
         low: Lower end of the whisker; NaN for no whisker.
         high: Upper end.
-        words: What stands at the right, usually the numbers.
+        words: Text at the right, usually the values.
         group: Rows of one group have one colour.
     """
 
@@ -109,7 +109,7 @@ def line_chart(
         y_label: What y is, with its unit.
         percent: Whether y are shares from 0 to 1, shown as %.
         zero: Whether the y axis begins at 0; without effect on a log scale.
-        markers: Whether every point is marked; resting on a mark tells its numbers.
+        markers: Whether every point is marked; hovering over a mark shows its values.
         log_y: Whether the y axis is logarithmic; points below 1e-100 then count as not measured.
         log_x: Whether the x axis is logarithmic; without effect where an x is not positive.
     """
@@ -176,7 +176,7 @@ def _frame(x_axis: _Axis, y_axis: _Axis, left: float, bottom: float, x_label: st
 def interval_chart(rows: Sequence[IntervalRow], *, x_label: str, percent: bool = False) -> str:
     """Return values with their 95 % intervals as SVG, one row each: a dot with a whisker.
 
-    Where names and words leave too little room they stand above the whisker. A value that is not finite has no dot.
+    Where names and words leave too little room, they go above the whisker. A value that is not finite has no dot.
 
     Args:
         rows: From top to bottom.
@@ -340,7 +340,7 @@ def _tick_texts(values: list[float], step: float, percent: bool) -> list[tuple[f
 
 
 def _short(value: float) -> str:
-    """Return a positive number without more signs than it needs."""
+    """Return a positive number with no more characters than it needs."""
     for unit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if max(unit, 1e4) <= value < 1e4 * unit:
             return f"{value / unit:g}{suffix}"
@@ -352,7 +352,7 @@ def _signed(text: str) -> str:
 
 
 def _number(value: float, percent: bool) -> str:
-    """Return a number as a tooltip says it."""
+    """Return a number as tooltips show it."""
     if percent:
         return f"{100 * value:.1f} %" if abs(value) < 1e9 else f"{100 * value:.4g} %"
     return _signed(f"{value:,.0f}" if 1000 <= abs(value) < 1e12 or value == 0 else f"{value:.4g}")
@@ -472,7 +472,7 @@ def _dot(x: float, y: float, colour: str, told: str, radius: float = 3.5) -> str
 
 
 def _told(name: str, point: _Point, percent: bool, with_x: bool = True) -> str:
-    """Return what resting on a dot tells."""
+    """Return the tooltip of a dot."""
     x, y, low, high = point
     told = _number(y, percent)
     if _is_measured(low) and _is_measured(high):
@@ -505,7 +505,7 @@ def _rule(x1: float, y1: float, x2: float, y2: float, colour: str = _GRID) -> st
 
 
 def _text(x: float, y: float, text: str, room: float, anchor: str = "start", colour: str = _INK, size: float = _FONT) -> str:
-    """Return a line of text that is cut to its room; the whole of it is then told when one rests on it."""
+    """Return a line of text cut to its width; a tooltip then shows all of it."""
     text = _clean(text)
     shown, told = text, ""
     if _width(text, size) > room + 0.5:
@@ -518,12 +518,12 @@ def _text(x: float, y: float, text: str, room: float, anchor: str = "start", col
 
 
 def _clean(text: str) -> str:
-    """Return text on one line, with nothing that XML forbids, and not longer than anybody reads."""
+    """Return text on one line, without characters that XML forbids, and not too long."""
     return re.sub("[\ufffe\uffff]", "\N{REPLACEMENT CHARACTER}", printable(" ".join(text[:400].split())))
 
 
 def _width(text: str, size: float) -> float:
-    """Return about how wide a text is, in units of the viewBox; rather too wide than too narrow."""
+    """Return an estimate of a text's width, in units of the viewBox, rather too wide than too narrow."""
     return size * sum(1.05 if unicodedata.east_asian_width(sign) in "WF" else 0.57 for sign in text)
 
 

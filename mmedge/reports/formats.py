@@ -1,11 +1,11 @@
-"""Numbers as people read them: the one place that says how a share, an interval, a size or a time is written.
+"""Numbers for people: the one place that decides how a share, an interval, a size or a time is written.
 
     share(0.712, (0.68, 0.74))      71.2 % [68.0, 74.0]
     points(0.012, (-0.003, 0.021))  +1.2 [-0.3, +2.1]
     significant(0.0123)             0.012
     size(536_870_912)               536.9 MB
 
-What was not measured (None, or not finite) is a dash everywhere. Knows nothing of reports or tables.
+What was not measured (None, or not finite) is a dash everywhere. Knows nothing about reports or tables.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _is_measured(value: float | None) -> TypeGuard[float]:
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """Return a number with so many digits after the point."""
+    """Return a number with this many digits after the point."""
     return f"{value:,.{digits}f}" if _is_measured(value) else NOTHING
 
 
@@ -69,7 +69,7 @@ def points(value: float | None, interval: Interval | None = None, p: float | Non
 
 
 def estimate(value: float | None, interval: Interval | None = None, digits: int | None = None) -> str:
-    """Return a value with its interval: `0.71 [0.68, 0.74]`, with about three significant digits, or so many after the point."""
+    """Return a value with its interval: `0.71 [0.68, 0.74]`, with about three significant digits, or this many after the point."""
 
     def written(one: float) -> str:
         return significant(one) if digits is None else number(one, digits)

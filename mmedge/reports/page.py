@@ -1,4 +1,4 @@
-"""Pages to look at: one HTML file each, with nothing in it that is fetched from elsewhere.
+"""HTML pages: one self-contained file each, which loads nothing from elsewhere.
 
     page = Page("Annotations of svamp")
     page.heading("Yield")
@@ -69,7 +69,7 @@ class Page:
             self._parts.append(f'<p class="dim">{escaped(subtitle)}</p>')
 
     def heading(self, text: str, note: str = "") -> None:
-        """Begin a section, with a sentence that says what is to be seen."""
+        """Begin a section, with a sentence that says what it shows."""
         self._parts.append(f"<h2>{escaped(text)}</h2>")
         if note:
             self.note(note)
@@ -79,11 +79,11 @@ class Page:
         self._parts.append(f'<p class="dim">{escaped(text)}</p>')
 
     def table(self, table: Table) -> None:
-        """Add a table, without its title and caption: a page says these in a heading and in notes."""
+        """Add a table without its title and caption, which a page has as heading and notes."""
         self._parts.append(f'<div class="scroll">{table.html()}</div>')
 
     def bars(self, bars: Sequence[tuple[str, float, str]], largest: float | None = None) -> None:
-        """Add horizontal bars: name, length, and the words behind it. Lengths are shares of `largest`, or of the longest bar."""
+        """Add horizontal bars: name, length, and text after it. Lengths are shares of `largest`, or of the longest bar."""
         top = largest or max((length for _, length, _ in bars), default=0) or 1
         cells = []
         for name, length, words in bars:
@@ -109,7 +109,7 @@ class Page:
         self._parts.append(f"{_FIGURES}{before}<figure>{svg}{words}</figure></div>")
 
     def details(self, summary: str, texts: Sequence[tuple[str, str]]) -> None:
-        """Add something to unfold: texts, each with a line that says what it is."""
+        """Add a section to unfold: texts, each with a line that says what it is."""
         inside = "".join(
             f'<div class="text"><span class="dim">{escaped(what)}</span><pre>{escaped(text)}</pre></div>' for what, text in texts
         )

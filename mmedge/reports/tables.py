@@ -5,8 +5,8 @@
     found.markdown()
     page.table(found)
 
-All text is escaped where it is shown. The first column names what the others say, unless a column says otherwise: it stands at
-the left, the others at the right.
+All text is escaped when it is shown. The first column is aligned to the
+left, the others to the right, unless a column says otherwise.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column that says where it stands, and whether a terminal may break its cells into lines."""
+    """A column with its alignment, and whether a terminal may break its cells into lines."""
 
     heading: str = ""
     align: Literal["left", "right"] = "right"
@@ -45,7 +45,7 @@ class Column:
 
 
 def escaped(text: str) -> str:
-    """Return text as HTML: escaped, without control characters, and cut to a length that somebody may read."""
+    """Return text as HTML: escaped, without control characters, and cut to a readable length."""
     if len(text) > _LONGEST:
         text = f"{text[:_LONGEST]} … ({len(text) - _LONGEST:,} more characters)"
     return html.escape(printable(text))
@@ -56,10 +56,10 @@ class Table:
     """Cells in rows and columns.
 
     Attributes:
-        title: Stands above it in a terminal; a page and a Markdown file have headings of their own.
-        columns: Headings, or columns that say where they stand; without any heading there is no row of headings.
+        title: Shown above it in a terminal; a page and a Markdown file have headings of their own.
+        columns: Headings, or columns with an alignment; without any heading there is no row of headings.
         rows: As many cells each as there are columns.
-        caption: Stands below it in a terminal.
+        caption: Shown below it in a terminal.
     """
 
     title: str
@@ -82,7 +82,7 @@ class Table:
         return [column.heading for column in self._columns]
 
     def take(self, places: Sequence[int]) -> Table:
-        """Return the same table with some of its columns."""
+        """Return the table with only some of its columns."""
         columns = self._columns
         return replace(
             self, columns=[columns[place] for place in places], rows=[[row[place] for place in places] for row in self.rows]

@@ -1,4 +1,4 @@
-"""What a student says to one question, and pieces of it while it is written."""
+"""A student's answer to one question, and parts of its text while it is written."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ _WHERE_KNOWN = ("value", "confidence", "signal", "rationale", "verdict", "probab
 
 @dataclass(frozen=True)
 class Answer:
-    """What the student says to one question.
+    """The student's answer to one question.
 
     Attributes:
         text: The answer as written; empty where it is withheld.
-        value: What the answer comes to, as text; None for tasks whose answers have no values, or where this one has none.
-        confidence: P(right). By the answer's own probability where nothing more was asked for, or nothing could be calibrated;
-            else by the signal that did best when the bundle was exported.
+        value: The answer's value, as text; None for tasks whose answers have no values, or if this one has none.
+        confidence: P(right). From the answer's own probability where nothing more was asked for, or nothing could be calibrated;
+            otherwise from the signal that did best when the bundle was exported.
         signal: Where the confidence comes from: `answer`, `evaluation`, `combined`, or `samples` (the share of the votes).
         calibrated: Whether the confidence was calibrated on validation questions.
-        rationale: The chain of thought, where it was asked for.
-        verdict: The student's own verdict on rationale and answer, where it was asked for: `correct`, `wrong` or `uncertain`.
+        rationale: The chain of thought, if it was asked for.
+        verdict: The student's own verdict on rationale and answer, if it was asked for: `correct`, `wrong` or `uncertain`.
         probability_correct: P(correct) among the three, from the verdict's logits; not calibrated.
-        evaluation: The rationale of the verdict, where it was asked for.
-        withheld: The confidence is below the threshold, and nobody else answered.
-        guess: What the student would have said to a question that was withheld or escalated.
+        evaluation: The rationale of the verdict, if it was asked for.
+        withheld: Whether the confidence is below the threshold and no bigger model answered.
+        guess: The student's answer to a question that was withheld or escalated.
         source: `student`, or the name of the bigger model that answered.
         escalation: What the bigger model's answer cost.
         problem: Why a bigger model could not be asked.
@@ -71,11 +71,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some more text of a stream.
+    """The next part of a stream.
 
     Attributes:
         part: `answer`, `rationale` or `evaluation`.
-        text: What was written since the last piece of this part.
+        text: What was written since the last one of this part.
     """
 
     part: str

@@ -6,8 +6,8 @@ Three signals, each with its price:
     evaluation   the student's verdict on its rationale and answer (P(correct), from logits)    a rationale and one look
     combined     both, and whether the rationale comes to the same answer                       the same
 
-Each becomes a score, and a map that export fitted on validation questions turns the score into P(right). What was fitted, how
-well it did on questions that it was not fitted on, and which signal was chosen stands in the bundle's manifest.
+Each becomes a score, and a map that export fitted on validation questions turns the score into P(right). The bundle's manifest
+says what was fitted, how well it did on questions that it was not fitted on, and which signal was chosen.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Signal = Literal["answer", "evaluation", "combined"]
 SIGNALS: tuple[Signal, ...] = ("answer", "evaluation", "combined")
 FEATURES = ("answer", "evaluation", "agreement", "rationale")  # of the combined signal, in this order
 
-FEWEST_GIVEN = 20  # validation answers above a threshold, or a tenth of them, below which it is no threshold
-_LARGEST = 30.0  # log-odds beyond which nothing more is said
+FEWEST_GIVEN = 20  # the fewest validation answers above a threshold, or a tenth of them
+_LARGEST = 30.0  # log-odds are clipped to this
 
 
 def features_of(evidence: Evidence, signal: Signal) -> NDArray[np.float64]:
@@ -79,7 +79,7 @@ class LinearMap:
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        """All of its numbers."""
+        """All of its parameters."""
         return (*self.weights, self.bias)
 
     def to_json(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class StepMap:
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        """All of its numbers."""
+        """All of its parameters."""
         return (*self.scores, *self.probabilities)
 
     def to_json(self) -> dict[str, Any]:
@@ -124,13 +124,13 @@ def map_from_json(value: Mapping[str, Any]) -> AnyMap:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Below which confidence an answer is withheld or escalated.
+    """The confidence below which an answer is withheld or escalated.
 
     Attributes:
         value: Answers with this confidence or more are given.
-        accuracy: The share of right ones among the answers given on validation questions.
+        accuracy: The share of right answers among those given on validation questions.
         withheld: The share of validation questions that fall below.
-        questions: How many validation questions that is known from.
+        questions: How many validation questions these figures rest on.
         interval: 95 % interval of the accuracy.
     """
 
@@ -150,7 +150,7 @@ class Confidence:
         chosen: The signal that did best on validation questions.
         known: By signal, the confidences of validation questions (each from maps fitted without it) and whether the answers were
             right.
-        given: By signal, the confidences that the maps themselves give the same questions, in which a threshold is stated.
+        given: By signal, the confidences that the final maps give the same questions; thresholds are on their scale.
     """
 
     maps: Mapping[Signal, AnyMap]
@@ -160,7 +160,7 @@ class Confidence:
 
     @classmethod
     def from_manifest(cls, value: Mapping[str, Any] | None) -> Confidence | None:
-        """Return what a manifest's `confidence` says; None where there is none, as where validation had too few questions.
+        """Return a manifest's `confidence`; None if it has none, such as when there were too few validation questions.
 
         Raises:
             MmedgeError: It is not what export writes.
@@ -182,9 +182,7 @@ class Confidence:
             if any(len(found.known[name][0]) != len(right) or len(found.given[name]) != len(right) for name in signals):
                 raise ValueError("not one confidence for each question")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise MmedgeError(
-                f"the manifest's confidence is not what export writes ({error})", "export the student again"
-            ) from None
+            raise MmedgeError(f"the manifest's confidence is invalid ({error})", "export the student again") from None
         return found
 
     def of(self, evidence: Sequence[Evidence], signal: Signal | None = None) -> list[float]:
@@ -212,7 +210,7 @@ class Confidence:
         found = choose_threshold(confidences, right, target_accuracy=target_accuracy, max_withheld=max_withheld)
         if name not in self.given:
             return found
-        # what is known of a question was said without it; what is said of a new one has the maps' own scale: the same share of it
+        # `known` comes from maps fitted without the question, new questions get the final maps' scale: take the same share of it
         below = round(found.withheld * len(right))
         return replace(found, value=sorted(self.given[name])[below] if below else 0.0)
 
@@ -226,24 +224,24 @@ def choose_threshold(
 ) -> Threshold:
     """Choose a threshold on questions whose answers are known; see `Confidence.threshold`."""
     if (target_accuracy is None) == (max_withheld is None):
-        raise MmedgeError("a threshold needs one aim", "give either a target accuracy or the largest share to escalate")
+        raise MmedgeError("a threshold needs one aim", "give either target_accuracy or max_withheld")
     values, truth = np.asarray(confidences, dtype=float), np.asarray(right, dtype=bool)
     order = np.unique(values)
     least = max(1, min(FEWEST_GIVEN, len(values) // 10))
     shares = [(float(value), given) for value in order if (given := values >= value).sum() >= least]
     if max_withheld is not None:
         fitting = [(value, given) for value, given in shares if 1 - given.mean() <= max_withheld + 1e-12]
-        value, given = fitting[-1]  # the lowest value escalates nothing, so there is one
+        value, given = fitting[-1]  # the lowest value withholds nothing, so there always is one
     else:
         assert target_accuracy is not None
-        # the best of many cuts looks better than it is: half a standard error of its accuracy is taken off
+        # the best of many thresholds looks better than it is: half a standard error is subtracted
         found = next(((value, given) for value, given in shares if _with_margin(truth[given].tolist()) >= target_accuracy), None)
         if found is None:
             best = max(_with_margin(truth[given].tolist()) for _, given in shares)
             raise MmedgeError(
-                f"no threshold reaches {100 * target_accuracy:g} % on validation questions, with a margin for luck"
+                f"no threshold reaches {100 * target_accuracy:g} % on validation questions, with a safety margin"
                 f" (the best: {100 * best:.1f} %)",
-                "aim lower, or escalate a share: --max-withheld 0.3",
+                "aim lower, or withhold a share: --max-withheld 0.3",
             )
         value, given = found
     value = 0.0 if given.all() else value
@@ -252,6 +250,6 @@ def choose_threshold(
 
 
 def _with_margin(right: Sequence[bool]) -> float:
-    """Return the share of right ones less a quarter of its interval's lower half, about half a standard error."""
+    """Return the accuracy less a quarter of its interval's lower half, about half a standard error."""
     found = proportion(right)
     return found.value - (found.value - found.interval[0]) / 4

@@ -2,8 +2,8 @@
 
     Endpoint("https://api.example.org/v1", "big-model", api_key_env="BIG_KEY").ask(example, form)
 
-Standard library only. A module of its own, since what speaks HTTP takes time and megabytes to import, and most students never
-escalate. Requests are written and replies read by `mmedge.openai`; here is the transport.
+Standard library only. A module of its own, since an HTTP client takes time and megabytes to import, and most students never
+escalate. `mmedge.openai` writes requests and reads replies; this file is the transport.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from mmedge.runtime.escalation import EscalatedAnswer, question_for
 from mmedge.tasks.base import Example, Unparsed
 from mmedge.tasks.forms import AnswerForm
 
-_LONGEST_WAIT = 8.0  # seconds between attempts: somebody waits for the answer
+_LONGEST_WAIT = 8.0  # seconds between attempts: a user waits for the answer
 
 
 @dataclass
 class Endpoint:
-    """An OpenAI-compatible endpoint that answers what the student had better not.
+    """An OpenAI-compatible endpoint that answers what the student is not sure of.
 
     Attributes:
         base_url: The address, up to and without `/chat/completions`.
@@ -39,7 +39,7 @@ class Endpoint:
         timeout: Seconds for one attempt, from the look-up of the name to the last byte of the reply.
         attempts: How often it is tried.
         max_tokens: The longest reply.
-        prices: What tokens cost.
+        prices: Prices of tokens.
 
     Raises:
         MmedgeError: The address is invalid or carries a secret, or the key is missing or malformed.
@@ -85,7 +85,7 @@ class Endpoint:
                     return reply
             except ChatFailure as failed:
                 if failed.rejected or attempt >= self.attempts:
-                    raise MmedgeError(f"{self.base_url}: {failed}", "is the endpoint up, and its address right?") from None
+                    raise MmedgeError(f"{self.base_url}: {failed}", "check that the endpoint is up, and its address") from None
                 wait = 2.0**attempt / 2 if failed.retry_after is None else failed.retry_after
                 time.sleep(min(_LONGEST_WAIT, wait))
                 attempt += 1
@@ -94,11 +94,11 @@ class Endpoint:
 def _post(chat: ChatProtocol, proxy: str | None, body: bytes, seconds: float) -> HttpReply:
     """Send a request and return the whole response.
 
-    It is exchanged in a thread of its own, which is left behind when the time is over: a socket's timeout starts anew with every
-    byte, and looking up a name has none.
+    The exchange runs in a thread of its own, which is abandoned when time is up: a socket's timeout starts again with every
+    byte, and name look-up has none.
 
     Raises:
-        ChatFailure: There was no whole response within `seconds`.
+        ChatFailure: There was no complete response within `seconds`.
         MmedgeError: The certificate is not trusted.
     """
     done: Future[HttpReply] = Future()
@@ -117,7 +117,7 @@ def _post(chat: ChatProtocol, proxy: str | None, body: bytes, seconds: float) ->
         raise chat.untrusted_certificate(error.verify_message or str(error)) from None
     except TimeoutError:
         exchange.cancel()
-        raise ChatFailure("timeout", f"no whole reply within {seconds:g} s") from None
+        raise ChatFailure("timeout", f"no complete reply within {seconds:g} s") from None
     except (OSError, UnicodeError, http.client.IncompleteRead) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ChatFailure("dropped" if exchange.connected else "unreachable", reason) from None
@@ -135,7 +135,7 @@ class _Exchange:
         self.connected = False  # whether the endpoint may have seen the request
 
     def cancel(self) -> None:
-        """End what the thread still waits for, and keep it from sending."""
+        """Stop the thread from waiting and sending."""
         self._cancelled = True
         for each in self._sockets:
             with contextlib.suppress(OSError, ValueError):
@@ -183,11 +183,11 @@ def _port(url: SplitResult) -> int:
 
 
 def _open_tunnel(connected: socket.socket, authority: str, headers: dict[str, str]) -> None:
-    """Ask a proxy to pass on what follows."""
+    """Ask a proxy for a tunnel."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     connected.sendall(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{lines}\r\n".encode("latin-1"))
     said = b""
-    while not said.endswith(b"\r\n\r\n"):  # byte by byte: what follows is not the proxy's
+    while not said.endswith(b"\r\n\r\n"):  # byte by byte: what follows is not from the proxy
         byte = connected.recv(1)
         if not byte or len(said) > 65536:
             raise ConnectionError("the proxy closed the connection")

@@ -1,4 +1,4 @@
-"""Handing a question on to a bigger model, with what that costs."""
+"""Escalating a question to a bigger model, and what it costs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class EscalatedAnswer:
 
 
 class BiggerModel(Protocol):
-    """Something that answers what the student had better not; called from several threads at once."""
+    """Anything that answers what the student is not sure of; called from several threads at once."""
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ class BiggerModel(Protocol):
 
 
 def question_for(example: Example, form: AnswerForm) -> str:
-    """Return what a bigger model is asked."""
+    """Return the prompt for a bigger model."""
     return (
         f"{render_question(example)}\n\nReason in one or two sentences. Then end with a line of its own: "
         f"'The answer is: ' and {form.instruction()}."
@@ -67,7 +67,7 @@ def question_for(example: Example, form: AnswerForm) -> str:
 
 
 def escalated_all(bigger: BiggerModel, examples: list[Example], form: AnswerForm, at_once: int = 8) -> list[EscalatedAnswer | str]:
-    """Ask a bigger model several questions at once; for those that fail, the reason.
+    """Ask a bigger model several questions at once; return the reason for those that fail.
 
     Args:
         bigger: The model.

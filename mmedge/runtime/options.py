@@ -1,9 +1,9 @@
-"""What is asked of a student, as one object, with the rules that hold between its parts.
+"""What is asked of a student, as one object, with the rules that hold between its fields.
 
     AnswerOptions(explain=True, target_accuracy=0.9)
 
-The same options serve Python, the command line, files and pipes, and whoever serves a student to others. `settled` completes
-them by what a bundle states, and refuses what contradicts itself or would change nothing.
+Python, the command line, files, pipes and servers use the same options. `settled` completes
+them from a bundle's settings, and refuses contradictions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmedge.runtime.confidence import Confidence, Threshold
     from mmedge.runtime.escalation import BiggerModel
 
-AFTERWARDS = ("samples", "retry")  # strategies whose answer is chosen when several are written
+AFTERWARDS = ("samples", "retry")  # strategies that choose the answer among several
 
 
 class OptionChanges(TypedDict, total=False):
@@ -43,12 +43,12 @@ class AnswerOptions:
     Attributes:
         explain: Also return a rationale.
         evaluate: Also return the student's verdict on rationale and answer, and with `explain` the verdict's rationale.
-        confidence: Return the best confidence there is, not the one that costs nothing.
-        strategy: How to find an answer; None for the bundle's own.
-        constrained: Only answers of the task's form: a choice, a label, an expression. None for the bundle's own setting.
-        abstain_below: Withhold an answer whose confidence is lower. None for the bundle's own threshold, where it has one.
-        target_accuracy: Withhold as few answers as bring the others to this accuracy on validation questions, from 0 to 1.
-        max_withheld: Withhold the least confident answers, at most this share of them, from 0 to 1.
+        confidence: Compute the best confidence, not just the free one.
+        strategy: How to find an answer; None for the bundle's.
+        constrained: Allow only answers of the task's form: a choice, a label, an expression. None for the bundle's setting.
+        abstain_below: Withhold an answer whose confidence is lower. None for the bundle's threshold, if it has one.
+        target_accuracy: Withhold as few answers as the others need to reach this accuracy on validation questions, from 0 to 1.
+        max_withheld: Withhold the least confident answers, at most this share, from 0 to 1.
         escalate_to: Answers what would be withheld.
     """
 
@@ -74,7 +74,7 @@ class AnswerOptions:
         return replace(self, **changes) if changes else self
 
     def settled(self, bundle: Bundle, confidence: Confidence | None) -> SettledOptions:
-        """Return the options completed by what a bundle states.
+        """Return the options completed from a bundle's settings.
 
         Args:
             bundle: The bundle that is asked.
@@ -139,7 +139,7 @@ class AnswerOptions:
 
 @dataclass(frozen=True)
 class SettledOptions:
-    """Options with nothing left open; see `AnswerOptions` for what they mean.
+    """Completed options; see `AnswerOptions` for what they mean.
 
     Attributes:
         abstain_below: The threshold; None where nothing is withheld.
@@ -155,11 +155,11 @@ class SettledOptions:
 
     @property
     def decides_afterwards(self) -> bool:
-        """Whether an answer may be withheld or outvoted when it is written already."""
+        """Whether an answer may still be withheld or outvoted after it is written."""
         return bool(self.abstain_below) or self.strategy.kind in AFTERWARDS
 
     def key(self) -> list[object]:
-        """Return what answers depend on, as JSON."""
+        """Return everything that answers depend on, as JSON."""
         bigger = self.escalate_to.name if self.escalate_to else None
         settings = [self.explain, self.evaluate, self.confidence, self.strategy.to_json(), self.constrained, self.abstain_below]
         return [*settings, bigger]

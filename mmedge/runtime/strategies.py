@@ -1,9 +1,9 @@
-"""How a student finds an answer: at once, judging itself, sampling several chains of thought, trying again when in doubt.
+"""How a student finds an answer: at once, judging itself, sampling several chains of thought, or sampling only when in doubt.
 
-answer       one short `predict:`                                              the price is 1
+answer       one short `predict:`                                              costs 1
 confidence   answer, rationale, and the student's own verdict on them
 samples      k sampled chains of thought; their answers vote
-retry        as confidence; where that is low, as samples, with the first answer among them
+retry        like confidence; where that is low, like samples, with the first answer among them
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class Sample:
 def vote(samples: Sequence[Sample], form: AnswerForm, choices: Sequence[str], choose_by: Choice) -> tuple[int, float]:
     """Return the place of the sample whose answer wins, and the share of the votes that the answer has.
 
-    Answers that mean the same are one candidate; what is no answer at all wins only where there is nothing else. Of the
-    samples with the winning answer, the one that the student judges best speaks for it.
+    Answers that mean the same are one candidate; text that is not an answer wins only if there is nothing else. Of the
+    samples with the winning answer, the one that the student judges best is returned.
 
     Args:
         samples: At least one.

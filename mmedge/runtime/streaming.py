@@ -1,4 +1,4 @@
-"""Handing out text while it is written: the writing happens in a thread of its own, which stops when nobody reads any more."""
+"""Streaming text while it is written, in a thread of its own, which stops when the stream is abandoned."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ OnPartToken = Callable[[str, int, int], None]  # part, row, token
 
 
 class _NobodyReads(Exception):
-    """The stream was given up."""
+    """The stream was abandoned."""
 
 
 class _GrowingText:
-    """Text that grows token by token; half a character is kept back until it is whole."""
+    """Text that grows token by token; an incomplete character is held back until it is complete."""
 
     def __init__(self, encoder: PromptEncoder) -> None:
         self._encoder, self._shown = encoder, ""
         self._tokens: list[int] = []
 
     def with_token(self, token: int) -> str:
-        """Return what there is to show once one more token is written."""
+        """Return the new text after one more token."""
         self._tokens.append(token)
         text = self._encoder.text(self._tokens)
         if text.endswith("\N{REPLACEMENT CHARACTER}") or not text.startswith(self._shown):
@@ -33,19 +33,19 @@ class _GrowingText:
         return new
 
     def rest(self) -> str:
-        """Return what was kept back."""
+        """Return what was held back."""
         text = self._encoder.text(self._tokens)
         return text[len(self._shown) :] if text.startswith(self._shown) else ""
 
 
 def streamed(answered: Callable[[OnPartToken], Answer], encoder: PromptEncoder) -> Iterator[Piece | Answer]:
-    """Yield pieces of text while an answer is written; the whole answer comes last.
+    """Yield text while an answer is written; the whole answer comes last.
 
-    An iteration that is given up stops the writing before its next token.
+    Abandoning the iteration stops the writing before the next token.
 
     Args:
-        answered: Answers, and tells each token of each part.
-        encoder: Reads tokens.
+        answered: Answers, and calls back for each token of each part.
+        encoder: Decodes tokens.
     """
     queue: SimpleQueue[Piece | Answer | BaseException] = SimpleQueue()
     given_up = threading.Event()
@@ -63,7 +63,7 @@ def streamed(answered: Callable[[OnPartToken], Answer], encoder: PromptEncoder) 
             queue.put(answered(told))
         except _NobodyReads:
             pass
-        except BaseException as error:  # it is the caller's to see
+        except BaseException as error:  # raised to the caller
             queue.put(error)
 
     thread = threading.Thread(target=work, daemon=True)

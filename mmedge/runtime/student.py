@@ -1,11 +1,11 @@
 """The student on the device.
 
     student = Student.load("runs/quickstart/bundle-int8")
-    answer = student.answer("Ann has 3 apples and buys 4. How many has she now?", explain=True)
+    answer = student.answer("Ann has 3 apples and buys 4. How many does she have now?", explain=True)
     answer.text, answer.value, answer.confidence, answer.rationale
 
-Answering is one short `predict:`. Explaining, judging itself, sampling several chains of thought, abstaining and escalating are
-there when they are asked for. A student may be used from several threads at once: what belongs to one call is that call's own.
+Answering is one short `predict:`. Explanations, self-evaluation, sampling several chains of thought, abstaining and escalating are
+optional. A student may be used from several threads at once: calls share no state.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mmedge.runtime.strategies import Sample, Strategy, StrategyKind, vote
 from mmedge.runtime.streaming import OnPartToken, streamed
 from mmedge.tasks.base import ChainOfThought, Example
 
-MAX_QUESTION_CHARACTERS = 1_000_000  # only the first few hundred tokens are read; what is longer was not meant as a question
+MAX_QUESTION_CHARACTERS = 1_000_000  # only the first few hundred tokens are read; anything this long is not a question
 BATCH = 16  # questions answered together
 DEFAULT = AnswerOptions()
 
@@ -47,7 +47,7 @@ class Student:
     def __init__(self, bundle: Bundle, speaker: Speaker, threads: int | None = None) -> None:
         self.bundle, self.speaker = bundle, speaker
         cores = usable_cores()
-        # one linear layer of a small student is done before a second thread is awake, but a second batch keeps a second core busy
+        # a small student's linear layer is done before a second thread wakes up, but a second batch keeps a second core busy
         self._workers = max(1, cores // (threads or bundle.manifest.threads or cores))
         self.confidence = Confidence.from_manifest(bundle.manifest.confidence)
 
@@ -128,8 +128,8 @@ class Student:
     ) -> Iterator[Piece | Answer]:
         """Answer one question and yield what is written while it is written; the whole answer comes last.
 
-        An iteration that is given up stops the student before its next token. Where the answer may yet be withheld, or is
-        chosen among several, nothing is shown before it is. See `answer` for the arguments.
+        Abandoning the iteration stops the student before its next token. Where the answer may yet be withheld, or is
+        chosen among several, nothing is yielded before that is decided. See `answer` for the arguments.
         """
         settled = self.settled(options, **changes)
         examples = _checked([_as_example(question, choices)])
@@ -140,11 +140,11 @@ class Student:
         return streamed(answered, self.speaker.encoder)
 
     def settled(self, options: AnswerOptions = DEFAULT, **changes: Unpack[OptionChanges]) -> SettledOptions:
-        """Return options completed by what the bundle states; see `AnswerOptions.settled`."""
+        """Return options completed from the bundle's settings; see `AnswerOptions.settled`."""
         return options.changed(changes).settled(self.bundle, self.confidence)
 
     def strategy_with(self, kind: StrategyKind | None = None, **changes: Any) -> Strategy:
-        """Return the bundle's own strategy with some of its settings changed; those that are None stay.
+        """Return the bundle's strategy with some of its settings changed; those that are None stay.
 
         Raises:
             MmedgeError: A setting is not allowed, or would change nothing.
@@ -333,7 +333,7 @@ def _samples(thoughts: Sequence[Thought]) -> list[Sample]:
 
 
 def _by_part(told: OnPartToken | None) -> Callable[[str], OnToken | None]:
-    """Return for each part who is told of its tokens."""
+    """Return the callback for the tokens of each part."""
 
     def of_part(part: str) -> OnToken | None:
         if told is None:

@@ -35,7 +35,7 @@ def add_adapters(student: TorchStudent, section: LoraSection, seed: int) -> None
 
 
 def merge_adapters(student: TorchStudent) -> None:
-    """Add what the adapters learned to the weights that they stand beside, and remove them."""
+    """Merge the adapters into the weights, and remove them."""
     if student.adapted is not None:
         student.model = student.adapted.merge_and_unload()
         student.adapted = None

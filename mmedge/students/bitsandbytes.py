@@ -1,4 +1,4 @@
-"""Weights quantized by bitsandbytes: what it must be told, and what it must be kept from.
+"""Weights quantized by bitsandbytes: its settings, and workarounds.
 
 `bnb-int8` is LLM.int8() (Dettmers et al. 2022): weights in int8, one scale for each output; inputs are quantized to int8 on the
 way, one scale for each row, but for the columns in which some input is larger than 6, which are multiplied in floats with the
@@ -18,7 +18,7 @@ from typing import Any
 from mmedge.errors import missing_extra
 
 OUTLIERS = 6.0  # LLM.int8()'s own; SmolLM2-135M has KL 0.031 with it and 0.054 where all columns are int8 (65 tokens of prose)
-BLOCK = 64  # weights to a scale of nf4
+BLOCK = 64  # weights per scale of nf4
 CPU_OUTPUTS = 32  # that bitsandbytes' layout for CPUs takes at a time
 
 

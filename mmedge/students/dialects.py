@@ -54,7 +54,7 @@ def load_config(place: str, **arguments: Any) -> Any:
 
 
 def _read_as_5(config: Any) -> None:
-    """Say in 4.57's words what a config says in 5.x's, which 4.57 passes over in silence."""
+    """Translate a config's fields of 5.x, which 4.57 silently ignores, to those of 4.57."""
     scaled = getattr(config, "scale_decoder_outputs", None)
     if config.model_type == "t5" and scaled is not None:
         config.tie_word_embeddings = bool(scaled)
@@ -142,7 +142,7 @@ def cache_argument(model: Any) -> str:
 
 
 def quiet() -> None:
-    """Keep transformers' own warnings and bars out of the output; errors still raise."""
+    """Silence transformers' own warnings and progress bars; errors are still raised."""
     transformers.logging.set_verbosity_error()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a kernel that it would download
     transformers.utils.logging.disable_progress_bar()

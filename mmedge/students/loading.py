@@ -51,10 +51,10 @@ def load_student(
     if source.kind == "folder" and source.path is not None and (source.path / DETAILS).is_file():
         if is_quantized(student_details(source.path)):
             raise MmedgeError(
-                f"student.source: {source.path} is quantized, and cannot be trained", "name the student that it was made from"
+                f"student.source: {source.path} is quantized and cannot be trained", "name the student that it was made from"
             )
         return open_student(source.path, max_input_tokens)
     model, tokenizer = load(source, section.revision, section.tokenizer, "student.source", dtype=torch.float32)
     local = source.kind in ("folder", "gguf") and not source.name.startswith("package:")
-    shown = Path(source.name).name if local else source.name  # a bundle carries no paths of the machine that made it
+    shown = Path(source.name).name if local else source.name  # a bundle contains no paths of the machine that made it
     return assemble(model, tokenizer, max_input_tokens, {"source": shown, "fingerprint": source.fingerprint})

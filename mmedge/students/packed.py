@@ -29,7 +29,7 @@ _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBacke
 
 
 def can_pack(model: Any) -> bool:
-    """Return whether a model's forward pass is known here: its architecture says so, and its config asks for nothing else."""
+    """Return whether a model's forward pass is implemented here, by its architecture and its config."""
     entry = ARCHITECTURES.get(model.config.model_type)
     return entry is not None and entry.packed and not getattr(model.config, "attention_dropout", 0.0)
 
@@ -81,7 +81,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of similar length that lie side by side in attention.
+    """Rows of similar length that share a block in attention.
 
     Attributes:
         rows: Which.
@@ -202,7 +202,7 @@ def _grouped_attention(
 
 
 def _mask(allowed: torch.Tensor) -> torch.Tensor:
-    """Return zeros where one may look and the lowest value elsewhere."""
+    """Return zeros where attention is allowed and the lowest value elsewhere."""
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, torch.finfo(torch.float32).min)
 
 
@@ -247,7 +247,7 @@ def _cross_attention(
 
 
 def _attend(attention: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Return what each query finds, (rows, heads, width, size); T5 does not scale its scores."""
+    """Return the result of each query, (rows, heads, width, size); T5 does not scale its scores."""
     scores = query @ key.transpose(2, 3) + bias
     weights = scores.float().softmax(-1).type_as(scores)
     return dropout(weights, attention.dropout, attention.training) @ value

@@ -126,7 +126,7 @@ def learned_segments(lessons: Sequence[EncodedLesson]) -> list[LearnedSegment]:
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """What each learned token of some lessons costs.
+    """The loss of each learned token of some lessons.
 
     Attributes:
         lessons: The lessons.

@@ -1,4 +1,4 @@
-"""Students on disk: a folder in Hugging Face format with `mmedge.json` beside the weights, which says how to talk to it."""
+"""Students on disk: a folder in Hugging Face format with `mmedge.json` beside the weights, which says how it is prompted."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def student_details(folder: Path) -> dict[str, Any]:
         raise MmedgeError(f"no such student: {folder}", "name a folder that `mmedge distill` wrote")
     check_folder(folder)
     if not (folder / DETAILS).is_file():
-        raise MmedgeError(f"{folder} has no mmedge.json", "only students that `mmedge distill` made know their task")
+        raise MmedgeError(f"{folder} has no mmedge.json", "only students made by `mmedge distill` know their task")
     details = read_json(folder / DETAILS)
     if not isinstance(details, dict) or details.get("format") != FORMAT:
         raise MmedgeError(f"{folder}/mmedge.json has a format that this version does not read", "update mmedge")
@@ -85,7 +85,7 @@ def task_tokens(folder: Path) -> list[int]:
         if (folder / name).is_file():
             found: list[int] = read_json(folder / name)
             return found
-    raise MmedgeError(f"{folder} has no {TASK_TOKENS[0]}: an older version wrote it", "distil the student again")
+    raise MmedgeError(f"{folder} has no {TASK_TOKENS[0]}: it was written by an older version", "distil the student again")
 
 
 def student_precision(details: dict[str, Any]) -> str:

@@ -102,7 +102,7 @@ def load(source: ModelSource, revision: str | None, tokenizer_name: str | None, 
         return _load(source, revision, tokenizer_name, arguments)
     except Exception as error:  # safetensors, tokenizers, gguf and transformers raise many types for a broken file
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        hint = "is the hub reachable, and the id right? a local folder or .gguf file works offline"
+        hint = "check the id and that the hub can be reached; a local folder or .gguf file works offline"
         raise MmedgeError(f"{field}: cannot load {source.name}: {reason}", hint) from error
 
 

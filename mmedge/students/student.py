@@ -1,4 +1,4 @@
-"""A student in torch: a Hugging Face model, and what it takes to talk to it (prompts, special tokens, tokenizer)."""
+"""A student in torch: a Hugging Face model with its prompts, special tokens and tokenizer."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, ENCODER_DECODER_PROMPTS
 
 @dataclass
 class TorchStudent:
-    """A model and how to talk to it.
+    """A model and how to prompt it.
 
     Attributes:
         model: The torch model: float32, or quantized by bitsandbytes.
         tokenizer: The fast tokenizer that is saved with it.
         encoder: Encodes prompts and targets with the same tokenizer.
         origin: Where the weights came from, for the record.
-        adapted: The model's adapters, while there are any; they stand inside `model`.
+        adapted: The model's adapters, while there are any; they are part of `model`.
     """
 
     model: Any

@@ -1,4 +1,4 @@
-"""What is trained, as safetensors: all of a model's tensors, or only those that learn (adapters)."""
+"""What is trained, as safetensors: all of a model's tensors, or only those that are trained (adapters)."""
 
 from __future__ import annotations
 

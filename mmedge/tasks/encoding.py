@@ -1,6 +1,6 @@
 """From prompts to token ids, the same in training, in evaluation and on the device.
 
-A prompt is encoded in pieces that are never merged by the tokenizer: the context that two tasks share, the task word, the
+A prompt is encoded in parts that the tokenizer never merges: the context that two tasks share, the task word, the
 target. So a context encoded once serves every task, and what the student saw in training is what it sees on the device.
 
 Decoder-only:     reads and continues  [bos?] context | predict: |  84 / 2 [eos]
@@ -63,7 +63,7 @@ class Prompt:
 
     Attributes:
         context: The tokens that it reads, the same for both tasks.
-        begun: The tokens that what it writes begins with: the task word, for an encoder-decoder behind its start token and the
+        begun: The first tokens of what it writes: the task word, for an encoder-decoder after its start token and the
             chain of thought that it judges, if it judges one.
     """
 
@@ -102,7 +102,7 @@ class PromptEncoder:
         return self._cut(self._ids(context.read))
 
     def contexts(self, contexts: Sequence[Context]) -> list[tuple[int, ...]]:
-        """Return the same of several; other threads of Python go on meanwhile."""
+        """Return the same of several contexts; releases Python's lock."""
         texts = [_clean(context.read) for context in contexts]
         return [self._cut(found.ids) for found in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
@@ -113,7 +113,7 @@ class PromptEncoder:
         return tuple((first + ids)[: self.max_input_tokens])
 
     def begun(self, kind: Kind, context: Context) -> tuple[int, ...]:
-        """Return the tokens in front of what is written; what a decoder is given to judge is cut to the longest input."""
+        """Return the tokens before what is written; what a decoder is given to judge is cut to the longest input."""
         start = [self.special.start or 0] if self.family == "encoder-decoder" else []
         written = self._ids(context.written)[: self.max_input_tokens] if context.written else []
         return (*start, *written, *self._words[kind])
@@ -123,7 +123,7 @@ class PromptEncoder:
         return Prompt(self.context(context), self.begun(kind, context))
 
     def target(self, text: str, max_tokens: int) -> list[int]:
-        """Return the tokens of a target with its end token; a longer one is cut and then has none."""
+        """Return the tokens of a target with its end token; a longer one is cut and has no end token."""
         return [*self._ids(self.prompts.target + text), self.special.eos][:max_tokens]
 
     def text(self, ids: Sequence[int]) -> str:
@@ -164,5 +164,5 @@ def load_tokenizer(path: Path) -> TextTokenizer:
 
 
 def _clean(text: str) -> str:
-    """Return a text as tokenizers take it: unpaired surrogates are none."""
+    """Return a text without unpaired surrogates, which tokenizers refuse."""
     return text.encode("utf-8", "replace").decode("utf-8")

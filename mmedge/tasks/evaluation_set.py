@@ -5,7 +5,7 @@
     {"kind": "cot", "split": "verdict_test", "id": "svamp-train-0007", "sample": 2, "rationale": "…", "pseudo_label": "…",
      "correct": false, "teacher_verdict": "wrong", …}
 
-It stands beside the student, so a bundle can be measured on a device that has neither the recipe's data nor the teacher.
+It is stored beside the student, so a bundle can be measured on a device that has neither the recipe's data nor the teacher.
 `calibration` are training questions; `validation` is for choices, every other split for final figures only.
 """
 
@@ -23,7 +23,7 @@ from mmedge.tasks.forms import AnswerForm, open_form
 
 FILE_NAME = "evaluation.jsonl"
 VALIDATION = "validation"
-CALIBRATION = "calibration"  # training questions that show export what the student computes with
+CALIBRATION = "calibration"  # training questions from which export learns the student's activations
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Arithmetic as text: a small parser of our own, so that what a model or a data set wrote is judged and never executed.
+"""Arithmetic as text: a small parser of our own, so that what a model or a data set says is judged and never executed.
 
     parse("( 84.0 / 2.0 )").value      Fraction(42)
     parse("84 / 0").value              None: well-formed, but it has no value
@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-MAX_CHARACTERS = 400  # the longest label of SVAMP has 31; anything this long is no answer
+MAX_CHARACTERS = 400  # the longest label of SVAMP has 31; anything this long is not an answer
 MAX_DEPTH = 40
-MAX_DIGITS = 15  # more is no quantity of a word problem, and keeps exact fractions cheap
+MAX_DIGITS = 15  # no quantity of a word problem has more; the limit keeps exact fractions cheap
 
 _OPERATORS = {"+": "+", "-": "-", "−": "-", "–": "-", "*": "*", "×": "*", "·": "*", "/": "/", "÷": "/"}
 _WORD_OPERATORS = {"plus": "+", "minus": "-", "times": "*", "x": "*"}
@@ -26,7 +26,7 @@ _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
 class ExpressionError(ValueError):
-    """The text is no arithmetic expression; the message says where it stops being one."""
+    """The text is not an arithmetic expression; the message says where it stops being one."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Expression:
 
 
 def number_text(number: Fraction | int) -> str:
-    """Write a number the way a person would: `42`, `0.5`, `-3`; repeating decimals are cut at six places."""
+    """Write a number as people do: `42`, `0.5`, `-3`; repeating decimals are cut after six places."""
     if number.denominator == 1:
         return str(number.numerator)
     return f"{float(number):.6f}".rstrip("0").rstrip(".")
@@ -175,12 +175,12 @@ _PLAINLY = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 
 
 def value_of(text: str) -> Fraction | int | None:
-    """Return what a text that is one arithmetic expression comes to; None where that is nothing, as with a division by zero.
+    """Return the value of a text that is one arithmetic expression; None if it has none, as with a division by zero.
 
     One or two operations on whole numbers, which most answers are, are not parsed: 2 µs instead of 15 to 25.
 
     Raises:
-        ExpressionError: It is no expression.
+        ExpressionError: It is not an expression.
     """
     if len(text) <= MAX_CHARACTERS:
         if found := _ONE_STEP.fullmatch(text):
@@ -197,10 +197,10 @@ def parse(text: str) -> Expression:
     """Parse a whole text as one arithmetic expression.
 
     Accepts decimals, thousands separators, `+ - * /` and their typographic forms, parentheses, signs, currency signs,
-    and a trailing `=`-free form only: `42 = 42` is no expression.
+    but no `=`: `42 = 42` is not an expression.
 
     Raises:
-        ExpressionError: It is none.
+        ExpressionError: It is not one.
     """
     tokens = _tokenize(text)
     if not tokens:
@@ -209,7 +209,7 @@ def parse(text: str) -> Expression:
 
 
 def same_value(left: Fraction | None, right: Fraction | None) -> bool:
-    """Return whether two values are equal up to a relative 1e-6, the last place of a printed decimal; None never is."""
+    """Return whether two values are equal up to a relative 1e-6, the last place of a printed decimal; None equals nothing."""
     if left is None or right is None:
         return False
     return abs(left - right) <= max(abs(left), abs(right)) * Fraction(1, 1_000_000)
@@ -236,7 +236,7 @@ _PROSE_TOKEN = re.compile(
     rf"(?P<number>(?<![\w.])(?:{_NUMBER})(?![\d]))|(?P<symbol>[-+*/×·÷−–()=])"
     r"|(?P<word>[A-Za-z][A-Za-z'’-]*)|(?P<currency>[$€£])|(?P<percent>%)|(?P<other>[^\s])"
 )
-_BRIDGE_WORDS = 3  # "84 points / 2 rounds": so many words of unit may stand between a number and its operator
+_BRIDGE_WORDS = 3  # "84 points / 2 rounds": the most words of unit between a number and its operator
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ def _prose_tokens(text: str) -> tuple[_ProseToken, ...]:
 
 
 def _without_units(tokens: Sequence[_ProseToken]) -> list[_ProseToken]:
-    """Drop the words that stand between a number and the operator, `=` or parenthesis that follows it."""
+    """Drop the words between a number and the operator, `=` or parenthesis that follows it."""
     kept: list[_ProseToken] = []
     index = 0
     while index < len(tokens):
@@ -302,7 +302,7 @@ def _longest_expression(tokens: list[_ProseToken]) -> Expression | None:
 
 
 def find_expressions(text: str) -> list[FoundExpression]:
-    """Return the arithmetic operations that stand in prose, from left to right.
+    """Return the arithmetic operations in prose, from left to right.
 
     Words of unit between numbers and operators are skipped (`84 points / 2 rounds = 42 points`), spelled operators are
     read (`9 times 4`), and runs that do not parse as a whole are shortened from either side until they do.
@@ -344,5 +344,5 @@ def find_expressions(text: str) -> list[FoundExpression]:
 
 
 def find_numbers(text: str) -> list[Fraction]:
-    """Return the numbers that stand in prose, from left to right, without signs."""
+    """Return the numbers in prose, from left to right, without signs."""
     return [token.value for token in _prose_tokens(text) if isinstance(token.value, Fraction)]

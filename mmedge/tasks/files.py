@@ -4,7 +4,7 @@
     {"id": "cqa-train-0001", "question": "…", "choices": ["bus depot", …], "label": "bridge"}
     {"id": "anli-7", "premise": "…", "hypothesis": "…", "label": "entailment"}
 
-Every label is read by the task's answer form when the file is loaded: one that it cannot read is an error with file and line.
+The task's answer form reads every label when the file is loaded; a label that it cannot read is an error with file and line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mmedge.tasks.reading import one_paragraph
 from mmedge.tasks.task import Splits
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
-_NLI_NUMBERS = dict(zip(("0", "1", "2"), NLI_LABELS, strict=True))  # the order in which ANLI and SNLI number them
+_NLI_NUMBERS = dict(zip(("0", "1", "2"), NLI_LABELS, strict=True))  # the order in which ANLI and SNLI number the labels
 _NLI_LETTERS = dict(zip(("e", "n", "c"), NLI_LABELS, strict=True))  # ANLI's own files
 
 
@@ -114,7 +114,7 @@ class FileTask:
 def _only_file(data: Path, name: str) -> Path:
     if not data.is_dir():
         raise MmedgeError(
-            f"no such folder: {data}", "set task.data, or the environment variable MMEDGE_DATA, to where the data lies"
+            f"no such folder: {data}", "set task.data, or the environment variable MMEDGE_DATA, to the folder of the data"
         )
     return data / name
 

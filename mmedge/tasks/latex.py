@@ -1,4 +1,4 @@
-r"""LaTeX in teachers' texts, as plain arithmetic; what cannot be said plainly stays as it is, so that nobody guesses its value.
+r"""LaTeX in teachers' texts as plain arithmetic; what has no plain form stays as it is, so that its value is never guessed.
 
     unboxed(r"Thus \boxed{42}")                     "Thus The answer is: 42."
     from_latex(r"\frac{84}{2} \times 3 = \$126")    "((84) / (2)) * 3 = $126"
@@ -30,7 +30,7 @@ UNREADABLE = re.compile(r"[\\^{}√]|\d_")  # in an answer: mathematics that was
 
 
 def _braced(text: str, start: int) -> tuple[str, int] | None:
-    """Return what the braces that open at `start` hold, and where they end; None where they do not, or are nested too deeply."""
+    """Return the content of the braces that open at `start`, and where they end; None if they do not, or are nested too deeply."""
     depth = 0
     for place in range(start, len(text)):
         if text[place] == "{":
@@ -45,7 +45,7 @@ def _braced(text: str, start: int) -> tuple[str, int] | None:
 
 
 def unboxed(text: str) -> str:
-    r"""Return a text in which `\boxed{…}` states an answer in words, unless the words in front of it do so already."""
+    r"""Return a text in which `\boxed{…}` states an answer in words, unless the words before it already do."""
     place = 0
     while match := _BOXED.search(text, place):
         found = _braced(text, match.end())

@@ -6,7 +6,7 @@
     Luke scored 84 points … solution: Luke … answer: 84 / 2         predict:   →  correct
     Luke scored 84 points … solution: Luke … answer: 84 / 2         explain:   →  Equal scoring over 2 rounds calls for …
 
-The paper puts the task word in front of the question. Here it stands behind it (for an encoder-decoder: in what the decoder
+The paper puts the task word in front of the question. Here it comes after it (for an encoder-decoder: in what the decoder
 writes), so that the context is read once and shared by both tasks: in training, where that saves half of the tokens, and on
 the device, where answer, rationale and judgement follow from one reading. An encoder-decoder has the chain of thought that it
 judges in its decoder, as if it had just written it: judging then grows out of what it learned for reasoning, token by token,
@@ -41,7 +41,7 @@ def render_chain_of_thought(cot: ChainOfThought) -> str:
 
 @dataclass(frozen=True)
 class Context:
-    """What stands in front of a task word.
+    """What comes before a task word.
 
     Attributes:
         read: What the student reads: for an encoder-decoder, in its encoder.
@@ -57,12 +57,12 @@ class StudentPrompts:
     """The templates of one student family.
 
     Attributes:
-        question: The context of reasoning; has the place `{question}`.
-        solution: What is read for self-evaluation; has the places `{question}` and `{cot}`.
+        question: The context of reasoning; has the placeholder `{question}`.
+        solution: What is read for self-evaluation; has the placeholders `{question}` and `{cot}`.
         predict: The task word of answer and verdict.
         explain: The task word of rationale and evaluation.
-        target: What stands in front of every target.
-        judged: What an encoder-decoder's decoder has in front of the task word in self-evaluation; has the place `{cot}`.
+        target: What comes before every target.
+        judged: What an encoder-decoder's decoder has before the task word in self-evaluation; has the placeholder `{cot}`.
     """
 
     question: str
@@ -86,7 +86,7 @@ class StudentPrompts:
 
 
 def _fill(template: str, **places: str) -> str:
-    """Fill the places in one pass, so that text from a question is never read as a place."""
+    """Fill the placeholders in one pass, so that text from a question is never read as a placeholder."""
     return _PLACE.sub(lambda match: places[match[1]], template)
 
 

@@ -24,7 +24,7 @@ _WHOLE_END = re.compile(r"[.!?)\]\"'”’]\s*$")
 def trim(text: str) -> str:
     """Return the text up to where the teacher runs on into another question, without the label that it starts with.
 
-    What a reasoning model thinks aloud before its answer (`<think>…</think>`) is left out too.
+    A reasoning model's thoughts before its answer (`<think>…</think>`) are left out too.
     """
     if "<think" in text:
         text = _THINKING.sub("", text)
@@ -49,12 +49,12 @@ def plain(text: str) -> str:
 
 
 def ends_whole(text: str) -> bool:
-    """Whether a text ends as a sentence does, and not in its middle."""
+    """Whether a text ends at the end of a sentence."""
     return bool(_WHOLE_END.search(text))
 
 
 def answer_sections(text: str) -> list[tuple[str, str]]:
-    """Return (what stands before, what stands after) for each statement of an answer, the last one first."""
+    """Return the text (before, after) each statement of an answer, the last one first."""
     return [(text[: match.start()], text[match.end() :]) for match in reversed(list(MARKER.finditer(text)))]
 
 
@@ -102,7 +102,7 @@ def read_self_evaluation(text: str, verdict: str | None) -> SelfEvaluation | Unp
 
 
 def lacks_verdict(text: str) -> Unparsed | None:
-    """Return why a self-evaluation cannot be read that states its verdict in its text, or None where it can."""
+    """Return why a self-evaluation that states its verdict in its text cannot be read, or None if it can."""
     body = trim(text)
     if not body:
         return Unparsed.EMPTY

@@ -15,33 +15,35 @@ class ArithmeticSection(Section):
     """The embedded task: word problems written by a grammar."""
 
     kind: Literal["arithmetic"] = Field(description="The embedded task.")
-    seed: int = Field(0, description="Everything that is generated depends on it and on nothing else.")
+    seed: int = Field(0, description="Random seed of all problems.")
     train: Positive = Field(8000, description="Training problems.")
     test: Positive = Field(400, description="Problems in each of the two test splits.")
     train_distractors: Share = Field(
-        0.2, description="Share of training problems with a number that the answer does not need; the tests have 0.2."
+        0.2, description="Share of training problems with a number that the answer does not need; 0.2 in the tests."
     )
 
 
 class DataFolderSection(Section):
     """A task read from a folder with `train.jsonl` and `test.jsonl`."""
 
-    kind: Literal["svamp", "commonsenseqa", "nli"] = Field(description="Which public data set the folder holds.")
+    kind: Literal["svamp", "commonsenseqa", "nli"] = Field(description="The public data set that the folder holds.")
     data: PathText = Field(description="The folder.")
-    limit: Positive | None = Field(None, description="Use only so many training questions, from the file's start.")
+    limit: Positive | None = Field(None, description="Use only this many training questions, from the start of the file.")
 
 
 class JsonlSection(Section):
-    """A task of one's own: JSON lines with `question`, `label`, optional `choices` and `id`."""
+    """A task of your own: JSON lines with `question`, `label`, optional `choices` and `id`."""
 
-    kind: Literal["jsonl"] = Field(description="A task of one's own.")
-    name: str = Field("jsonl", description="What the task is called in reports.")
+    kind: Literal["jsonl"] = Field(description="A task of your own.")
+    name: str = Field("jsonl", description="Name of the task in reports.")
     train_file: PathText = Field(description="The training questions, one JSON object a line.")
-    test_files: dict[str, PathText] = Field(default_factory=dict, description="Test questions by the name of their split.")
+    test_files: dict[str, PathText] = Field(
+        default_factory=dict, description="Files of test questions, by the name of their split."
+    )
     form: Annotated[FormSettings, SettingsOf(FORMS, lambda form: form.settings_type())] = Field(
         description="What answers look like: the name of a form, or its settings with `kind`."
     )
-    limit: Positive | None = Field(None, description="Use only so many training questions, from the file's start.")
+    limit: Positive | None = Field(None, description="Use only this many training questions, from the start of the file.")
 
     @model_validator(mode="before")
     @classmethod

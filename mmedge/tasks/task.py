@@ -1,4 +1,4 @@
-"""What a task is: where its questions come from, and what their answers look like. It knows no student and no teacher."""
+"""What a task is: where its questions come from, and what their answers look like. It knows neither student nor teacher."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Splits:
 
     Attributes:
         train: What the teacher annotates; validation is cut from it.
-        tests: Named test sets, for final numbers only.
+        tests: Named test sets, for final figures only.
     """
 
     train: tuple[Example, ...]

@@ -3,7 +3,7 @@
     for annotation in teacher.chains_of_thought(examples): …                                       recorded, embedded
     reply = await teacher.sample(SampleRequest(messages, wanted=5, seed=17, max_tokens=512))        endpoint, local model
 
-A teacher that is sampled knows nothing of questions or stores, and one that writes by itself nothing of prompts.
+A sampled teacher knows nothing about questions or stores; one that writes by itself knows nothing about prompts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mmedge.tasks import Example
 
 
 class WritingTeacher(Protocol):
-    """A source of annotations, raw: meaning is read from the store."""
+    """A source of raw annotations; they are parsed when they are read from the store."""
 
     def fingerprint(self) -> str:
         """Return a hash of everything that decides what this teacher writes."""
@@ -40,7 +40,7 @@ class SampleRequest(NamedTuple):
     """A prompt and what is wanted for it.
 
     Attributes:
-        messages: The chat.
+        messages: The chat messages.
         wanted: How many texts are wanted; fewer may come.
         seed: For sampling, where the teacher accepts one.
         max_tokens: The longest text.
@@ -62,7 +62,7 @@ class SampledTeacher(Protocol):
 
     @property
     def parallel(self) -> tuple[int, int]:
-        """How many requests at a time it takes at first, and at most."""
+        """How many requests at a time it takes: initially, and at most."""
         ...
 
     def most_tokens(self, messages: tuple[Message, ...]) -> int:
@@ -73,8 +73,8 @@ class SampledTeacher(Protocol):
         """Return texts for a prompt.
 
         Raises:
-            ChatFailure: There are none; another attempt may bring some.
-            MmedgeError: No attempt will: the key is wrong, the model unknown.
+            ChatFailure: There are none; another attempt may succeed.
+            MmedgeError: No attempt will succeed: the key is wrong, or the model unknown.
         """
         ...
 

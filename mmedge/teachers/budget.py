@@ -1,6 +1,6 @@
-"""What a collector may have in flight, kept the careful way: with what it may cost at most, until the bill for it is stored.
+"""What a collector may have in flight, counted at its highest possible cost until the bill for it is stored.
 
-What is granted is reserved in the store, where other collectors see it, and where it stays if this one is killed.
+Grants are reserved in the store, where other collectors see them, and where they stay if this one is killed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Budget:
     def wish(self, worst: float | None, room: int) -> Spending:
         """Return what is to be reserved for what is in flight and what may be sent next.
 
-        Without limits this only says what a kill may leave without a bill, and nobody waits for it: it is as much as may ever be.
+        Without limits this only records what a kill may leave unbilled, so as much as possible is reserved at once.
 
         Args:
             worst: What the next request may cost at most; None where there is none.

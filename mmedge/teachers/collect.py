@@ -1,7 +1,7 @@
-"""`mmedge annotate`: ask the recipe's teacher for everything the store does not hold yet.
+"""`mmedge annotate`: ask the recipe's teacher for everything that is not in the store yet.
 
 A recorded and an embedded teacher write what they have; one that is sampled (an endpoint, a model on this machine) goes through
-the collector. What it is asked is described in the store, word by word, so that a text can always be traced to what it answers.
+the collector. What it is asked is stored word by word, so that every text can be traced to its prompt.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mmedge.teachers.plan import NO_LIMITS, CollectionPlan, Limits, collection_p
 from mmedge.teachers.prompting import Prompts, load_prompts
 from mmedge.teachers.recorded import RecordedTeacher
 
-BATCH = 2000  # annotations per transaction: a kill loses at most so many, and a disk flush costs little
+BATCH = 2000  # annotations per transaction: a kill loses no more, and flushing costs little
 
 
 def annotate(
@@ -47,7 +47,7 @@ def annotate(
     progress: Progress,
     limits: Limits = NO_LIMITS,
 ) -> CollectionResult | None:
-    """Collect chains of thought and self-evaluations for every example; what is there already is kept.
+    """Collect chains of thought and self-evaluations for every example; stored ones are kept.
 
     Returns:
         How the collection ended, where the teacher is one that is sampled; else None.
@@ -133,7 +133,7 @@ def _sample(
 ) -> CollectionResult:
     if plan.limits.max_cost is not None and not plan.prices.known:
         raise MmedgeError(
-            "a maximum cost needs prices: teacher.prices says what a million tokens cost",
+            "a maximum cost requires teacher.prices: what a million tokens cost",
             "set teacher.prices.input and teacher.prices.output, or limit the requests (--max-requests)",
         )
     prompts = prompts_of(section, task)
@@ -192,7 +192,7 @@ def _description(section: SampledTeacherSection, prompts: Prompts) -> Mapping[st
 
 
 def _begin(store: AnnotationStore, description: Mapping[str, object]) -> None:
-    """Note that a teacher begins; where another one did before, say in what it differs.
+    """Record that a teacher begins; if another one did before, say how it differs.
 
     Raises:
         MmedgeError: Another teacher's annotations are in this store.
@@ -211,6 +211,6 @@ def _begin(store: AnnotationStore, description: Mapping[str, object]) -> None:
             if changed:
                 raise MmedgeError(
                     f"{store.path} holds annotations of a teacher that differs in {', '.join(changed)}",
-                    "choose another --out folder, or set it back",
+                    "choose another --out folder, or undo the change",
                 ) from None
         raise

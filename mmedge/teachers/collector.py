@@ -1,8 +1,8 @@
-"""Sampling a teacher thousands of times at once, into a store that is never behind for long.
+"""Sampling a teacher with many requests at once, into a store that is never far behind.
 
-Everything that came back is in the store before anything depends on it; a killed collection has lost what was in flight, and
-nothing else. Several collectors may work on one store. Here is the loop that claims, sends and stores; what is sent next is decided
-in `waves.py`, how fast in `pace.py`, and what it may cost in `budget.py`.
+Every reply is in the store before anything depends on it; a killed collection loses what was in flight, and
+nothing else. Several collectors may work on one store. This file is the loop that claims, sends and stores; what is sent next is
+decided in `waves.py`, how fast in `pace.py`, and what it may cost in `budget.py`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from mmedge.teachers.waves import Job, OpenSubject, WaveQueue
 
 T = TypeVar("T")
 
-SILENT_SECONDS = 5.0  # after so long without a success the display says what goes wrong
-COMMIT_SECONDS = 0.05  # how long what came back waits for company before it is stored
-FAILURES_OF_ONE = 8  # a request that fails so often while others succeed is left for the next run
-MAYBE_BILLED = ("timeout", "dropped", "garbage")  # failures after which the endpoint may ask money for what did not arrive
+SILENT_SECONDS = 5.0  # after this long without a success, the display says what goes wrong
+COMMIT_SECONDS = 0.05  # how long replies wait for others before they are stored together
+FAILURES_OF_ONE = 8  # a request that fails this often while others succeed is left for the next run
+MAYBE_BILLED = ("timeout", "dropped", "garbage")  # failures after which the endpoint may still charge for what did not arrive
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class CollectionResult:
     """How a collection ended.
 
     Attributes:
-        complete: Whether everything that was asked for is there, or cannot be had.
-        stopped: Why it ended before, or empty.
+        complete: Whether everything that was asked for is there, or is out of reach.
+        stopped: Why it ended early, or empty.
         given_up: Subjects with fewer annotations than wanted.
         postponed: Subjects that failed too often and are left for the next run.
         requests: Requests sent by this collector.
@@ -194,7 +194,7 @@ class Collector:
         return bool(self._records or self._settled or self._storing)
 
     async def _is_finished(self) -> bool:
-        """Look once more for work that others left; return whether there is none, and nobody who might leave some."""
+        """Look once more for work that others left; return whether there is none, and no other collector that might leave some."""
         others = await self._on_disk(self._collection.release_dead, self._number)
         await self._claim()
         busy = others and await self._on_disk(self._collection.claimed_by_others, self._number)
@@ -241,7 +241,7 @@ class Collector:
         self._ended(task)
 
     def _in_background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Start work that nobody waits for; when it fails, the collection ends."""
+        """Start background work; when it fails, the collection ends."""
         task = self._loop.create_task(work)
         task.add_done_callback(self._ended)
         return task
@@ -316,7 +316,7 @@ class Collector:
             self._fail(error)
         if failure.rejected:
             if not answers_others:
-                work.closed = True  # it may be the recipe's fault, and not this question's: nothing is given up for it
+                work.closed = True  # the recipe may be at fault, not this question, so nothing is given up
                 self._rejected_early.append(work)
             elif not work.closed:
                 self._queue.give_up(work)
@@ -389,7 +389,7 @@ class Collector:
         self._wake.set()
 
     async def _beat_forever(self) -> None:
-        """Show progress, and show that this collector lives."""
+        """Show progress, and mark this collector as alive."""
         beaten = 0.0
         sent, at = 0, time.monotonic()
         rate = 0.0
@@ -422,7 +422,7 @@ class Collector:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Let a first Ctrl-C end the sending and wait for what was sent, and a second one end the waiting."""
+        """Let a first Ctrl-C stop sending and wait for requests in flight, and a second one stop waiting."""
         handled = []
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -438,7 +438,9 @@ class Collector:
     def _interrupt(self) -> None:
         self._interrupted += 1
         if self._interrupted == 1 and self._tasks:
-            self._progress.line(f"interrupted: waiting for {len(self._tasks)} requests that were sent; again to leave them")
+            self._progress.line(
+                f"interrupted: waiting for {len(self._tasks)} requests that were sent; press Ctrl-C again to abandon them"
+            )
         self._wake.set()
 
 
@@ -447,5 +449,5 @@ def _as_mmedge_error(error: BaseException) -> MmedgeError:
         return error
     return MmedgeError(
         f"{type(error).__name__}: {str(error)[:200]}",
-        "what came before is stored; this is a bug in mmedge: run it again with --debug and report it",
+        "everything received so far is stored; this is a bug in mmedge: rerun with --debug and report it",
     )

@@ -1,9 +1,9 @@
-"""The embedded task's teacher: reasons in several ways, is wrong in known ways, and evaluates itself.
+"""The embedded task's teacher: it reasons in several ways, is wrong in known ways, and evaluates itself.
 
     cot         "There are 6 boxes of 8 plums, which makes 6 * 8 = 48 plums. Then 48 - 5 = 43. The answer is 43."
     evaluation  "6 times 8 is right for the plums in the boxes, and taking away 5 is right. Verdict: correct"
 
-A set share of the chains of thought is flawed the way real ones are: a wrong operation, a misread number, a number that has
+A given share of the chains of thought is flawed as real ones are: a wrong operation, a misread number, a number that has
 nothing to do with the question, a slip in the sum. Evaluations name the flaw, and are wrong themselves at a set rate. What it
 writes depends on the seed, the question and the sample's number alone.
 """
@@ -151,7 +151,7 @@ def _flawed(problem: Problem, rng: random.Random) -> Solution:
 
 
 def _write_cot(problem: Problem, solution: Solution, style: int, rng: random.Random) -> str:
-    """Write a solution in one of several manners of speaking."""
+    """Write a solution in one of several styles."""
     thing, lines = problem.thing, []
     for index, (operator, left, right, result, part) in enumerate(solution.steps):
         slots = {"left": number_text(left), "right": number_text(right)}
@@ -173,7 +173,7 @@ def _write_cot(problem: Problem, solution: Solution, style: int, rng: random.Ran
 
 
 def _write_evaluation(solution: Solution, *, finds_fault: bool, rng: random.Random) -> str:
-    """Write what an evaluator says who finds the flaw, who finds none, or who invents one."""
+    """Write an evaluation that finds the flaw, finds none, or invents one."""
     if finds_fault and solution.flaw is not None:
         return solution.flaw.detail
     operator, left, right, _, part = rng.choice(solution.steps)

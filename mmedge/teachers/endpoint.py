@@ -1,6 +1,6 @@
 """The teacher behind an OpenAI-compatible endpoint: hundreds of requests in flight, each on a connection that is kept open.
 
-Requests are written and replies read by `mmedge.openai`; here is the transport, which is aiohttp's. Proxies of the environment
+`mmedge.openai` writes requests and reads replies; this file is the transport, through aiohttp. Proxies from the environment
 are used, TLS certificates are checked, and redirects are not followed: a key is sent to the endpoint that the recipe names, and
 nowhere else. `benchmarks/collector.py` measures it.
 """
@@ -25,7 +25,7 @@ class EndpointTeacher:
     Args:
         chat: The endpoint, its model, and how it samples.
         concurrency: The most requests in flight.
-        timeout: Seconds until a reply must be there as a whole.
+        timeout: Seconds until a reply must have arrived in full.
 
     Raises:
         MmedgeError: The environment names a proxy that is not supported.
@@ -91,7 +91,7 @@ class EndpointTeacher:
         except (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError) as error:
             raise ChatFailure("unreachable", self._chat.clean(_reason(error))) from None
         except TimeoutError:
-            raise ChatFailure("timeout", f"no whole reply within {self._timeout:g} s", overloaded=True) from None
+            raise ChatFailure("timeout", f"no complete reply within {self._timeout:g} s", overloaded=True) from None
         except aiohttp.ClientResponseError as error:
             raise ChatFailure("garbage", self._chat.clean(f"not an HTTP response: {error.message[:80]}")) from None
         except (aiohttp.ClientError, OSError) as error:

@@ -1,8 +1,8 @@
-"""What a collection will ask for, before it is asked: requests, tokens, money.
+"""Estimates what a collection will take before anything is sent: requests, tokens, money.
 
-Prompts are made and measured, not sent. How many tokens a character is, and how long the answers are, is taken from what the
-store has seen of this teacher; before there is anything, from English text (4 characters a token) and from the answers that the
-prompt shows as examples. Repeats of texts that could not be read are not foreseen; the upper bound foresees all that are allowed.
+Prompts are built and measured, not sent. Tokens per character and lengths of answers are taken from what the
+store holds of this teacher; if it holds nothing, from English text (4 characters per token) and the answers that the
+prompt shows as examples. Texts that must be sampled again are not included; the upper bound includes all that are allowed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from mmedge.teachers.plan import CollectionPlan
 from mmedge.teachers.prompting import Prompts, Template
 
 CHARACTERS_PER_TOKEN = 4.0
-SAMPLE = 500  # prompts that are made to find their mean length
+SAMPLE = 500  # prompts that are built to find their mean length
 TYPICAL_COT, TYPICAL_EVALUATION = 300.0, 200.0  # characters, where the prompt shows no examples
 
 
 @dataclass(frozen=True)
 class CollectionEstimate:
-    """What is still to be collected, and what that takes.
+    """What is still to be collected, and what it takes.
 
     Attributes:
         questions: All questions of the task.
@@ -37,7 +37,7 @@ class CollectionEstimate:
         completion_tokens: Tokens that are written.
         cost: What that costs.
         cost_at_most: If every attempt is needed and every text is as long as it may be.
-        measured: Whether lengths are what this teacher's texts had so far, or assumed.
+        measured: Whether lengths were measured on this teacher's texts, or assumed.
     """
 
     questions: int

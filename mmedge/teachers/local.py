@@ -1,8 +1,8 @@
-"""The teacher on this machine: a transformers model that writes for a batch of prompts at a time.
+"""The teacher on this machine: a transformers model that answers a batch of prompts at a time.
 
-Sampling is Gumbel's: to every logit comes noise from the text's own seed, and the largest sum is taken, which samples exactly from
-the softmax. So a text depends on its prompt and seed, and not on which others were in its batch (but for the last bits of a
-float). A batch that does not fit into memory is halved, for good. Torch is imported when the model is loaded, not before.
+Sampling uses the Gumbel trick: noise from the text's own seed is added to every logit and the largest sum wins, which samples from
+the softmax. So a text depends on its prompt and seed, not on the others in its batch (but for the last bits of a
+float). A batch that does not fit into memory is halved for good. torch is imported when the model is loaded, not before.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class LocalTeacher:
         return 2 * self.batch_size, 2 * self.batch_size
 
     def most_tokens(self, messages: tuple[Message, ...]) -> int:
-        """Return how many tokens a prompt has at most: its bytes; nobody pays for them."""
+        """Return how many tokens a prompt has at most: its bytes; local tokens cost nothing."""
         return sum(len(content.encode("utf-8", "replace")) for _, content in messages)
 
     async def __aenter__(self) -> LocalTeacher:
@@ -139,7 +139,7 @@ class LocalTeacher:
         except ImportError as error:
             raise missing_extra(error.name or "torch", "distill") from None
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise MmedgeError("teacher.device: there is no CUDA device on this machine", "set it to auto or cpu")
+            raise MmedgeError("teacher.device: no CUDA device found", "set it to auto or cpu")
         cuda = self.device != "cpu" and torch.cuda.is_available()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -216,7 +216,7 @@ class LocalTeacher:
         fitting = []
         for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
             if longest and not self._encoder_decoder and len(prompt) + request.max_tokens > longest:
-                what = f"{len(prompt)} tokens of prompt and {request.max_tokens} of text, but the model has room for {longest}"
+                what = f"{len(prompt)} prompt tokens and {request.max_tokens} new ones exceed the model's context of {longest}"
                 replies[index] = ChatFailure("rejected", what, rejected=True)
             else:
                 fitting.append(index)
@@ -232,7 +232,7 @@ class LocalTeacher:
                 for index, text in zip(fitting, texts, strict=True):
                     replies[index] = text
                 return [reply for reply in replies if reply is not None]
-            gc.collect()  # outside of `except`: until here the traceback holds on to what did not fit
+            gc.collect()  # outside of `except`, since the traceback keeps what did not fit alive
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             raise problem

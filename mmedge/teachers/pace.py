@@ -1,7 +1,7 @@
-"""How fast a teacher is asked: how many requests may be in flight, when a failed one is tried again, and when it is hopeless.
+"""How fast a teacher is asked: how many requests may be in flight, when a failed one is retried, and when to give up.
 
-One request goes ahead; then one more for each that succeeds, until the endpoint shows that it is overloaded; then fewer, and as
-long as it asks for, none. Arithmetic alone: callers bring the clock.
+One request goes first; then one more for each that succeeds, until the endpoint shows that it is overloaded; then fewer, and
+none while it asks to wait. Pure arithmetic: callers bring the clock.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mmedge.openai import ChatFailure
 from mmedge.reports.formats import duration
 
 FIRST_RETRY, LONGEST_RETRY = 0.5, 60.0  # seconds until a request that failed is tried again
-FAILURES_AT_FIRST = 5  # so many failures in a row before anything ever succeeded end the collection
+FAILURES_AT_FIRST = 5  # this many failures in a row before any success end the collection
 REJECTIONS_AT_FIRST = 5
 _HOPELESS = {
     "unreachable": "is the server running, and teacher.base_url right? Run the same command again when it answers",
@@ -22,11 +22,11 @@ _HOPELESS = {
 
 
 class Window:
-    """How many requests may be in flight, by what became of those before.
+    """How many requests may be in flight, by how earlier ones ended.
 
     Args:
-        first: At first.
-        most: At most.
+        first: Initial limit.
+        most: Upper limit.
     """
 
     def __init__(self, first: int, most: int) -> None:
@@ -36,7 +36,7 @@ class Window:
         self._cut = 0.0
 
     def succeeded(self, full: bool) -> None:
-        """Note a success; `full` says whether the window was used up, without which it proves nothing."""
+        """Record a success; `full` says whether the window was used up, otherwise it proves nothing."""
         if full:
             self.limit = min(self._most, self.limit + (1.0 if self._growing else 1.0 / self.limit))
 
@@ -49,7 +49,7 @@ class Window:
 
 
 class Pace:
-    """What is known of how a teacher answers.
+    """What is known about how a teacher answers.
 
     Args:
         name: The teacher's, for errors.
@@ -97,7 +97,7 @@ class Pace:
         if silent > self._patience:
             return MmedgeError(
                 f"{self._name}: no answer for {duration(silent)}; the last failure: {failure}",
-                "what came before is stored; run the same command again when the endpoint answers",
+                "everything received so far is stored; run the same command again when the endpoint answers",
             )
         return None
 
@@ -113,6 +113,6 @@ class Pace:
         """Return after how many seconds a request that failed `attempts` times is tried again."""
         if failure.retry_after is not None:
             return failure.retry_after + random.random() * min(1.0, failure.retry_after)
-        # short where the endpoint answers others, longer and longer where it answers nobody
+        # short while other requests succeed, longer and longer while none does
         doublings = max(min(attempts - 1, 2), min(self._failures_in_a_row // self.room, 7))
         return min(LONGEST_RETRY, FIRST_RETRY * 2.0**doublings) * (0.5 + random.random())

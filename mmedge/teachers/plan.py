@@ -1,4 +1,4 @@
-"""What is collected from a teacher that is sampled, and within which limits, as the recipe and the command line say."""
+"""What is collected from a sampled teacher, and within which limits, from the recipe and the command line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class CollectionPlan:
         attempts: How many responses may be sampled for each text that is wanted, at most.
         cot_tokens: The longest chain of thought, in tokens.
         evaluation_tokens: The longest evaluation.
-        seed: Where all seeds come from.
+        seed: All seeds derive from it.
         per_request: The most texts that one request asks for; None for as many as are needed.
         prices: What tokens cost.
         limits: The most that may be sent and spent.

@@ -1,4 +1,4 @@
-"""Prompts: readable template files, and the chat messages that are made of them.
+"""Prompts: readable template files, and the chat messages made from them.
 
     === system
     You solve word problems …
@@ -37,7 +37,7 @@ _PLACE = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt with places to fill in.
+    """A prompt with placeholders.
 
     Attributes:
         source: Where it was read from, for errors.
@@ -61,14 +61,14 @@ class Template:
             "labels": ", ".join(labels),
             "cot": cot,
         }
-        # one pass, so that text from a question is never read as a place
+        # one pass, so that text from a question is never read as a placeholder
         fixed = self.fixed
         filled = ((role, _PLACE.sub(lambda match: values[match[1]], text)) for role, text in self.messages[len(fixed) :])
         return (*fixed, *filled)
 
     @cached_property
     def fixed(self) -> tuple[Message, ...]:
-        """The messages in front of the first one that has a place: always the same."""
+        """The messages before the first one with a placeholder: always the same."""
         places = (index for index, (_, text) in enumerate(self.messages) if _PLACE.search(text))
         return self.messages[: next(places, len(self.messages))]
 
@@ -95,10 +95,10 @@ def read_template(path: Path, needs: Sequence[str]) -> Template:
 
     Args:
         path: The file.
-        needs: The places without which it could not work.
+        needs: The placeholders that it must have.
 
     Raises:
-        MmedgeError: It is missing, empty, or has an unknown role or place; the message names file and line.
+        MmedgeError: It is missing, empty, or has an unknown role or placeholder; the message names file and line.
     """
     text = read_text(path)
     headings = list(_HEADING.finditer(text))
@@ -116,14 +116,16 @@ def read_template(path: Path, needs: Sequence[str]) -> Template:
             if place[1] not in PLACES:
                 inside = text.index(place[0], heading.end())
                 known = ", ".join(f"{{{name}}}" for name in PLACES)
-                raise MmedgeError(f"{path}:{text.count(chr(10), 0, inside) + 1}: unknown place {place[0]}", f"known: {known}")
+                raise MmedgeError(f"{path}:{text.count(chr(10), 0, inside) + 1}: unknown placeholder {place[0]}", f"known: {known}")
         messages.append((role, content))
     if messages[-1][0] != "user":
         raise MmedgeError(f"{path}: the last message must be the user's", "add '=== user' and what is asked")
     found = {place[1] for _, content in messages for place in _PLACE.finditer(content)}
     for need in needs:
         if need not in found:
-            raise MmedgeError(f"{path}: the place {{{need}}} is missing", "without it every question would be asked the same")
+            raise MmedgeError(
+                f"{path}: the placeholder {{{need}}} is missing", "without it, every question would get the same prompt"
+            )
     return Template(str(path), tuple(messages))
 
 
@@ -168,5 +170,5 @@ def sha256_messages(messages: Sequence[Message]) -> str:
 
 
 def shown(messages: Sequence[Message]) -> str:
-    """Return messages as a person reads them, in the form of a template file."""
+    """Return messages in the form of a template file, for people to read."""
     return "\n".join(f"=== {role}\n{content}" for role, content in messages)

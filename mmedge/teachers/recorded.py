@@ -1,4 +1,4 @@
-"""The teacher that was recorded before, in the forms in which such recordings are published; raw and dirty as real teachers write.
+"""A teacher that was recorded before, in the formats in which recordings are published: raw and dirty, as real teachers write.
 
     jsonl              {"id": "svamp-train-0000", "sample": 1, "teacher": "llama-3", "text": " Rationale: To find …"}
                        {"id": "svamp-train-0000", "sample": 1, "evaluation": "The solution …", "verdict": "correct"}
@@ -31,13 +31,13 @@ Records = Iterator[tuple[int, Json]]
 
 @dataclass(frozen=True)
 class RecordedTeacher:
-    """A teacher whose annotations lie in files.
+    """A teacher whose annotations are in files.
 
     Attributes:
         cots: The files of chains of thought, read one after another.
         evaluations: The file of self-evaluations, or None; a tree-of-thought log has its own.
         max_cots: The largest number of chains of thought per question that is used, lowest `sample` first; None for all.
-        format: How the files are written; `auto` looks at them.
+        format: Format of the files; `auto` detects it.
     """
 
     cots: tuple[Path, ...]
@@ -147,7 +147,7 @@ def _records(path: Path, form: str) -> Records:
 
 
 def _check_count(paths: Sequence[Path], questions: int) -> None:
-    """Refuse lists that cannot belong to the questions: nothing but the order says which text is whose."""
+    """Refuse lists that cannot belong to the questions: only their order says which text belongs to which question."""
     texts = sum(len(_list_of_texts(path)) for path in paths)
     if texts != questions:
         names = ", ".join(path.name for path in paths)
@@ -211,7 +211,7 @@ def _asked(x: Any, path: Path, index: int) -> str:
     except (ValueError, KeyError, RecursionError):
         value = None
     if not isinstance(value, str):
-        raise MmedgeError(f"{path}[{index}]: 'x' holds no question")
+        raise MmedgeError(f"{path}[{index}]: 'x' contains no question")
     return value
 
 
@@ -222,5 +222,5 @@ def _plain(question: str) -> str:
 def _sample(record: Json, path: Path, number: int) -> int:
     sample = record.get("sample", 0)
     if isinstance(sample, bool) or not isinstance(sample, int) or sample < 0:
-        raise MmedgeError(f"{path}:{number}: field 'sample' must be a whole number from 0, found {sample!r:.40}")
+        raise MmedgeError(f"{path}:{number}: field 'sample' must be a whole number of at least 0, found {sample!r:.40}")
     return sample

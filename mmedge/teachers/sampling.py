@@ -1,4 +1,4 @@
-"""Which responses are sampled for a subject, in which order, with which seeds: plain arithmetic, without clock or network.
+"""Which responses are sampled for a subject, in which order and with which seeds: pure arithmetic, no clock, no network.
 
     wanted 3, at most 6 responses:   0 1 2  ─►  0 whole, 1 cut off, 2 the same as 0
                                      3 4    ─►  3 whole, 4 whole
@@ -6,7 +6,7 @@
 
 Responses are sampled in waves of as many as are still missing; a wave is judged when all of it is there, in the order of their
 numbers, never in the order of arrival. So a collection that was killed and continued, or shared by several collectors, holds what
-an undisturbed one holds, as far as the teacher gives the same text for the same prompt and seed.
+an undisturbed one holds, if the teacher gives the same text for the same prompt and seed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def subject_state(wanted: int, most: int, responses: Mapping[int, Response], dis
 
 
 def same_words(text: str) -> str:
-    """Return what two texts share that say the same: words in lower case, up to where the teacher runs on."""
+    """Return what texts that say the same have in common: their words in lower case, up to where the teacher runs on."""
     return one_paragraph(trim(text)).casefold()
 
 

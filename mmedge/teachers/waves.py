@@ -1,4 +1,4 @@
-"""The requests that a collection still has to send, wave by wave, and what becomes of the responses.
+"""The requests that a collection still has to send, wave by wave, and what happens to the responses.
 
 A subject's responses are sampled in waves of as many as are still missing (`sampling.py`); a wave is judged when all of it is
 there. Without clock, network or store.
@@ -22,7 +22,7 @@ from mmedge.teachers.sampling import outcome, runs_of, seed_for, subject_state
 
 @dataclass(slots=True, eq=False)
 class OpenSubject:
-    """A claimed subject and what is known of it.
+    """A claimed subject and what is known about it.
 
     Attributes:
         subject: The subject.
@@ -86,7 +86,7 @@ class WaveQueue:
         return len(self._jobs)
 
     def add(self, work: OpenSubject, *, first: bool = False) -> None:
-        """Queue what a subject still needs, before all others or behind them, or settle it where it needs nothing more."""
+        """Queue what a subject still needs, before or after all others, or settle it if it needs nothing more."""
         subject = work.subject
         state = subject_state(subject.wanted, subject.most, work.responses, distinct=subject.kind == "cot")
         work.pending = len(state.missing)

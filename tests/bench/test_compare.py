@@ -138,7 +138,7 @@ def test_memory_that_grows_and_variants_that_are_gone(base: Path, tmp_path: Path
     new["machine"]["packages"]["onnxruntime"] = "2"
     found = compare(base, written(tmp_path, "new.json", new), Bounds(memory_growth=0.1))
     assert found.broken == [
-        "a needs 100.0 % more memory at its peak, more than 10.0 %",
+        "a: peak memory grew by 100.0 %, more than 10.0 %",
         "b can no longer be measured: does not fit in 300 MB",
     ]
     notes = " ".join(found.notes)
@@ -220,7 +220,7 @@ def test_a_report_with_a_hole_is_one_line(part: str, tmp_path: Path) -> None:
         new["variants"][0]["samples"]["seconds"] = [0.0] * (ROUNDS * QUESTIONS)
     else:
         del new["variants"][0][part]
-    with pytest.raises(MmedgeError, match="whole report"):
+    with pytest.raises(MmedgeError, match="complete report"):
         compare(written(tmp_path, "a.json", report(1)), written(tmp_path, "b.json", new), Bounds(slowdown=0.05))
 
 

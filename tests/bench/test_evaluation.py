@@ -103,7 +103,7 @@ def test_the_command_writes_and_continues(tiny_run: Path, tmp_path: Path) -> Non
     killed_when_lines_are_there(arguments, tmp_path / ".evaluate-bundle-int8.journal", 4)
     assert not list(tmp_path.glob("evaluate*"))
     done = mmedge(*arguments)
-    assert done.code == 0 and "batches are answered already" in done.err, done.err
+    assert done.code == 0 and "batches are already answered" in done.err, done.err
     first = json.loads((tmp_path / "evaluate-int8.json").read_text())
     assert {path.name for path in tmp_path.iterdir()} == {f"evaluate-int8.{end}" for end in ("json", "md", "html")}
     whole = mmedge(*arguments, "--json", "-q")
@@ -118,7 +118,7 @@ def test_what_cannot_be_evaluated_is_one_line(tiny_run: Path, tmp_path: Path) ->
     other = tmp_path / "other.jsonl"
     other.write_text('{"kind": "task", "name": "x", "judge": "choice", "labels": []}\n')
     found = mmedge("evaluate", tiny_run / "bundle-int8", "--evaluation", other)
-    assert is_one_line_error(found) and "about another task" in found.err
+    assert is_one_line_error(found) and "for another task" in found.err
     other.write_text('{"kind": "task", "name": "x", "judge": "expression", "labels": []}\n')
     found = mmedge("evaluate", tiny_run / "bundle-int8", "--evaluation", other)
     assert is_one_line_error(found) and "no labelled test questions" in found.err

@@ -95,7 +95,7 @@ def test_a_host_that_cannot_be_reached_and_a_key_that_is_refused_are_one_line(se
     cases = [
         (server.client("nobody", Port=free_port()), "no SSH server answers"),
         (server.client("nowhere", HostName="board.invalid"), "no host of this name"),
-        (server.client("wrong-key", IdentityFile=wrong_key), "lets nobody in with this user and key"),
+        (server.client("wrong-key", IdentityFile=wrong_key), "rejected this user and key"),
         (server.client("open-key", IdentityFile=open_key), "others can read your private key"),
         (server.client("stranger", UserKnownHostsFile="/dev/null"), "host key that is not known"),
     ]

@@ -42,7 +42,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     finished = {path: path.stat().st_mtime_ns for path in run.glob("ablation/rows/*/result.json")}
     again = mmedge("ablate", recipe, "--out", run, "--json")
     assert again.code == 0, again.err
-    assert f"{len(finished)} of 12 trainings were there already and kept" in again.err
+    assert f"{len(finished)} of 12 trainings were already done and are kept" in again.err
     assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
     return run, json.loads(again.out)
 
@@ -75,8 +75,8 @@ def test_all_rows_take_as_many_lessons_and_shared_stages_are_trained_once(compar
 def test_the_page_and_the_table_say_what_the_json_says(compared: tuple[Path, dict[str, Any]]) -> None:
     run, found = compared
     page, text = (run / "ablation.html").read_text(), (run / "ablation.md").read_text()
-    assert "the last checkpoint of a stage is taken" in text  # 16 validation questions
-    assert "Seed 0;" in text and "with one seed they say nothing of how much another training would differ" in text
+    assert "the last one of each stage is taken" in text  # 16 validation questions
+    assert "Seed 0;" in text and "with one seed they do not say how much another training would differ" in text
     assert page.count("<svg") >= 4 and (run / "ablation.svg").read_text().startswith("<svg")
     for row in found["rows"]:
         low, high = row["tests"]["new_combinations"]["interval_95"]
@@ -90,7 +90,7 @@ def test_further_seeds_continue_and_students_can_be_kept(compared: tuple[Path, d
     settings += ["--set", "ablation.seeds=[0, 1]", "--set", "ablation.keep_students=true"]
     again = mmedge("ablate", run / "recipe.yaml", "--out", run, "--json", *settings)
     assert again.code == 0, again.err
-    assert "1 of 2 trainings were there already and kept" in again.err
+    assert "1 of 2 trainings were already done and are kept" in again.err
     (row,) = json.loads(again.out)["rows"]
     assert row["seeds"] == [0, 1] and set(row["tests"]["new_combinations"]["by_seed"]) == {"0", "1"}
     (student,) = run.glob("ablation/rows/human-standard-seed1-*/student")
@@ -118,15 +118,15 @@ def test_rows_are_the_papers_methods() -> None:
     ("ablation", "word"),
     [
         ({"more": {"mine": {"rehersal": 0.3}}}, "rehersal"),
-        ({"more": {"cots": {"rehearsal": 0.3}}}, "is a row of the paper's"),
+        ({"more": {"cots": {"rehearsal": 0.3}}}, "is one of the paper's rows"),
         ({"more": {"mine": {"schedule": "joint", "rehearsal": 0}}}, "rehearsal"),
-        ({"equal": "none", "epochs": {"nothing": [1, 2]}}, "there is no row 'nothing'"),
-        ({"epochs": {"cots": [1, 2]}}, "`equal: none` only"),
-        ({"more": {"mine": {"self_evaluation": False, "rehearsal": 0.3}}}, "rehearsal changes nothing"),
-        ({"more": {"mine": {"rehearsal": 0, "evaluation_weight": 0.3}}}, "evaluation_weight changes nothing"),
+        ({"equal": "none", "epochs": {"nothing": [1, 2]}}, "unknown row 'nothing'"),
+        ({"epochs": {"cots": [1, 2]}}, "requires ablation.equal: none"),
+        ({"more": {"mine": {"self_evaluation": False, "rehearsal": 0.3}}}, "rehearsal requires self_evaluation"),
+        ({"more": {"mine": {"rehearsal": 0, "evaluation_weight": 0.3}}}, "evaluation_weight requires rehearsal"),
         ({"rows": ["everything"]}, "rows"),
         ({"seeds": []}, "seeds"),
-        ({"seeds": [1, 1]}, "ablation.seeds: something stands there twice"),
+        ({"seeds": [1, 1]}, "ablation.seeds: a value is listed twice"),
     ],
 )
 def test_a_comparison_that_makes_no_sense_is_one_line(ablation: dict[str, object], word: str, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_another_comparison_and_a_damaged_result_are_told(compared: tuple[Path, 
     assert (run / "ablation.md").read_text() == table and "alpha: 0.2" not in (run / "recipe.yaml").read_text()
     recipe = write_recipe(tmp_path / "r.yaml", same)
     kept = mmedge("ablate", recipe, "--out", run, "--set", "ablation.keep_students=true")
-    assert kept.code == 0 and "before students were kept" in kept.err
+    assert kept.code == 0 and "before keep_students was set" in kept.err
     result = sorted(run.glob("ablation/rows/*/result.json"))[0]
     for text in ("{}", "[]", '{"row": ', ""):
         result.write_text(text)

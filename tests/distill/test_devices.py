@@ -116,7 +116,7 @@ def test_two_processes_learn_what_one_learns_killed_and_resumed_too(
     _kill(_torchrun(*command, module=module), far_enough)
     assert not (run / "student").exists()
     output = _ended(_torchrun(*command, module=module))
-    assert "stage2: continues from step" in output
+    assert "stage2: continuing from step" in output
     assert ("FSDP" if module == "tests.fsdp_on_cpu" else "DDP") in output
     one, two = _losses(alone), _losses(run)
     assert [entry[:2] for entry in one] == [entry[:2] for entry in two] and len(one) == 5

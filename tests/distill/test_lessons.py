@@ -220,7 +220,7 @@ def test_lessons_of_a_group_come_together(students: dict[str, TorchStudent]) -> 
     contexts = [encoder.context(lesson.context) for lesson in lessons]
     pairs = [tuple(contexts.index(one.context) for one in group) for step in range(5) for group in source.batch(step)]
     assert len(pairs) == 15 and set(pairs) == {(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)}
-    with pytest.raises(MmedgeError, match="do not make groups of 2"):
+    with pytest.raises(MmedgeError, match="cannot be divided into groups of 2"):
         EncodedStream(LessonStream("pairs", Pairs(lessons[:9]), 6, 1.0), encoder, 16, 0, "stage2/0")
 
 

@@ -65,7 +65,7 @@ def test_a_killed_stage_continues_and_ends_as_if_nothing_had_happened(tmp_path: 
     assert not (cut / stage / "done.json").exists()
     again = mmedge("distill", recipe, "--out", cut)
     assert again.code == 0, again.err
-    assert f"{stage}: continues from step" in again.err
+    assert f"{stage}: continuing from step" in again.err
     assert _scores(cut) == _scores(whole)
     weights = "student/model.safetensors"
     assert (cut / weights).read_bytes() == (whole / weights).read_bytes()
@@ -77,7 +77,7 @@ def test_a_finished_run_is_kept_and_other_settings_are_refused(tiny_run: Path, t
     recipe = tiny_run / "recipe.yaml"
     before = (tiny_run / "student" / "model.safetensors").stat().st_mtime_ns
     again = mmedge("distill", recipe, "--out", tiny_run)
-    assert again.code == 0 and "distilled already, kept" in again.err
+    assert again.code == 0 and "already distilled, kept" in again.err
     assert (tiny_run / "student" / "model.safetensors").stat().st_mtime_ns == before
     other = mmedge("distill", recipe, "--out", tiny_run, "--set", "method.alpha=0.7")
     assert is_one_line_error(other)

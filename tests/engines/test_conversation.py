@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmedge.engines.drafting import Drafter, Luck, PhraseTable, StepCosts
+from mmedge.engines.drafting import Drafter, HitRates, PhraseTable, StepCosts
 from mmedge.engines.generation import Decoding
 from mmedge.engines.onnx.decoding import open_engine
 from mmedge.engines.onnx.graphs import Reading
@@ -92,7 +92,7 @@ def _drafting(opened: Opened, phrases: Sequence[Sequence[int]]) -> Any:
     """Give a small student's engine what export gives to large ones."""
     engine: Any = opened.engine
     engine.drafts, engine.table = True, PhraseTable.of([phrase for phrase in phrases for _ in range(2)])
-    engine.costs, engine.luck = StepCosts({1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3, 5: 1.4, 6: 1.5}), Luck()
+    engine.costs, engine.hit_rates = StepCosts({1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3, 5: 1.4, 6: 1.5}), HitRates()
     return engine
 
 
@@ -162,16 +162,16 @@ def test_a_table_of_phrases_says_what_most_often_follows(tmp_path: Path) -> None
 def test_guesses_stop_where_they_do_not_pay() -> None:
     table = PhraseTable.of([[1, 2, 3, 4, 5, 6]] * 20)
     cheap, dear = StepCosts({1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3, 5: 1.4, 6: 1.5}), StepCosts({1: 1.0, 2: 2.5})
-    assert Drafter(table, [1], cheap, Luck()).guess(5) == [2, 3, 4, 5, 6]
-    assert Drafter(table, [1], cheap, Luck()).guess(2) == [2, 3]
-    assert Drafter(table, [1], dear, Luck()).guess(5) == []
-    luck, tried = Luck(), 0
+    assert Drafter(table, [1], cheap, HitRates()).guess(5) == [2, 3, 4, 5, 6]
+    assert Drafter(table, [1], cheap, HitRates()).guess(2) == [2, 3]
+    assert Drafter(table, [1], dear, HitRates()).guess(5) == []
+    hit_rates, tried = HitRates(), 0
     for _ in range(300):  # guesses that never come true are given up, and tried again some time
-        drafter = Drafter(table, [1], StepCosts({1: 1.0, 2: 1.2, 3: 1.4, 4: 1.6, 5: 1.8, 6: 2.0}), luck)
+        drafter = Drafter(table, [1], StepCosts({1: 1.0, 2: 1.2, 3: 1.4, 4: 1.6, 5: 1.8, 6: 2.0}), hit_rates)
         tried += bool(drafter.guess(5))
         drafter.came_true(0)
     assert 5 < tried < 60
-    copying = Drafter(PhraseTable.of([]), [5, 6, 7, 8, 9, 10, 0, 5, 6, 7], cheap, Luck())
+    copying = Drafter(PhraseTable.of([]), [5, 6, 7, 8, 9, 10, 0, 5, 6, 7], cheap, HitRates())
     assert copying.guess(3) == [8, 9, 10]
 
 

@@ -182,9 +182,9 @@ def test_another_vocabulary_is_refused(llama_encoder: PromptEncoder, exported: d
     tokenizer["model"]["vocab"] = {name: place for place, name in enumerate([first, *reversed(more)])}
     tokenizer["model"]["merges"] = []
     (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(MmedgeError, match="another vocabulary: token 1 is"):
+    with pytest.raises(MmedgeError, match="a different vocabulary: token 1 is"):
         peer("optimum").open(tmp_path / "other", llama_encoder, 1)
-    with pytest.raises(MmedgeError, match="another vocabulary: 2 tokens"):
+    with pytest.raises(MmedgeError, match="a different vocabulary: 2 tokens"):
         check_vocabulary("optimum:x", ["a", "b"], llama_encoder)
 
 
@@ -196,7 +196,7 @@ def test_a_student_of_the_other_family_is_refused(exported: dict[str, Path], lla
 
 def test_how_a_peer_is_asked_says_the_student_or_bundle_beside_it(tiny_run: Path, tmp_path: Path) -> None:
     model = tmp_path / "run" / "model.gguf"
-    with pytest.raises(MmedgeError, match="no student or bundle lies beside it"):
+    with pytest.raises(MmedgeError, match="no student or bundle beside it"):
         student_beside("llama.cpp", model)
     bundle = tiny_run / "bundle-int8"
     assert student_beside("llama.cpp", model, [bundle]) == bundle

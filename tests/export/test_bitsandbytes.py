@@ -249,9 +249,9 @@ def test_where_nothing_helps_it_is_refused(exported: Path, tmp_path: Path) -> No
 def test_a_quantized_student_neither_learns_nor_is_quantized_again(exported: Path) -> None:
     folder = exported / "student-bnb-int8"
     section = StudentSection(source=str(folder))
-    with pytest.raises(MmedgeError, match="is quantized, and cannot be trained"):
+    with pytest.raises(MmedgeError, match="is quantized and cannot be trained"):
         load_student(section, resolve_source(section), 64, [], 0)
-    with pytest.raises(MmedgeError, match="is quantized already"):
+    with pytest.raises(MmedgeError, match="is already quantized"):
         export(folder, ["int8"], QUIET)
 
 

@@ -136,7 +136,7 @@ def test_a_spoiled_manifest_is_one_line() -> None:
         {"signals": {"answer": {**good["signals"]["answer"], "map": {"kind": "platt", "weights": [float("nan")], "bias": 0.0}}}},
         {"signals": {"answer": 7}},
     ):
-        with pytest.raises(MmedgeError, match="not what export writes"):
+        with pytest.raises(MmedgeError, match="confidence is invalid"):
             Confidence.from_manifest({**good, **spoil})
 
 

@@ -86,8 +86,8 @@ def _verification(**changes: float) -> Verification:
     [
         ("fp32", {"same_answers": 19}, "1 of 20 greedy answers differ"),
         ("fp32", {"largest_difference": 0.1}, "logits differ by 1.0e-01"),
-        ("int8", {"top1_agreement": 0.5}, "another token 50.0 %"),
-        ("int4", {"top1_agreement": 0.89}, "another token 11.0 %"),
+        ("int8", {"top1_agreement": 0.5}, "a different token 50.0 %"),
+        ("int4", {"top1_agreement": 0.89}, "a different token 11.0 %"),
         ("int8", {"accuracy_bundle": 0.7}, "accuracy drops by 10.0 points"),
         ("int8", {"mean_kl": float("nan")}, "not finite"),
         (
@@ -124,7 +124,7 @@ def test_a_finished_bundle_is_kept_and_a_damaged_one_made_anew(tiny_run: Path, t
     damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     done = mmedge("export", run)
     assert done.code == 0, done.err
-    assert "bundle-fp32: exported already, kept" in done.err
+    assert "bundle-fp32: already exported, kept" in done.err
     assert damaged.read_bytes() == content
 
 
@@ -154,7 +154,7 @@ def test_a_killed_export_continues(tiny_run: Path, tmp_path: Path, seen: str, op
     again = mmedge("export", run, *options)
     assert again.code == 0, again.err
     if options:
-        assert "float32 graphs: made already, kept" in again.err
+        assert "float32 graphs: already made, kept" in again.err
     for precision in ("fp32", "int8"):
         fresh, before = (open_bundle(place / f"bundle-{precision}").manifest for place in (run, tiny_run))
         if not options:

@@ -65,7 +65,7 @@ def test_another_rotary_base_and_scaling_are_in_the_file(tiny_llama: Path, tmp_p
 
 def test_what_cannot_be_written_is_one_line(tiny_llama: Path, tmp_path: Path) -> None:
     windowed = changed(tiny_llama, tmp_path / "windowed", model_type="mistral", sliding_window=128)
-    with pytest.raises(MmedgeError, match="sliding windows is not written as GGUF"):
+    with pytest.raises(MmedgeError, match="sliding windows cannot be written as GGUF"):
         write_gguf(windowed, tmp_path / "a.gguf")
     with pytest.raises(MmedgeError, match="model_type 'qwen2'"):
         write_gguf(changed(tiny_llama, tmp_path / "qwen", model_type="qwen2"), tmp_path / "a.gguf")

@@ -163,7 +163,7 @@ def test_a_reply_that_drips_ends_at_the_timeout(begun: bytes, drop: bytes) -> No
         try:
             bigger = Endpoint(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", "big", timeout=0.5, attempts=1)
             started = time.monotonic()
-            with pytest.raises(MmedgeError, match=r"no whole reply within 0\.5 s"):
+            with pytest.raises(MmedgeError, match=r"no complete reply within 0\.5 s"):
                 bigger.ask(QUESTION, FORM)
             assert time.monotonic() - started < 3
         finally:
@@ -180,7 +180,7 @@ def test_a_name_that_takes_long_to_look_up_ends_at_the_timeout(monkeypatch: pyte
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     started = time.monotonic()
-    with pytest.raises(MmedgeError, match=r"no whole reply within 0\.3 s"):
+    with pytest.raises(MmedgeError, match=r"no complete reply within 0\.3 s"):
         Endpoint("http://far.away.invalid/v1", "big", timeout=0.3, attempts=1).ask(QUESTION, FORM)
     looked_up.set()
     assert time.monotonic() - started < 3

@@ -143,7 +143,7 @@ def test_a_cut_off_line_in_a_pipe_is_named(tiny_run: Path, tmp_path: Path) -> No
     target = tmp_path / "out.jsonl"
     lines = '{"question": "fine"}\n{"question": "cut o'
     found = mmedge("run", tiny_run / "bundle-int8", "--input", "-", "--output", target, stdin=lines)
-    assert is_one_line_error(found) and "standard input:2: not a whole JSON object" in found.err
+    assert is_one_line_error(found) and "standard input:2: not a complete JSON object" in found.err
     assert not target.exists()
 
 
@@ -161,7 +161,7 @@ def test_a_dialogue_in_a_terminal(tiny_run: Path) -> None:
     out, err = process.communicate(timeout=60)
     os.close(parent)
     assert process.returncode == 0, err
-    assert "Ask; an empty line" in err and out.startswith("? ")
+    assert "Type a question; an empty line" in err and out.startswith("? ")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_answers_to_a_file_continue_after_a_kill(tiny_run: Path, tmp_path: Path)
     assert not target.exists()
     done = mmedge(*arguments)
     assert done.code == 0, done.err
-    assert "batches are answered already" in done.err
+    assert "batches are already answered" in done.err
     answers = [json.loads(line) for line in target.read_text().splitlines()]
     assert [answer["id"] for answer in answers] == [str(i) for i in range(400)]
     whole = mmedge("run", tiny_run / "bundle-fp32", "--input", source, "--output", "-", "--batch", "2")

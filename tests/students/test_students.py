@@ -54,7 +54,7 @@ def test_a_folder_that_holds_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_a_hub_that_cannot_be_reached_is_one_error() -> None:
     section = StudentSection(source="google/t5-v1_1-base")
-    with pytest.raises(MmedgeError, match=r"cannot load google/t5-v1_1-base.*\n.*is the hub reachable"):
+    with pytest.raises(MmedgeError, match=r"cannot load google/t5-v1_1-base.*\n.*check the id and that the hub"):
         load_student(section, resolve_source(section), 128, [], 0)
 
 

@@ -51,7 +51,7 @@ def test_nli_takes_names_numbers_and_anlis_letters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ('{"question": "cut off', "q.jsonl:2: not a whole JSON object"),
+        ('{"question": "cut off', "q.jsonl:2: not a complete JSON object"),
         ("[1, 2]", "q.jsonl:2: expected a JSON object"),
         ('{"label": "4"}', "q.jsonl:2: field 'question' is missing"),
         ('{"question": "", "label": "4"}', "q.jsonl:2: field 'question' must be non-empty"),

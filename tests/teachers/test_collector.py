@@ -222,7 +222,7 @@ def test_another_teacher_is_refused_and_what_differs_is_named(tmp_path: Path) ->
 
 
 def test_a_maximal_cost_without_prices_is_refused(tmp_path: Path) -> None:
-    with Endpoint() as endpoint, pytest.raises(MmedgeError, match="needs prices"):
+    with Endpoint() as endpoint, pytest.raises(MmedgeError, match="a maximum cost requires"):
         collect(tmp_path, validate(values(endpoint.url), "r"), Limits(max_cost=1.0))
     assert endpoint.served == []
 

@@ -131,7 +131,7 @@ def test_texts_end_where_they_are_told_to(tiny_llama: Path) -> None:
     [
         ({"source": "/no/such/folder"}, "teacher.source: /no/such/folder is not a teacher"),
         ({"source": "package:no-such-package/x.gguf"}, "'no-such-package' is not installed"),
-        ({"device": "cuda"}, "no CUDA device on this machine"),
+        ({"device": "cuda"}, "no CUDA device found"),
     ],
 )
 def test_a_model_that_cannot_be_loaded_is_one_error(tiny_llama: Path, settings: dict[str, Any], complaint: str) -> None:

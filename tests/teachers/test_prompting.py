@@ -62,9 +62,9 @@ def test_built_in_prompts_show_no_question_of_the_data(real_data: Path) -> None:
     [
         ("Solve {question}", "p.txt:1: a prompt must begin with a line such as '=== user'"),
         ("=== boss\nSolve {question}", "p.txt:1: unknown role 'boss'"),
-        ("=== user\nSolve {question} {qestion}", "p.txt:2: unknown place {qestion}"),
+        ("=== user\nSolve {question} {qestion}", "p.txt:2: unknown placeholder {qestion}"),
         ("=== user\n\n=== user\n{question}", "p.txt:1: this message is empty"),
-        ("=== user\nSolve it", "the place {question} is missing"),
+        ("=== user\nSolve it", "the placeholder {question} is missing"),
         ("=== user\n{question}\n=== assistant\nFour.", "the last message must be the user's"),
     ],
 )

@@ -60,8 +60,8 @@ def test_a_tree_of_thought_log_gives_texts_and_evaluations(tmp_path: Path) -> No
     [
         ({"steps": []}, "expected a JSON list of trees"),
         ([{"steps": []}], "log.json[0]: a tree has no steps"),
-        ([_tree(x=5)], "log.json[0]: 'x' holds no question"),
-        ([_tree(x='"input":"cut')], "log.json[0]: 'x' holds no question"),
+        ([_tree(x=5)], "log.json[0]: 'x' contains no question"),
+        ([_tree(x='"input":"cut')], "log.json[0]: 'x' contains no question"),
         ([_tree(new_ys=[5])], "log.json[0]: 'new_ys' must be a list of texts"),
         ([_tree(value_outputs_list=[[5]])], "log.json[0]: the evaluations of text 0"),
     ],

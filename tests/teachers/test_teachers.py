@@ -100,7 +100,7 @@ def test_what_cannot_be_read_is_counted_by_reason(own_task: dict[str, Path], tmp
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ('{"id": "x", "sample": 0, "text"', "cots.jsonl:2: not a whole JSON object"),
+        ('{"id": "x", "sample": 0, "text"', "cots.jsonl:2: not a complete JSON object"),
         ('{"id": "x", "sample": -1, "text": "a"}', "cots.jsonl:2: field 'sample'"),
         ('{"id": "x", "sample": 0, "text": 5}', "cots.jsonl:2: field 'text'"),
         ('{"sample": 0, "text": "a"}', "cots.jsonl:2: field 'id' is missing"),

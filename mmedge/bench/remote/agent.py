@@ -1,11 +1,11 @@
-"""What runs on the other machine during `mmedge bench --remote`: the standard library and nothing else, sent over as text.
+"""Runs on the other machine during `mmedge bench --remote`: the standard library and nothing else, sent over as text.
 
     python3 -c "$(cat agent.py)"        reads frames on standard input, writes marked JSON lines on standard output
 
 A frame is one line of JSON; one of kind `file` is followed by as many bytes as it says. They come in order: every `file`, then
 `run`; and `alive` now and then. Lines that begin with `mmedge:` go back; a login shell may print what it likes in between.
 
-Everything is written in one temporary folder. It is removed at the end, and by a watchdog process when this one dies in whatever
+Everything is written in one temporary folder. It is removed at the end, and by a watchdog process when this one dies in any
 manner, when standard input ends (the connection was cut), or when nothing was received for `SILENCE` seconds.
 """
 
@@ -101,7 +101,7 @@ class Workspace:
             os.write(self._tell, f"{group} ".encode())
 
     def remove(self) -> None:
-        """End what runs, remove the folder, and let the watchdog go."""
+        """End what runs, remove the folder, and release the watchdog."""
         with self._changing:
             _end(self._group)
             _remove(self.folder)
@@ -113,7 +113,7 @@ class Workspace:
 
 
 def _watch(read: int, folder: Path) -> NoReturn:
-    """Wait until the process that started this one is gone, however it went, and clear up behind it."""
+    """Wait until the process that started this one is gone, and clean up after it."""
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # it ends as soon as its parent does, and not before
@@ -164,7 +164,7 @@ def receive(workspace: Workspace) -> dict[str, Any]:
 def _receive_file(folder: Path, frame: dict[str, Any]) -> None:
     name = PurePosixPath(frame["name"])
     if name.is_absolute() or ".." in name.parts:
-        raise AgentError(f"the name {name} leads out of the folder")
+        raise AgentError(f"the name {name} points outside of the folder")
     target, left, digest = folder / name, int(frame["bytes"]), hashlib.sha256()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ _last_contact = [time.monotonic()]
 
 
 def note_contact() -> None:
-    """Note that the connection is alive."""
+    """Record that the connection is alive."""
     _last_contact[0] = time.monotonic()
 
 
@@ -260,7 +260,7 @@ def satisfies(version: str, limits: str) -> bool:
 
 
 def install(workspace: Workspace, wheel: Path, requirements: dict[str, str], environment: dict[str, str]) -> tuple[str, str]:
-    """Make the core importable, and return the interpreter to run and how that was done.
+    """Make the core importable; return the interpreter to run, and how it was done.
 
     Where this Python has every package already, it is used as it is, with the core beside it in the folder; otherwise a venv is
     made and pip installs into it what it can reach; where there is no venv, into a folder.

@@ -1,13 +1,13 @@
 """`mmedge bench --remote user@host`: bundles measured on the machine that they are for, with nothing but Python on it.
 
-One ssh connection carries everything. What is started over there is the text of `agent.py`, given to Python as an argument; it
+One ssh connection carries everything. It starts the text of `agent.py` over there, given to Python as an argument; the agent
 gets the core as a wheel, the bundles and the evaluation set through its standard input, and sends progress and the report
 back through its standard output. It removes what it was given when it is done, or when the connection is gone.
 
     mmedge bench runs/quickstart/bundle-int8 --remote pi@board.local --questions 20
     mmedge bench runs/quickstart/bundle-int8 --remote ssh://pi@board.local:2222
 
-ssh is the system's own: keys, agents, jump hosts and names stand in its configuration. It is never asked for a password. The
+ssh is the system's own: keys, agents, jump hosts and names come from its configuration. Passwords are never asked for. The
 login shell there must read `'quoted text'` as sh does: bash, zsh, dash, ash, ksh and fish do, csh does not.
 """
 
@@ -63,7 +63,7 @@ done
 echo "mmedge-no-python:$found"
 """
 
-_SWITCHED_ON = "is it switched on and in this network?"
+_SWITCHED_ON = "is it on, and on this network?"
 _KNOWN_HOSTS = "ssh to it once by hand, and compare its fingerprint"
 _REASONS = (  # what ssh writes, what that means, what to do
     (
@@ -77,26 +77,30 @@ _REASONS = (  # what ssh writes, what that means, what to do
         "start sshd there, or name the port: ssh://USER@HOST:PORT",
     ),
     ("timed out", "cannot be reached: it does not answer", _SWITCHED_ON),
-    ("No route to host", "cannot be reached: no route leads there", _SWITCHED_ON),
-    ("Network is unreachable", "cannot be reached: no route leads there", "is this machine in a network?"),
+    ("No route to host", "cannot be reached: there is no route to it", _SWITCHED_ON),
+    ("Network is unreachable", "cannot be reached: there is no route to it", "is this machine on a network?"),
     (
         "HOST IDENTIFICATION HAS CHANGED",
-        "shows another host key than before",
-        f"if it was set up anew: ssh-keygen -R it, then {_KNOWN_HOSTS}",
+        "has a different host key than before",
+        f"if it was reinstalled: ssh-keygen -R it, then {_KNOWN_HOSTS}",
     ),
     ("Host key verification failed", "has a host key that is not known here", _KNOWN_HOSTS),
     (
         "UNPROTECTED PRIVATE KEY FILE",
-        "was not asked: others can read your private key, so that ssh refuses it",
+        "was not contacted: others can read your private key, so ssh refuses it",
         "chmod 600 the key",
     ),
-    ("Permission denied", "lets nobody in with this user and key", "ssh-copy-id to it first, or load the key: ssh-add"),
+    ("Permission denied", "rejected this user and key", "ssh-copy-id to it first, or load the key: ssh-add"),
     (
         "Too many authentication failures",
-        "lets nobody in with this user and key",
+        "rejected this user and key",
         "name one key for it in ~/.ssh/config: IdentityFile",
     ),
-    ("Bad configuration option", "was not asked: ssh cannot read its configuration", "ssh to it by hand, and see what it says"),
+    (
+        "Bad configuration option",
+        "was not contacted: ssh cannot read its configuration",
+        "connect with ssh by hand, and see what it says",
+    ),
 )
 
 
@@ -131,7 +135,7 @@ class Connection:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # an interrupt ends this process first, which then says goodbye
+            start_new_session=True,  # an interrupt ends this process first, which then closes the connection
         )
         self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._complaints: list[str] = []
@@ -213,12 +217,14 @@ class Connection:
             timeout: Seconds; None for as long as the connection holds.
 
         Raises:
-            MmedgeError: The host cannot be reached, refuses, has no Python, tells of a problem, or the connection was cut.
+            MmedgeError: The host cannot be reached, refuses, has no Python, reports a problem, or the connection was cut.
         """
         try:
             message = self._messages.get(timeout=timeout)
         except queue.Empty:
-            raise MmedgeError(f"{self.host} does not answer after the login", "ssh to it by hand, and see what it does") from None
+            raise MmedgeError(
+                f"{self.host} does not respond after the login", "connect with ssh by hand, and see what happens"
+            ) from None
         if message is None:
             raise self._gone(doing)
         if message["kind"] == "no python":
@@ -240,10 +246,10 @@ class Connection:
                     return MmedgeError(f"{self.host} {meaning}", hint)
         last = next((line for line in reversed(self._complaints) if line), f"ssh ended with {self._process.returncode}")
         if doing == "connecting":
-            return MmedgeError(f"{self.host} cannot be measured on: {last[:300]}", "ssh to it by hand, and see what it says")
+            return MmedgeError(f"{self.host} cannot be measured on: {last[:300]}", "connect with ssh by hand, and see what it says")
         return MmedgeError(
             f"the connection to {self.host} was cut while {doing}: {last[:300]}",
-            "what was copied there is removed by itself; run it again",
+            "what was copied there removes itself; run it again",
         )
 
 
@@ -333,7 +339,7 @@ def _copy(connection: Connection, files: Sequence[tuple[Path, str]], free: int, 
 
 
 def _told(connection: Connection, frame: dict[str, Any], data: Iterable[bytes] = ()) -> None:
-    """Send, and where that fails say what the agent says about it."""
+    """Send; if that fails, raise the agent's own error."""
     try:
         connection.send(frame, data)
     except MmedgeError:

@@ -1,4 +1,4 @@
-"""Objectives: what a stage learns. An entry writes lessons, and says what their tokens' losses add up to.
+"""Objectives: what a stage learns. An entry writes lessons and sums up their tokens' losses.
 
     entry = OBJECTIVES["reasoning"]
     entry.settings, entry.stages, entry.parts, entry.group, entry.reference      without torch

@@ -15,7 +15,7 @@ from mmedge.recipe.method import ObjectiveSection
 from mmedge.tasks.base import Example
 from mmedge.tasks.prompts import render_question
 
-LARGEST_FACTOR = 4.0  # of a verdict's weight where verdicts are balanced: a handful of rare ones must not steer the training
+LARGEST_FACTOR = 4.0  # the largest weight of a verdict where verdicts are balanced: a handful of rare ones must not dominate
 
 
 class Judging(Objective):
@@ -39,7 +39,7 @@ class Judging(Objective):
                 "method.contrast_verdicts: no question has chains of thought that were judged differently", "set it to false"
             )
         if not self._lessons:
-            raise MmedgeError("the annotations hold no self-evaluations", "collect some, or set method.self_evaluation to false")
+            raise MmedgeError("the annotations contain no self-evaluations", "collect some, or set method.self_evaluation to false")
 
     def lessons(self, epoch: int) -> Sequence[Lesson]:
         return self._lessons

@@ -1,4 +1,4 @@
-"""Bundles on ONNX Runtime: opens the graphs that a bundle holds, whoever wrote them, and whoever asks them."""
+"""Bundles on ONNX Runtime: opens a bundle's graphs, mmedge's own or optimum's, for the runtime and for the bench."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def open_speaker(bundle: Bundle, threads: int | None = None, device: Device = "a
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if threads is not None and threads < 1:
         raise MmedgeError(f"threads must be at least 1, got {threads}")
-    tokenizer = load_tokenizer(bundle.folder / "tokenizer.json")  # first: the memory that reading it frees, the engine takes
+    tokenizer = load_tokenizer(
+        bundle.folder / "tokenizer.json"
+    )  # first, so that the engine can reuse the memory that reading it frees
     engine = open_engine(bundle, threads, device)
     stated = bundle.manifest
     encoder = PromptEncoder(tokenizer, stated.family, stated.prompts, stated.special_tokens, stated.max_input_tokens)

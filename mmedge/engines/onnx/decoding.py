@@ -3,7 +3,7 @@
 Graphs are those that mmedge writes (`model.onnx`, decoder-only, or `encoder_model.onnx`, which gives the cross-attention's keys
 and values, and `decoder_model.onnx`, which takes them; their own cache is written in place), or those that optimum writes:
 `model.onnx`, or `encoder_model.onnx` and `decoder_model_merged.onnx`, whose `use_cache_branch` chooses between reading the
-encoder's states and its cached keys. Those that mmedge writes can be conversed with: what was read once stays read. Works on
+encoder's states and its cached keys. Those that mmedge writes keep what was read from call to call. Works on
 token ids alone; knows no text, no tokenizer, no task.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from mmedge.engines.drafting import EMPTY, FILE_NAME, Drafter, Luck, PhraseTable, StepCosts
+from mmedge.engines.drafting import EMPTY, FILE_NAME, Drafter, HitRates, PhraseTable, StepCosts
 from mmedge.engines.engine import Engine
 from mmedge.engines.generation import (
     GREEDY,
@@ -84,7 +84,7 @@ class DecoderOnlyEngine:
         return logits[0, -len(target) :]
 
     def conversation(self) -> Engine:
-        return self  # these graphs read everything anew each time
+        return self  # these graphs remember nothing between calls
 
 
 class _FusedEngine:
@@ -93,10 +93,10 @@ class _FusedEngine:
     def __init__(self, bundle: Bundle, threads: int | None = None, device: Place = "cpu") -> None:
         self.decoder = Graph(bundle.graph("decoder"), threads, device)
         self.special = bundle.manifest.special_tokens
-        self.costs, self.luck = StepCosts(), Luck()
+        self.costs, self.hit_rates = StepCosts(), HitRates()
         table = bundle.folder / FILE_NAME
         self.table = PhraseTable.load(table) if table.is_file() else EMPTY
-        # export writes one where drafts pay and change nothing; what a recurrent state has read cannot be taken back
+        # export writes one where drafts pay and change nothing; recurrent states cannot be rewound
         self.drafts = table.is_file() and not self.decoder.states
 
     def held(self, prompts: Sequence[Prompt]) -> dict[str, ort.OrtValue]:
@@ -139,10 +139,10 @@ class FusedEncoderDecoderEngine(_FusedEngine):
         self._held = [name.replace("present", "past_key_values") for name in self._encoder.outputs]
 
     def held(self, prompts: Sequence[Prompt]) -> dict[str, ort.OrtValue]:
-        """Encode contexts so that what comes out of one does not depend on those beside it.
+        """Encode contexts so that the result of one does not depend on the others.
 
         All are filled up behind, to a multiple of `FILLED_UP_TO` tokens, so that sums over them are made in the same order
-        however wide the batch is. Where a row's products are its own (`rows_alike`), contexts of the same width are read at
+        however wide the batch is. Where rows do not affect each other (`rows_alike`), contexts of the same width are read at
         once: same width, same kernels, same bits. Else activations share one scale, and each is read alone, as it is.
         """
         counts = [len(prompt.context) for prompt in prompts]
@@ -181,7 +181,7 @@ def _same(values: Sequence[int], most: int) -> list[list[int]]:
 
 
 class _Conversation:
-    """What one batch of contexts was asked so far, kept in the decoder's cache.
+    """What one batch of contexts has been asked so far, kept in the decoder's cache.
 
     Each call says its whole prompts; of these only what differs from the call before is read. Contexts that are the same in
     several rows, as for several samples, are read once.
@@ -224,7 +224,7 @@ class _Conversation:
         """Write one row, several tokens a step where they can be guessed."""
         engine, reading, (row,) = self._engine, self._reading, self._read
         assert reading is not None
-        drafter = Drafter(engine.table, (*prompt.context, *prompt.begun), engine.costs, engine.luck)
+        drafter = Drafter(engine.table, (*prompt.context, *prompt.begun), engine.costs, engine.hit_rates)
         only = np.zeros(1, dtype=np.int64)
         token = int(writer.take(logits, only)[0])
         while writer.open[0]:
@@ -262,7 +262,7 @@ class _Conversation:
         return np.array(reading.read(ids, np.array([width]), np.arange(width - len(target), width)))
 
     def _last_logits(self, prompts: Sequence[Prompt], room: int = 0) -> Logits:
-        """Read what of the prompts was not read before, and return the logits behind each, (rows, vocabulary), until the next call.
+        """Read what was not read before of the prompts; return the logits after each, (rows, vocabulary), until the next call.
 
         Args:
             prompts: One for each row.
@@ -291,7 +291,7 @@ class _Conversation:
         return self._logits
 
     def _continued(self, reading: Reading, sequences: Sequence[tuple[int, ...]], new: int) -> Logits:
-        """Take back what differs and read the last `new` tokens of each sequence."""
+        """Rewind what differs and read the last `new` tokens of each sequence."""
         self._reading = reading
         reading.rewind(np.array([len(sequence) - new for sequence in sequences]))
         last = np.array([sequence[len(sequence) - new :] for sequence in sequences], dtype=np.int64)
@@ -388,7 +388,7 @@ class EncoderDecoderEngine:
         return logits[0, -len(target) :]
 
     def conversation(self) -> Engine:
-        return self  # these graphs read everything anew each time
+        return self  # these graphs remember nothing between calls
 
 
 def open_engine(bundle: Bundle, threads: int | None = None, device: Device = "auto") -> Engine:

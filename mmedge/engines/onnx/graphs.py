@@ -23,7 +23,7 @@ from mmedge.tasks.forms.constraints import Tokens
 Device = Literal["auto", "cpu", "cuda"]
 Place = Literal["cpu", "cuda"]
 CUDA = "CUDAExecutionProvider"
-ROWS_ALIKE = "mmedge.rows_alike"  # a graph's note that what it computes of a row never depends on the rows beside it
+ROWS_ALIKE = "mmedge.rows_alike"  # a graph's metadata key: what it computes for a row never depends on other rows
 
 
 def choose_device(wanted: Device, meant_for: Place) -> Place:
@@ -34,12 +34,12 @@ def choose_device(wanted: Device, meant_for: Place) -> Place:
         meant_for: What the bundle was made for.
 
     Raises:
-        MmedgeError: CUDA is asked for, and this ONNX Runtime has none, or the bundle's numbers have no kernels there.
+        MmedgeError: CUDA is asked for, and this ONNX Runtime has none, or it has no kernels for the bundle's dtypes.
     """
     if wanted not in get_args(Device):
-        raise MmedgeError(f"device {wanted!r} is none of {', '.join(get_args(Device))}")
+        raise MmedgeError(f"invalid device {wanted!r}; it must be one of {', '.join(get_args(Device))}")
     if wanted == "cuda" and meant_for != "cuda":
-        raise MmedgeError("device cuda: this bundle's numbers are made for the CPU", "export the student with --fp16")
+        raise MmedgeError("device cuda: this bundle is quantized for CPUs", "export the student with --fp16")
     there = CUDA in ort.get_available_providers()
     if wanted == "cuda" and not there:
         raise MmedgeError(
@@ -61,7 +61,7 @@ def open_session(path: Path, threads: int | None, device: Place = "cpu") -> ort.
     """
     cores = os.cpu_count() or 1
     if threads is not None and not 1 <= threads <= max(64, cores):
-        raise MmedgeError(f"threads: {threads} is not from 1 to {max(64, cores)}", f"this machine has {cores} cores")
+        raise MmedgeError(f"threads must be from 1 to {max(64, cores)}, got {threads}", f"this machine has {cores} cores")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or usable_cores()
@@ -69,22 +69,22 @@ def open_session(path: Path, threads: int | None, device: Place = "cpu") -> ort.
     providers = [*([CUDA] if device == "cuda" else []), "CPUExecutionProvider"]
     try:
         if device == "cuda" and CUDA in ort.get_available_providers():
-            ort.preload_dlls()  # CUDA and cuDNN where pip installed them, which no library path names
+            ort.preload_dlls()  # CUDA and cuDNN where pip installed them, outside of the library path
         session = ort.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # onnxruntime raises its own types, which share no public base
+    except Exception as error:  # onnxruntime raises its own types, which have no public base class
         raise MmedgeError(f"ONNX Runtime cannot open {path}: {str(error)[:200]}", "export the student again") from error
-    if device == "cuda" and CUDA not in session.get_providers():  # it falls back to the CPU with a warning alone
+    if device == "cuda" and CUDA not in session.get_providers():  # it falls back to the CPU with nothing but a warning
         raise MmedgeError("device cuda: ONNX Runtime cannot start CUDA here", "check driver, CUDA and cuDNN, or use cpu")
     return session
 
 
 def bound(array: NDArray[Any]) -> ort.OrtValue:
-    """Return an array as a value that graphs can be given; it stays in the CPU's memory."""
+    """Return an array as a value for graphs; it stays in CPU memory."""
     return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
 class Graph:
-    """A session with the names, shapes and numbers of its cache.
+    """A session with the names, shapes and dtypes of its cache.
 
     Args:
         path: The graph's file.
@@ -138,9 +138,9 @@ _FED = ("input_ids", "wanted", "lengths", "total", "starts", "counts", "attended
 class Reading:
     """A batch of token sequences that a fused decoder has read so far, their cache in one place from first to last.
 
-    What was read can be taken back from the end (`rewind`), so that several continuations follow from one beginning, and rows
+    What was read can be rewound from the end (`rewind`), so that several continuations follow one beginning, and rows
     can be picked, dropped or doubled (`rows`). A graph with recurrent states (`past_states.…`) holds all that was read in them:
-    nothing can be taken back.
+    nothing can be rewound.
 
     Args:
         graph: The decoder.
@@ -187,7 +187,7 @@ class Reading:
 
     @property
     def rewinds(self) -> bool:
-        """Whether what was read can be taken back."""
+        """Whether what was read can be rewound."""
         return not self._states
 
     def read(self, ids: Tokens, counts: Tokens, wanted: Tokens) -> Logits:
@@ -199,7 +199,7 @@ class Reading:
             wanted: (n,), whose logits are wanted: places in the flat (rows · new).
 
         Returns:
-            (n, vocabulary), in memory that is the reading's own: to be copied by whoever outlives it or its next call.
+            (n, vocabulary), in memory of this object: copy it to keep it beyond the next call.
         """
         starts, self.lengths = self.lengths, self.lengths + counts
         fed = self._bind((*ids.shape, len(wanted)))
@@ -233,14 +233,14 @@ class Reading:
         return fed["logits"]
 
     def rewind(self, lengths: Tokens | int) -> None:
-        """Take back all but the first tokens of each row, (rows,).
+        """Rewind to the first tokens of each row, (rows,).
 
         Raises:
-            ValueError: The graph has recurrent states, and something would be taken back.
+            ValueError: The graph has recurrent states, and something would be rewound.
         """
         shorter = np.minimum(self.lengths, lengths)
         if self._states and not np.array_equal(shorter, self.lengths):
-            raise ValueError("what recurrent states have read cannot be taken back")
+            raise ValueError("recurrent states cannot be rewound")
         self.lengths = shorter
 
     def rows(self, wanted: Tokens, capacity: int) -> Reading:

@@ -1,4 +1,4 @@
-"""Architectures: whose graphs mmedge writes itself, by `model_type`. Adding one takes one file in this folder and one line here.
+"""Architectures whose graphs mmedge writes itself, by `model_type`. Adding one takes one file in this folder and one line here.
 
     architecture = ARCHITECTURES["llama"]
     shape = architecture.read_shape(config)
@@ -11,7 +11,7 @@ What engines expect of the graphs
 A decoder (`model.onnx`; of an encoder-decoder `decoder_model.onnx`) takes, for prompt and later steps alike,
 
     input_ids             (batch, new) int64      padded behind
-    wanted                (rows) int64            places in the flat (batch · new) whose logits are wanted
+    wanted                (rows) int64            positions in the flat (batch · new) whose logits are wanted
     lengths               (batch) int32           each row's last place in its cache, counting the new tokens
     total                 () int32                places of the longest row
     starts                (batch) int64           each row's first new place, where the graph asks for it
@@ -28,9 +28,9 @@ A state that is not an attention cache (a recurrence, a convolution's last input
     present_states.NAME   the same shape          with the new tokens
     counts                (batch) int32           how many of each row's new tokens are tokens; the rest is padding
 
-It has no places, so an engine cannot take back what it read. Therefore such a graph leaves a row's state exactly as it was behind
-the row's last token (padding must not reach it), and an engine keeps a copy where it may have to go back: before a draft, at the
-end of a prefix that others share. Rows are picked, dropped and doubled along the first axis, as those of caches are.
+It has no positions, so an engine cannot rewind it. Such a graph therefore leaves a row's state exactly as it was after
+the row's last token (padding must not reach it), and an engine keeps a copy where it may have to rewind: before a draft, at the
+end of a shared prefix. Rows are picked, dropped and duplicated along the first axis, as those of caches are.
 `WrittenGraphs.states` and the manifest's `states` list name, shape without the batch, and dtype. Bundles with states do not draft.
 """
 

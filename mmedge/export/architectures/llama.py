@@ -37,7 +37,7 @@ MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 POSITIONS = 4096  # the longest text that the graph reads, unless the model itself reads less
 EMBEDDING = "model.embed_tokens.weight"
 _ACTIVATIONS = ("silu", "swish")
-# what transformers takes where a config says nothing
+# transformers' defaults for what a config leaves out
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
@@ -108,7 +108,7 @@ def read_shape(config: Mapping[str, Any]) -> LlamaShape:
         raise _refused("hidden_act", activation)
     heads = int(config["num_attention_heads"])
     head_width = int(config.get("head_dim") or config["hidden_size"] // heads)
-    if head_width % 16:  # what ONNX Runtime turns
+    if head_width % 16:  # the head sizes that ONNX Runtime can rotate
         raise _refused("head_dim", head_width)
     longest = int(config.get("max_position_embeddings") or POSITIONS)
     return LlamaShape(
@@ -301,7 +301,7 @@ def _attention(
 
 
 def _head_norm(g: GraphBuilder, x: str, heads: int, shape: LlamaShape, weight: NDArray[np.float32], name: str) -> str:
-    """Return x with every head normed on its own."""
+    """Return x with every head normalized separately."""
     apart = g.node("Reshape", [x, g.integers(0, 0, heads, shape.head_width)], f"{name}.apart")
     normed = g.norm(apart, weight, shape.epsilon, f"{name}.norm")
     return g.node("Reshape", [normed, g.integers(0, 0, heads * shape.head_width)], f"{name}.together")

@@ -1,1 +1,1 @@
-"""Quantization: formats of few bits, how weights are brought into them, and which precisions there are."""
+"""Quantization: low-bit formats, how weights are converted to them, and the precisions."""

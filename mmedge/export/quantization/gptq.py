@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from mmedge.export.quantization.blocks import QuantizedMatrix, assembled, block_scales, blocks_of
 from mmedge.export.quantization.formats import WeightFormat
 
-DAMPING = 0.01  # of the mean second moment, added to all: inputs that hardly vary must not blow up the inverse
+DAMPING = 0.01  # of the mean second moment, added to all: nearly constant inputs must not blow up the inverse
 _ROWS = 4096  # outputs quantized at a time
-_COLUMNS = 128  # after which the remaining columns are corrected in one product
+_COLUMNS = 128  # after which the remaining columns are corrected in one matrix product
 
 
 def quantize_calibrated(weight: NDArray[np.float32], format_: WeightFormat, moments: NDArray[np.float32]) -> QuantizedMatrix:

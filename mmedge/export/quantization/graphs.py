@@ -45,7 +45,7 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def quantize_model(source: Path, target: Path, *, many_rows: bool = False, format_: WeightFormat = INT8) -> QuantizationReport:
-    """Write a graph in few bits.
+    """Write a graph with quantized weights.
 
     Args:
         source: A float32 graph.
@@ -126,7 +126,7 @@ class _Rewriting:
         return nodes
 
     def _matrix(self, name: str, *, outputs_first: bool = False) -> NDArray[np.float32] | None:
-        """Return the constant right factor of a product as (outputs, inputs), or None where it is none worth quantizing."""
+        """Return the weight of a linear layer as (outputs, inputs), or None if it is not worth quantizing."""
         tensor = self.constants.get(self._transposed.get(name, name))
         if tensor is None or len(tensor.dims) != 2 or tensor.data_type != TensorProto.FLOAT or min(tensor.dims) < SMALLEST:
             return None
@@ -211,7 +211,7 @@ class _Rewriting:
 
 
 def _remove_unused(model: onnx.ModelProto) -> None:
-    """Drop constants, and transposes of constants, that nothing reads any more."""
+    """Drop unused constants, and unused transposes of constants."""
     while True:
         graphs = list(_graphs(model.graph))
         used = {output.name for graph in graphs for output in graph.output}

@@ -1,4 +1,4 @@
-"""How each matrix of a bundle is stored: in the precision's own format, except for those that accuracy asks to be kept finer."""
+"""How each matrix of a bundle is stored: in the precision's own format, except for those that are kept finer for accuracy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class BundleQuantizer:
 
     @property
     def float_dtype(self) -> type[np.float32 | np.float16]:
-        """What everything is computed in that is not quantized."""
+        """The dtype of everything that is not quantized."""
         return np.float16 if self.precision.weights.bits == 16 else np.float32
 
     @property
@@ -71,7 +71,7 @@ class BundleQuantizer:
         return self.ranges.get(name)
 
     def quantize(self, name: str, weight: NDArray[np.float32], format_: WeightFormat) -> QuantizedMatrix:
-        """Return a matrix, (outputs, inputs), in few bits."""
+        """Return a quantized matrix, (outputs, inputs)."""
         self.written[name] = (format_, weight.shape)
         if not format_.block:
             return quantize_outputs(weight)

@@ -4,8 +4,8 @@ A pattern is a sentence with slots in braces and alternatives in brackets:
 
     "{A} [has|owns] {b} [boxes|bags] with {n} {T} in each."
 
-Slots are filled from the problem; alternatives are drawn at random, and count as the same sentence pattern. Patterns behind
-`HELD_OUT` appear in the test split of held-out patterns only, never in training. Knows nothing of numbers or of answers.
+Slots are filled from the problem; alternatives are chosen at random and count as the same sentence pattern. Patterns after
+`HELD_OUT` appear in the test split of held-out patterns only, never in training. Knows nothing about numbers or answers.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ _SLOT = re.compile(r"\{([A-Za-z])\}")
 
 
 def expand(pattern: str, slots: dict[str, str], rng: random.Random) -> str:
-    """Return the sentence that a pattern makes: alternatives drawn, slots filled, the first letter large."""
+    """Return the sentence of a pattern: alternatives chosen, slots filled, the first letter capitalized."""
     text = _ALTERNATIVES.sub(lambda match: rng.choice(match[1].split("|")), pattern)
     text = _SLOT.sub(lambda match: slots[match[1]], text)
     return text[:1].upper() + text[1:]

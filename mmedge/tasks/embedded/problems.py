@@ -23,7 +23,7 @@ from mmedge.tasks.expressions import Expression, leaf, operation
 from mmedge.tasks.forms.expression import ExpressionForm
 from mmedge.tasks.task import Splits
 
-LARGEST = 400  # no quantity of a problem, given or intermediate, is larger
+LARGEST = 400  # the largest quantity of a problem, given or intermediate
 DISTRACTOR_SHARE = 0.2
 ONE_STEP_SHARE = 0.5
 
@@ -44,7 +44,7 @@ class SolutionStep:
 
 @dataclass(frozen=True)
 class Problem:
-    """A generated problem with everything that a teacher may say about it.
+    """A generated problem with everything that a teacher needs to explain it.
 
     Attributes:
         text: The question.
@@ -98,7 +98,7 @@ TWO_STEP_PLANS = [plan for plan in PLANS if _operations(plan) == 2]
 
 
 def _draw_numbers(plan: Plan, rng: random.Random) -> tuple[dict[str, int], list[SolutionStep]] | None:
-    """Draw numbers for a plan, or None where they do not come out whole, positive, distinct and small."""
+    """Return random numbers for a plan, or None where the results are not whole, positive, distinct and small."""
     source, event, question = plan
     numbers: dict[str, int] = {}
     steps: list[SolutionStep] = []
@@ -151,7 +151,7 @@ def generate(rng: random.Random, *, held_out: bool, distractors: float = DISTRAC
     """Write one problem.
 
     Args:
-        rng: Everything is drawn from it.
+        rng: The only source of randomness.
         held_out: Whether every part that has held-out sentence patterns uses one of them.
         distractors: How often there is a number that the answer does not need.
     """
@@ -196,7 +196,7 @@ class ArithmeticTask:
     """The embedded task.
 
     Args:
-        seed: Everything drawn depends on it and on nothing else.
+        seed: The problems depend on it alone.
         train: How many training problems.
         test: How many problems in each of the two test splits.
         train_distractors: The share of training problems with a number that the answer does not need; in the tests it is 0.2

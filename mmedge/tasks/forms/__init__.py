@@ -37,7 +37,7 @@ __all__ = ["FORMS", "AnswerForm", "form_by_name", "form_from_settings", "open_fo
 
 
 def form_from_settings(settings: FormSettings) -> AnswerForm:
-    """Return the form that a recipe's validated settings describe; files that they name are read now.
+    """Return the form that a recipe's validated settings describe; the files that they name are read.
 
     Raises:
         MmedgeError: A file is missing or is not what the form needs.
@@ -59,8 +59,8 @@ def open_form(value: Mapping[str, Any], folder: Path, where: str = "form") -> An
 
     Args:
         value: `form` and `settings`, as `AnswerForm.to_json` writes them; the older `judge` and `labels` are read too.
-        folder: Where the files lie that the form needs.
-        where: What errors call the place that states it.
+        folder: Where the files are that the form needs.
+        where: What errors call the source of the value.
 
     Raises:
         MmedgeError: There is no such form, or a setting or a file is missing or wrong.

@@ -29,7 +29,7 @@ _SEVERAL = re.compile(r"\([A-Za-z]\)[^()]{0,40}?(?:\b(?:or|and)\b|,)\s*\([A-Za-z
 
 
 class _OneOfSeveral(AnswerForm):
-    """What choices and labels have in common: a text names one of them, and a student may write nothing else."""
+    """What choices and labels have in common: a text names one of them, and a constrained student writes nothing else."""
 
     @abstractmethod
     def among(self, example: Example) -> Sequence[str]:

@@ -1,7 +1,7 @@
-"""What a student may write, token by token: anything, or one of several texts. Forms bring their own beside these.
+"""What a student may write, token by token: anything, or one of several texts. Forms add their own constraints.
 
-A student that was distilled well writes answers of the right form anyway; a constraint makes sure of it. Among the tokens that
-may follow, the likeliest is taken, so an answer that had the right form is the same with and without.
+A well distilled student writes answers of the right form anyway; a constraint guarantees it. Of the tokens that
+may follow, the most likely is taken, so an answer that had the right form is the same with and without.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Constraint(Protocol):
 
 
 class Constrainer:
-    """Makes the constraints of one form for one student; what costs time to make is made once. By default there are none."""
+    """Makes the constraints of one form for one student; expensive ones are made once. By default there are none."""
 
     def answer(self, example: Example, limit: int) -> Constraint | None:
-        """Return what may be answered to a question; None where anything may.
+        """Return what an answer may be; None where anything may be written.
 
         Args:
             example: The question.
@@ -39,7 +39,7 @@ class Constrainer:
         return None
 
     def rationale(self) -> Constraint | None:
-        """Return what a rationale may say; None where that is anything."""
+        """Return what a rationale may be; None where anything may be written."""
         return None
 
 

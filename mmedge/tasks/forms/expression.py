@@ -78,7 +78,7 @@ class ExpressionForm(AnswerForm):
         return read_arithmetic(text, example.question)
 
     def lacks_answer(self, text: str, example: Example) -> Unparsed | None:
-        """Return why a text cannot be read, or None; where it plainly states a number, without reading it: several times faster."""
+        """Return why a text cannot be read, or None; texts that plainly state a number are not parsed, which is much faster."""
         body = trim(text)
         marker = MARKER.search(body, max(0, body.rfind("answer") - 12)) if "\\" not in body else None
         if marker is not None:
@@ -107,13 +107,13 @@ class ExpressionForm(AnswerForm):
 
 
 def _unknown(line: str) -> bool:
-    """Whether what a line states is not plain arithmetic: `(2 * x)`, or mathematics that has no plain form."""
+    """Whether a line states something other than plain arithmetic: `(2 * x)`, or mathematics without a plain form."""
     sentence = line.split(". ")[0]
     return bool(_UNKNOWN.search(sentence) or UNREADABLE.search(sentence))
 
 
 def _stated_number(section: str) -> Expression | None:
-    """Read the answer behind `the answer is`: an expression, or the first number of the line."""
+    """Read the answer after `the answer is`: an expression, or the first number of the line."""
     line = first_line(section)
     if _unknown(line):
         return None

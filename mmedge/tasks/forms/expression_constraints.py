@@ -1,4 +1,4 @@
-"""Arithmetic, token by token: expressions that are whole before the limit, and a calculator for rationales."""
+"""Arithmetic, token by token: expressions that are complete before the limit, and a calculator for rationales."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class ExpressionConstrainer(Constrainer):
 
 @dataclass(frozen=True)
 class _Place:
-    """Where in an expression a text stands.
+    """The state of a partly written expression.
 
     Attributes:
-        after: What stands last: `start`, `space` (before an operand), `open`, `sign`, `whole`, `point`, `part` (digits behind a
-            point), `close`, `gap` (a space behind an operand) or `operator`.
+        after: What comes last: `start`, `space` (before an operand), `open`, `sign`, `whole`, `point`, `part` (digits after a
+            point), `close`, `gap` (a space after an operand) or `operator`.
         depth: Open parentheses.
         digits: Digits of the number that is being written.
         links: Operators so far.
@@ -71,7 +71,7 @@ class _Place:
         return self.depth == 0 and self.after in ("whole", "part", "close", "gap")
 
     def then(self, character: str) -> _Place | None:
-        """Return the place behind one more character, None where it cannot follow."""
+        """Return the state after one more character, None where it cannot follow."""
         after, depth, digits, links = self.after, self.depth, self.digits, self.links
         wants_operand = after in ("start", "space", "open", "operator")
         in_number = after in ("whole", "point", "part")
@@ -108,13 +108,13 @@ class _Place:
 
     @property
     def needs(self) -> int:
-        """How many tokens it takes at most to make it whole."""
+        """The most tokens that it takes to complete it."""
         operand = self.after in ("start", "space", "open", "sign", "operator", "point")
         return 2 * operand + 2 * self.depth
 
 
 class ExpressionGrammar:
-    """The tokens of a vocabulary that arithmetic expressions are written with, and which of them may follow what.
+    """The tokens of a vocabulary that arithmetic expressions are made of, and which of them may follow what.
 
     Args:
         tokenizer: The student's.
@@ -140,7 +140,7 @@ class ExpressionGrammar:
         return found, np.array([*found, *([self._eos] if place.whole else [])], dtype=np.int64)
 
     def place(self, written: Sequence[int]) -> _Place:
-        """Return where a sequence of tokens stands that the grammar allowed."""
+        """Return the state after a sequence of tokens that the grammar allowed."""
         place = _Place()
         for token in written:
             place = self._following(place)[0][token]
@@ -152,7 +152,7 @@ class ExpressionGrammar:
 
 
 class ExpressionConstraint:
-    """An arithmetic expression that is whole before the limit.
+    """An arithmetic expression that is complete before the limit.
 
     Args:
         grammar: The vocabulary's.
@@ -191,15 +191,15 @@ def _pieces(tokenizer: TextTokenizer) -> Iterator[tuple[int, str]]:
 
 _RUN = re.compile(r"[\d(][-+*/() .,\d]*$")
 _EQUALS = re.compile(r"=\s*$")
-_LOOK_BACK = 160  # characters in front of a sign of equality in which the operation stands
+_LOOK_BACK = 160  # characters before an equals sign that are searched for the operation
 
 
 class Calculator:
-    """Lets a student reason with right numbers: behind `76 + 4 =` it can only write 80.
+    """Lets a student reason with right results: after `76 + 4 =` it can only write 80.
 
-    A small student learns which operation a sentence calls for long before it learns to multiply; the results that it writes
-    are then wrong, what follows builds on them, and what the rationale comes to cannot be compared with the answer. The
-    operation stays the student's; its result is worked out by our own parser (as Cobbe et al. 2021 do with a calculator).
+    A small student learns which operation a sentence calls for long before it learns to calculate; the results that it writes
+    are then wrong, what follows builds on them, and the rationale's conclusion cannot be compared with the answer. The
+    operation stays the student's; our own parser computes its result (as Cobbe et al. 2021 do with a calculator).
 
     Args:
         tokenizer: The student's.
@@ -217,7 +217,7 @@ class Calculator:
         return _Calculation(self)
 
     def result(self, written: Sequence[int]) -> list[int]:
-        """Return the tokens of the result of the operation that a text ends in front of; none where it does not."""
+        """Return the tokens of the result of the operation that a text ends with; none where it does not."""
         text = self._tokenizer.decode(list(written), skip_special_tokens=True)
         sign = _EQUALS.search(text)
         if sign is None:
@@ -225,22 +225,22 @@ class Calculator:
         operation = _operation_at_end(text[: sign.start()].rstrip()[-_LOOK_BACK:])
         value = operation.value if operation is not None else None
         if value is None or value < 0 or (value * 100).denominator != 1:
-            return []  # what people do not write that way
+            return []  # not written that way by people
         return list(self._written(text.endswith(" "), number_text(value)))
 
     def _find_written(self, spaced: bool, number: str) -> tuple[int, ...]:
-        """Return the tokens of a number behind a sign of equality; none where the tokenizer would merge them with it."""
+        """Return the tokens of a number after an equals sign; none where the tokenizer would merge them with it."""
         begun = self._tokenizer.encode("= " if spaced else "=", add_special_tokens=False).ids
         whole = self._tokenizer.encode(f"= {number}", add_special_tokens=False).ids
         return tuple(whole[len(begun) :]) if whole[: len(begun)] == begun else ()
 
     def begins(self, token: int) -> bool:
-        """Whether a token holds a sign of equality."""
+        """Whether a token contains an equals sign."""
         return token in self._signs
 
     @property
     def no_digit(self) -> Tokens:
-        """The tokens that do not go on with a number."""
+        """The tokens that do not continue a number."""
         return self._no_digit
 
 
@@ -259,7 +259,7 @@ def _operation_at_end(text: str) -> Expression | None:
 
 
 class _Calculation:
-    """Where in a result a text stands."""
+    """How much of a result was written."""
 
     def __init__(self, calculator: Calculator) -> None:
         self._calculator = calculator

@@ -1,6 +1,6 @@
 """What an answer form is. A new form derives from `AnswerForm` and says what differs.
 
-Knows no task, teacher or student. Text that a form is given is untrusted: nothing in it is ever executed.
+Knows no task, teacher or student. The text that a form is given is untrusted: nothing in it is ever executed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class AnswerForm(ABC):
         name: What recipes and bundles call it.
         labels: The labels to choose from where the form has a fixed list of them.
         templates: The built-in teacher prompts for tasks of this form, by the name of their files.
-        takes_choices: Whether every question brings the texts to choose from.
-        calculates: Whether answers have a value beyond their text (`84 / 2` comes to `42`).
+        takes_choices: Whether every question has texts to choose from.
+        calculates: Whether answers have a value beyond their text (`84 / 2` is `42`).
     """
 
     name: ClassVar[str]
@@ -51,7 +51,7 @@ class AnswerForm(ABC):
 
         Args:
             settings: Those of a recipe, validated, or as `settings` returned them.
-            folder: Where the files of `files` lie; None where the settings are a recipe's own and name files themselves.
+            folder: The folder with the files of `files`; None if the settings are a recipe's own and name files themselves.
 
         Raises:
             KeyError, TypeError, ValueError: A setting is missing or wrong.
@@ -68,23 +68,23 @@ class AnswerForm(ABC):
 
     @abstractmethod
     def read(self, text: str, example: Example) -> ChainOfThought | Unparsed:
-        """Read a teacher's raw text; whatever is not a whole rationale with an answer is an `Unparsed`."""
+        """Read a teacher's raw text; anything but a complete rationale with an answer is an `Unparsed`."""
 
     def lacks_answer(self, text: str, example: Example) -> Unparsed | None:
-        """Return why a teacher's text cannot be read, or None where it can; quick, for texts that arrive by the thousand."""
+        """Return why a teacher's text cannot be read, or None if it can; fast, for texts that arrive by the thousand."""
         found = self.read(text, example)
         return found if isinstance(found, Unparsed) else None
 
     def value_of(self, answer: str) -> str | None:
-        """Return what an answer comes to, as text; None where the form has no values, or the answer has none."""
+        """Return the value of an answer, as text; None if the form has no values, or the answer has none."""
         return None
 
     @abstractmethod
     def instruction(self) -> str:
-        """Return what an answer must be, as a bigger model is told: `one of the choices, word for word`."""
+        """Return what an answer must be, in the words for a bigger model: `one of the choices, word for word`."""
 
     def constrainer(self, encoder: PromptEncoder) -> Constrainer:
-        """Return what makes the constraints of answers and rationales for one student; by default anything may be written."""
+        """Return the constrainer of answers and rationales for one student; by default anything may be written."""
         from mmedge.tasks.forms.constraints import Constrainer
 
         return Constrainer()
@@ -94,7 +94,7 @@ class AnswerForm(ABC):
         return {}
 
     def files(self) -> Mapping[str, bytes]:
-        """Return the files that the form needs, by name: they are written beside whatever states the form, bundles included."""
+        """Return the files that the form needs, by name; they are written wherever the form is stated, bundles included."""
         return {}
 
     def to_json(self) -> dict[str, Any]:

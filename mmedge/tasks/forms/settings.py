@@ -10,7 +10,7 @@ from mmedge.sections import Section
 
 
 class FormSettings(Section):
-    """Settings of a form in a recipe; each form has its own, which name it by `kind`."""
+    """Settings of a form in a recipe; each form has its own, with `kind` as its name."""
 
     kind: str = Field(description="The form.")
 
