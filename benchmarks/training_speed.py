@@ -133,13 +133,12 @@ def train_ours(kind: str, steps: int, batch: int, precision: str, compiled: bool
             key="x",
             folder=Path(folder),
             seed=SEED,
-            run="speed",
             streams=[LessonStream("given", Given(), visits, 1.0)],
             section=stage,
             training=training,
             validate=lambda: Validation(0.0, {}, "", 100),
         )
-        trainer = StageTrainer(student, plan, Session(devices, Progress(quiet=True)))
+        trainer = StageTrainer(student, plan, Session(devices, Progress(quiet=True), Path(folder)))
         step = trainer.runner.take
 
         def timed(number: int) -> Any:

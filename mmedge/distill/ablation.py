@@ -63,7 +63,7 @@ def ablate(recipe: Recipe, out: Path, progress: Progress) -> Comparison:
     if recipe.teacher is None:
         raise MmedgeError("the recipe has no teacher, and this compares methods of learning from one", "add a teacher section")
     with Devices(recipe.training) as devices:
-        session = Session(devices, progress if devices.main else Progress(quiet=True))
+        session = Session(devices, progress if devices.main else Progress(quiet=True), out)
         with work_on(out, recipe, comparison=True) if devices.main else nullcontext(Run(out)) as run:
             return _Ablation(recipe, run, session).run()
 

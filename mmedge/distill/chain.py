@@ -120,7 +120,6 @@ class StageChain:
             key=key,
             folder=folder,
             seed=self.recipe.seed,
-            run=self.recipe.name,
             streams=self.streams(stage, student, own),
             section=self.section(stage),
             training=self.recipe.training,

@@ -40,7 +40,7 @@ def distill(recipe: Recipe, out: Path, progress: Progress) -> RunMetrics:
         MmedgeError: Anything the user can mend; what was finished is kept.
     """
     with Devices(recipe.training) as devices:
-        session = Session(devices, progress if devices.main else Progress(quiet=True))
+        session = Session(devices, progress if devices.main else Progress(quiet=True), out)
         with work_on(out, recipe) if devices.main else nullcontext(Run(out)) as run:
             return _distill(recipe, run, session)
 

@@ -46,7 +46,6 @@ class StagePlan:
         key: Hash of everything the result depends on.
         folder: Where the stage keeps its files.
         seed: The recipe's seed.
-        run: What experiment trackers call the run.
         streams: What is learned; the first decides the length of an epoch.
         section: Length, rate and batch of the stage.
         training: What all stages share.
@@ -57,7 +56,6 @@ class StagePlan:
     key: str
     folder: Path
     seed: int
-    run: str
     streams: Sequence[LessonStream]
     section: StageSection
     training: TrainingSection

@@ -1,7 +1,7 @@
 """Experiment trackers, through accelerate: all metrics also go to TensorBoard, Weights & Biases, MLflow or Trackio.
 
-Nothing leaves the machine unless the environment says so (`WANDB_MODE`, `MLFLOW_TRACKING_URI`, `TRACKIO_DIR`): what a tracker
-can keep in files, it keeps in the stage's folder.
+Nothing leaves the machine unless the environment says so (`WANDB_MODE`, `MLFLOW_TRACKING_URI`, `TRACKIO_DIR`): TensorBoard's files
+are in each stage's folder, those of the others in the run's.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class StageTracker:
 
     Args:
         kind: Which tracker.
-        folder: The stage's; the tracker keeps its files there.
-        run: What the run is called.
+        run: The run's folder.
+        folder: The stage's, somewhere in it.
         stage: Stands in front of every metric's name.
         step: The last step whose metrics are kept; TensorBoard drops later ones, which are logged again.
 
@@ -32,16 +32,18 @@ class StageTracker:
         MmedgeError: The tracker is not installed.
     """
 
-    def __init__(self, kind: TrackerName, folder: Path, run: str, stage: str, step: int) -> None:
+    def __init__(self, kind: TrackerName, run: Path, folder: Path, stage: str, step: int) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         if find_spec(kind) is None or kind not in LOGGER_TYPE_TO_CLASS:
             raise MmedgeError(f"training.tracker: {kind} is not installed", f"pip install -U {kind} accelerate, or set it to none")
-        name, place = f"{run}-{stage}", folder.resolve()
+        place = run.resolve()
+        name = "-".join((place.name, *folder.resolve().relative_to(place).parts))
         if kind == "tensorboard":
             arguments: dict[str, Any] = {"run_name": "tensorboard", "logging_dir": folder, "purge_step": step + 1}
         elif kind == "wandb":
             os.environ.setdefault("WANDB_MODE", "offline")
+            os.environ.setdefault("WANDB_SILENT", "true")
             arguments = {"run_name": PROJECT, "dir": str(place), "name": name}
         elif kind == "mlflow":
             os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{place}/mlflow.db")

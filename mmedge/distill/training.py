@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -33,11 +34,13 @@ class Session:
     Attributes:
         devices: Where it is trained.
         progress: Where progress is shown.
+        folder: The run's; trackers keep their files in it.
         observe: Called when there is something new to look at, not more often than every few seconds.
     """
 
     devices: Devices
     progress: Progress
+    folder: Path
     observe: Callable[[], None] | None = None
 
 
@@ -127,8 +130,8 @@ class StageTrainer:
         if devices.main:
             self.files.cut_log(self.at.step)
             if self.plan.training.tracker != "none":
-                kind, folder = self.plan.training.tracker, self.plan.folder
-                self._tracker = StageTracker(kind, folder, self.plan.run, self.plan.name, self.at.step)
+                kind, run = self.plan.training.tracker, self.session.folder
+                self._tracker = StageTracker(kind, run, self.plan.folder, self.plan.name, self.at.step)
 
     def _refer(self) -> None:
         """Give targets their log-probabilities under the weights that the stage begins with, where an objective needs them."""

@@ -82,14 +82,11 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _own_cots_have_a_stage(self) -> Recipe:
-        if self.method.own_cots and self.training.stage3 is None:
-            raise ValueError("method.own_cots: requires training.stage3, which says how long stage 3 trains")
+    def _stage_3_has_a_length(self) -> Recipe:
+        if (needed_by := _needs_stage3(self.method)) and self.training.stage3 is None:
+            raise ValueError(f"method.{needed_by}: requires training.stage3, which says how long stage 3 trains")
         if self.method.own_cots and not self.method.self_evaluation:
             raise ValueError("method.own_cots: requires method.self_evaluation")
-        stage3 = [name for name, section in self.method.objectives.items() if section.stage == "stage3"]
-        if stage3 and self.training.stage3 is None:
-            raise ValueError(f"method.objectives.{stage3[0]}: requires training.stage3, which says how long stage 3 trains")
         return self
 
     @model_validator(mode="after")
@@ -102,8 +99,8 @@ class Recipe(Section):
             if "labels" in settings:
                 raise ValueError(f"ablation.more.{name}: every row is trained with each of ablation.labels; set labels there")
             method = MethodSection.model_validate(self.method.model_dump() | settings)
-            if method.own_cots and self.training.stage3 is None:
-                raise ValueError(f"ablation.more.{name}: own_cots requires training.stage3, which says how long stage 3 trains")
+            if (needed_by := _needs_stage3(method)) and self.training.stage3 is None:
+                raise ValueError(f"ablation.more.{name}: {needed_by} requires training.stage3, which says how long stage 3 trains")
             vain = sorted(one for one in settings.keys() & NEEDS_SELF_EVALUATION if settings[one])
             if vain and not method.self_evaluation:
                 raise ValueError(f"ablation.more.{name}: {vain[0]} requires self_evaluation")
@@ -117,6 +114,13 @@ class Recipe(Section):
         if unknown := sorted(self.ablation.epochs.keys() - {*PAPER_ROWS, *self.ablation.more}):
             raise ValueError(f"ablation.epochs: unknown row {unknown[0]!r}")
         return self
+
+
+def _needs_stage3(method: MethodSection) -> str | None:
+    """Return the field of a method that needs stage 3; None where nothing does."""
+    if method.own_cots:
+        return "own_cots"
+    return next((f"objectives.{name}" for name, section in method.objectives.items() if section.stage == "stage3"), None)
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:

@@ -100,7 +100,7 @@ class TrainingSection(Section):
     compile: bool = Field(default=False, description="Compile passes with torch.compile, which pays for long trainings on a GPU.")
     tracker: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] = Field(
         default="none",
-        description="Experiment tracker that also gets all metrics. Its files stay in the stages' folders and nothing leaves the"
+        description="Experiment tracker that also gets all metrics. Its files stay in the run's folder and nothing leaves the"
         " machine, unless the tracker's environment variables say otherwise.",
     )
 

@@ -45,10 +45,9 @@ def trainer_of(student: TorchStudent, streams: Sequence[LessonStream], stage: St
         key="x",
         folder=folder,
         seed=0,
-        run="test",
         streams=streams,
         section=stage,
         training=training,
         validate=lambda: Validation(0.0, {}, "", 100),
     )
-    return StageTrainer(student, plan, Session(Devices(training), Progress(quiet=True)))
+    return StageTrainer(student, plan, Session(Devices(training), Progress(quiet=True), folder))

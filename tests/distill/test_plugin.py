@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmedge.distill.lessons import Lesson, Target
-from mmedge.distill.streams import LessonStream
+from mmedge.distill.lessons import Lesson, Segment, Target
+from mmedge.distill.streams import LessonStream, encode_lesson
 from mmedge.recipe import StageSection, StudentSection
 from mmedge.students.loading import load_student, resolve_source
-from mmedge.students.passes import EncodedLesson, TokenLosses
+from mmedge.students.passes import EncodedLesson, LossPass, TokenLosses
 from mmedge.tasks.prompts import Context
 from tests.conftest import REPOSITORY, is_one_line_error, killed_when_lines_are_there, mmedge, tiny_recipe, write_recipe
 from tests.distill.given import Given, small_student, trainer_of
@@ -98,3 +98,30 @@ def test_before_the_first_step_nothing_differs_from_the_reference(kind: str, tin
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert line["loss"] == line["pairs_preference_loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert line["pairs_moved"] < 1e-4
+
+
+def test_an_objective_can_unlearn_texts(tmp_path: Path) -> None:
+    class Unlikelihood(Given):
+        """-log(1 - p) of every token (Welleck et al. 2020)."""
+
+        parts = ("unlikelihood",)
+
+        def weights(self) -> Mapping[str, float]:
+            return {"unlikelihood": 1.0}
+
+        def sums(self, tokens: TokenLosses) -> dict[str, torch.Tensor]:
+            return {"unlikelihood": -torch.log(-torch.expm1(-tokens.losses)).sum()}
+
+    segments = [Segment(f"{n} and", 1.0, "unlikelihood") for n in range(8)]
+    lessons = [Lesson(Context(f"what is {n}"), (Target("explain", (one,)),)) for n, one in enumerate(segments)]
+    student = small_student("what is 1 and 2")
+    encoded = [encode_lesson(lesson, student.encoder, 64) for lesson in lessons]
+
+    def probability() -> float:
+        with torch.no_grad():
+            return float(LossPass(student.model.eval(), student.encoder).token_losses(encoded).log_probabilities.mean())
+
+    before = probability()
+    stream = LessonStream("unlikelihood", Unlikelihood(lessons), 8, 1.0)
+    trainer_of(student, [stream], StageSection(max_steps=20, batch_size=8, learning_rate=1e-2), tmp_path).run()
+    assert probability() < before - 1
