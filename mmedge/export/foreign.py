@@ -1,4 +1,4 @@
-"""Graphs that somebody else writes, for architectures that mmedge has none for: transformers' own exporter, or optimum.
+"""Graphs by transformers' own exporter or by optimum, for architectures that mmedge has none for.
 
 Both give float32 graphs with a KV cache as `engines.onnx.decoding` takes them: `input_ids`, `attention_mask`, `position_ids` and
 `past_key_values.*` (batch, heads, length, width) → `logits` (batch, new, vocabulary) and `present.*`. transformers' exporter knows
@@ -30,10 +30,10 @@ _CACHE = re.compile(r"(past_key_values|cache)\.layers\.(\d+)\.(key|value)s")
 
 
 def write_foreign(graphs: Graphs, student: Path, family: Family, out: Path) -> None:
-    """Let somebody else write a student's float32 graphs.
+    """Export a student's float32 graphs with transformers or optimum.
 
     Args:
-        graphs: Who: `transformers` or `optimum`.
+        graphs: `transformers` or `optimum`.
         student: A student folder in Hugging Face format.
         family: `encoder-decoder` or `decoder-only`.
         out: An existing folder; gets the files that `manifest.GRAPHS` names.
@@ -51,7 +51,7 @@ def write_foreign(graphs: Graphs, student: Path, family: Family, out: Path) -> N
             write(student, family, out)
     except MmedgeError:
         raise
-    except Exception as error:  # torch, onnxscript and optimum raise many types, of which no base is public
+    except Exception as error:  # torch, onnxscript and optimum raise many types without a public base class
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         raise MmedgeError(f"{graphs} cannot export {student}: {reason}", other_writer(graphs, family)) from error
 
@@ -110,7 +110,7 @@ def _write_through_transformers(student: Path, family: Family, out: Path) -> Non
 
 
 def _rename(value: Any, onnx_ir: Any) -> None:
-    """Call a cache's input or output as optimum does, and fix those of its dimensions that are written as digits."""
+    """Rename a cache input or output as optimum does, and fix its dimensions that are written as digits."""
     if (found := _CACHE.fullmatch(value.name)) is not None:
         side, layer, part = found.groups()
         value.name = f"{'present' if side == 'cache' else side}.{layer}.{part}"

@@ -21,9 +21,9 @@ KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_co
 
 
 def choose_graphs(student: Path, wanted: GraphChoice) -> tuple[Graphs, str | None]:
-    """Return who writes a student's graphs, and why not mmedge where it is not.
+    """Return who writes a student's graphs, and why if it is not mmedge.
 
-    `auto` takes fused graphs where there are any, else those of transformers' exporter, and where that has none, optimum's.
+    `auto` takes fused graphs if there are any, else those of transformers' exporter, else optimum's.
 
     Raises:
         MmedgeError: Fused graphs are asked for, and there are none, or they do not implement what the config asks for.
