@@ -107,41 +107,23 @@ def observe(
         max_answer_tokens: The longest answer.
         max_rationale_tokens: The longest rationale.
         progress: Where progress is shown.
-        gradients: Whether the loss's gradients are wanted too, which takes twice as long.
+        gradients: Whether the loss's gradients are needed too, which takes twice as long.
 
     Returns:
         What was observed of each linear layer, by name; layers that were not used are left out.
     """
-    model = student.model.eval()
-    speaker, rows = torch_speaker(student), batch_rows(student)
-    contexts = [speaker.reasoning_context(example) for example in questions]
-    answers = speaker.write_all("predict", contexts, max_answer_tokens, rows)
-    rationales = speaker.write_all("explain", contexts[:EXPLAINED], max_rationale_tokens, rows)
-    modules = dict(model.named_modules())
-    # a tied table: quantizing it well for the head changes its embeddings only a little
-    modules |= {name: model.get_output_embeddings() for name, one in modules.items() if one is model.get_input_embeddings()}
-    named = {
-        name: [modules[weight.removesuffix(".weight")] for weight in weights]
-        for name, weights in linears.items()
-        if all(weight.removesuffix(".weight") in modules for weight in weights)
-    }
-    watches = {name: _Watch(group, gradients=gradients) for name, group in named.items()}
-    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    table = model.get_input_embeddings().weight
-    reading = LossPass(model, student.encoder)
-    learned, longest = 0, max(max_answer_tokens, max_rationale_tokens)
+    lessons = _own_texts(student, questions, max_answer_tokens, max_rationale_tokens)
+    watches = {name: _Watch(modules, gradients=gradients) for name, modules in _modules_of(student.model.eval(), linears).items()}
+    trainable = {parameter: parameter.requires_grad for parameter in student.model.parameters()}
+    table = student.model.get_input_embeddings().weight
+    reading, learned = LossPass(student.model, student.encoder), 0
     try:
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(parameter is table)  # gradients flow through the network, but no weight gets one
-        with progress.task("calibrating", len(contexts)) as step, torch.set_grad_enabled(gradients):
-            for index, (context, answer) in enumerate(zip(contexts, answers, strict=True)):
-                texts: list[tuple[Kind, str]] = [("predict", answer)]
-                if index < len(rationales):
-                    texts.append(("explain", rationales[index]))
-                targets = tuple(_target(student, kind, context, text, longest) for kind, text in texts)
-                lesson = EncodedLesson(student.encoder.context(context), targets)
+        with progress.task("calibrating", len(lessons)) as step, torch.set_grad_enabled(gradients):
+            for lesson in lessons:
                 loss = reading([lesson])[0].sum()  # one at a time: no padding among the inputs
-                learned += sum(len(segment.ids) for target in targets for segment in target.segments)
+                learned += sum(len(segment.ids) for target in lesson.targets for segment in target.segments)
                 if gradients:
                     loss.backward()
                     table.grad = None
@@ -149,10 +131,37 @@ def observe(
     finally:
         for watch in watches.values():
             watch.close()
-        for parameter, needed in wanted.items():
-            parameter.requires_grad_(needed)
+        for parameter, before in trainable.items():
+            parameter.requires_grad_(before)
     found = {name: watch.observed(max(1, learned)) for name, watch in watches.items()}
     return {name: seen for name, seen in found.items() if seen is not None}
+
+
+def _own_texts(
+    student: TorchStudent, questions: Sequence[Example], max_answer_tokens: int, max_rationale_tokens: int
+) -> list[EncodedLesson]:
+    """Return questions with what the student writes to each: the answer, and to some the rationale."""
+    speaker, rows = torch_speaker(student), batch_rows(student)
+    contexts = [speaker.reasoning_context(example) for example in questions]
+    answers = speaker.write_all("predict", contexts, max_answer_tokens, rows)
+    rationales = speaker.write_all("explain", contexts[:EXPLAINED], max_rationale_tokens, rows)
+    longest, lessons = max(max_answer_tokens, max_rationale_tokens), []
+    for index, (context, answer) in enumerate(zip(contexts, answers, strict=True)):
+        texts: list[tuple[Kind, str]] = [("predict", answer)]
+        if index < len(rationales):
+            texts.append(("explain", rationales[index]))
+        targets = tuple(_target(student, kind, context, text, longest) for kind, text in texts)
+        lessons.append(EncodedLesson(student.encoder.context(context), targets))
+    return lessons
+
+
+def _modules_of(model: Any, linears: Mapping[str, tuple[str, ...]]) -> dict[str, list[Any]]:
+    """Return the modules whose weights each linear layer of the graphs multiplies by, where the model has them all."""
+    modules = dict(model.named_modules())
+    # a table that is looked up in and multiplied by: quantizing it well for the product changes what is looked up but little
+    modules |= {name: model.get_output_embeddings() for name, one in modules.items() if one is model.get_input_embeddings()}
+    named = {name: [modules.get(weight.removesuffix(".weight")) for weight in weights] for name, weights in linears.items()}
+    return {name: found for name, found in named.items() if None not in found}
 
 
 def _target(student: TorchStudent, kind: Kind, context: Context, text: str, most: int) -> EncodedTarget:

@@ -1,7 +1,7 @@
 """Vocabulary trimming: a task uses a few thousand of a tokenizer's tens of thousands of tokens, and the table has a row for each.
 
-Kept are special tokens, every piece that the task's texts are made of, every part of such a piece (what byte-pair encoding builds
-it from), and every single character or byte, so that any text still encodes. Dropped pieces were in none of the task's texts, so
+Kept are special tokens, every token that the task's texts are made of, every part of such a token (what byte-pair encoding builds
+it from), and every single character or byte, so that any text still encodes. Dropped tokens were in none of the task's texts, so
 these are cut as before: byte-pair merges that never came up are not missed, and of all ways of a unigram model to cut a text the
 best is still there.
 """
@@ -35,7 +35,7 @@ class TrimmedVocabulary:
 
     Attributes:
         kept: The old id of each new one, rising.
-        of: How many pieces there were.
+        of: How many tokens there were.
         tokenizer: The trimmed tokenizer, as `tokenizer.json` holds it.
     """
 
@@ -80,7 +80,7 @@ def trim(tokenizer: str, used: Iterable[int]) -> TrimmedVocabulary:
 
     Args:
         tokenizer: The content of `tokenizer.json`.
-        used: The ids of all pieces that the task's texts are made of, and of special tokens that stand in no text.
+        used: The ids of all tokens that the task's texts are made of, and of special tokens that stand in no text.
 
     Raises:
         MmedgeError: The tokenizer is of a kind that cannot be trimmed.
@@ -91,15 +91,15 @@ def trim(tokenizer: str, used: Iterable[int]) -> TrimmedVocabulary:
     if kind not in ("BPE", "Unigram"):
         raise MmedgeError(f"a tokenizer of the kind {kind!r} cannot be trimmed", "export without --trim-vocab")
     entries = model["vocab"]
-    pieces: dict[str, int] = entries if kind == "BPE" else {piece: number for number, (piece, _) in enumerate(entries)}
-    by_id = {number: piece for piece, number in pieces.items()}
+    tokens: dict[str, int] = entries if kind == "BPE" else {token: number for number, (token, _) in enumerate(entries)}
+    by_id = {number: token for token, number in tokens.items()}
     ids = set(used) | {added["id"] for added in whole.get("added_tokens", ())}
-    ids |= {number for piece, number in pieces.items() if len(piece) == 1 or _is_byte(piece)}
+    ids |= {number for token, number in tokens.items() if len(token) == 1 or _is_byte(token)}
     if kind == "BPE":
         parts = {part for number in ids if number in by_id for part in _parts(by_id[number])}
-        ids |= {pieces[part] for part in parts if part in pieces}
-        if model.get("unk_token") in pieces:
-            ids.add(pieces[model["unk_token"]])
+        ids |= {tokens[part] for part in parts if part in tokens}
+        if model.get("unk_token") in tokens:
+            ids.add(tokens[model["unk_token"]])
     elif model.get("unk_id") is not None:
         ids.add(int(model["unk_id"]))
     kept = tuple(sorted(ids))
@@ -115,17 +115,17 @@ def trim(tokenizer: str, used: Iterable[int]) -> TrimmedVocabulary:
     for added in whole.get("added_tokens", ()):
         added["id"] = new[added["id"]]
     _renumber_processor(whole.get("post_processor"), new)
-    return TrimmedVocabulary(kept, len(pieces), whole)
+    return TrimmedVocabulary(kept, len(tokens), whole)
 
 
-def _is_byte(piece: str) -> bool:
+def _is_byte(token: str) -> bool:
     """Return whether a token stands for one byte, as `<0x0A>` does."""
-    return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
+    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
 
-def _parts(piece: str) -> Iterator[str]:
+def _parts(token: str) -> Iterator[str]:
     """Yield every part of a token, however it was merged."""
-    return (piece[first:last] for first in range(len(piece)) for last in range(first + 1, len(piece) + 1))
+    return (token[first:last] for first in range(len(token)) for last in range(first + 1, len(token) + 1))
 
 
 def _pair(merge: Any) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """Is the bundle the same model? It is compared with the torch student on validation questions, and refused if it differs.
 
-fp32 must give the same greedy answers, with logits within rounding. fp16, int8 and int4 must choose the same token nearly always
-and must not lose more accuracy than is allowed. The CPU computes float16 graphs in float32, where nothing overflows; so what goes
-through the student's layers must also fit into float16.
+fp32 must give the same greedy answers, with logits within float32's rounding. Other precisions must choose the same token nearly
+always and must not lose more accuracy than is allowed. The CPU computes float16 graphs in float32, where nothing overflows; so what
+goes through the student's layers must also fit into float16.
 """
 
 from __future__ import annotations
@@ -80,16 +80,16 @@ class Reference:
 
         Args:
             bundle: Asks the bundle, or the quantized student.
-            kept: The student's ids of the pieces that the bundle's vocabulary has; all by default.
+            kept: The student's ids of the tokens that the bundle's vocabulary has; all by default.
 
         Raises:
-            MmedgeError: The bundle's tokenizer cuts an answer into other pieces.
+            MmedgeError: The bundle's tokenizer cuts an answer into other tokens.
         """
         answers, differences, agreements, divergences = [], [], [], []
         for context, answer, (target, left) in zip(self.contexts, self.answers, self.forced, strict=True):
             answers.append(bundle.write("predict", [context], self._limit)[0])
             own = bundle.encoder.target(answer, self._limit)
-            if (own if kept is None else [kept[number] for number in own]) != list(target):
+            if (own if kept is None else [kept[token] for token in own]) != list(target):
                 raise MmedgeError(
                     f"the bundle's tokenizer splits {answer!r} differently than the student's", "export without --trim-vocab"
                 )
@@ -160,7 +160,7 @@ def largest_state(student: TorchStudent, texts: Sequence[tuple[Prompt, Sequence[
         for name, module in student.model.named_modules()
         if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)) and module is not head
     ]
-    # of a norm and of a whole layer only what goes in counts: masks, which are as low as numbers go, come to layers by name
+    # of a norm and of a whole layer only what goes in counts: masks, which hold the lowest value there is, come to layers by name
     hooks += [
         module.register_forward_hook(lambda _, inputs, outputs, name=name: seen(name, inputs[:1]))
         for name, module in student.model.named_modules()

@@ -30,11 +30,12 @@ def decoding_work(graph: onnx.GraphProto) -> Work:
 
 @dataclass
 class _Weights:
-    """A graph's weights by name: their bytes, where these lie, their shapes, and who reads them."""
+    """A graph's weights by name: their bytes, where these lie, their shapes, what goes by another name, and who reads them."""
 
     sizes: dict[str, int] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    made_of: dict[str, str] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
     looked_up: set[str] = field(default_factory=set)
 
@@ -49,16 +50,18 @@ class _Weights:
             if kind == "If":  # the `then` branch is the one with a cache
                 operations += self.read_by(attributes["then_branch"].g)
                 continue
+            inputs = [self.made_of.get(name, name) for name in node.input]
+            if kind in _ALIASES and inputs[0] in self.sizes:  # read by whoever reads what it is made into
+                self.made_of[node.output[0]] = inputs[0]
+                continue
             if kind in _LOOKUPS:
-                self.looked_up.update([node.input[0], *(node.input[2:] if kind == "GatherBlockQuantized" else ())])
-                self.read.update(node.input[1:2])
+                self.looked_up.update([inputs[0], *(inputs[2:] if kind == "GatherBlockQuantized" else ())])
+                self.read.update(inputs[1:2])
             else:
-                self.read.update(node.input)
-            if kind in _ALIASES and node.input[0] in self.shapes:
-                self.shapes[node.output[0]] = self.shapes[node.input[0]]
+                self.read.update(inputs)
             if kind == "MatMulNBits":
                 operations += 2 * int(attributes["K"].i) * int(attributes["N"].i)
-            elif kind in _LINEARS and len(dims := self.shapes.get(node.input[1], ())) == 2:
+            elif kind in _LINEARS and len(dims := self.shapes.get(inputs[1], ())) == 2:
                 operations += 2 * math.prod(dims)
         return operations
 
