@@ -27,9 +27,10 @@ OPENING = """# Recipe reference
 
 <!-- Made by docs/make_reference.py (`make docs`); edit the descriptions in mmedge/recipe/ instead. -->
 
-A recipe is one YAML file. It needs `task` and `student`; every other section has defaults. Unknown fields are refused.
-`--set section.field=value` on the command line overrides any of them, and `${MMEDGE_DATA}` in a path stands for that environment
-variable. `mmedge schema` prints the same as JSON Schema, which editors use to complete and check recipes.
+A recipe is one YAML file. It needs `task` and `student`; `name` defaults to the file's name, everything else has defaults.
+Unknown fields are refused. `--set section.field=value` on the command line overrides any field, and `${MMEDGE_DATA}` in a path
+stands for that environment variable. `mmedge schema` prints the same as JSON Schema, which editors use to complete and check
+recipes.
 """
 
 Schema = dict[str, Any]
