@@ -284,13 +284,13 @@ def bootstrap(
 Outcomes = Sequence[Sequence[float]]  # a row for each training, a column for each question
 
 
-def _resampled(successes: NDArray[np.float64], trials: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """Return the mean of `RESAMPLES` tables whose rows (trainings) and columns (questions) are drawn with replacement."""
+def _resampled(successes: NDArray[np.float64], trials: NDArray[np.float64], seed: int, resamples: int) -> NDArray[np.float64]:
+    """Return the mean of `resamples` tables whose rows (trainings) and columns (questions) are drawn with replacement."""
     rng = np.random.default_rng(seed)
     seeds, questions = successes.shape
-    drawn = np.empty(RESAMPLES)
-    for start in range(0, RESAMPLES, 500):
-        many = min(500, RESAMPLES - start)
+    drawn = np.empty(resamples)
+    for start in range(0, resamples, 500):
+        many = min(500, resamples - start)
         of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=many) / seeds
         of_questions = rng.multinomial(questions, np.full(questions, 1 / questions), size=many).astype(float)
         summed = np.einsum("rs,sq,rq->r", of_seeds, successes, of_questions, optimize=True)
@@ -298,7 +298,9 @@ def _resampled(successes: NDArray[np.float64], trials: NDArray[np.float64], seed
     return drawn
 
 
-def mean_over_seeds(successes: Outcomes, trials: Sequence[int] | None = None, seed: int = 0) -> Estimate:
+def mean_over_seeds(
+    successes: Outcomes, trials: Sequence[int] | None = None, seed: int = 0, resamples: int = RESAMPLES
+) -> Estimate:
     """Return the share of successes over several trainings and the same questions, with an interval over both.
 
     A bootstrap that draws questions and trainings, so that the interval says what another test set and another seed would
@@ -308,13 +310,14 @@ def mean_over_seeds(successes: Outcomes, trials: Sequence[int] | None = None, se
         successes: For each training, how many successes each question had.
         trials: How many trials each question had; one where this is None.
         seed: Seed of the resampling.
+        resamples: How often to resample.
     """
     table = np.asarray(successes, dtype=float)
     counts = np.ones(table.shape[1]) if trials is None else np.asarray(trials, dtype=float)
     value = float(table.sum() / (counts.sum() * len(table)))
     if value in (0.0, 1.0):  # resampling what is all the same shows no variation
         return Estimate(value, *_wilson(value, table.shape[1]))
-    low, high = np.percentile(_resampled(table, counts, seed), [2.5, 97.5])
+    low, high = np.percentile(_resampled(table, counts, seed, resamples), [2.5, 97.5])
     return Estimate(value, float(low), float(high))
 
 
@@ -347,7 +350,7 @@ def auroc_over_seeds(scores: Outcomes, positive: Sequence[bool], groups: Sequenc
     return Estimate(float(np.mean([value for value in found if value is not None])), float(low), float(high))
 
 
-def paired_difference(new: Outcomes, base: Outcomes, seed: int = 0) -> Estimate:
+def paired_difference(new: Outcomes, base: Outcomes, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     """Return by how much the share of successes differs, paired by training and question, with interval and p.
 
     The interval is that of `mean_over_seeds`, on the differences; where no outcome differs, as wide to either side as Wilson's
@@ -359,12 +362,12 @@ def paired_difference(new: Outcomes, base: Outcomes, seed: int = 0) -> Estimate:
     if not difference.any():  # resampling what is all the same shows no variation
         most = _wilson(0.0, difference.shape[1])[1]
         return Estimate(0.0, -most, most, 1.0)
-    drawn = _resampled(difference, np.ones(difference.shape[1]), seed)
+    drawn = _resampled(difference, np.ones(difference.shape[1]), seed, resamples)
     low, high = np.percentile(drawn, [2.5, 97.5])
     if len(difference) == 1:
         p = mcnemar(int((difference > 0).sum()), int((difference < 0).sum()))
     else:
-        p = min(1.0, 2 * min(float((drawn <= 0).mean()), float((drawn >= 0).mean())) + 1 / RESAMPLES)
+        p = min(1.0, 2 * min(float((drawn <= 0).mean()), float((drawn >= 0).mean())) + 1 / resamples)
     return Estimate(float(difference.mean()), float(low), float(high), p)
 
 

@@ -95,7 +95,7 @@ def test_intervals_over_questions_cover_the_truth_about_as_often_as_they_say() -
     covered = 0
     for trial in range(120):
         outcomes = [[rng.random() < 0.7 for _ in range(150)]]
-        found = mean_over_seeds(outcomes, seed=trial)
+        found = mean_over_seeds(outcomes, seed=trial, resamples=1000)
         covered += found.low <= 0.7 <= found.high
     assert 0.88 <= covered / 120 <= 1.0
 
@@ -151,7 +151,7 @@ def test_false_alarms_are_as_rare_as_the_p_says() -> None:
     alarms = 0
     for trial in range(60):
         one, other = (rng.random((1, 120)) < 0.6).tolist(), (rng.random((1, 120)) < 0.6).tolist()
-        alarms += (paired_difference(one, other, seed=trial).p or 0) < 0.05
+        alarms += (paired_difference(one, other, seed=trial, resamples=1000).p or 0) < 0.05
     assert alarms <= 9
 
 
