@@ -77,7 +77,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def peer_engine(path: Path) -> str | None:
-    """Return which other engine an export was made for, by the files in it; None where it is no such export."""
+    """Return which other engine an export was made for, by the files in it; None if it is not one."""
     if path.suffix == ".gguf" and path.is_file():
         return "llama.cpp"
     return next((engine for name, engine in _EXPORTS_FOR_PEERS.items() if (path / name).is_file()), None)
@@ -280,7 +280,7 @@ def load_run_recipe(run: Run) -> Recipe:
         raise MmedgeError(f"{run.folder} is not a run: it has no {RECIPE}", "make one: mmedge annotate RECIPE --out FOLDER")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Notice)  # nobody wrote it by hand, and working on the run writes it anew
+            warnings.simplefilter("ignore", Notice)  # it was not written by hand, and working on the run rewrites it
             return load_recipe(run.recipe)
     except MmedgeError as error:
         wrote = _written_by(run)

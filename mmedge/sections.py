@@ -1,7 +1,7 @@
 """What all sections of a recipe have in common: a closed schema, and the types that several of them use.
 
 Whoever has settings in a recipe (an answer form, an objective, an engine) derives them from `Section`, in a file that imports
-nothing heavy. Names no registry itself, so that nobody imports in a circle.
+nothing heavy. Names no registry itself, so that there are no import circles.
 """
 
 from __future__ import annotations

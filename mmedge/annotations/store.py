@@ -232,5 +232,5 @@ def _advice(error: Exception) -> str:
     if "locked" in text or "busy" in text:
         return "another process holds it; run the same command again when that has ended"
     if "not a database" in text or "malformed" in text:
-        return "move the file away to collect anew"
+        return "move the file away to collect again"
     return "what was stored is kept; run the same command again"

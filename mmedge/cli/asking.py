@@ -366,7 +366,7 @@ def answer_lines(asking: Asking, source: Path | None, target: Path | None, batch
     given = "" if piped or source is None else sha256_file(source)
     key = sha256_json([*asking.key(), given, batch])
     lines: list[str] = []
-    # what is finished waits beside the output until all is, so that a killed run continues (a pipe is read anew)
+    # finished batches are kept beside the output until all are done, so that a killed run continues (a pipe starts over)
     journal = Journal(target.with_name(f".{target.name}.journal"), os.urandom(8).hex() if piped else key)
     if len(journal):
         progress.line(f"continuing: {len(journal)} batches are already answered")

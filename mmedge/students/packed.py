@@ -1,7 +1,7 @@
 """Forward passes without padding: what a training step computes.
 
 Lessons differ in length, and a padded batch of them is half padding; cut into several passes it is less, but each pass reads all
-weights and writes all gradients anew, the vocabulary's table above all. Here every linear layer gets the tokens of all
+weights and writes all gradients again, the vocabulary's table above all. Here every linear layer gets the tokens of all
 rows in one matrix, and rows are laid out side by side only where they must be, in attention, which is a few hundredths of the work.
 T5's decoder has the targets of both tasks, and keys and values of a context are computed once for all its targets. The
 student's own modules compute, adapters included; what is computed is the same up to rounding errors.

@@ -1,6 +1,6 @@
 """Memory for arrays that come and go with every batch, reused instead of returned to the system.
 
-An array of a hundred kilobytes or more is mapped anew each time, and its first use costs a page fault for every four of them:
+An array of a hundred kilobytes or more is mapped again each time, and its first use costs a page fault for every four of them:
 a tenth of the time of small students in batches on two threads, which also stop each other for it.
 """
 

@@ -1,6 +1,6 @@
-"""Quantizing graphs that somebody else wrote: float32 graphs become block-wise int8 or int4 ones.
+"""Quantizing graphs of other exporters: their float32 graphs become block-wise int8 or int4 ones.
 
-Every product with a constant matrix (`MatMul`, and `Gemm` with its bias) becomes one `MatMulNBits` (ONNX Runtime's contrib
+Every linear layer (`MatMul` with a constant matrix, and `Gemm` with its bias) becomes one `MatMulNBits` (ONNX Runtime's contrib
 operator), computed at accuracy level 4, which quantizes activations per block and multiplies in int8. The embedding table becomes
 `GatherBlockQuantized`, with the same blocks. A graph that always reads many rows at once, an encoder, takes `DynamicQuantizeMatMul`
 instead; the activations' scale is then that of the whole batch, so answers in a batch may differ slightly from those to single
