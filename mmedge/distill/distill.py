@@ -8,7 +8,7 @@ from pathlib import Path
 from mmedge.distill.chain import StageChain
 from mmedge.distill.curves import write_training_page
 from mmedge.distill.devices import Devices
-from mmedge.distill.durable import StageResult, once
+from mmedge.distill.durable import StageFolder, StageResult, once
 from mmedge.distill.material import prepared
 from mmedge.distill.measure import Measure
 from mmedge.distill.metrics import RunMetrics, Scores, Verdicts
@@ -59,6 +59,8 @@ def _distill(recipe: Recipe, run: Run, session: Session) -> RunMetrics:
         if found.get("key") == key:
             progress.line(f"{run.folder}: already distilled, kept")
             return RunMetrics.model_validate(found)
+    for stage in chain.stages:  # before the student is measured, which takes minutes
+        StageFolder(run.folder / stage.name, chain.key(stage)).check()
     devices.wait()  # otherwise another process could find what the main one is about to write
     if devices.main:
         _write_explanation(chain, run)

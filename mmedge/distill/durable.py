@@ -69,6 +69,16 @@ class StageFolder:
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self._key = folder, key
 
+    def check(self) -> None:
+        """Refuse a folder that holds another stage's work.
+
+        Raises:
+            MmedgeError: It was trained with other settings, other data or another version.
+        """
+        for path in (self.folder / "done.json", self.folder / "checkpoint" / "state.json"):
+            if path.is_file():
+                self._check(read_json(path))
+
     def open(self) -> None:
         """Make the folder, and remove what a killed writer left in it."""
         self.folder.mkdir(parents=True, exist_ok=True)

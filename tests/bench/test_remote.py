@@ -266,8 +266,8 @@ def test_an_agent_that_hears_nothing_more_leaves_by_itself(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("frame", "limit", "expected"),
     [
-        (file_frame("../escaped", b"x"), None, "leads out of the folder"),
-        (file_frame("/tmp/escaped", b"x"), None, "leads out of the folder"),
+        (file_frame("../escaped", b"x"), None, "points outside of the folder"),
+        (file_frame("/tmp/escaped", b"x"), None, "points outside of the folder"),
         (file_frame("weights.data", bytes(2_000_000)), 1_000_000, "weights.data cannot be written: File too large"),
         (file_frame("a", b"whole").replace(b"whole", b"other"), None, "a was damaged on the way"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,6 +83,17 @@ def test_a_finished_run_is_kept_and_other_settings_are_refused(tiny_run: Path, t
     other = mmedge("distill", recipe, "--out", tiny_run, "--set", "method.alpha=0.7")
     assert is_one_line_error(other)
     assert "method.alpha = 0.5, not 0.7" in other.err
+
+
+def test_a_run_of_another_version_is_refused_before_anything_is_measured(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    for path in (run / "metrics.json", run / "before.json", run / "stage2" / "done.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "key": "0" * 64}))
+    measured = (run / "before.json").read_bytes()
+    other = mmedge("distill", run / "recipe.yaml", "--out", run)
+    assert is_one_line_error(other) and "another version of mmedge" in other.err and "--out" in other.err
+    assert (run / "before.json").read_bytes() == measured
 
 
 def test_changed_data_are_noticed(own_task: dict[str, Path], tiny_llama: Path, tmp_path: Path) -> None:
