@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,19 +17,30 @@ from tests.conftest import REPOSITORY, is_one_line_error, mmedge, own_recipe, ti
 HEAVY = ("torch", "transformers", "onnxruntime", "numpy", "onnx", "optimum", "pydantic")
 
 
+BARE_HELP = (
+    "import typer\napp = typer.Typer(rich_markup_mode='rich')\n"
+    "@app.command()\ndef one() -> None:\n    'One.'\n@app.command()\ndef two() -> None:\n    'Two.'\napp(['--help'])"
+)
+
+
+def _cpu_seconds(command: Sequence[str], environment: dict[str, str]) -> tuple[float, str]:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, done.stdout
+
+
 def test_help_is_quick(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(tmp_path)  # compiled once, as pip does when it installs
-    times = []  # of the processor: what else runs on this machine is not counted
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, "-m", "mmedge", "--help"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    assert min(times) < 0.4, times
+    ours, bare = [], []  # in turn, since a busy machine slows both
+    for _ in range(6):
+        seconds, shown = _cpu_seconds([sys.executable, "-m", "mmedge", "--help"], environment)
+        ours.append(seconds)
+        bare.append(_cpu_seconds([sys.executable, "-c", BARE_HELP], environment)[0])
+    assert min(ours) < 2 * min(bare), (ours, bare)
     for verb in ("quickstart", "annotate", "distill", "export", "bench", "run"):
-        assert verb in done.stdout
+        assert verb in shown
 
 
 def test_help_and_import_load_nothing_heavy() -> None:
