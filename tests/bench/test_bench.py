@@ -104,14 +104,14 @@ def test_a_killed_bench_continues(tiny_run: Path, tmp_path: Path) -> None:
     killed_when_lines_are_there([*arguments, "-q"], tmp_path / ".bench.journal", 5)
     done = mmedge(*arguments)
     assert done.code == 0, done.err
-    kept = re.search(r"continues: (\d+) answers", done.err)
+    kept = re.search(r"continuing: (\d+) answers", done.err)
     assert kept and int(kept[1]) >= 4
     report = json.loads((tmp_path / "bench.json").read_text())
     whole = sum(report["questions"].values())
     assert all(variant["latency_ms"]["count"] == whole for variant in report["variants"])
     assert not (tmp_path / ".bench.journal").exists()
     again = mmedge(*arguments, "--questions", "2")
-    assert again.code == 0 and "continues" not in again.err
+    assert again.code == 0 and "continuing" not in again.err
 
 
 def test_the_script_about_verdicts_counts_every_chain_of_thought_and_answer(tiny_run: Path) -> None:

@@ -184,7 +184,7 @@ def test_a_bench_that_was_killed_between_rounds_continues_with_the_same_answers(
     killed_when_lines_are_there([*arguments, "-q"], tmp_path / ".bench.journal", 8)
     done = mmedge(*arguments)
     assert done.code == 0, done.err
-    kept = re.search(r"continues: (\d+) answers", done.err)
+    kept = re.search(r"continuing: (\d+) answers", done.err)
     assert kept and int(kept[1]) >= 7
     found = json.loads((tmp_path / "bench.json").read_text())
     assert found["continued"] == int(kept[1]) and found["variants"][0]["latency_ms"]["count"] == 15

@@ -150,7 +150,7 @@ def receive(workspace: Workspace) -> dict[str, Any]:
     """Write the files that come, and return the `run` frame.
 
     Raises:
-        AgentError: The disk is full, a file was damaged on the way, or a name leads out of the folder.
+        AgentError: The disk is full, a file was damaged on the way, or a name points outside of the folder.
     """
     while line := sys.stdin.buffer.readline(1 << 20):
         frame: dict[str, Any] = json.loads(line)
