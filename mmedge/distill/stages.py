@@ -142,13 +142,14 @@ def parts_of(stage: Stage, method: MethodSection) -> list[Part]:
         for name, section in method.objectives.items()
         if section.stage == stage.name
     ]
-    left = 1 - sum(part.share for part in others)
+    left, weights = 1 - sum(part.share for part in others), sum(part.weight for part in others)
     if left < -_NONE_LEFT:
         raise ValueError(f"objectives: their shares of {stage.name} add up to more than 1")
-    if own and left > _NONE_LEFT:
-        return [Part(own[0][0], left, 1 - sum(part.weight for part in others), main=True), *others]
-    whole = sum(part.weight for part in others)
-    return [replace(part, weight=part.weight / whole) for part in others]
+    if not own or left <= _NONE_LEFT:
+        return [replace(part, weight=part.weight / weights) for part in others]
+    if weights >= 1:
+        raise ValueError(f"objectives: their weights in {stage.name} leave nothing for {own[0][0]}; lower them")
+    return [Part(own[0][0], left, 1 - weights, main=True), *others]
 
 
 def stages_of(method: MethodSection) -> list[Stage]:

@@ -45,6 +45,7 @@ def test_objectives_that_a_recipe_adds_take_their_share() -> None:
         ({"self_evaluation": {"share": 0.5, "sharee": 1}}, "self_evaluation.sharee"),
         ({"reasoning": {"share": 0.5, "stage": "stage1"}}, "may be part of stage2 and stage3, found 'stage1'"),
         ({"self_evaluation": {"share": 0.9, "stage": "stage2"}}, "their shares of stage2 add up to more than 1"),
+        ({"self_evaluation": {"share": 0.5, "weight": 0.9, "stage": "stage2"}}, "leave nothing for reasoning"),
         ({"self_evaluation": {"share": 0.5, "stage": "stage3"}}, "requires training.stage3"),
     ],
 )

@@ -90,7 +90,8 @@ class Objective(ABC):
         for lesson in lessons:
             for target in lesson.targets:
                 for segment in target.segments:
-                    found[segment.part] += segment.weight * len(segment.ids)
+                    if segment.weight:
+                        found[segment.part] += segment.weight * len(segment.ids)
         return found
 
     def sums(self, tokens: TokenLosses) -> dict[str, torch.Tensor]:
