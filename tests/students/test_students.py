@@ -36,8 +36,8 @@ def test_a_folder_without_weights_is_refused(tiny_llama: Path, tmp_path: Path) -
     ("source", "complaint"),
     [
         ("nowhere/weights.gguf", "no such file"),
-        ("./nowhere", "is no student"),
-        ("/nowhere/at all", "is no student"),
+        ("./nowhere", "is not a student"),
+        ("/nowhere/at all", "is not a student"),
         ("package:no-such-package/x.gguf", "is not installed"),
         ("package:numpy/x.gguf", "has no file"),
     ],
