@@ -225,7 +225,7 @@ def shipped_recipe(name: str) -> Path:
     """Return the path of a recipe that comes with mmedge: beside the package in a checkout, inside it when installed.
 
     Raises:
-        MmedgeError: There is none of that name.
+        MmedgeError: No recipe of that name comes with mmedge.
     """
     here = Path(__file__).parent
     for folder in (here / "recipes", here.parent / "recipes"):

@@ -61,7 +61,7 @@ def bench(
         energy: What measures energy in the offline scenario; None for nothing.
 
     Raises:
-        MmedgeError: No variant can be measured, there are no questions, or another bench uses the journal.
+        MmedgeError: No variant can be measured, the evaluation set is empty, or another bench holds the journal.
     """
     rows = find_rows(places, settings)
     specs = [row.spec for row in rows if row.problem is None]

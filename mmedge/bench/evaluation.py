@@ -72,7 +72,7 @@ def evaluate(
             it when the report is written.
 
     Raises:
-        MmedgeError: There are no labelled test questions of the bundle's task, or another evaluation uses the journal.
+        MmedgeError: The bundle's task has no labelled test questions, or another evaluation holds the journal.
     """
     bundle = student.bundle
     source = evaluation or bundle.folder.resolve().parent / FILE_NAME

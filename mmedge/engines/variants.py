@@ -78,7 +78,7 @@ def find_variants(place: str | Path) -> list[VariantSpec]:
     """Return the variants that a command-line argument names: a run's students and bundles, or one variant.
 
     Raises:
-        MmedgeError: It is none of these.
+        MmedgeError: The argument names neither a run nor a variant.
     """
     kind, colon, rest = str(place).partition(":")
     if colon and _request_of(kind) is not None:

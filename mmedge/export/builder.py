@@ -77,7 +77,7 @@ class KeepFloat:
         return None
 
     def quantize(self, name: str, weight: NDArray[np.float32], format_: WeightFormat) -> QuantizedMatrix:
-        raise NotImplementedError
+        raise ValueError(f"{name}: a float32 graph quantizes nothing")
 
 
 @dataclass(frozen=True)

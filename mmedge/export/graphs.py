@@ -37,7 +37,7 @@ def choose_graphs(student: Path, wanted: GraphChoice) -> tuple[Graphs, str | Non
     except MmedgeError as error:
         if wanted == "fused":
             raise
-        why = f"there are no fused graphs for {kind!r}" if kind not in ARCHITECTURES else error.what
+        why = f"fused graphs do not support {kind!r}" if kind not in ARCHITECTURES else error.what
         exports = dialects.MAJOR >= 5 and not config.get("is_encoder_decoder")
         return "transformers" if exports else "optimum", why
     return "fused", None
@@ -51,7 +51,7 @@ def architecture_of(config: dict[str, Any]) -> Architecture[Any]:
     """
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
-        raise MmedgeError(f"export.graphs: there are no fused graphs for {kind!r}", f"supported: {', '.join(ARCHITECTURES)}")
+        raise MmedgeError(f"export.graphs: fused graphs do not support {kind!r}", f"supported: {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[str(kind)]
 
 

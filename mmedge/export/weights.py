@@ -29,7 +29,7 @@ class WeightFiles(Mapping[str, NDArray[np.float32]]):
         folder: A folder in Hugging Face format, in one file or in several.
 
     Raises:
-        MmedgeError: There is no file, or one is missing or damaged.
+        MmedgeError: The folder has no safetensors, or a file is missing or damaged.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -26,14 +26,13 @@ from mmedge.statistics import proportion
 
 Signal = Literal["answer", "evaluation", "combined"]
 SIGNALS: tuple[Signal, ...] = ("answer", "evaluation", "combined")
-FEATURES = ("answer", "evaluation", "agreement", "rationale")  # of the combined signal, in this order
 
 FEWEST_GIVEN = 20  # the fewest validation answers above a threshold, or a tenth of them
 _LARGEST = 30.0  # log-odds are clipped to this
 
 
 def features_of(evidence: Evidence, signal: Signal) -> NDArray[np.float64]:
-    """Return the features of a signal: (1,), or (4,) for the combined one.
+    """Return the features of a signal: (1,), or (4,) for the combined one: answer, evaluation, agreement, rationale.
 
     Raises:
         ValueError: The signal needs the verdict, and it was not asked.

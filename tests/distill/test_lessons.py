@@ -25,7 +25,7 @@ from mmedge.students.scratch import build_scratch
 from mmedge.students.student import TorchStudent
 from mmedge.tasks import ChainOfThought, Example, SelfEvaluation, Verdict
 from mmedge.tasks.encoding import Family, PromptEncoder
-from mmedge.tasks.forms import form_by_name
+from mmedge.tasks.forms.expression import ExpressionForm
 from mmedge.tasks.prompts import Context
 from tests.conftest import TINY_SCRATCH
 from tests.distill.given import Given
@@ -47,7 +47,7 @@ LESSONS = (
 
 
 def _source(examples: list[AnnotatedExample], encoder: PromptEncoder, method: MethodSection) -> LessonSource:
-    return LessonSource(examples, method, form_by_name("expression"), encoder)
+    return LessonSource(examples, method, ExpressionForm(), encoder)
 
 
 def _reasoning(examples: list[AnnotatedExample], encoder: PromptEncoder, method: MethodSection, epoch: int) -> Sequence[Lesson]:

@@ -97,7 +97,7 @@ def test_what_transformers_exports_is_the_model(make: Any, tmp_path: Path) -> No
 @needs_5
 def test_without_a_writer_the_error_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bart", "is_encoder_decoder": True}))
-    assert choose_graphs(tmp_path, "auto") == ("optimum", "there are no fused graphs for 'bart'")
+    assert choose_graphs(tmp_path, "auto") == ("optimum", "fused graphs do not support 'bart'")
     with pytest.raises(MmedgeError, match="needs the package 'optimum-onnx'") as caught:
         write_foreign("optimum", tmp_path, "encoder-decoder", tmp_path)
     assert "mmedge[optimum]" in caught.value.hint

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -21,10 +19,11 @@ from mmedge import Endpoint, Student
 from mmedge.errors import MmedgeError
 from mmedge.openai import Prices
 from mmedge.tasks.base import Example
-from mmedge.tasks.forms import form_by_name
+from mmedge.tasks.forms.expression import ExpressionForm
+from tests.certificates import certificate_in
 from tests.conftest import is_one_line_error, mmedge
 
-FORM = form_by_name("expression")
+FORM = ExpressionForm()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -215,7 +214,7 @@ def test_a_proxy_of_the_environment_is_used(server: tuple[str, type[_Handler]], 
 def test_an_encrypted_endpoint_behind_a_proxy_is_reached_and_its_certificate_checked(
     tmp_path: Path, server: tuple[str, type[_Handler]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    certificate = _certificate(tmp_path)
+    certificate = certificate_in(tmp_path)
     _, handler = server
     handler.replies = [(200, _completion("The answer is: 3 + 4"))]
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -265,15 +264,3 @@ def _tunnel(target: int) -> Iterator[tuple[int, list[str]]]:
         thread.start()
         yield listening.getsockname()[1], asked
         thread.join()
-
-
-def _certificate(folder: Path) -> Path:
-    """Make a certificate for localhost that signs itself."""
-    path = folder / "localhost.pem"
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl command here to make a certificate with")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(path), "-out", str(folder / "c.pem")]
-    names = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    subprocess.run([*command, *names], capture_output=True, check=True)
-    path.write_bytes(path.read_bytes() + (folder / "c.pem").read_bytes())
-    return path

@@ -11,6 +11,7 @@ import hashlib
 import json
 import random
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +50,7 @@ async def _end_all() -> None:
     await asyncio.sleep(0)
 
 
-class ThreadedServer:
+class ThreadedServer(ABC):
     """A server in a thread of its own, at a port that is free."""
 
     port = 0
@@ -83,8 +84,8 @@ class ThreadedServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None: ...
 
 
 @dataclass

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from mmedge.errors import MmedgeError
 from mmedge.openai import ChatFailure, ChatProtocol, ChatReply
 from mmedge.teachers.base import SampleRequest
 from mmedge.teachers.endpoint import EndpointTeacher
+from tests.certificates import certificate_in
 from tests.teachers.endpoint import Endpoint, completion
 
 KEY = "sk-secret-0123456789abcdef"
@@ -202,7 +201,7 @@ def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_certificate_that_nobody_signed_is_refused_and_one_that_is_trusted_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    certificate = _certificate(tmp_path)
+    certificate = certificate_in(tmp_path)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
     with _RawServer(PLAIN, PLAIN, tls=tls) as server:
@@ -210,15 +209,3 @@ def test_a_certificate_that_nobody_signed_is_refused_and_one_that_is_trusted_wor
             ask(f"https://localhost:{server.port}/v1")
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         assert reply_of(f"https://localhost:{server.port}") == "ok"
-
-
-def _certificate(folder: Path) -> Path:
-    """Make a certificate for localhost that signs itself."""
-    path = folder / "localhost.pem"
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl command here to make a certificate with")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(path), "-out", str(folder / "c.pem")]
-    names = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    subprocess.run([*command, *names], capture_output=True, check=True)
-    path.write_bytes(path.read_bytes() + (folder / "c.pem").read_bytes())
-    return path

@@ -118,7 +118,7 @@ class Connection:
         config: An ssh configuration file instead of the user's own.
 
     Raises:
-        MmedgeError: There is no ssh here, or the host is invalid.
+        MmedgeError: No ssh client is installed, or the host is invalid.
     """
 
     def __init__(self, host: str, config: Path | None = None) -> None:
@@ -257,7 +257,7 @@ def bundles_of(places: Sequence[Path]) -> list[Path]:
     """Return the bundles that places mean: themselves, or those in a run.
 
     Raises:
-        MmedgeError: A place is none of these, or a bundle's manifest is damaged.
+        MmedgeError: A place is neither a bundle nor a run with bundles, or a manifest is damaged.
     """
     found = [bundle for place in places for bundle in bundles_in(place)]
     for folder in found:

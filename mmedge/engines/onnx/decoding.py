@@ -10,6 +10,7 @@ token ids alone; knows no text, no tokenizer, no task.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,7 +88,7 @@ class DecoderOnlyEngine:
         return self  # these graphs remember nothing between calls
 
 
-class _FusedEngine:
+class _FusedEngine(ABC):
     """Decodes a decoder as mmedge writes it; subclasses say what it is given at the beginning."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: Place = "cpu") -> None:
@@ -99,13 +100,13 @@ class _FusedEngine:
         # export writes one where drafts pay and change nothing; recurrent states cannot be rewound
         self.drafts = table.is_file() and not self.decoder.states
 
+    @abstractmethod
     def held(self, prompts: Sequence[Prompt]) -> dict[str, ort.OrtValue]:
         """Return what the decoder is given at every step for these prompts' contexts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sequence(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the tokens that the decoder reads of a prompt."""
-        raise NotImplementedError
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
         return self.conversation().generate(prompts, max_new_tokens, how)

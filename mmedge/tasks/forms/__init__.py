@@ -33,7 +33,7 @@ FORMS: Registry[type[AnswerForm]] = Registry(
 )
 
 RENEW = "distil and export again"
-__all__ = ["FORMS", "AnswerForm", "form_by_name", "form_from_settings", "open_form"]
+__all__ = ["FORMS", "AnswerForm", "form_from_settings", "open_form"]
 
 
 def form_from_settings(settings: FormSettings) -> AnswerForm:
@@ -43,15 +43,6 @@ def form_from_settings(settings: FormSettings) -> AnswerForm:
         MmedgeError: A file is missing or is not what the form needs.
     """
     return FORMS[settings.kind].from_settings(settings.model_dump(exclude={"kind"}))
-
-
-def form_by_name(name: str, **settings: Any) -> AnswerForm:
-    """Return a form by its name and its settings as keywords.
-
-    Raises:
-        MmedgeError: There is no such form, or a setting is missing or wrong.
-    """
-    return open_form({"form": name, "settings": settings}, Path())
 
 
 def open_form(value: Mapping[str, Any], folder: Path, where: str = "form") -> AnswerForm:
