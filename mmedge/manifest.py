@@ -432,7 +432,9 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise MmedgeError(f"no such bundle: {folder}", "make one: mmedge export RUN --int8")
     if not path.is_file():
-        raise MmedgeError(f"{folder} is not a bundle: it has no {MANIFEST}", "make one: mmedge export RUN --int8")
+        within = [path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))]
+        hint = f"name one of its bundles: {', '.join(map(str, within))}" if within else "make one: mmedge export RUN --int8"
+        raise MmedgeError(f"{folder} is not a bundle: it has no {MANIFEST}", hint)
     stated = read_json(path)
     if not isinstance(stated, dict) or not isinstance(stated.get("format"), int):
         raise MmedgeError(f"{path} is not a bundle's manifest", RENEW)

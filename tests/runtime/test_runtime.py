@@ -169,6 +169,7 @@ def test_a_dialogue_in_a_terminal(tiny_run: Path) -> None:
     [
         (["nowhere", "x"], "no such bundle"),
         (["{run}", "x"], "is not a bundle"),
+        (["{run}", "x"], "name one of its bundles"),
         (["{run}/bundle-int8", " "], "the question is empty"),
         (["{run}/bundle-int8", "--input", "nowhere.jsonl"], "no such file"),
         (["{run}/bundle-int8", "x", "--input", "-"], "not both"),
