@@ -13,15 +13,15 @@ from onnx import TensorProto
 from mmedge.engines.generation import Decoding
 from mmedge.engines.onnx.decoding import FusedDecoderOnlyEngine
 from mmedge.engines.onnx.graphs import Reading
-from mmedge.export.builder import GraphBuilder
+from mmedge.export.builder import DataFile, GraphBuilder
 from mmedge.tasks.encoding import Prompt, SpecialTokens
 
 VOCABULARY, EOS = 11, 0
 
 
-def write_summing_graph(path: Path) -> None:
-    """Write a decoder whose one state is the sum of all that it has read; the next token is that sum plus 1, modulo 11."""
-    g = GraphBuilder("sums")
+def summing_graph(data: DataFile) -> GraphBuilder:
+    """Return a decoder whose one state is the sum of all that it has read; the next token is that sum plus 1, modulo 11."""
+    g = GraphBuilder("sums", data)
     ids = g.input("input_ids", TensorProto.INT64, ("batch", "new"))
     wanted = g.input("wanted", TensorProto.INT64, ("rows",))
     state = g.input("past_states.sum", TensorProto.FLOAT, ("batch", 1))
@@ -40,7 +40,13 @@ def write_summing_graph(path: Path) -> None:
     column = g.node("Unsqueeze", [follows, g.integers(1)], "column")
     apart = g.node("Sub", [column, g.constant("tokens", np.arange(VOCABULARY, dtype=np.float32)[None])], "apart")
     g.output(g.node("Neg", [g.node("Mul", [apart, apart])], "scores"), "logits", ("rows", VOCABULARY))
-    g.save(path)
+    return g
+
+
+def write_summing_graph(path: Path) -> None:
+    """Write that decoder and its empty weights file."""
+    with DataFile(path.parent / "weights.data") as data:
+        summing_graph(data).save(path)
 
 
 @pytest.fixture
@@ -85,5 +91,5 @@ def test_what_was_read_cannot_be_taken_back(engine: FusedDecoderOnlyEngine) -> N
     reading = Reading(engine.decoder, 1, 8)
     reading.read(np.array([[1, 2]]), np.array([2]), np.array([1]))
     reading.rewind(2)
-    with pytest.raises(ValueError, match="taken back"):
+    with pytest.raises(ValueError, match="cannot be rewound"):
         reading.rewind(1)

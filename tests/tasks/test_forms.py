@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from mmedge.errors import MmedgeError
-from mmedge.tasks.forms import form_by_name
+from mmedge.tasks.forms import open_form
 from mmedge.tasks.forms.choice import ChoiceForm, LabelForm
 from mmedge.tasks.forms.exact import ExactForm
 from mmedge.tasks.forms.expression import ExpressionForm
@@ -54,6 +56,6 @@ def test_labels_and_exact_text() -> None:
 
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(MmedgeError, match="unknown name 'guess'"):
-        form_by_name("guess")
+        open_form({"form": "guess"}, Path())
     with pytest.raises(MmedgeError, match="labels"):
-        form_by_name("label")
+        open_form({"form": "label"}, Path())

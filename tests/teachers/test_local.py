@@ -100,7 +100,7 @@ def test_memory_that_is_too_small_for_one_prompt_is_one_error(tiny_llama: Path) 
 def test_a_prompt_that_the_model_has_no_room_for_is_rejected_alone(tiny_llama: Path) -> None:
     long = SampleRequest((("user", "plums " * 800),), 1, 1, 12)
     first, second = sample(LocalTeacher(str(tiny_llama)), long, requests()[0])
-    assert isinstance(first, ChatFailure) and first.rejected and "room for 512" in first.detail
+    assert isinstance(first, ChatFailure) and first.rejected and "context of 512" in first.detail
     assert isinstance(second, ChatReply)
 
 

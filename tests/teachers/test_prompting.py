@@ -9,13 +9,13 @@ import pytest
 from mmedge.errors import MmedgeError
 from mmedge.tasks import Example, Unparsed, build_task
 from mmedge.tasks.files import FileTask
-from mmedge.tasks.forms import form_by_name
+from mmedge.tasks.forms import open_form
 from mmedge.tasks.reading import read_self_evaluation
 from mmedge.teachers.prompting import TEMPLATES, load_prompts, read_template, sha256_messages, shown
 
 
 def _task(name: str, judge: str, labels: tuple[str, ...] = ()) -> FileTask:
-    return FileTask(name, form_by_name(judge, labels=labels) if labels else form_by_name(judge), Path("unused"))
+    return FileTask(name, open_form({"form": judge, "settings": {"labels": labels} if labels else {}}, Path()), Path("unused"))
 
 
 TASKS = [
