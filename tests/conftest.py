@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from tests.commands import kill_when, start
 from tests.small_data import write_small_data
 
 REPOSITORY = Path(__file__).parent.parent
@@ -35,18 +35,15 @@ class Finished:
     err: str
 
 
-def mmedge(*arguments: str | Path, stdin: str | None = None, cwd: Path | None = None, timeout: float = 300) -> Finished:
-    """Run the command line in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "mmedge", *map(str, arguments)],
-        input=stdin if stdin is not None else "",
-        capture_output=True,
-        text=True,
-        cwd=cwd or REPOSITORY,
-        timeout=timeout,
-        check=False,
-    )
-    return Finished(done.returncode, done.stdout, done.stderr)
+def mmedge(
+    *arguments: object, stdin: str | None = None, cwd: Path | None = None, timeout: float = 300, fresh: bool = False
+) -> Finished:
+    """Run the command line in a process of its own; `fresh` in a new interpreter."""
+    with tempfile.TemporaryDirectory() as name:
+        given, out, err = (Path(name) / part for part in ("in", "out", "err"))
+        given.write_text(stdin or "", encoding="utf-8")
+        started = start(arguments, cwd=cwd or REPOSITORY, stdin=given, stdout=out, stderr=err, fresh=fresh)
+        return Finished(started.wait(timeout), out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8"))
 
 
 def is_one_line_error(found: Finished) -> bool:
@@ -83,19 +80,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def killed_when_lines_are_there(arguments: Sequence[object], path: Path, lines: int) -> None:
     """Start a command and kill it with SIGKILL once a file has so many lines."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mmedge", *map(str, arguments)],
-        cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not path.is_file() or path.read_bytes().count(b"\n") < lines:
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
+    kill_when(arguments, lambda: path.is_file() and path.read_bytes().count(b"\n") >= lines)
 
 
 TINY_SCRATCH = {

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import start
 from tests.conftest import REAL_DATA, REPOSITORY
 from tests.rigged_model import write_rigged_model
 from tests.teachers.endpoint import Endpoint
@@ -41,7 +42,7 @@ SMALL = (
     "bench.verdicts=5",
 )
 SMALL_TASK = {"arithmetic": ("task.train=120", "task.test=6"), "data": ("task.limit=60",)}
-RUN_AS = {"mmedge": ("mmedge",), "torchrun": ("torch.distributed.run", "--standalone")}
+RUN_AS = {"torchrun": ("torch.distributed.run", "--standalone")}
 
 
 DOCS = REPOSITORY / "docs"
@@ -157,7 +158,17 @@ def run(command: str, place: Place) -> None:
     left, _, piped = command.partition(" < ")
     words = small(left, place.asked)
     given = (place.folder / piped.strip()).read_text(encoding="utf-8") if piped else ""
-    finished([sys.executable, "-m", *RUN_AS[words[0]], *words[1:]], place, given)
+    if words[0] != "mmedge":
+        return finished([sys.executable, "-m", *RUN_AS[words[0]], *words[1:]], place, given)
+    (place.folder / ".given").write_text(given, encoding="utf-8")
+    told = place.folder / ".told"
+    started = start(words[1:], cwd=place.folder, env=environment(place), stdin=place.folder / ".given", stderr=told)
+    assert started.wait(timeout=600) == 0, told.read_text(encoding="utf-8")[-2000:]
+
+
+def environment(place: Place) -> dict[str, str]:
+    """Return the environment of a command."""
+    return os.environ | {"PYTHONPATH": str(REPOSITORY), "OPENAI_API_KEY": "for-the-check", "MMEDGE_DATA": str(place.data)}
 
 
 def finished(words: list[str], place: Place, given: str) -> None:
@@ -170,7 +181,7 @@ def finished(words: list[str], place: Place, given: str) -> None:
         text=True,
         timeout=600,
         check=False,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OPENAI_API_KEY": "for-the-check", "MMEDGE_DATA": str(place.data)},
+        env=environment(place),
     )
     assert done.returncode == 0, done.stderr[-2000:]
 

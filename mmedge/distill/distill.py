@@ -76,7 +76,9 @@ def _distill(recipe: Recipe, run: Run, session: Session) -> RunMetrics:
     if devices.main:
         session.observe = lambda: write_training_page(run.folder, title=f"Training of {recipe.name}", finished=False)
     before = devices.from_main(
-        lambda: once(run.folder / "before.json", key, lambda: measure.everything(student, "untrained").model_dump())
+        lambda: once(
+            run.folder / "before.json", f"{key} {recipe.training.untrained}", lambda: measure.untrained(student).model_dump()
+        )
     )
     stages, after_stage1 = _train(chain, student, run)
     merge_adapters(student)

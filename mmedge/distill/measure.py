@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmedge.distill.labels import reference
@@ -16,6 +17,10 @@ from mmedge.reports.formats import number, share
 from mmedge.statistics import Proportion, proportion
 from mmedge.storage import Json
 from mmedge.students.student import TorchStudent
+from mmedge.tasks import Example
+
+FIRST_LOOK = 64  # questions of each split that an untrained student answers first
+HOPELESS = 0.1  # with the whole interval of its accuracy below this, it answers no more
 
 
 @dataclass
@@ -53,8 +58,21 @@ class Measure:
         return Validation(chosen, {"verdict": score.to_json()}, text, len(self.validation_cots))
 
     def _answers(self, student: TorchStudent) -> Proportion:
-        limit = self.recipe.generation.max_answer_tokens
-        return proportion(answers_right(student, self.material.task, self.questions, self.references, limit))
+        return proportion(self._outcomes(student, self.questions, self.references))
+
+    def _outcomes(
+        self, student: TorchStudent, examples: Sequence[Example], answers: Sequence[str], *, briefly: bool = False, shown: str = ""
+    ) -> list[bool]:
+        """Return whether each answer is right; for a student that cannot do it, only of some questions where that is enough."""
+        limit, task = self.recipe.generation.max_answer_tokens, self.material.task
+        if briefly and len(examples) > FIRST_LOOK:
+            some = [place * len(examples) // FIRST_LOOK for place in range(FIRST_LOOK)]
+            first = answers_right(
+                student, task, [examples[n] for n in some], [answers[n] for n in some], limit, self.progress, shown
+            )
+            if proportion(first).interval[1] < HOPELESS:
+                return first
+        return answers_right(student, task, examples, answers, limit, self.progress if shown else None, shown)
 
     def validation_answers(self, student: TorchStudent) -> Validation:
         """Answers to validation questions, and verdicts on validation CoTs too where the recipe selects by both."""
@@ -85,22 +103,35 @@ class Measure:
         text += f"AUROC of the student's verdicts on them {number(area, 3)}"
         return Validation(score, {"answer": accuracy.to_json(), "own_verdict": found.score.to_json()}, text, accuracy.total)
 
-    def tests(self, student: TorchStudent, when: str) -> dict[str, list[bool]]:
-        """Return for every labelled test question whether it is answered right, by test."""
-        limit = self.recipe.generation.max_answer_tokens
+    def tests(self, student: TorchStudent, when: str, *, briefly: bool = False) -> dict[str, list[bool]]:
+        """Return for the labelled test questions whether each is answered right, by test.
+
+        Args:
+            student: The student.
+            when: What it is called in what is shown.
+            briefly: Ask a student that cannot do it at all some of the questions only.
+        """
         found = {}
         for name, examples in self.material.splits.tests.items():
             labelled = [example for example in examples if example.label is not None]
             labels = [example.label for example in labelled if example.label is not None]
-            task, shown = self.material.task, f"answers to {name}, {when}"
-            found[name] = answers_right(student, task, labelled, labels, limit, self.progress, shown)
-            self.progress.line(f"{when}: answer accuracy on {name}: {_shown(proportion(found[name]))}")
+            found[name] = self._outcomes(student, labelled, labels, briefly=briefly, shown=f"answers to {name}, {when}")
+            some = f" ({len(found[name])} of {len(labelled)} questions)" if len(found[name]) < len(labelled) else ""
+            self.progress.line(f"{when}: answer accuracy on {name}: {_shown(proportion(found[name]))}{some}")
         return found
+
+    def untrained(self, student: TorchStudent) -> Scores:
+        """All figures before training; briefly, unless the recipe wants all of them."""
+        return self._all(student, "untrained", briefly=self.recipe.training.untrained == "brief")
 
     def everything(self, student: TorchStudent, when: str) -> Scores:
         """All final figures: answers on validation and test questions, verdicts on held-out CoTs."""
-        answers = {"validation": self._answers(student).to_json()}
-        answers |= {name: proportion(outcomes).to_json() for name, outcomes in self.tests(student, when).items()}
+        return self._all(student, when)
+
+    def _all(self, student: TorchStudent, when: str, *, briefly: bool = False) -> Scores:
+        answers = {"validation": proportion(self._outcomes(student, self.questions, self.references, briefly=briefly)).to_json()}
+        tests = self.tests(student, when, briefly=briefly)
+        answers |= {name: proportion(outcomes).to_json() for name, outcomes in tests.items()}
         return Scores(answer=answers, verdict=self.verdicts(student, when))
 
     def held_out_verdicts(self, student: TorchStudent, when: str) -> Verdicts | None:

@@ -17,6 +17,7 @@ COMPUTE_ONLY = (  # settings of training that change how it is computed, and not
     "gradient_checkpointing",
     "compile",
     "tracker",
+    "untrained",
 )
 
 
@@ -82,6 +83,11 @@ class TrainingSection(Section):
         default="answers",
         description="How stage 2's best checkpoint is chosen: by the best answers on validation questions, or by the best"
         " mean of answers and verdicts (balanced accuracy). The former may have forgotten how to judge.",
+    )
+    untrained: Literal["brief", "full"] = Field(
+        default="brief",
+        description="How much the student answers before it is trained. brief: 64 questions of each split, and the rest only where"
+        " it is not sure from these that fewer than a tenth would be right. full: all of them.",
     )
     max_gradient_norm: float = Field(default=1.0, gt=0, description="Longer gradients are scaled down to this norm.")
     checkpoint_minutes: float = Field(default=5.0, ge=0, description="Minutes between checkpoints; the most that a kill loses.")

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +12,8 @@ import pytest
 from mmedge.distill.ablation_plan import method_of
 from mmedge.errors import MmedgeError
 from mmedge.recipe import PAPER_ROWS, Recipe, validate
-from tests.conftest import REPOSITORY, is_one_line_error, mmedge, tiny_recipe, write_recipe
+from tests.commands import kill_when
+from tests.conftest import is_one_line_error, mmedge, tiny_recipe, write_recipe
 
 
 def _recipe(**ablation: object) -> dict[str, object]:
@@ -31,14 +27,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     folder = tmp_path_factory.mktemp("ablation")
     recipe = write_recipe(folder / "r.yaml", _recipe(seeds=[0], more={"paper_schedule": {"rehearsal": 0.0}}))
     run = folder / "run"
-    command = [sys.executable, "-m", "mmedge", "ablate", str(recipe), "--out", str(run), "-q"]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while len(list(run.glob("ablation/rows/*/result.json"))) < 3:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_when(["ablate", recipe, "--out", run, "-q"], lambda: len(list(run.glob("ablation/rows/*/result.json"))) >= 3, 300)
     finished = {path: path.stat().st_mtime_ns for path in run.glob("ablation/rows/*/result.json")}
     again = mmedge("ablate", recipe, "--out", run, "--json")
     assert again.code == 0, again.err

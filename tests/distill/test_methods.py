@@ -9,6 +9,7 @@ import pytest
 
 from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
 from mmedge.distill.labels import reference
+from mmedge.distill.measure import FIRST_LOOK
 from mmedge.distill.objectives import LessonSource
 from mmedge.distill.objectives.reasoning import Reasoning
 from mmedge.recipe import MethodSection, ScratchSection
@@ -138,3 +139,18 @@ def test_weights_that_are_no_numbers_after_the_last_step_are_no_student(tmp_path
     done = mmedge("distill", recipe, "--out", tmp_path / "run", "--set", rate, "--set", "training.optimizer=adamw")
     assert is_one_line_error(done) and "NaN or infinite at step 1" in done.err and "training.stage2.learning_rate" in done.err
     assert not (tmp_path / "run" / "student").exists()
+
+
+@pytest.mark.parametrize(("wanted", "asked"), [("brief", FIRST_LOOK), ("full", FIRST_LOOK + 6)])
+def test_an_untrained_student_answers_until_it_is_clear_that_it_cannot(wanted: str, asked: int, tmp_path: Path) -> None:
+    stage = {"max_steps": 1, "batch_size": 2}
+    values = tiny_recipe(
+        task={"kind": "arithmetic", "train": 60, "test": FIRST_LOOK + 6},
+        training={"stage1": stage, "stage2": stage, "max_input_tokens": 160, "max_target_tokens": 72, "untrained": wanted},
+    )
+    done = mmedge("distill", write_recipe(tmp_path / "r.yaml", values), "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["before"]["answer"]["held_out_patterns"]["total"] == asked
+    assert metrics["after"]["answer"]["held_out_patterns"]["total"] == FIRST_LOOK + 6
+    assert (f"({FIRST_LOOK} of {FIRST_LOOK + 6} questions)" in done.err) == (wanted == "brief")

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +11,8 @@ import pytest
 from mmedge.distill.optimizers import build_optimizers, learning_rate_factor
 from mmedge.distill.step import step_seed
 from mmedge.storage import locked
-from tests.conftest import REPOSITORY, is_one_line_error, mmedge, own_recipe, tiny_recipe, write_recipe
+from tests.commands import kill_when
+from tests.conftest import is_one_line_error, mmedge, own_recipe, tiny_recipe, write_recipe
 
 
 def _scores(run: Path) -> dict[str, object]:
@@ -26,21 +22,6 @@ def _scores(run: Path) -> dict[str, object]:
         del stage["seconds"]
     del metrics["machine"]
     return dict(metrics)
-
-
-def _kill_when(command: list[str], reached: object, seconds: float = 120) -> None:
-    """Start a command and kill it with SIGKILL as soon as `reached()` is true."""
-    process = subprocess.Popen([sys.executable, "-m", "mmedge", *command], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + seconds
-    try:
-        while not reached():  # type: ignore[operator]
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline, "it never came so far"
-            time.sleep(0.01)
-    finally:
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _steps_logged(run: Path, stage: str) -> int:
@@ -62,7 +43,7 @@ def test_a_killed_stage_continues_and_ends_as_if_nothing_had_happened(tmp_path: 
     done = mmedge("distill", recipe, "--out", whole, "-q")
     assert done.code == 0, done.err
     command = ["distill", str(recipe), "--out", str(cut), "-q"]
-    _kill_when(command, lambda: (cut / stage / "checkpoint" / "state.json").is_file() and _steps_logged(cut, stage) >= 1)
+    kill_when(command, lambda: (cut / stage / "checkpoint" / "state.json").is_file() and _steps_logged(cut, stage) >= 1)
     assert not (cut / stage / "done.json").exists()
     again = mmedge("distill", recipe, "--out", cut)
     assert again.code == 0, again.err

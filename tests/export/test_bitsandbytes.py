@@ -6,10 +6,8 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +40,7 @@ from mmedge.students.loading import load_student, resolve_source
 from mmedge.students.saved import open_student, student_details
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.prompts import Context
+from tests.commands import kill_when
 from tests.conftest import REPOSITORY
 
 functional: Any = pytest.importorskip("bitsandbytes.functional")
@@ -206,13 +205,7 @@ def test_a_finished_one_is_kept_and_a_damaged_one_written_anew(exported: Path, t
 def test_a_killed_export_continues(exported: Path, tmp_path: Path) -> None:
     run = _copied(exported, tmp_path)
     options = ["export", str(run), "--bnb-int8", "--max-accuracy-drop", "100", "-q"]
-    process = subprocess.Popen([sys.executable, "-m", "mmedge", *options], cwd=REPOSITORY)
-    deadline = time.monotonic() + 120
-    while not list(run.glob(".student-bnb-int8.*.tmp/config.json")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_when(options, lambda: list(run.glob(".student-bnb-int8.*.tmp/config.json")))
     assert not (run / "student-bnb-int8").exists()
     manifest = export(run, ["bnb-int8"], QUIET, max_accuracy_drop=100)["bnb-int8"]
     assert manifest.files == _manifest(exported / "student-bnb-int8").files

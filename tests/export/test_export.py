@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +21,8 @@ from mmedge.export.source import Source
 from mmedge.export.verify import problems
 from mmedge.manifest import Verification, open_bundle
 from mmedge.progress import Progress
-from tests.conftest import REPOSITORY, is_one_line_error, mmedge, own_recipe, write_recipe
+from tests.commands import kill_when
+from tests.conftest import is_one_line_error, mmedge, own_recipe, write_recipe
 
 
 def test_a_quantized_graph_computes_nearly_the_same(tmp_path: Path) -> None:
@@ -130,14 +126,7 @@ def test_a_finished_bundle_is_kept_and_a_damaged_one_made_anew(tiny_run: Path, t
 
 def _killed(run: Path, seen: str, *options: str) -> None:
     """Start an export and kill it as soon as a file is there."""
-    command = [sys.executable, "-m", "mmedge", "export", str(run), "-q", *options]
-    process = subprocess.Popen(command, cwd=REPOSITORY)
-    deadline = time.monotonic() + 120
-    while not list(run.glob(seen)):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_when(["export", run, "-q", *options], lambda: list(run.glob(seen)))
 
 
 @pytest.mark.parametrize(
