@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from mmedge.distill.ablation import ablate
+from mmedge.distill.ablation_summary import Comparison
 from mmedge.machine import machine
 from mmedge.progress import Progress
-from mmedge.recipe import load_recipe
+from mmedge.recipe import EmbeddedTeacherSection, load_recipe
 from mmedge.reports.charts import Series, line_chart, standalone
+from mmedge.statistics import Estimate
 from mmedge.storage import write_json, write_text
 
 SHARES = (0.0, 0.15, 0.3, 0.45, 0.6)
@@ -33,7 +34,7 @@ NAMES = {
 }
 
 
-def compared(arguments: argparse.Namespace, name: str, *settings: str) -> dict[str, Any]:
+def compared(arguments: argparse.Namespace, name: str, *settings: str) -> Comparison:
     """Return the comparison of one setting."""
     common = [
         f"ablation.seeds=[{', '.join(map(str, range(arguments.seeds)))}]",
@@ -44,32 +45,36 @@ def compared(arguments: argparse.Namespace, name: str, *settings: str) -> dict[s
         *(arguments.set or []),
     ]
     recipe = load_recipe(Path(arguments.recipe), [*common, *settings])
-    return ablate(recipe, arguments.out / name, Progress()).to_json()
+    return ablate(recipe, arguments.out / name, Progress())
 
 
-def figure(found: dict[str, dict[str, Any]], test: str, x_label: str) -> str:
+def share_right(found: Comparison, row: str, test: str) -> Estimate:
+    """Return the share of a test that a row answers right."""
+    return next(one for one in found.rows if one.row == row).tests[test].share
+
+
+def figure(found: dict[str, Comparison], test: str, x_label: str) -> str:
     """Return accuracy against what was varied, a line with its interval for each row."""
     series = []
     for row in NAMES:
         points, low, high = [], [], []
         for x, results in found.items():
-            one = next(one for one in results["rows"] if one["row"] == row)["tests"][test]
-            points.append((float(x), one["value"]))
-            low.append(one["interval_95"][0])
-            high.append(one["interval_95"][1])
+            one = share_right(results, row, test)
+            points.append((float(x), one.value))
+            low.append(one.low)
+            high.append(one.high)
         series.append(Series(NAMES[row], points, low, high))
     return standalone(line_chart(series, x_label=x_label, y_label=f"answers right: {test}", percent=True, markers=True))
 
 
-def table(found: dict[str, dict[str, Any]], test: str, heading: str) -> str:
+def table(found: dict[str, Comparison], test: str, heading: str) -> str:
     """Return the same as Markdown."""
     lines = [f"| {heading} | " + " | ".join(NAMES.values()) + " |", "|---" * (len(NAMES) + 1) + "|"]
     for x, results in found.items():
         cells = []
         for row in NAMES:
-            one = next(one for one in results["rows"] if one["row"] == row)["tests"][test]
-            low, high = one["interval_95"]
-            cells.append(f"{100 * one['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+            one = share_right(results, row, test)
+            cells.append(f"{100 * one.value:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]")
         lines.append(f"| {x} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -85,18 +90,20 @@ def main() -> None:
     arguments = parser.parse_args()
     shares = {str(share): compared(arguments, f"share-{share}", f"teacher.flawed_share={share}") for share in SHARES}
     counts = {str(count): compared(arguments, f"count-{count}", f"teacher.cots_per_question={count}") for count in COUNTS}
-    share = load_recipe(Path(arguments.recipe), arguments.set or []).model_dump()["teacher"]["flawed_share"]
+    teacher = load_recipe(Path(arguments.recipe), arguments.set or []).teacher
+    assert isinstance(teacher, EmbeddedTeacherSection)
     parts = [
         "# What a teacher's flaws do",
         f"{arguments.seeds} seeds, pseudo-labels; brackets are 95 % intervals over questions and seeds.",
     ]
-    for number, test in enumerate(next(iter(shares.values()))["test_questions"]):
+    for number, test in enumerate(next(iter(shares.values())).test_questions):
         ending = "" if number == 0 else f"-{number + 1}"
         write_text(arguments.out / f"flaws-share{ending}.svg", figure(shares, test, "share of flawed chains of thought"))
         write_text(arguments.out / f"flaws-count{ending}.svg", figure(counts, test, "chains of thought for each question"))
-        parts += [f"## {test}", table(shares, test, "flawed share"), table(counts, test, f"m ({share:.0%} flawed)")]
+        parts += [f"## {test}", table(shares, test, "flawed share"), table(counts, test, f"m ({teacher.flawed_share:.0%} flawed)")]
     write_text(arguments.out / "flaws.md", "\n\n".join(parts) + "\n")
-    write_json(arguments.out / "flaws.json", {"shares": shares, "counts": counts, "machine": machine()})
+    found = {name: {x: one.to_json() for x, one in each.items()} for name, each in (("shares", shares), ("counts", counts))}
+    write_json(arguments.out / "flaws.json", {**found, "machine": machine()})
     print(json.dumps({"written": str(arguments.out / "flaws.md")}))
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mmedge.engines.variants import VariantSpec, open_variant
 from mmedge.errors import MmedgeError
 from mmedge.machine import machine
 from mmedge.storage import write_json
+from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import FILE_NAME, read_evaluation_set
 from mmedge.tasks.prompts import render_question
 
@@ -52,7 +54,7 @@ def opened_variants(run: Path) -> tuple[dict[str, OpenedVariant], dict[str, floa
     return found, held
 
 
-def written(opened: OpenedVariant, questions: list[Any], batch: int) -> dict[str, float]:
+def written(opened: OpenedVariant, questions: Sequence[Example], batch: int) -> dict[str, float]:
     """Return milliseconds a step and tokens a second of rationales to some questions."""
     steps, tokens, decoding = 0, 0, 0.0
     started = time.perf_counter()
@@ -84,7 +86,7 @@ def main() -> None:
         for number in range(given.rounds + 1):
             for name, opened in variants.items():
                 for batch, some in ((1, examples[: given.questions]), (TOGETHER, examples[:TOGETHER])):
-                    one = written(opened, list(some), batch)
+                    one = written(opened, some, batch)
                     if number:  # the first round warms up
                         found[name][batch].append(one)
     rows = {}

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from mmedge import Student
 from mmedge.folders import Run, load_run_recipe
+from mmedge.recipe import EmbeddedTeacherSection
 from mmedge.statistics import balanced_accuracy
 from mmedge.tasks import ChainOfThought, build_task
 from mmedge.tasks.embedded.problems import ArithmeticTask
@@ -32,7 +33,7 @@ def main(folder: Path, bundle: str) -> None:
     """Print both tables for a finished run of the embedded task."""
     recipe = load_run_recipe(Run(folder))
     task = build_task(recipe.task.model_dump())
-    assert isinstance(task, ArithmeticTask), "only the embedded task knows its flaws"
+    assert isinstance(task, ArithmeticTask) and isinstance(recipe.teacher, EmbeddedTeacherSection), "only these know their flaws"
     teacher = EmbeddedTeacher(task, **recipe.teacher.model_dump(exclude={"kind"}))
     student = Student.load(folder / bundle)
     evaluation = read_evaluation_set(folder / FILE_NAME)
@@ -41,7 +42,7 @@ def main(folder: Path, bundle: str) -> None:
     problems = task.problems()["train"][0]
     examples = [example for example in task.load().train if example.id in held_out]
     by_id = {example.id: example for example in examples}
-    total, found, probability = Counter[str](), Counter[str](), Counter[str]()
+    total, found, probability = Counter[str](), Counter[str](), defaultdict[str, float](float)
     for annotation in teacher.chains_of_thought(examples):
         example = by_id[annotation.example_id]
         cot = task.form.read(annotation.text, example)
@@ -52,7 +53,7 @@ def main(folder: Path, bundle: str) -> None:
         judgement = student.judge([render_question(example)], [cot])[0]
         total[kind] += 1
         found[kind] += judgement.verdict != "correct"
-        probability[kind] += judgement.probability_correct  # type: ignore[assignment]
+        probability[kind] += judgement.probability_correct
     for kind, count in total.most_common():
         print(f"flaw {kind}: {count} CoTs, {100 * found[kind] / count:.0f} % not called correct, mean P(correct) "
               f"{probability[kind] / count:.2f}")  # fmt: skip

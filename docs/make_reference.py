@@ -115,15 +115,15 @@ def _value(field: Schema, definitions: Schema) -> str:
         return f"`{field['const']}`"
     if "enum" in field:
         return ", ".join(f"`{each}`" for each in field["enum"])
-    kind = field.get("type", "any")
+    kind: str = field.get("type", "any")
     if kind == "array":
-        inner = field.get("items") or (field.get("prefixItems") or [{}])[0]
-        return f"list of {_value(inner, definitions)}"
+        items = field.get("items") or (field.get("prefixItems") or [{}])[0]
+        return f"list of {_value(items, definitions)}"
     if kind == "object":
-        inner = field.get("additionalProperties") or next(iter(field.get("patternProperties", {}).values()), {})
+        inner: Any = field.get("additionalProperties") or next(iter(field.get("patternProperties", {}).values()), {})
         return f"mapping of names to {_value(inner, definitions)}" if isinstance(inner, dict) else "mapping"
-    words = {"string": "text", "number": "number", "integer": "integer", "boolean": "`true` or `false`", "any": "any value"}
-    return words.get(kind, kind) + _bounds(field)
+    names = {"string": "text", "number": "number", "integer": "integer", "boolean": "`true` or `false`", "any": "any value"}
+    return names.get(kind, kind) + _bounds(field)
 
 
 def _bounds(field: Schema) -> str:

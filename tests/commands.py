@@ -136,7 +136,7 @@ class _Server:
         mine, other = socket.socketpair()
         command = [sys.executable, "-c", "from tests.commands import serve; serve()"]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
-        self._process = subprocess.Popen(command, cwd=REPOSITORY, stdin=other, env=environment)
+        self._process = subprocess.Popen(command, cwd=REPOSITORY, stdin=other.fileno(), env=environment)
         other.close()
         self._lines = mine.makefile("rw", encoding="utf-8")
         self._count = 0

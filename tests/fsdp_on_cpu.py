@@ -46,5 +46,5 @@ class ShardingAccelerator(accelerate.Accelerator):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    devices.Accelerator = ShardingAccelerator
+    vars(devices)["Accelerator"] = ShardingAccelerator  # the name by which `Devices` finds it
     main()

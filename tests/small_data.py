@@ -238,7 +238,7 @@ def _write_releases(
     release = folder / "minds_mirror_release"
     judged: list[Record] = []
     for split, records in (("train", train[:2]), ("test", test[:2])):
-        trees = []
+        trees: list[Record] = []
         for record in records:
             said = [
                 f"We compute {first} {sign} {second}. The answer is ({first} {sign} {second})."

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -13,24 +11,19 @@ import pytest
 import torch
 
 from mmedge.engines.generation import Decoding
-from mmedge.engines.onnx.decoding import FusedDecoderOnlyEngine, FusedEncoderDecoderEngine
 from mmedge.engines.onnx.graphs import CUDA
 from mmedge.engines.torch_decoding import TorchEngine
 from mmedge.engines.variants import VariantSpec, open_variant
 from mmedge.export.export import export
-from mmedge.export.graphs import write_fused
-from mmedge.export.quantization.precisions import PRECISIONS
-from mmedge.export.quantization.quantizer import BundleQuantizer
-from mmedge.manifest import GRAPHS
+from mmedge.manifest import QuantizedStudent
 from mmedge.progress import Progress
 from mmedge.runtime import Student
 from mmedge.students.passes import LossPass
 from mmedge.students.saved import open_student
-from mmedge.tasks.encoding import SpecialTokens
 from mmedge.tasks.prompts import Context
 from tests.conftest import mmedge, tiny_recipe, write_recipe
-from tests.export.test_fused import T5, expected_logits, prompts, random_model
-from tests.export.test_half import check_that_the_cache_is_taken_back_continued_and_doubled
+from tests.export.test_fused import T5, expected_logits, prompts
+from tests.export.test_half import check_that_the_cache_is_taken_back_continued_and_doubled, half
 from tests.students.test_packed import MODELS, figures, lessons, student_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -90,34 +83,22 @@ def test_a_student_learns_on_the_gpu_as_on_the_cpu(precision: str, tmp_path: Pat
 @pytest.mark.parametrize("precision", ["bnb-int8", "bnb-nf4"])
 def test_rounded_students_answer_on_the_gpu(which: str, precision: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     run: Path = request.getfixturevalue(which)
-    manifest = export(run, [precision], QUIET, tmp_path, max_accuracy_drop=100)[precision]  # type: ignore[list-item]
-    assert manifest.computed_on == "cuda" and manifest.verification.top1_agreement > 0.85
+    manifest = export(run, [precision], QUIET, tmp_path, max_accuracy_drop=100)[precision]
+    assert isinstance(manifest, QuantizedStudent) and manifest.computed_on == "cuda"
+    assert manifest.verification.top1_agreement > 0.85
     folder = tmp_path / f"student-{precision}"
     there, here = open_student(folder, device="cuda"), open_student(folder)
     prompt, target = there.encoder.prompt("predict", Context("What is 3 and 4?")), here.encoder.target("3 + 4", 8)
     found, expected = (TorchEngine(student).forced_logits(prompt, target) for student in (there, here))
     assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
     opened = open_variant(VariantSpec("torch", folder))
-    assert opened.device == "cuda" and opened.engine.generate([prompt], 8).tokens
-
-
-def on_cuda(name: str, folder: Path) -> tuple[Any, Any]:
-    """Return a model whose weights float16 holds exactly, and the engine of its float16 graphs on the GPU."""
-    model = random_model(name)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.half().float()
-    model.save_pretrained(folder)
-    write_fused(folder, folder, BundleQuantizer(PRECISIONS["fp16"]))
-    files = GRAPHS["encoder-decoder" if name in T5 else "decoder-only", "fused"]
-    stated = SimpleNamespace(special_tokens=SpecialTokens(pad=0, eos=-1, start=0))
-    bundle: Any = SimpleNamespace(folder=folder, graph=lambda part: folder / files[part], manifest=stated)
-    return model, (FusedEncoderDecoderEngine if name in T5 else FusedDecoderOnlyEngine)(bundle, 1, "cuda")
+    assert opened.device == "cuda" and opened.speaker.engine.generate([prompt], 8).tokens
 
 
 @needs_provider
 @pytest.mark.parametrize("name", NAMES)
 def test_graphs_on_the_gpu_are_near_and_batches_are_no_matter(name: str, tmp_path: Path) -> None:
-    model, engine = on_cuda(name, tmp_path)
+    model, engine = half(name, tmp_path, "cuda")
     target = np.random.default_rng(1).integers(3, 100, 12).tolist()
     for prompt in prompts():
         expected = expected_logits(model, prompt, target)
@@ -138,7 +119,7 @@ def test_graphs_on_the_gpu_are_near_and_batches_are_no_matter(name: str, tmp_pat
 @needs_provider
 @pytest.mark.parametrize("name", ["t5 v1.1", "SmolLM2: grouped, tied"])
 def test_the_cache_on_the_gpu_is_taken_back_continued_and_doubled(name: str, tmp_path: Path) -> None:
-    check_that_the_cache_is_taken_back_continued_and_doubled(*on_cuda(name, tmp_path), 0.03)
+    check_that_the_cache_is_taken_back_continued_and_doubled(*half(name, tmp_path, "cuda"), 0.03)
 
 
 @needs_provider

@@ -102,8 +102,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Plac
     rigged = write_rigged_model(folder / "rigged")
     counts = ("teacher.cots_per_question=3", "teacher.evaluations_per_cot=1", "task.limit=6")
     with Endpoint() as endpoint:
-        asked = {"endpoint": (f"teacher.base_url={endpoint.url}", *counts), "local": (f"teacher.source={rigged}", *counts)}
-        yield Place(folder, data, asked)
+        own = {"endpoint": f"teacher.base_url={endpoint.url}", "local": f"teacher.source={rigged}"}
+        yield Place(folder, data, {name: (setting, *counts) for name, setting in own.items()})
 
 
 def small(command: str, asked: dict[str, tuple[str, ...]]) -> list[str]:
@@ -121,7 +121,7 @@ def small(command: str, asked: dict[str, tuple[str, ...]]) -> list[str]:
             *(part for setting in SMALL if setting.startswith(("student.", "training.")) for part in ("--set", setting)),
         ]
     kind = "arithmetic" if "quickstart" in recipe or "embedded" in recipe or "arithmetic" in command else "data"
-    settings = SMALL
+    settings: tuple[str, ...] = SMALL
     if "ablation-embedded" in recipe:  # it begins from a student that an earlier command makes
         settings = tuple(setting for setting in SMALL if not setting.startswith("student."))
     comparison = ("ablation.seeds=[0]", "ablation.labels=[pseudo]") if verb == "ablate" else ()

@@ -140,7 +140,7 @@ def test_a_mac_is_asked_through_sysctl(tmp_path: Path) -> None:
 
 
 def test_usable_cores_are_those_of_the_process_and_its_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    affinity = len(psutil.Process().cpu_affinity())  # type: ignore[arg-type]
+    affinity = len(psutil.Process().cpu_affinity())
     assert usable_cores(tmp_path) == affinity >= usable_cores() >= 1
     recorded(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"})
     assert usable_cores(tmp_path) == 1

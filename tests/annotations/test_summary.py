@@ -14,7 +14,7 @@ from mmedge.annotations.report import page
 from mmedge.annotations.store import AnnotationStore
 from mmedge.annotations.summary import examples_to_show, refresh, report
 from mmedge.progress import Progress
-from mmedge.recipe import validate
+from mmedge.recipe import OpenAITeacherSection, validate
 from mmedge.reports.formats import share
 from mmedge.statistics import ClusteredShare
 from mmedge.tasks import build_task
@@ -120,6 +120,7 @@ def test_an_estimate_before_and_the_bill_after_agree(tmp_path: Path) -> None:
         recipe = validate(values(endpoint.url, prices={"input": 1.0, "output": 2.0}), "r")
         task = build_task(recipe.task.model_dump())
         examples = task.load().train
+        assert isinstance(recipe.teacher, OpenAITeacherSection)
         prompts, plan = prompts_of(recipe.teacher, task), collection_plan(recipe.teacher)
         before = estimate(examples, prompts, plan, None)
         assert (before.cots, before.evaluations) == (QUESTIONS * COTS, QUESTIONS * COTS * EVALUATIONS)

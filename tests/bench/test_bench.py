@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY, is_one_line_error, killed_when_lines_are_
 
 
 @pytest.fixture(scope="module", params=["tiny_run", "llama_run"])
-def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     run: Path = request.getfixturevalue(request.param)
     out = tmp_path_factory.mktemp("bench")
     done = mmedge("bench", run, "--questions", "6", "--verdicts", "8", "--warmup", "1", "--out", out)
@@ -24,10 +24,10 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return out, json.loads((out / "bench.json").read_text())
 
 
-def test_student_fp32_and_int8_stand_side_by_side(report: tuple[Path, dict[str, object]]) -> None:
+def test_student_fp32_and_int8_stand_side_by_side(report: tuple[Path, dict[str, Any]]) -> None:
     variants = report[1]["variants"]
-    assert [variant["name"] for variant in variants] == ["torch fp32", "onnxruntime fp32", "onnxruntime int8"]  # type: ignore[index,attr-defined]
-    for variant in variants:  # type: ignore[attr-defined]
+    assert [variant["name"] for variant in variants] == ["torch fp32", "onnxruntime fp32", "onnxruntime int8"]
+    for variant in variants:
         assert all(split["total"] == 6 and len(split["interval_95"]) == 2 for split in variant["answer_accuracy"].values())
         latency = variant["latency_ms"]
         assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
@@ -35,25 +35,25 @@ def test_student_fp32_and_int8_stand_side_by_side(report: tuple[Path, dict[str, 
         assert 0 < variant["time_to_first_token_ms"]["p50"] < latency["p99"]
         assert variant["verdict_accuracy"]["total"] == 8
         assert variant["bytes_on_disk"] > 1000
-    torch_, exact, small = variants  # type: ignore[misc]
+    torch_, exact, small = variants
     assert torch_["samples"]["answers"] == exact["samples"]["answers"]
     assert small["bytes_on_disk"] < exact["bytes_on_disk"]
 
 
-def test_each_variant_has_a_memory_of_its_own(report: tuple[Path, dict[str, object]]) -> None:
-    torch_, exact, small = (variant["peak_memory_bytes"] for variant in report[1]["variants"])  # type: ignore[attr-defined]
+def test_each_variant_has_a_memory_of_its_own(report: tuple[Path, dict[str, Any]]) -> None:
+    torch_, exact, small = (variant["peak_memory_bytes"] for variant in report[1]["variants"])
     assert 20e6 < small < torch_ and exact < torch_
 
 
-def test_the_table_says_machine_and_conditions(report: tuple[Path, dict[str, object]]) -> None:
+def test_the_table_says_machine_and_conditions(report: tuple[Path, dict[str, Any]]) -> None:
     text = (report[0] / "bench.md").read_text()
     assert "onnxruntime int8" in text and "95 % Wilson" in text and "threads" in text
 
 
 def test_shares_of_the_machines_ceilings_stand_with_every_variant_whose_work_is_known(
-    report: tuple[Path, dict[str, object]],
+    report: tuple[Path, dict[str, Any]],
 ) -> None:
-    variants: list[dict[str, Any]] = report[1]["variants"]  # type: ignore[assignment]
+    variants = report[1]["variants"]
     reached = {(variant["engine"], variant["precision"]): variant["reached"] for variant in variants}
     for variant in variants:
         stated = variant["engine"] == "torch" or json.loads((Path(variant["place"]) / "manifest.json").read_text()).get("work")

@@ -338,7 +338,7 @@ def test_the_wheel_is_one_that_pip_installs_and_holds_every_module(tmp_path: Pat
     again = tmp_path / "again"
     again.mkdir()
     assert write_core_wheel(again).read_bytes() == wheel.read_bytes()
-    options = ["--no-deps", "--no-index", "--quiet", "--target", tmp_path / "there"]
+    options = ["--no-deps", "--no-index", "--quiet", "--target", str(tmp_path / "there")]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, wheel], check=True, capture_output=True)
     modules = {file.relative_to(REPOSITORY) for file in (REPOSITORY / "mmedge").rglob("*.py")}
     assert modules == {file.relative_to(tmp_path / "there") for file in (tmp_path / "there" / "mmedge").rglob("*.py")}
@@ -383,5 +383,5 @@ def test_a_python_without_packages_gets_a_venv(tiny_run: Path, tmp_path: Path) -
     here = path_with(tmp_path / "bin", PYTHON.replace(sys.executable, str(base)))
     with ssh_server(tmp_path / "server", here, tmp_path / "tmp") as server:
         report = run_remote("board", [tiny_run / "bundle-int8"], None, ASKED, Progress(quiet=True), server.config)
-        assert "venv" in report["remote"]["packages"]
+        assert report.remote is not None and "venv" in report.remote.packages
         assert left_behind(server) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -58,14 +59,14 @@ def test_a_tenth_slower_is_found_every_time() -> None:
 
 def test_what_processes_differ_by_is_no_difference_of_variants() -> None:
     """Two processes of the same program differ by some per cent, however long each is measured."""
-    wanted = {"rounds": 12, "questions": 30, "launch": 0.02}
-    assert [seed for seed in range(20) if differs(*machine_of(seed, **wanted))] == []
-    assert all(differs(*machine_of(seed, slower=1.1, **wanted)) for seed in range(20))
+    launched = partial(machine_of, rounds=12, questions=30, launch=0.02)
+    assert [seed for seed in range(20) if differs(*launched(seed))] == []
+    assert all(differs(*launched(seed, slower=1.1)) for seed in range(20))
     few = [machine_of(seed, rounds=1, questions=400, launch=0.03) for seed in range(20)]
     assert not any(differs(*pair) for pair in few)
     inside = 0
     for seed in range(200, 300):
-        base, new = machine_of(seed, slower=1.3, **wanted)
+        base, new = launched(seed, slower=1.3)
         found = ratio(new, base)
         inside += found.low <= 1.3 <= found.high
     assert inside >= 90

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ PLUGIN = REPOSITORY / "tests" / "plugin"
 THINGS = ("apples", "pears", "plums", "nuts")
 
 
-def mmedge(*arguments: str | Path) -> Finished:
+def mmedge(*arguments: object) -> Finished:
     """Run the command line where the package is installed."""
     path = os.pathsep.join([str(PLUGIN), str(REPOSITORY)])
     done = subprocess.run(
@@ -30,7 +31,7 @@ def mmedge(*arguments: str | Path) -> Finished:
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
-def _lines(path: Path, records: list[dict[str, object]]) -> None:
+def _lines(path: Path, records: Sequence[Mapping[str, object]]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 

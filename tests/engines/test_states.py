@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from mmedge.engines.onnx.decoding import FusedDecoderOnlyEngine
 from mmedge.engines.onnx.graphs import Reading
 from mmedge.export.builder import DataFile, GraphBuilder
 from mmedge.tasks.encoding import Prompt, SpecialTokens
+from tests.bundles import bundle_of
 
 VOCABULARY, EOS = 11, 0
 
@@ -53,12 +53,11 @@ def write_summing_graph(path: Path) -> None:
 def engine(tmp_path: Path) -> FusedDecoderOnlyEngine:
     """The engine of a bundle that is nothing but this graph."""
     write_summing_graph(tmp_path / "model.onnx")
-    manifest = SimpleNamespace(special_tokens=SpecialTokens(eos=EOS, pad=5))
-    return FusedDecoderOnlyEngine(SimpleNamespace(graph=lambda _: tmp_path / "model.onnx", folder=tmp_path, manifest=manifest), 1)  # type: ignore[arg-type]
+    return FusedDecoderOnlyEngine(bundle_of(tmp_path, SpecialTokens(eos=EOS, pad=5)), 1)
 
 
 def expected(read: Sequence[int], limit: int) -> list[int]:
-    total, written = sum(read), []
+    total, written = sum(read), list[int]()
     while len(written) < limit:
         token = (total + 1) % VOCABULARY
         if token == EOS:

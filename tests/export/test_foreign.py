@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from mmedge.manifest import open_bundle
 from mmedge.students import dialects
 from mmedge.students.scratch import train_tokenizer
 from mmedge.tasks.encoding import SpecialTokens
+from tests.bundles import bundle_of
 from tests.conftest import distilled, mmedge, own_recipe, write_recipe
 from tests.export.test_fused import expected_logits, prompts
 
@@ -48,10 +48,8 @@ def phi() -> Any:
     return transformers.PhiForCausalLM(config)
 
 
-def engine_of(graph: Path) -> DecoderOnlyEngine:
-    stated = SimpleNamespace(special_tokens=SpecialTokens(pad=0, eos=-1))
-    bundle: Any = SimpleNamespace(graph=lambda part: graph, manifest=stated)
-    return DecoderOnlyEngine(bundle, 1)
+def engine_of(graphs: Path) -> DecoderOnlyEngine:
+    return DecoderOnlyEngine(bundle_of(graphs, SpecialTokens(pad=0, eos=-1), graphs="transformers"), 1)
 
 
 @needs_5
@@ -69,11 +67,12 @@ def test_what_transformers_exports_is_the_model(make: Any, tmp_path: Path) -> No
         if parameter.dim() == 1:  # norms start at 1 and biases at 0
             parameter.data.uniform_(0.5, 1.5)
     model.save_pretrained(tmp_path)
-    out = tmp_path / "graphs"
+    out, small = tmp_path / "graphs", tmp_path / "small"
     out.mkdir()
+    small.mkdir()
     assert choose_graphs(tmp_path, "auto")[0] == "transformers"
     write_foreign("transformers", tmp_path, "decoder-only", out)
-    engine, target = engine_of(out / "model.onnx"), np.random.default_rng(1).integers(3, 100, 12).tolist()
+    engine, target = engine_of(out), np.random.default_rng(1).integers(3, 100, 12).tolist()
     for prompt in prompts():
         assert np.abs(engine.forced_logits(prompt, target) - expected_logits(model, prompt, target)).max() < 1e-4
     for row, prompt in zip(engine.next_logits(prompts(), [7, 8]), prompts(), strict=True):
@@ -86,11 +85,11 @@ def test_what_transformers_exports_is_the_model(make: Any, tmp_path: Path) -> No
         clear = best[:, -1] - best[:, -2] > 1e-4  # a tie may fall either way
         assert (logits.argmax(-1) == tokens)[clear].all() and clear.mean() > 0.9
     for format_, bound in ((INT8, 0.06), (INT4, 0.6)):
-        report = quantize_model(out / "model.onnx", tmp_path / "small.onnx", format_=format_)
+        report = quantize_model(out / "model.onnx", small / "model.onnx", format_=format_)
         assert report.bytes_after < 0.5 * report.bytes_before
-        kinds = {node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node}
+        kinds = {node.op_type for node in onnx.load(small / "model.onnx").graph.node}
         assert "MatMulNBits" in kinds and "Gemm" not in kinds
-        found, expected = (one.forced_logits(prompts()[1], target) for one in (engine_of(tmp_path / "small.onnx"), engine))
+        found, expected = (one.forced_logits(prompts()[1], target) for one in (engine_of(small), engine))
         assert 0 < np.sqrt(((found - expected) ** 2).mean() / expected.var()) < bound
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,18 @@ import torch
 import transformers
 
 from mmedge.engines.onnx.decoding import FusedDecoderOnlyEngine, FusedEncoderDecoderEngine
-from mmedge.engines.onnx.graphs import Reading
+from mmedge.engines.onnx.graphs import Place, Reading
 from mmedge.errors import MmedgeError
 from mmedge.export.architectures import ARCHITECTURES
 from mmedge.export.graphs import choose_graphs, fused_linears, write_fused
 from mmedge.export.quantization.precisions import PRECISIONS
 from mmedge.export.quantization.quantizer import BundleQuantizer
 from mmedge.export.weights import WeightFiles
-from mmedge.manifest import GRAPHS
 from mmedge.students import dialects
 from mmedge.tasks.encoding import Prompt, SpecialTokens
+from tests.bundles import bundle_of
 
-T5 = {
+T5: dict[str, dict[str, Any]] = {
     "t5": {},
     "t5 v1.1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     "flan-t5, odd widths": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "d_kv": 24, "num_heads": 3},
@@ -79,13 +78,12 @@ def random_model(name: str, **changes: Any) -> Any:
     return model.eval()
 
 
-def opened(folder: Path, name: str) -> Any:
+def opened(folder: Path, name: str, device: Place = "cpu") -> FusedEncoderDecoderEngine | FusedDecoderOnlyEngine:
     """Return the engine of the graphs in a folder."""
-    family = "encoder-decoder" if name in T5 else "decoder-only"
-    files = GRAPHS[family, "fused"]  # type: ignore[index]
-    stated = SimpleNamespace(special_tokens=SpecialTokens(pad=0, eos=-1, start=0))
-    bundle: Any = SimpleNamespace(folder=folder, graph=lambda part: folder / files[part], manifest=stated)
-    return FusedEncoderDecoderEngine(bundle, 1) if name in T5 else FusedDecoderOnlyEngine(bundle, 1)
+    special = SpecialTokens(pad=0, eos=-1, start=0)
+    if name in T5:
+        return FusedEncoderDecoderEngine(bundle_of(folder, special, "encoder-decoder"), 1, device)
+    return FusedDecoderOnlyEngine(bundle_of(folder, special), 1, device)
 
 
 def expected_logits(model: Any, prompt: Prompt, target: list[int]) -> Any:

@@ -36,7 +36,7 @@ def test_what_is_read_back_is_the_student(format_: GgufFormat, tolerance: float,
 def test_rounded_files_are_smaller(tiny_llama: Path, tmp_path: Path) -> None:
     sizes = []
     for format_ in ("F32", "F16", "Q8_0", "Q4_0"):
-        write_gguf(tiny_llama, tmp_path / format_, format_)  # type: ignore[arg-type]
+        write_gguf(tiny_llama, tmp_path / format_, format_)
         sizes.append((tmp_path / format_).stat().st_size)
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
 
@@ -72,7 +72,7 @@ def test_what_cannot_be_written_is_one_line(tiny_llama: Path, tmp_path: Path) ->
     other = changed(tiny_llama, tmp_path / "other")
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     (other / "tokenizer.json").write_text(json.dumps(tokenizer | {"decoder": {"type": "Metaspace"}}))
-    command = [sys.executable, "-m", "mmedge.export.gguf", other, tmp_path / "a.gguf"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "mmedge.export.gguf"]
+    done = subprocess.run([*command, other, tmp_path / "a.gguf"], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "not a byte-level BPE" in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.glob("*.gguf")) and not list(tmp_path.glob(".*.tmp"))

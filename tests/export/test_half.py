@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmedge.engines.onnx.graphs import CUDA, Graph, Reading, choose_device
+from mmedge.engines.onnx.graphs import CUDA, Graph, Place, Reading, choose_device
 from mmedge.errors import MmedgeError
 from mmedge.export.export import export
 from mmedge.export.graphs import write_fused
 from mmedge.export.quantization.precisions import PRECISIONS
 from mmedge.export.quantization.quantizer import BundleQuantizer
-from mmedge.manifest import read_manifest
+from mmedge.manifest import Manifest, read_manifest
 from mmedge.progress import Progress
 from mmedge.runtime import Student
 from tests.export.test_fused import T5, expected_logits, opened, prompts, random_model
@@ -28,14 +28,14 @@ NAMES = [*T5, "SmolLM2: grouped, tied", "Llama 3: scaled rotary embedding", "bia
 NAMES += ["Mistral: a window shorter than the text"]
 
 
-def half(name: str, folder: Path) -> tuple[Any, Any]:
-    """Return a model whose weights float16 holds exactly, and the engine of its float16 graphs."""
+def half(name: str, folder: Path, device: Place = "cpu") -> tuple[Any, Any]:
+    """Return a model whose weights float16 holds exactly, and the engine of its float16 graphs on a device."""
     model = random_model(name)
     for parameter in model.parameters():
         parameter.data = parameter.data.half().float()
     model.save_pretrained(folder)
     write_fused(folder, folder, BundleQuantizer(PRECISIONS["fp16"]))
-    return model, opened(folder, name)
+    return model, opened(folder, name, device)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,7 +120,7 @@ def test_what_float16_does_not_hold_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_float16_bundle_is_written_verified_and_answers(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     run: Path = request.getfixturevalue(which)
     manifest = export(run, ["fp16"], Progress(quiet=True), tmp_path, max_accuracy_drop=100)["fp16"]
-    assert (manifest.precision, manifest.device) == ("fp16", "cuda")
+    assert isinstance(manifest, Manifest) and (manifest.precision, manifest.device) == ("fp16", "cuda")
     assert manifest.verification.top1_agreement >= 0.99
     assert read_manifest(run / "bundle-int8").device == "cpu"
     whole, small = ((folder / "weights.data").stat().st_size for folder in (run / "bundle-fp32", tmp_path / "bundle-fp16"))

@@ -87,7 +87,7 @@ def test_gptq_changes_products_far_less_than_rounding_to_the_nearest(format_: We
 def test_outputs_are_rounded_by_themselves_however_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(5)
     weight, inputs = rng.standard_normal((100, 64)).astype(np.float32), rng.standard_normal((300, 64)).astype(np.float32)
-    moments = inputs.T @ inputs / 300
+    moments = (inputs.T @ inputs / 300).astype(np.float32)
     whole = quantize_calibrated(weight, INT4, moments)
     monkeypatch.setattr("mmedge.export.quantization.gptq._ROWS", 7)
     parts = quantize_calibrated(weight, INT4, moments)

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 
+from mmedge.engines.onnx.decoding import FusedEncoderDecoderEngine
 from mmedge.engines.onnx.graphs import ROWS_ALIKE, Graph
 from mmedge.errors import MmedgeError
 from mmedge.export.bundles import write_bundle
@@ -43,7 +44,7 @@ def test_a_batch_has_the_very_bits_of_each_alone(precision: Any, steps: str, tmp
     ranges = {name: (-4.0, 4.5) for name in products if name.startswith(("encoder.", "cross.kv"))}
     write_fused(tmp_path, tmp_path, BundleQuantizer(PRECISIONS[precision], ranges=ranges if steps == "fixed" else {}))
     engine = opened(tmp_path, "t5 v1.1")
-    assert engine._encoder.rows_alike == (steps == "fixed")
+    assert isinstance(engine, FusedEncoderDecoderEngine) and engine._encoder.rows_alike == (steps == "fixed")
     assert ("DynamicQuantizeMatMul" in operations(tmp_path)) == (steps == "anew")
     rng = np.random.default_rng(0)
     for _ in range(3):

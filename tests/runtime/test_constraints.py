@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,9 @@ class Opened:
         )
         self.eos = bundle.manifest.special_tokens.eos
 
+    def text(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
 
 @pytest.fixture(params=["tiny_run", "llama_run"])
 def opened(request: pytest.FixtureRequest) -> Opened:
@@ -43,12 +47,12 @@ def test_whatever_is_drawn_is_a_whole_expression_before_the_limit(opened: Opened
         written: list[int] = []
         while len(written) < limit:
             ids = constraint.allowed(written)
-            assert len(ids), opened.tokenizer.decode(written)
+            assert len(ids), opened.text(written)
             token = int(rng.choice(ids))
             if token == opened.eos:
                 break
             written.append(token)
-        text = opened.tokenizer.decode(written)
+        text = opened.text(written)
         expression = parse(text)  # raises where it is none
         operators.add(expression.operator)
         if trial % 10 == 0:  # asked out of turn, it finds its place again
@@ -106,8 +110,9 @@ def _calculated(opened: Opened, text: str) -> str:
     if len(written) > begun:
         row_after = ids if ids is not None else after
         assert row_after is not None  # the number ends: no digit may follow
-        assert not any(opened.tokenizer.id_to_token(int(token))[:1].isdigit() for token in row_after)
-    return opened.tokenizer.decode(written[begun:]).strip()
+        pieces = [opened.tokenizer.id_to_token(int(token)) for token in row_after]
+        assert not any(piece is None or piece[:1].isdigit() for piece in pieces)
+    return opened.text(written[begun:]).strip()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def _samples(*pairs: tuple[str, float]) -> list[Sample]:
 
 def test_answers_that_mean_the_same_are_one_candidate() -> None:
     samples = _samples(("6 / 2", 0.2), ("3", 0.4), ("4", 0.9))
-    assert vote(samples, JUDGE, (), "majority") == (1, pytest.approx(2 / 3))
+    assert vote(samples, JUDGE, (), "majority") == pytest.approx((1, 2 / 3))
     assert vote(samples, JUDGE, (), "self_evaluation")[0] == 2
     place, share = vote(samples, JUDGE, (), "both")
     assert place == 2 and share == pytest.approx(0.9 / 1.5)

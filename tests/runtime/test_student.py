@@ -267,7 +267,7 @@ def test_the_command_line_has_every_strategy(tiny_run: Path) -> None:
 def test_what_is_no_list_of_questions_is_one_line(tiny_run: Path) -> None:
     student = Student.load(tiny_run / "bundle-int8")
     asked = ["What is 3 and 4?", "What is 9 and 2?"]
-    assert student.answer_all(question for question in asked) == student.answer_all(asked)  # type: ignore[arg-type]
+    assert student.answer_all(question for question in asked) == student.answer_all(asked)
     for questions, more in (
         (None, {}),
         (3, {}),

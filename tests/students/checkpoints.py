@@ -45,7 +45,7 @@ def write(folder: Path) -> None:
                 copy.deepcopy(model).bfloat16().save_pretrained(place, max_shard_size="40KB")
             else:
                 model.save_pretrained(place)
-            found = {}
+            found: dict[str, Any] = {}
             for row, prompt in enumerate(prompts()):
                 written: list[int] = []
                 for _ in range(TOKENS):  # from whole passes without a cache

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -343,7 +344,7 @@ def test_one_question_that_is_rejected_is_given_up_alone(tmp_path: Path) -> None
 
 
 def test_what_may_have_been_billed_though_it_did_not_arrive_is_in_the_bill(tmp_path: Path) -> None:
-    turns = iter([None, (200, {}, b"{half"), (429, {}, b"{}")])
+    turns: Iterator[tuple[int, dict[str, str], bytes] | None] = iter([None, (200, {}, b"{half"), (429, {}, b"{}")])
     with Endpoint(handler=lambda _: next(turns, None)) as endpoint:
         recipe = values(endpoint.url, prices={"input": 10.0, "output": 30.0}, max_cot_tokens=40, evaluations_per_cot=0)
         found = collect(tmp_path, validate(recipe, "r"))
