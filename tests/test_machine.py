@@ -181,3 +181,16 @@ def test_load_and_memory_are_those_that_others_read() -> None:
     resident, peak = resident_memory(), peak_memory()
     assert resident == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
     assert peak is not None and peak >= 0.9 * resident
+
+
+def test_threads_of_torch_wait_briefly_before_they_sleep() -> None:
+    script = "from mmedge.machine import wait_briefly; wait_briefly(); import torch; torch.set_num_threads(2)"
+    bare = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    shown = {}
+    for policy in (None, "ACTIVE"):
+        env = bare | {"OMP_DISPLAY_ENV": "verbose"} | ({"OMP_WAIT_POLICY": policy} if policy else {})
+        shown[policy] = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env).stderr
+    if "GOMP_SPINCOUNT" not in shown[None]:
+        pytest.skip("torch has another OpenMP here")
+    assert "GOMP_SPINCOUNT = '10000'" in shown[None]
+    assert "GOMP_SPINCOUNT = '10000'" not in shown["ACTIVE"]

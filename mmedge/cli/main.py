@@ -25,7 +25,7 @@ from mmedge import __version__
 from mmedge.cli import asking, chain, collecting, looking, measuring
 from mmedge.cli.common import Command, grouped
 from mmedge.errors import MmedgeError, Notice, printable
-from mmedge.machine import wait_passively
+from mmedge.machine import wait_briefly
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -78,7 +78,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that a terminal cannot show become question marks
             stream.reconfigure(errors="replace")
-    wait_passively()
+    wait_briefly()
     warnings.showwarning = _show_warning
     try:
         app()
