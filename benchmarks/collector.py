@@ -2,7 +2,7 @@
 
     python benchmarks/collector.py throughput            512 in flight against a server that answers after 200 ms
     python benchmarks/collector.py throughput --peers    the same requests by the `openai` package and by aiohttp, where installed
-    python benchmarks/collector.py summary               `mmedge annotations` on a store of a million annotations
+    python benchmarks/collector.py summary               `mmedge review` on a store of a million annotations
 
 The ideal rate of the first is 512 / 0.2 s = 2,560 requests a second; `steady` is the median second, without start and end.
 Server and collector are processes of their own; the collector's processor time is that of its whole process, storing, reading and
@@ -249,7 +249,7 @@ def summary(annotations: int) -> dict[str, Any]:
                     store.add(batch)
                     batch = []
             store.add(batch)
-        command = [sys.executable, "-m", "mmedge", "annotations", str(run), "--json", "--quiet"]
+        command = [sys.executable, "-m", "mmedge", "review", str(run), "--json", "--quiet"]
         times = []
         for _ in range(4):
             begun = time.perf_counter()

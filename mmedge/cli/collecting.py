@@ -1,4 +1,4 @@
-"""What a teacher writes: `annotate` collects it, `annotations` reports on it."""
+"""What a teacher writes: `annotate` collects it, `review` reports on it."""
 
 from __future__ import annotations
 
@@ -168,10 +168,10 @@ def _show_collection(found: AnnotationReport, folder: Path) -> None:
         typer.echo(f"requests failed: {failed} (of {bill.requests:,})")
     if bill is not None and bill.currency and bill.cost:
         typer.echo(f"bill: {bill.cost:.4f} {bill.currency} for {bill.requests:,} requests")
-    typer.echo(f"more: mmedge annotations {folder}")
+    typer.echo(f"more: mmedge review {folder}")
 
 
-def report(
+def review(
     place: Annotated[Path, typer.Argument(metavar="RUN", help="A run with annotations.")],
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report as an HTML page.")] = None,
     export_to: Annotated[

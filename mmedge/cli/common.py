@@ -117,19 +117,27 @@ def _in_panel(type_: Any, title: str) -> Any:
 
 RENAMED = {"--max-handed-on": "--max-withheld"}  # options renamed since the previous version, still read in this one
 
+RENAMED_VERBS = {"annotations": "review"}
+
 
 class Command(TyperCommand):
-    """A verb that understands its options' old names."""
+    """A verb that understands its options' old names, and its own."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Replace old names, with a notice, and parse."""
+        if self.name in RENAMED_VERBS:
+            _tell_new_name(self.name, RENAMED_VERBS[self.name])
         for place, word in enumerate(args):
             name, equals, value = word.partition("=")
             if name in RENAMED:
                 new = RENAMED[name]
-                typer.echo(f"notice: {name} is now called {new}; the old name will be refused in the next version", err=True)
+                _tell_new_name(name, new)
                 args[place] = new + equals + value
         return super().parse_args(ctx, args)
+
+
+def _tell_new_name(old: str, new: str) -> None:
+    typer.echo(f"notice: {old} is now called {new}; the old name will be refused in the next version", err=True)
 
 
 def given_options(context: typer.Context, without: set[str]) -> list[str]:

@@ -23,7 +23,7 @@ import typer
 
 from mmedge import __version__
 from mmedge.cli import asking, chain, collecting, looking, measuring
-from mmedge.cli.common import Command, grouped
+from mmedge.cli.common import RENAMED_VERBS, Command, grouped
 from mmedge.errors import MmedgeError, Notice, printable
 from mmedge.machine import wait_briefly
 
@@ -40,7 +40,7 @@ VERBS: dict[str, dict[str, Callable[..., None]]] = {
     "Make a student": {
         "quickstart": chain.quickstart,
         "annotate": collecting.annotate,
-        "annotations": collecting.report,
+        "review": collecting.review,
         "distill": chain.distill,
         "ablate": chain.ablate,
         "export": chain.export,
@@ -51,6 +51,9 @@ VERBS: dict[str, dict[str, Callable[..., None]]] = {
 for panel, verbs in VERBS.items():
     for name, verb in verbs.items():
         app.command(name, cls=Command, rich_help_panel=panel)(grouped(verb))
+for old, new in RENAMED_VERBS.items():
+    verb = next(verbs[new] for verbs in VERBS.values() if new in verbs)
+    app.command(old, cls=Command, hidden=True)(grouped(verb))
 
 
 def _version(wanted: bool) -> None:

@@ -23,7 +23,7 @@ class RecordedTeacherSection(Section):
     max_cots: Positive | None = Field(default=None, description="Chains of thought used per question, at most. All by default.")
     format: Literal["auto", "jsonl", "parquet", "tree_of_thought", "lists"] = Field(
         default="auto",
-        description="Format of the files. jsonl, parquet: as `mmedge annotations RUN --export` writes them (parquet needs the "
+        description="Format of the files. jsonl, parquet: as `mmedge review RUN --export` writes them (parquet needs the "
         "extra `data`). tree_of_thought: the logs published by the authors of Mind's Mirror, chains of thought and evaluations in "
         "one file. lists: the lists of Distilling Step-by-Step, in the order of the training questions. auto: by the file.",
     )

@@ -161,13 +161,13 @@ def test_a_collection_is_shown_in_the_terminal_as_json_and_as_a_page(tmp_path: P
         recipe = write_recipe(tmp_path / "r.yaml", values(endpoint.url, prices={"input": 1.0, "output": 2.0}))
         collected = mmedge("annotate", recipe, "--out", tmp_path / "run")
     assert collected.code == 0 and "chains of thought: accepted: 100" in collected.out and "bill: " in collected.out
-    shown = mmedge("annotations", tmp_path / "run", "--html", tmp_path / "a.html", "--export", tmp_path / "texts")
+    shown = mmedge("review", tmp_path / "run", "--html", tmp_path / "a.html", "--export", tmp_path / "texts")
     assert shown.code == 0, shown.err
     for words in ("100 chains of thought and 200 self-evaluations of 20 questions", "judged correct", "agreement", "cost"):
         assert words in shown.out, shown.out
     assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
     assert len((tmp_path / "texts" / "cots.jsonl").read_text().splitlines()) == 100
-    found = json.loads(mmedge("annotations", tmp_path / "run", "--json").out)
+    found = json.loads(mmedge("review", tmp_path / "run", "--json").out)
     assert found["bill"]["texts"]["cot"]["accepted"] == 100 and found["bill"]["currency"] == "USD"
     assert found["keep"]["all"]["cots"] == 100
     limited = mmedge("annotate", recipe, "--out", tmp_path / "other", "--max-requests", "0")
@@ -175,7 +175,9 @@ def test_a_collection_is_shown_in_the_terminal_as_json_and_as_a_page(tmp_path: P
 
 
 def test_commands_about_runs_that_are_none(tmp_path: Path) -> None:
-    assert is_one_line_error(mmedge("annotations", tmp_path))
+    assert is_one_line_error(mmedge("review", tmp_path))
+    old = mmedge("annotations", tmp_path)
+    assert is_one_line_error(old) and "notice: annotations is now called review" in old.err
     recipe = write_recipe(tmp_path / "recipe.yaml", values("http://127.0.0.1:9/v1"))
-    found = mmedge("annotations", tmp_path)
+    found = mmedge("review", tmp_path)
     assert is_one_line_error(found) and "has no annotations" in found.err, (found.err, recipe)

@@ -138,7 +138,7 @@ def test_annotate_counts_what_it_could_read(tmp_path: Path) -> None:
     found = mmedge("annotate", recipe, "--out", tmp_path / "run", "-q")
     assert found.code == 0, found.err
     texts = ["chains of thought: parsed: 320 (100.0 %)", "self-evaluations: parsed: 320 (100.0 %)"]
-    assert found.out.splitlines() == [*texts, f"more: mmedge annotations {tmp_path / 'run'}"]
+    assert found.out.splitlines() == [*texts, f"more: mmedge review {tmp_path / 'run'}"]
 
 
 def test_inspect_says_what_a_thing_is(tiny_run: Path, tmp_path: Path) -> None:

@@ -406,7 +406,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, undisturbed: dict[str, Any])
             assert again.code == 0, again.err
         assert held(small / "run") == undisturbed
         subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
-        read_only = mmedge("annotations", small / "run")
+        read_only = mmedge("review", small / "run")
         assert is_one_line_error(read_only) and "a folder that you may write to" in read_only.err, read_only.err
     finally:
         subprocess.run(["umount", str(small)], check=False)
