@@ -81,7 +81,7 @@ class VariantChange(ReportPart):
     bytes_on_disk: float
 
 
-class Comparison(ReportPart):
+class ReportComparison(ReportPart):
     """What changed; `broken` lists every broken bound, `notes` what makes the comparison doubtful."""
 
     base: str
@@ -94,7 +94,7 @@ class Comparison(ReportPart):
         return self.model_dump(mode="json")
 
 
-def compare(base: Path, new: Path, bounds: Bounds) -> Comparison:
+def compare(base: Path, new: Path, bounds: Bounds) -> ReportComparison:
     """Compare two reports.
 
     Raises:
@@ -132,7 +132,7 @@ def compare(base: Path, new: Path, bounds: Bounds) -> Comparison:
             broken += _broken(change, bounds, notes)
     if not found and not broken:
         raise MmedgeError(f"{base} and {new} have no measured variant in common", "measure the same variants")
-    return Comparison(base=str(base), new=str(new), variants=found, broken=broken, notes=notes)
+    return ReportComparison(base=str(base), new=str(new), variants=found, broken=broken, notes=notes)
 
 
 def _pairs(old: Sequence[AnyVariant], new: Sequence[AnyVariant]) -> list[tuple[AnyVariant | None, AnyVariant | None]]:
@@ -284,7 +284,7 @@ def _less_accurate(change: VariantChange, most: float) -> list[str]:
     return found
 
 
-def text(found: Comparison) -> str:
+def text(found: ReportComparison) -> str:
     """Return a comparison as lines: what changed, what did not, what is doubtful, and what is broken."""
     lines = []
     for one in found.variants:

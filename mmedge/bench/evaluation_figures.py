@@ -21,8 +21,8 @@ from mmedge.bench.evaluation_results import (
     CalibrationError,
     Cascade,
     CascadePoint,
-    Difference,
     OnValidation,
+    PairedDifference,
     ReliabilityBin,
     SignalQuality,
     SplitResult,
@@ -146,7 +146,7 @@ def signal_quality(confidences: Sequence[float], right: Sequence[bool]) -> Signa
             return Interval(value=same.value, interval_95=same.interval)
         return _interval(resampled(lambda c, r: accuracy_at(c, r, share)))
 
-    def gain_of(share: float) -> Difference | None:
+    def gain_of(share: float) -> PairedDifference | None:
         return _difference(resampled(lambda c, r: accuracy_at(c, r, share) - float(np.mean(r))))
 
     return SignalQuality(
@@ -168,8 +168,8 @@ def _interval(found: Estimate | None) -> Interval | None:
     return None if found is None else Interval.of(found)
 
 
-def _difference(found: Estimate | None) -> Difference | None:
-    return None if found is None else Difference.of(found, p=found.p)
+def _difference(found: Estimate | None) -> PairedDifference | None:
+    return None if found is None else PairedDifference.of(found, p=found.p)
 
 
 def _auroc(found: Estimate | None, fewer: int) -> Auroc | None:
@@ -185,7 +185,7 @@ def _thinned(coverage: Sequence[float], risk: Sequence[float], most: int = 200) 
     return [(round(coverage[place], 5), round(risk[place], 5)) for place in places]
 
 
-def _auroc_difference(one: Sequence[float], base: Sequence[float], right: Sequence[bool]) -> Difference | None:
+def _auroc_difference(one: Sequence[float], base: Sequence[float], right: Sequence[bool]) -> PairedDifference | None:
     a, b, truth = np.asarray(one), np.asarray(base), np.asarray(right, dtype=bool)
 
     def difference(indices: NDArray[np.int64]) -> float | None:
@@ -297,7 +297,7 @@ def cascade_of(student: Student, answered: Sequence[AnsweredQuestion], teacher: 
                 threshold=threshold.value,
                 escalated=Share.of(doubtful.tolist()),
                 accuracy=Interval.of(mean_of(together)),
-                gain_over_student=Difference.of(mean_of(together - own)),
+                gain_over_student=PairedDifference.of(mean_of(together - own)),
                 teacher_characters_per_question=float((characters * doubtful).mean()),
             )
         )

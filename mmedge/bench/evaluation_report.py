@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mmedge.bench.evaluation_results import Auroc, Cascade, Difference, EvaluationReport, Price, SplitResult
+from mmedge.bench.evaluation_results import Auroc, Cascade, EvaluationReport, PairedDifference, Price, SplitResult
 from mmedge.reports.charts import IntervalRow, Series, interval_chart, line_chart
 from mmedge.reports.formats import NOTHING, estimate, number, points, share_of
 from mmedge.reports.page import Page
@@ -33,7 +33,7 @@ def write_report(report: EvaluationReport, folder: Path) -> str:
 # ------------------------------------------------------------------------------------------------------- tables
 
 
-def _points(found: Difference | None) -> str:
+def _points(found: PairedDifference | None) -> str:
     return points(found.value, found.interval_95, found.p) if found else NOTHING
 
 

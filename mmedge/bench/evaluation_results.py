@@ -9,7 +9,7 @@ from mmedge.machine import MachineFacts
 from mmedge.storage import Json
 
 
-class Difference(Interval):
+class PairedDifference(Interval):
     """A difference, with its p-value where that is known."""
 
     p: float | None = None
@@ -44,7 +44,7 @@ class SignalQuality(ReportPart):
     calibration_error: CalibrationError
     risk_coverage_area: Interval | None
     accuracy_at: dict[str, Interval | None]
-    gain_at: dict[str, Difference | None]
+    gain_at: dict[str, PairedDifference | None]
     risk_coverage: list[Pair]
     reliability: list[ReliabilityBin]
 
@@ -72,7 +72,7 @@ class StrategyResult(ReportPart):
     """How accurate a strategy is, and how it differs from answering at once."""
 
     accuracy: Share
-    difference: Difference | None = None
+    difference: PairedDifference | None = None
     retried: Share | None = None
 
 
@@ -92,7 +92,7 @@ class SplitResult(ReportPart):
     questions: int
     accuracy: Share
     signals: dict[str, SignalQuality]
-    auroc_differences: dict[str, Difference | None]
+    auroc_differences: dict[str, PairedDifference | None]
     abstaining: list[Abstaining]
     strategies: dict[str, StrategyResult]
     answers: list[AnsweredRecord]
@@ -105,7 +105,7 @@ class CascadePoint(ReportPart):
     threshold: float
     escalated: Share
     accuracy: Interval
-    gain_over_student: Difference
+    gain_over_student: PairedDifference
     teacher_characters_per_question: float
 
 

@@ -11,7 +11,7 @@ from mmedge.distill.devices import Devices
 from mmedge.distill.durable import StageFolder, StageResult, once
 from mmedge.distill.material import prepared
 from mmedge.distill.measure import Measure
-from mmedge.distill.metrics import RunMetrics, Scores, Verdicts
+from mmedge.distill.metrics import RunMetrics, Scores, StageVerdicts
 from mmedge.distill.student_folder import write_measuring_set, write_student
 from mmedge.distill.training import Session
 from mmedge.folders import Run, work_on
@@ -102,7 +102,7 @@ def _distill(recipe: Recipe, run: Run, session: Session) -> RunMetrics:
     return metrics
 
 
-def _train(chain: StageChain, student: TorchStudent, run: Run) -> tuple[dict[str, StageResult], Verdicts | None]:
+def _train(chain: StageChain, student: TorchStudent, run: Run) -> tuple[dict[str, StageResult], StageVerdicts | None]:
     """Train every stage; return what each ended with, and the verdicts after the stage that learns to judge."""
     stages, judged = {}, None
     for stage in chain.stages:
@@ -110,7 +110,7 @@ def _train(chain: StageChain, student: TorchStudent, run: Run) -> tuple[dict[str
         if stage.judged:
             path, key, measure = run.folder / f"after_{stage.name}.json", chain.key(stage), chain.measure
             when = f"after {stage.name.replace('stage', 'stage ')}"
-            judged = Verdicts.model_validate(
+            judged = StageVerdicts.model_validate(
                 chain.session.devices.from_main(lambda: once(path, key, lambda: {"verdict": measure.verdicts(student, when)}))  # noqa: B023
             )
     return stages, judged

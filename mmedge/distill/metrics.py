@@ -9,13 +9,13 @@ from mmedge.machine import MachineFacts
 from mmedge.storage import Json
 
 
-class Verdicts(BaseModel):
+class StageVerdicts(BaseModel):
     """How well a student's verdicts on held-out chains of thought agree with the truth; None where there are none."""
 
     verdict: Json | None
 
 
-class Scores(Verdicts):
+class Scores(StageVerdicts):
     """What a student scores.
 
     Attributes:
@@ -31,7 +31,7 @@ class RunMetrics(BaseModel):
     Attributes:
         key: Hash of everything that the student depends on.
         before: Scores of the untrained student.
-        after_stage1: Verdicts after stage 1; None without it.
+        after_stage1: StageVerdicts after stage 1; None without it.
         after: Scores of the finished student.
         stages: What each stage ended with, by its name.
         annotations: How much of the annotations could be read.
@@ -40,7 +40,7 @@ class RunMetrics(BaseModel):
 
     key: str
     before: Scores
-    after_stage1: Verdicts | None
+    after_stage1: StageVerdicts | None
     after: Scores
     stages: dict[str, StageResult]
     annotations: Json

@@ -66,7 +66,7 @@ def write_student(source: Source, precision: Precision, judge: Judge = problems)
     if source.trims:
         source.progress.line(f"{precision.name}: keeps the whole vocabulary; only bundles can be trimmed")
     with atomic_folder(target) as temporary:
-        attempts = _Attempts(source, precision, temporary)
+        attempts = _StudentAttempts(source, precision, temporary)
         found, steps = within_budget(
             attempts.attempt,
             lambda found: judge(found, precision, source.max_accuracy_drop),
@@ -99,7 +99,7 @@ def _kept(source: Source, folder: Path) -> QuantizedStudent | None:
 
 
 @dataclass
-class _Attempts:
+class _StudentAttempts:
     """Writes one quantized student, repeatedly until it is within the accuracy budget."""
 
     source: Source

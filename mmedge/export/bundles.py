@@ -81,7 +81,7 @@ def write_bundle(source: Source, precision: Precision, judge: Judge = problems) 
     if precision.weights.bits == 16:
         _check_float16(source)
     with atomic_folder(target) as temporary:
-        manifest = _Attempts(source, precision, temporary).write(judge)
+        manifest = _BundleAttempts(source, precision, temporary).write(judge)
     source.progress.line(f"{target}: {folder_size(target) / 1e6:.1f} MB, {manifest.verification}")
     return manifest
 
@@ -116,7 +116,7 @@ def _check_float16(source: Source) -> None:
 
 
 @dataclass
-class _Attempts:
+class _BundleAttempts:
     """Writes one bundle, repeatedly until it is within the accuracy budget."""
 
     source: Source
