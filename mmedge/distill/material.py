@@ -29,7 +29,7 @@ class Material:
         task: The task.
         splits: Its examples.
         train: Annotated training questions.
-        validation: Annotated questions for every choice.
+        validation: Annotated questions for every choice, and the task's own validation questions.
         verdict_test: Annotated questions whose chains of thought test verdicts at the end.
         report: How much of the annotations could be read.
         hash: Hash of all of it.
@@ -90,6 +90,7 @@ def prepare(recipe: Recipe, run: Run, progress: Progress) -> Material:
         read, report = _annotated(recipe, task, splits.train, run, progress)
     by_id = {annotated.example.id: annotated for annotated in read}
     trained, validated, tested = ([by_id[example.id] for example in part] for part in (train, validation, verdict_test))
+    validated += [AnnotatedExample(example, ()) for example in splits.validation]
     digest = sha256_json([repr([trained, validated, tested]), repr(splits.tests)])
     return Material(task, splits, trained, validated, tested, report, digest)
 

@@ -43,7 +43,7 @@ def build_task(section: ArithmeticSection | DataFolderSection | JsonlSection | M
 
     found = TypeAdapter(TaskSection).validate_python(section) if isinstance(section, Mapping) else section
     if isinstance(found, ArithmeticSection):
-        return ArithmeticTask(found.seed, found.train, found.test, found.train_distractors)
+        return ArithmeticTask(**found.model_dump(exclude={"kind"}))
     if isinstance(found, JsonlSection):
         form = form_from_settings(found.form)
         tests = {name: Path(path) for name, path in found.test_files.items()}

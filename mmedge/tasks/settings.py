@@ -21,6 +21,15 @@ class ArithmeticSection(Section):
     train_distractors: Share = Field(
         0.2, description="Share of training problems with a number that the answer does not need; 0.2 in the tests."
     )
+    version: Literal[1, 2] = Field(
+        1,
+        description="1: some eighty sentence patterns; comparisons use it. 2: thousands, with units, money and pronouns.",
+    )
+    unfamiliar: Annotated[int, Field(ge=0)] = Field(
+        200,
+        description="Version 2: validation problems of sentence patterns that neither training nor the tests have, so that"
+        " confidence is calibrated on unfamiliar questions too.",
+    )
 
 
 class DataFolderSection(Section):

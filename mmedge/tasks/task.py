@@ -16,10 +16,12 @@ class Splits:
     Attributes:
         train: What the teacher annotates; validation is cut from it.
         tests: Named test sets, for final figures only.
+        validation: Questions beside those cut from `train`, unlike them, for choosing and for calibrating confidence.
     """
 
     train: tuple[Example, ...]
     tests: dict[str, tuple[Example, ...]] = field(default_factory=dict)
+    validation: tuple[Example, ...] = ()
 
 
 class Task(Protocol):

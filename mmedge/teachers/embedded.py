@@ -19,7 +19,8 @@ from mmedge.annotations.annotation import Annotation
 from mmedge.errors import MmedgeError
 from mmedge.storage import sha256_json
 from mmedge.tasks import Example
-from mmedge.tasks.embedded.problems import ArithmeticTask, Problem, SolutionStep
+from mmedge.tasks.embedded.problem import Problem, SolutionStep
+from mmedge.tasks.embedded.problems import ArithmeticTask
 from mmedge.tasks.expressions import number_text
 
 NAME = "embedded"
@@ -45,6 +46,39 @@ _REASONS = {
     "more": "two amounts are compared",
     "gained": "the rest is new",
     "lost": "the rest is gone",
+    # what only version 2 of the task has
+    "fewer_than": "one has less than the other",
+    "half_as_many": "it is half as much",
+    "halved": "half of it goes away",
+    "undone_loss": "what is gone was there before",
+    "undone_gain": "what was added was not there before",
+    "two_more": "one has more than the other",
+    "two_fewer": "one has less than the other",
+    "two_times": "it is so many times as much",
+    "together": "both amounts count",
+    "difference": "two amounts are compared",
+    "difference_back": "two amounts are compared",
+    "purchase": "what is paid goes away",
+    "done": "some is done",
+    "off": "it costs less",
+    "change": "the rest comes back",
+    "part": "the others are the rest",
+    "whole_part": "the others are the rest",
+    "fewer": "two amounts are compared",
+    "over": "every time counts the same",
+    "many": "every one counts the same",
+    "reach": "it takes equal parts",
+    "fit": "it takes equal parts",
+    "older": "one is older",
+    "younger": "one is younger",
+    "times_older": "it is so many times as much",
+    "half_as_old": "it is half as much",
+    "in_years": "the years are added",
+    "in_years_alone": "the years are added",
+    "years_ago": "the years were not there yet",
+    "years_ago_alone": "the years were not there yet",
+    "older_than": "two ages are compared",
+    "younger_than": "two ages are compared",
 }
 _NAMES_OF_OPERATIONS = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide"}
 
@@ -213,6 +247,8 @@ class EmbeddedTeacher:
     def fingerprint(self) -> str:
         settings = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "task"}
         task = {name: getattr(self.task, name) for name in ("seed", "train", "test", "train_distractors")}
+        if self.task.version > 1:
+            task |= {"version": self.task.version, "unfamiliar": self.task.unfamiliar}
         return sha256_json({"kind": NAME, "version": 1, "task": task, **settings})
 
     def solution(self, problem: Problem, example_id: str, sample: int) -> Solution:

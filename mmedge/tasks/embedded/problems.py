@@ -18,62 +18,20 @@ from dataclasses import dataclass, field, replace
 
 from mmedge.errors import MmedgeError
 from mmedge.tasks.base import Example
+from mmedge.tasks.embedded import stories
 from mmedge.tasks.embedded.grammar import CONTAINERS, DISTRACTORS, EVENTS, NAMES, QUESTIONS, SOURCES, THINGS, Patterns, expand
-from mmedge.tasks.expressions import Expression, leaf, operation
+from mmedge.tasks.embedded.patterns import Group
+from mmedge.tasks.embedded.problem import DISTRACTOR_SHARE, Problem, SolutionStep, solve
 from mmedge.tasks.forms.expression import ExpressionForm
 from mmedge.tasks.task import Splits
 
 LARGEST = 400  # the largest quantity of a problem, given or intermediate
-DISTRACTOR_SHARE = 0.2
 ONE_STEP_SHARE = 0.5
+UNFAMILIAR = "unfamiliar_patterns"
 
 _SOURCE_OPERATOR = {"direct": None, "product": "*", "sum": "+", "more_than": "+", "times_as_many": "*"}
 _EVENT_OPERATOR = {"none": None, "gain": "+", "loss": "-"}
 _QUESTION_OPERATOR = {"count": None, "share": "/", "pack": "/", "price": "*", "more": "-", "gained": "-", "lost": "-"}
-
-
-@dataclass(frozen=True)
-class SolutionStep:
-    """One operation of the solution; an operand that is the result of the step before is None."""
-
-    operator: str
-    left: int | None
-    right: int | None
-    part: str
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A generated problem with everything that a teacher needs to explain it.
-
-    Attributes:
-        text: The question.
-        steps: The operations that solve it, in order; one or two.
-        thing: What is counted, in the plural.
-        person: Whose it is.
-        distractor: The number that is not needed, or None.
-    """
-
-    text: str
-    steps: tuple[SolutionStep, ...]
-    thing: str
-    person: str
-    distractor: int | None
-
-    @property
-    def expression(self) -> Expression:
-        """The solution in the problem's own numbers."""
-        return solve(self.steps)
-
-
-def solve(steps: tuple[SolutionStep, ...]) -> Expression:
-    """Return the expression that a chain of steps computes."""
-    result = leaf(0)
-    for step in steps:
-        left = result if step.left is None else leaf(step.left)
-        right = result if step.right is None else leaf(step.right)
-        result = operation(step.operator, left, right)
-    return result
 
 
 Plan = tuple[str, str, str]  # the meanings of source, event and question
@@ -199,6 +157,8 @@ class ArithmeticTask:
         seed: The problems depend on it alone.
         train: How many training problems.
         test: How many problems in each of the two test splits.
+        version: 1, or 2 for hundreds of sentence patterns (`stories.py`).
+        unfamiliar: Version 2: how many validation problems there are of patterns that neither training nor the tests have.
         train_distractors: The share of training problems with a number that the answer does not need; in the tests it is 0.2
             always. They are what a student learns last: with 0.2 it could answer four in five while it uses every number.
     """
@@ -207,6 +167,8 @@ class ArithmeticTask:
     train: int = 8000
     test: int = 400
     train_distractors: float = DISTRACTOR_SHARE
+    version: int = 1
+    unfamiliar: int = 200
     name: str = "arithmetic"
     form: ExpressionForm = field(default_factory=ExpressionForm)
 
@@ -214,11 +176,15 @@ class ArithmeticTask:
         """Return the problems of each split by example id, and whether the split holds out sentence patterns."""
         splits: dict[str, tuple[dict[str, Problem], bool]] = {}
         seen: set[str] = set()
-        for split, size, held_out, distractors in (
-            ("new_combinations", self.test, False, DISTRACTOR_SHARE),
-            ("held_out_patterns", self.test, True, DISTRACTOR_SHARE),
-            ("train", self.train, False, self.train_distractors),
-        ):
+        sizes: list[tuple[str, int, Group, float]] = [
+            ("new_combinations", self.test, "trained", DISTRACTOR_SHARE),
+            ("held_out_patterns", self.test, "held_out", DISTRACTOR_SHARE),
+            ("train", self.train, "trained", self.train_distractors),
+        ]
+        if self.version > 1:
+            sizes.append((UNFAMILIAR, self.unfamiliar, "calibration", DISTRACTOR_SHARE))
+        for split, size, group, distractors in sizes:
+            held_out = group != "trained"
             rng = random.Random(f"arithmetic/{self.seed}/{split}")
             made: dict[str, Problem] = {}
             attempts = 0
@@ -226,7 +192,10 @@ class ArithmeticTask:
                 attempts += 1
                 if attempts > 20 * size + 1000:
                     raise MmedgeError(f"the grammar cannot write {size} different problems", "ask for fewer")
-                problem = generate(rng, held_out=held_out, distractors=distractors)
+                if self.version > 1:
+                    problem = stories.generate(rng, group, distractors)
+                else:
+                    problem = generate(rng, held_out=held_out, distractors=distractors)
                 if problem.text not in seen:
                     seen.add(problem.text)
                     made[f"arithmetic-{split}-{len(made):05d}"] = problem
@@ -239,4 +208,4 @@ class ArithmeticTask:
             split: tuple(Example(id_, problem.text, problem.expression.text()) for id_, problem in made.items())
             for split, (made, _) in self.problems().items()
         }
-        return Splits(splits.pop("train"), splits)
+        return Splits(splits.pop("train"), splits, splits.pop(UNFAMILIAR, ()))
