@@ -10,11 +10,12 @@ from functools import cache
 
 import pytest
 
-from mmedge.annotations.store import Annotation
-from mmedge.tasks import ChainOfThought, build_task
+from mmedge.annotations.annotation import Annotation
+from mmedge.tasks import ChainOfThought, Example, build_task
 from mmedge.tasks.embedded import plans, stories, words
 from mmedge.tasks.embedded.patterns import Group, patterns_of
-from mmedge.tasks.embedded.problems import ArithmeticTask, Problem
+from mmedge.tasks.embedded.problem import Problem
+from mmedge.tasks.embedded.problems import ArithmeticTask
 from mmedge.tasks.expressions import find_numbers, parse
 from mmedge.teachers.embedded import EmbeddedTeacher
 
@@ -149,8 +150,8 @@ def test_the_teacher_explains_version_2_with_as_many_flaws_as_it_is_told() -> No
         assert isinstance(read, ChainOfThought), cot
         right += TASK.form.agrees(read.pseudo_label, examples[cot.example_id].label or "", ())
     assert 0.71 < right / len(cots) < 0.79
-    told: list[tuple[object, Annotation]] = [(examples[cot.example_id], cot) for cot in cots]
-    verdicts = Counter(evaluation.verdict for evaluation in teacher.self_evaluations(told))  # type: ignore[arg-type]
+    told: list[tuple[Example, Annotation]] = [(examples[cot.example_id], cot) for cot in cots]
+    verdicts = Counter(evaluation.verdict for evaluation in teacher.self_evaluations(told))
     assert 0.22 < verdicts["wrong"] / len(cots) < 0.31
     assert teacher.fingerprint() != EmbeddedTeacher(ArithmeticTask(train=1500, test=150), cots_per_question=2).fingerprint()
 
