@@ -126,7 +126,9 @@ def kill_when(arguments: Sequence[object], reached: Callable[[], object], second
 
 
 def _early(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if name.startswith(READ_EARLY) and name != "PYTHONPATH"}
+    found = {name: value for name, value in env.items() if name.startswith(READ_EARLY)}
+    paths = found.get("PYTHONPATH", "").split(os.pathsep)  # packages there may add to mmedge's registries
+    return found | {"PYTHONPATH": os.pathsep.join(path for path in paths if path not in ("", str(REPOSITORY)))}
 
 
 class _Server:
