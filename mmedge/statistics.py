@@ -151,7 +151,7 @@ class ClusteredShare:
         }
 
 
-def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
+def auroc(scores: Sequence[float] | NDArray[np.float64], positive: Sequence[bool] | NDArray[np.bool_]) -> float | None:
     """Return how often a positive one scores higher than a negative one (ties count half); None when a class is absent.
 
     The area under the receiver operating characteristic, by ranks (Mann and Whitney 1947).
@@ -285,7 +285,14 @@ Outcomes = Sequence[Sequence[float]]  # a row for each training, a column for ea
 
 
 def _resampled(successes: NDArray[np.float64], trials: NDArray[np.float64], seed: int, resamples: int) -> NDArray[np.float64]:
-    """Return the mean of `resamples` tables whose rows (trainings) and columns (questions) are drawn with replacement."""
+    """Return the mean of `resamples` tables whose rows (trainings) and columns (questions) are drawn with replacement.
+
+    Args:
+        successes: (trainings, questions).
+        trials: (trainings, questions); 0 where a training was not asked a question.
+        seed: Seed of the resampling.
+        resamples: How often to resample.
+    """
     rng = np.random.default_rng(seed)
     seeds, questions = successes.shape
     drawn = np.empty(resamples)
@@ -293,57 +300,60 @@ def _resampled(successes: NDArray[np.float64], trials: NDArray[np.float64], seed
         many = min(500, resamples - start)
         of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=many) / seeds
         of_questions = rng.multinomial(questions, np.full(questions, 1 / questions), size=many).astype(float)
-        summed = np.einsum("rs,sq,rq->r", of_seeds, successes, of_questions, optimize=True)
-        drawn[start : start + many] = summed / np.maximum(of_questions @ trials, 1)
+        shares = (of_questions @ successes.T) / np.maximum(of_questions @ trials.T, 1)
+        drawn[start : start + many] = (of_seeds * shares).sum(1)
     return drawn
 
 
-def mean_over_seeds(
-    successes: Outcomes, trials: Sequence[int] | None = None, seed: int = 0, resamples: int = RESAMPLES
-) -> Estimate:
-    """Return the share of successes over several trainings and the same questions, with an interval over both.
+def mean_over_seeds(successes: Outcomes, trials: Outcomes | None = None, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+    """Return the share of successes over several trainings, the mean of their shares, with an interval over both.
 
     A bootstrap that draws questions and trainings, so that the interval says what another test set and another seed would
     give (Efron and Tibshirani 1993, percentile interval). With one training it is about questions alone.
 
     Args:
         successes: For each training, how many successes each question had.
-        trials: How many trials each question had; one where this is None.
+        trials: For each training, how many trials each question had, 0 where it was not asked; one where this is None.
         seed: Seed of the resampling.
         resamples: How often to resample.
     """
     table = np.asarray(successes, dtype=float)
-    counts = np.ones(table.shape[1]) if trials is None else np.asarray(trials, dtype=float)
-    value = float(table.sum() / (counts.sum() * len(table)))
+    counts = np.ones(table.shape) if trials is None else np.asarray(trials, dtype=float)
+    value = float((table.sum(1) / counts.sum(1)).mean())
     if value in (0.0, 1.0):  # resampling what is all the same shows no variation
         return Estimate(value, *_wilson(value, table.shape[1]))
     low, high = np.percentile(_resampled(table, counts, seed, resamples), [2.5, 97.5])
     return Estimate(value, float(low), float(high))
 
 
-def auroc_over_seeds(scores: Outcomes, positive: Sequence[bool], groups: Sequence[str], seed: int = 0) -> Estimate | None:
-    """Return the mean AUROC of several trainings on the same items, with an interval over trainings and groups of items.
+def auroc_over_seeds(
+    scores: Outcomes, positive: Sequence[Sequence[bool]], groups: Sequence[Sequence[str]], seed: int = 0
+) -> Estimate | None:
+    """Return the mean AUROC of several trainings, with an interval over trainings and groups of items.
 
     Args:
-        scores: For each training, a score for each item.
-        positive: Whether each item is a positive one.
-        groups: The question that each item belongs to; questions are drawn whole.
+        scores: For each training, a score for each of its items.
+        positive: For each training, whether each item is a positive one.
+        groups: For each training, the question that each item belongs to; questions are drawn whole, and for all trainings alike.
         seed: Seed of the resampling.
 
     Returns:
         None where one class is absent.
     """
-    found = [auroc(row, positive) for row in scores]
+    found = [auroc(row, truth) for row, truth in zip(scores, positive, strict=True)]
     if not found or found[0] is None:
         return None
-    table, truth = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
-    _, member = np.unique(np.asarray(groups), return_inverse=True)
-    members = [np.flatnonzero(member == group) for group in range(int(member.max()) + 1)]
+    number = {group: place for place, group in enumerate(dict.fromkeys(group for row in groups for group in row))}
+    members = [np.array([number[group] for group in row]) for row in groups]
+    values_of, truth_of = [np.asarray(row, dtype=float) for row in scores], [np.asarray(row, dtype=bool) for row in positive]
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(RESAMPLES // 10):
-        items = np.concatenate([members[group] for group in rng.integers(len(members), size=len(members))])
-        values = [auroc(list(table[row, items]), list(truth[items])) for row in rng.integers(len(table), size=len(table))]
+        times = rng.multinomial(len(number), np.full(len(number), 1 / len(number)))
+        values = []
+        for row in rng.integers(len(scores), size=len(scores)):
+            items = np.repeat(np.arange(len(members[row])), times[members[row]])
+            values.append(auroc(values_of[row][items], truth_of[row][items]))
         if values[0] is not None:
             drawn.append(float(np.mean([value for value in values if value is not None])))
     low, high = np.percentile(drawn, [2.5, 97.5]) if drawn else (0.0, 1.0)
@@ -362,7 +372,7 @@ def paired_difference(new: Outcomes, base: Outcomes, seed: int = 0, resamples: i
     if not difference.any():  # resampling what is all the same shows no variation
         most = _wilson(0.0, difference.shape[1])[1]
         return Estimate(0.0, -most, most, 1.0)
-    drawn = _resampled(difference, np.ones(difference.shape[1]), seed, resamples)
+    drawn = _resampled(difference, np.ones(difference.shape), seed, resamples)
     low, high = np.percentile(drawn, [2.5, 97.5])
     if len(difference) == 1:
         p = mcnemar(int((difference > 0).sum()), int((difference < 0).sum()))

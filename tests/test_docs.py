@@ -120,9 +120,11 @@ def small(command: str, asked: dict[str, tuple[str, ...]]) -> list[str]:
             *words,
             *(part for setting in SMALL if setting.startswith(("student.", "training.")) for part in ("--set", setting)),
         ]
-    kind = "arithmetic" if "quickstart" in recipe or "embedded" in recipe or "arithmetic" in command else "data"
+    path = REPOSITORY / recipe
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    kind = "arithmetic" if "kind: arithmetic" in text or "arithmetic" in command else "data"
     settings: tuple[str, ...] = SMALL
-    if "ablation-embedded" in recipe:  # it begins from a student that an earlier command makes
+    if "ablation" in recipe and "source: runs/" in text:  # it begins from a student that an earlier command makes
         settings = tuple(setting for setting in SMALL if not setting.startswith("student."))
     comparison = ("ablation.seeds=[0]", "ablation.labels=[pseudo]") if verb == "ablate" else ()
     own = ("method.own_cots=1", "training.stage3={max_steps: 3, batch_size: 8}") if "-own" in recipe else ()

@@ -109,7 +109,7 @@ def test_differences_between_seeds_widen_the_interval() -> None:
 
 
 def test_questions_with_several_trials_are_weighed_by_them() -> None:
-    found = mean_over_seeds([[3, 0, 1]], [3, 3, 2])
+    found = mean_over_seeds([[3, 0, 1]], [[3, 3, 2]])
     assert found.value == pytest.approx(4 / 8)
     assert 0 <= found.low < found.value < found.high <= 1
 
@@ -160,9 +160,9 @@ def test_auroc_over_seeds_draws_whole_questions() -> None:
     groups = [f"q{number // 2}" for number in range(40)]
     rng = random.Random(5)
     scores = [[(0.7 if true else 0.3) + rng.gauss(0, 0.3) for true in truth] for _ in range(3)]
-    found = auroc_over_seeds(scores, truth, groups)
+    found = auroc_over_seeds(scores, [truth] * 3, [groups] * 3)
     assert found is not None and 0.5 < found.low < found.value < found.high < 1
-    assert auroc_over_seeds([[0.1, 0.2]], [True, True], ["a", "b"]) is None
+    assert auroc_over_seeds([[0.1, 0.2]], [[True, True]], [["a", "b"]]) is None
 
 
 def test_risk_coverage_by_hand() -> None:

@@ -32,7 +32,7 @@ def select(examples: Sequence[AnnotatedExample], how: Selection, form: AnswerFor
     if how == "all":
         return list(examples)
     if how == "judged_correct":
-        return [replace(annotated, cots=tuple(filter(_judged_correct, annotated.cots))) for annotated in examples]
+        return [replace(annotated, cots=tuple(filter(judged_correct, annotated.cots))) for annotated in examples]
     return [replace(annotated, cots=_most_frequent(annotated.cots, annotated.example, form)) for annotated in examples]
 
 
@@ -49,7 +49,7 @@ def groups_of(cots: Sequence[EvaluatedCot], example: Example, form: AnswerForm) 
     return groups
 
 
-def _judged_correct(evaluated: EvaluatedCot) -> bool:
+def judged_correct(evaluated: EvaluatedCot) -> bool:
     """Whether more than half of the self-evaluations say `correct`."""
     approving = sum(evaluation.verdict is Verdict.CORRECT for evaluation in evaluated.evaluations)
     return 2 * approving > len(evaluated.evaluations)

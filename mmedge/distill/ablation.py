@@ -2,6 +2,7 @@
 
     RUN/ablation/stage1/KEY/       stage 1, trained once for all rows that share it
     RUN/ablation/rows/NAME/        one training: a row, a kind of label, a seed
+    RUN/ablation/questions/SEED/   annotations of the embedded task's questions, which differ by seed
     RUN/ablation.json  .md  .html  the comparison so far, rewritten after every training
 
 A killed comparison continues: finished trainings are found by the hash of what they depend on. Which trainings there are:
@@ -21,16 +22,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mmedge.distill.ablation_plan import Unit, plan, row_named
+from mmedge.distill.ablation_plan import Unit, plan, row_named, seeded
 from mmedge.distill.ablation_report import write_reports
 from mmedge.distill.ablation_summary import Comparison, Judgements, TrainingResult, compared_rows, judgements, title_of
 from mmedge.distill.chain import StageChain
 from mmedge.distill.curves import write_training_page
 from mmedge.distill.devices import Devices
 from mmedge.distill.durable import StageResult, once
-from mmedge.distill.material import prepared
+from mmedge.distill.material import Material, prepared
 from mmedge.distill.measure import Measure
-from mmedge.distill.scoring import judged_cots
+from mmedge.distill.scoring import Signals, judged_cots
+from mmedge.distill.stages import judges
 from mmedge.distill.student_folder import write_measuring_set, write_student
 from mmedge.distill.training import Session
 from mmedge.errors import MmedgeError
@@ -73,16 +75,27 @@ class _Ablation:
         self.recipe, self.place, self.session = recipe, run, session
         self.devices, self.progress = session.devices, session.progress
         self.source = resolve_source(recipe.student)
-        self.material = prepared(recipe, run, self.progress, self.devices)
+        self.materials: dict[int, Material] = {}
+        self.material = self._of_seed(recipe.ablation.seeds[0])
         most = max((len(annotated.cots) for annotated in self.material.train), default=0)
         self.cots = min(most, recipe.method.max_cots or most)
-        self.held_out = [judged.example.id for judged in judged_cots(self.material.verdict_test, self.material.task)]
         tests = self.material.splits.tests
         self.questions = {name: sum(one.label is not None for one in found) for name, found in tests.items()}
         if unlabelled := [name for name, count in self.questions.items() if not count]:
             raise MmedgeError(
                 f"ablation: no question of the test split {unlabelled[0]!r} has a label, so nothing can be compared", "give labels"
             )
+
+    def _of_seed(self, seed: int) -> Material:
+        """Return what the trainings of a seed learn from; where its questions are its own, so are the annotations."""
+        if seed not in self.materials:
+            recipe = seeded(self.recipe, seed)
+            own = recipe.task != self.recipe.task
+            run = Run(self.place.comparison / "questions" / f"seed{seed}") if own else self.place
+            if own and self.devices.main:
+                run.folder.mkdir(parents=True, exist_ok=True)
+            self.materials[seed] = prepared(recipe, run, self.progress, self.devices)
+        return self.materials[seed]
 
     def run(self) -> Comparison:
         self.units = plan(self.recipe, self.material)
@@ -124,25 +137,26 @@ class _Ablation:
         if kept:
             self.progress.line(f"{kept} of {len(self.units)} trainings were already done and are kept")
 
-    def _chain(self, recipe: Recipe) -> StageChain:
-        measure = Measure(recipe, self.material, self.progress)
-        return StageChain(recipe, self.material, self.source, measure, replace(self.session))
+    def _chain(self, unit: Unit) -> StageChain:
+        material = self._of_seed(unit.seed)
+        measure = Measure(unit.recipe, material, self.progress)
+        return StageChain(unit.recipe, material, self.source, measure, replace(self.session))
 
     def _folder(self, unit: Unit) -> Path:
-        name = f"{unit.labels}-{unit.row}-seed{unit.seed}-{self._chain(unit.recipe).key()[:12]}"
+        name = f"{unit.labels}-{unit.row}-seed{unit.seed}-{self._chain(unit).key()[:12]}"
         return self.place.comparison / "rows" / name
 
     def _check(self) -> None:
         """Refuse a comparison with a row that cannot be trained, before anything is trained."""
-        student = self._chain(self.recipe).student()
         one_seed = [unit for unit in self.units if unit.seed == self.units[0].seed]
+        student = self._chain(one_seed[0]).student()
         for unit in one_seed:
             shown = self.progress if unit is one_seed[-1] else Progress(quiet=True)  # once what all rows share
             with row_named(unit.row, unit.labels):
-                self._chain(unit.recipe).check(student, shown)
+                self._chain(unit).check(student, shown)
 
     def _train(self, unit: Unit, folder: Path) -> TrainingResult:
-        chain, title = self._chain(unit.recipe), f"Training of {folder.name}"
+        chain, title = self._chain(unit), f"Training of {folder.name}"
         measure, main = chain.measure, self.devices.main
         if main:
             folder.mkdir(parents=True, exist_ok=True)
@@ -151,12 +165,13 @@ class _Ablation:
         stages, middle = self._stages(chain, student, folder)
         merge_adapters(student)
 
-        def outcomes() -> tuple[dict[str, list[int]], Judgements | None]:
-            answers = {name: [int(right) for right in found] for name, found in measure.tests(student, "at the end").items()}
-            judged = measure.held_out_verdicts(student, "at the end") if unit.recipe.method.self_evaluation else None
-            return answers, judgements(judged)
+        def outcomes() -> tuple[dict[str, list[int]], dict[str, Signals], Judgements | None]:
+            found = measure.tests(student, "at the end")
+            judged = measure.held_out_verdicts(student, "at the end") if judges(unit.recipe.method) else None
+            own = measure.signals(student, found, self.recipe.ablation.own_questions)
+            return {name: [int(one) for one in answers.right] for name, answers in found.items()}, own, judgements(judged)
 
-        tests, verdicts = self.devices.from_main(outcomes)
+        tests, signals, verdicts = self.devices.from_main(outcomes)
         result = TrainingResult(
             row=unit.row,
             labels=unit.labels,
@@ -166,13 +181,14 @@ class _Ablation:
             lessons=sum(stages[stage.name].steps * sum(chain.lessons_per_step(stage)) for stage in chain.stages),
             after_stage1=middle,
             tests=tests,
+            signals=signals,
             verdicts=verdicts,
         )
         if main:
             if self.recipe.ablation.keep_students:
-                write_measuring_set(folder, self.material)
+                write_measuring_set(folder, chain.material)
                 answers = {name: proportion(list(map(bool, right))).to_json() for name, right in tests.items()}
-                write_student(student, folder / "student", {"after": {"answer": answers}}, self.material, unit.recipe)
+                write_student(student, folder / "student", {"after": {"answer": answers}}, chain.material, unit.recipe)
             write_training_page(folder, title=title, finished=True)
             write_json(folder / "result.json", result.model_dump())
         self.devices.wait()
@@ -197,6 +213,10 @@ class _Ablation:
 
     def _summary(self, found: Sequence[TrainingResult]) -> Comparison:
         """Return the comparison of what has been trained so far."""
+        held_out = {
+            seed: [judged.example.id for judged in judged_cots(material.verdict_test, material.task)]
+            for seed, material in self.materials.items()
+        }
         return Comparison(
             recipe=self.recipe.name,
             equal=self.recipe.ablation.equal,
@@ -205,8 +225,8 @@ class _Ablation:
             planned=len(self.units),
             cots=self.cots,
             test_questions=self.questions,
-            verdict_cots=len(self.held_out),
-            rows=compared_rows(self.units, found, self.cots, self.held_out),
+            verdict_cots=len(held_out[self.recipe.ablation.seeds[0]]),
+            rows=compared_rows(self.units, found, self.cots, held_out),
             machine=machine(),
         )
 

@@ -12,9 +12,10 @@ from mmedge.distill.material import Material
 from mmedge.distill.objectives.judging import evaluated_cots
 from mmedge.distill.stages import lessons_per_step, parts_of, stages_of
 from mmedge.errors import MmedgeError
-from mmedge.recipe import PAPER_ROWS, MethodSection, Recipe, StageSection, TrainingSection
+from mmedge.recipe import ROWS, MethodSection, Recipe, StageSection, TrainingSection
 
 LARGEST_ROW = "cots_self_evaluation"
+SEEDS_APART = 1000  # between the embedded task's seeds of two trainings: recipes' own seeds are small, and must not be met
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,12 @@ class Unit:
 
 
 def method_of(recipe: Recipe, row: str, labels: str) -> MethodSection:
-    """Return a row's method: one of the paper's, all chains of thought kept, or one that the recipe adds.
+    """Return a row's method: a built-in one, all chains of thought kept, or one that the recipe adds.
 
     The standard row with pseudo-labels learns the label of the first chain of thought, as the row with one does.
     """
     base = recipe.method.model_dump() | {"labels": labels}
-    if row not in PAPER_ROWS:
+    if row not in ROWS:
         return MethodSection.model_validate(base | {"self_evaluation": True} | recipe.ablation.more[row])
     evaluates, one = row.endswith("self_evaluation"), row.startswith("one_cot")
     changes: dict[str, Any] = {"self_evaluation": evaluates, "keep": "all", "max_cots": 1 if one else recipe.method.max_cots}
@@ -49,6 +50,8 @@ def method_of(recipe: Recipe, row: str, labels: str) -> MethodSection:
         changes |= {"contrast_verdicts": False, "balance_verdicts": True}
     if row == "standard":
         changes |= {"rationales": False, "max_cots": 1 if labels == "pseudo" else recipe.method.max_cots}
+    if row == "all_labels":
+        changes |= {"rationales": False}
     return MethodSection.model_validate(base | changes)
 
 
@@ -74,14 +77,29 @@ def plan(recipe: Recipe, material: Material) -> list[Unit]:
     section, budget = recipe.ablation, _Budget(recipe, material)
     units = []
     for seed in section.seeds:
+        of_seed = seeded(recipe, seed)
         for labels in section.labels:
+            same = labels != "pseudo" and {"standard", "all_labels"} <= set(section.rows)
             for row in (*section.rows, *section.more):
+                if same and row == "all_labels":
+                    continue
                 method = method_of(recipe, row, labels)
                 with row_named(row, labels):
-                    training = budget.training(row, method)
-                changes = {"seed": seed, "method": method, "training": training}
-                units.append(Unit(row, labels, seed, recipe.model_copy(update=changes)))
+                    training = budget.training(row, method).model_copy(update={"keep": "last"})
+                units.append(Unit(row, labels, seed, of_seed.model_copy(update={"method": method, "training": training})))
     return units
+
+
+def seeded(recipe: Recipe, seed: int) -> Recipe:
+    """Return a recipe with another seed, and with what is drawn by chance drawn anew: which questions are held out, and all
+    questions of the embedded task with what its teacher writes. Otherwise every training would share the same luck."""
+    split = recipe.split.model_copy(update={"seed": recipe.split.seed + seed})
+    changes: dict[str, Any] = {"seed": seed, "split": split}
+    for name in ("task", "teacher"):
+        section = getattr(recipe, name)
+        if recipe.task.kind == "arithmetic" and hasattr(section, "seed"):
+            changes[name] = section.model_copy(update={"seed": section.seed + SEEDS_APART * seed})
+    return recipe.model_copy(update=changes)
 
 
 class _Budget:

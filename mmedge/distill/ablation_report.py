@@ -64,18 +64,14 @@ def caption(results: Comparison) -> str:
     """Return the notes on the table."""
     done, planned = results.done, results.planned
     questions = ", ".join(f"{name}: {count}" for name, count in results.test_questions.items())
-    few = (
-        ""
-        if all(row.chosen_by_validation for row in results.rows)
-        else (" There are too few validation items to choose a checkpoint by, so the last one of each stage is taken.")
-    )
     unfinished = f" {done} of {planned} trainings are done." if done < planned else ""
     seeds = results.seeds
     return (
         f"{'Seeds' if len(seeds) > 1 else 'Seed'} {', '.join(map(str, seeds))}; {EQUAL[results.equal]}. Test questions:"
         f" {questions}; verdicts on {results.verdict_cots} held-out chains of thought, also with the level of P(correct) between"
         " right and wrong chosen on the other half of their questions."
-        f" {_uncertainty(len(seeds))} Rows that the recipe adds are compared with the last of the paper's.{few}{unfinished}"
+        f" {_uncertainty(len(seeds))} Rows that the recipe adds are compared with the last of the paper's. Of the"
+        f" checkpoints, the last one of each stage is taken.{unfinished}"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,9 @@ from pydantic import BaseModel
 
 from mmedge.distill.ablation_plan import Unit
 from mmedge.distill.durable import StageResult
-from mmedge.distill.scoring import Verdicts
-from mmedge.distill.validation import selectable
+from mmedge.distill.scoring import Signals, Verdicts
 from mmedge.machine import MachineFacts
-from mmedge.recipe import PAPER_ROWS
+from mmedge.recipe import ROWS
 from mmedge.statistics import (
     Estimate,
     auroc_over_seeds,
@@ -28,6 +27,7 @@ TITLES = {
     "standard": "labels only",
     "one_cot": "1 CoT",
     "one_cot_self_evaluation": "1 CoT + self-evaluation",
+    "all_labels": "all labels, no rationales",
     "cots": "{m} CoTs",
     "cots_self_evaluation": "{m} CoTs + self-evaluation",
 }
@@ -65,6 +65,7 @@ class TrainingResult(BaseModel):
         lessons: How many lessons all stages took.
         after_stage1: Verdicts after stage 1; None without it.
         tests: By test, whether each question was answered right, as 0 or 1.
+        signals: By test, what the student showed of how likely its answers are right.
         verdicts: Verdicts at the end; None in a row without self-evaluation.
     """
 
@@ -76,6 +77,7 @@ class TrainingResult(BaseModel):
     lessons: int
     after_stage1: Judgements | None
     tests: dict[str, list[int]]
+    signals: dict[str, Signals] = {}
     verdicts: Judgements | None
 
     @property
@@ -159,7 +161,6 @@ class ComparedRow:
         after_stage1, verdicts: Its verdicts after stage 1 and at the end.
         steps: Of each stage.
         lessons, tokens, seconds: Of one training, all stages together; the mean over the seeds.
-        chosen_by_validation: Whether validations had items enough for a checkpoint to be chosen by them.
         validations: For each seed, steps and answer accuracies of stage 2.
     """
 
@@ -175,7 +176,6 @@ class ComparedRow:
     lessons: int
     tokens: int
     seconds: float
-    chosen_by_validation: bool
     validations: list[list[tuple[int, float]]]
 
     def to_json(self) -> Json:
@@ -228,14 +228,16 @@ class Comparison:
         }
 
 
-def compared_rows(units: Sequence[Unit], found: Sequence[TrainingResult], cots: int, questions: Sequence[str]) -> list[ComparedRow]:
+def compared_rows(
+    units: Sequence[Unit], found: Sequence[TrainingResult], cots: int, questions: Mapping[int, Sequence[str]]
+) -> list[ComparedRow]:
     """Return the rows of what has been trained so far.
 
     Args:
         units: All trainings, in their order.
         found: What the first of them ended with.
         cots: How many chains of thought a question has.
-        questions: The questions of the held-out chains of thought, in their order.
+        questions: By seed, the questions of the held-out chains of thought, in their order.
     """
     rows = []
     for labels in dict.fromkeys(unit.labels for unit in units):
@@ -245,13 +247,16 @@ def compared_rows(units: Sequence[Unit], found: Sequence[TrainingResult], cots: 
             if not results:
                 continue
             rows.append(_row(results, above, cots, questions))
-            if row in PAPER_ROWS:  # the recipe's own rows are all compared with the last of the paper's
+            if row in ROWS:  # the recipe's own rows are all compared with the last of the paper's
                 above = results
     return rows
 
 
-def _row(results: Sequence[TrainingResult], above: Sequence[TrainingResult], cots: int, questions: Sequence[str]) -> ComparedRow:
+def _row(
+    results: Sequence[TrainingResult], above: Sequence[TrainingResult], cots: int, questions: Mapping[int, Sequence[str]]
+) -> ComparedRow:
     first = results[0]
+    asked = [questions[result.seed] for result in results]
     return ComparedRow(
         row=first.row,
         title=title_of(first.row, cots),
@@ -259,13 +264,12 @@ def _row(results: Sequence[TrainingResult], above: Sequence[TrainingResult], cot
         method=first.method,
         seeds=[result.seed for result in results],
         tests={name: _test(name, results, above, cots) for name in first.tests},
-        after_stage1=_judged([result.after_stage1 for result in results], questions),
-        verdicts=_judged([result.verdicts for result in results], questions),
+        after_stage1=_judged([result.after_stage1 for result in results], asked),
+        verdicts=_judged([result.verdicts for result in results], asked),
         steps={name: stage.steps for name, stage in first.stages.items()},
         lessons=first.lessons,
         tokens=round(_mean([result.tokens for result in results])),
         seconds=round(_mean([result.seconds for result in results]), 1),
-        chosen_by_validation=all(selectable(stage.validations) for stage in first.stages.values()),
         validations=[
             [(entry.step, entry.details["answer"]["value"]) for entry in result.stages["stage2"].validations] for result in results
         ],
@@ -282,33 +286,33 @@ def _test(name: str, results: Sequence[TrainingResult], above: Sequence[Training
     return TestScore(mean_over_seeds([result.tests[name] for result in results]), by_seed, difference)
 
 
-def _judged(verdicts: Sequence[Judgements | None], questions: Sequence[str]) -> JudgedCots | None:
-    """Return how right several trainings' verdicts on the same chains of thought are."""
-    known = [found for found in verdicts if found]
-    if not known:
+def _judged(verdicts: Sequence[Judgements | None], questions: Sequence[Sequence[str]]) -> JudgedCots | None:
+    """Return how right several trainings' verdicts are, each on the held-out chains of thought of its own questions."""
+    pairs = [(found, asked) for found, asked in zip(verdicts, questions, strict=True) if found]
+    if not pairs:
         return None
-    order = sorted(set(questions))
-    place = {question: number for number, question in enumerate(order)}
-    trials = [0] * len(order)
-    for question in questions:
-        trials[place[question]] += 1
-
-    def share_right(said: Sequence[Sequence[Any]]) -> Estimate:
-        successes = [[0] * len(order) for _ in known]
-        for row, ones, found in zip(successes, said, known, strict=True):
-            for question, one, true in zip(questions, ones, found.correct, strict=True):
-                row[place[question]] += bool(one) == bool(true)
-        return mean_over_seeds(successes, trials)
-
+    known = [found for found, _ in pairs]
+    groups = [[f"{number}/{question}" for question in asked] for number, (_, asked) in enumerate(pairs)]
     correct = [list(map(bool, found.correct)) for found in known]
-    levelled = [said_at_best_level(found.confidences, right, questions) for found, right in zip(known, correct, strict=True)]
+    levelled = [said_at_best_level(found.confidences, right, asked) for (found, asked), right in zip(pairs, correct, strict=True)]
     balanced = [balanced_accuracy(list(map(bool, one.said_correct)), right) for one, right in zip(known, correct, strict=True)]
     return JudgedCots(
-        accuracy=share_right([found.said_correct for found in known]),
-        accuracy_at_level=share_right(levelled),
+        accuracy=_share_right([found.said_correct for found in known], correct, groups),
+        accuracy_at_level=_share_right(levelled, correct, groups),
         balanced_accuracy=_mean([value for value in balanced if value is not None]) if None not in balanced else None,
-        auroc=auroc_over_seeds([found.confidences for found in known], correct[0], questions),
+        auroc=auroc_over_seeds([found.confidences for found in known], correct, groups),
     )
+
+
+def _share_right(said: Sequence[Sequence[Any]], correct: Sequence[Sequence[bool]], groups: Sequence[Sequence[str]]) -> Estimate:
+    """Return how many verdicts are right, with an interval over trainings and whole questions."""
+    place = {group: number for number, group in enumerate(dict.fromkeys(group for row in groups for group in row))}
+    successes, trials = ([[0] * len(place) for _ in groups] for _ in range(2))
+    for row, (ones, right, asked) in enumerate(zip(said, correct, groups, strict=True)):
+        for one, true, group in zip(ones, right, asked, strict=True):
+            successes[row][place[group]] += bool(one) == true
+            trials[row][place[group]] += 1
+    return mean_over_seeds(successes, trials)
 
 
 def _mean(values: Sequence[float]) -> float:

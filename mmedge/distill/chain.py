@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from mmedge.students.loading import load_student
 from mmedge.students.sources import ModelSource
 from mmedge.students.student import TorchStudent
 
-LESSON_FORMAT = 4  # goes up when the same recipe would train differently
+LESSON_FORMAT = 5  # goes up when the same recipe would train differently
 
 
 @dataclass
@@ -88,6 +88,9 @@ class StageChain:
         section, seed = self.recipe.student, self.recipe.seed
         texts = list(tokenizer_texts(self.material)) if self.source.kind == "scratch" else []
         student = load_student(section, self.source, self.recipe.training.max_input_tokens, texts, seed)
+        templates = {name: text for one in self.recipe.method.objectives for name, text in OBJECTIVES[one].prompts.items()}
+        if templates:
+            student.encoder = replace(student.encoder, prompts=replace(student.encoder.prompts, **templates))
         if section.lora is not None:
             add_adapters(student, section.lora, seed)
         student.model.to(self.session.devices.device)

@@ -30,7 +30,6 @@ class Position(BaseModel):
 
     step: int = 0
     best: Validated | None = None
-    since_best: int = 0
     seconds: float = 0.0
     tokens: int = 0
     history: list[Validated] = []
@@ -45,7 +44,7 @@ class StageResult(BaseModel):
         planned_steps: How many there would have been without an early stop.
         tokens: How many went through the model.
         seconds: How long it took.
-        best: The validation that was selected.
+        best: The validation whose weights were kept.
         validations: All of them.
     """
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmedge.annotations.reading import AnnotatedExample
-from mmedge.annotations.selection import select
+from mmedge.annotations.selection import Selection, select
+from mmedge.recipe.method import MethodSection
 from mmedge.tasks.forms import AnswerForm
 
 
@@ -15,11 +16,24 @@ def majority_labels(examples: Sequence[AnnotatedExample], form: AnswerForm) -> d
     return {annotated.example.id: annotated.cots[0].cot.pseudo_label for annotated in kept if annotated.cots}
 
 
-def reference(annotated: AnnotatedExample, form: AnswerForm) -> str | None:
-    """Return the right answer for validation: the human label, or else the answer of most chains of thought."""
-    if annotated.example.label is not None:
-        return annotated.example.label
-    return majority_labels([annotated], form).get(annotated.example.id)
+def reference(annotated: AnnotatedExample, form: AnswerForm, method: MethodSection) -> str | None:
+    """Return the right answer for validation, of the kind that is learned: a student without human labels is not chosen by them.
+
+    Args:
+        annotated: The question.
+        form: Says which answers mean the same.
+        method: Its labels and the chains of thought that it keeps.
+
+    Returns:
+        The human label; or the answer of most of the chains of thought that are kept, or of all where none is kept; None where
+        there are none.
+    """
+    example = annotated.example
+    if method.labels == "human" and example.label is not None:
+        return example.label
+    keep: Selection = method.keep if method.labels == "pseudo" else "all"
+    found = majority_labels(select([annotated], keep, form), form) or majority_labels([annotated], form)
+    return found.get(example.id, example.label)
 
 
 def trusted_answer(annotated: AnnotatedExample, form: AnswerForm, *, human: bool) -> str | None:

@@ -14,8 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmedge.tasks.encoding import Kind
-from mmedge.tasks.prompts import Context
+from mmedge.tasks.prompts import Context, Kind
 
 
 @dataclass(frozen=True)
@@ -26,11 +25,16 @@ class Segment:
         text: The text.
         weight: How much each of its tokens counts; 0 for what is read and not learned.
         part: The part of the objective's loss that it belongs to.
+        expected: What its weight is on average, which the part's sum is divided by; the weight itself where None. Without it a
+            batch that happens to have texts of small weight alone would count as much as any other.
+        verdict: Whether it is a verdict, of which only the token that tells it apart counts fully.
     """
 
     text: str
     weight: float
     part: str
+    expected: float | None = None
+    verdict: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,11 @@ class Target:
     def of(cls, kind: Kind, text: str, weight: float = 1.0) -> Target:
         """Return a target of one text, whose part of the loss is called as its task word is."""
         return cls(kind, (Segment(text, weight, kind),))
+
+    @classmethod
+    def verdict(cls, text: str, weight: float, expected: float) -> Target:
+        """Return a verdict behind `predict:`, whose weight differs from what such a verdict weighs on average."""
+        return cls("predict", (Segment(text, weight, "predict", expected, verdict=True),))
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mmedge.distill.labels import reference
 from mmedge.distill.material import Material
 from mmedge.distill.metrics import Scores
-from mmedge.distill.scoring import JudgedCot, Verdicts, answers_right, judged_cots, own_cots, verdicts_of
+from mmedge.distill.scoring import (
+    Answered,
+    JudgedCot,
+    Signals,
+    Verdicts,
+    answered,
+    judged_cots,
+    own_cots,
+    own_evidence,
+    verdicts_of,
+)
+from mmedge.distill.stages import judges
 from mmedge.distill.validation import Validation
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
@@ -38,13 +49,13 @@ class Measure:
     progress: Progress
 
     def __post_init__(self) -> None:
-        task = self.material.task
-        pairs = [(annotated.example, reference(annotated, task.form)) for annotated in self.material.validation]
+        task, method = self.material.task, self.recipe.method
+        pairs = [(annotated.example, reference(annotated, task.form, method)) for annotated in self.material.validation]
         self.questions = [example for example, answer in pairs if answer is not None]
         self.references = [answer for _, answer in pairs if answer is not None]
         if not self.questions:
             raise MmedgeError("no validation question has a label or a readable CoT", "raise split.validation")
-        self.validation_cots = judged_cots(self.material.validation, task)
+        self.validation_cots = judged_cots(self.material.validation, task, human=method.labels == "human")
         self.test_cots = judged_cots(self.material.verdict_test, task)
 
     def validation_verdicts(self, student: TorchStudent) -> Validation:
@@ -58,27 +69,26 @@ class Measure:
         return Validation(chosen, {"verdict": score.to_json()}, text, len(self.validation_cots))
 
     def _answers(self, student: TorchStudent) -> Proportion:
-        return proportion(self._outcomes(student, self.questions, self.references))
+        """Answers to validation questions, by the kind of labels that is learned."""
+        return proportion(self._outcomes(student, self.questions, self.references).right)
 
     def _outcomes(
         self, student: TorchStudent, examples: Sequence[Example], answers: Sequence[str], *, briefly: bool = False, shown: str = ""
-    ) -> list[bool]:
-        """Return whether each answer is right; for a student that cannot do it, only of some questions where that is enough."""
+    ) -> Answered:
+        """Return the answers; for a student that cannot do it, only those to some questions where that is enough."""
         limit, task = self.recipe.generation.max_answer_tokens, self.material.task
         if briefly and len(examples) > FIRST_LOOK:
             some = [place * len(examples) // FIRST_LOOK for place in range(FIRST_LOOK)]
-            first = answers_right(
-                student, task, [examples[n] for n in some], [answers[n] for n in some], limit, self.progress, shown
-            )
-            if proportion(first).interval[1] < HOPELESS:
+            first = answered(student, task, [examples[n] for n in some], [answers[n] for n in some], limit, self.progress, shown)
+            if proportion(first.right).interval[1] < HOPELESS:
                 return first
-        return answers_right(student, task, examples, answers, limit, self.progress if shown else None, shown)
+        return answered(student, task, examples, answers, limit, self.progress if shown else None, shown)
 
     def validation_answers(self, student: TorchStudent) -> Validation:
         """Answers to validation questions, and verdicts on validation CoTs too where the recipe selects by both."""
         accuracy = self._answers(student)
         text = f"answer accuracy {_shown(accuracy)} on validation questions"
-        both = self.recipe.training.select_by == "answers_and_verdicts" and self.recipe.method.self_evaluation
+        both = self.recipe.training.select_by == "answers_and_verdicts" and judges(self.recipe.method)
         if not both or not self.validation_cots:
             return Validation(accuracy.value, {"answer": accuracy.to_json()}, text, accuracy.total)
         judged = self.validation_verdicts(student)
@@ -88,23 +98,26 @@ class Measure:
     def own_verdicts(self, student: TorchStudent) -> Validation:
         """Answers to validation questions, and how well the student tells its right ones from its wrong ones."""
         limits = self.recipe.generation.max_answer_tokens, self.recipe.generation.max_rationale_tokens
-        cots = own_cots(student, self.material.task.form, self.questions, limits)
-        judge = self.material.task.form
-        right = [
-            judge.agrees(cot.pseudo_label, answer, example.choices)
-            for cot, answer, example in zip(cots, self.references, self.questions, strict=True)
+        form = self.material.task.form
+        rows = list(zip(own_cots(student, form, self.questions, limits), self.references, self.questions, strict=True))
+        accuracy = proportion([form.agrees(one.answer, answer, example.choices) for one, answer, example in rows])
+        agreement = proportion([one.agrees(form, example) for one, _, example in rows])
+        judged = [
+            JudgedCot(example, one.cot, form.agrees(one.cot.pseudo_label, answer, example.choices), None)
+            for one, answer, example in rows
+            if one.judgeable(form)
         ]
-        judged = [JudgedCot(example, cot, ok, None) for example, cot, ok in zip(self.questions, cots, right, strict=True)]
         found = verdicts_of(student, judged)
-        assert found is not None
-        accuracy, area = proportion(right), found.score.auroc
+        area = found.score.auroc if found is not None else None
         score = (accuracy.value + area) / 2 if area is not None else accuracy.value
-        text = f"answer accuracy {_shown(accuracy)} on validation questions, "
-        text += f"AUROC of the student's verdicts on them {number(area, 3)}"
-        return Validation(score, {"answer": accuracy.to_json(), "own_verdict": found.score.to_json()}, text, accuracy.total)
+        text = f"answer accuracy {_shown(accuracy)} on validation questions, {_shown(agreement)} agree with their rationale, "
+        text += f"AUROC of the student's verdicts on its {len(judged)} chains of thought {number(area, 3)}"
+        details: Json = {"answer": accuracy.to_json(), "agreement": agreement.to_json()}
+        details |= {"own_verdict": found.score.to_json() if found is not None else None}
+        return Validation(score, details, text, accuracy.total)
 
-    def tests(self, student: TorchStudent, when: str, *, briefly: bool = False) -> dict[str, list[bool]]:
-        """Return for the labelled test questions whether each is answered right, by test.
+    def tests(self, student: TorchStudent, when: str, *, briefly: bool = False) -> dict[str, Answered]:
+        """Return the answers to the labelled questions of every test.
 
         Args:
             student: The student.
@@ -115,9 +128,31 @@ class Measure:
         for name, examples in self.material.splits.tests.items():
             labelled = [example for example in examples if example.label is not None]
             labels = [example.label for example in labelled if example.label is not None]
-            found[name] = self._outcomes(student, labelled, labels, briefly=briefly, shown=f"answers to {name}, {when}")
-            some = f" ({len(found[name])} of {len(labelled)} questions)" if len(found[name]) < len(labelled) else ""
-            self.progress.line(f"{when}: answer accuracy on {name}: {_shown(proportion(found[name]))}{some}")
+            answers = self._outcomes(student, labelled, labels, briefly=briefly, shown=f"answers to {name}, {when}")
+            some = f" ({len(answers.right)} of {len(labelled)} questions)" if len(answers.right) < len(labelled) else ""
+            self.progress.line(f"{when}: answer accuracy on {name}: {_shown(proportion(answers.right))}{some}")
+            found[name] = answers
+        return found
+
+    def signals(self, student: TorchStudent, answers: Mapping[str, Answered], own: int = 0) -> dict[str, Signals]:
+        """Return by test what a student shows of how likely its answers are right.
+
+        Args:
+            student: The student.
+            answers: Its answers to the tests' labelled questions.
+            own: To how many of each test's questions it also writes and judges rationales, where it has learned verdicts.
+        """
+        limits = self.recipe.generation.max_answer_tokens, self.recipe.generation.max_rationale_tokens
+        found = {}
+        for name, given in answers.items():
+            asked = [example for example in self.material.splits.tests[name] if example.label is not None][:own]
+            evidence = own_evidence(student, self.material.task, asked, limits) if judges(self.recipe.method) else []
+            found[name] = Signals(
+                [round(value, 4) for value in given.log_probabilities],
+                [int(one) for one in given.right],
+                [round(one.evaluation or 0.0, 4) for one in evidence],
+                [one.agreement for one in evidence],
+            )
         return found
 
     def untrained(self, student: TorchStudent) -> Scores:
@@ -129,9 +164,11 @@ class Measure:
         return self._all(student, when)
 
     def _all(self, student: TorchStudent, when: str, *, briefly: bool = False) -> Scores:
-        answers = {"validation": proportion(self._outcomes(student, self.questions, self.references, briefly=briefly)).to_json()}
+        pairs = zip(self.questions, self.references, strict=True)
+        labels = [answer if example.label is None else example.label for example, answer in pairs]
+        answers = {"validation": proportion(self._outcomes(student, self.questions, labels, briefly=briefly).right).to_json()}
         tests = self.tests(student, when, briefly=briefly)
-        answers |= {name: proportion(outcomes).to_json() for name, outcomes in tests.items()}
+        answers |= {name: proportion(found.right).to_json() for name, found in tests.items()}
         return Scores(answer=answers, verdict=self.verdicts(student, when))
 
     def held_out_verdicts(self, student: TorchStudent, when: str) -> Verdicts | None:

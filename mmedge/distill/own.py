@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmedge.annotations.reading import EvaluatedCot
@@ -9,11 +10,12 @@ from mmedge.distill.devices import Devices
 from mmedge.distill.durable import once
 from mmedge.distill.labels import trusted_answer
 from mmedge.distill.material import Material
-from mmedge.distill.scoring import own_cots
+from mmedge.distill.scoring import OwnCot, own_cots
 from mmedge.progress import Progress
 from mmedge.recipe import Recipe
 from mmedge.students.student import TorchStudent
-from mmedge.tasks.base import ChainOfThought, SelfEvaluation, Verdict
+from mmedge.tasks.base import Example, SelfEvaluation, Verdict
+from mmedge.tasks.forms import AnswerForm
 
 FIRST_SAMPLE = 1000  # the number of the first, after all of the teacher's
 
@@ -33,33 +35,41 @@ def graded_own_cots(
         progress: Where it is shown.
 
     Returns:
-        For each training question its chains of thought; none where no answer is trusted.
+        For each training question its chains of thought; none where no answer is trusted, or where a rationale comes to no answer.
+        A chain of thought ends in what its rationale comes to, whatever the answer beside it, and is right where that is trusted.
     """
     method, limits = recipe.method, (recipe.generation.max_answer_tokens, recipe.generation.max_rationale_tokens)
     form, examples = material.task.form, [annotated.example for annotated in material.train]
 
-    def written() -> list[list[list[str]]]:
+    def written() -> list[list[list[str | None]]]:
         found = []
         for number in range(method.own_cots):
             temperature = method.own_temperature if number else 0.0
             cots = own_cots(student, form, examples, limits, temperature, recipe.seed * 1000 + number, progress)
-            found.append([[cot.rationale, cot.pseudo_label] for cot in cots])
+            found.append([[cot.rationale, cot.answer, cot.conclusion] for cot in cots])
         return found
 
     columns = devices.from_main(lambda: once(path, key, written))
     graded: list[tuple[EvaluatedCot, ...]] = []
+    agreeing = 0
     for place, annotated in enumerate(material.train):
-        answer = trusted_answer(annotated, form, human=method.labels == "human")
-        cots = [] if answer is None else [ChainOfThought(*column[place]) for column in columns]
-        choices = annotated.example.choices
-        right = [form.agrees(cot.pseudo_label, answer or "", choices) for cot in cots]
-        verdicts = [Verdict.CORRECT if one else Verdict.WRONG for one in right]
-        graded.append(
-            tuple(
-                EvaluatedCot(FIRST_SAMPLE + number, cot, (SelfEvaluation("", verdict),))
-                for number, (cot, verdict) in enumerate(zip(cots, verdicts, strict=True))
-            )
-        )
+        example, trusted = annotated.example, trusted_answer(annotated, form, human=method.labels == "human")
+        own = [OwnCot(answer, rationale, stated) for rationale, answer, stated in (column[place] for column in columns)]
+        agreeing += sum(one.agrees(form, example) for one in own)
+        graded.append(graded_by(trusted, own, form, example))
     right = [cot.evaluations[0].verdict is Verdict.CORRECT for cots in graded for cot in cots]
-    progress.line(f"own chains of thought: {len(right)}, of which {sum(right)} reach the trusted answer")
+    progress.line(
+        f"own chains of thought: {len(columns) * len(graded)}, of which {agreeing} come to the answer beside them;"
+        f" {len(right)} can be graded, of which {sum(right)} reach the trusted answer"
+    )
     return graded
+
+
+def graded_by(trusted: str | None, own: Sequence[OwnCot], form: AnswerForm, example: Example) -> tuple[EvaluatedCot, ...]:
+    """Grade a question's own chains of thought by the trusted answer; those that cannot be graded are left out."""
+    return tuple(
+        EvaluatedCot(FIRST_SAMPLE + number, one.cot, (SelfEvaluation("", Verdict.CORRECT if right else Verdict.WRONG),))
+        for number, one in enumerate(own)
+        if trusted is not None and one.judgeable(form)
+        for right in [form.agrees(one.cot.pseudo_label, trusted, example.choices)]
+    )

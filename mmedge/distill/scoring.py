@@ -7,21 +7,21 @@ first token that tells the verdicts apart; no sampling.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from mmedge.annotations.reading import AnnotatedExample
 from mmedge.engines.generation import Decoding
+from mmedge.engines.speaker import Evidence, Wanted
 from mmedge.engines.torch_decoding import batch_rows, torch_speaker
 from mmedge.progress import Progress
 from mmedge.statistics import Proportion, auroc, balanced_accuracy, proportion
 from mmedge.students.student import TorchStudent
 from mmedge.tasks import ChainOfThought, Example, Task, Verdict
-from mmedge.tasks.encoding import Kind
 from mmedge.tasks.forms import AnswerForm
-from mmedge.tasks.prompts import VERDICTS, render_question
+from mmedge.tasks.prompts import VERDICTS, Kind, render_question
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class JudgedCot:
     Attributes:
         example: The question.
         cot: The chain of thought.
-        correct: Whether its pseudo-label agrees with the human label; where there is none, whether the teacher judged it so.
+        correct: Whether its answer agrees with the right one; where none is known, whether the teacher judged it so.
         teacher_verdict: The teacher's own verdict, or None.
     """
 
@@ -69,14 +69,20 @@ class VerdictScore:
         }
 
 
-def judged_cots(examples: Sequence[AnnotatedExample], task: Task) -> list[JudgedCot]:
-    """Return the chains of thought that are known to be right or wrong, in the examples' order."""
+def judged_cots(examples: Sequence[AnnotatedExample], task: Task, *, human: bool = True) -> list[JudgedCot]:
+    """Return the chains of thought that are known to be right or wrong, in the examples' order.
+
+    Args:
+        examples: The questions.
+        task: Says which answers mean the same.
+        human: Whether human labels say what is right; without them, the teacher's own verdicts do.
+    """
     judged = []
     for annotated in examples:
         example = annotated.example
         for evaluated in annotated.cots:
             verdict = evaluated.evaluations[0].verdict if evaluated.evaluations else None
-            if example.label is not None:
+            if human and example.label is not None:
                 correct = task.form.agrees(evaluated.cot.pseudo_label, example.label, example.choices)
             elif verdict is not None:
                 correct = verdict is Verdict.CORRECT
@@ -84,6 +90,34 @@ def judged_cots(examples: Sequence[AnnotatedExample], task: Task) -> list[Judged
                 continue
             judged.append(JudgedCot(example, evaluated.cot, correct, verdict))
     return judged
+
+
+@dataclass(frozen=True)
+class OwnCot:
+    """What a student wrote to a question: an answer, and a rationale beside it that may come to another one.
+
+    Attributes:
+        answer: The answer.
+        rationale: The rationale.
+        conclusion: The answer that the rationale comes to; None where it states none.
+    """
+
+    answer: str
+    rationale: str
+    conclusion: str | None
+
+    @property
+    def cot(self) -> ChainOfThought:
+        """The chain of thought: a verdict on it is about its conclusion, as a teacher's chain of thought ends in its answer."""
+        return ChainOfThought(self.rationale, self.conclusion or self.answer)
+
+    def judgeable(self, form: AnswerForm) -> bool:
+        """Whether it is known what the rationale comes to; rationales of other forms than calculations rarely state it."""
+        return self.conclusion is not None or not form.calculates
+
+    def agrees(self, form: AnswerForm, example: Example) -> bool:
+        """Whether answer and rationale come to the same."""
+        return self.conclusion is not None and form.agrees(self.answer, self.conclusion, example.choices)
 
 
 def own_cots(
@@ -94,7 +128,7 @@ def own_cots(
     temperature: float = 0.0,
     seed: int = 0,
     progress: Progress | None = None,
-) -> list[ChainOfThought]:
+) -> list[OwnCot]:
     """Let a student write a chain of thought to each question, as the runtime does: with right results where it calculates.
 
     Args:
@@ -120,10 +154,46 @@ def own_cots(
                 for row, text in zip(rows, speaker.write_prompts(prompts, limit, how), strict=True):
                     texts[kind][row] = text
                 step.advance(len(rows))
-    return [ChainOfThought(rationale, answer) for answer, rationale in zip(texts["predict"], texts["explain"], strict=True)]
+    found = []
+    for answer, text, example in zip(texts["predict"], texts["explain"], examples, strict=True):
+        rationale, stated = student.encoder.prompts.split(text)
+        found.append(OwnCot(answer, rationale, stated or form.conclusion(rationale, example)))
+    return found
 
 
-def answers_right(
+@dataclass(frozen=True)
+class Signals:
+    """What a student shows of how likely its answers to some questions are right, each the higher the likelier.
+
+    Attributes:
+        answer: Log-probability of each answer.
+        right: Whether each is right, as 0 or 1.
+        verdict: Log-odds of its verdict on the chain of thought that it writes to each of the first questions; may be empty.
+        agreement: Of the same, 1 where the rationale comes to the answer, -1 where it comes to another, 0 where to none.
+    """
+
+    answer: list[float]
+    right: list[int]
+    verdict: list[float] = field(default_factory=list)
+    agreement: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Greedy answers to some questions.
+
+    Attributes:
+        texts: The answers.
+        right: Whether each is right.
+        log_probabilities: Of each, its end included, in nats.
+    """
+
+    texts: list[str]
+    right: list[bool]
+    log_probabilities: list[float]
+
+
+def answered(
     student: TorchStudent,
     task: Task,
     examples: Sequence[Example],
@@ -131,18 +201,22 @@ def answers_right(
     max_new_tokens: int,
     progress: Progress | None = None,
     name: str = "answers",
-) -> list[bool]:
-    """Let a student answer, and return for each example whether it is right, against one reference each."""
-    if not examples:
-        return []
+) -> Answered:
+    """Let a student answer, each against one reference."""
     speaker = torch_speaker(student, task.form, max_new_tokens)
     contexts = [speaker.reasoning_context(example) for example in examples]
+    texts, chances = [""] * len(contexts), [0.0] * len(contexts)
     with (progress or Progress(quiet=True)).task(name, total=len(contexts)) as step:
-        answers = speaker.write_all("predict", contexts, max_new_tokens, batch_rows(student), step.advance)
-    return [
+        for rows, prompts in speaker.batches("predict", contexts, batch_rows(student)):
+            written = speaker.engine.generate(prompts, max_new_tokens, Decoding(scored=True))
+            for row, tokens, scores in zip(rows, written.tokens, written.log_probabilities, strict=True):
+                texts[row], chances[row] = speaker.encoder.text(tokens), sum(scores)
+            step.advance(len(rows))
+    right = [
         task.form.agrees(answer, reference, example.choices)
-        for answer, example, reference in zip(answers, examples, references, strict=True)
+        for answer, example, reference in zip(texts, examples, references, strict=True)
     ]
+    return Answered(texts, right, chances)
 
 
 @dataclass(frozen=True)
@@ -160,6 +234,19 @@ class Verdicts:
     correct: list[bool]
     said_correct: list[bool]
     score: VerdictScore
+
+
+def own_evidence(student: TorchStudent, task: Task, examples: Sequence[Example], limits: tuple[int, int]) -> list[Evidence]:
+    """Let a student answer, write a rationale and judge it, as on the device; return what that says of each answer."""
+    speaker = torch_speaker(student, task.form, *limits)
+    order = sorted(range(len(examples)), key=lambda place: len(examples[place].question))
+    found: dict[int, Evidence] = {}
+    for first in range(0, len(order), batch_rows(student)):
+        rows = order[first : first + batch_rows(student)]
+        asked = [examples[row] for row in rows]
+        thoughts = speaker.thoughts(asked, Wanted(judgement=True))
+        found |= dict(zip(rows, map(speaker.evidence, asked, thoughts), strict=True))
+    return [found[place] for place in range(len(examples))]
 
 
 def verdicts_of(student: TorchStudent, cots: Sequence[JudgedCot]) -> Verdicts | None:

@@ -152,6 +152,11 @@ def parts_of(stage: Stage, method: MethodSection) -> list[Part]:
     return [Part(own[0][0], left, 1 - weights, main=True), *others]
 
 
+def judges(method: MethodSection) -> bool:
+    """Whether a student learns verdicts on chains of thought."""
+    return method.self_evaluation or any(OBJECTIVES[name].judges for name in method.objectives)
+
+
 def stages_of(method: MethodSection) -> list[Stage]:
     """Return the stages that a method has, in their order."""
     return [stage for stage in STAGES if parts_of(stage, method)]

@@ -7,12 +7,14 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from mmedge.distill.lessons import Lesson, Target
+from mmedge.distill.lessons import Lesson, Segment, Target
 from mmedge.distill.objectives import Objective
 from mmedge.errors import MmedgeError
 from mmedge.students.passes import EncodedLesson, EncodedSegment, EncodedTarget
 from mmedge.tasks.encoding import PromptEncoder
 from mmedge.tasks.prompts import Context
+
+VERDICT_REST = 0.1  # the weight of a verdict's other tokens, its end among them, as a share of the one that tells it apart
 
 Group = tuple[EncodedLesson, ...]  # lessons that go through the model together: one, or as many as the objective says
 
@@ -127,11 +129,28 @@ def encode_lesson(lesson: Lesson, encoder: PromptEncoder, max_target_tokens: int
 
 def _encode_target(target: Target, context: Context, encoder: PromptEncoder, max_target_tokens: int) -> EncodedTarget:
     """Return a target in tokens; its last segment has the end token, and all of it is cut at the limit."""
-    segments, room = [], max_target_tokens
+    segments: list[EncodedSegment] = []
+    room = max_target_tokens
     for left, segment in zip(reversed(range(len(target.segments))), target.segments, strict=True):
         ids = encoder.target(segment.text, room + (left > 0))
         if left:
             ids = [token for token in ids if token != encoder.special.eos][:room]
-        segments.append(EncodedSegment(tuple(ids), segment.weight, segment.part))
+        segments += _encoded_segments(segment, ids, encoder)
         room -= len(ids)
     return EncodedTarget(target.kind, encoder.begun(target.kind, context), tuple(segments))
+
+
+def _encoded_segments(segment: Segment, ids: Sequence[int], encoder: PromptEncoder) -> list[EncodedSegment]:
+    """Return a text in tokens; of a verdict, the token that tells it apart, which is all that is ever read, apart from the rest."""
+    whole = EncodedSegment(tuple(ids), segment.weight, segment.part, segment.expected)
+    if not segment.verdict:
+        return [whole]
+    place = len(encoder.verdict_tokens()[0])
+    expected = segment.weight if segment.expected is None else segment.expected
+    rest = replace(whole, weight=segment.weight * VERDICT_REST, expected=expected * VERDICT_REST)
+    cut = (
+        replace(rest, ids=whole.ids[:place]),
+        replace(whole, ids=whole.ids[place : place + 1]),
+        replace(rest, ids=whole.ids[place + 1 :]),
+    )
+    return [one for one in cut if one.ids]

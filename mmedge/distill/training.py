@@ -158,17 +158,15 @@ class StageTrainer:
         self.at.history.append(entry)
         self._log({"validation": entry.model_dump(), "step": entry.step})
         self.session.progress.line(f"{name} step {entry.step}/{self.steps}: {found.text}")
-        choose = selectable(self.at.history)
-        if not choose and len(self.at.history) == 1:
+        enough, best = selectable(self.at.history), self.plan.training.keep == "best"
+        if best and not enough and len(self.at.history) == 1:
             self.session.progress.line(
                 f"{name}: {found.items} validation items are too few to choose a checkpoint by, so the last one is taken"
             )
-        if self.at.best is None or not choose or entry.score > self.at.best.score:
-            self.at.best, self.at.since_best = entry, 0
+        if self.at.best is None or not (best and enough) or entry.score > self.at.best.score:
+            self.at.best = entry
             if devices.main:
                 self.files.save_best(self.student.model)
-        else:
-            self.at.since_best += 1
 
     def _checkpoint(self) -> None:
         self.runner.gather()
@@ -184,7 +182,11 @@ class StageTrainer:
         return devices.from_main(lambda: time.monotonic() - last > 60 * self.plan.training.checkpoint_minutes)
 
     def _stops_early(self) -> bool:
-        return self.plan.section.patience is not None and self.at.since_best >= self.plan.section.patience
+        history, patience = self.at.history, self.plan.section.patience
+        if patience is None or not history or not selectable(history):
+            return False
+        scores = [entry.score for entry in history]
+        return len(scores) - 1 - scores.index(max(scores)) >= patience
 
     def _finish(self) -> StageResult:
         at, best = self.at, self.at.best

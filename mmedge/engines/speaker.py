@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from mmedge.engines.engine import Engine
 from mmedge.engines.generation import Decoding, Logits
-from mmedge.tasks.base import ChainOfThought, Example, Unparsed
-from mmedge.tasks.encoding import Kind, Prompt, PromptEncoder
+from mmedge.tasks.base import ChainOfThought, Example
+from mmedge.tasks.encoding import Prompt, PromptEncoder
 from mmedge.tasks.forms.constraints import Constrainer
 from mmedge.tasks.forms.form import AnswerForm
-from mmedge.tasks.prompts import VERDICTS, Context, render_question
+from mmedge.tasks.prompts import VERDICTS, Context, Kind, render_question
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,14 @@ class Thought:
         log_probability: Of the whole answer, in nats.
         rationale: The chain of thought, where it was written.
         rationale_log_probability: Mean over its tokens, in nats.
+        conclusion: The answer that the chain of thought comes to; None where it states none. A judgement is about it.
         judgement: The student's own, where it was asked for.
     """
 
     text: str
     log_probability: float
     rationale: str | None = None
+    conclusion: str | None = None
     rationale_log_probability: float = 0.0
     judgement: Judgement | None = None
 
@@ -230,7 +232,10 @@ class Speaker:
         if wanted.rationale or wanted.judgement:
             asked.rationales(thoughts, wanted)
         if wanted.judgement:
-            cots = [ChainOfThought(thought.rationale or "", thought.text) for thought in thoughts]
+            if self.form is not None:
+                for thought, example in zip(thoughts, examples, strict=True):
+                    thought.conclusion = thought.conclusion or self.form.conclusion(thought.rationale or "", example)
+            cots = [ChainOfThought(thought.rationale or "", thought.conclusion or thought.text) for thought in thoughts]
             questions = [render_question(example) for example in examples]
             found = asked.judgements(questions, cots, wanted.evaluation, wanted.on_token("evaluation"))
             for thought, judgement in zip(thoughts, found, strict=True):
@@ -246,9 +251,8 @@ class Speaker:
         if thought.judgement is None:
             return thought.evidence()
         agreement = 0.0
-        found = self.form.read(thought.rationale or "", example) if self.form is not None else Unparsed.NO_ANSWER
-        if self.form is not None and not isinstance(found, Unparsed):
-            agreement = 1.0 if self.form.agrees(thought.text, found.pseudo_label, example.choices) else -1.0
+        if self.form is not None and thought.conclusion is not None:
+            agreement = 1.0 if self.form.agrees(thought.text, thought.conclusion, example.choices) else -1.0
         return Evidence(thought.log_probability, thought.judgement.log_odds, agreement, thought.rationale_log_probability)
 
     def verdict_probabilities(self, prompts: Sequence[Prompt]) -> NDArray[np.float64]:
@@ -307,7 +311,7 @@ class _Asked:
         written = self.conversation.generate(prompts, speaker.max_rationale_tokens, how)
         scores = written.log_probabilities or [[]] * len(written.tokens)
         for thought, tokens, scored in zip(thoughts, written.tokens, scores, strict=True):
-            thought.rationale = speaker.encoder.text(tokens)
+            thought.rationale, thought.conclusion = speaker.encoder.prompts.split(speaker.encoder.text(tokens))
             thought.rationale_log_probability = sum(scored) / max(1, len(scored))
 
     def judgements(

@@ -21,8 +21,7 @@ from mmedge.progress import Progress
 from mmedge.students.passes import EncodedLesson, EncodedSegment, EncodedTarget, LossPass
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.base import Example
-from mmedge.tasks.encoding import Kind
-from mmedge.tasks.prompts import Context, render_question
+from mmedge.tasks.prompts import Context, Kind, render_question
 
 COARSEST = 2.0  # times the median range of single questions; beyond it, static ranges cost what half a bit of weights would
 MARGIN = 0.05  # by which a range is widened on both sides, for questions other than the calibration questions

@@ -1,6 +1,6 @@
 """Recipes: one YAML file that names task, teacher, student, method, training and export."""
 
-from mmedge.recipe.ablation import PAPER_ROWS, AblationSection, RowName
+from mmedge.recipe.ablation import ROWS, AblationSection, RowName
 from mmedge.recipe.answering import AnsweringSection
 from mmedge.recipe.bench import BenchSection
 from mmedge.recipe.export import ExportSection
@@ -22,7 +22,7 @@ from mmedge.tasks.settings import ArithmeticSection, DataFolderSection, JsonlSec
 
 __all__ = [
     "COMPUTE_ONLY",
-    "PAPER_ROWS",
+    "ROWS",
     "AblationSection",
     "AnsweringSection",
     "ArithmeticSection",

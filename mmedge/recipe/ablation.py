@@ -8,21 +8,23 @@ from pydantic import Field, JsonValue
 
 from mmedge.sections import Section
 
-RowName = Literal["standard", "one_cot", "one_cot_self_evaluation", "cots", "cots_self_evaluation"]
-PAPER_ROWS: tuple[RowName, ...] = ("standard", "one_cot", "one_cot_self_evaluation", "cots", "cots_self_evaluation")
+RowName = Literal["standard", "one_cot", "one_cot_self_evaluation", "all_labels", "cots", "cots_self_evaluation"]
+ROWS: tuple[RowName, ...] = ("standard", "one_cot", "one_cot_self_evaluation", "all_labels", "cots", "cots_self_evaluation")
 NEEDS_SELF_EVALUATION = {"rehearsal", "evaluation_weight", "balance_verdicts", "contrast_verdicts", "schedule"}
 
 
 class AblationSection(Section):
     """What `mmedge ablate` compares. Every row is trained with each kind of labels and from every seed.
 
-    No row stops early (`patience`), and all validate equally often.
+    No row stops early (`patience`), all validate equally often, and all end with their last weights (`training.keep`).
     """
 
     rows: Annotated[tuple[RowName, ...], Field(min_length=1)] = Field(
-        default=PAPER_ROWS,
+        default=ROWS,
         description="The paper's methods: labels only; one chain of thought, without and with self-evaluation; all chains of"
-        " thought, without and with self-evaluation. They use all of a question's chains of thought, whatever `method.keep` says.",
+        " thought, without and with self-evaluation. They use all of a question's chains of thought, whatever `method.keep` says."
+        " With pseudo-labels `standard` has one of each question; `all_labels`, which the paper lacks, has those of all chains of"
+        " thought and no rationale. With other labels the two are the same, and are trained once.",
     )
     more: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], dict[str, JsonValue]] = Field(
         default_factory=dict,
@@ -33,7 +35,9 @@ class AblationSection(Section):
         default=("pseudo", "human"), description="Kinds of labels; see `method.labels`."
     )
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)] = Field(
-        default=(0, 1, 2), description="Seeds; each is a training of its own."
+        default=(0, 1, 2),
+        description="Seeds; each is a training of its own, with other questions held out; on the embedded task all of its questions"
+        " are others too.",
     )
     equal: Literal["lessons", "steps", "stage2", "none"] = Field(
         default="lessons",
@@ -43,5 +47,10 @@ class AblationSection(Section):
     )
     epochs: dict[str, tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]]] = Field(
         default_factory=dict, description="With `equal: none`: epochs of stage 1 and stage 2 by row, as the paper sets them."
+    )
+    own_questions: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="On so many questions of each test, students that learn verdicts also write rationales and judge them, so that"
+        " it is known how well their verdicts tell their own right answers from their wrong ones. 0: none.",
     )
     keep_students: bool = Field(default=False, description="Keep the student of every training.")

@@ -84,7 +84,8 @@ class MethodSection(Section):
     own_share: float = Field(default=0.5, gt=0, lt=1, description="Share of stage 3's lessons that judge.")
     objectives: dict[str, SerializeAsAny[ObjectiveSection]] = Field(
         default_factory=dict,
-        description="Further objectives by name, each with `share` and its own settings; installed packages add objectives.",
+        description="Further objectives by name, each with `share` and its own settings, such as `inline_verdict: {share: 1}`;"
+        " installed packages add objectives.",
     )
 
     @field_validator("objectives", mode="before")

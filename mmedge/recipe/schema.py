@@ -17,7 +17,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from mmedge.errors import MmedgeError
-from mmedge.recipe.ablation import NEEDS_SELF_EVALUATION, PAPER_ROWS, AblationSection
+from mmedge.recipe.ablation import NEEDS_SELF_EVALUATION, ROWS, AblationSection
 from mmedge.recipe.answering import AnsweringSection
 from mmedge.recipe.bench import BenchSection
 from mmedge.recipe.export import ExportSection
@@ -92,8 +92,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _rows_are_methods(self) -> Recipe:
         for name, settings in self.ablation.more.items():
-            if name in PAPER_ROWS:
-                raise ValueError(f"ablation.more: {name!r} is one of the paper's rows; choose another name")
+            if name in ROWS:
+                raise ValueError(f"ablation.more: {name!r} is one of the built-in rows; choose another name")
             if unknown := sorted(settings.keys() - MethodSection.model_fields.keys()):
                 raise ValueError(f"ablation.more.{name}: unknown setting of method: {unknown[0]!r}")
             if "labels" in settings:
@@ -111,7 +111,7 @@ class Recipe(Section):
         for name in ("rows", "labels", "seeds"):
             if len(set(getattr(self.ablation, name))) < len(getattr(self.ablation, name)):
                 raise ValueError(f"ablation.{name}: a value is listed twice")
-        if unknown := sorted(self.ablation.epochs.keys() - {*PAPER_ROWS, *self.ablation.more}):
+        if unknown := sorted(self.ablation.epochs.keys() - {*ROWS, *self.ablation.more}):
             raise ValueError(f"ablation.epochs: unknown row {unknown[0]!r}")
         return self
 

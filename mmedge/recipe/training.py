@@ -89,6 +89,10 @@ class TrainingSection(Section):
         description="How much the student answers before it is trained. brief: 64 questions of each split, and the rest only where"
         " it is not sure from these that fewer than a tenth would be right. full: all of them.",
     )
+    keep: Literal["best", "last"] = Field(
+        default="best",
+        description="The weights that a stage ends with: those of the best validation, or the last ones, as comparisons do.",
+    )
     max_gradient_norm: float = Field(default=1.0, gt=0, description="Longer gradients are scaled down to this norm.")
     checkpoint_minutes: float = Field(default=5.0, ge=0, description="Minutes between checkpoints; the most that a kill loses.")
     threads: Positive | None = Field(default=None, description="CPU threads of torch. Default: torch's.")

@@ -23,7 +23,8 @@ import torch
 
 from mmedge.students.dialects import scales_outputs
 from mmedge.students.packed import Rows, can_pack, decoder_only_states, encoder_decoder_states
-from mmedge.tasks.encoding import Family, Kind, PromptEncoder
+from mmedge.tasks.encoding import Family, PromptEncoder
+from mmedge.tasks.prompts import Kind
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 IGNORED = -100
@@ -37,11 +38,18 @@ class EncodedSegment:
         ids: The tokens.
         weight: How much each counts; tokens of weight 0 are read, and not learned.
         part: The part of the loss that they belong to.
+        expected: The weight that the part's sum is divided by; their own where None.
     """
 
     ids: tuple[int, ...]
     weight: float
     part: str
+    expected: float | None = None
+
+    @property
+    def total(self) -> float:
+        """What they add to the number that their part of the loss is divided by."""
+        return (self.weight if self.expected is None else self.expected) * len(self.ids)
 
 
 @dataclass(frozen=True)

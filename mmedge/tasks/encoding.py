@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from mmedge.errors import MmedgeError
-from mmedge.tasks.prompts import VERDICTS, Context, StudentPrompts
+from mmedge.tasks.prompts import VERDICTS, Context, Kind, StudentPrompts
 
 Family = Literal["encoder-decoder", "decoder-only"]
-Kind = Literal["predict", "explain"]
 
 
 class _Encoding(Protocol):
@@ -115,6 +114,10 @@ class PromptEncoder:
     def begun(self, kind: Kind, context: Context) -> tuple[int, ...]:
         """Return the tokens before what is written; what a decoder is given to judge is cut to the longest input."""
         start = [self.special.start or 0] if self.family == "encoder-decoder" else []
+        if context.behind:
+            first, *rest = (self._ids(self.prompts.target + text) for text in context.behind)
+            end = [token for ids in rest for token in ids]
+            return (*start, *self._words[context.begun], *first[: max(0, self.max_input_tokens - len(end))], *end)
         written = self._ids(context.written)[: self.max_input_tokens] if context.written else []
         return (*start, *written, *self._words[kind])
 

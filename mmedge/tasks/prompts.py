@@ -6,6 +6,10 @@
     Luke scored 84 points … solution: Luke … answer: 84 / 2         predict:   →  correct
     Luke scored 84 points … solution: Luke … answer: 84 / 2         explain:   →  Equal scoring over 2 rounds calls for …
 
+A student that learned to judge inline reads no chain of thought again, it goes on behind the one that it wrote:
+
+    Luke scored 84 points …                                         explain:   →  Luke … answer: 84 / 2 verdict: correct
+
 The paper puts the task word in front of the question. Here it comes after it (for an encoder-decoder: in what the decoder
 writes), so that the context is read once and shared by both tasks: in training, where that saves half of the tokens, and on
 the device, where answer, rationale and judgement follow from one reading. An encoder-decoder has the chain of thought that it
@@ -16,12 +20,16 @@ and the question need not be read again with it. Bundles carry these prompts as 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 from mmedge.tasks.base import ChainOfThought, Example, Verdict
 
 VERDICTS = tuple(verdict.value for verdict in Verdict)
 
+Kind = Literal["predict", "explain"]
+
+_OPTIONAL = ("verdict",)
 _PLACE = re.compile(r"\{(question|cot)\}")
 
 
@@ -34,9 +42,13 @@ def render_question(example: Example) -> str:
     return f"{question} Choices: {listed}"
 
 
+ANSWER_MARK = "answer:"
+VERDICT_MARK = "verdict:"
+
+
 def render_chain_of_thought(cot: ChainOfThought) -> str:
     """Return a chain of thought as it is shown to whoever evaluates it."""
-    return f"{cot.rationale} answer: {cot.pseudo_label}"
+    return f"{cot.rationale} {ANSWER_MARK} {cot.pseudo_label}"
 
 
 @dataclass(frozen=True)
@@ -46,10 +58,15 @@ class Context:
     Attributes:
         read: What the student reads: for an encoder-decoder, in its encoder.
         written: What an encoder-decoder's decoder has in front of the task word; empty for a decoder-only student.
+        behind: Texts behind the task word `begun`, as if the student had written them; the verdict follows. They replace the task
+            word that is asked for.
+        begun: That task word, where there are such texts.
     """
 
     read: str
     written: str = ""
+    behind: tuple[str, ...] = ()
+    begun: Kind = "explain"
 
 
 @dataclass(frozen=True)
@@ -63,6 +80,8 @@ class StudentPrompts:
         explain: The task word of rationale and evaluation.
         target: What comes before every target.
         judged: What an encoder-decoder's decoder has before the task word in self-evaluation; has the placeholder `{cot}`.
+        verdict: What comes between a chain of thought and its verdict where the student judges inline, behind the rationale and the
+            answer that it has just written; empty where it judges behind `predict:`.
     """
 
     question: str
@@ -71,6 +90,7 @@ class StudentPrompts:
     explain: str
     target: str
     judged: str = ""
+    verdict: str = ""
 
     def reasoning_context(self, question: str) -> Context:
         """Return the context that answer and rationale share."""
@@ -78,11 +98,26 @@ class StudentPrompts:
 
     def evaluation_context(self, question: str, cot: ChainOfThought) -> Context:
         """Return the context that verdict and evaluation share."""
+        if self.verdict:
+            return replace(self.reasoning_context(question), behind=self.inline(cot))
         places = {"question": question, "cot": render_chain_of_thought(cot)}
         return Context(_fill(self.solution, **places), _fill(self.judged, **places))
 
+    def inline(self, cot: ChainOfThought) -> tuple[str, str, str]:
+        """Return what is written in front of a verdict that stands behind a chain of thought: rationale, answer, and a mark."""
+        return cot.rationale, f"{ANSWER_MARK} {cot.pseudo_label}", self.verdict
+
+    def split(self, text: str) -> tuple[str, str | None]:
+        """Return the rationale in what was written behind `explain:`, and the answer that it states there, where it does."""
+        if not self.verdict:
+            return text, None
+        before, found, _ = text.rpartition(self.verdict)
+        rationale, stated, answer = (before if found else text).rpartition(ANSWER_MARK)
+        return (rationale.strip(), answer.strip()) if stated else (text, None)
+
     def to_json(self) -> dict[str, str]:
-        return asdict(self)
+        """Return the templates; without those that only some students have, where there are none."""
+        return {name: text for name, text in asdict(self).items() if text or name not in _OPTIONAL}
 
 
 def _fill(template: str, **places: str) -> str:

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 
-from mmedge.distill.ablation_plan import method_of
+from mmedge.distill.ablation_plan import method_of, plan, seeded
+from mmedge.distill.material import Material
 from mmedge.errors import MmedgeError
-from mmedge.recipe import PAPER_ROWS, Recipe, validate
+from mmedge.recipe import ROWS, DataFolderSection, Recipe, validate
+from mmedge.tasks import Splits
 from tests.commands import kill_when
 from tests.conftest import is_one_line_error, mmedge, tiny_recipe, write_recipe
 
 
 def _recipe(**ablation: object) -> dict[str, object]:
-    section = {"seeds": [0, 1], "labels": ["pseudo", "human"], "rows": list(PAPER_ROWS), **ablation}
+    section = {"seeds": [0, 1], "labels": ["pseudo", "human"], "rows": list(ROWS), **ablation}
     return tiny_recipe(ablation=section)
 
 
@@ -31,25 +33,26 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     finished = {path: path.stat().st_mtime_ns for path in run.glob("ablation/rows/*/result.json")}
     again = mmedge("ablate", recipe, "--out", run, "--json")
     assert again.code == 0, again.err
-    assert f"{len(finished)} of 12 trainings were already done and are kept" in again.err
+    assert f"{len(finished)} of 13 trainings were already done and are kept" in again.err
     assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
     return run, json.loads(again.out)
 
 
 def test_every_row_is_there_and_compared_with_the_one_above(compared: tuple[Path, dict[str, Any]]) -> None:
     run, found = compared
-    assert [row["row"] for row in found["rows"]] == [*PAPER_ROWS, "paper_schedule"] * 2
-    assert found["trainings"] == {"done": 12, "planned": 12}
-    for number, row in enumerate(found["rows"]):
+    pseudo = [*ROWS, "paper_schedule"]
+    assert [row["row"] for row in found["rows"]] == [*pseudo, *(row for row in pseudo if row != "all_labels")]
+    assert found["trainings"] == {"done": 13, "planned": 13}
+    for row in found["rows"]:
         for test in row["tests"].values():
             low, high = test["interval_95"]
             assert 0 <= low <= test["value"] <= high <= 1
-            assert ("difference" in test) == (number % 6 > 0)
+            assert ("difference" in test) == (row["row"] != "standard")
         evaluates = "self_evaluation" in row["row"] or row["row"] == "paper_schedule"
         assert (row["verdicts"] is not None) == evaluates == (row["after_stage1"] is not None)
-    against = [row["tests"]["new_combinations"].get("difference", {}).get("against") for row in found["rows"][:6]]
-    titles = [row["title"] for row in found["rows"][:5]]
-    assert against == [None, *titles[:4], titles[4]]
+    against = [row["tests"]["new_combinations"].get("difference", {}).get("against") for row in found["rows"][:7]]
+    titles = [row["title"] for row in found["rows"][:6]]
+    assert against == [None, *titles]
     assert json.loads((run / "ablation.json").read_text()) == found
 
 
@@ -64,7 +67,7 @@ def test_all_rows_take_as_many_lessons_and_shared_stages_are_trained_once(compar
 def test_the_page_and_the_table_say_what_the_json_says(compared: tuple[Path, dict[str, Any]]) -> None:
     run, found = compared
     page, text = (run / "ablation.html").read_text(), (run / "ablation.md").read_text()
-    assert "the last one of each stage is taken" in text  # 16 validation questions
+    assert "the last one of each stage is taken" in text
     assert "Seed 0;" in text and "with one seed they do not say how much another training would differ" in text
     assert page.count("<svg") >= 4 and (run / "ablation.svg").read_text().startswith("<svg")
     for row in found["rows"]:
@@ -94,7 +97,8 @@ def _parsed(**changes: object) -> Recipe:
 
 def test_rows_are_the_papers_methods() -> None:
     recipe = _parsed(method={"keep": "judged_correct", "contrast_verdicts": True, "rehearsal": 0.25, "cots_per_visit": 1})
-    standard, one, one_evaluates, many, many_evaluates = (method_of(recipe, row, "pseudo") for row in PAPER_ROWS)
+    standard, one, one_evaluates, labels, many, many_evaluates = (method_of(recipe, row, "pseudo") for row in ROWS)
+    assert not labels.rationales and labels.max_cots is None and not labels.self_evaluation
     assert not standard.rationales and standard.max_cots == 1 and not standard.self_evaluation
     assert method_of(recipe, "standard", "human").max_cots is None
     assert one.max_cots == 1 and one_evaluates.max_cots == 1 and many.max_cots is None
@@ -107,7 +111,7 @@ def test_rows_are_the_papers_methods() -> None:
     ("ablation", "word"),
     [
         ({"more": {"mine": {"rehersal": 0.3}}}, "rehersal"),
-        ({"more": {"cots": {"rehearsal": 0.3}}}, "is one of the paper's rows"),
+        ({"more": {"cots": {"rehearsal": 0.3}}}, "is one of the built-in rows"),
         ({"more": {"mine": {"schedule": "joint", "rehearsal": 0}}}, "rehearsal"),
         ({"equal": "none", "epochs": {"nothing": [1, 2]}}, "unknown row 'nothing'"),
         ({"epochs": {"cots": [1, 2]}}, "requires ablation.equal: none"),
@@ -202,6 +206,31 @@ def test_another_comparison_and_a_damaged_result_are_told(compared: tuple[Path, 
 def test_rows_of_the_paper_are_the_papers_whatever_the_recipe_adds() -> None:
     recipe = validate(_recipe(), "r")
     recipe = recipe.model_copy(update={"method": recipe.method.model_copy(update={"own_cots": 2, "rationales": False})})
-    for row in PAPER_ROWS:
+    for row in ROWS:
         method = method_of(recipe, row, "pseudo")
-        assert method.own_cots == 0 and method.rationales == (row != "standard")
+        assert method.own_cots == 0 and method.rationales == (row not in ("standard", "all_labels"))
+
+
+def test_every_training_ends_with_its_last_weights_and_has_questions_of_its_own() -> None:
+    recipe = validate(_recipe(seeds=[0, 1], labels=["pseudo"]), "r")
+    material = Material(None, Splits(()), [], [], [], None, "")  # type: ignore[arg-type]
+    units = plan(recipe, material)
+    assert {unit.recipe.training.keep for unit in units} == {"last"}
+    drawn = {unit.seed: (unit.recipe.split.seed, unit.recipe.task.seed, unit.recipe.teacher.seed) for unit in units}  # type: ignore[union-attr]
+    assert drawn[0] == (0, 0, 0) and all(one != other for one, other in zip(*drawn.values(), strict=True))
+    svamp = recipe.model_copy(update={"task": DataFolderSection(kind="svamp", data="x"), "teacher": None})
+    assert seeded(svamp, 1).task == svamp.task and seeded(svamp, 1).split.seed == 1
+
+
+def test_trainings_of_several_seeds_are_summed_up_over_different_questions(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", _recipe(seeds=[0, 1], labels=["pseudo"], rows=["cots_self_evaluation"]))
+    run = tmp_path / "run"
+    done = mmedge("ablate", recipe, "--out", run, "--json", "-q")
+    assert done.code == 0, done.err
+    (row,) = json.loads(done.out)["rows"]
+    assert row["seeds"] == [0, 1] and row["verdicts"] is not None
+    assert (run / "annotations.sqlite").is_file() and (run / "ablation" / "questions" / "seed1" / "annotations.sqlite").is_file()
+    results = [json.loads(path.read_text()) for path in sorted(run.glob("ablation/rows/*/result.json"))]
+    assert results[0]["verdicts"]["correct"] != results[1]["verdicts"]["correct"]  # other flaws of other chains of thought
+    again = mmedge("ablate", recipe, "--out", run)
+    assert again.code == 0 and "2 of 2 trainings were already done" in again.err

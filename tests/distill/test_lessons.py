@@ -168,6 +168,40 @@ def test_balanced_verdicts_weigh_the_same_in_total(students: dict[str, TorchStud
         assert sums == pytest.approx(expected)
 
 
+def test_a_batch_of_one_verdict_does_not_undo_the_balance(students: dict[str, TorchStudent]) -> None:
+    def judged(number: int, verdict: Verdict) -> AnnotatedExample:
+        cot = EvaluatedCot(0, ChainOfThought("way", "2"), (SelfEvaluation("", verdict),))
+        return AnnotatedExample(Example(str(number), f"What is {number}?", "2"), (cot,))
+
+    examples = [judged(i, Verdict.WRONG if i < 3 else Verdict.CORRECT) for i in range(12)]
+    encoder = students["decoder-only"].encoder
+    objective = Judging(None, _source(examples, encoder, MethodSection(balance_verdicts=True)))
+    stream = LessonStream("self_evaluation", objective, 3, 1.0)
+    given = {"correct": 0.0, "wrong": 0.0}
+    for first in range(0, 12, 3):  # each batch has verdicts of one kind
+        lessons = objective.lessons(0)[first : first + 3]
+        encoded = [encode_lesson(lesson, encoder, 64) for lesson in lessons]
+        factor = stream.factors(objective.totals(encoded))["predict"]
+        for lesson, one in zip(lessons, encoded, strict=True):
+            weights = sum(segment.weight * len(segment.ids) for segment in one.targets[0].segments)
+            given[lesson.targets[0].segments[0].text] += factor * weights / 4
+    assert given == {"correct": pytest.approx(0.5), "wrong": pytest.approx(0.5)}
+
+
+@pytest.mark.parametrize("family", ["decoder-only", "encoder-decoder"])
+def test_the_end_of_a_verdict_does_not_take_half_of_its_loss(students: dict[str, TorchStudent], family: str) -> None:
+    cot = EvaluatedCot(0, ChainOfThought("way", "2"), (SelfEvaluation("", Verdict.WRONG),))
+    encoder = students[family].encoder
+    objective = Judging(None, _source([AnnotatedExample(Example("a", "What?", "2"), (cot,))], encoder, MethodSection()))
+    (target,) = encode_lesson(objective.lessons(0)[0], encoder, 64).targets
+    ids = [token for segment in target.segments for token in segment.ids]
+    assert ids == encoder.target("wrong", 64)
+    weights = [segment.weight for segment in target.segments for _ in segment.ids]
+    common, deciding = encoder.verdict_tokens()
+    assert ids[len(common)] == deciding[1] and weights[len(common)] == 1.0
+    assert weights[-1] <= 0.1 and sum(weights) - 1.0 <= 0.1 * (len(ids) - 1) + 1e-9
+
+
 def test_contrasted_lessons_come_from_questions_that_were_judged_differently(students: dict[str, TorchStudent]) -> None:
     def annotated(name: str, *verdicts: Verdict) -> AnnotatedExample:
         cots = [

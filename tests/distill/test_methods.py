@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from mmedge.distill.objectives import LessonSource
 from mmedge.distill.objectives.reasoning import Reasoning
 from mmedge.recipe import MethodSection, ScratchSection
 from mmedge.students.scratch import build_scratch
-from mmedge.tasks import ChainOfThought, Example
+from mmedge.tasks import ChainOfThought, Example, SelfEvaluation, Verdict
 from mmedge.tasks.forms.expression import ExpressionForm
 from tests.conftest import is_one_line_error, mmedge, own_recipe, tiny_recipe, write_recipe
 
@@ -42,9 +43,24 @@ def test_labels_are_those_of_all_cots_of_most_or_of_people() -> None:
 
 
 def test_validation_takes_the_answer_of_most_chains_of_thought_however_they_write_it() -> None:
-    assert reference(_annotated(["8", "3 + 4", "8", "7", "14 / 2"], None), ExpressionForm()) == "3 + 4"
-    assert reference(_annotated(["8", "8", "8"]), ExpressionForm()) == "7"  # the human label
-    assert reference(_annotated([], None), ExpressionForm()) is None
+    pseudo, human = MethodSection(), MethodSection(labels="human")
+    assert reference(_annotated(["8", "3 + 4", "8", "7", "14 / 2"], None), ExpressionForm(), pseudo) == "3 + 4"
+    assert reference(_annotated([], None), ExpressionForm(), pseudo) is None
+    assert reference(_annotated(["8", "8"], None), ExpressionForm(), human) == "8"
+
+
+def test_checkpoints_are_chosen_by_the_kind_of_labels_that_is_learned() -> None:
+    annotated = _annotated(["8", "8", "7"])
+    assert reference(annotated, ExpressionForm(), MethodSection(labels="human")) == "7"
+    assert reference(annotated, ExpressionForm(), MethodSection(labels="majority")) == "8"
+    assert reference(annotated, ExpressionForm(), MethodSection(labels="pseudo")) == "8"
+    verdicts = (Verdict.WRONG, Verdict.WRONG, Verdict.CORRECT)
+    cots = tuple(
+        replace(one, evaluations=(SelfEvaluation("so", verdict),)) for one, verdict in zip(annotated.cots, verdicts, strict=True)
+    )
+    kept = MethodSection(keep="judged_correct")
+    assert reference(replace(annotated, cots=cots), ExpressionForm(), kept) == "7"  # what is kept is what is learned
+    assert reference(replace(annotated, cots=cots[:2]), ExpressionForm(), kept) == "8"
 
 
 def test_a_joint_schedule_has_one_stage_that_learns_both(tmp_path: Path) -> None:

@@ -10,12 +10,18 @@ import pytest
 from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
 from mmedge.distill.chain import StageChain
 from mmedge.distill.labels import trusted_answer
+from mmedge.distill.objectives import LessonSource
+from mmedge.distill.objectives.reasoning import Reasoning
+from mmedge.distill.own import graded_by
+from mmedge.distill.scoring import OwnCot
 from mmedge.distill.stages import STAGES, lessons_per_step, parts_of
 from mmedge.errors import MmedgeError
 from mmedge.recipe import MethodSection, Recipe, load_recipe
 from mmedge.tasks.base import ChainOfThought, Example, SelfEvaluation, Verdict
+from mmedge.tasks.forms.choice import ChoiceForm
 from mmedge.tasks.forms.expression import ExpressionForm
 from tests.conftest import killed_when_lines_are_there, mmedge, tiny_recipe, write_recipe
+from tests.distill.given import small_student
 
 OWN = {"own_cots": 2, "own_temperature": 1.2, "cots_per_visit": 1, "rehearsal": 0.25}
 
@@ -37,7 +43,7 @@ def test_killed_in_stage_3_it_continues_with_the_same_chains_of_thought(tmp_path
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["stages"]["stage3"]["steps"] == 20
     validation = metrics["stages"]["stage3"]["validations"][-1]
-    assert {"answer", "own_verdict"} <= set(validation)
+    assert {"answer", "agreement", "own_verdict"} <= set(validation)
     columns = json.loads(own)["value"]
     assert len(columns) == 2 and len({len(column) for column in columns}) == 1
     greedy, drawn = ([rationale for rationale, _ in column] for column in columns)
@@ -80,6 +86,38 @@ def test_without_human_labels_the_teacher_s_own_judgement_says_what_is_right() -
     assert trusted_answer(annotated, ExpressionForm(), human=True) == "9"
     assert trusted_answer(annotated, ExpressionForm(), human=False) == "4 + 4"
     assert trusted_answer(AnnotatedExample(example, judged[:1]), ExpressionForm(), human=False) is None
+
+
+def test_own_chains_of_thought_are_graded_by_what_their_rationale_comes_to() -> None:
+    """An answer that was written beside a rationale says nothing about where the rationale ends."""
+    form, example = ExpressionForm(), Example("q", "Ann has 6 boxes of 8 plums. How many plums?", "6 * 8")
+    own = [
+        OwnCot(answer, rationale, form.conclusion(rationale, example))
+        for answer, rationale in (
+            ("6 * 8", "Six boxes of eight: 6 * 8 = 48."),
+            ("6 * 8", "Six and eight: 6 + 8 = 14."),
+            ("6 + 8", "Six boxes of eight: 6 * 8 = 48."),
+            ("6 * 8", "There are plums in boxes."),
+        )
+    ]
+    assert [one.agrees(form, example) for one in own] == [True, False, False, False]
+    graded = graded_by("6 * 8", own, form, example)
+    found = [(one.cot.pseudo_label, one.evaluations[0].verdict) for one in graded]
+    right, wrong = Verdict.CORRECT, Verdict.WRONG
+    assert found == [("6 * 8", right), ("6 + 8", wrong), ("6 * 8", right)]  # where the last one ends, nobody knows
+    assert graded_by(None, own, form, example) == ()
+    annotated = AnnotatedExample(example, (EvaluatedCot(0, ChainOfThought("Of the teacher.", "6 * 8"), ()),))
+    encoder = small_student("Ann has 6 boxes").encoder
+    (lesson,) = Reasoning(None, LessonSource([annotated], MethodSection(own_cots=4), form, encoder, [graded])).lessons(0)
+    learned = [target.segments[0].text for target in lesson.targets if target.kind == "explain"]
+    assert learned == ["Of the teacher.", "Six boxes of eight: 6 * 8 = 48."]
+
+
+def test_a_choice_is_graded_as_it_is_where_its_rationale_states_none() -> None:
+    form, example = ChoiceForm(), Example("q", "Where?", "roof", ("roof", "cellar"))
+    assert OwnCot("roof", "It is high up.", None).judgeable(form)
+    (graded,) = graded_by("roof", [OwnCot("roof", "It is high up.", None)], form, example)
+    assert graded.evaluations[0].verdict is Verdict.CORRECT
 
 
 def test_recipes_that_contradict_themselves_are_named(tmp_path: Path) -> None:

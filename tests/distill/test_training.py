@@ -116,6 +116,17 @@ def test_early_stop_ends_a_stage_that_no_longer_improves(tmp_path: Path) -> None
     assert stage["steps"] == 8 and stage["planned_steps"] == 60
 
 
+def test_the_last_weights_can_be_kept_whatever_the_validations_say(tmp_path: Path) -> None:
+    values = tiny_recipe(method={"self_evaluation": False}, split={"validation": 24, "verdict_test": 8})
+    stage2 = {"max_steps": 6, "batch_size": 4, "learning_rate": 1e-9, "evaluate_every": 2}
+    values["training"] = dict(values["training"]) | {"stage2": stage2}  # type: ignore[call-overload]
+    recipe = write_recipe(tmp_path / "r.yaml", values)
+    for keep, step in (("best", 2), ("last", 6)):  # nothing is learned: all score the same
+        run = tmp_path / keep
+        assert mmedge("distill", recipe, "--out", run, "-q", "--set", f"training.keep={keep}").code == 0
+        assert json.loads((run / "metrics.json").read_text())["stages"]["stage2"]["best"]["step"] == step
+
+
 def test_two_processes_do_not_work_on_one_run(tiny_run: Path) -> None:
     with locked(tiny_run):
         found = mmedge("distill", tiny_run / "recipe.yaml", "--out", tiny_run)

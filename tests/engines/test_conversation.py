@@ -15,9 +15,9 @@ from mmedge.engines.onnx.decoding import open_engine
 from mmedge.engines.onnx.graphs import Reading
 from mmedge.errors import MmedgeError
 from mmedge.manifest import open_bundle
-from mmedge.tasks.encoding import Kind, Prompt, PromptEncoder, load_tokenizer
+from mmedge.tasks.encoding import Prompt, PromptEncoder, load_tokenizer
 from mmedge.tasks.evaluation_set import read_evaluation_set
-from mmedge.tasks.prompts import Context
+from mmedge.tasks.prompts import Context, Kind
 
 RUNS = ["tiny_run", "llama_run"]
 

@@ -16,8 +16,8 @@ from mmedge.students.adapters import add_adapters
 from mmedge.students.loading import load_student, resolve_source
 from mmedge.students.passes import EncodedLesson, EncodedSegment, EncodedTarget, LossPass, TokenLosses
 from mmedge.students.student import TorchStudent
-from mmedge.tasks.encoding import Kind, PromptEncoder, SpecialTokens
-from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, ENCODER_DECODER_PROMPTS
+from mmedge.tasks.encoding import PromptEncoder, SpecialTokens
+from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, ENCODER_DECODER_PROMPTS, Kind
 
 VOCABULARY = 120
 DECODER = {

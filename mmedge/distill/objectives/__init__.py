@@ -22,6 +22,7 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
         "reasoning": "mmedge.distill.objectives.reasoning:Reasoning",
         "self_evaluation": "mmedge.distill.objectives.judging:Judging",
         "own_verdicts": "mmedge.distill.objectives.judging:JudgingOneself",
+        "inline_verdict": "mmedge.distill.objectives.inline:InlineVerdict",
     },
 )
 

@@ -29,6 +29,7 @@ class Judging(Objective):
     stages: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3")
     words: ClassVar[Mapping[str, str]] = {"predict": "verdict", "explain": "evaluation"}
     log_name: ClassVar[str] = "evaluation"
+    judges: ClassVar[bool] = True
 
     def __init__(self, section: ObjectiveSection | None, source: LessonSource) -> None:
         super().__init__(section, source)
@@ -46,20 +47,28 @@ class Judging(Objective):
 
     def _of(self, judged: Sequence[tuple[Example, EvaluatedCot]]) -> list[Lesson]:
         counts = Counter(evaluation.verdict.value for _, evaluated in judged for evaluation in evaluated.evaluations)
-        mean = counts.total() / max(1, len(counts))
-        balance, prompts = self.source.method.balance_verdicts, self.source.encoder.prompts
-        factors = {verdict: min(LARGEST_FACTOR, mean / count) if balance else 1.0 for verdict, count in counts.items()}
+        factors = balanced(counts) if self.source.method.balance_verdicts else dict.fromkeys(counts, 1.0)
+        prompts = self.source.encoder.prompts
         lessons = []
         for example, evaluated in judged:
             shares = Counter(evaluation.verdict.value for evaluation in evaluated.evaluations)
-            verdicts = [
-                Target.of("predict", verdict, count / len(evaluated.evaluations) * factors[verdict])
-                for verdict, count in shares.items()
-            ]
+            weights = {verdict: count / len(evaluated.evaluations) for verdict, count in shares.items()}
+            verdicts = [Target.verdict(verdict, share * factors[verdict], share) for verdict, share in weights.items()]
             texts = [evaluation.rationale for evaluation in evaluated.evaluations if evaluation.rationale]
             context = prompts.evaluation_context(render_question(example), evaluated.cot)
             lessons.append(Lesson(context, (*verdicts, *by_share(texts, "explain"))))
         return lessons
+
+
+def balanced(counts: Counter[str]) -> dict[str, float]:
+    """Return a weight for each verdict, so that all have as much in total; the mean over all verdicts given is 1.
+
+    Args:
+        counts: How often each was given.
+    """
+    wanted = {verdict: min(LARGEST_FACTOR, counts.total() / len(counts) / count) for verdict, count in counts.items()}
+    mean = sum(wanted[verdict] * count for verdict, count in counts.items()) / max(1, counts.total())
+    return {verdict: weight / mean for verdict, weight in wanted.items()}
 
 
 def evaluated_cots(examples: Sequence[AnnotatedExample], *, contrast: bool) -> list[tuple[Example, EvaluatedCot]]:

@@ -52,6 +52,8 @@ class Objective(ABC):
         parts       the parts of its loss; each is divided by its `totals` and weighed by `weights`
         metrics     further figures that are logged, divided by their `totals` too, and not learned
         words       what a reader calls parts and metrics, where their names do not say it
+        judges      whether a student learns verdicts on chains of thought from it
+        prompts     templates of `StudentPrompts` that a student who learns it has
         log_name    what stands in front of its parts' names in the log where it stands beside a stage's main objective
 
     Args:
@@ -70,6 +72,8 @@ class Objective(ABC):
     metrics: ClassVar[tuple[str, ...]] = ()
     words: ClassVar[Mapping[str, str]] = {}
     log_name: ClassVar[str] = ""
+    judges: ClassVar[bool] = False
+    prompts: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, section: ObjectiveSection | None, source: LessonSource) -> None:
         self.section, self.source = section, source
@@ -85,13 +89,13 @@ class Objective(ABC):
         return {part: known.get(part, 1.0) for part in self.parts}
 
     def totals(self, lessons: Sequence[EncodedLesson]) -> dict[str, float]:
-        """Return by what a step's sums are divided, for all of the step's lessons: weight × tokens of each part."""
+        """Return by what a step's sums are divided, for all of the step's lessons: expected weight × tokens of each part."""
         found = dict.fromkeys((*self.parts, *self.metrics), 0.0)
         for lesson in lessons:
             for target in lesson.targets:
                 for segment in target.segments:
                     if segment.weight:
-                        found[segment.part] += segment.weight * len(segment.ids)
+                        found[segment.part] += segment.total
         return found
 
     def sums(self, tokens: TokenLosses) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from mmedge.annotations.reading import AnnotatedExample
+from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
 from mmedge.annotations.selection import select
 from mmedge.distill.labels import majority_labels
 from mmedge.distill.lessons import Lesson, by_share
@@ -47,12 +47,15 @@ class Reasoning(Objective):
         return [lesson for lesson in found if lesson.targets]
 
     def _lesson(self, annotated: AnnotatedExample, epoch: int) -> Lesson:
-        method, cots = self.source.method, annotated.cots
-        per_visit = min(method.cots_per_visit or len(cots), len(cots)) if method.rationales else 0
-        turn = [cots[(epoch * per_visit + offset) % len(cots)] for offset in range(per_visit)]
-        rationales = [evaluated.cot.rationale for evaluated in turn]
+        rationales = [evaluated.cot.rationale for evaluated in self._turn(annotated.cots, epoch)]
         targets = by_share(self._answers(annotated), "predict") + by_share(rationales, "explain")
         return Lesson(self.source.encoder.prompts.reasoning_context(render_question(annotated.example)), tuple(targets))
+
+    def _turn(self, cots: Sequence[EvaluatedCot], epoch: int) -> list[EvaluatedCot]:
+        """Return the chains of thought of a question whose turn it is."""
+        method = self.source.method
+        per_visit = min(method.cots_per_visit or len(cots), len(cots)) if method.rationales else 0
+        return [cots[(epoch * per_visit + offset) % len(cots)] for offset in range(per_visit)]
 
     def _answers(self, annotated: AnnotatedExample) -> list[str]:
         example, labels = annotated.example, self.source.method.labels

@@ -75,6 +75,11 @@ class AnswerForm(ABC):
         found = self.read(text, example)
         return found if isinstance(found, Unparsed) else None
 
+    def conclusion(self, rationale: str, example: Example) -> str | None:
+        """Return the answer that a rationale comes to, or None where it states none."""
+        found = self.read(rationale, example)
+        return None if isinstance(found, Unparsed) else found.pseudo_label
+
     def value_of(self, answer: str) -> str | None:
         """Return the value of an answer, as text; None if the form has no values, or the answer has none."""
         return None
