@@ -150,8 +150,9 @@ class Measure:
             found[name] = Signals(
                 [round(value, 4) for value in given.log_probabilities],
                 [int(one) for one in given.right],
-                [round(one.evaluation or 0.0, 4) for one in evidence],
-                [one.agreement for one in evidence],
+                [round(one.evaluation or 0.0, 4) for one, _ in evidence],
+                [one.agreement for one, _ in evidence],
+                [int(right) for _, right in evidence],
             )
         return found
 

@@ -170,12 +170,14 @@ class Signals:
         right: Whether each is right, as 0 or 1.
         verdict: Log-odds of its verdict on the chain of thought that it writes to each of the first questions; may be empty.
         agreement: Of the same, 1 where the rationale comes to the answer, -1 where it comes to another, 0 where to none.
+        concluded: Of the same, whether what the rationale comes to is right, as 0 or 1: what the verdict is about.
     """
 
     answer: list[float]
     right: list[int]
     verdict: list[float] = field(default_factory=list)
     agreement: list[float] = field(default_factory=list)
+    concluded: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -236,16 +238,24 @@ class Verdicts:
     score: VerdictScore
 
 
-def own_evidence(student: TorchStudent, task: Task, examples: Sequence[Example], limits: tuple[int, int]) -> list[Evidence]:
-    """Let a student answer, write a rationale and judge it, as on the device; return what that says of each answer."""
+def own_evidence(
+    student: TorchStudent, task: Task, examples: Sequence[Example], limits: tuple[int, int]
+) -> list[tuple[Evidence, bool]]:
+    """Let a student answer, write a rationale and judge it, as on the device.
+
+    Returns:
+        What that says of each answer, and whether what the rationale comes to is right by the human label.
+    """
     speaker = torch_speaker(student, task.form, *limits)
     order = sorted(range(len(examples)), key=lambda place: len(examples[place].question))
-    found: dict[int, Evidence] = {}
+    found: dict[int, tuple[Evidence, bool]] = {}
     for first in range(0, len(order), batch_rows(student)):
         rows = order[first : first + batch_rows(student)]
         asked = [examples[row] for row in rows]
         thoughts = speaker.thoughts(asked, Wanted(judgement=True))
-        found |= dict(zip(rows, map(speaker.evidence, asked, thoughts), strict=True))
+        for row, example, thought in zip(rows, asked, thoughts, strict=True):
+            right = task.form.agrees(thought.conclusion or "", example.label or "", example.choices)
+            found[row] = speaker.evidence(example, thought), right
     return [found[place] for place in range(len(examples))]
 
 
