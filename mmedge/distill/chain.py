@@ -11,9 +11,10 @@ from typing import Any
 from mmedge.annotations.reading import EvaluatedCot
 from mmedge.distill.checks import check_targets
 from mmedge.distill.durable import StageResult
+from mmedge.distill.folds import unseen_answers
 from mmedge.distill.material import Material, tokenizer_texts
 from mmedge.distill.measure import Measure
-from mmedge.distill.objectives import OBJECTIVES, LessonSource
+from mmedge.distill.objectives import OBJECTIVES, LessonSource, UnseenSection
 from mmedge.distill.own import graded_own_cots
 from mmedge.distill.stages import STAGES, Stage, lessons_per_step, parts_of, stages_of
 from mmedge.distill.step import StagePlan
@@ -102,7 +103,7 @@ class StageChain:
         Raises:
             MmedgeError: The material holds nothing of what a stage learns from, or the student cannot write it.
         """
-        check_targets(self.recipe, self._material, student, progress)
+        check_targets(self.recipe, self.learned, student, progress)
         for stage in self.stages:
             self.streams(stage, student)
 
@@ -117,32 +118,45 @@ class StageChain:
         key, own = self.key(stage), []
         if stage.own_cots and self.recipe.method.own_cots:
             session, path = self.session, folder / "own.json"
-            own = graded_own_cots(student, self.recipe, self._material, path, key, session.devices, session.progress)
+            own = graded_own_cots(student, self.recipe, self.learned, path, key, session.devices, session.progress)
+        unseen = [unseen_answers(self, section, folder) for section in self._unseen_sections(stage)]
         plan = StagePlan(
             name=stage.name,
             key=key,
             folder=folder,
             seed=self.recipe.seed,
-            streams=self.streams(stage, student, own),
+            streams=self.streams(stage, student, own, unseen[0] if unseen else ()),
             section=self.section(stage),
             training=self.recipe.training,
             validate=lambda: stage.validate(self.measure, student),
         )
         return StageTrainer(student, plan, self.session).run()
 
-    def streams(self, stage: Stage, student: TorchStudent, own: Sequence[Sequence[EvaluatedCot]] = ()) -> list[LessonStream]:
+    def _unseen_sections(self, stage: Stage) -> list[UnseenSection]:
+        """Return the settings of a stage's objectives that learn from answers to unseen questions."""
+        sections = self.recipe.method.objectives.values()
+        return [section for section in sections if section.stage == stage.name and isinstance(section, UnseenSection)]
+
+    def streams(
+        self,
+        stage: Stage,
+        student: TorchStudent,
+        own: Sequence[Sequence[EvaluatedCot]] = (),
+        unseen: Sequence[Sequence[str]] = (),
+    ) -> list[LessonStream]:
         """Return what a stage learns.
 
         Args:
             stage: The stage.
             student: Its prompts are those of the lessons.
             own: Its own chains of thought, where it learns from them.
+            unseen: Answers of students that had not seen the questions, where it learns from these.
 
         Raises:
             MmedgeError: There is nothing of what an objective needs.
         """
         method = self.recipe.method
-        source = LessonSource(self._material.train, method, self.material.task.form, student.encoder, own)
+        source = LessonSource(self.learned.train, method, self.material.task.form, student.encoder, own, unseen)
         parts = parts_of(stage, method)
         return [
             LessonStream(part.objective, OBJECTIVES[part.objective](part.section, source), count, part.weight, part.prefix)
@@ -159,7 +173,7 @@ class StageChain:
         return section
 
     @cached_property
-    def _material(self) -> Material:
+    def learned(self) -> Material:
         """What is learned from: no more chains of thought of a question than the method takes."""
         return self.material.limited(self.recipe.method.max_cots)
 

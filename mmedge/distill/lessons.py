@@ -28,6 +28,7 @@ class Segment:
         expected: What its weight is on average, which the part's sum is divided by; the weight itself where None. Without it a
             batch that happens to have texts of small weight alone would count as much as any other.
         verdict: Whether it is a verdict, of which only the token that tells it apart counts fully.
+        differs_from: Texts; only the first token that none of them goes on with is learned, and the others are read.
     """
 
     text: str
@@ -35,6 +36,7 @@ class Segment:
     part: str
     expected: float | None = None
     verdict: bool = False
+    differs_from: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,12 @@ class Target:
     Attributes:
         kind: The task word.
         segments: Its texts, in order.
+        control: The word behind the task word; that of the student's prompts where None.
     """
 
     kind: Kind
     segments: tuple[Segment, ...]
+    control: str | None = None
 
     @classmethod
     def of(cls, kind: Kind, text: str, weight: float = 1.0) -> Target:

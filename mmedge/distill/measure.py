@@ -13,6 +13,7 @@ from mmedge.distill.scoring import (
     JudgedCot,
     Signals,
     Verdicts,
+    answer_verdicts,
     answered,
     judged_cots,
     own_cots,
@@ -145,14 +146,17 @@ class Measure:
         limits = self.recipe.generation.max_answer_tokens, self.recipe.generation.max_rationale_tokens
         found = {}
         for name, given in answers.items():
-            asked = [example for example in self.material.splits.tests[name] if example.label is not None][:own]
+            labelled = [example for example in self.material.splits.tests[name] if example.label is not None]
+            asked = labelled[:own]
             evidence = own_evidence(student, self.material.task, asked, limits) if judges(self.recipe.method) else []
+            bare = answer_verdicts(student, labelled, given.texts) if student.encoder.prompts.answer_verdict else []
             found[name] = Signals(
                 [round(value, 4) for value in given.log_probabilities],
                 [int(one) for one in given.right],
                 [round(one.evaluation or 0.0, 4) for one, _ in evidence],
                 [one.agreement for one, _ in evidence],
                 [int(right) for _, right in evidence],
+                [round(value, 4) for value in bare],
             )
         return found
 

@@ -161,6 +161,50 @@ def own_cots(
     return found
 
 
+def own_answers(
+    student: TorchStudent,
+    form: AnswerForm,
+    examples: Sequence[Example],
+    limit: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Let a student answer each question.
+
+    Args:
+        student: The student.
+        form: What answers look like.
+        examples: The questions.
+        limit: The most tokens of an answer.
+        temperature: Sampling temperature; 0 answers greedily.
+        seed: Sampling seed; with the question's place it decides what is written.
+        progress: Where it is shown.
+    """
+    speaker = torch_speaker(student, form, limit)
+    contexts = [speaker.reasoning_context(example) for example in examples]
+    texts = [""] * len(contexts)
+    with (progress or Progress(quiet=True)).task("answers to unseen questions", len(contexts)) as step:
+        for rows, prompts in speaker.batches("predict", contexts, batch_rows(student)):
+            seeds = tuple(seed * 10_000_019 + row for row in rows) if temperature else ()
+            for row, text in zip(rows, speaker.write_prompts(prompts, limit, Decoding(temperature, seeds=seeds)), strict=True):
+                texts[row] = text
+            step.advance(len(rows))
+    return texts
+
+
+def answer_verdicts(student: TorchStudent, examples: Sequence[Example], answers: Sequence[str]) -> list[float]:
+    """Return the log-odds of `correct` that a student gives bare answers."""
+    speaker = torch_speaker(student)
+    prompts = student.encoder.prompts
+    contexts = [prompts.answer_context(render_question(one), answer) for one, answer in zip(examples, answers, strict=True)]
+    found = np.zeros(len(contexts))
+    for rows, asked in speaker.batches("predict", contexts, batch_rows(student)):
+        chances = speaker.verdict_probabilities(asked).clip(1e-12)
+        found[rows] = np.log(chances[:, 0] / chances[:, 1:].sum(1))
+    return [float(value) for value in found]
+
+
 @dataclass(frozen=True)
 class Signals:
     """What a student shows of how likely its answers to some questions are right, each the higher the likelier.
@@ -170,7 +214,8 @@ class Signals:
         right: Whether each is right, as 0 or 1.
         verdict: Log-odds of its verdict on the chain of thought that it writes to each of the first questions; may be empty.
         agreement: Of the same, 1 where the rationale comes to the answer, -1 where it comes to another, 0 where to none.
-        concluded: Of the same, whether what the rationale comes to is right, as 0 or 1: what the verdict is about.
+        answer_verdict: Log-odds of its verdict on each bare answer; empty where it has not learned to give one.
+        concluded: Of the same as `verdict`, whether what the rationale comes to is right, as 0 or 1: what the verdict is about.
     """
 
     answer: list[float]
@@ -178,6 +223,7 @@ class Signals:
     verdict: list[float] = field(default_factory=list)
     agreement: list[float] = field(default_factory=list)
     concluded: list[int] = field(default_factory=list)
+    answer_verdict: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -137,12 +137,17 @@ def _encode_target(target: Target, context: Context, encoder: PromptEncoder, max
             ids = [token for token in ids if token != encoder.special.eos][:room]
         segments += _encoded_segments(segment, ids, encoder)
         room -= len(ids)
-    return EncodedTarget(target.kind, encoder.begun(target.kind, context), tuple(segments))
+    return EncodedTarget(target.kind, encoder.begun(target.kind, context, target.control), tuple(segments))
 
 
 def _encoded_segments(segment: Segment, ids: Sequence[int], encoder: PromptEncoder) -> list[EncodedSegment]:
     """Return a text in tokens; of a verdict, the token that tells it apart, which is all that is ever read, apart from the rest."""
     whole = EncodedSegment(tuple(ids), segment.weight, segment.part, segment.expected)
+    if segment.differs_from:
+        place = _first_difference(ids, [encoder.target(text, len(ids)) for text in segment.differs_from])
+        read = replace(whole, weight=0.0, expected=None)
+        pieces = [replace(read, ids=whole.ids[:place]), replace(whole, ids=whole.ids[place : place + 1])]
+        return [one for one in (*pieces, replace(read, ids=whole.ids[place + 1 :])) if one.ids]
     if not segment.verdict:
         return [whole]
     place = len(encoder.verdict_tokens()[0])
@@ -154,3 +159,11 @@ def _encoded_segments(segment: Segment, ids: Sequence[int], encoder: PromptEncod
         replace(rest, ids=whole.ids[place + 1 :]),
     )
     return [one for one in cut if one.ids]
+
+
+def _first_difference(ids: Sequence[int], others: Sequence[Sequence[int]]) -> int:
+    """Return the place of the first token that no other sequence with the same beginning goes on with."""
+    place, left = 0, [list(one) for one in others]
+    while place < len(ids) and (left := [one for one in left if one[place : place + 1] == [ids[place]]]):
+        place += 1
+    return place

@@ -156,9 +156,14 @@ class TokenLosses:
         return torch.tensor(values, dtype=dtype, device=self.losses.device)[self.segments]
 
     @cached_property
+    def weights(self) -> torch.Tensor:
+        """The tokens' weights, (tokens,)."""
+        return self._of_segments([one.weight for one in self.learned], torch.float32)
+
+    @cached_property
     def weighted(self) -> torch.Tensor:
         """The cross entropies times their weights, (tokens,)."""
-        return self.losses * self._of_segments([one.weight for one in self.learned], torch.float32)
+        return self.losses * self.weights
 
     def of_part(self, part: str) -> torch.Tensor:
         """Return which tokens are of a part of the loss, (tokens,)."""

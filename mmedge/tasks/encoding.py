@@ -111,15 +111,25 @@ class PromptEncoder:
         first = [self.special.bos] if self.special.bos is not None else []
         return tuple((first + ids)[: self.max_input_tokens])
 
-    def begun(self, kind: Kind, context: Context) -> tuple[int, ...]:
-        """Return the tokens before what is written; what a decoder is given to judge is cut to the longest input."""
+    def begun(self, kind: Kind, context: Context, control: str | None = None) -> tuple[int, ...]:
+        """Return the tokens before what is written; what a decoder is given to judge is cut to the longest input.
+
+        Args:
+            kind: The task word.
+            context: What comes before it.
+            control: The word behind it; the prompts' own by default.
+        """
         start = [self.special.start or 0] if self.family == "encoder-decoder" else []
         if context.behind:
             first, *rest = (self._ids(self.prompts.target + text) for text in context.behind)
             end = [token for ids in rest for token in ids]
-            return (*start, *self._words[context.begun], *first[: max(0, self.max_input_tokens - len(end))], *end)
+            words = (*self._words[context.begun], *self._control(self.prompts.control))
+            return (*start, *words, *first[: max(0, self.max_input_tokens - len(end))], *end)
         written = self._ids(context.written)[: self.max_input_tokens] if context.written else []
-        return (*start, *written, *self._words[kind])
+        return (*start, *written, *self._words[kind], *self._control(self.prompts.control if control is None else control))
+
+    def _control(self, word: str) -> list[int]:
+        return self._ids(self.prompts.target + word) if word else []
 
     def prompt(self, kind: Kind, context: Context) -> Prompt:
         """Return a whole prompt."""

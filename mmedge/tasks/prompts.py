@@ -29,7 +29,7 @@ VERDICTS = tuple(verdict.value for verdict in Verdict)
 
 Kind = Literal["predict", "explain"]
 
-_OPTIONAL = ("verdict",)
+_OPTIONAL = ("verdict", "answer_verdict", "control")
 _PLACE = re.compile(r"\{(question|cot)\}")
 
 
@@ -82,6 +82,9 @@ class StudentPrompts:
         judged: What an encoder-decoder's decoder has before the task word in self-evaluation; has the placeholder `{cot}`.
         verdict: What comes between a chain of thought and its verdict where the student judges inline, behind the rationale and the
             answer that it has just written; empty where it judges behind `predict:`.
+        answer_verdict: What comes between an answer and the verdict on it; empty where the student does not judge bare answers.
+        control: What stands behind the task word, such as `right:`, where the student has learned wrong answers and rationales
+            behind another word; mostly empty.
     """
 
     question: str
@@ -91,6 +94,8 @@ class StudentPrompts:
     target: str
     judged: str = ""
     verdict: str = ""
+    answer_verdict: str = ""
+    control: str = ""
 
     def reasoning_context(self, question: str) -> Context:
         """Return the context that answer and rationale share."""
@@ -102,6 +107,10 @@ class StudentPrompts:
             return replace(self.reasoning_context(question), behind=self.inline(cot))
         places = {"question": question, "cot": render_chain_of_thought(cot)}
         return Context(_fill(self.solution, **places), _fill(self.judged, **places))
+
+    def answer_context(self, question: str, answer: str) -> Context:
+        """Return the context of the verdict on a bare answer."""
+        return replace(self.reasoning_context(question), behind=(answer, self.answer_verdict), begun="predict")
 
     def inline(self, cot: ChainOfThought) -> tuple[str, str, str]:
         """Return what is written in front of a verdict that stands behind a chain of thought: rationale, answer, and a mark."""

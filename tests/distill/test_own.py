@@ -46,7 +46,7 @@ def test_killed_in_stage_3_it_continues_with_the_same_chains_of_thought(tmp_path
     assert {"answer", "agreement", "own_verdict"} <= set(validation)
     columns = json.loads(own)["value"]
     assert len(columns) == 2 and len({len(column) for column in columns}) == 1
-    greedy, drawn = ([rationale for rationale, _ in column] for column in columns)
+    greedy, drawn = ([rationale for rationale, *_ in column] for column in columns)
     assert greedy != drawn
     assert "Stage 3" in (run / "training.html").read_text()
     other = mmedge(*arguments, "--set", "method.own_cots=3")  # stages 1 and 2 do not depend on it

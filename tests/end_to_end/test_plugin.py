@@ -85,7 +85,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
         },
         teacher={"kind": "recorded", "cots": files["cots"], "evaluations": files["evaluations"]},
         student={"source": str(folder / "llama")},
-        method={"rehearsal": 0.25, "objectives": {"preference": {"share": 0.5, "beta": 0.2}}},
+        method={"rehearsal": 0.25, "objectives": {"pairs": {"share": 0.5, "beta": 0.2}}},
         split={"validation": 8, "verdict_test": 6},
         generation={"max_answer_tokens": 30, "max_rationale_tokens": 20},
         export={"precisions": ["fp32", "int8-b64"], "max_accuracy_drop": 100},
@@ -101,7 +101,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
 
 def test_the_chain_runs_with_all_of_them(run: Path) -> None:
     stages = [json.loads(line) for line in (run / "stage3" / "metrics.jsonl").read_text().splitlines()]
-    assert any("preference_preferred" in line for line in stages)
+    assert any("pairs_preferred" in line for line in stages)
     manifest = json.loads((run / "bundle-int8-b64" / "manifest.json").read_text())
     assert manifest["task"]["form"] == "record" and manifest["task"]["files"] == ["keys.json"]
     assert json.loads((run / "bundle-int8-b64" / "keys.json").read_text()) == ["count", "thing"]

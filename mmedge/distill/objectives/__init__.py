@@ -12,7 +12,7 @@ Recipes name further objectives in `method.objectives`.
 
 from __future__ import annotations
 
-from mmedge.distill.objectives.objective import LessonSource, Objective
+from mmedge.distill.objectives.objective import LessonSource, Objective, UnseenSection
 from mmedge.recipe.method import ObjectiveSection
 from mmedge.registry import Registry
 
@@ -23,7 +23,11 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
         "self_evaluation": "mmedge.distill.objectives.judging:Judging",
         "own_verdicts": "mmedge.distill.objectives.judging:JudgingOneself",
         "inline_verdict": "mmedge.distill.objectives.inline:InlineVerdict",
+        "answer_verdict": "mmedge.distill.objectives.answer_verdict:AnswerVerdict",
+        "unlikelihood": "mmedge.distill.objectives.mistakes:Unlikelihood",
+        "control_words": "mmedge.distill.objectives.mistakes:ControlWords",
+        "preference": "mmedge.distill.objectives.preference:Preference",
     },
 )
 
-__all__ = ["OBJECTIVES", "LessonSource", "Objective", "ObjectiveSection"]
+__all__ = ["OBJECTIVES", "LessonSource", "Objective", "ObjectiveSection", "UnseenSection"]

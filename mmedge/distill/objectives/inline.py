@@ -16,7 +16,7 @@ from mmedge.distill.objectives.judging import balanced
 from mmedge.distill.objectives.objective import LessonSource
 from mmedge.distill.objectives.reasoning import Reasoning
 from mmedge.recipe.method import ObjectiveSection
-from mmedge.tasks.prompts import VERDICT_MARK, render_question
+from mmedge.tasks.prompts import VERDICT_MARK
 
 
 class InlineVerdictSection(ObjectiveSection):
@@ -68,7 +68,7 @@ class InlineVerdict(Reasoning):
         turn = self._turn(self._judged[annotated.example.id], epoch)
         for evaluated in turn:
             targets += self._branches(evaluated, 1 / len(turn))
-        return Lesson(self.source.encoder.prompts.reasoning_context(render_question(annotated.example)), tuple(targets))
+        return Lesson(self._context(annotated), tuple(targets))
 
     def _branches(self, evaluated: EvaluatedCot, share: float) -> list[Target]:
         """Return a branch for every verdict that a chain of thought was given."""

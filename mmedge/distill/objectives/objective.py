@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from pydantic import Field
+
 from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
 from mmedge.distill.lessons import Lesson
 from mmedge.recipe.method import MethodSection, ObjectiveSection
@@ -17,6 +19,19 @@ if TYPE_CHECKING:
     import torch
 
     from mmedge.students.passes import EncodedLesson, TokenLosses
+
+
+class UnseenSection(ObjectiveSection):
+    """What an objective is told that learns from answers to questions which their writers had not seen."""
+
+    folds: int = Field(
+        default=2,
+        ge=2,
+        le=10,
+        description="Students that write these answers, each trained on all questions but its share, which it answers.",
+    )
+    answers: int = Field(default=3, ge=1, le=32, description="Answers to every question, the first one greedy.")
+    temperature: float = Field(default=1.0, gt=0, le=10, description="Sampling temperature of the others.")
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,7 @@ class LessonSource:
         encoder: The student's prompts.
         own: For each question the chains of thought that the student wrote itself, each with the verdict that it deserves; empty
             in stages without them.
+        unseen: For each question the answers of students that had not seen it; empty where no objective of the stage needs them.
     """
 
     examples: Sequence[AnnotatedExample]
@@ -37,6 +53,7 @@ class LessonSource:
     form: AnswerForm
     encoder: PromptEncoder
     own: Sequence[Sequence[EvaluatedCot]] = ()
+    unseen: Sequence[Sequence[str]] = ()
 
 
 class Objective(ABC):
@@ -53,6 +70,7 @@ class Objective(ABC):
         metrics     further figures that are logged, divided by their `totals` too, and not learned
         words       what a reader calls parts and metrics, where their names do not say it
         judges      whether a student learns verdicts on chains of thought from it
+        unseen      whether it learns from answers to questions that their writers had not seen; its settings are an `UnseenSection`
         prompts     templates of `StudentPrompts` that a student who learns it has
         log_name    what stands in front of its parts' names in the log where it stands beside a stage's main objective
 
@@ -73,6 +91,7 @@ class Objective(ABC):
     words: ClassVar[Mapping[str, str]] = {}
     log_name: ClassVar[str] = ""
     judges: ClassVar[bool] = False
+    unseen: ClassVar[bool] = False
     prompts: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, section: ObjectiveSection | None, source: LessonSource) -> None:

@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import ClassVar
 
 from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
-from mmedge.annotations.selection import select
-from mmedge.distill.labels import majority_labels
+from mmedge.annotations.selection import judged_correct, select
+from mmedge.distill.labels import majority_labels, trusted_answer
 from mmedge.distill.lessons import Lesson, by_share
 from mmedge.distill.objectives.objective import LessonSource, Objective
 from mmedge.errors import MmedgeError
 from mmedge.recipe.method import ObjectiveSection
 from mmedge.tasks.base import Verdict
-from mmedge.tasks.prompts import render_question
+from mmedge.tasks.prompts import Context, render_question
 
 
 class Reasoning(Objective):
@@ -41,6 +41,7 @@ class Reasoning(Objective):
             right = [[cot for cot in own if cot.evaluations[0].verdict is Verdict.CORRECT] for own in source.own]
             kept = [replace(annotated, cots=(*annotated.cots, *own)) for annotated, own in zip(kept, right, strict=True)]
         self._examples = kept
+        self._every = {annotated.example.id: annotated for annotated in source.examples}
 
     def lessons(self, epoch: int) -> Sequence[Lesson]:
         found = [self._lesson(annotated, epoch) for annotated in self._examples]
@@ -49,13 +50,27 @@ class Reasoning(Objective):
     def _lesson(self, annotated: AnnotatedExample, epoch: int) -> Lesson:
         rationales = [evaluated.cot.rationale for evaluated in self._turn(annotated.cots, epoch)]
         targets = by_share(self._answers(annotated), "predict") + by_share(rationales, "explain")
-        return Lesson(self.source.encoder.prompts.reasoning_context(render_question(annotated.example)), tuple(targets))
+        return Lesson(self._context(annotated), tuple(targets))
+
+    def _context(self, annotated: AnnotatedExample) -> Context:
+        return self.source.encoder.prompts.reasoning_context(render_question(annotated.example))
 
     def _turn(self, cots: Sequence[EvaluatedCot], epoch: int) -> list[EvaluatedCot]:
         """Return the chains of thought of a question whose turn it is."""
         method = self.source.method
         per_visit = min(method.cots_per_visit or len(cots), len(cots)) if method.rationales else 0
         return [cots[(epoch * per_visit + offset) % len(cots)] for offset in range(per_visit)]
+
+    def _wrong(self, annotated: AnnotatedExample) -> list[EvaluatedCot]:
+        """Return the chains of thought of a question that the teacher judges wrong, and whose answer is not the trusted one."""
+        form, choices = self.source.form, annotated.example.choices
+        trusted = trusted_answer(self._every[annotated.example.id], form, human=self.source.method.labels == "human")
+        return [
+            evaluated
+            for evaluated in self._every[annotated.example.id].cots
+            if evaluated.evaluations and not judged_correct(evaluated)
+            if trusted is None or not form.agrees(evaluated.cot.pseudo_label, trusted, choices)
+        ]
 
     def _answers(self, annotated: AnnotatedExample) -> list[str]:
         example, labels = annotated.example, self.source.method.labels
