@@ -23,7 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
+from mmedge.distill.objectives import OBJECTIVES
+from mmedge.recipe import validate
 from tests.commands import start
 from tests.conftest import REAL_DATA, REPOSITORY
 from tests.rigged_model import write_rigged_model
@@ -148,6 +151,21 @@ def test_the_command_runs(command: str, place: Place) -> None:
 def test_the_command_runs_with_optimum(command: str, place: Place) -> None:
     run("mmedge distill recipes/quickstart.yaml --out runs/quickstart", place)
     run(command, place)
+
+
+def test_the_methods_on_the_page_are_valid() -> None:
+    text = (DOCS / "distillation.md").read_text(encoding="utf-8")
+    parts = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    methods = [part["method"] for part in parts if "method" in part]
+    assert {name for method in methods for name in method["objectives"]} == set(OBJECTIVES) - {
+        "reasoning",
+        "self_evaluation",
+        "own_verdicts",
+    }
+    for part in parts:
+        values = yaml.safe_load((REPOSITORY / "recipes" / "quickstart.yaml").read_text(encoding="utf-8"))
+        changed = {name: {**values.get(name, {}), **section} for name, section in part.items()}
+        assert validate({**values, **changed}, "docs/distillation.md")
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
