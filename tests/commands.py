@@ -211,6 +211,8 @@ def _run(request: dict[str, Any]) -> NoReturn:
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])
+        paths = request["env"].get("PYTHONPATH", "").split(os.pathsep)
+        sys.path[:0] = [path for path in paths if path and path not in sys.path]  # such as a package of plugins
         for number, file in enumerate(request["files"]):
             os.dup2(os.open(file, os.O_WRONLY | os.O_TRUNC | os.O_CREAT if number else os.O_RDONLY, 0o644), number)
         random.seed()
