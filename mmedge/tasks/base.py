@@ -26,6 +26,7 @@ class Unparsed(StrEnum):
     NO_ANSWER = "no answer found"
     AMBIGUOUS = "more than one answer"
     TRUNCATED = "cut off"
+    INVALID = "not a valid answer"
     NO_VERDICT = "no verdict"
 
 

@@ -154,6 +154,8 @@ def read_example(record: Json, path: Path | str, number: int) -> Example:
         question = f"Premise: {premise} Hypothesis: {hypothesis}"
     else:
         question = text_field(record, "question", path, number)
+    if isinstance(label, (dict, list)):
+        label = json.dumps(label, ensure_ascii=False)
     return Example(str(record.get("id", number)), question, None if label is None else str(label), tuple(choices))
 
 

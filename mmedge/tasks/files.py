@@ -3,22 +3,25 @@
     {"id": "svamp-train-0000", "question": "Luke scored 84 points …", "label": "( 84.0 / 2.0 )"}
     {"id": "cqa-train-0001", "question": "…", "choices": ["bus depot", …], "label": "bridge"}
     {"id": "anli-7", "premise": "…", "hypothesis": "…", "label": "entailment"}
+    {"id": "snips-2", "question": "play Hardcore music", "label": {"name": "PlayMusic", "arguments": {"genre": "Hardcore"}}}
 
 The task's answer form reads every label when the file is loaded; a label that it cannot read is an error with file and line.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmedge.errors import MmedgeError
-from mmedge.storage import Json, iterate_jsonl, text_field
+from mmedge.storage import Json, iterate_jsonl, read_text, text_field
 from mmedge.tasks.base import Example
 from mmedge.tasks.forms.choice import ChoiceForm, LabelForm
 from mmedge.tasks.forms.expression import ExpressionForm
 from mmedge.tasks.forms.form import AnswerForm
+from mmedge.tasks.forms.structured.values import parse
 from mmedge.tasks.reading import one_paragraph
 from mmedge.tasks.task import Splits
 
@@ -62,7 +65,10 @@ class FileTask:
 
     def _read(self, path: Path, seen: dict[str, str]) -> tuple[Example, ...]:
         examples = []
+        lines = read_text(path).split("\n") if self.form.takes_json else []
         for number, record in iterate_jsonl(path):
+            if lines and isinstance(record.get("label"), (dict, list)):
+                _read_strictly(lines[number - 1], path, number)
             example = self._example(record, path, number)
             if example.id in seen:
                 raise MmedgeError(f"{path}:{number}: id {example.id!r} was already used at {seen[example.id]}")
@@ -97,6 +103,8 @@ class FileTask:
     def _label(self, label: object, choices: Sequence[str], path: Path, number: int) -> str | None:
         if label is None:
             return None
+        if self.form.takes_json and not isinstance(label, str):
+            label = json.dumps(label, ensure_ascii=False)
         if isinstance(label, bool) or not isinstance(label, (str, int, float)):
             raise MmedgeError(f"{path}:{number}: field 'label' must be text or a number, found {label!r:.60}")
         text = str(label)
@@ -104,11 +112,21 @@ class FileTask:
             text = _NLI_NUMBERS.get(text, _NLI_LETTERS.get(text, text))
         canonical = self.form.canonical(text, choices)
         if canonical is None:
+            problem = self.form.problem(text, choices)
             raise MmedgeError(
-                f"{path}:{number}: the label {text!r:.60} is not an answer of the form {self.form.name!r}",
+                f"{path}:{number}: the label {text!r:.60} is not an answer of the form {self.form.name!r}"
+                + (f": {problem}" if problem else ""),
                 f"it must be {self.form.expected()}",
             )
         return canonical
+
+
+def _read_strictly(line: str, path: Path, number: int) -> None:
+    """Refuse what one JSON reader reads differently from another, such as a key that occurs twice."""
+    try:
+        parse(line)
+    except ValueError as error:
+        raise MmedgeError(f"{path}:{number}: {error}") from None
 
 
 def _only_file(data: Path, name: str) -> Path:

@@ -9,8 +9,9 @@
     === user
     Question: {question}
 
-A line `=== ROLE` begins a message; `{question}`, `{choices}`, `{labels}` and `{cot}` are filled in. The files of the built-in tasks
-lie in `templates/`; a user copies one (`mmedge annotate RECIPE --copy-prompts FOLDER`), edits it and names it in the recipe.
+A line `=== ROLE` begins a message; `{question}`, `{choices}`, `{labels}`, `{form}` and `{cot}` are filled in. The files of
+the built-in tasks lie in `templates/`; a user copies one (`mmedge annotate RECIPE --copy-prompts FOLDER`), edits it and names it in
+the recipe.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from mmedge.tasks.reading import trim
 
 TEMPLATES = Path(__file__).parent / "templates"
 ROLES = ("system", "user", "assistant")
-PLACES = ("question", "choices", "labels", "cot")
+PLACES = ("question", "choices", "labels", "form", "cot")
 _HEADING = re.compile(r"^=== *(\w+)[ \t]*$", re.MULTILINE)
 _PLACE = re.compile(r"\{(\w+)\}")
 
@@ -47,18 +48,20 @@ class Template:
     source: str
     messages: tuple[Message, ...]
 
-    def fill(self, example: Example, labels: Sequence[str] = (), cot: str = "") -> tuple[Message, ...]:
+    def fill(self, example: Example, labels: Sequence[str] = (), cot: str = "", form: str = "") -> tuple[Message, ...]:
         """Return the messages about a question.
 
         Args:
             example: The question.
             labels: The labels of the task, where it has any.
             cot: The chain of thought that is to be judged.
+            form: What an answer must be, in words.
         """
         values = {
             "question": example.question,
             "choices": " ".join(f"({chr(ord('a') + index)}) {choice}" for index, choice in enumerate(example.choices)),
             "labels": ", ".join(labels),
+            "form": form,
             "cot": cot,
         }
         # one pass, so that text from a question is never read as a placeholder
@@ -80,14 +83,15 @@ class Prompts:
     cot: Template
     evaluation: Template
     labels: tuple[str, ...] = ()
+    form: str = ""
 
     def about_question(self, example: Example) -> tuple[Message, ...]:
         """Return what asks for a chain of thought."""
-        return self.cot.fill(example, self.labels)
+        return self.cot.fill(example, self.labels, form=self.form)
 
     def about_cot(self, example: Example, text: str) -> tuple[Message, ...]:
         """Return what asks for an evaluation of a chain of thought, given its raw text."""
-        return self.evaluation.fill(example, self.labels, trim(text))
+        return self.evaluation.fill(example, self.labels, trim(text), self.form)
 
 
 def read_template(path: Path, needs: Sequence[str]) -> Template:
@@ -160,6 +164,7 @@ def load_prompts(task: Task, cot: Path | None, evaluation: Path | None) -> Promp
         read_template(cot or built_in["cot"], ("question",)),
         read_template(evaluation or built_in["evaluation"], ("question", "cot")),
         tuple(task.form.labels),
+        task.form.instruction(),
     )
 
 

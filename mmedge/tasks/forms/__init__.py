@@ -29,6 +29,9 @@ FORMS: Registry[type[AnswerForm]] = Registry(
         "choice": "mmedge.tasks.forms.choice:ChoiceForm",
         "label": "mmedge.tasks.forms.choice:LabelForm",
         "exact": "mmedge.tasks.forms.exact:ExactForm",
+        "schema": "mmedge.tasks.forms.schema:SchemaForm",
+        "tools": "mmedge.tasks.forms.tools:ToolsForm",
+        "regex": "mmedge.tasks.forms.regex:RegexForm",
     },
 )
 

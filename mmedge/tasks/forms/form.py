@@ -27,12 +27,14 @@ class AnswerForm(ABC):
         templates: The built-in teacher prompts for tasks of this form, by the name of their files.
         takes_choices: Whether every question has texts to choose from.
         calculates: Whether answers have a value beyond their text (`84 / 2` is `42`).
+        takes_json: Whether a label in a data file may be a JSON value instead of text.
     """
 
     name: ClassVar[str]
     templates: ClassVar[str] = "exact"
     takes_choices: ClassVar[bool] = False
     calculates: ClassVar[bool] = False
+    takes_json: ClassVar[bool] = False
     labels: tuple[str, ...] = ()
 
     def expected(self) -> str:
@@ -62,6 +64,10 @@ class AnswerForm(ABC):
     def canonical(self, answer: str, choices: Sequence[str] = ()) -> str | None:
         """Return an answer in the form that the student learns to write, or None where the text is not an answer."""
 
+    def problem(self, answer: str, choices: Sequence[str] = ()) -> str | None:
+        """Return what is wrong with a text that is not an answer, in one line; None where `expected` says it all."""
+        return None
+
     @abstractmethod
     def agrees(self, answer: str, reference: str, choices: Sequence[str] = ()) -> bool:
         """Return whether two answers mean the same; text that is not an answer agrees with nothing."""
@@ -82,6 +88,10 @@ class AnswerForm(ABC):
 
     def value_of(self, answer: str) -> str | None:
         """Return the value of an answer, as text; None if the form has no values, or the answer has none."""
+        return None
+
+    def scores(self, answers: Sequence[str], references: Sequence[str]) -> dict[str, Any] | None:
+        """Return what answers are worth beyond being right, as JSON; None for forms whose answers have no parts."""
         return None
 
     @abstractmethod

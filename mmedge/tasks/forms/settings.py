@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from mmedge.sections import Section
+from mmedge.sections import PathText, Section
+from mmedge.tasks.forms.structured.comparing import Comparison
+from mmedge.tasks.forms.structured.regex import parse
 
 
 class FormSettings(Section):
@@ -46,3 +48,41 @@ class ExactSettings(FormSettings):
     """An answer is free text."""
 
     kind: Literal["exact"] = Field("exact", description="Free text, compared without regard to case and punctuation.")
+
+
+def _regular(pattern: str) -> str:
+    parse(pattern, whole=True)
+    return pattern
+
+
+class _StructuredSettings(FormSettings):
+    file: PathText = Field(description="The file; the bundle carries it.")
+    spelling: Literal["compact", "json"] = Field(
+        "compact",
+        description="How the student writes values: `compact` takes fewer tokens and becomes JSON outside; `json` is JSON.",
+    )
+    compare: dict[str, Comparison] = Field(
+        default_factory=dict,
+        description="How fields are compared, by name or by the end of their dotted path; `*` is for all others. Default: `exact`.",
+    )
+
+
+class SchemaSettings(_StructuredSettings):
+    """An answer is a JSON value that fits a schema."""
+
+    kind: Literal["schema"] = Field("schema", description="A JSON value that fits a JSON Schema, judged by value.")
+    file: PathText = Field(description="The JSON Schema, in a file; the bundle carries it.")
+
+
+class ToolsSettings(_StructuredSettings):
+    """An answer is a call of a function."""
+
+    kind: Literal["tools"] = Field("tools", description="A call of one of several functions, judged by value.")
+    file: PathText = Field(description="A list of OpenAI-style function definitions, in a file; the bundle carries it.")
+
+
+class RegexSettings(FormSettings):
+    """An answer is a text that matches a regular expression."""
+
+    kind: Literal["regex"] = Field("regex", description="A text that matches a regular expression as a whole.")
+    pattern: Annotated[str, AfterValidator(_regular)] = Field(min_length=1, description="The expression, in ECMAScript's dialect.")

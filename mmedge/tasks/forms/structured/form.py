@@ -1,0 +1,237 @@
+"""What the forms `schema` and `tools` have in common: answers that are JSON values, judged by value.
+
+form.canonical('{"name": "GetWeather", "arguments": {"city": "Oslo"}}')     "get; city: Oslo"
+form.value_of("get; city: Oslo")                                            '{"name":"GetWeather","arguments":{"city":"Oslo"}}'
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mmedge.errors import MmedgeError
+from mmedge.storage import read_text
+from mmedge.tasks.base import ChainOfThought, Example, Unparsed
+from mmedge.tasks.encoding import PromptEncoder
+from mmedge.tasks.forms.constraints import Constrainer
+from mmedge.tasks.forms.form import AnswerForm
+from mmedge.tasks.forms.structured import values
+from mmedge.tasks.forms.structured.comparing import COMPARISONS, FieldCounts, Rules, count_fields
+from mmedge.tasks.forms.structured.regex import Regex
+from mmedge.tasks.forms.structured.values import Found, Value
+from mmedge.tasks.reading import MARKER, ends_whole, first_line, one_paragraph, trim
+
+SPELLINGS = ("compact", "json")
+MOST_BYTES = 256_000  # of a schema's file: what is larger is no schema that a small student could learn
+_BRACKET = re.compile(r"[{\[]")
+
+
+def read_document(path: Path) -> Value:
+    """Read a JSON file that a form needs.
+
+    Raises:
+        MmedgeError: It is missing, too large or not JSON; the message names file and reason.
+    """
+    text = read_text(path)
+    if len(text.encode("utf-8", "replace")) > MOST_BYTES:
+        raise MmedgeError(f"{path}: larger than {MOST_BYTES // 1000} kB", "keep what answers need; descriptions can be shorter")
+    try:
+        return values.parse(text)
+    except ValueError as error:
+        raise MmedgeError(f"{path}: {error}") from None
+
+
+class StructuredForm(AnswerForm):
+    """An answer is a JSON value. Subclasses know what fits, and how it is spelled.
+
+    Attributes:
+        spelling: How the student writes values: `compact` or `json`.
+        rules: How fields are compared.
+    """
+
+    templates: ClassVar[str] = "structured"
+    takes_json: ClassVar[bool] = True
+    spelling: str
+    rules: Rules
+
+    @abstractmethod
+    def problem_of(self, value: Value) -> str | None:
+        """Return why a value does not fit, in one line; None if it fits."""
+
+    @abstractmethod
+    def spelled(self, value: Value) -> str:
+        """Return a value that fits, as the student writes it."""
+
+    @abstractmethod
+    def compact_value(self, text: str) -> Value:
+        """Return the value of a compact text.
+
+        Raises:
+            ValueError: It is not one.
+        """
+
+    @abstractmethod
+    def fields(self, value: Value) -> dict[str, Value]:
+        """Return the fields of a value by path."""
+
+    @abstractmethod
+    def in_order(self, value: Value) -> Value:
+        """Return a value with its keys in the schema's order."""
+
+    @abstractmethod
+    def language(self) -> Regex:
+        """Return what a constrained student may write.
+
+        Raises:
+            ValueError: It is not regular.
+        """
+
+    # ----------------------------------------------------------------------------------------------- one answer
+
+    def value(self, answer: str) -> Value:
+        """Return the value of an answer in JSON or in the compact spelling.
+
+        Raises:
+            ValueError: It has none that fits; the message says why, in one line.
+        """
+        found: str | None
+        try:
+            value = values.parse(answer)
+            found = self.problem_of(value)
+            if found is None:
+                return value
+        except ValueError as error:
+            found = str(error)
+        if answer.lstrip().startswith("{"):
+            raise ValueError(found)  # it was meant as JSON
+        value = self.compact_value(answer)
+        found = self.problem_of(value)
+        if found is not None:
+            raise ValueError(found)
+        return value
+
+    def canonical(self, answer: str, choices: Sequence[str] = ()) -> str | None:
+        try:
+            return self.spelled(self.value(answer))
+        except ValueError:
+            return None
+
+    def problem(self, answer: str, choices: Sequence[str] = ()) -> str | None:
+        try:
+            self.value(answer)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def agrees(self, answer: str, reference: str, choices: Sequence[str] = ()) -> bool:
+        try:
+            left, right = self.value(answer), self.value(reference)
+        except ValueError:
+            return False
+        return self.same(left, right)
+
+    def same(self, left: Value, right: Value) -> bool:
+        """Return whether two values that fit are the same answer."""
+        return self.rules.agree(left, right)
+
+    def value_of(self, answer: str) -> str | None:
+        try:
+            return values.to_json(self.in_order(self.value(answer)))
+        except ValueError:
+            return None
+
+    def scores(self, answers: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+        """Return what answers are worth beyond being right: the share that is valid, and F1 by field and over all fields."""
+        pairs = []
+        for answer, reference in zip(answers, references, strict=True):
+            try:
+                written = self.fields(self.value(answer))
+            except ValueError:
+                written = None
+            pairs.append((written, self.fields(self.value(reference))))
+        counts = count_fields(pairs, self.rules)
+        total = FieldCounts(*(sum(getattr(one, name) for one in counts.values()) for name in ("right", "wrong", "missed")))
+        return {
+            "answers": len(pairs),
+            "valid": sum(written is not None for written, _ in pairs) / max(1, len(pairs)),
+            "all_fields": total.to_json(),
+            "fields": {path: one.to_json() for path, one in counts.items()},
+        }
+
+    # ------------------------------------------------------------------------------------------ a teacher's text
+
+    def read(self, text: str, example: Example) -> ChainOfThought | Unparsed:
+        """Read a text that states a value: behind `Answer:`, in a fence, or as its last JSON; what follows it is left out.
+
+        What is cut off is `TRUNCATED`; JSON that is broken or does not fit is `INVALID`.
+        """
+        body = trim(text)
+        if not body:
+            return Unparsed.EMPTY
+        whole = [found for found in values.objects(body) if not found.problem]
+        invalid = False
+        for marker in reversed(list(MARKER.finditer(body))):
+            if any(found.start < marker.start() < found.end for found in whole):
+                continue  # within a value
+            outcome = self._stated(body, marker.start(), marker.end())
+            if isinstance(outcome, ChainOfThought) or outcome is Unparsed.TRUNCATED:
+                return outcome
+            invalid = invalid or outcome is Unparsed.INVALID
+        for found in reversed(list(values.objects(body))):
+            if found.problem == values.CUT_OFF:
+                return Unparsed.TRUNCATED
+            outcome = self._found(body, found, found.start)
+            if isinstance(outcome, ChainOfThought):
+                return outcome
+            invalid = True
+        if invalid:
+            return Unparsed.INVALID
+        return Unparsed.NO_ANSWER if ends_whole(body) else Unparsed.TRUNCATED
+
+    def _stated(self, body: str, start: int, end: int) -> ChainOfThought | Unparsed:
+        """Read what is stated behind a marker."""
+        line = first_line(body[end:]).strip("`* ")
+        bare = self.canonical(line) or self.canonical(line.rstrip("."))
+        if bare is not None:
+            return _cot(body[:start], bare)
+        bracket = _BRACKET.search(body, end)
+        found = values.find(body, bracket.start()) if bracket is not None else None
+        if found is None:
+            return Unparsed.NO_ANSWER
+        return Unparsed.TRUNCATED if found.problem == values.CUT_OFF else self._found(body, found, start)
+
+    def _found(self, body: str, found: Found, start: int) -> ChainOfThought | Unparsed:
+        """Return the chain of thought that ends in a value within a text; its rationale is what is in front of `start`."""
+        if found.problem or self.problem_of(found.value) is not None:
+            return Unparsed.INVALID
+        return _cot(body[:start], self.spelled(found.value))
+
+    # ------------------------------------------------------------------------------------------------ the student
+
+    def constrainer(self, encoder: PromptEncoder) -> Constrainer:
+        from mmedge.tasks.forms.structured.guided import GuidedConstrainer
+
+        return GuidedConstrainer(encoder, self.language)
+
+
+def _cot(before: str, answer: str) -> ChainOfThought:
+    rationale = one_paragraph(re.sub(r"```\w*\s*$", "", before.rstrip()))
+    return ChainOfThought(rationale or answer, answer)
+
+
+def read_settings(settings: Mapping[str, Any]) -> tuple[str, Rules]:
+    """Return spelling and rules of a form's settings.
+
+    Raises:
+        ValueError: One of them is unknown.
+    """
+    spelling, compare = settings.get("spelling", "compact"), dict(settings.get("compare") or {})
+    if spelling not in SPELLINGS:
+        raise ValueError(f"spelling must be one of {', '.join(SPELLINGS)}, found {spelling!r}")
+    for name, how in compare.items():
+        if how not in COMPARISONS:
+            raise ValueError(f"compare.{name} must be one of {', '.join(COMPARISONS)}, found {how!r}")
+    return spelling, Rules(compare)

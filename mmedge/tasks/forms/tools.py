@@ -1,0 +1,161 @@
+"""Answers that are calls of functions: `{"name": "GetWeather", "arguments": {"city": "Oslo"}}`, for OpenAI-style definitions.
+
+form: {kind: tools, file: tools.json}
+
+[{"type": "function", "function": {"name": "GetWeather", "description": "Tell the weather at a place and time.",
+  "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "the city"}, …}}}}, …]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mmedge.errors import MmedgeError
+from mmedge.tasks.forms.structured import compact, schemas, values
+from mmedge.tasks.forms.structured.compact import Place, short_names
+from mmedge.tasks.forms.structured.comparing import Rules, fields_of
+from mmedge.tasks.forms.structured.form import StructuredForm, read_document, read_settings
+from mmedge.tasks.forms.structured.grammar import Grammar
+from mmedge.tasks.forms.structured.regex import Regex, either, literal, sequence
+from mmedge.tasks.forms.structured.schemas import Node
+from mmedge.tasks.forms.structured.values import Value
+
+if TYPE_CHECKING:
+    from mmedge.tasks.forms.settings import FormSettings
+
+FILE_NAME = "tools.json"
+_NO_ARGUMENTS: Value = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+def read_functions(document: Value) -> dict[str, Node]:
+    """Return the schemas of the arguments by the function's name.
+
+    Raises:
+        ValueError: It is no list of definitions; the message names the place, in one line.
+    """
+    if not isinstance(document, list) or not document:
+        raise ValueError("must be a list of at least one function definition")
+    found: dict[str, Node] = {}
+    for number, entry in enumerate(document):
+        function = entry.get("function", entry) if isinstance(entry, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise ValueError(f"[{number}]: must be an object with a function's name and parameters")
+        name, parameters = function["name"], function.get("parameters") or _NO_ARGUMENTS
+        if name in found:
+            raise ValueError(f"[{number}]: there are two functions {name!r:.60}")
+        try:
+            found[name] = schemas.read(parameters)
+        except ValueError as error:
+            raise ValueError(f"function {name!r:.60}: {error}") from None
+        if not Place((found[name],)).only_objects:
+            raise ValueError(f"function {name!r:.60}: the type of its parameters must be object")
+    return found
+
+
+@dataclass(frozen=True)
+class ToolsForm(StructuredForm):
+    """An answer is a call of one of several functions.
+
+    Attributes:
+        document: The definitions.
+        spelling: How the student writes calls.
+        rules: How arguments are compared; a rule's name may have the function's in front: `GetWeather.city`.
+    """
+
+    document: Value
+    spelling: str = "compact"
+    rules: Rules = field(default_factory=Rules)
+
+    name: ClassVar[str] = "tools"
+
+    @classmethod
+    def settings_type(cls) -> type[FormSettings]:
+        from mmedge.tasks.forms.settings import ToolsSettings
+
+        return ToolsSettings
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], folder: Path | None = None) -> ToolsForm:
+        path = Path(settings["file"]) if folder is None else folder / FILE_NAME
+        form = cls(read_document(path), *read_settings(settings))
+        try:
+            _ = form.functions
+        except ValueError as error:
+            raise MmedgeError(f"{path}: {error}", "docs/structured-answers.md lists what is supported") from None
+        paths = [f"{name}.{path}" for name, place in form._places.items() for path in place.paths()]
+        unknown = form.rules.unknown(["name", *paths])
+        if unknown is not None:
+            raise MmedgeError(f"compare.{unknown}: there is no such argument in {path}")
+        return form
+
+    @cached_property
+    def functions(self) -> dict[str, Node]:
+        """The schemas of the arguments by the function's name."""
+        return read_functions(self.document)
+
+    @cached_property
+    def _places(self) -> dict[str, Place]:
+        return {name: Place((node,)) for name, node in self.functions.items()}
+
+    @cached_property
+    def _short(self) -> dict[str, str]:
+        return short_names(self.functions)
+
+    @cached_property
+    def _by_short(self) -> dict[str, tuple[str, Place]]:
+        return {short: (name, self._places[name]) for name, short in self._short.items()}
+
+    def problem_of(self, value: Value) -> str | None:
+        if not isinstance(value, dict) or value.keys() != {"name", "arguments"}:
+            return f"must be a call with 'name' and 'arguments' alone, found {values.to_json(value):.60}"
+        if not isinstance(value["name"], str) or value["name"] not in self.functions:
+            return f"name: there is no function {values.to_json(value['name']):.40}"
+        return schemas.problem(self.functions[value["name"]], value["arguments"], value["name"])
+
+    def in_order(self, value: Value) -> Value:
+        return {"name": value["name"], "arguments": compact.ordered(self._places[value["name"]], value["arguments"])}
+
+    def spelled(self, value: Value) -> str:
+        value = self.in_order(value)
+        if self.spelling == "json":
+            return values.to_json(value)
+        return compact.call(self._places[value["name"]], self._short[value["name"]], value["arguments"])
+
+    def compact_value(self, text: str) -> Value:
+        name, arguments = compact.read_call(text, self._by_short)
+        return {"name": name, "arguments": arguments}
+
+    def same(self, left: Value, right: Value) -> bool:
+        return left["name"] == right["name"] and self.rules.agree(left["arguments"], right["arguments"], left["name"])
+
+    def fields(self, value: Value) -> dict[str, Value]:
+        inside = fields_of(value["arguments"], value["name"]) if value["arguments"] else {}
+        return {"name": value["name"], **inside}
+
+    def language(self) -> Regex:
+        grammar = Grammar(self.spelling == "compact")
+        if grammar.compact:
+            return either(sequence(literal(self._short[name]), grammar.arguments(node)) for name, node in self.functions.items())
+        return either(
+            sequence(literal(f'{{"name":{values.to_json(name)},"arguments":'), grammar.arguments(node), literal("}"))
+            for name, node in self.functions.items()
+        )
+
+    def expected(self) -> str:
+        return 'a call such as {"name": "GetWeather", "arguments": {"city": "Oslo"}}'
+
+    def instruction(self) -> str:
+        return (
+            'one line of JSON, {"name": …, "arguments": {…}}, that calls one of these functions, with those arguments alone that '
+            f"the question gives: {values.to_json(self.document)}"
+        )
+
+    def settings(self) -> dict[str, Any]:
+        return {"file": FILE_NAME, "spelling": self.spelling, "compare": dict(self.rules.by_name)}
+
+    def files(self) -> Mapping[str, bytes]:
+        return {FILE_NAME: values.to_json(self.document).encode()}
