@@ -327,7 +327,11 @@ def mean_over_seeds(successes: Outcomes, trials: Outcomes | None = None, seed: i
 
 
 def auroc_over_seeds(
-    scores: Outcomes, positive: Sequence[Sequence[bool]], groups: Sequence[Sequence[str]], seed: int = 0
+    scores: Outcomes,
+    positive: Sequence[Sequence[bool]],
+    groups: Sequence[Sequence[str]],
+    seed: int = 0,
+    resamples: int = RESAMPLES // 10,
 ) -> Estimate | None:
     """Return the mean AUROC of several trainings, with an interval over trainings and groups of items.
 
@@ -336,6 +340,7 @@ def auroc_over_seeds(
         positive: For each training, whether each item is a positive one.
         groups: For each training, the question that each item belongs to; questions are drawn whole, and for all trainings alike.
         seed: Seed of the resampling.
+        resamples: How often to resample.
 
     Returns:
         None where one class is absent.
@@ -348,7 +353,7 @@ def auroc_over_seeds(
     values_of, truth_of = [np.asarray(row, dtype=float) for row in scores], [np.asarray(row, dtype=bool) for row in positive]
     rng = np.random.default_rng(seed)
     drawn = []
-    for _ in range(RESAMPLES // 10):
+    for _ in range(resamples):
         times = rng.multinomial(len(number), np.full(len(number), 1 / len(number)))
         values = []
         for row in rng.integers(len(scores), size=len(scores)):

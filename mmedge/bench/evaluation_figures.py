@@ -31,7 +31,7 @@ from mmedge.bench.evaluation_results import (
 from mmedge.bench.results import Interval, Share
 from mmedge.engines.speaker import Evidence
 from mmedge.errors import MmedgeError
-from mmedge.runtime.confidence import SIGNALS, Signal, features_of
+from mmedge.runtime.confidence import OF_SEVERAL, SIGNALS, Signal, features_of
 from mmedge.runtime.strategies import Choice, Sample, vote
 from mmedge.runtime.student import Student
 from mmedge.statistics import (
@@ -90,9 +90,13 @@ def _confidences(student: Student, answered: Sequence[AnsweredQuestion], signal:
             for one in answered
         ]
     name: Signal = next(known for known in SIGNALS if known == signal)
+    if name == "answer_verdict" and (not answered or answered[0].evidence.answer_verdict is None):
+        return None
+    if student.confidence is not None and name not in student.confidence.maps:
+        return None
     if student.confidence is not None:
         return student.confidence.of([one.evidence for one in answered], name)
-    if name == "combined":
+    if name in OF_SEVERAL:
         return None
     scores = np.array([float(features_of(one.evidence, name)[0]) for one in answered])
     return [float(value) for value in 1 / (1 + np.exp(-scores))]
@@ -107,7 +111,7 @@ def split_of(student: Student, answered: Sequence[AnsweredQuestion]) -> SplitRes
     right = [one.right for one in answered]
     found = {signal: _confidences(student, answered, signal) for signal in (*SIGNALS, SAMPLES)}
     values = {signal: confidences for signal, confidences in found.items() if confidences is not None}
-    against = (("evaluation", "answer"), ("combined", "answer"), ("combined", SAMPLES))
+    against = (("answer_verdict", "answer"), ("evaluation", "answer"), ("combined", "answer"), ("combined", SAMPLES))
     pairs = [(one, base) for one, base in against if {one, base} <= values.keys()]
     return SplitResult(
         questions=len(answered),

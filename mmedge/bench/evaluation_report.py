@@ -15,6 +15,7 @@ from mmedge.storage import write_json, write_text
 
 SIGNAL_NAMES = {
     "answer": "the answer's own probability",
+    "answer_verdict": "that and the verdict on the answer",
     "evaluation": "self-evaluation",
     "combined": "both, and agreement with the rationale",
     "samples": "agreement of the samples",

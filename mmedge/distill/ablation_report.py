@@ -20,6 +20,8 @@ EQUAL = {
 }
 
 
+SIGNALS = {"answer": "AUROC", "answer_verdict": "with its verdict"}
+
 BOOTSTRAP = "bootstrap; Wilson's where all outcomes are alike"
 
 
@@ -35,7 +37,11 @@ def table(results: Comparison, labels: str) -> Table:
         for test in results.test_questions:
             score = row.tests[test]
             gain = score.difference.estimate if score.difference else None
-            cells += [_share(score.share), points(gain.value, (gain.low, gain.high), gain.p) if gain else NOTHING]
+            areas = [f"{SIGNALS[name]} {area.value:.3f}" for name, area in score.signals.items()]
+            cells += [
+                ", ".join([_share(score.share), *areas]),
+                points(gain.value, (gain.low, gain.high), gain.p) if gain else NOTHING,
+            ]
         steps = " + ".join(str(count) for count in row.steps.values())
         cells += [
             _judged(row.after_stage1),

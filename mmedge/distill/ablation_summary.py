@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
@@ -22,6 +22,8 @@ from mmedge.statistics import (
     said_at_best_level,
 )
 from mmedge.storage import Json
+
+SIGNAL_RESAMPLES = 200  # of thousands of questions from many trainings: more would take minutes
 
 TITLES = {
     "standard": "labels only",
@@ -117,14 +119,24 @@ class Difference:
 
 @dataclass(frozen=True)
 class TestScore:
-    """A row's answers to one test: the share that is right over all seeds and by seed, and what it gains."""
+    """A row's answers to one test.
+
+    Attributes:
+        share: The share that is right over all seeds.
+        by_seed: The same by seed.
+        difference: What it gains.
+        signals: How often a right answer has a higher score than a wrong one (AUROC), by what scores: the answer's own probability,
+            or the verdict on it.
+    """
 
     share: Estimate
     by_seed: dict[str, float]
     difference: Difference | None
+    signals: dict[str, Estimate] = field(default_factory=dict)
 
     def to_json(self) -> Json:
         found: Json = {**self.share.to_json(), "by_seed": self.by_seed}
+        found["signals"] = {name: area.to_json() for name, area in self.signals.items()}
         if self.difference is not None:
             rest = {"against": self.difference.against, "seeds": self.difference.seeds}
             found["difference"] = self.difference.estimate.to_json() | rest
@@ -283,7 +295,21 @@ def _test(name: str, results: Sequence[TrainingResult], above: Sequence[Training
         estimate = paired_difference([a.tests[name] for a, _ in pairs], [b.tests[name] for _, b in pairs])
         difference = Difference(estimate, title_of(above[0].row, cots), len(pairs))
     by_seed = {str(result.seed): _mean(result.tests[name]) for result in results}
-    return TestScore(mean_over_seeds([result.tests[name] for result in results]), by_seed, difference)
+    return TestScore(mean_over_seeds([result.tests[name] for result in results]), by_seed, difference, _areas(name, results))
+
+
+def _areas(name: str, results: Sequence[TrainingResult]) -> dict[str, Estimate]:
+    """Return the AUROC of the signals that all trainings have of their answers to a test."""
+    shown = [result.signals[name] for result in results if name in result.signals]
+    scores = {"answer": [one.answer for one in shown], "answer_verdict": [one.answer_verdict for one in shown]}
+    right = [list(map(bool, one.right)) for one in shown]
+    groups = [[f"{number}/{place}" for place in range(len(one.right))] for number, one in enumerate(shown)]
+    areas = {
+        signal: auroc_over_seeds(rows, right, groups, resamples=SIGNAL_RESAMPLES)
+        for signal, rows in scores.items()
+        if shown and all(rows)
+    }
+    return {signal: area for signal, area in areas.items() if area is not None}
 
 
 def _judged(verdicts: Sequence[Judgements | None], questions: Sequence[Sequence[str]]) -> JudgedCots | None:

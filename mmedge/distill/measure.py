@@ -26,7 +26,7 @@ from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from mmedge.recipe import Recipe
 from mmedge.reports.formats import number, share
-from mmedge.statistics import Proportion, proportion
+from mmedge.statistics import Proportion, auroc, proportion
 from mmedge.storage import Json
 from mmedge.students.student import TorchStudent
 from mmedge.tasks import Example
@@ -127,10 +127,10 @@ class Measure:
         """
         found = {}
         for name, examples in self.material.splits.tests.items():
-            labelled = [example for example in examples if example.label is not None]
-            labels = [example.label for example in labelled if example.label is not None]
-            answers = self._outcomes(student, labelled, labels, briefly=briefly, shown=f"answers to {name}, {when}")
-            some = f" ({len(answers.right)} of {len(labelled)} questions)" if len(answers.right) < len(labelled) else ""
+            asked = labelled(examples)
+            labels = [example.label for example in asked if example.label is not None]
+            answers = self._outcomes(student, asked, labels, briefly=briefly, shown=f"answers to {name}, {when}")
+            some = f" ({len(answers.right)} of {len(asked)} questions)" if len(answers.right) < len(asked) else ""
             self.progress.line(f"{when}: answer accuracy on {name}: {_shown(proportion(answers.right))}{some}")
             found[name] = answers
         return found
@@ -146,10 +146,10 @@ class Measure:
         limits = self.recipe.generation.max_answer_tokens, self.recipe.generation.max_rationale_tokens
         found = {}
         for name, given in answers.items():
-            labelled = [example for example in self.material.splits.tests[name] if example.label is not None]
-            asked = labelled[:own]
+            every = labelled(self.material.splits.tests[name])
+            asked = every[:own]
             evidence = own_evidence(student, self.material.task, asked, limits) if judges(self.recipe.method) else []
-            bare = answer_verdicts(student, labelled, given.texts) if student.encoder.prompts.answer_verdict else []
+            bare = answer_verdicts(student, every, given.texts) if student.encoder.prompts.answer_verdict else []
             found[name] = Signals(
                 [round(value, 4) for value in given.log_probabilities],
                 [int(one) for one in given.right],
@@ -171,10 +171,19 @@ class Measure:
     def _all(self, student: TorchStudent, when: str, *, briefly: bool = False) -> Scores:
         pairs = zip(self.questions, self.references, strict=True)
         labels = [answer if example.label is None else example.label for example, answer in pairs]
-        answers = {"validation": proportion(self._outcomes(student, self.questions, labels, briefly=briefly).right).to_json()}
-        tests = self.tests(student, when, briefly=briefly)
-        answers |= {name: proportion(found.right).to_json() for name, found in tests.items()}
-        return Scores(answer=answers, verdict=self.verdicts(student, when))
+        found = {"validation": self._outcomes(student, self.questions, labels, briefly=briefly)}
+        found |= self.tests(student, when, briefly=briefly)
+        answers = {name: proportion(one.right).to_json() for name, one in found.items()}
+        signals = {} if briefly else {name: self._areas(student, name, one) for name, one in found.items()}
+        return Scores(answer=answers, signals=signals, verdict=self.verdicts(student, when))
+
+    def _areas(self, student: TorchStudent, split: str, given: Answered) -> dict[str, float | None]:
+        """Return the AUROC of what a student shows of its answers to a split."""
+        found = {"answer": auroc(given.log_probabilities, given.right)}
+        if student.encoder.prompts.answer_verdict:
+            asked = self.questions if split == "validation" else labelled(self.material.splits.tests[split])
+            found["answer_verdict"] = auroc(answer_verdicts(student, asked, given.texts), given.right)
+        return found
 
     def held_out_verdicts(self, student: TorchStudent, when: str) -> Verdicts | None:
         """Verdicts on the chains of thought of the verdict test; None where there are none."""
@@ -192,6 +201,11 @@ class Measure:
         """The score of `held_out_verdicts`."""
         found = self.held_out_verdicts(student, when)
         return found.score.to_json() if found is not None else None
+
+
+def labelled(examples: Sequence[Example]) -> list[Example]:
+    """Return the examples with a human label."""
+    return [example for example in examples if example.label is not None]
 
 
 def _shown(found: Proportion) -> str:

@@ -20,9 +20,12 @@ class Scores(StageVerdicts):
 
     Attributes:
         answer: By split, the share of right answers with its interval.
+        signals: By split, how often a right answer has a higher score than a wrong one (AUROC), by what scores: the answer's own
+            probability, and the verdict on it where the student has learned one.
     """
 
     answer: dict[str, Json]
+    signals: dict[str, dict[str, float | None]] = {}
 
 
 class RunMetrics(BaseModel):

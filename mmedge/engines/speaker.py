@@ -52,12 +52,14 @@ class Evidence:
         agreement: 1 where the rationale reaches the same answer, -1 where it reaches another, 0 where it reaches none or none
             was written.
         rationale: Mean log-probability of the rationale's tokens, in nats; 0 where none was written.
+        answer_verdict: Log-odds of `correct` behind the bare answer; None where it was not asked.
     """
 
     answer: float
     evaluation: float | None = None
     agreement: float = 0.0
     rationale: float = 0.0
+    answer_verdict: float | None = None
 
 
 @dataclass
@@ -71,6 +73,7 @@ class Thought:
         rationale_log_probability: Mean over its tokens, in nats.
         conclusion: The answer that the chain of thought comes to; None where it states none. A judgement is about it.
         judgement: The student's own, where it was asked for.
+        answer_verdict: Log-odds of `correct` behind the bare answer, where they were asked for.
     """
 
     text: str
@@ -79,10 +82,12 @@ class Thought:
     conclusion: str | None = None
     rationale_log_probability: float = 0.0
     judgement: Judgement | None = None
+    answer_verdict: float | None = None
 
     def evidence(self) -> Evidence:
         """Return what is known without reading the rationale."""
-        return Evidence(self.log_probability, self.judgement.log_odds if self.judgement else None)
+        judged = self.judgement.log_odds if self.judgement else None
+        return Evidence(self.log_probability, judged, answer_verdict=self.answer_verdict)
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,7 @@ class Wanted:
         rationale: Write rationales.
         judgement: Write rationales and look at the verdicts.
         evaluation: Write the verdicts' rationales too.
+        answer_verdict: Look at the verdict behind the bare answer; only of a student that has learned it.
         constrained: Only answers of the task's form.
         sampling: How to sample; greedy where None.
         scored: Keep the log-probabilities of what is written; an engine with a loop of its own may not have them.
@@ -129,6 +135,7 @@ class Wanted:
     rationale: bool = False
     judgement: bool = False
     evaluation: bool = False
+    answer_verdict: bool = False
     constrained: bool = False
     sampling: Sampling | None = None
     scored: bool = True
@@ -229,6 +236,8 @@ class Speaker:
         """
         asked = _Asked(self, [self.reasoning_context(example) for example in examples])
         thoughts = asked.answers(examples, wanted)
+        if wanted.answer_verdict:
+            asked.answer_verdicts([render_question(example) for example in examples], thoughts)
         if wanted.rationale or wanted.judgement:
             asked.rationales(thoughts, wanted)
         if wanted.judgement:
@@ -253,7 +262,8 @@ class Speaker:
         agreement = 0.0
         if self.form is not None and thought.conclusion is not None:
             agreement = 1.0 if self.form.agrees(thought.text, thought.conclusion, example.choices) else -1.0
-        return Evidence(thought.log_probability, thought.judgement.log_odds, agreement, thought.rationale_log_probability)
+        judged, rationale = thought.judgement.log_odds, thought.rationale_log_probability
+        return Evidence(thought.log_probability, judged, agreement, rationale, thought.answer_verdict)
 
     def verdict_probabilities(self, prompts: Sequence[Prompt]) -> NDArray[np.float64]:
         """Return P(correct), P(wrong), P(uncertain) after prompts of evaluation contexts, (prompts, 3); each row sums to 1."""
@@ -265,6 +275,12 @@ def _shares(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the softmax of each row."""
     shares = np.exp(logits - logits.max(1, keepdims=True))
     found: NDArray[np.float64] = shares / shares.sum(1, keepdims=True)
+    return found
+
+
+def _log_odds(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the log-odds of the first of each row's classes against the others."""
+    found: NDArray[np.float64] = logits[:, 0] - np.logaddexp.reduce(logits[:, 1:], axis=1)
     return found
 
 
@@ -299,6 +315,15 @@ class _Asked:
         scores = written.log_probabilities or [[]] * len(written.tokens)
         return [Thought(speaker.encoder.text(row), sum(scored)) for row, scored in zip(written.tokens, scores, strict=True)]
 
+    def answer_verdicts(self, questions: Sequence[str], thoughts: Sequence[Thought]) -> None:
+        """Add the verdict behind the bare answer to thoughts: a few tokens behind what was just written."""
+        prompts = self.speaker.encoder.prompts
+        contexts = [prompts.answer_context(question, one.text) for question, one in zip(questions, thoughts, strict=True)]
+        begun, tokens = self.speaker.encoder.verdict_tokens()
+        logits = self.conversation.next_logits(self.prompts("predict", contexts), begun)[:, tokens].astype(np.float64)
+        for thought, odds in zip(thoughts, _log_odds(logits), strict=True):
+            thought.answer_verdict = float(odds)
+
     def rationales(self, thoughts: Sequence[Thought], wanted: Wanted) -> None:
         """Add rationales to thoughts."""
         speaker = self.speaker
@@ -324,7 +349,7 @@ class _Asked:
         found: Logits = self.conversation.next_logits(prompts, begun)
         logits = found[:, tokens].astype(np.float64)
         shares = _shares(logits)
-        log_odds = logits[:, 0] - np.logaddexp.reduce(logits[:, 1:], axis=1)
+        log_odds = _log_odds(logits)
         evaluations: list[str | None] = [None] * len(contexts)
         if explain:
             how = Decoding(on_token=on_token, draft=True)

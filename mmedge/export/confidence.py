@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mmedge.engines.speaker import Evidence
 from mmedge.progress import Progress
-from mmedge.runtime.confidence import SIGNALS, AnyMap, LinearMap, Signal, StepMap, features_of, sigmoid
+from mmedge.runtime.confidence import OF_SEVERAL, SIGNALS, AnyMap, LinearMap, Signal, StepMap, features_of, sigmoid
 from mmedge.runtime.student import Student
 from mmedge.statistics import auroc, calibration_error
 from mmedge.tasks.base import Example
@@ -60,10 +60,11 @@ def fitted(evidence: Sequence[Evidence], right: Sequence[bool]) -> dict[str, Any
         return counts | {"signals": {}, "chosen": None, "why": f"fewer than {LEAST_OF_EACH} {few} answers to learn from"}
     signals: dict[str, dict[str, Any]] = {}
     losses: dict[Signal, Array] = {}
-    for signal in SIGNALS:
+    known = [signal for signal in SIGNALS if signal != "answer_verdict" or evidence[0].answer_verdict is not None]
+    for signal in known:
         features = np.stack([features_of(one, signal) for one in evidence])
         candidates: dict[str, Callable[[Array, Array], AnyMap]] = (
-            {"logistic": logistic} if signal == "combined" else {"temperature": temperature, "platt": platt, "isotonic": isotonic}
+            {"logistic": logistic} if signal in OF_SEVERAL else {"temperature": temperature, "platt": platt, "isotonic": isotonic}
         )
         tried = {kind: _out_of_fold(features, truth, fit) for kind, fit in candidates.items()}
         mean_losses = {kind: float(_log_loss(found, truth).mean()) for kind, found in tried.items()}
@@ -77,7 +78,7 @@ def fitted(evidence: Sequence[Evidence], right: Sequence[bool]) -> dict[str, Any
             # rounded down, or a threshold of 1 would withhold every answer of a student that is almost certain
             "confidences": [math.floor(1e5 * float(value)) / 1e5 for value in confidences],
             "log_loss": {name: round(value, 5) for name, value in mean_losses.items()},
-            "auroc": auroc(features[:, 0].tolist() if signal != "combined" else confidences.tolist(), list(right)),
+            "auroc": auroc(features[:, 0].tolist() if signal not in OF_SEVERAL else confidences.tolist(), list(right)),
             "calibration_error": calibration_error(confidences.tolist(), list(right)),
         }
     return counts | {"signals": signals, "chosen": _chosen(losses)}
@@ -86,7 +87,7 @@ def fitted(evidence: Sequence[Evidence], right: Sequence[bool]) -> dict[str, Any
 def _chosen(losses: dict[Signal, Array]) -> Signal:
     """Return the cheapest signal that no other beats by more than the standard error of their difference."""
     best = min(losses, key=lambda name: float(losses[name].mean()))
-    for signal in SIGNALS:  # the cheapest first
+    for signal in losses:  # the cheapest first
         difference = (losses[signal] - losses[best]).mean(0)
         if difference.mean() <= difference.std(ddof=1) / np.sqrt(len(difference)):
             return signal

@@ -1,10 +1,11 @@
 """How likely an answer is right, from what the student shows while it answers; calibrated when the bundle was exported.
 
-Three signals, each with its price:
+Four signals, each with its price:
 
-    answer       the probability of the answer's own tokens                                     free
-    evaluation   the student's verdict on its rationale and answer (P(correct), from logits)    a rationale and one look
-    combined     both, and whether the rationale comes to the same answer                       the same
+    answer          the probability of the answer's own tokens                                     free
+    answer_verdict  that and the verdict behind the bare answer, of a student that learned it      a few tokens
+    evaluation      the student's verdict on its rationale and answer (P(correct), from logits)    a rationale and one look
+    combined        both, and whether the rationale comes to the same answer                       the same
 
 Each becomes a score, and a map that export fitted on validation questions turns the score into P(right). The bundle's manifest
 says what was fitted, how well it did on questions that it was not fitted on, and which signal was chosen.
@@ -24,21 +25,28 @@ from mmedge.engines.speaker import Evidence
 from mmedge.errors import MmedgeError
 from mmedge.statistics import proportion
 
-Signal = Literal["answer", "evaluation", "combined"]
-SIGNALS: tuple[Signal, ...] = ("answer", "evaluation", "combined")
+Signal = Literal["answer", "answer_verdict", "evaluation", "combined"]
+SIGNALS: tuple[Signal, ...] = ("answer", "answer_verdict", "evaluation", "combined")
+OF_THE_ANSWER = ("answer", "answer_verdict")  # what is known without a rationale
+OF_SEVERAL = ("answer_verdict", "combined")  # those with several features
 
 FEWEST_GIVEN = 20  # the fewest validation answers above a threshold, or a tenth of them
 _LARGEST = 30.0  # log-odds are clipped to this
 
 
 def features_of(evidence: Evidence, signal: Signal) -> NDArray[np.float64]:
-    """Return the features of a signal: (1,), or (4,) for the combined one: answer, evaluation, agreement, rationale.
+    """Return the features of a signal: (1,); (2,) for the answer with its verdict; (4,) for the combined one: answer, evaluation,
+    agreement, rationale.
 
     Raises:
         ValueError: The signal needs the verdict, and it was not asked.
     """
     if signal == "answer":
         return np.array([_log_odds(evidence.answer)])
+    if signal == "answer_verdict":
+        if evidence.answer_verdict is None:
+            raise ValueError(f"the signal {signal!r} needs the verdict on the answer")
+        return np.array([_log_odds(evidence.answer), float(np.clip(evidence.answer_verdict, -_LARGEST, _LARGEST))])
     if evidence.evaluation is None:
         raise ValueError(f"the signal {signal!r} needs the verdict")
     evaluation = float(np.clip(evidence.evaluation, -_LARGEST, _LARGEST))

@@ -23,7 +23,7 @@ from mmedge.errors import MmedgeError
 from mmedge.machine import usable_cores
 from mmedge.manifest import Bundle, open_bundle
 from mmedge.runtime.answers import Answer, Piece
-from mmedge.runtime.confidence import Confidence, Signal, Threshold
+from mmedge.runtime.confidence import OF_THE_ANSWER, Confidence, Signal, Threshold
 from mmedge.runtime.escalation import BiggerModel, escalated_all
 from mmedge.runtime.options import AnswerOptions, OptionChanges, SettledOptions, strategy_of
 from mmedge.runtime.strategies import Sample, Strategy, StrategyKind, vote
@@ -166,7 +166,8 @@ class Student:
 
     def examined(self, questions: Sequence[Example]) -> list[tuple[str, Evidence]]:
         """Answer questions in one batch, and return each answer with everything that the confidence is made of."""
-        thoughts = self.speaker.thoughts(questions, Wanted(judgement=True))
+        learned = bool(self.speaker.encoder.prompts.answer_verdict)
+        thoughts = self.speaker.thoughts(questions, Wanted(judgement=True, answer_verdict=learned))
         evidence = map(self.speaker.evidence, questions, thoughts)
         return [(thought.text, found) for thought, found in zip(thoughts, evidence, strict=True)]
 
@@ -200,17 +201,20 @@ class Student:
     def _at_once(self, examples: Sequence[Example], settled: SettledOptions, told: OnPartToken | None) -> list[Answer]:
         """Answer, and where the strategy is `retry`, sample where the confidence is low."""
         strategy = settled.strategy
-        judged = settled.evaluate or strategy.kind in ("confidence", "retry")
-        judged = judged or (settled.confidence and self._best_signal() != "answer")
+        confident = settled.confidence or strategy.kind in ("confidence", "retry")
+        bare = confident and self._best_signal() == "answer_verdict"
+        judged = settled.evaluate or (strategy.kind in ("confidence", "retry") and not bare)
+        judged = judged or (settled.confidence and self._best_signal() not in OF_THE_ANSWER)
         wanted = Wanted(
             rationale=settled.explain,
             judgement=judged,
+            answer_verdict=bare,
             evaluation=settled.evaluate and settled.explain,
             constrained=settled.constrained,
             on_token=_by_part(told),
         )
         thoughts = self.speaker.thoughts(examples, wanted)
-        answers = self._answers(examples, thoughts, settled, judged)
+        answers = self._answers(examples, thoughts, settled, judged or bare)
         if strategy.kind == "retry":
             doubtful = [row for row, answer in enumerate(answers) if (answer.confidence or 0.0) < strategy.retry_below]
             if doubtful:
@@ -260,7 +264,9 @@ class Student:
         count = strategy.samples
         sampling = Sampling(strategy.temperature, strategy.seed, count)
         rows = [example for example in examples for _ in range(count)]
-        thoughts = self.speaker.thoughts(rows, Wanted(judgement=True, constrained=constrained, sampling=sampling))
+        bare = self._best_signal() == "answer_verdict"
+        wanted = Wanted(judgement=True, answer_verdict=bare, constrained=constrained, sampling=sampling)
+        thoughts = self.speaker.thoughts(rows, wanted)
         return [thoughts[row * count : (row + 1) * count] for row in range(len(examples))]
 
     def _voted(self, examples: Sequence[Example], sampled: Sequence[Sequence[Thought]], settled: SettledOptions) -> list[Answer]:
