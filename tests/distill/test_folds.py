@@ -12,10 +12,13 @@ import pytest
 from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
 from mmedge.distill.folds import fold_recipe, folds_of
 from mmedge.distill.objectives import OBJECTIVES, LessonSource
+from mmedge.distill.scoring import answer_verdicts
 from mmedge.distill.streams import encode_lesson
 from mmedge.errors import MmedgeError
 from mmedge.recipe import MethodSection, StudentSection, validate
+from mmedge.runtime.student import Student
 from mmedge.students.loading import load_student, resolve_source
+from mmedge.students.saved import open_student
 from mmedge.tasks import ChainOfThought, Example, SelfEvaluation, Verdict
 from mmedge.tasks.encoding import PromptEncoder
 from mmedge.tasks.forms.expression import ExpressionForm
@@ -97,3 +100,12 @@ def test_killed_while_a_fold_trains_it_ends_with_the_same_student(tmp_path: Path
     assert again.code == 0, again.err
     assert (cut / "stage2" / "fold1" / "answers.json").stat().st_mtime_ns == answers
     assert (cut / "student" / "model.safetensors").read_bytes() == (whole / "student" / "model.safetensors").read_bytes()
+    after = json.loads((whole / "metrics.json").read_text())["after"]
+    assert all(set(areas) == {"answer", "answer_verdict"} for areas in after["signals"].values())
+    exported = mmedge("export", whole, "--fp32", "-q")
+    assert exported.code == 0, exported.err
+    bundle, student = Student.load(whole / "bundle-fp32"), open_student(whole / "student")
+    examples = [Example(str(number), f"Ann has {number} boxes with 8 plums in each. How many plums?") for number in (2, 6)]
+    found = bundle.examined(examples)
+    expected = answer_verdicts(student, examples, [text for text, _ in found])
+    assert [evidence.answer_verdict for _, evidence in found] == pytest.approx(expected, abs=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -152,3 +153,19 @@ def test_evidence_at_the_ends_is_finite() -> None:
         assert np.isfinite(features_of(Evidence(answer, 1e9, 1.0, -1e3), "combined")).all()
     with pytest.raises(ValueError, match="needs the verdict"):
         features_of(Evidence(-1.0), "evaluation")
+
+
+def test_a_verdict_on_the_bare_answer_is_a_signal_of_a_student_that_learned_it() -> None:
+    evidence, right = _evidence(400, "answer")
+    assert set(fitted(evidence, right)["signals"]) == {"answer", "evaluation", "combined"}
+    rng = np.random.default_rng(1)
+    told = [
+        replace(one, answer=-0.5, answer_verdict=float(rng.normal(2.0 if truth else -2.0, 1.0)))
+        for one, truth in zip(evidence, right, strict=True)
+    ]
+    found = fitted(told, right)
+    assert found["chosen"] == "answer_verdict" and found["signals"]["answer_verdict"]["auroc"] > 0.9
+    confidence = Confidence.from_manifest(found)
+    assert confidence is not None
+    sure, unsure = confidence.of([replace(told[0], answer_verdict=3.0), replace(told[0], answer_verdict=-3.0)])
+    assert sure > 0.9 and unsure < 0.1
