@@ -61,7 +61,7 @@ class Measure:
 
     def validation_verdicts(self, student: TorchStudent) -> Validation:
         """Verdicts on validation CoTs: balanced accuracy, or plain where one class is missing."""
-        found = verdicts_of(student, self.validation_cots)
+        found = verdicts_of(student, self.validation_cots, self.recipe.generation.max_rationale_tokens)
         if found is None:
             raise MmedgeError("no chain of thought of a validation question has a label or a verdict", "raise split.validation")
         score = found.score
@@ -108,7 +108,7 @@ class Measure:
             for one, answer, example in rows
             if one.judgeable(form)
         ]
-        found = verdicts_of(student, judged)
+        found = verdicts_of(student, judged, limits[1])
         area = found.score.auroc if found is not None else None
         score = (accuracy.value + area) / 2 if area is not None else accuracy.value
         text = f"answer accuracy {_shown(accuracy)} on validation questions, {_shown(agreement)} agree with their rationale, "
@@ -187,7 +187,7 @@ class Measure:
 
     def held_out_verdicts(self, student: TorchStudent, when: str) -> Verdicts | None:
         """Verdicts on the chains of thought of the verdict test; None where there are none."""
-        found = verdicts_of(student, self.test_cots)
+        found = verdicts_of(student, self.test_cots, self.recipe.generation.max_rationale_tokens)
         if found is not None:
             score = found.score
             balanced, auroc = ("–" if value is None else f"{value:.3f}" for value in (score.balanced, score.auroc))

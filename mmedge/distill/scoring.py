@@ -305,12 +305,19 @@ def own_evidence(
     return [found[place] for place in range(len(examples))]
 
 
-def verdicts_of(student: TorchStudent, cots: Sequence[JudgedCot]) -> Verdicts | None:
-    """Let a student judge chains of thought; None where there are none."""
+def verdicts_of(student: TorchStudent, cots: Sequence[JudgedCot], max_evaluation_tokens: int) -> Verdicts | None:
+    """Let a student judge chains of thought; None where there are none.
+
+    Args:
+        student: The student.
+        cots: The chains of thought.
+        max_evaluation_tokens: The longest evaluation, where the student writes it before the verdict.
+    """
     if not cots:
         return None
-    speaker = torch_speaker(student)
-    contexts = [speaker.evaluation_context(render_question(judged.example), judged.cot) for judged in cots]
+    speaker = torch_speaker(student, max_rationale_tokens=max_evaluation_tokens)
+    questions = [render_question(judged.example) for judged in cots]
+    contexts = speaker.judging_contexts(questions, [judged.cot for judged in cots], batch_rows(student))
     probabilities = np.zeros((len(cots), len(VERDICTS)))
     for rows, prompts in speaker.batches("predict", contexts, batch_rows(student)):
         probabilities[rows] = speaker.verdict_probabilities(prompts)

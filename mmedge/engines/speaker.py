@@ -265,6 +265,15 @@ class Speaker:
         judged, rationale = thought.judgement.log_odds, thought.rationale_log_probability
         return Evidence(thought.log_probability, judged, agreement, rationale, thought.answer_verdict)
 
+    def judging_contexts(self, questions: Sequence[str], cots: Sequence[ChainOfThought], rows: int) -> list[Context]:
+        """Return what comes before verdicts; a student that evaluates first writes its evaluations for them, `rows` together."""
+        contexts = [self.evaluation_context(question, cot) for question, cot in zip(questions, cots, strict=True)]
+        prompts = self.encoder.prompts
+        if not prompts.reasoned:
+            return contexts
+        texts = self.write_all("explain", contexts, self.max_rationale_tokens, rows)
+        return [prompts.reasoned_context(one, prompts.evaluation_of(text)) for one, text in zip(contexts, texts, strict=True)]
+
     def verdict_probabilities(self, prompts: Sequence[Prompt]) -> NDArray[np.float64]:
         """Return P(correct), P(wrong), P(uncertain) after prompts of evaluation contexts, (prompts, 3); each row sums to 1."""
         begun, tokens = self.encoder.verdict_tokens()
@@ -345,17 +354,21 @@ class _Asked:
         speaker = self.speaker
         contexts = [speaker.evaluation_context(question, cot) for question, cot in zip(questions, cots, strict=True)]
         begun, tokens = speaker.encoder.verdict_tokens()
-        prompts = self.prompts("predict", contexts)
-        found: Logits = self.conversation.next_logits(prompts, begun)
+        reasoned = speaker.encoder.prompts.reasoned
+        evaluations: list[str | None] = [None] * len(contexts)
+        if explain or reasoned:
+            how = Decoding(on_token=on_token if explain else None, draft=True)
+            written = self.conversation.generate(self.prompts("explain", contexts), speaker.max_rationale_tokens, how)
+            evaluations = [speaker.encoder.prompts.evaluation_of(speaker.encoder.text(ids)) for ids in written.tokens]
+        asked = contexts
+        if reasoned:
+            pairs = zip(contexts, evaluations, strict=True)
+            asked = [speaker.encoder.prompts.reasoned_context(context, text or "") for context, text in pairs]
+        found: Logits = self.conversation.next_logits(self.prompts("predict", asked), begun)
         logits = found[:, tokens].astype(np.float64)
         shares = _shares(logits)
         log_odds = _log_odds(logits)
-        evaluations: list[str | None] = [None] * len(contexts)
-        if explain:
-            how = Decoding(on_token=on_token, draft=True)
-            written = self.conversation.generate(self.prompts("explain", contexts), speaker.max_rationale_tokens, how)
-            evaluations = [speaker.encoder.text(ids) for ids in written.tokens]
         return [
-            Judgement(VERDICTS[int(row.argmax())], float(row[0]), evaluation, float(odds))
+            Judgement(VERDICTS[int(row.argmax())], float(row[0]), evaluation if explain else None, float(odds))
             for row, odds, evaluation in zip(shares, log_odds, evaluations, strict=True)
         ]

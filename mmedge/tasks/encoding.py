@@ -120,12 +120,12 @@ class PromptEncoder:
             control: The word behind it; the prompts' own by default.
         """
         start = [self.special.start or 0] if self.family == "encoder-decoder" else []
+        written = self._ids(context.written)[: self.max_input_tokens] if context.written else []
         if context.behind:
             first, *rest = (self._ids(self.prompts.target + text) for text in context.behind)
             end = [token for ids in rest for token in ids]
-            words = (*self._words[context.begun], *self._control(self.prompts.control))
+            words = (*written, *self._words[context.begun], *self._control(self.prompts.control))
             return (*start, *words, *first[: max(0, self.max_input_tokens - len(end))], *end)
-        written = self._ids(context.written)[: self.max_input_tokens] if context.written else []
         return (*start, *written, *self._words[kind], *self._control(self.prompts.control if control is None else control))
 
     def _control(self, word: str) -> list[int]:

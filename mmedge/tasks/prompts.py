@@ -29,7 +29,7 @@ VERDICTS = tuple(verdict.value for verdict in Verdict)
 
 Kind = Literal["predict", "explain"]
 
-_OPTIONAL = ("verdict", "answer_verdict", "control")
+_OPTIONAL = ("verdict", "answer_verdict", "reasoned", "control")
 _PLACE = re.compile(r"\{(question|cot)\}")
 
 
@@ -59,7 +59,7 @@ class Context:
         read: What the student reads: for an encoder-decoder, in its encoder.
         written: What an encoder-decoder's decoder has in front of the task word; empty for a decoder-only student.
         behind: Texts behind the task word `begun`, as if the student had written them; the verdict follows. They replace the task
-            word that is asked for.
+            word that is asked for. The first one is cut where all of it would be too long.
         begun: That task word, where there are such texts.
     """
 
@@ -83,6 +83,7 @@ class StudentPrompts:
         verdict: What comes between a chain of thought and its verdict where the student judges inline, behind the rationale and the
             answer that it has just written; empty where it judges behind `predict:`.
         answer_verdict: What comes between an answer and the verdict on it; empty where the student does not judge bare answers.
+        reasoned: What comes between an evaluation and its verdict where the student writes the evaluation first; mostly empty.
         control: What stands behind the task word, such as `right:`, where the student has learned wrong answers and rationales
             behind another word; mostly empty.
     """
@@ -95,6 +96,7 @@ class StudentPrompts:
     judged: str = ""
     verdict: str = ""
     answer_verdict: str = ""
+    reasoned: str = ""
     control: str = ""
 
     def reasoning_context(self, question: str) -> Context:
@@ -112,6 +114,10 @@ class StudentPrompts:
         """Return the context of the verdict on a bare answer."""
         return replace(self.reasoning_context(question), behind=(answer, self.answer_verdict), begun="predict")
 
+    def reasoned_context(self, context: Context, evaluation: str) -> Context:
+        """Return the context of the verdict that follows from an evaluation, for the context of that evaluation."""
+        return replace(context, behind=(evaluation, self.reasoned), begun="explain")
+
     def inline(self, cot: ChainOfThought) -> tuple[str, str, str]:
         """Return what is written in front of a verdict that stands behind a chain of thought: rationale, answer, and a mark."""
         return cot.rationale, f"{ANSWER_MARK} {cot.pseudo_label}", self.verdict
@@ -123,6 +129,11 @@ class StudentPrompts:
         before, found, _ = text.rpartition(self.verdict)
         rationale, stated, answer = (before if found else text).rpartition(ANSWER_MARK)
         return (rationale.strip(), answer.strip()) if stated else (text, None)
+
+    def evaluation_of(self, text: str) -> str:
+        """Return the evaluation in what was written behind `explain:`, without the verdict that may follow."""
+        before, found, _ = text.rpartition(self.reasoned) if self.reasoned else ("", "", "")
+        return before.strip() if found else text
 
     def to_json(self) -> dict[str, str]:
         """Return the templates; without those that only some students have, where there are none."""

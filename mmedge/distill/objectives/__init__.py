@@ -22,6 +22,8 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
         "reasoning": "mmedge.distill.objectives.reasoning:Reasoning",
         "self_evaluation": "mmedge.distill.objectives.judging:Judging",
         "own_verdicts": "mmedge.distill.objectives.judging:JudgingOneself",
+        "evaluation_first": "mmedge.distill.objectives.judging:EvaluationFirst",
+        "evaluator": "mmedge.distill.objectives.evaluator:Evaluator",
         "inline_verdict": "mmedge.distill.objectives.inline:InlineVerdict",
         "answer_verdict": "mmedge.distill.objectives.answer_verdict:AnswerVerdict",
         "unlikelihood": "mmedge.distill.objectives.mistakes:Unlikelihood",

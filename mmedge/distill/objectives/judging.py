@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import ClassVar
 
 from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
-from mmedge.distill.lessons import Lesson, Target, by_share
+from mmedge.distill.lessons import Lesson, Segment, Target, by_share
 from mmedge.distill.objectives.objective import LessonSource, Objective
 from mmedge.errors import MmedgeError
 from mmedge.recipe.method import ObjectiveSection
 from mmedge.tasks.base import Example
-from mmedge.tasks.prompts import render_question
+from mmedge.tasks.prompts import VERDICT_MARK, render_question
 
 LARGEST_FACTOR = 4.0  # the largest weight of a verdict where verdicts are balanced: a handful of rare ones must not dominate
 
@@ -56,8 +56,31 @@ class Judging(Objective):
             verdicts = [Target.verdict(verdict, share * factors[verdict], share) for verdict, share in weights.items()]
             texts = [evaluation.rationale for evaluation in evaluated.evaluations if evaluation.rationale]
             context = prompts.evaluation_context(render_question(example), evaluated.cot)
-            lessons.append(Lesson(context, (*verdicts, *by_share(texts, "explain"))))
+            targets = self._reasoned(evaluated, factors) if prompts.reasoned else (*verdicts, *by_share(texts, "explain"))
+            lessons.append(Lesson(context, tuple(targets)))
         return lessons
+
+    def _reasoned(self, evaluated: EvaluatedCot, factors: Mapping[str, float]) -> list[Target]:
+        """Return a branch for each evaluation: its text, and behind it the verdict."""
+        share = 1 / len(evaluated.evaluations)
+        branches = []
+        for found in evaluated.evaluations:
+            verdict = found.verdict.value
+            said = Segment(verdict, share * factors[verdict], "predict", share, verdict=True)
+            texts = (found.rationale, self.source.encoder.prompts.reasoned)
+            read = [Segment(text, share, "explain") for text in texts if text]
+            branches.append(Target("explain", (*read, said)))
+        return branches
+
+
+class EvaluationFirst(Judging):
+    """Self-evaluation whose verdict stands behind the evaluation, in the same branch: `explain: … verdict: wrong`.
+
+    The verdict sees the evaluation's text and can follow from it; in the paper the two do not see each other. Asked for a verdict,
+    the student writes the evaluation first, which costs as much as a rationale.
+    """
+
+    prompts: ClassVar[Mapping[str, str]] = {"reasoned": VERDICT_MARK}
 
 
 def balanced(counts: Counter[str]) -> dict[str, float]:
