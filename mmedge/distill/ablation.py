@@ -100,15 +100,19 @@ class _Ablation:
     def run(self) -> Comparison:
         self.units = plan(self.recipe, self.material)
         self._check()
-        folders = [self._folder(unit) for unit in self.units]
-        known = [self.devices.from_main(partial(_result, folder / "result.json", self.questions)) for folder in folders]
+        folders: list[Path] = []
+        known: dict[int, TrainingResult | None] = {}
         found: list[TrainingResult] = []
         summary = self._summary(found)
         trained, seconds = 0, 0.0
         written, took = time.monotonic(), 0.0
-        for number, (unit, folder, done) in enumerate(zip(self.units, folders, known, strict=True), start=1):
+        for number, unit in enumerate(self.units, start=1):
+            if number - 1 not in known:  # a seed's questions are made when it is its turn
+                known |= self._known(unit.seed, folders)
+            folder, done = folders[number - 1], known[number - 1]
             if done is None:
-                left = f", about {duration(seconds / trained * known[number - 1 :].count(None))} left" if trained else ""
+                rest = sum(known.get(place) is None for place in range(number - 1, len(self.units)))
+                left = f", about {duration(seconds / trained * rest)} left" if trained else ""
                 words = f"{title_of(unit.row, self.cots)}, {unit.labels} labels, seed {unit.seed}"
                 self.progress.line(f"training {number} of {len(self.units)}{left}: {words}")
                 started = time.monotonic()
@@ -128,6 +132,15 @@ class _Ablation:
                 took = written - started
         self._say_what_was_kept(len(self.units) - trained, folders)
         return summary
+
+    def _known(self, seed: int, folders: list[Path]) -> dict[int, TrainingResult | None]:
+        """Return by their places the results of a seed's trainings that are there, and add the folders of all of them."""
+        found = {}
+        for place, unit in enumerate(self.units):
+            if unit.seed == seed:
+                folders.append(self._folder(unit))
+                found[place] = self.devices.from_main(partial(_result, folders[-1] / "result.json", self.questions))
+        return found
 
     def _say_what_was_kept(self, kept: int, folders: Sequence[Path]) -> None:
         if self.recipe.ablation.keep_students and (lost := [folder for folder in folders if not (folder / "student").is_dir()]):

@@ -44,7 +44,8 @@ def fold_recipe(recipe: Recipe, folds: int) -> Recipe:
     changes = {"objectives": kept, "self_evaluation": False, "own_cots": 0}
     stage = recipe.training.stage2
     if stage.max_steps is not None:
-        stage = stage.model_copy(update={"max_steps": max(1, round(stage.max_steps * (folds - 1) / folds)), "evaluate_every": None})
+        steps = max(1, round(stage.max_steps * (folds - 1) / folds))
+        stage = stage.model_copy(update={"max_steps": steps, "evaluate_every": steps})  # the last weights are taken
     training = recipe.training.model_copy(update={REASONING: stage, "keep": "last"})
     return recipe.model_copy(update={"method": recipe.method.model_copy(update=changes), "training": training})
 

@@ -75,6 +75,8 @@ def task_tokens(examples: Sequence[AnnotatedExample], encoder: PromptEncoder, ma
         max_target_tokens: The longest target.
     """
     found: set[int] = set()
+    for text in encoder.prompts.marks():
+        found.update(encoder.target(text, max_target_tokens))
     for annotated in examples:
         question = render_question(annotated.example)
         contexts = [encoder.prompts.reasoning_context(question)]

@@ -130,6 +130,11 @@ class StudentPrompts:
         rationale, stated, answer = (before if found else text).rpartition(ANSWER_MARK)
         return (rationale.strip(), answer.strip()) if stated else (text, None)
 
+    def marks(self) -> tuple[str, ...]:
+        """Return the words that the student reads and writes besides its task's texts, task words aside."""
+        before = [text for text in (self.verdict, self.answer_verdict, self.reasoned) if text]
+        return (*before, *(VERDICTS if before else ()), *([self.control] if self.control else ()))
+
     def evaluation_of(self, text: str) -> str:
         """Return the evaluation in what was written behind `explain:`, without the verdict that may follow."""
         before, found, _ = text.rpartition(self.reasoned) if self.reasoned else ("", "", "")
