@@ -24,7 +24,7 @@ class AnsweringSection(Section):
     retry_below: Share = Field(0.5, description="Confidence below which the strategy retry samples more.")
     constrained: bool = Field(False, description="Allow only answers of the task's form.")
     target_accuracy: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="Withhold as few answers as the others need to reach this accuracy on validation questions."
+        None, description="Withhold just enough answers for the rest to reach this accuracy on validation questions."
     )
     max_withheld: Share | None = Field(None, description="Withhold the least confident answers, at most this share.")
 

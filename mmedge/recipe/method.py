@@ -55,7 +55,7 @@ class MethodSection(Section):
     )
     alpha: Share = Field(
         default=0.5,
-        description="Weight of answers and verdicts in the loss; rationales and evaluations have the rest.",
+        description="Weight of answers and verdicts in the loss; rationales and evaluations get the rest.",
     )
     balance_verdicts: bool = Field(
         default=False, description="Give all verdicts the same weight in total, so that the most frequent one is not favoured."
@@ -77,7 +77,7 @@ class MethodSection(Section):
         default=0,
         ge=0,
         le=32,
-        description="Chains of thought that the student writes to every training question before stage 3, the first one greedily."
+        description="Chains of thought that the student writes for every training question before stage 3, the first one greedily."
         " Stage 3 learns to judge them beside the teacher's, and to reason from those with the right answer. 0: none.",
     )
     own_temperature: float = Field(default=1.0, gt=0, le=10, description="Sampling temperature of own chains of thought.")

@@ -36,7 +36,7 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] = Field(
         description="What the recipe and, by default, its run are called."
     )
-    seed: int = Field(0, description="Initial weights, order of lessons and dropout depend on it.")
+    seed: int = Field(0, description="Random seed of initial weights, order of lessons and dropout.")
     task: TaskSection = Field(description="Where questions come from, and what answers look like.")
     teacher: TeacherSection | None = Field(
         None, description="Who writes chains of thought and evaluations; without one, human labels are learned."

@@ -13,7 +13,7 @@ class ScratchSection(Section):
     """The shape of a small T5 built from nothing, with a tokenizer trained on the task's text.
 
     All layers of a side share each head's position bias, so the number of heads is the number of places they can look at: on
-    the embedded task 8 heads of 16 answered 98 % where 4 of 32 answered 90 %.
+    the embedded task, 8 heads of width 16 answered 98 % right, and 4 heads of width 32 only 90 %.
     """
 
     d_model: Positive = Field(default=192, description="Width of embeddings and layers.")

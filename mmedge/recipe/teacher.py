@@ -20,7 +20,7 @@ class RecordedTeacherSection(Section):
     evaluations: PathText | None = Field(
         default=None, description="File of self-evaluations. A tree-of-thought log contains its own; leave this out then."
     )
-    max_cots: Positive | None = Field(default=None, description="Chains of thought used per question, at most. All by default.")
+    max_cots: Positive | None = Field(default=None, description="Chains of thought used per question, at most. Default: all.")
     format: Literal["auto", "jsonl", "parquet", "tree_of_thought", "lists"] = Field(
         default="auto",
         description="Format of the files. jsonl, parquet: as `mmedge review RUN --export` writes them (parquet needs the "
@@ -44,10 +44,10 @@ class PromptsSection(Section):
     """Prompt templates of your own; `mmedge annotate RECIPE --copy-prompts FOLDER` writes the built-in ones to start from."""
 
     cot: PathText | None = Field(
-        default=None, description="Template that asks for a chain of thought. Built-in for the task by default."
+        default=None, description="Template that asks for a chain of thought. Default: the built-in one of the task."
     )
     evaluation: PathText | None = Field(
-        default=None, description="Template that asks for a self-evaluation. Built-in for the task by default."
+        default=None, description="Template that asks for a self-evaluation. Default: the built-in one of the task."
     )
 
 
@@ -60,7 +60,7 @@ class PricesSection(Section):
 
 
 class SampledTeacherSection(Section):
-    """Settings that every teacher has that is sampled: one behind an endpoint, or a model on this machine."""
+    """Settings of every teacher that is sampled, behind an endpoint or on this machine."""
 
     cots_per_question: Positive = Field(default=5, description="Distinct chains of thought per question (m).")
     evaluations_per_cot: NotNegative = Field(default=1, description="Self-evaluations per chain of thought (n).")
@@ -103,7 +103,7 @@ class OpenAITeacherSection(SampledTeacherSection):
     )
     choices_per_request: Positive | None = Field(
         default=None,
-        description="Texts that one request asks for (`n`). By default all that a question still needs, or one if the endpoint "
+        description="Texts that one request asks for (`n`). Default: all that a question still needs, or one if the endpoint "
         "does not support `n`.",
     )
     extra: dict[str, JsonValue] = Field(default_factory=dict, description="Further fields of every request, sent as they are.")
@@ -149,7 +149,7 @@ class LocalTeacherSection(SampledTeacherSection):
     quantization: Literal["none", "int8", "nf4"] = Field(default="none", description="Quantize with bitsandbytes (extra `gpu`).")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the model runs.")
     batch_size: Positive = Field(default=16, description="Prompts per batch; halved if a batch does not fit into memory.")
-    threads: Positive | None = Field(default=None, description="CPU threads. All cores by default.")
+    threads: Positive | None = Field(default=None, description="CPU threads. Default: all cores.")
 
 
 TeacherSection = Annotated[

@@ -86,8 +86,8 @@ class TrainingSection(Section):
     )
     untrained: Literal["brief", "full"] = Field(
         default="brief",
-        description="How much the student answers before it is trained. brief: 64 questions of each split, and the rest only where"
-        " it is not sure from these that fewer than a tenth would be right. full: all of them.",
+        description="How much the student answers before it is trained. brief: 64 questions of each split, and the rest"
+        " unless these already show that fewer than a tenth would be right. full: all of them.",
     )
     keep: Literal["best", "last"] = Field(
         default="best",
@@ -99,7 +99,7 @@ class TrainingSection(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to train; auto: on a GPU where there is one.")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32",
-        description="dtype that passes compute in; weights, optimizer states and the loss stay float32 (mixed precision).",
+        description="Dtype that passes compute in; weights, optimizer states and the loss stay float32 (mixed precision).",
     )
     micro_batch_tokens: Positive | None = Field(
         default=None,
@@ -107,7 +107,9 @@ class TrainingSection(Section):
         " memory and speed, not the result. A pass that does not fit is halved. Default: 4,096 on a CPU, 16,384 on a GPU.",
     )
     gradient_checkpointing: bool = Field(default=False, description="Compute activations twice instead of keeping them.")
-    compile: bool = Field(default=False, description="Compile passes with torch.compile, which pays for long trainings on a GPU.")
+    compile: bool = Field(
+        default=False, description="Compile passes with torch.compile, which pays off in long trainings on a GPU."
+    )
     tracker: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] = Field(
         default="none",
         description="Experiment tracker that also gets all metrics. Its files stay in the run's folder and nothing leaves the"
@@ -133,8 +135,8 @@ class SplitSection(Section):
 
     validation: Positive | None = Field(
         default=None,
-        description="Questions for every choice: checkpoints, early stop, export's verification, thresholds. Default: 100; a fifth"
-        " where there are fewer than 300 questions.",
+        description="Questions for every choice: checkpoints, early stopping, export's verification, thresholds. Default: 100; a"
+        " fifth where there are fewer than 300 questions.",
     )
     verdict_test: Annotated[int, Field(ge=0)] | None = Field(
         default=None,

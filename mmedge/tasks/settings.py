@@ -19,11 +19,12 @@ class ArithmeticSection(Section):
     train: Positive = Field(8000, description="Training problems.")
     test: Positive = Field(400, description="Problems in each of the two test splits.")
     train_distractors: Share = Field(
-        0.2, description="Share of training problems with a number that the answer does not need; 0.2 in the tests."
+        0.2, description="Share of training problems with a number that the answer does not need; 0.2 in the test splits."
     )
     version: Literal[1, 2] = Field(
         1,
-        description="1: some eighty sentence patterns; comparisons use it. 2: thousands, with units, money and pronouns.",
+        description="1: some eighty sentence patterns, as in the published measurements. 2: thousands, with units, money"
+        " and pronouns.",
     )
     unfamiliar: Annotated[int, Field(ge=0)] = Field(
         200,
@@ -45,7 +46,7 @@ class JsonlSection(Section):
 
     kind: Literal["jsonl"] = Field(description="A task of your own.")
     name: str = Field("jsonl", description="Name of the task in reports.")
-    train_file: PathText = Field(description="The training questions, one JSON object a line.")
+    train_file: PathText = Field(description="The training questions, one JSON object per line.")
     test_files: dict[str, PathText] = Field(
         default_factory=dict, description="Files of test questions, by the name of their split."
     )
