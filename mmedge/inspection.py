@@ -98,7 +98,7 @@ def inspect(place: Path) -> tuple[Kind, Inspected]:
         return kind, InspectedPeer(peer_engine(place) or "", folder_size(place))
     if kind is Kind.MISSING:
         raise MmedgeError(f"no such file or folder: {place}", "name a run, a student or a bundle")
-    raise MmedgeError(f"{place} is not a run, a student or a bundle", "see mmedge distill and mmedge export")
+    raise MmedgeError(f"{place} is not a run, a student or a bundle", "name a folder that mmedge distill or mmedge export wrote")
 
 
 def to_json(kind: Kind, found: Inspected) -> dict[str, Any]:

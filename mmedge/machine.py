@@ -226,7 +226,7 @@ def use_cores(count: int) -> None:
     """
     allowed = _affinity()
     if count > len(allowed):
-        raise MmedgeError(f"--cpus {count}: this process may use {len(allowed)} processors", "ask for fewer")
+        raise MmedgeError(f"--cpus {count}: this process may use only {len(allowed)} processors", "ask for fewer")
     if not hasattr(os, "sched_setaffinity"):
         raise MmedgeError("--cpus: this system cannot bind a process to processors", "leave it out, or measure on Linux")
     os.sched_setaffinity(0, allowed[:count])

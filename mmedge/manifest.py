@@ -175,7 +175,7 @@ class Verification:
         return 100 * (self.accuracy_student - self.accuracy_bundle)
 
     def __str__(self) -> str:
-        words = [f"{self.same_answers}/{self.questions} answers as the student's"]
+        words = [f"{self.same_answers}/{self.questions} answers match the student's"]
         words.append(f"top-1 agreement {100 * self.top1_agreement:.2f} %, KL {self.mean_kl:.1e}")
         if self.accuracy_change is not None:
             words.append(f"accuracy {change_text(self.accuracy_change)}")

@@ -31,7 +31,7 @@ def export_annotations(store: AnnotationStore, folder: Path, form: Literal["json
     for kind, name in (("cot", "cots"), ("evaluation", "evaluations")):
         path = folder / f"{name}.{form}"
         if path.exists():
-            raise MmedgeError(f"{path} exists already", "move it away, or name another folder")
+            raise MmedgeError(f"{path} already exists", "move it away, or name another folder")
         with atomic_file(path) as temporary:
             write = _write_jsonl if form == "jsonl" else _write_parquet
             written[path] = write(temporary, _records(store, kind), kind)

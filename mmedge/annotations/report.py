@@ -40,8 +40,8 @@ def _worth(found: AnnotationReport) -> Table:
         ["diversity: mean distance of a question's rationales (0 same words, 1 none in common)", number(found.diversity, 2)],
     ]
     if found.pseudo_label_accuracy is not None:
-        rows.append(["pseudo-labels that are the human label", share_of(found.pseudo_label_accuracy)])
-        rows.append(["majority votes that are the human label", share_of(found.majority_vote_accuracy)])
+        rows.append(["pseudo-labels that match the human label", share_of(found.pseudo_label_accuracy)])
+        rows.append(["majority votes that match the human label", share_of(found.majority_vote_accuracy)])
     if found.verdict_confusion is not None:
         rows.append(["verdicts that are right", share_of(found.verdict_accuracy)])
         rows.append(["the same, balanced (0.5 is chance)", number(found.verdict_balanced_accuracy, 3)])

@@ -99,7 +99,7 @@ def _first_problem(rows: Sequence[Row]) -> MmedgeError:
     if len(rows) == 1:
         return first
     problems = "; ".join(dict.fromkeys(row.problem.what for row in rows if row.problem))
-    return MmedgeError(f"none of {len(rows)} variants could be measured: {problems[:400]}", first.hint)
+    return MmedgeError(f"none of the {len(rows)} variants could be measured: {problems[:400]}", first.hint)
 
 
 def _questions(source: Path, specs: Sequence[VariantSpec]) -> EvaluationSet:

@@ -262,8 +262,8 @@ def _too_slow(change: VariantChange, most: float, notes: list[str]) -> list[str]
     if high > 1 + most:
         why = "" if time.rounds >= FEW_ROUNDS else f", and processes may differ by {share(ONE_PROCESS)}"
         notes.append(
-            f"{name}: a slowdown beyond {share(most)} is not ruled out ({share(low - 1)} to {share(high - 1)}{why}); measure more, "
-            f"with --precision or at least --rounds {FEW_ROUNDS}"
+            f"{name}: a slowdown beyond {share(most)} cannot be ruled out ({share(low - 1)} to {share(high - 1)}{why}); "
+            f"measure more, with --precision or at least --rounds {FEW_ROUNDS}"
         )
     return []
 
@@ -275,9 +275,9 @@ def _less_accurate(change: VariantChange, most: float) -> list[str]:
     found = []
     worse = next((split for split, value in accuracy.splits.items() if -100 * value > most + 1e-9), None)
     if -100 * accuracy.value > most + 1e-9:
-        found.append(f"{name} answers {-100 * accuracy.value:.1f} points fewer right, more than {most:g} (p = {accuracy.p:.3f})")
+        found.append(f"{name}: accuracy fell by {-100 * accuracy.value:.1f} points, more than {most:g} (p = {accuracy.p:.3f})")
     elif worse is not None:
-        found.append(f"{name} answers {-100 * accuracy.splits[worse]:.1f} points fewer right in {worse}, more than {most:g}")
+        found.append(f"{name}: accuracy on {worse} fell by {-100 * accuracy.splits[worse]:.1f} points, more than {most:g}")
     if accuracy.questions < accuracy.questions_before:
         counts = f"{accuracy.questions} of the {accuracy.questions_before} questions"
         found.append(f"{name} answered only {counts} that it was measured on before")

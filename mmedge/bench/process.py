@@ -109,7 +109,9 @@ class Variant:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if self._watch is not None and self._watch.check():
-            raise MmedgeError(f"does not fit in {size(self._memory_limit or 0)}", "raise --memory-limit, or export it smaller")
+            raise MmedgeError(
+                f"does not fit in {size(self._memory_limit or 0)}", "raise --memory-limit, or export a smaller bundle"
+            )
         if not line:
             raise MmedgeError(self._why_it_ended())
         reply = json.loads(line)

@@ -85,7 +85,12 @@ def _failed(report: BenchReport) -> Table:
 
 
 def _offline(report: BenchReport) -> Table:
-    headings = ["variant", *(f"batch {batch}" for batch in report.settings.batches), "tokens/s over all, last", "J/answer, last"]
+    headings = [
+        "variant",
+        *(f"batch {batch}" for batch in report.settings.batches),
+        "tokens/s overall, last batch",
+        "J/answer, last batch",
+    ]
     rows = []
     for variant in report.measured:
         rates = [estimate(one.answers_per_second.value, one.answers_per_second.interval_95) for one in variant.offline]
@@ -191,7 +196,7 @@ def conditions(report: BenchReport) -> str:
         over = f"{timed.rounds} rounds" if timed.rounds >= FEW_ROUNDS else "blocks of neighbouring times"
         said.append(
             f"Those of times are over {over}, each round of new processes; × time is paired, relative to the first row; "
-            "= marks what a 99.9 % interval cannot tell from it. Tokens/s decoding: one over the time between two tokens."
+            "= marks what a 99.9 % interval cannot tell from it. Tokens/s decoding: the inverse of the time between two tokens."
         )
     uses = [block.energy for variant in report.measured for one in variant.offline for block in one.blocks if block.energy]
     if uses and uses[0].missing:
@@ -254,7 +259,7 @@ def _add_times(page: Page, variants: Sequence[MeasuredVariant]) -> None:
         page.figure(*_trade_off(scored))
     page.figure(_ratios(variants), "Time relative to the first variant, paired by question and round.")
     page.figure(_distributions(variants), "Distribution of the times of single answers.")
-    page.figure(_over_time(variants), "The same in the order in which they were measured: drift and stalls are seen here.")
+    page.figure(_over_time(variants), "The same in the order in which they were measured: drift and stalls show up here.")
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -214,7 +214,7 @@ class Scheduler:
             return
         row.opened, row.name = row.variant.opened, row.variant.name
         if task and row.opened["task"] not in (None, task):
-            row.fails(MmedgeError(f"answers {row.opened['task']}, not {task}", "measure it with its own evaluation set"))
+            row.fails(MmedgeError(f"is for the task {row.opened['task']}, not {task}", "measure it with its own evaluation set"))
 
     def _start(self, row: Row) -> None:
         try:

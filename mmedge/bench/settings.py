@@ -127,7 +127,7 @@ def parse_share(text: str) -> float:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
     share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
     if not 0 < share < 1:
-        raise MmedgeError(f"invalid share {text!r}", "write a percentage between 0 and 100, such as 3%")
+        raise MmedgeError(f"invalid percentage {text!r}", "write a percentage between 0 and 100, such as 3%")
     return share
 
 

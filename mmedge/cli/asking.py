@@ -30,9 +30,11 @@ class AnswerContents:
     panel: ClassVar[str] = "Answer"
 
     explain: Annotated[bool, typer.Option("--explain", help="Also write a rationale.")] = False
-    confidence: Annotated[bool, typer.Option("--confidence", help="Compute the best confidence, not just the free one.")] = False
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="Compute the best confidence, even if it takes a rationale and a verdict.")
+    ] = False
     evaluate: Annotated[
-        bool, typer.Option("--evaluate", help="Also judge rationale and answer: a verdict, and with --explain its reasons.")
+        bool, typer.Option("--evaluate", help="Also judge the rationale and answer: a verdict, and with --explain its reasons.")
     ] = False
     constrained: Annotated[
         bool | None,
@@ -66,13 +68,13 @@ class SamplingOptions:
 class Abstention:
     """Which answers are withheld; one of the three."""
 
-    panel: ClassVar[str] = "Withhold answers"
+    panel: ClassVar[str] = "Withhold answers (give one of the three)"
 
     abstain_below: Annotated[float | None, typer.Option(min=0, max=1, help="Withhold answers with a lower confidence.")] = None
     target_accuracy: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Withhold as few answers as the others need to reach this accuracy on validation questions."
+            min=0, max=1, help="Withhold just enough answers for the rest to reach this accuracy on validation questions."
         ),
     ] = None
     max_withheld: Annotated[
@@ -87,7 +89,7 @@ class Escalation:
     panel: ClassVar[str] = "Escalate withheld questions"
 
     escalate_to: Annotated[
-        str | None, typer.Option(metavar="URL", help="OpenAI-compatible endpoint (…/v1) that is asked what would be withheld.")
+        str | None, typer.Option(metavar="URL", help="OpenAI-compatible endpoint (…/v1) that answers what would be withheld.")
     ] = None
     escalate_model: Annotated[str | None, typer.Option(metavar="NAME", help="Model at that endpoint.")] = None
     escalate_key: Annotated[str | None, typer.Option(metavar="VARIABLE", help="Environment variable that holds its API key.")] = (
@@ -165,7 +167,9 @@ def _check_use(question: str | None, wanted: AnswerContents, lines: Lines, *, st
     if wanted.choices and question is None:
         raise MmedgeError("--choice is for one question on the command line", "give `choices` in the lines of --input")
     if stream and (as_json or source is not None):
-        raise MmedgeError("--stream shows the text of one question in a terminal", "leave it out with --json and --input")
+        raise MmedgeError(
+            "--stream shows answers in a terminal as they are written", "leave it out, or leave out --json and --input"
+        )
 
 
 def _bigger_model(escalation: Escalation) -> Endpoint | None:
@@ -182,7 +186,9 @@ def _bigger_model(escalation: Escalation) -> Endpoint | None:
     prices = Prices(escalation.price_input, escalation.price_output)
     if escalation.escalate_to is None or escalation.escalate_model is None:
         if escalation.escalate_key is not None or prices.known:
-            raise MmedgeError("--escalate-key and prices are for the endpoint of --escalate-to", "name that endpoint")
+            raise MmedgeError(
+                "--escalate-key and the prices require an endpoint", "name it: --escalate-to URL --escalate-model NAME"
+            )
         return None
     return Endpoint(
         escalation.escalate_to,
@@ -304,7 +310,7 @@ def dialogue(asking: Asking, *, stream: bool = False) -> None:
     """Answer typed questions until an empty line or the end of input."""
     from mmedge.tasks import Example
 
-    typer.echo("Type a question; an empty line or Ctrl-D ends.", err=True)
+    typer.echo("Type a question; an empty line or Ctrl-D ends the dialogue.", err=True)
     while True:
         try:
             question = input("? ")

@@ -189,7 +189,7 @@ def export(
         checked = manifest.verification
         typer.echo(
             f"{folder / PRECISIONS[precision].folder}  {size / 1e6:.1f} MB  {checked.same_answers}/{checked.questions} answers "
-            f"as the student's  top-1 agreement {100 * checked.top1_agreement:.2f} %"
+            f"match the student's  top-1 agreement {100 * checked.top1_agreement:.2f} %"
         )
 
 

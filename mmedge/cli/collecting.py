@@ -27,9 +27,7 @@ class Preparation:
 
     panel: ClassVar[str] = "Look first (sends nothing)"
 
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show how much would be asked and what it would cost, then stop.")] = (
-        False
-    )
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show how much is missing and what it would cost, then stop.")] = False
     show_prompts: Annotated[bool, typer.Option("--show-prompts", help="Print what would be sent, then stop.")] = False
     copy_prompts: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Copy the prompt templates to a folder for editing, then stop.")
@@ -62,7 +60,7 @@ def annotate(
 ) -> None:
     """Collect the teacher's chains of thought and self-evaluations into the run.
 
-    Run it again to continue; run it twice at once to share the work. Exit code 3: stopped at a limit, or something was
+    Run it again to continue; start it twice at the same time to share the work. Exit code 3: stopped at a limit, or something was
     left for the next run.
     """
     loaded, folder = load(recipe, overrides, out)
@@ -141,7 +139,7 @@ def _show_estimate(
         return
     source = "from this teacher's texts so far" if found.measured else "assumed: 4 characters a token, texts as in the prompts"
     typer.echo(f"{found.questions} questions; missing: {found.cots} chains of thought, {found.evaluations} self-evaluations")
-    typer.echo(f"requests: {found.requests:,}, at most {found.requests_at_most:,} where texts must be sampled again")
+    typer.echo(f"requests: {found.requests:,}, at most {found.requests_at_most:,} if texts must be sampled again")
     typer.echo(f"tokens: {found.prompt_tokens:,} read, {found.completion_tokens:,} written ({source})")
     if isinstance(recipe.teacher, OpenAITeacherSection):
         prices = recipe.teacher.prices
@@ -162,7 +160,7 @@ def _show_collection(found: AnnotationReport, folder: Path) -> None:
     bill = found.bill
     texts = bill.texts["cot"] if bill is not None else {}
     if 2 * texts.get("identical", 0) > sum(texts.values()):
-        typer.echo("most chains of thought were identical to another: does the endpoint use teacher.temperature?")
+        typer.echo("most chains of thought repeat another one: does the endpoint honour teacher.temperature?")
     if bill is not None and bill.failed:
         failed = ", ".join(f"{count} {status}" for status, count in bill.failed.items())
         typer.echo(f"requests failed: {failed} (of {bill.requests:,})")

@@ -15,7 +15,7 @@ def inspect(
     place: Annotated[Path, typer.Argument(metavar="RUN|STUDENT|BUNDLE", help="A run, a student or a bundle.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what a folder is, whether it can be trusted (hashes), and how good it is."""
+    """Show what a folder is, whether its files match their hashes, and how good it is."""
     from mmedge.inspection import inspect as inspected
     from mmedge.inspection import to_json
 
@@ -46,7 +46,7 @@ def doctor(
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors.
 
-    With `mmedge schema > recipe.schema.json`, an editor that knows YAML completes and checks a recipe whose first line is
+    With `mmedge schema > recipe.schema.json`, an editor with YAML support completes and checks a recipe whose first line is
     `# yaml-language-server: $schema=recipe.schema.json`.
     """
     from mmedge.recipe import Recipe

@@ -47,7 +47,10 @@ class Scenarios:
     panel: ClassVar[str] = "Scenarios"
 
     scenarios: Annotated[
-        str, typer.Option(help="Any of single (one question at a time), offline (batches), server (random arrivals), accuracy.")
+        str,
+        typer.Option(
+            help="Comma-separated: single (one question at a time), offline (batches), server (random arrivals), accuracy."
+        ),
     ] = "single,accuracy"
     timed: Annotated[
         int | None, typer.Option(min=1, help="Questions timed in each round, evenly spread. Default: all that are asked.")
@@ -185,7 +188,7 @@ def compare(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what changed between two reports of `mmedge bench`, beyond noise. Exit code 1: a limit is exceeded."""
+    """Show what changed between two reports of `mmedge bench`, beyond noise. Exit code 1: a bound is broken."""
     from mmedge.bench.compare import compare as compared
     from mmedge.bench.compare import read_bounds, text
 

@@ -43,9 +43,7 @@ class LlamaCppEngine:
     def _read(self, tokens: Sequence[int]) -> Logits:
         """Read tokens behind those read before; return the logits behind the last, (1, vocabulary)."""
         if self._llama.n_tokens + len(tokens) > self._room:
-            raise MmedgeError(
-                "the text does not fit into llama.cpp's context", f"{self._room} tokens were reserved, from the student's limits"
-            )
+            raise MmedgeError(f"the text does not fit into llama.cpp's context of {self._room} tokens", "shorten the question")
         self._llama.eval(list(tokens))
         pointer = self._api.llama_get_logits_ith(self._llama.ctx, -1)
         return np.array(np.ctypeslib.as_array(pointer, (self._llama.n_vocab(),)), dtype=np.float32)[None]

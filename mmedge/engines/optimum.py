@@ -38,7 +38,7 @@ class OptimumEngine:
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
         self._two = encoder.family == "encoder-decoder"
         if bool(read_json(folder / "config.json").get("is_encoder_decoder")) != self._two:
-            raise MmedgeError(f"{folder} is not a {encoder.family} student", "name an export of the same student")
+            raise MmedgeError(f"{folder} holds no {encoder.family} student", "name an export of the same student")
         loader = ORTModelForSeq2SeqLM if self._two else ORTModelForCausalLM
         self._model: Any = loader.from_pretrained(folder, session_options=options, provider="CPUExecutionProvider")
         self._torch, self._folder, self._special = torch, folder, encoder.special

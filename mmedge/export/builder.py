@@ -101,7 +101,7 @@ def _to_float16(name: str, array: NDArray[np.float32]) -> NDArray[np.float16]:
     """Return an array in float16."""
     largest = float(np.abs(array).max(initial=0))
     if largest > float(np.finfo(np.float16).max):
-        raise MmedgeError(f"{name} holds {largest:.3g}, and float16 ends at 65504", "export without --fp16")
+        raise MmedgeError(f"{name} holds {largest:.3g}, more than float16's largest value, 65504", "export without --fp16")
     return array.astype(np.float16)
 
 

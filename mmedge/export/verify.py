@@ -91,7 +91,7 @@ class Reference:
             own = bundle.encoder.target(answer, self._limit)
             if (own if kept is None else [kept[token] for token in own]) != list(target):
                 raise MmedgeError(
-                    f"the bundle's tokenizer splits {answer!r} differently than the student's", "export without --trim-vocab"
+                    f"the bundle's tokenizer splits {answer!r} differently from the student's", "export without --trim-vocab"
                 )
             right = bundle.engine.forced_logits(bundle.prompt("predict", context), own)
             left = left if kept is None else left[:, list(kept)]
@@ -201,7 +201,8 @@ def problems(found: Verification, precision: Precision, max_accuracy_drop: float
     least = precision.least_agreement
     if found.top1_agreement < least:
         said.append(
-            f"it chooses a different token {100 * (1 - found.top1_agreement):.1f} % of the time (allowed: {100 * (1 - least):.0f})"
+            f"it chooses a different token {100 * (1 - found.top1_agreement):.1f} % of the time"
+            f" (allowed: {100 * (1 - least):.0f} %)"
         )
     if found.drop is not None and found.drop > max_accuracy_drop + 1e-9:
         said.append(f"accuracy drops by {found.drop:.1f} points (allowed: {max_accuracy_drop:g})")

@@ -109,7 +109,7 @@ class AnswerOptions:
         if self.target_accuracy is None and self.max_withheld is None:
             return None
         if confidence is None:
-            why = bundle.manifest.confidence.get("why", "it was exported without")
+            why = bundle.manifest.confidence.get("why", "it was exported without calibration")
             raise MmedgeError(
                 f"no threshold can be chosen: this bundle's confidence is not calibrated ({why})",
                 "give abstain_below yourself, or distil with more or harder validation questions (split.validation)",

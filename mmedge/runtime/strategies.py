@@ -70,10 +70,10 @@ class Strategy:
         if settings and found.kind not in ("samples", "retry"):
             raise MmedgeError(
                 f"{settings[0]} is for the strategies samples and retry, and this is {found.kind}",
-                "choose one of them",
+                "choose one of these strategies, or leave the setting out",
             )
         if found.kind == "samples" and "retry_below" in changes:
-            raise MmedgeError("retry_below is for the strategy retry", "choose it , or leave the setting out")
+            raise MmedgeError("retry_below is for the strategy retry", "choose that strategy, or leave the setting out")
         return found
 
     def to_json(self) -> dict[str, Any]:

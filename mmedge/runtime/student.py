@@ -316,7 +316,7 @@ def _checked(questions: Iterable[Example | str]) -> list[Example]:
         MmedgeError: They are not a list of questions, or one is too long.
     """
     if isinstance(questions, (str, Example)):
-        raise MmedgeError("answer_all takes a list of questions", "ask one with answer")
+        raise MmedgeError("answer_all takes a list of questions", "ask one question with answer")
     if not isinstance(questions, Iterable):
         raise MmedgeError(f"answer_all takes a list of questions, got {type(questions).__name__}")
     items = list(questions)
@@ -326,7 +326,8 @@ def _checked(questions: Iterable[Example | str]) -> list[Example]:
     for example in examples:
         if len(example.question) + sum(map(len, example.choices)) > MAX_QUESTION_CHARACTERS:
             raise MmedgeError(
-                f"a question of {len(example.question):,} characters is too long", f"at most {MAX_QUESTION_CHARACTERS:,} are read"
+                f"a question of {len(example.question):,} characters is too long",
+                f"shorten it to {MAX_QUESTION_CHARACTERS:,} characters at most",
             )
     return examples
 

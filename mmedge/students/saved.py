@@ -68,7 +68,7 @@ def student_details(folder: Path) -> dict[str, Any]:
         raise MmedgeError(f"no such student: {folder}", "name a folder that `mmedge distill` wrote")
     check_folder(folder)
     if not (folder / DETAILS).is_file():
-        raise MmedgeError(f"{folder} has no mmedge.json", "only students made by `mmedge distill` know their task")
+        raise MmedgeError(f"{folder} has no mmedge.json", "name a student that mmedge distill wrote; only those know their task")
     details = read_json(folder / DETAILS)
     if not isinstance(details, dict) or details.get("format") != FORMAT:
         raise MmedgeError(f"{folder}/mmedge.json has a format that this version does not read", "update mmedge")

@@ -53,7 +53,7 @@ def assemble(model: Any, tokenizer: Any, max_input_tokens: int, origin: dict[str
         MmedgeError: It has no fast tokenizer or no end-of-sequence token.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise MmedgeError("the student has no fast tokenizer (tokenizer.json)", "save one with transformers' fast tokenizer")
+        raise MmedgeError("the student has no fast tokenizer (tokenizer.json)", "save it with one of transformers' fast tokenizers")
     config = model.config
     family: Family = "encoder-decoder" if config.is_encoder_decoder else "decoder-only"
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else config.eos_token_id

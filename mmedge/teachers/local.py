@@ -109,7 +109,7 @@ class LocalTeacher:
                 if len(batch) == 1:
                     problem = MmedgeError(
                         f"out of memory for a single prompt: {error}",
-                        "use a smaller teacher, teacher.quantization, or shorter texts",
+                        "use a smaller teacher, set teacher.quantization, or shorten the texts",
                     )
                     if not batch[0][1].done():
                         batch[0][1].set_exception(problem)

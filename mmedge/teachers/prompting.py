@@ -152,7 +152,7 @@ def copy_templates(task: Task, folder: Path) -> dict[str, Path]:
     for kind, source in template_files(task).items():
         copies[kind] = folder / source.name
         if copies[kind].exists():
-            raise MmedgeError(f"{copies[kind]} exists already", "move it away, or name another folder")
+            raise MmedgeError(f"{copies[kind]} already exists", "move it away, or name another folder")
         write_text(copies[kind], read_text(source))
     return copies
 

@@ -130,10 +130,10 @@ def test_a_bundle_of_another_task_and_a_missing_gpu_are_rows_too(tiny_run: Path,
     settings = BenchSettings(questions=1, verdicts=0, warmup_questions=1)
     found = bench(places, settings, Progress(quiet=True)).variants
     assert found[0].problem is None
-    assert re.match(r"answers \w+, not arithmetic$", found[1].problem or "")
+    assert re.match(r"is for the task \w+, not arithmetic$", found[1].problem or "")
     if not torch.cuda.is_available():
         assert found[2].problem == "no CUDA device found"
-    with pytest.raises(MmedgeError, match="none of 2 variants"):
+    with pytest.raises(MmedgeError, match="none of the 2 variants"):
         bench([*places[1:2], str(tmp_path / "none")], settings, Progress(quiet=True), tiny_run / "evaluation.jsonl")
 
 

@@ -112,7 +112,7 @@ def test_what_float16_does_not_hold_is_refused_by_name(tmp_path: Path) -> None:
     model = random_model("SmolLM2: grouped, tied")
     model.model.layers[1].mlp.up_proj.weight.data[3, 4] = 1e5
     model.save_pretrained(tmp_path)
-    with pytest.raises(MmedgeError, match=r"layers\.1\.feed_forward\.up\.weight holds 1e\+05, and float16 ends at 65504"):
+    with pytest.raises(MmedgeError, match=r"layers\.1\.feed_forward\.up\.weight holds 1e\+05, more than float16's largest value"):
         write_fused(tmp_path, tmp_path, BundleQuantizer(PRECISIONS["fp16"]))
 
 
@@ -139,7 +139,7 @@ def test_states_that_float16_does_not_hold_are_refused(tiny_run: Path, tmp_path:
         weights["encoder.block.0.layer.1.DenseReluDense.wo.weight"], 3e4
     )
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(MmedgeError, match=r"float16 ends at 65504, and .* goes through encoder"):
+    with pytest.raises(MmedgeError, match=r"encoder.* on validation questions, more than half of float16's largest value"):
         export(run, ["fp16"], Progress(quiet=True))
     assert not (run / "bundle-fp16").exists()
 

@@ -150,7 +150,7 @@ def receive(workspace: Workspace) -> dict[str, Any]:
     """Write the files that come, and return the `run` frame.
 
     Raises:
-        AgentError: The disk is full, a file was damaged on the way, or a name points outside of the folder.
+        AgentError: The disk is full, a file was damaged in transfer, or a name points outside the folder.
     """
     while line := sys.stdin.buffer.readline(1 << 20):
         frame: dict[str, Any] = json.loads(line)
@@ -164,7 +164,7 @@ def receive(workspace: Workspace) -> dict[str, Any]:
 def _receive_file(folder: Path, frame: dict[str, Any]) -> None:
     name = PurePosixPath(frame["name"])
     if name.is_absolute() or ".." in name.parts:
-        raise AgentError(f"the name {name} points outside of the folder")
+        raise AgentError(f"the name {name} points outside the folder")
     target, left, digest = folder / name, int(frame["bytes"]), hashlib.sha256()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def _receive_file(folder: Path, frame: dict[str, Any]) -> None:
             f"{target.name} cannot be written: {error.strerror or error}", "free some space there, or set TMPDIR"
         ) from None
     if digest.hexdigest() != frame["sha256"]:
-        raise AgentError(f"{target.name} was damaged on the way", "run it again")
+        raise AgentError(f"{target.name} was damaged in transfer", "run it again")
 
 
 _last_contact = [time.monotonic()]
@@ -289,8 +289,8 @@ def install(workspace: Workspace, wheel: Path, requirements: dict[str, str], env
     if made[0]:  # Debian leaves ensurepip out, but pip by itself may be there
         if run(workspace, [sys.executable, "-m", "pip", "--version"], environment)[0]:
             raise AgentError(
-                f"packages cannot be installed, there is neither venv nor pip: {last(made[1])}",
-                "install them there, on Debian: apt install python3-venv python3-pip",
+                f"packages cannot be installed: there is neither venv nor pip ({last(made[1])})",
+                "install one of the two there; on Debian: apt install python3-venv python3-pip",
             )
         python, target = sys.executable, ["--target", str(workspace.folder / "packages")]
         environment["PYTHONPATH"] = target[1]

@@ -73,7 +73,7 @@ _REASONS = (  # what ssh writes, what that means, what to do
     ),
     (
         "Connection refused",
-        "cannot be reached: no SSH server answers at this port",
+        "cannot be reached: no SSH server answers on this port",
         "start sshd there, or name the port: ssh://USER@HOST:PORT",
     ),
     ("timed out", "cannot be reached: it does not answer", _SWITCHED_ON),
@@ -82,7 +82,7 @@ _REASONS = (  # what ssh writes, what that means, what to do
     (
         "HOST IDENTIFICATION HAS CHANGED",
         "has a different host key than before",
-        f"if it was reinstalled: ssh-keygen -R it, then {_KNOWN_HOSTS}",
+        f"if it was reinstalled: ssh-keygen -R HOST, then {_KNOWN_HOSTS}",
     ),
     ("Host key verification failed", "has a host key that is not known here", _KNOWN_HOSTS),
     (
@@ -126,7 +126,7 @@ class Connection:
             raise MmedgeError(f"invalid host {host!r}", "name it as ssh does: USER@HOST, or ssh://USER@HOST:PORT")
         ssh = shutil.which("ssh")
         if ssh is None:
-            raise MmedgeError("ssh is not installed on this machine", "install it, on Debian: apt install openssh-client")
+            raise MmedgeError("ssh is not installed on this machine", "install it; on Debian: apt install openssh-client")
         self.host = host
         options = [part for name, value in _OPTIONS.items() for part in ("-o", f"{name}={value}")]
         chosen = ["-F", str(config)] if config else []
@@ -246,7 +246,7 @@ class Connection:
                     return MmedgeError(f"{self.host} {meaning}", hint)
         last = next((line for line in reversed(self._complaints) if line), f"ssh ended with {self._process.returncode}")
         if doing == "connecting":
-            return MmedgeError(f"{self.host} cannot be measured on: {last[:300]}", "connect with ssh by hand, and see what it says")
+            return MmedgeError(f"measuring on {self.host} failed: {last[:300]}", "connect with ssh by hand, and see what it says")
         return MmedgeError(
             f"the connection to {self.host} was cut while {doing}: {last[:300]}",
             "what was copied there removes itself; run it again",
@@ -320,7 +320,7 @@ def _copy(connection: Connection, files: Sequence[tuple[Path, str]], free: int, 
     total = sum(file.stat().st_size for file, _ in files)
     if total > free:
         raise MmedgeError(
-            f"no space on {connection.host}: {total / 1e6:.1f} MB are to be copied, {free / 1e6:.1f} MB are free in its "
+            f"no space on {connection.host}: {total / 1e6:.1f} MB must be copied, and only {free / 1e6:.1f} MB are free in its "
             "temporary folder",
             "free some space there, or set TMPDIR to a larger file system",
         )
@@ -359,7 +359,9 @@ def _report(connection: Connection, progress: Progress) -> tuple[Any, str]:
             try:
                 report = json.loads(message["text"])
             except (ValueError, KeyError):
-                raise MmedgeError(f"the report from {connection.host} is not JSON", "run it again with --debug there") from None
+                raise MmedgeError(
+                    f"the report from {connection.host} is not JSON", "run it again; if it happens again, report it"
+                ) from None
             packages = printable(str(message.get("packages", "")))
         elif message["kind"] == "left":
             if not isinstance(report, dict):

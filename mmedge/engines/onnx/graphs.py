@@ -74,7 +74,7 @@ def open_session(path: Path, threads: int | None, device: Place = "cpu") -> ort.
     except Exception as error:  # onnxruntime raises its own types, which have no public base class
         raise MmedgeError(f"ONNX Runtime cannot open {path}: {str(error)[:200]}", "export the student again") from error
     if device == "cuda" and CUDA not in session.get_providers():  # it falls back to the CPU with nothing but a warning
-        raise MmedgeError("device cuda: ONNX Runtime cannot start CUDA here", "check driver, CUDA and cuDNN, or use cpu")
+        raise MmedgeError("device cuda: ONNX Runtime cannot start CUDA here", "check the driver, CUDA and cuDNN, or use cpu")
     return session
 
 
