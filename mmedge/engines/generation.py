@@ -163,6 +163,16 @@ class TokenWriter:
         place = _draw(found / how.temperature, how.top_p, self._random[row]) if self._drawn else int(found.argmax())
         return place if ids is None else int(ids[place])
 
+    @property
+    def forces(self) -> bool:
+        """Whether some row's constraint knows tokens that must follow."""
+        return any(hasattr(constraint, "forced") for constraint in self._how.constraints)
+
+    def forced(self, row: int) -> list[int]:
+        """Return the tokens that must follow in a row, as far as its constraint knows them."""
+        known = getattr(self._how.constraints[row], "forced", None) if self._how.constraints else None
+        return list(known(self.written[row])) if known is not None else []
+
     def generation(self) -> Generation:
         """Return what was written."""
         scores = self._log if self._how.scored else []

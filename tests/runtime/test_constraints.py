@@ -82,6 +82,8 @@ def test_one_of_several_texts() -> None:
     assert set(one_of.allowed([])) == {5, 9}
     assert set(one_of.allowed([5])) == {6, 7}
     assert list(one_of.allowed([5, 7, 8])) == [1]
+    assert one_of.forced([]) == [] and one_of.forced([5, 7]) == [8] and one_of.forced([9]) == [] and one_of.forced([5, 6]) == []
+    assert OneOf([[4, 5, 6, 1], [4, 5, 7, 1]]).forced([]) == [4, 5]
     with pytest.raises(ValueError, match="nothing to choose"):
         OneOf([])
 

@@ -97,6 +97,7 @@ class _FusedEngine(ABC):
         self.costs, self.hit_rates = StepCosts(), HitRates()
         table = bundle.folder / FILE_NAME
         self.table = PhraseTable.load(table) if table.is_file() else EMPTY
+        self.reads_ahead = (self.decoder.rows_alike or self.decoder.steps_alike) and not self.decoder.states  # to the same bits
         # export writes one where drafts pay and change nothing; recurrent states cannot be rewound
         self.drafts = table.is_file() and not self.decoder.states
 
@@ -203,8 +204,9 @@ class _Conversation:
         logits = self._last_logits(prompts, room=max_new_tokens)
         assert self._reading is not None
         writer.steps += 1
-        if how.draft and self._engine.drafts and len(prompts) == 1 and not how.temperature:
-            self._drafted(writer, logits, prompts[0], max_new_tokens, how)
+        drafted = how.draft and self._engine.drafts and not how.temperature
+        if len(prompts) == 1 and (drafted or (writer.forces and self._engine.reads_ahead)):
+            self._read_ahead(writer, logits, prompts[0], max_new_tokens, drafted)
             return writer.generation()
         reading, rows = self._reading, np.arange(len(prompts))
         while True:
@@ -221,16 +223,20 @@ class _Conversation:
             logits = reading.step(tokens)
             writer.steps += 1
 
-    def _drafted(self, writer: TokenWriter, logits: Logits, prompt: Prompt, limit: int, how: Decoding) -> None:
-        """Write one row, several tokens a step where they can be guessed."""
+    def _read_ahead(self, writer: TokenWriter, logits: Logits, prompt: Prompt, limit: int, drafted: bool) -> None:
+        """Write one row, several tokens a step where they are known, since nothing else may follow, or can be guessed."""
         engine, reading, (row,) = self._engine, self._reading, self._read
         assert reading is not None
-        drafter = Drafter(engine.table, (*prompt.context, *prompt.begun), engine.costs, engine.hit_rates)
+        read_before = (*prompt.context, *prompt.begun) if drafted else ()
+        drafter = Drafter(engine.table if drafted else EMPTY, read_before, engine.costs, engine.hit_rates)
         only = np.zeros(1, dtype=np.int64)
         token = int(writer.take(logits, only)[0])
         while writer.open[0]:
             drafter.extend([token])
-            guesses = drafter.guess(limit - len(writer.written[0]) - 1)
+            most = limit - len(writer.written[0]) - 1
+            guesses = known = writer.forced(0)[:most]
+            if drafted and not known:
+                guesses = drafter.guess(most)
             started = time.perf_counter()
             read = [token, *guesses]
             if guesses:
@@ -249,7 +255,7 @@ class _Conversation:
             row += read[: right + 1]
             reading.rewind(len(row))
             drafter.extend(guesses[:right])
-            if guesses:
+            if guesses and not known:
                 drafter.came_true(right)
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:

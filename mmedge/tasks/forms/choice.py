@@ -10,6 +10,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -172,8 +173,11 @@ class LabelForm(_OneOfSeveral):
         return cls(_labels(settings["labels"]))
 
     def canonical(self, answer: str, choices: Sequence[str] = ()) -> str | None:
-        wanted = plain(answer)
-        return next((label for label in self.labels if plain(label) == wanted), None)
+        return self._by_text.get(plain(answer))
+
+    @cached_property
+    def _by_text(self) -> dict[str, str]:
+        return {plain(label): label for label in reversed(self.labels)}
 
     def agrees(self, answer: str, reference: str, choices: Sequence[str] = ()) -> bool:
         left = self.canonical(answer)

@@ -18,7 +18,11 @@ Tokens = NDArray[np.int64]
 
 
 class Constraint(Protocol):
-    """What may be written in one row."""
+    """What may be written in one row.
+
+    One that knows which tokens must follow also has `forced(written)`, which returns them in order, without the end token; an
+    engine reads them together.
+    """
 
     def allowed(self, written: Sequence[int]) -> Tokens | None:
         """Return the ids of the tokens that may follow, (n,), at least one, the end token among them where it may end; or None
@@ -60,7 +64,19 @@ class OneOf:
             raise ValueError("there is nothing to choose from")
 
     def allowed(self, written: Sequence[int]) -> Tokens:
+        place = self._behind(written)
+        return np.fromiter(place, dtype=np.int64, count=len(place))
+
+    def forced(self, written: Sequence[int]) -> list[int]:
+        """Return the tokens that all sequences with this beginning go on with, without the last of a sequence."""
+        place, found = self._behind(written), list[int]()
+        while len(place) == 1:
+            ((token, place),) = place.items()
+            found.append(token)
+        return found if place else found[:-1]
+
+    def _behind(self, written: Sequence[int]) -> dict[int, dict]:  # type: ignore[type-arg]
         place = self._root
         for token in written:
             place = place[token]
-        return np.fromiter(place, dtype=np.int64, count=len(place))
+        return place
