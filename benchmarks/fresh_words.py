@@ -1,6 +1,6 @@
 """Does a student of the embedded task know what it does not know? Its test questions, and 200 questions in fresh words.
 
-python benchmarks/fresh_words.py runs/quickstart [BUNDLE]        by default bundle-int8
+python benchmarks/fresh_words.py runs/embedded-stories [TESTS]        TESTS: more test questions than the run has, of each split
 
 The 200 of `fresh_words.jsonl` were written before version 2's grammar, to report what a newcomer's questions get. Nothing may be
 chosen by them.
@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mmedge import Student
+from mmedge.folders import Run, load_run_recipe
 from mmedge.runtime.answers import Answer
 from mmedge.statistics import Z_95, accuracy_at, auroc, calibration_by_chance, calibration_error, proportion
 from mmedge.storage import iterate_jsonl
-from mmedge.tasks import Example
+from mmedge.tasks import Example, build_task
+from mmedge.tasks.embedded.problems import ArithmeticTask
 from mmedge.tasks.evaluation_set import FILE_NAME, read_evaluation_set, read_example
 
 FRESH = Path(__file__).with_name("fresh_words.jsonl")
@@ -45,11 +48,21 @@ def _line(name: str, answers: Sequence[Answer], right: Sequence[bool]) -> str:
     )
 
 
-def main(folder: Path, bundle: str) -> None:
-    """Print the table for a finished run of the embedded task."""
-    student = Student.load(folder / bundle)
+def _more(folder: Path, tests: int) -> dict[str, tuple[Example, ...]]:
+    """Return larger test splits of a run's task, without questions that the run itself trained on or calibrated with."""
+    task = build_task(load_run_recipe(Run(folder)).task.model_dump())
+    assert isinstance(task, ArithmeticTask), "only the embedded task can write more questions"
+    own = task.load()
+    known = {example.question for example in (*own.train, *own.validation)}
+    written = replace(task, train=1, test=tests).load().tests
+    return {split: tuple(one for one in examples if one.question not in known) for split, examples in written.items()}
+
+
+def main(folder: Path, tests: int | None) -> None:
+    """Print the table for a finished run of the embedded task and its int8 bundle."""
+    student = Student.load(folder / "bundle-int8")
     evaluation = read_evaluation_set(folder / FILE_NAME)
-    splits: dict[str, tuple[Example, ...]] = dict(evaluation.tests())
+    splits: dict[str, tuple[Example, ...]] = dict(evaluation.tests()) if tests is None else _more(folder, tests)
     splits["fresh words"] = tuple(read_example(record, FRESH, number) for number, record in iterate_jsonl(FRESH))
     answered: dict[str, tuple[list[Answer], list[bool]]] = {}
     for name, questions in splits.items():
@@ -70,4 +83,4 @@ def main(folder: Path, bundle: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "bundle-int8")
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
