@@ -50,8 +50,16 @@ class Unlikelihood(Reasoning):
         super().__init__(section, source)
         assert isinstance(section, UnlikelihoodSection)
         self._strength = section.strength
-        if not any(self._wrong(annotated) for annotated in self._examples):
-            raise MmedgeError("no chain of thought was judged wrong, so there is nothing to make unlikely", "drop this objective")
+        if not any(self._unlikely(annotated) for annotated in self._examples):
+            raise MmedgeError(
+                "unlikelihood: no answer was judged wrong that is not learned as well", "set method.keep to judged_correct"
+            )
+
+    def _unlikely(self, annotated: AnnotatedExample) -> list[str]:
+        """Return the wrong answers to a question that has a right one; those that are learned as well are not among them."""
+        right = self._answers(annotated)
+        wrong = [evaluated.cot.pseudo_label for evaluated in self._wrong(annotated)]
+        return [answer for answer in wrong if answer not in right] if right else []
 
     def weights(self) -> Mapping[str, float]:
         return {**super().weights(), "unlikelihood": self._strength}
@@ -59,9 +67,8 @@ class Unlikelihood(Reasoning):
     def _lesson(self, annotated: AnnotatedExample, epoch: int) -> Lesson:
         lesson = super()._lesson(annotated, epoch)
         right = tuple(dict.fromkeys(self._answers(annotated)))
-        wrong = [evaluated.cot.pseudo_label for evaluated in self._wrong(annotated)]
-        wrong = [answer for answer in wrong if answer not in right]
-        if not right or not wrong:
+        wrong = self._unlikely(annotated)
+        if not wrong:
             return lesson
         unlikely = [
             Target(one.kind, tuple(replace(segment, part="unlikelihood", differs_from=right) for segment in one.segments))
