@@ -132,7 +132,7 @@ def run(
     from mmedge.runtime import Student
     from mmedge.tasks import Example
 
-    bigger = _bigger_model(escalation)
+    bigger = bigger_model(escalation)
     asking = _asking(Student.load(bundle, threads, device), wanted, sampling, abstention, bigger)
     if stream and asking.settled.decides_afterwards:
         raise MmedgeError(
@@ -172,7 +172,7 @@ def _check_use(question: str | None, wanted: AnswerContents, lines: Lines, *, st
         )
 
 
-def _bigger_model(escalation: Escalation) -> Endpoint | None:
+def bigger_model(escalation: Escalation) -> Endpoint | None:
     """Return the model that is asked what would be withheld.
 
     Raises:

@@ -22,7 +22,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from mmedge import __version__
-from mmedge.cli import asking, chain, collecting, looking, measuring
+from mmedge.cli import asking, chain, collecting, looking, measuring, serving
 from mmedge.cli.common import RENAMED_VERBS, Command, grouped
 from mmedge.errors import MmedgeError, Notice, printable
 from mmedge.machine import wait_briefly
@@ -46,7 +46,13 @@ VERBS: dict[str, dict[str, Callable[..., None]]] = {
         "export": chain.export,
     },
     "Measure": {"bench": measuring.bench, "compare": measuring.compare, "evaluate": measuring.evaluate},
-    "Use": {"run": asking.run, "inspect": looking.inspect, "doctor": looking.doctor, "schema": looking.schema},
+    "Use": {
+        "run": asking.run,
+        "serve": serving.serve,
+        "inspect": looking.inspect,
+        "doctor": looking.doctor,
+        "schema": looking.schema,
+    },
 }
 for panel, verbs in VERBS.items():
     for name, verb in verbs.items():

@@ -62,6 +62,25 @@ class Evidence:
     answer_verdict: float | None = None
 
 
+@dataclass(frozen=True)
+class Written:
+    """The tokens of one answer.
+
+    Attributes:
+        prompt_tokens: How many were read.
+        tokens: Those of the answer, without the end token.
+        log_probabilities: Of each, in nats, the end token's last where it ended by itself; empty where the engine gives none.
+        ended: Whether it ended by itself, not at the limit.
+        rationale_tokens: How many the rationale has.
+    """
+
+    prompt_tokens: int
+    tokens: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    ended: bool
+    rationale_tokens: int = 0
+
+
 @dataclass
 class Thought:
     """What a student wrote for one question.
@@ -74,6 +93,7 @@ class Thought:
         conclusion: The answer that the chain of thought comes to; None where it states none. A judgement is about it.
         judgement: The student's own, where it was asked for.
         answer_verdict: Log-odds of `correct` behind the bare answer, where they were asked for.
+        written: The answer's tokens.
     """
 
     text: str
@@ -83,6 +103,7 @@ class Thought:
     rationale_log_probability: float = 0.0
     judgement: Judgement | None = None
     answer_verdict: float | None = None
+    written: Written | None = None
 
     def evidence(self) -> Evidence:
         """Return what is known without reading the rationale."""
@@ -320,9 +341,18 @@ class _Asked:
         how = wanted.sampling.decoding(0, len(examples)) if wanted.sampling else Decoding()
         constraints = allowed if any(allowed) else ()
         how = replace(how, scored=wanted.scored, constraints=constraints, on_token=wanted.on_token("answer"))
-        written = self.conversation.generate(self.prompts("predict", self.contexts), limit, how)
+        prompts = self.prompts("predict", self.contexts)
+        written = self.conversation.generate(prompts, limit, how)
         scores = written.log_probabilities or [[]] * len(written.tokens)
-        return [Thought(speaker.encoder.text(row), sum(scored)) for row, scored in zip(written.tokens, scores, strict=True)]
+        ends = written.ended or [len(row) < limit for row in written.tokens]
+        return [
+            Thought(
+                speaker.encoder.text(row),
+                sum(scored),
+                written=Written(len(prompt.context) + len(prompt.begun), tuple(row), tuple(scored), ended),
+            )
+            for prompt, row, scored, ended in zip(prompts, written.tokens, scores, ends, strict=True)
+        ]
 
     def answer_verdicts(self, questions: Sequence[str], thoughts: Sequence[Thought]) -> None:
         """Add the verdict behind the bare answer to thoughts: a few tokens behind what was just written."""
@@ -347,6 +377,8 @@ class _Asked:
         for thought, tokens, scored in zip(thoughts, written.tokens, scores, strict=True):
             thought.rationale, thought.conclusion = speaker.encoder.prompts.split(speaker.encoder.text(tokens))
             thought.rationale_log_probability = sum(scored) / max(1, len(scored))
+            if thought.written is not None:
+                thought.written = replace(thought.written, rationale_tokens=len(tokens))
 
     def judgements(
         self, questions: Sequence[str], cots: Sequence[ChainOfThought], explain: bool, on_token: OnToken | None

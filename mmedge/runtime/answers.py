@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from mmedge.engines.speaker import Written
 from mmedge.runtime.escalation import EscalatedAnswer
 from mmedge.runtime.strategies import Sample
 
@@ -31,6 +32,7 @@ class Answer:
         escalation: What the bigger model's answer cost.
         problem: Why a bigger model could not be asked.
         samples: The chains of thought that were sampled.
+        written: The tokens that the student wrote; they are no part of what answers are compared by.
     """
 
     text: str
@@ -48,6 +50,7 @@ class Answer:
     escalation: EscalatedAnswer | None = None
     problem: str | None = None
     samples: tuple[Sample, ...] = ()
+    written: Written | None = field(default=None, compare=False, repr=False)
 
     def to_json(self) -> dict[str, object]:
         """Return it for a JSON-lines file; what was not asked for is left out."""

@@ -25,6 +25,7 @@ from mmedge.runtime.escalation import EscalatedAnswer, question_for
 from mmedge.tasks.base import Example, Unparsed
 from mmedge.tasks.forms import AnswerForm
 
+ESCALATED = "X-Mmedge-Escalated"  # tells a student that serves there not to escalate the question once more
 _LONGEST_WAIT = 8.0  # seconds between attempts: a user waits for the answer
 
 
@@ -145,7 +146,7 @@ class _Exchange:
         """Send the request and read the response."""
         url = urlsplit(self._chat.url)
         path = f"{url.path}?{url.query}" if url.query else url.path
-        headers = self._chat.headers()
+        headers = self._chat.headers() | {ESCALATED: "1"}
         if self._proxy is not None and url.scheme == "http":
             path = f"http://{url.netloc}{path}"
             headers |= _proxy_credentials(self._proxy)

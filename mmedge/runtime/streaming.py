@@ -16,7 +16,7 @@ class _NobodyReads(Exception):
     """The stream was abandoned."""
 
 
-class _GrowingText:
+class GrowingText:
     """Text that grows token by token; an incomplete character is held back until it is complete."""
 
     def __init__(self, encoder: PromptEncoder) -> None:
@@ -49,12 +49,12 @@ def streamed(answered: Callable[[OnPartToken], Answer], encoder: PromptEncoder) 
     """
     queue: SimpleQueue[Piece | Answer | BaseException] = SimpleQueue()
     given_up = threading.Event()
-    texts: dict[str, _GrowingText] = {}
+    texts: dict[str, GrowingText] = {}
 
     def told(part: str, _: int, token: int) -> None:
         if given_up.is_set():
             raise _NobodyReads
-        new = texts.setdefault(part, _GrowingText(encoder)).with_token(token)
+        new = texts.setdefault(part, GrowingText(encoder)).with_token(token)
         if new:
             queue.put(Piece(part, new))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -112,10 +113,10 @@ class Student:
             size = max(1, min(size, -(-len(examples) // workers)))
             with ThreadPoolExecutor(workers) as pool:
                 starts = range(0, len(examples), size)
-                batches = pool.map(lambda start: self._answered(examples[start : start + size], settled), starts)
+                batches = pool.map(lambda start: self.answered(examples[start : start + size], settled), starts)
                 return [answer for answers in batches for answer in answers]
         return [
-            answer for start in range(0, len(examples), size) for answer in self._answered(examples[start : start + size], settled)
+            answer for start in range(0, len(examples), size) for answer in self.answered(examples[start : start + size], settled)
         ]
 
     def stream(
@@ -135,7 +136,7 @@ class Student:
         examples = _checked([_as_example(question, choices)])
 
         def answered(told: OnPartToken) -> Answer:
-            return self._answered(examples, settled, None if settled.decides_afterwards else told)[0]
+            return self.answered(examples, settled, None if settled.decides_afterwards else told)[0]
 
         return streamed(answered, self.speaker.encoder)
 
@@ -187,18 +188,40 @@ class Student:
 
     # ------------------------------------------------------------------------------------------------------ the work
 
-    def _answered(self, examples: Sequence[Example], settled: SettledOptions, told: OnPartToken | None = None) -> list[Answer]:
-        """Answer some questions together."""
+    def answered(
+        self,
+        examples: Sequence[Example],
+        settled: SettledOptions,
+        told: OnPartToken | None = None,
+        sampling: Sampling | None = None,
+    ) -> list[Answer]:
+        """Answer some questions together, in the caller's thread.
+
+        Args:
+            examples: The questions.
+            settled: What is asked for, from `settled`.
+            told: Called with part, row and token as they are written; what it raises ends the writing and is raised here.
+            sampling: How each answer is sampled, and how many rows in a row are samples of one question; greedy where None.
+        """
         if settled.strategy.kind == "samples":
             answers = self._voted(examples, self._sampled(examples, settled.strategy, settled.constrained), settled)
         else:
-            answers = self._at_once(examples, settled, told)
+            answers = self._at_once(examples, settled, told, sampling)
         if settled.abstain_below is None:
             return answers
         withheld = [_withheld(one) if (one.confidence or 0.0) < settled.abstain_below else one for one in answers]
         return self._escalated(examples, withheld, settled.escalate_to)
 
-    def _at_once(self, examples: Sequence[Example], settled: SettledOptions, told: OnPartToken | None) -> list[Answer]:
+    def limited(self, max_answer_tokens: int) -> Student:
+        """Return the same student, whose answers have at most so many tokens."""
+        found = copy(self)
+        limit = min(max_answer_tokens, self.speaker.max_answer_tokens)
+        found.speaker = replace(self.speaker, max_answer_tokens=limit)
+        return found
+
+    def _at_once(
+        self, examples: Sequence[Example], settled: SettledOptions, told: OnPartToken | None, sampling: Sampling | None
+    ) -> list[Answer]:
         """Answer, and where the strategy is `retry`, sample where the confidence is low."""
         strategy = settled.strategy
         confident = settled.confidence or strategy.kind in ("confidence", "retry")
@@ -211,6 +234,7 @@ class Student:
             answer_verdict=bare,
             evaluation=settled.evaluate and settled.explain,
             constrained=settled.constrained,
+            sampling=sampling,
             on_token=_by_part(told),
         )
         thoughts = self.speaker.thoughts(examples, wanted)
@@ -255,6 +279,7 @@ class Student:
                     verdict=shown.verdict if shown else None,
                     probability_correct=shown.probability_correct if shown else None,
                     evaluation=shown.evaluation if shown else None,
+                    written=thought.written,
                 )
             )
         return found
@@ -297,6 +322,7 @@ class Student:
                 source=bigger.name,
                 escalation=reply,
                 samples=answers[row].samples,
+                written=answers[row].written,
             )
         return answers
 

@@ -1,0 +1,92 @@
+"""Serving bundles over HTTP: `serve`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import typer
+
+from mmedge.cli.asking import Abstention, Escalation, bigger_model
+from mmedge.cli.common import Threads, need
+from mmedge.errors import MmedgeError
+
+_LOCAL = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask, and how."""
+
+    panel: ClassVar[str] = "Access"
+
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all of this machine's.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for any that is free.")] = 8080
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keys, one a line; only requests with one of them are answered.")
+    ] = None
+    certificate: Annotated[Path | None, typer.Option(metavar="FILE", help="TLS certificate with its chain, PEM.")] = None
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="The certificate's private key, PEM.")] = None
+    access_log: Annotated[bool, typer.Option("--access-log/--no-access-log", help="Log requests as JSON lines.")] = True
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the server bears."""
+
+    panel: ClassVar[str] = "Limits"
+
+    max_rows: Annotated[int, typer.Option(min=1, max=256, help="Requests that are answered at once.")] = 16
+    max_waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait for their turn; others get 429.")] = 512
+    max_clients: Annotated[int, typer.Option(min=1, help="Requests at once, waiting ones included; others get 503.")] = 1024
+    max_body: Annotated[int, typer.Option(min=1, metavar="BYTES", help="Largest request; larger ones get 413.")] = 1 << 20
+    body_timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Within which a request must be there.")] = 10.0
+    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for an answer; then 503.")] = 60.0
+    drain: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Time to finish requests on SIGTERM.")] = 30.0
+
+
+def serve(
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE…", help="Bundle folders; clients call them RECIPE/BUNDLE.")],
+    access: Access,
+    bounds: Bounds,
+    abstention: Abstention,
+    escalation: Escalation,
+    constrained: Annotated[
+        bool | None,
+        typer.Option("--constrained/--free", help="Allow only answers of the task's form. Default: each bundle's setting."),
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """Serve bundles over HTTP, in OpenAI's protocol, with confidence."""
+    for package in ("starlette", "uvicorn"):
+        need(package, "serve")
+    from mmedge.runtime import AnswerOptions
+    from mmedge.serve.app import make_app
+    from mmedge.serve.models import open_models
+    from mmedge.serve.server import check_certificate, listening
+    from mmedge.serve.server import serve as serve_until_told
+    from mmedge.serve.settings import Limits, Settings, read_keys
+
+    if (access.certificate is None) != (access.key is None):
+        raise MmedgeError("--certificate and --key go together", "give both")
+    if access.certificate is not None and access.key is not None:
+        check_certificate(access.certificate, access.key)
+    keys = read_keys(access.api_key_file) if access.api_key_file else ()
+    bigger = bigger_model(escalation)
+    models = open_models(bundles, threads)
+    options = AnswerOptions(constrained=constrained, escalate_to=bigger, **asdict(abstention))
+    for model in models.values():
+        model.settled(options)  # refused now rather than at the first request
+    limits = Limits(
+        bounds.max_body, bounds.body_timeout, bounds.timeout, bounds.max_clients, bounds.max_waiting, bounds.max_rows, bounds.drain
+    )
+    listener = listening(access.host, access.port)
+    if not keys and access.host not in _LOCAL:
+        typer.echo("notice: everybody who reaches this address is answered; --api-key-file lets in only those with a key", err=True)
+    scheme, port = "https" if access.certificate else "http", listener.getsockname()[1]
+    host = f"[{access.host}]" if ":" in access.host else access.host
+    typer.echo(f"serving {', '.join(models)} at {scheme}://{host}:{port}", err=True)
+    gate = make_app(models, Settings(keys, limits, options), sys.stdout if access.access_log else None)
+    serve_until_told(gate, listener, limits, access.certificate, access.key)

@@ -1,0 +1,124 @@
+"""The fields of a JSON request, each read once with its type and range; one that nobody read is refused.
+
+fields = Fields({"n": 2, "nonsense": 1})
+fields.whole("n", 1, 16)     2
+fields.finish()              ApiError: unknown field nonsense
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mmedge.serve.failures import ApiError, invalid
+
+SHOWN = 60  # characters of a name or value that an error repeats
+
+
+def parsed(body: bytes) -> dict[str, Any]:
+    """Return the object that a request's body holds.
+
+    Raises:
+        ApiError: It is not a JSON object.
+    """
+    try:
+        document = json.loads(body.decode("utf-8"), parse_constant=_refuse)
+    except UnicodeDecodeError:
+        raise invalid("the body is not valid UTF-8", code="invalid_json") from None
+    except RecursionError:
+        raise invalid("the body's JSON is nested too deeply", code="invalid_json") from None
+    except ValueError:
+        raise invalid("the body is not valid JSON", code="invalid_json") from None
+    if not isinstance(document, dict):
+        raise invalid("the body must be a JSON object", code="invalid_json")
+    return document
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(name)
+
+
+class Fields:
+    """The fields of one object; null is the same as absent.
+
+    Args:
+        document: The object.
+        within: The name of the field that holds it; empty for the request itself.
+    """
+
+    def __init__(self, document: dict[str, Any], within: str = "") -> None:
+        self._left = {name: value for name, value in document.items() if value is not None}
+        self._within = f"{within}." if within else ""
+
+    def name(self, name: str) -> str:
+        """Return a field's whole name, for errors."""
+        return f"{self._within}{name[:SHOWN]}"
+
+    def take(self, name: str) -> Any:
+        """Return a field's value as it is; None where it is absent."""
+        return self._left.pop(name, None)
+
+    def wrong(self, name: str, what: str) -> ApiError:
+        """Return the error of a wrong value."""
+        return invalid(f"{self.name(name)} must be {what}", self.name(name))
+
+    def text(self, name: str) -> str | None:
+        """Return a text."""
+        value = self.take(name)
+        if value is not None and not isinstance(value, str):
+            raise self.wrong(name, "a string")
+        return value
+
+    def flag(self, name: str) -> bool | None:
+        """Return true or false."""
+        value = self.take(name)
+        if value is not None and not isinstance(value, bool):
+            raise self.wrong(name, "true or false")
+        return value
+
+    def number(self, name: str, least: float, most: float) -> float | None:
+        """Return a number within a range."""
+        value = self.take(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+            raise self.wrong(name, f"a number from {least:g} to {most:g}")
+        return float(value)
+
+    def whole(self, name: str, least: int, most: int) -> int | None:
+        """Return a whole number within a range."""
+        value = self.take(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.wrong(name, f"a whole number from {least} to {most}")
+        return value
+
+    def texts(self, name: str, most: int) -> tuple[str, ...]:
+        """Return a list of texts; a single text is a list of one."""
+        value = self.take(name)
+        if value is None:
+            return ()
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list) or len(items) > most or not all(isinstance(item, str) for item in items):
+            raise self.wrong(name, f"a string or a list of at most {most} strings")
+        return tuple(items)
+
+    def object(self, name: str) -> Fields | None:
+        """Return the fields of an object."""
+        value = self.take(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.wrong(name, "an object")
+        return Fields(value, self.name(name))
+
+    def finish(self) -> None:
+        """Refuse what nobody read.
+
+        Raises:
+            ApiError: There is such a field.
+        """
+        if self._left:
+            name = self.name(sorted(self._left)[0])
+            raise invalid(f"unknown field {name}", name, "unknown_parameter")

@@ -1,0 +1,212 @@
+"""What every request passes: limits, keys, headers, the access log; and what becomes of errors.
+
+Nothing of a request's contents, nor any key, is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mmedge.serve.failures import ApiError
+from mmedge.serve.metrics import Metrics
+from mmedge.serve.settings import Settings
+
+HEALTH = ("/healthz", "/readyz")
+HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"
+_DISCARDED = 32 << 20  # bytes of a body that is too large, read so that the client reads why
+_DISCARD_SECONDS = 1.0
+_GONE = 499  # what logs say where the client went away
+
+
+class Gate:
+    """Wraps the application.
+
+    Args:
+        app: The routes.
+        settings: Keys and limits.
+        metrics: Where requests are counted.
+        routes: The paths that there are; others are logged as `other`.
+        log: Where the access log goes; None for none.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, routes: frozenset[str], log: TextIO | None) -> None:
+        self._app, self._limits, self._metrics = app, settings.limits, metrics
+        self._routes, self._log = routes, log
+        self._keys = [hashlib.sha256(key.encode()).digest() for key in settings.keys]
+        self._active = 0
+        self.draining = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        scope["app"] = self  # the router then raises what it cannot find
+        facts: dict[str, Any] = scope.setdefault("state", {}).setdefault("facts", {})
+        status = 0
+
+        async def told(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = message.setdefault("headers", [])
+                there = {name.lower() for name, _ in headers}
+                for name, value in (HEADERS | {"Content-Security-Policy": CONTENT_POLICY}).items():
+                    if name.lower().encode() not in there:
+                        headers.append((name.lower().encode(), value.encode()))
+            await send(message)
+
+        self._active += 1
+        try:
+            await self._passed(scope, receive, told)
+        except (ClientDisconnect, asyncio.CancelledError) as error:
+            self._metrics.count("mmedge_vanished_total")
+            status = status or _GONE
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        except Exception as error:
+            found = failure_of(error)
+            if found.status == 500:
+                self._tell_bug(error)
+            if not status:
+                await JSONResponse(found.body(), found.status, _closing(found))(scope, receive, told)
+        finally:
+            self._active -= 1
+            self._tell(scope, status, time.monotonic() - started, facts)
+
+    async def _passed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] not in HEALTH:
+            if self.draining:
+                raise ApiError(503, "the server is shutting down", "shutting_down", retry_after=5)
+            if self._active > self._limits.clients:
+                raise ApiError(503, "too many requests at once", "overloaded", retry_after=1)
+            scope["state"]["client"] = f"{self._let_in(scope)} {(scope.get('client') or ('',))[0]}"
+        await self._app(scope, receive, send)
+
+    def _let_in(self, scope: Scope) -> int:
+        """Return which key a request has; 0 where none is needed.
+
+        Raises:
+            ApiError: It has none of them.
+        """
+        if not self._keys:
+            return 0
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        kind, _, secret = given.partition(b" ")
+        if kind.lower() == b"basic":
+            try:
+                secret = base64.b64decode(secret, validate=True).partition(b":")[2]
+            except (binascii.Error, ValueError):
+                secret = b""
+        elif kind.lower() != b"bearer":
+            secret = b""
+        digest, found = hashlib.sha256(secret.strip()).digest(), 0
+        for place, key in enumerate(self._keys, start=1):  # all of them, so that time tells nothing
+            if hmac.compare_digest(digest, key):
+                found = place
+        if not found:
+            raise ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", "invalid_api_key")
+        return found
+
+    def _tell(self, scope: Scope, status: int, seconds: float, facts: dict[str, Any]) -> None:
+        """Count a request and log it."""
+        path = scope["path"]
+        route = path if path in self._routes else "/v1/models/…" if path.startswith("/v1/models/") else "other"
+        self._metrics.count("mmedge_requests_total", route=route, status=str(status))
+        if facts.get("model"):
+            self._metrics.observe("mmedge_request_seconds", seconds, model=facts["model"])
+        if self._log is None or (route in HEALTH and status == 200):
+            return
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "client": (scope.get("client") or ("",))[0],
+            "method": scope["method"][:8],
+            "route": route,
+            "status": status,
+            "seconds": round(seconds, 4),
+            **facts,
+        }
+        self._write(line)
+
+    def _tell_bug(self, error: Exception) -> None:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        self._write({"error": type(error).__name__, "where": f"{frame.filename.rpartition('mmedge/')[2]}:{frame.lineno}"})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._log is not None:
+            print(json.dumps(line, ensure_ascii=True), file=self._log, flush=True)
+
+
+def failure_of(error: BaseException) -> ApiError:
+    """Return what a client is told of an error."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, HTTPException):
+        if error.status_code == 405:
+            return ApiError(405, "this address takes another method", "method_not_allowed")
+        return ApiError(error.status_code, "there is nothing at this address", "not_found")
+    return ApiError(500, "the server failed to answer", "internal_error")
+
+
+def _closing(failure: ApiError) -> dict[str, str]:
+    return failure.headers() | ({"Connection": "close"} if failure.status in (408, 413, 503) else {})
+
+
+async def body_of(request: Request, most: int, seconds: float) -> bytes:
+    """Return a request's JSON body.
+
+    Args:
+        request: The request.
+        most: Bytes that it may have.
+        seconds: Within which it must be there.
+
+    Raises:
+        ApiError: It is too large, too slow, or says that it is something else than JSON.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # which no page of another site may send without asking
+        raise ApiError(415, "the body must be JSON: Content-Type: application/json", "unsupported_media_type")
+    try:
+        async with asyncio.timeout(seconds):
+            stated = request.headers.get("content-length", "")
+            parts, size, large = [], 0, stated.isdecimal() and int(stated[:18]) > most
+            if not large:
+                async for part in request.stream():
+                    size += len(part)
+                    parts.append(part)
+                    if large := size > most:
+                        break
+    except TimeoutError:
+        raise ApiError(408, f"the request was not complete within {seconds:g} s", "timeout") from None
+    if large:
+        await _discard(request.receive)
+        raise ApiError(413, f"the body is larger than {most:,} bytes", "body_too_large")
+    return b"".join(parts)
+
+
+async def _discard(receive: Callable[[], Any]) -> None:
+    """Read what a client still sends, for a while."""
+    left, more = _DISCARDED, True
+    try:
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            while more and left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                more = message.get("more_body", False)
+    except TimeoutError:
+        pass

@@ -1,0 +1,244 @@
+"""What requests ask for, read from their bodies: chat, completions, and answers in mmedge's own words.
+
+Everything that a student cannot do is refused by name; nothing is ignored but what only labels a request (`user`, `metadata`).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mmedge.engines.speaker import Sampling
+from mmedge.runtime import AnswerOptions
+from mmedge.runtime.strategies import COLDEST
+from mmedge.serve.failures import ApiError, invalid, unsupported
+from mmedge.serve.fields import SHOWN, Fields
+from mmedge.serve.models import Model
+from mmedge.tasks.base import Example
+
+MOST_CHOICES = 16  # answers to one request
+MOST_STOPS = 4
+HOTTEST = 2.0
+AIMS = ("abstain_below", "target_accuracy", "max_withheld")
+# each with the only value that changes nothing
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "top_p": (1,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "store": (False,),
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none",),
+    "function_call": ("none",),
+    "modalities": (["text"],),
+    "service_tier": ("auto", "default"),
+}
+WHY = {
+    "top_logprobs": "only the probabilities of written tokens are known",
+    "logprobs": "only the probabilities of written tokens are known, so it is 0 or 1 here",
+    "tools": "this student answers {form}, and calls no tools",
+    "functions": "this student answers {form}, and calls no functions",
+    "tool_choice": "this student calls no tools",
+    "function_call": "this student calls no functions",
+    "response_format": "this student answers {form}; leave it out, or ask for text",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one request asks of one student.
+
+    Attributes:
+        model: Who is asked.
+        examples: The questions.
+        options: What is asked for besides answers.
+        sampling: How answers are sampled; greedy where None.
+        max_tokens: The longest answer; None for the student's.
+        stop: Texts that end an answer, and are no part of it.
+        logprobs: Whether tokens and their log-probabilities are wanted.
+        stream: Whether text is sent while it is written.
+        with_usage: Whether a stream ends with how many tokens were read and written.
+    """
+
+    model: Model
+    examples: tuple[Example, ...]
+    options: AnswerOptions
+    sampling: Sampling | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    stream: bool = False
+    with_usage: bool = False
+
+    @property
+    def samples(self) -> int:
+        """How many answers each question gets."""
+        return self.sampling.samples if self.sampling else 1
+
+
+def read_chat(document: dict[str, Any], models: Mapping[str, Model], defaults: AnswerOptions) -> Asked:
+    """Read the body of `/v1/chat/completions`.
+
+    Args:
+        document: The body.
+        models: Who can be asked, by name.
+        defaults: What is asked for where a request does not say.
+
+    Raises:
+        ApiError: Something is wrong, or not possible.
+    """
+    fields = Fields(document)
+    model = _model(fields, models)
+    question = _question(fields.take("messages"))
+    logprobs = fields.flag("logprobs") or False
+    limits = [fields.whole(name, 1, 10**9) for name in ("max_tokens", "max_completion_tokens")]
+    _check_format(fields, model)
+    return _rest(fields, model, (question,), defaults, logprobs, [limit for limit in limits if limit is not None])
+
+
+def read_completion(document: dict[str, Any], models: Mapping[str, Model], defaults: AnswerOptions) -> Asked:
+    """Read the body of `/v1/completions`; the prompt is the question. See `read_chat`."""
+    fields = Fields(document)
+    model = _model(fields, models)
+    questions = fields.texts("prompt", MOST_CHOICES)
+    if not questions or not all(question.strip() for question in questions):
+        raise invalid("prompt must be the question, as text, or a list of them", "prompt")
+    logprobs = fields.take("logprobs")
+    if logprobs is not None and (logprobs not in (0, 1) or isinstance(logprobs, float)):
+        raise unsupported("logprobs", WHY["logprobs"])
+    limit = fields.whole("max_tokens", 1, 10**9)
+    return _rest(fields, model, questions, defaults, logprobs is not None and logprobs is not False, [limit] if limit else [])
+
+
+def read_answer(document: dict[str, Any], models: Mapping[str, Model], defaults: AnswerOptions) -> Asked:
+    """Read the body of `/v1/answer`, whose fields are those of `AnswerOptions`. See `read_chat`."""
+    fields = Fields(document)
+    model = _model(fields, models, needed=len(models) > 1)
+    question = fields.text("question")
+    if question is None or not question.strip():
+        raise invalid("question must be the question, as text", "question")
+    stream = fields.flag("stream") or False
+    choices, options = _own(fields, model, defaults)
+    fields.finish()
+    return Asked(model, (Example("question", question, None, choices),), options, stream=stream)
+
+
+def _rest(
+    fields: Fields, model: Model, questions: tuple[str, ...], defaults: AnswerOptions, logprobs: bool, limits: list[int]
+) -> Asked:
+    """Read what chat and completions have in common."""
+    stream = fields.flag("stream") or False
+    streaming = fields.object("stream_options")
+    with_usage = False
+    if streaming is not None:
+        if not stream:
+            raise invalid("stream_options requires stream", "stream_options")
+        with_usage = streaming.flag("include_usage") or False
+        streaming.flag("include_obfuscation")
+        streaming.finish()
+    stop = fields.texts("stop", MOST_STOPS)
+    if not all(stop):
+        raise fields.wrong("stop", "texts of at least one character")
+    sampling = _sampling(fields)
+    for label in ("user", "metadata", "safety_identifier", "prompt_cache_key"):
+        fields.take(label)
+    for name, neutral in NEUTRAL.items():
+        value = fields.take(name)
+        if value is not None and not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
+            why = WHY[name].format(form=model.form) if name in WHY else f"leave it out, or set it to {neutral[0]!r}"
+            raise unsupported(name, why)
+    own = fields.object("mmedge")
+    own = own or Fields({}, "mmedge")
+    choices, options = _own(own, model, defaults)
+    own.finish()
+    fields.finish()
+    if sampling is not None and model.decides_by_samples(options):
+        raise unsupported("temperature", "this bundle's strategy samples by itself")
+    examples = tuple(Example(f"question {place}", question, None, choices) for place, question in enumerate(questions))
+    if len(examples) * (sampling.samples if sampling else 1) > MOST_CHOICES:
+        raise invalid(f"at most {MOST_CHOICES} answers are written for one request", "n")
+    return Asked(model, examples, options, sampling, min(limits, default=None), stop, logprobs, stream, with_usage)
+
+
+def _model(fields: Fields, models: Mapping[str, Model], needed: bool = True) -> Model:
+    name = fields.text("model")
+    if name is None and not needed:
+        return next(iter(models.values()))
+    if name is None:
+        raise invalid("model is missing: GET /v1/models lists those that are served", "model", "missing_required_parameter")
+    if name not in models:
+        raise ApiError(404, f"there is no model {name[:SHOWN]!r}: GET /v1/models lists those there are", "model_not_found", "model")
+    return models[name]
+
+
+def _question(messages: Any) -> str:
+    """Return the question of a chat.
+
+    Raises:
+        ApiError: The chat is more than one question.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise invalid("messages must be a list with the question", "messages")
+    for place, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, dict) else None
+        if not isinstance(role, str):
+            raise invalid(f"messages[{place}] must be an object with role and content", f"messages[{place}]")
+        if role in ("system", "developer"):
+            raise unsupported(f"messages[{place}]", f"this student was not trained with {role} messages; leave it out")
+    last = messages[-1]
+    if last["role"] != "user":
+        raise invalid("the last message must be the user's question", f"messages[{len(messages) - 1}]")
+    if len(messages) > 1:
+        raise unsupported("messages", "this student was trained on single questions; send the last message alone")
+    if extra := sorted(last.keys() - {"role", "content", "name"}):
+        raise unsupported(f"messages[0].{extra[0][:SHOWN]}", "a message has role and content")
+    content = last.get("content")
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
+        if not all(isinstance(text, str) for text in texts):
+            raise unsupported("messages[0].content", "this student reads text alone")
+        content = "\n".join(text for text in texts if isinstance(text, str))
+    if not isinstance(content, str) or not content.strip():
+        raise invalid("the question is empty", "messages[0].content")
+    return content
+
+
+def _check_format(fields: Fields, model: Model) -> None:
+    wanted = fields.object("response_format")
+    if wanted is not None and wanted.text("type") != "text":
+        raise unsupported("response_format", WHY["response_format"].format(form=model.form))
+    if wanted is not None:
+        wanted.finish()
+
+
+def _sampling(fields: Fields) -> Sampling | None:
+    temperature = fields.number("temperature", 0, HOTTEST) or 0.0
+    samples = fields.whole("n", 1, MOST_CHOICES) or 1
+    seed = fields.whole("seed", -(2**63), 2**64 - 1)
+    if temperature < COLDEST:
+        if samples > 1:
+            raise invalid("n above 1 needs a temperature above 0: without one, all answers are the same", "n")
+        return None
+    return Sampling(temperature, secrets.randbits(31) if seed is None else seed, samples)
+
+
+def _own(fields: Fields, model: Model, defaults: AnswerOptions) -> tuple[tuple[str, ...], AnswerOptions]:
+    """Read mmedge's own fields: choices, and those of `AnswerOptions`."""
+    choices = fields.texts("choices", 100)
+    takes = model.student.bundle.form.takes_choices
+    if bool(choices) != takes:
+        why = "questions of this task have choices to choose from" if takes else "questions of this task have no choices"
+        raise invalid(why, fields.name("choices"), "missing_choices" if takes else "unsupported_parameter")
+    given: dict[str, Any] = {name: fields.flag(name) for name in ("explain", "evaluate", "confidence", "constrained")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    aims = {name: fields.number(name, 0, 1) for name in AIMS}
+    if any(value is not None for value in aims.values()):
+        changes |= aims
+    return choices, replace(defaults, **changes)

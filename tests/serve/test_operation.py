@@ -1,0 +1,197 @@
+"""How the server is operated: keys, limits, health, metrics, logs, its end, and one-line errors."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.certificates import certificate_in
+from tests.conftest import is_one_line_error, mmedge
+from tests.serve.conftest import T5
+from tests.serve.running import JSON, QUESTION, Running, serving
+
+KEY = "a-long-random-word"
+ASKED = {"model": T5, "question": QUESTION}
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Iterator[Running]:
+    """A server with keys, a small body and short times."""
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "keys").write_text(f"# of the laboratory\nanother-key\n\n{KEY}\n", encoding="utf-8")
+    options = ["--api-key-file", folder / "keys", "--max-body", 2000, "--body-timeout", 0.5, "--max-clients", 4]
+    with serving(folder, [tiny_run / "bundle-int8"], *options) as running:
+        yield running
+
+
+def test_without_a_key_nothing_but_health_answers(guarded: Running) -> None:
+    assert guarded.get("/healthz").body == b"ok\n" and guarded.get("/readyz").body == b"ready\n"
+    for path in ("/", "/metrics", "/v1/models", "/nothing"):
+        reply = guarded.get(path)
+        assert reply.status == 401 and reply.error["code"] == "invalid_api_key", path
+        assert guarded.get(path, Authorization=f"Bearer {KEY}x").status == 401
+    assert guarded.post("/v1/answer", ASKED).status == 401
+    assert guarded.post("/v1/answer", ASKED, Authorization=f"Bearer {KEY}").status == 200
+    basic = base64.b64encode(f"me:{KEY}".encode()).decode()  # what a browser sends when it has asked
+    assert guarded.get("/", Authorization=f"Basic {basic}").status == 200
+    for wrong in ("Basic !!!", "Basic", "Digest x", f"bearer  {KEY[:-1]}"):
+        assert guarded.get("/", Authorization=wrong).status == 401
+    assert KEY not in guarded.out.read_text(encoding="utf-8") + guarded.err.read_text(encoding="utf-8")
+
+
+def test_a_large_body_is_413_and_a_slow_one_408(guarded: Running) -> None:
+    headers = JSON | {"Authorization": f"Bearer {KEY}"}
+    stated = guarded.ask("POST", "/v1/answer", b"x" * 3000, headers)
+    assert stated.status == 413 and stated.error["code"] == "body_too_large"
+
+    def chunks() -> Iterator[bytes]:
+        yield from [b"x" * 1500] * 4
+
+    chunked = guarded.ask("POST", "/v1/answer", chunks(), headers)  # type: ignore[arg-type]
+    assert chunked.status == 413
+    with socket.create_connection(("127.0.0.1", guarded.port), 10) as slow:
+        head = f"POST /v1/answer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+        slow.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+        assert b" 408 " in slow.recv(100)
+    with socket.create_connection(("127.0.0.1", guarded.port), 10) as never:
+        never.sendall(b"POST /v1/answer HTTP/1.1\r\nHo")
+        assert never.recv(100) == b""  # its headers were not there in time
+
+
+def test_too_many_clients_are_told_to_come_again(guarded: Running) -> None:
+    head = f"POST /v1/answer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+    waiting = [socket.create_connection(("127.0.0.1", guarded.port), 10) for _ in range(4)]
+    for one in waiting:
+        one.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+    time.sleep(0.1)
+    reply = guarded.get("/v1/models", Authorization=f"Bearer {KEY}")
+    assert reply.status == 503 and reply.headers["retry-after"] == "1" and reply.error["code"] == "overloaded"
+    assert guarded.get("/healthz").status == 200
+    for one in waiting:
+        one.close()
+
+
+def test_a_full_queue_is_429(tmp_path: Path, tiny_run: Path) -> None:
+    with serving(tmp_path, [tiny_run / "bundle-int8"], "--max-rows", 1, "--max-waiting", 0, "--threads", 1) as running:
+        statuses: list[int] = []
+        slow = {"model": T5, "messages": [{"role": "user", "content": QUESTION}], "temperature": 1, "n": 16}
+
+        def ask() -> None:
+            reply = running.post("/v1/chat/completions", slow)
+            statuses.append(reply.status)
+            assert reply.status == 200 or reply.headers["retry-after"] == "1"
+
+        threads = [threading.Thread(target=ask) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(statuses) == {200, 429}
+
+
+def test_an_answer_that_takes_too_long_is_503(tmp_path: Path, tiny_run: Path) -> None:
+    with serving(tmp_path, [tiny_run / "bundle-int8"], "--timeout", 0.1, "--max-rows", 1) as running:
+        slow = [QUESTION * 20] * 16
+        threads = [
+            threading.Thread(target=running.post, args=("/v1/completions", {"model": T5, "prompt": slow})) for _ in range(20)
+        ]
+        for thread in threads:
+            thread.start()
+        reply = running.post("/v1/completions", {"model": T5, "prompt": slow})
+        assert reply.status == 503 and reply.error["code"] == "timeout" and "retry-after" in reply.headers
+        for thread in threads:
+            thread.join()
+
+
+def test_what_is_logged_and_counted(tmp_path: Path, tiny_run: Path) -> None:
+    with serving(tmp_path, [tiny_run / "bundle-int8"]) as running:
+        running.post("/v1/answer", ASKED)
+        running.chat(T5, mmedge={"abstain_below": 1.0})
+        running.get("/v1/secret-path")
+        running.get("/healthz")
+        assert running.metric("mmedge_answers_total") == 2 and running.metric("mmedge_request_seconds_count") == 2
+        assert running.metric("mmedge_tokens_total") > 0 and running.metric("mmedge_queue_length") == 0
+        first, second, third, *_ = running.log()
+        assert (first["route"], first["status"], first["model"], first["source"]) == ("/v1/answer", 200, T5, "student")
+        assert second["source"] == "withheld" and third["route"] == "other" and third["status"] == 404
+        text = running.out.read_text(encoding="utf-8")
+        assert "apples" not in text and "secret" not in text and "healthz" not in text
+
+
+def test_a_body_must_say_that_it_is_json(server: Running) -> None:
+    reply = server.ask("POST", "/v1/answer", json.dumps(ASKED).encode(), {"Content-Type": "text/plain"})
+    assert reply.status == 415 and reply.error["code"] == "unsupported_media_type"
+
+
+def test_headers_of_the_page_and_of_everything_else(server: Running) -> None:
+    for path in ("/", "/v1/models", "/healthz", "/nothing"):
+        headers = server.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff" and "server" not in headers
+        assert (
+            "default-src 'none'" in headers["content-security-policy"]
+            and "frame-ancestors 'none'" in headers["content-security-policy"]
+        )
+        assert not any(name.startswith("access-control") for name in headers)
+
+
+def test_on_sigterm_what_is_being_answered_is_answered(tmp_path: Path, tiny_run: Path) -> None:
+    with serving(tmp_path, [tiny_run / "bundle-int8"]) as running:
+        statuses: list[int] = []
+
+        def ask() -> None:
+            asked = {"model": T5, "prompt": [QUESTION * 10] * 16}
+            statuses.append(running.post("/v1/completions", asked).status)
+
+        threads = [threading.Thread(target=ask) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        while running.metric("mmedge_running") < 1:
+            pass
+        assert running.stop() == 0
+        for thread in threads:
+            thread.join()
+        assert statuses == [200] * 6
+        with pytest.raises(OSError):
+            running.get("/healthz")
+
+
+def test_tls(tmp_path: Path, tiny_run: Path) -> None:
+    pair = certificate_in(tmp_path)
+    with serving(tmp_path, [tiny_run / "bundle-int8"], "--certificate", pair, "--key", pair) as running:
+        context = ssl.create_default_context(cafile=str(pair))
+        connection = http.client.HTTPSConnection("localhost", running.port, context=context, timeout=30)
+        connection.request("POST", "/v1/answer", json.dumps(ASKED), JSON)
+        assert connection.getresponse().status == 200
+        connection.close()
+
+
+def test_what_cannot_be_served_is_one_line(tmp_path: Path, tiny_run: Path) -> None:
+    bundle = tiny_run / "bundle-int8"
+    (tmp_path / "empty").write_text("# none\n", encoding="utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        cases = [
+            ([tmp_path / "nothing"], "no such bundle"),
+            ([bundle, bundle], "two bundles are called tiny/bundle-int8"),
+            ([bundle, "--port", port], f"port {port} of 127.0.0.1 is in use"),
+            ([bundle, "--host", "203.0.113.7"], "no address 203.0.113.7"),
+            ([bundle, "--api-key-file", tmp_path / "none"], "cannot read the keys"),
+            ([bundle, "--api-key-file", tmp_path / "empty"], "holds no key"),
+            ([bundle, "--certificate", bundle], "--certificate and --key go together"),
+            ([bundle, "--certificate", tmp_path / "empty", "--key", tmp_path / "empty"], "cannot use the certificate"),
+            ([bundle, "--target-accuracy", 0.9], "not calibrated"),
+            ([bundle, "--escalate-to", "http://127.0.0.1:9/v1"], "go together"),
+            ([bundle, "--escalate-to", "http://127.0.0.1:9/v1", "--escalate-model", "m"], "requires a confidence threshold"),
+        ]
+        for arguments, complaint in cases:
+            done = mmedge("serve", *arguments)
+            assert is_one_line_error(done) and complaint in done.err, (arguments, done.err)
