@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -13,6 +13,7 @@ from mmedge.cli.asking import Abstention, Escalation, bigger_model
 from mmedge.cli.common import Threads, need
 from mmedge.errors import MmedgeError
 
+_ATTEMPTS = 2  # of the bigger model: a client waits
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
@@ -57,6 +58,9 @@ def serve(
         bool | None,
         typer.Option("--constrained/--free", help="Allow only answers of the task's form. Default: each bundle's setting."),
     ] = None,
+    escalate_timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for one attempt of the bigger model.")
+    ] = 20.0,
     threads: Threads = None,
 ) -> None:
     """Serve bundles over HTTP, in OpenAI's protocol, with confidence."""
@@ -64,6 +68,7 @@ def serve(
         need(package, "serve")
     from mmedge.runtime import AnswerOptions
     from mmedge.serve.app import make_app
+    from mmedge.serve.cascade import Cascade
     from mmedge.serve.models import open_models
     from mmedge.serve.server import check_certificate, listening
     from mmedge.serve.server import serve as serve_until_told
@@ -74,7 +79,8 @@ def serve(
     if access.certificate is not None and access.key is not None:
         check_certificate(access.certificate, access.key)
     keys = read_keys(access.api_key_file) if access.api_key_file else ()
-    bigger = bigger_model(escalation)
+    endpoint = bigger_model(escalation)
+    bigger = Cascade(replace(endpoint, timeout=escalate_timeout, attempts=_ATTEMPTS)) if endpoint else None
     models = open_models(bundles, threads)
     options = AnswerOptions(constrained=constrained, escalate_to=bigger, **asdict(abstention))
     for model in models.values():
@@ -87,6 +93,9 @@ def serve(
         typer.echo("notice: everybody who reaches this address is answered; --api-key-file lets in only those with a key", err=True)
     scheme, port = "https" if access.certificate else "http", listener.getsockname()[1]
     host = f"[{access.host}]" if ":" in access.host else access.host
-    typer.echo(f"serving {', '.join(models)} at {scheme}://{host}:{port}", err=True)
     gate = make_app(models, Settings(keys, limits, options), sys.stdout if access.access_log else None)
-    serve_until_told(gate, listener, limits, access.certificate, access.key)
+
+    def ready() -> None:
+        typer.echo(f"serving {', '.join(models)} at {scheme}://{host}:{port}", err=True)
+
+    serve_until_told(gate, listener, limits, ready, access.certificate, access.key)

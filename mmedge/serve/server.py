@@ -12,7 +12,7 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import FrameType
 
@@ -98,9 +98,13 @@ def _protocol(seconds: float) -> type[H11Protocol]:
 class _Server(uvicorn.Server):
     """Ends with exit code 0 when it is told to end, and says so to the gate."""
 
-    def __init__(self, config: uvicorn.Config, gate: Gate) -> None:
+    def __init__(self, config: uvicorn.Config, gate: Gate, ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._gate = gate
+        self._gate, self._ready = gate, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -117,13 +121,21 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(gate: Gate, listener: socket.socket, limits: Limits, certificate: Path | None = None, key: Path | None = None) -> None:
+def serve(
+    gate: Gate,
+    listener: socket.socket,
+    limits: Limits,
+    ready: Callable[[], None],
+    certificate: Path | None = None,
+    key: Path | None = None,
+) -> None:
     """Serve until a signal ends it.
 
     Args:
         gate: The application.
         listener: Where clients come.
         limits: What the server bears.
+        ready: Called when requests are answered, and a signal ends the server in order.
         certificate: For TLS; None for none.
         key: Of the certificate.
     """
@@ -144,4 +156,4 @@ def serve(gate: Gate, listener: socket.socket, limits: Limits, certificate: Path
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
-    _Server(config, gate).run([listener])
+    _Server(config, gate, ready).run([listener])

@@ -1,0 +1,148 @@
+"""The cascade: what the student doubts goes to a bigger model; whatever that does, clients get an answer."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from mmedge.errors import MmedgeError
+from mmedge.runtime.escalation import EscalatedAnswer
+from mmedge.serve.cascade import Cascade
+from mmedge.tasks.base import Example
+from mmedge.tasks.forms import AnswerForm
+from mmedge.tasks.forms.expression import ExpressionForm
+from tests.serve.conftest import T5
+from tests.serve.running import QUESTION, serving
+
+RIGHT = json.dumps(
+    {
+        "choices": [{"message": {"content": "She adds.\nThe answer is: 3 + 4"}}],
+        "usage": {"prompt_tokens": 1000, "completion_tokens": 100},
+    }
+).encode()
+ASKED = {"model": T5, "question": QUESTION}
+DOUBT = ("--abstain-below", 1.0, "--escalate-model", "big", "--escalate-timeout", 0.5)
+
+
+@contextmanager
+def bigger(kind: str) -> Iterator[str]:
+    """An endpoint that answers, or does what bad endpoints do."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response({"redirects": 302, "fails": 500}.get(kind, 200))
+            if kind == "redirects":
+                self.send_header("Location", "http://127.0.0.1:9/v1")
+            if kind == "endless":
+                self.send_header("Content-Length", "1000000000")
+                self.end_headers()
+                for _ in range(200):
+                    self.wfile.write(b" " * 1000)
+                    time.sleep(0.02)
+                return
+            if kind == "slow":
+                time.sleep(1.5)
+            body = {"answers": RIGHT, "slow": RIGHT}.get(kind, b"nonsense")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            pass  # clients that went away
+
+    found = Server(("127.0.0.1", 0), Handler)
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{found.server_port}/v1"
+    found.shutdown()
+    found.server_close()
+
+
+def test_what_the_student_doubts_the_bigger_model_answers(tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIG_KEY", "secret-123")
+    with bigger("answers") as url:
+        options = [*DOUBT, "--escalate-to", url, "--escalate-key", "BIG_KEY", "--price-input", 2, "--price-output", 10]
+        with serving(tmp_path, [tiny_run / "bundle-int8"], *options) as running:
+            reply = running.chat(T5)
+            choice = reply.json["choices"][0]
+            assert choice["message"]["content"] == "3 + 4" and choice["mmedge"]["source"] == "big"
+            assert choice["mmedge"]["value"] == "7" and choice["mmedge"]["guess"]
+            assert reply.headers["x-mmedge-source"] == "bigger" and float(reply.headers["x-mmedge-cost"]) == pytest.approx(0.003)
+            assert running.metric("mmedge_escalation_cost_total") == pytest.approx(0.003)
+            chunks = running.chat(T5, stream=True).events()[:-1]
+            assert "".join(chunk["choices"][0]["delta"].get("content") or "" for _, chunk in chunks) == "3 + 4"
+            assert running.log()[0]["source"] == "bigger"
+            assert "secret" not in running.out.read_text(encoding="utf-8") + running.err.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["fails", "redirects", "nonsense", "slow", "endless"])
+def test_a_bad_bigger_model_leaves_the_students_answer_marked(kind: str, tmp_path: Path, tiny_run: Path) -> None:
+    with bigger(kind) as url, serving(tmp_path, [tiny_run / "bundle-int8"], *DOUBT, "--escalate-to", url) as running:
+        reply = running.post("/v1/answer", ASKED)
+        found = reply.json
+        assert reply.status == 200 and reply.headers["x-mmedge-source"] == "degraded"
+        assert found["degraded"] and found["problem"] and found["answer"] == found["guess"] and not found["withheld"]
+
+
+def test_a_server_that_escalates_to_itself_answers(tmp_path: Path, tiny_run: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = ["--abstain-below", 1.0, "--escalate-to", f"http://127.0.0.1:{port}/v1", "--escalate-model", T5, "--port", port]
+    with serving(tmp_path, [tiny_run / "bundle-int8"], *options) as running:
+        found = running.post("/v1/answer", ASKED).json
+        assert found["degraded"] and found["answer"] == found["guess"]
+        assert running.metric("mmedge_requests_total") <= 8  # it asked itself, and there it ended
+
+
+class _Failing:
+    name = "big"
+    asked = 0
+
+    def ask(self, example: Example, form: AnswerForm) -> EscalatedAnswer:
+        self.asked += 1
+        raise MmedgeError("it is down")
+
+
+def test_a_model_that_keeps_failing_is_left_alone_for_a_while() -> None:
+    failing = _Failing()
+    cascade = Cascade(failing, rest=0.2)
+    for complaint in ("down", "down", "down", "left alone", "left alone"):
+        with pytest.raises(MmedgeError, match=complaint):
+            cascade.ask(Example("q", QUESTION), ExpressionForm())
+    assert failing.asked == 3
+    time.sleep(0.25)
+    with pytest.raises(MmedgeError, match="down"):
+        cascade.ask(Example("q", QUESTION), ExpressionForm())
+
+
+def test_only_so_many_questions_are_in_flight() -> None:
+    gate, inside = threading.Event(), threading.Event()
+
+    class Slow:
+        name = "big"
+
+        def ask(self, example: Example, form: AnswerForm) -> EscalatedAnswer:
+            inside.set()
+            gate.wait(10)
+            return EscalatedAnswer("1", "", 0, 0, 0.0, 0.0)
+
+    cascade = Cascade(Slow(), at_once=1)
+    first = threading.Thread(target=cascade.ask, args=(Example("q", QUESTION), ExpressionForm()))
+    first.start()
+    inside.wait(10)
+    with pytest.raises(MmedgeError, match="already"):
+        cascade.ask(Example("q", QUESTION), ExpressionForm())
+    gate.set()
+    first.join()
