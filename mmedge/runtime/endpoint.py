@@ -70,6 +70,8 @@ class Endpoint:
         """
         started = time.monotonic()
         reply = self._reply((("user", question_for(example, form)),))
+        if reply.completions[0].finish == "refusal":
+            raise MmedgeError(f"{self.name} refuses to answer")
         found = form.read(reply.completions[0].text, example)
         if isinstance(found, Unparsed):
             raise MmedgeError(f"{self.name} replied, but its reply could not be read: {found.value}")

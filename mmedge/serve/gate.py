@@ -91,8 +91,6 @@ class Gate:
 
     async def _passed(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] not in HEALTH:
-            if self.draining:
-                raise ApiError(503, "the server is shutting down", "shutting_down", retry_after=5)
             if self._active > self._limits.clients:
                 raise ApiError(503, "too many requests at once", "overloaded", retry_after=1)
             scope["state"]["client"] = f"{self._let_in(scope)} {(scope.get('client') or ('',))[0]}"

@@ -154,8 +154,8 @@ def test_on_sigterm_what_is_being_answered_is_answered(tmp_path: Path, tiny_run:
         threads = [threading.Thread(target=ask) for _ in range(6)]
         for thread in threads:
             thread.start()
-        while running.metric("mmedge_running") < 1:
-            pass
+        while running.metric("mmedge_running") + len(statuses) < 6:
+            time.sleep(0.01)
         assert running.stop() == 0
         for thread in threads:
             thread.join()
