@@ -49,7 +49,7 @@ class Student:
         self.bundle, self.speaker = bundle, speaker
         cores = usable_cores()
         # a small student's linear layer is done before a second thread wakes up, but a second batch keeps a second core busy
-        self._workers = max(1, cores // (threads or bundle.manifest.threads or cores))
+        self.workers = max(1, cores // (threads or bundle.manifest.threads or cores))
         self.confidence = Confidence.from_manifest(bundle.manifest.confidence)
 
     @classmethod
@@ -108,7 +108,7 @@ class Student:
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise MmedgeError(f"batch must be a whole number of at least 1, got {batch!r}")
         size = max(1, batch // settled.strategy.samples) if settled.strategy.kind == "samples" else batch
-        workers = self._workers if size > 1 else 1
+        workers = self.workers if size > 1 else 1
         if workers > 1 and len(examples) > 1:
             size = max(1, min(size, -(-len(examples) // workers)))
             with ThreadPoolExecutor(workers) as pool:

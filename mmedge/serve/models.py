@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from mmedge.engines.batching import BatchingEngine
 from mmedge.errors import MmedgeError
 from mmedge.folders import MANIFEST
 from mmedge.runtime import Answer, AnswerOptions, Student
@@ -31,6 +32,16 @@ class Model:
     created: int
     _settled: dict[AnswerOptions, SettledOptions] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def share(self, rows: int, told: Callable[[int], None]) -> None:
+        """Let requests that come at once be written together.
+
+        Args:
+            rows: The most in a batch.
+            told: Called with the rows of every batch.
+        """
+        speaker = self.student.speaker
+        self.student.speaker = speaker.on(BatchingEngine(speaker.engine, self.student.workers, rows, told))
 
     @cached_property
     def fingerprint(self) -> str:
