@@ -156,6 +156,9 @@ class TokenWriter:
     def _choose(self, logits: Logits, row: int, likeliest: int) -> int:
         """Return a row's token where it is sampled or constrained."""
         how, constraint = self._how, self._how.constraints[row] if self._how.constraints else None
+        permits = None if self._drawn else getattr(constraint, "permits", None)
+        if permits is not None and permits(self.written[row], likeliest):
+            return likeliest
         ids = None if constraint is None else constraint.allowed(self.written[row])
         if ids is None and not self._drawn:
             return likeliest

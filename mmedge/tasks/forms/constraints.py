@@ -21,7 +21,7 @@ class Constraint(Protocol):
     """What may be written in one row.
 
     One that knows which tokens must follow also has `forced(written)`, which returns them in order, without the end token; an
-    engine reads them together.
+    engine reads them together. One that finds out about a single token faster has `permits(written, token)`.
     """
 
     def allowed(self, written: Sequence[int]) -> Tokens | None:

@@ -52,6 +52,9 @@ def _drawn(constraint: GuidedConstraint, limit: int, eos: int, random: Random) -
         assert len(ids), written
         assert not forced or list(ids) == forced[:1]
         token = int(random.choice(ids.tolist()))
+        assert constraint.permits(written, token)
+        other = random.randrange(300)
+        assert constraint.permits(written, other) == (other in ids)
         if token == eos:
             return written, True
         written.append(token)

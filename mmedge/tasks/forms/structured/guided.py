@@ -22,6 +22,7 @@ from mmedge.tasks.forms.constraints import Constrainer, Tokens
 from mmedge.tasks.forms.structured.regex import Completions, Regex, literal, sequence, text_of
 
 _PREFERRED = "0aeA1 ._-x"  # what completes a text where many characters would
+_SLICES = [rf'[^;)\]"\\\x00-\x1F\x7F]{count}' for count in ("{1,10}", "{1,30}", "+")]  # tokens of texts, whose masks are kept
 _MARGIN = 4  # tokens: the rest of a character that was begun, and the end
 
 
@@ -72,7 +73,8 @@ class Vocabulary:
         self.ids = {found: number for number, found in reversed(list(enumerate(self.bytes))) if found}
         self.longest = max(map(len, self.ids))
         self.llguidance: Any = llguidance
-        self.tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Encoding(self, tokenizer)))
+        slices = [*llguidance.LLTokenizer.general_slices(), *_SLICES]
+        self.tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Encoding(self, tokenizer)), slices=slices)
 
     def matcher(self, regex: str) -> Any:
         """Return what masks the tokens of one text."""
@@ -165,8 +167,13 @@ class Language:
         """Return how many tokens the shortest way to the end takes."""
         return self._ways[self._nearest(states)].tokens
 
-    def way_out(self, states: frozenset[int]) -> list[int]:
-        """Return the tokens of the shortest way to the end."""
+    def way_out(self, written: Sequence[int]) -> list[int] | None:
+        """Return the tokens of the shortest way to the end; None where what is written ends within a character."""
+        decoder, states = codecs.getincrementaldecoder("utf-8")(), self.automaton.start
+        for character in decoder.decode(b"".join(self.vocabulary.bytes[token] or b"" for token in written)):
+            states = self.automaton.after(states, character)
+        if decoder.getstate()[0]:
+            return None
         state, found = self._nearest(states), list[int]()
         while (way := self._ways[state]).ids:
             found += way.ids
@@ -199,8 +206,6 @@ class GuidedConstraint:
     def _begin(self) -> None:
         self._matcher = self._language.matcher()
         self._written: list[int] = []
-        self._states = self._language.automaton.start
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._closing: list[int] | None = None
 
     def _follow(self, written: Sequence[int]) -> None:
@@ -210,27 +215,33 @@ class GuidedConstraint:
         for token in written[len(self._written) :]:
             if self._closing is None:
                 self._matcher.consume_token(token)
-                for character in self._decoder.decode(self._language.vocabulary.bytes[token] or b""):
-                    self._states = self._language.automaton.after(self._states, character)
             elif self._closing and self._closing[0] == token:
                 self._closing.pop(0)
             self._written.append(token)
 
     def allowed(self, written: Sequence[int]) -> Tokens:
         self._follow(written)
-        left = self._limit - len(written)
-        if self._closing is None and left <= self._language.most + _MARGIN:
-            begun = self._decoder.getstate()[0]
-            if not begun:
-                self._closing = self._language.way_out(self._states)
-            else:  # a character is not complete: one byte after the other
-                ids = self._masked()
-                return np.array(
-                    [one for one in ids.tolist() if len(self._language.vocabulary.bytes[one] or b"") == 1], dtype=np.int64
-                )
+        if self._closing is None and self._limit - len(written) <= self._language.most + _MARGIN:
+            self._closing = self._language.way_out(self._written)
+            if self._closing is None:  # a character is not complete: one byte after the other
+                bytes_ = self._language.vocabulary.bytes
+                return np.array([one for one in self._masked().tolist() if len(bytes_[one] or b"") == 1], dtype=np.int64)
         if self._closing is not None:
             return np.array([self._closing[0] if self._closing else self._language.vocabulary.eos], dtype=np.int64)
         return self._masked()
+
+    def permits(self, written: Sequence[int], token: int) -> bool:
+        """Return whether a token may follow: much faster than all that may."""
+        self._follow(written)
+        if self._closing is not None or self._limit - len(written) <= self._language.most + _MARGIN:
+            return token in self.allowed(written)
+        if token == self._language.vocabulary.eos:
+            return bool(self._matcher.is_accepting())
+        tokens = self._language.vocabulary.bytes
+        if token >= len(tokens) or tokens[token] is None:  # logits may have more places than there are tokens
+            return False
+        forced = self._matcher.compute_ff_tokens()
+        return token == forced[0] if forced else bool(self._matcher.validate_tokens([token]))
 
     def forced(self, written: Sequence[int]) -> list[int]:
         """Return the tokens that must follow, as far as they are known."""
