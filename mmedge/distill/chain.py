@@ -11,7 +11,7 @@ from typing import Any
 from mmedge.annotations.reading import EvaluatedCot
 from mmedge.distill.checks import check_targets
 from mmedge.distill.durable import StageResult
-from mmedge.distill.folds import unseen_answers
+from mmedge.distill.folds import unseen_answers, unseen_cots
 from mmedge.distill.material import Material, tokenizer_texts
 from mmedge.distill.measure import Measure
 from mmedge.distill.objectives import OBJECTIVES, LessonSource, UnseenSection
@@ -115,10 +115,9 @@ class StageChain:
             student: As the stage before left it.
             folder: Where the stage keeps its files.
         """
-        key, own = self.key(stage), []
+        key, own = self.key(stage), list[tuple[EvaluatedCot, ...]]()
         if stage.own_cots and self.recipe.method.own_cots:
-            session, path = self.session, folder / "own.json"
-            own = graded_own_cots(student, self.recipe, self.learned, path, key, session.devices, session.progress)
+            own = self._own_cots(student, folder, key)
         unseen = [unseen_answers(self, section, folder) for section in self._unseen_sections(stage)]
         plan = StagePlan(
             name=stage.name,
@@ -131,6 +130,13 @@ class StageChain:
             validate=lambda: stage.validate(self.measure, student),
         )
         return StageTrainer(student, plan, self.session).run()
+
+    def _own_cots(self, student: TorchStudent, folder: Path, key: str) -> list[tuple[EvaluatedCot, ...]]:
+        """Return chains of thought of the student's own, graded, or of students that had not seen the questions."""
+        if self.recipe.method.own_folds:
+            return unseen_cots(self, folder)
+        devices, progress = self.session.devices, self.session.progress
+        return graded_own_cots(student, self.recipe, self.learned, folder / "own.json", key, devices, progress)
 
     def _unseen_sections(self, stage: Stage) -> list[UnseenSection]:
         """Return the settings of a stage's objectives that learn from answers to unseen questions."""

@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
 from mmedge.distill.durable import once
 from mmedge.distill.labels import trusted_answer
 from mmedge.distill.objectives import OBJECTIVES, UnseenSection
+from mmedge.distill.own import graded_own_cots
 from mmedge.distill.scoring import own_answers
-from mmedge.recipe import Recipe
+from mmedge.recipe import MethodSection, StageSection, TrainingSection
 from mmedge.storage import read_json
-from mmedge.tasks import Example
+from mmedge.students.student import TorchStudent
 
 if TYPE_CHECKING:
     from mmedge.distill.chain import StageChain
-
-REASONING = "stage2"
 
 
 def folds_of(ids: Sequence[str], folds: int, seed: int) -> list[int]:
@@ -38,20 +38,77 @@ def folds_of(ids: Sequence[str], folds: int, seed: int) -> list[int]:
     return found
 
 
-def fold_recipe(recipe: Recipe, folds: int) -> Recipe:
-    """Return the recipe of a fold's student: reasoning alone, as long as its share of the questions takes."""
-    kept = {name: section for name, section in recipe.method.objectives.items() if not OBJECTIVES[name].unseen}
-    changes = {"objectives": kept, "self_evaluation": False, "own_cots": 0}
-    stage = recipe.training.stage2
-    if stage.max_steps is not None:
-        steps = max(1, round(stage.max_steps * (folds - 1) / folds))
-        stage = stage.model_copy(update={"max_steps": steps, "evaluate_every": steps})  # the last weights are taken
-    training = recipe.training.model_copy(update={REASONING: stage, "keep": "last"})
-    return recipe.model_copy(update={"method": recipe.method.model_copy(update=changes), "training": training})
+@dataclass(frozen=True)
+class Fold:
+    """A fold of the training questions, and the student that has not seen them.
+
+    Attributes:
+        rows: Places of its questions among all training questions.
+        questions: Its questions.
+        chain: The training of its student.
+        place: Where what is finished is kept.
+        name: What it is called in what is shown.
+    """
+
+    rows: Sequence[int]
+    questions: Sequence[AnnotatedExample]
+    chain: StageChain
+    place: Path
+    name: str
+
+    def student(self, path: Path, key: str) -> TorchStudent | None:
+        """Train its student; None where what it is to write is already in a file, under a key."""
+        if self.chain.session.devices.from_main(lambda: path.is_file() and read_json(path).get("key") == key):
+            return None
+        self.chain.session.progress.line(
+            f"{self.name}: a student of {len(self.chain.material.train)} questions writes for the other {len(self.rows)}"
+        )
+        student = self.chain.student()
+        for stage in self.chain.stages:
+            self.chain.train(stage, student, self.place / stage.name)
+        return student
+
+    def forget(self) -> None:
+        """Remove the student's weights."""
+        if self.chain.session.devices.main:
+            for stage in self.chain.stages:
+                shutil.rmtree(self.place / stage.name / "best", ignore_errors=True)
+
+
+def folds_for(chain: StageChain, count: int, folder: Path, method: MethodSection) -> Iterator[Fold]:
+    """Yield the folds of a training's questions.
+
+    Args:
+        chain: The training.
+        count: How many folds.
+        folder: Where what is finished is kept.
+        method: What their students learn, for as many steps as their share of the questions takes.
+    """
+    train = chain.learned.train
+    place_of = folds_of([annotated.example.id for annotated in train], count, chain.recipe.seed)
+    recipe = chain.recipe.model_copy(update={"method": method, "training": shortened(chain.recipe.training, (count - 1) / count)})
+    for number in range(count):
+        rows = [place for place, fold in enumerate(place_of) if fold == number]
+        rest = [annotated for annotated, fold in zip(train, place_of, strict=True) if fold != number]
+        material = replace(chain.material, train=rest, hash=f"{chain.material.hash}/fold {number} of {count}")
+        own = [train[row] for row in rows]
+        name = f"fold {number + 1} of {count}"
+        yield Fold(rows, own, replace(chain, recipe=recipe, material=material), folder / f"fold{number + 1}", name)
+
+
+def shortened(training: TrainingSection, share: float) -> TrainingSection:
+    """Return a training whose stages 1 and 2 have this share of their steps, validate once, and keep their last weights."""
+    changes: dict[str, Any] = {"keep": "last"}
+    for name in ("stage1", "stage2"):
+        stage: StageSection = getattr(training, name)
+        if stage.max_steps is not None:
+            steps = max(1, round(stage.max_steps * share))
+            changes[name] = stage.model_copy(update={"max_steps": steps, "evaluate_every": steps})
+    return training.model_copy(update=changes)
 
 
 def unseen_answers(chain: StageChain, section: UnseenSection, folder: Path) -> list[tuple[str, ...]]:
-    """Let fold students answer the training questions.
+    """Let fold students, which learn to reason alone, answer the training questions.
 
     Args:
         chain: The training that they are part of.
@@ -61,59 +118,61 @@ def unseen_answers(chain: StageChain, section: UnseenSection, folder: Path) -> l
     Returns:
         For each training question, its answers, the first one greedy.
     """
-    train, progress = chain.learned.train, chain.session.progress
-    place_of = folds_of([annotated.example.id for annotated in train], section.folds, chain.recipe.seed)
+    method, train = chain.recipe.method, chain.learned.train
+    kept = {name: one for name, one in method.objectives.items() if not OBJECTIVES[name].unseen and one.stage != "stage3"}
+    reasoning = method.model_copy(update={"objectives": kept, "self_evaluation": False, "own_cots": 0, "own_folds": 0})
     found: list[tuple[str, ...]] = [()] * len(train)
-    for number in range(section.folds):
-        own = [place for place, fold in enumerate(place_of) if fold == number]
-        rest = [annotated for annotated, fold in zip(train, place_of, strict=True) if fold != number]
-        material = replace(chain.material, train=rest, hash=f"{chain.material.hash}/fold {number} of {section.folds}")
-        fold = replace(chain, recipe=fold_recipe(chain.recipe, section.folds), material=material)
-        place = folder / f"fold{number + 1}"
-        counts = f"a student of {len(rest)} questions answers the other {len(own)}"
-        progress.line(f"fold {number + 1} of {section.folds}: {counts}, {section.answers} times")
-        asked = [train[row].example for row in own]
-        for row, answers in zip(own, _answers_of(fold, section, asked, place), strict=True):
+    for fold in folds_for(chain, section.folds, folder, reasoning):
+        for row, answers in zip(fold.rows, _answers_of(fold, section), strict=True):
             found[row] = tuple(answers)
-    form, human = chain.material.task.form, chain.recipe.method.labels == "human"
+    form, human = chain.material.task.form, method.labels == "human"
     graded = [
         form.agrees(answer, trusted, annotated.example.choices)
         for annotated, answers in zip(train, found, strict=True)
         if (trusted := trusted_answer(annotated, form, human=human)) is not None
         for answer in answers
     ]
-    progress.line(f"answers to unseen questions: {len(graded)} can be graded, of which {sum(graded)} are right")
+    chain.session.progress.line(f"answers to unseen questions: {len(graded)} can be graded, of which {sum(graded)} are right")
     return found
 
 
-def _answers_of(fold: StageChain, section: UnseenSection, examples: Sequence[Example], place: Path) -> list[list[str]]:
-    """Return what a fold's student answers to some questions; it is trained where that is not known yet."""
-    path, session = place / "answers.json", fold.session
-    key = f"{fold.key()}/{section.answers}/{section.temperature}"
-    known = session.devices.from_main(lambda: path.is_file() and read_json(path).get("key") == key)
-    student = None
-    if not known:
-        student = fold.student()
-        for stage in fold.stages:
-            fold.train(stage, student, place / stage.name)
+def _answers_of(fold: Fold, section: UnseenSection) -> list[list[str]]:
+    """Return what a fold's student answers."""
+    path, chain = fold.place / "answers.json", fold.chain
+    key = f"{chain.key()}/{section.answers}/{section.temperature}"
+    student = fold.student(path, key)
 
     def write() -> list[list[str]]:
         assert student is not None
+        examples, seed = [annotated.example for annotated in fold.questions], chain.recipe.seed * 1000
+        limit, form, progress = chain.recipe.generation.max_answer_tokens, chain.material.task.form, chain.session.progress
         columns = [
-            own_answers(
-                student,
-                fold.material.task.form,
-                examples,
-                fold.recipe.generation.max_answer_tokens,
-                section.temperature if number else 0.0,
-                fold.recipe.seed * 1000 + number,
-                session.progress,
-            )
+            own_answers(student, form, examples, limit, section.temperature if number else 0.0, seed + number, progress)
             for number in range(section.answers)
         ]
         return [list(row) for row in zip(*columns, strict=True)]
 
-    answers: list[list[str]] = session.devices.from_main(lambda: once(path, key, write))
-    if session.devices.main:
-        shutil.rmtree(place / REASONING / "best", ignore_errors=True)
+    answers: list[list[str]] = chain.session.devices.from_main(lambda: once(path, key, write))
+    fold.forget()
     return answers
+
+
+def unseen_cots(chain: StageChain, folder: Path) -> list[tuple[EvaluatedCot, ...]]:
+    """Let fold students, which learn all that comes before stage 3, write chains of thought for the training questions.
+
+    Returns:
+        For each training question, its chains of thought, graded; see `graded_own_cots`.
+    """
+    method = chain.recipe.method
+    kept = {name: one for name, one in method.objectives.items() if one.stage != "stage3"}
+    before = method.model_copy(update={"objectives": kept, "own_cots": 0, "own_folds": 0})
+    found: list[tuple[EvaluatedCot, ...]] = [()] * len(chain.learned.train)
+    for fold in folds_for(chain, method.own_folds, folder, before):
+        path, session = fold.place / "own.json", chain.session
+        key = f"{fold.chain.key()}/{method.own_cots}/{method.own_temperature}"
+        student, material = fold.student(path, key), replace(chain.material, train=list(fold.questions))
+        graded = graded_own_cots(student, chain.recipe, material, path, key, session.devices, session.progress)
+        fold.forget()
+        for row, cots in zip(fold.rows, graded, strict=True):
+            found[row] = cots
+    return found

@@ -21,12 +21,12 @@ FIRST_SAMPLE = 1000  # the number of the first, after all of the teacher's
 
 
 def graded_own_cots(
-    student: TorchStudent, recipe: Recipe, material: Material, path: Path, key: str, devices: Devices, progress: Progress
+    student: TorchStudent | None, recipe: Recipe, material: Material, path: Path, key: str, devices: Devices, progress: Progress
 ) -> list[tuple[EvaluatedCot, ...]]:
     """Let a student write chains of thought to its training questions, and grade them by the trusted answer.
 
     Args:
-        student: The student.
+        student: The student; None where it is known that everything was written before.
         recipe: Says how many, how long, and which answers are trusted.
         material: The training questions.
         path: Where what was written is kept, so that it is written once.
@@ -42,6 +42,7 @@ def graded_own_cots(
     form, examples = material.task.form, [annotated.example for annotated in material.train]
 
     def written() -> list[list[list[str | None]]]:
+        assert student is not None
         found = []
         for number in range(method.own_cots):
             temperature = method.own_temperature if number else 0.0

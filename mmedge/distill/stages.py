@@ -120,7 +120,7 @@ STAGES = (
         name="stage3",
         title="Stage 3: the student's own chains of thought",
         objectives=_own,
-        reads=_fields("method", "own_cots", "own_temperature", "own_share"),
+        reads=_fields("method", "own_cots", "own_temperature", "own_share", "own_folds"),
         validate=_own_verdicts,
         own_cots=True,
     ),

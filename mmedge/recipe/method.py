@@ -81,6 +81,13 @@ class MethodSection(Section):
         " Stage 3 learns to judge them beside the teacher's, and to reason from those with the right answer. 0: none.",
     )
     own_temperature: float = Field(default=1.0, gt=0, le=10, description="Sampling temperature of own chains of thought.")
+    own_folds: int = Field(
+        default=0,
+        ge=0,
+        le=10,
+        description="Students that write the own chains of thought in the student's place, each for the questions that it was not"
+        " trained on, at least 2: of questions that were just learned, few answers are wrong. 0: the student itself writes them.",
+    )
     own_share: float = Field(default=0.5, gt=0, lt=1, description="Share of stage 3's lessons that judge.")
     objectives: dict[str, SerializeAsAny[ObjectiveSection]] = Field(
         default_factory=dict,
@@ -115,6 +122,8 @@ class MethodSection(Section):
 
     @model_validator(mode="after")
     def _shares_are_possible(self) -> MethodSection:
+        if self.own_folds == 1:
+            raise ValueError("own_folds: one fold leaves nothing to train on; give 2 or more, or 0")
         if self.schedule == "joint" and self.self_evaluation and not self.rehearsal:
             raise ValueError("rehearsal: a joint schedule needs the share of judging, such as 0.3")
         if self.objectives:

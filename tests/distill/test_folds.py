@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
-from mmedge.distill.folds import fold_recipe, folds_of
+from mmedge.distill.folds import folds_of, shortened
 from mmedge.distill.objectives import OBJECTIVES, LessonSource
 from mmedge.distill.scoring import answer_verdicts
 from mmedge.distill.streams import encode_lesson
@@ -38,9 +38,27 @@ def test_every_question_is_in_one_fold_and_folds_are_even() -> None:
     assert [again[one] for one in ids] == found != folds_of(ids, 3, 1)
 
 
-def test_a_fold_student_learns_to_reason_alone_for_its_share_of_the_steps() -> None:
-    recipe = fold_recipe(validate(tiny_recipe(method=METHOD), "r"), 2)
-    assert not recipe.method.objectives and recipe.training.stage2.max_steps == 6
+def test_a_fold_student_learns_for_its_share_of_the_steps() -> None:
+    training = shortened(validate(tiny_recipe(method=METHOD), "r").training, 1 / 2)
+    assert (training.stage1.max_steps, training.stage2.max_steps, training.keep) == (3, 6, "last")
+
+
+def test_own_chains_of_thought_can_be_those_of_students_that_had_not_seen_the_questions(tmp_path: Path) -> None:
+    method = {"cots_per_visit": 1, "rehearsal": 0.25, "own_cots": 2, "own_folds": 2}
+    values = tiny_recipe(method=method)
+    stage3 = {"max_steps": 4, "batch_size": 8, "evaluate_every": 4}
+    values["training"] = {**values["training"], "stage3": stage3}  # type: ignore[dict-item]
+    recipe, run = write_recipe(tmp_path / "r.yaml", values), tmp_path / "run"
+    done = mmedge("distill", recipe, "--out", run)
+    assert done.code == 0, done.err
+    assert "fold 2 of 2: a student of 66 questions writes for the other 66" in done.err
+    for fold in ("fold1", "fold2"):
+        columns = json.loads((run / "stage3" / fold / "own.json").read_text())["value"]
+        assert [len(column) for column in columns] == [66, 66]
+        assert not list((run / "stage3" / fold).glob("stage*/best"))
+    assert not (run / "stage3" / "own.json").exists()
+    with pytest.raises(MmedgeError, match="one fold leaves nothing"):
+        validate({**values, "method": {**method, "own_folds": 1}}, "r")
 
 
 @pytest.fixture(scope="module", params=["decoder-only", "encoder-decoder"])
@@ -85,7 +103,7 @@ def test_killed_while_a_fold_trains_it_ends_with_the_same_student(tmp_path: Path
     settings = ["--set", "training.checkpoint_minutes=0"]
     done = mmedge("distill", recipe, "--out", whole, *settings)
     assert done.code == 0, done.err
-    assert "fold 2 of 2: a student of 66 questions answers the other 66, 2 times" in done.err
+    assert "fold 2 of 2: a student of 66 questions writes for the other 66" in done.err
     assert "answers to unseen questions: " in done.err
     stage = whole / "stage2"
     first, second = (json.loads((stage / f"fold{n}" / "answers.json").read_text())["value"] for n in (1, 2))
