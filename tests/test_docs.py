@@ -16,8 +16,10 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +179,9 @@ def run(command: str, place: Place) -> None:
     """Run a command in its folder; it must succeed."""
     left, _, piped = command.partition(" < ")
     words = small(left, place.asked)
+    if words[1] == "serve":
+        served(words, place)
+        return
     given = (place.folder / piped.strip()).read_text(encoding="utf-8") if piped else ""
     if words[0] != "mmedge":
         return finished([sys.executable, "-m", *RUN_AS[words[0]], *words[1:]], place, given)
@@ -184,6 +189,19 @@ def run(command: str, place: Place) -> None:
     told = place.folder / ".told"
     started = start(words[1:], cwd=place.folder, env=environment(place), stdin=place.folder / ".given", stderr=told)
     assert started.wait(timeout=600) == 0, told.read_text(encoding="utf-8")[-2000:]
+
+
+def served(words: list[str], place: Place) -> None:
+    """Run a server, at any free port, until it answers; then it must end in order."""
+    told = place.folder / ".told"
+    told.write_text("", encoding="utf-8")
+    started = start([*words[1:], "--port", 0], cwd=place.folder, env=environment(place), stderr=told)
+    deadline = time.monotonic() + 120
+    while "serving " not in told.read_text(encoding="utf-8"):
+        assert started.poll() is None and time.monotonic() < deadline, told.read_text(encoding="utf-8")[-2000:]
+        time.sleep(0.01)
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(timeout=60) == 0, told.read_text(encoding="utf-8")[-2000:]
 
 
 def environment(place: Place) -> dict[str, str]:

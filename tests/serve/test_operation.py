@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import http.client
 import json
+import re
 import socket
 import ssl
 import threading
@@ -141,6 +143,17 @@ def test_headers_of_the_page_and_of_everything_else(server: Running) -> None:
             and "frame-ancestors 'none'" in headers["content-security-policy"]
         )
         assert not any(name.startswith("access-control") for name in headers)
+
+
+def test_the_page_runs_nothing_but_its_own_script(server: Running) -> None:
+    reply = server.get("/")
+    page, policy = reply.body.decode(), reply.headers["content-security-policy"]
+    for tag in ("script", "style"):
+        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, flags=re.DOTALL)
+        assert f"{tag}-src 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" in policy
+    assert "http" not in page and "src=" not in page and "innerHTML" not in page and "style=" not in page
+    names = re.findall(r'<(?:select|textarea|input type="range") id="(\w+)"', page)
+    assert all(f'for="{name}"' in page for name in names) and len(names) >= 3
 
 
 def test_on_sigterm_what_is_being_answered_is_answered(tmp_path: Path, tiny_run: Path) -> None:
