@@ -41,11 +41,18 @@ def write_report(report: BenchReport, folder: Path) -> str:
 # ------------------------------------------------------------------------------------------------------- tables
 
 
+def _fields(variant: MeasuredVariant, split: str) -> str:
+    found = variant.answer_scores.get(split)
+    return number(found.all_fields.f1, 3) if found is not None else ""
+
+
 def _summary(report: BenchReport) -> Table:
     """Return the table of all variants; the times are also ratios to the first that was measured."""
     columns: list[tuple[str, Callable[[MeasuredVariant], str]]] = []
     for split in report.questions:
         columns.append((f"answers: {split}", lambda v, split=split: share_of(v.answer_accuracy.get(split))))  # type: ignore[misc]
+        if any(split in variant.answer_scores for variant in report.measured):
+            columns.append((f"fields, F1: {split}", lambda v, split=split: _fields(v, split)))  # type: ignore[misc]
     if any(variant.verdict_accuracy.total for variant in report.measured):
         columns.append(("verdicts", lambda v: share_of(v.verdict_accuracy)))
         columns.append(("verdicts, balanced", lambda v: number(v.verdict_balanced_accuracy, 3)))

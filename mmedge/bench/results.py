@@ -214,6 +214,24 @@ class FailedVariant(VariantResult):
         return f"{self.problem} → {self.hint}" if self.hint else self.problem
 
 
+class FieldScore(ReportPart):
+    """How often a field of structured answers was right; None where it was never written, or no label has it."""
+
+    f1: float | None
+    precision: float | None
+    recall: float | None
+    labels: int
+
+
+class AnswerScores(ReportPart):
+    """What structured answers are worth beyond being right as a whole: the share that is valid, and their fields."""
+
+    answers: int
+    valid: float
+    all_fields: FieldScore
+    fields: dict[str, FieldScore]
+
+
 class MeasuredVariant(VariantResult):
     """A variant that was measured; what belongs to another scenario is None, or empty."""
 
@@ -225,6 +243,7 @@ class MeasuredVariant(VariantResult):
     cpus: int | None
     memory_limit: str | None
     answer_accuracy: dict[str, Share]
+    answer_scores: dict[str, AnswerScores] = {}
     withheld: int
     confidence: ConfidenceQuality | None
     verdict_accuracy: Share

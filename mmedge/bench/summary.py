@@ -7,6 +7,7 @@ from typing import Any
 
 from mmedge.bench.ceilings import Ceilings
 from mmedge.bench.results import (
+    AnswerScores,
     ConfidenceQuality,
     FailedVariant,
     Interval,
@@ -83,6 +84,7 @@ def measured(
         cpus=settings.cpus,
         memory_limit=None if settings.memory_limit is None else size(settings.memory_limit),
         answer_accuracy={split: Share.of([one for one in outcomes if one is not None]) for split, outcomes in right.items()},
+        answer_scores={split: found for split, said in row.said.items() if (found := _scores(said, questions)) is not None},
         withheld=sum(one.withheld for said in row.said.values() for one in said),
         confidence=_confidence(row, right) if settings.ask == "confidence" else None,
         verdict_accuracy=Share.of([says == truth for says, truth in judged]),
@@ -114,6 +116,13 @@ def _right(said: Sequence[Said], questions: EvaluationSet) -> list[bool | None]:
         None if one.example.label is None else questions.form.agrees(one.text, one.example.label, one.example.choices)
         for one in said
     ]
+
+
+def _scores(said: Sequence[Said], questions: EvaluationSet) -> AnswerScores | None:
+    """Return the scores of fields where the form of the answers has any."""
+    pairs = [(one.text, one.example.label) for one in said if one.example.label is not None]
+    found = questions.form.scores([text for text, _ in pairs], [label for _, label in pairs]) if pairs else None
+    return None if found is None else AnswerScores.model_validate(found)
 
 
 def _confidence(row: Row, right: dict[str, list[bool | None]]) -> ConfidenceQuality | None:

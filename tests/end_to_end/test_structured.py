@@ -122,3 +122,6 @@ def test_bench_judges_calls(run: Path, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     row = json.loads(done.out)["variants"][0]
     assert row["answer_accuracy"]["test"]["total"] == 4
+    scores = row["answer_scores"]["test"]
+    assert scores["answers"] == 4 and 0 <= scores["valid"] <= 1
+    assert scores["fields"]["BuyThings.thing"]["labels"] == 4 and scores["all_fields"]["labels"] == 12
