@@ -174,6 +174,13 @@ def test_scalars_are_answers_too(tmp_path: Path) -> None:
     assert form.agrees("4.0", "4") and form.canonical("none") is None
 
 
+def test_a_text_that_looks_like_json_comes_back(tmp_path: Path) -> None:
+    form = _schema(tmp_path, {"enum": ["{}", "[1]", '{"a": 1}', "4", 4]})
+    for value in ("{}", "[1]", '{"a": 1}', "4"):
+        answer = form.canonical(json.dumps(value))
+        assert answer is not None and form.value_of(answer) == json.dumps(value) and form.language().matches(answer)
+
+
 def test_a_text_of_a_pattern_is_read(tmp_path: Path) -> None:
     form = open_form({"form": "regex", "settings": {"pattern": "[A-Z]{2}-[0-9]+( [a-z]+)?"}}, tmp_path)
     assert form.read("Seen on the box. The answer is **AB-12** as printed.", EXAMPLE) == ChainOfThought("Seen on the box.", "AB-12")

@@ -22,7 +22,7 @@ from mmedge.tasks.forms.structured.regex import (
 )
 
 UNSAFE = ';)]"\\'  # in a text without quotes; at its beginning also what opens
-OPENING = '"(['
+OPENING = '"([{'
 PLAIN = without(without(ANY, chars([(0, 31), (127, 127)])), of(UNSAFE))
 _SPACES = chars([(32, 32), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029)])
 _SPACES = chars([*_SPACES.ranges, (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000)])
