@@ -36,4 +36,4 @@ def test_a_recipe_ends_at_the_loss_that_it_always_had(tiny_run: Path) -> None:
     """Each transformers draws the weights of a student from scratch in its own order; the last digits are the processor's."""
     steps = [json.loads(line) for line in (tiny_run / "stage2" / "metrics.jsonl").read_text().splitlines()]
     loss = [step["loss"] for step in steps if "loss" in step][-1]
-    assert loss == pytest.approx({"4": 5.9741, "5": 5.6703}[transformers.__version__[0]], abs=0.01)
+    assert loss == pytest.approx({"4": 6.1665, "5": 5.8657}[transformers.__version__[0]], abs=0.01)

@@ -155,7 +155,8 @@ def test_the_folder_is_what_transformers_expects_and_says_how_good_it_is(exporte
     ours = _logits(open_student(folder).model)
     assert (_logits(plain) - ours).abs().max() < 0.01 * ours.abs().max()  # it multiplies nf4 in float16
     found = to_json(*inspect(folder))
-    assert found["trusted"].startswith("yes") and found["precision"] == precision and found["linears"][precision] == 14
+    assert found["trusted"].startswith("yes") and found["precision"] == precision
+    assert 10 <= found["linears"][precision] <= 14  # of 14; as many as are costly stay in float16 until the student is near enough
     checked = found["verification"]
     assert checked["questions"] == 16 and checked["top1_agreement"] >= 0.9 and 0 < checked["mean_kl"] < 0.05
     assert f">{precision}<" in (exported / "export.html").read_text()

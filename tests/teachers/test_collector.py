@@ -287,7 +287,7 @@ def test_an_endpoint_that_always_says_the_same_is_noticed(tmp_path: Path) -> Non
     with Endpoint(handler=lambda _: (200, {}, completion("3 + 4 = 7. The answer is 7."))) as endpoint:
         recipe = write_recipe(tmp_path / "r.yaml", values(endpoint.url, evaluations_per_cot=0, attempts=2))
         found = mmedge("annotate", recipe, "--out", tmp_path / "run")
-    assert found.code == 0 and "does the endpoint use teacher.temperature?" in found.out
+    assert found.code == 0 and "does the endpoint honour teacher.temperature?" in found.out
     assert f"{QUESTIONS} questions or chains of thought have fewer texts than wanted" in found.out
 
 
