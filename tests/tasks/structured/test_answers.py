@@ -231,8 +231,8 @@ def test_a_bad_list_of_functions_is_one_line(tmp_path: Path, document: Any, mess
 
 
 def test_a_rule_for_no_field_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MmedgeError, match=r"compare\.titel: there is no such field"):
-        _schema(tmp_path, compare={"titel": "casefold"})
+    with pytest.raises(MmedgeError, match=r"compare\.titles: there is no such field"):
+        _schema(tmp_path, compare={"titles": "casefold"})
     with pytest.raises(MmedgeError, match=r"compare\.town: there is no such argument"):
         _tools(tmp_path, compare={"town": "casefold"})
 
@@ -242,7 +242,7 @@ def test_a_rule_for_no_field_is_refused(tmp_path: Path) -> None:
     [
         ('{"year": 1965}', "the key 'title' is missing"),
         ('{"title": "x", "year": "1965"}', "year: must be integer, found"),
-        ('{"title": "x", "titel": "y"}', "titel: there is no such key"),
+        ('{"title": "x", "titles": "y"}', "titles: there is no such key"),
         ('{"title": "x", "title": "y"}', "the key 'title' occurs twice"),
         ('{"title": "x", "year": NaN}', "NaN is not JSON"),
         ('{"title": "x", "year": 9007199254740993}', "beyond 2"),
