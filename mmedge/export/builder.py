@@ -188,14 +188,14 @@ class GraphBuilder:
         self._nodes.append(helper.make_node("Identity", [value], [name], name=name))
         self._outputs.append(helper.make_tensor_value_info(name, type_, list(shape)))
 
-    def constant(self, name: str, array: NDArray[Any]) -> str:
-        """Return a constant; the same name stands for the same array. float32 becomes what the graph computes in.
+    def constant(self, name: str, array: NDArray[Any], *, exact: bool = False) -> str:
+        """Return a constant; the same name stands for the same array. float32 becomes what the graph computes in, unless `exact`.
 
         Raises:
             MmedgeError: A value is beyond float16's range.
         """
         if name not in self._constants:
-            if array.dtype == np.float32 and self.float_type == TensorProto.FLOAT16:
+            if array.dtype == np.float32 and self.float_type == TensorProto.FLOAT16 and not exact:
                 array = _to_float16(name, array)
             if array.nbytes > SMALL:
                 self._data.write(name, array)

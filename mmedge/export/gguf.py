@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmedge.errors import MmedgeError, missing_extra
-from mmedge.export.architectures.llama import EMBEDDING, LlamaShape, read_shape
+from mmedge.export.architectures.decoder import EMBEDDING, Attention, DecoderShape
+from mmedge.export.architectures.llama import read_shape
 from mmedge.export.weights import HEAD, WeightFiles, has_own_head
 from mmedge.storage import atomic_file, read_json
 
@@ -55,28 +56,31 @@ def write_gguf(student: Path, path: Path, format_: GgufFormat = "Q8_0") -> None:
         raise missing_extra("gguf", "distill") from None
     config = read_json(student / "config.json")
     shape = read_shape(config)
-    if config["model_type"] not in ("llama", "mistral") or any(shape.window):
-        what = "sliding windows" if any(shape.window) else f"model_type {config['model_type']!r}"
+    attention = shape.mixers[0]
+    assert isinstance(attention, Attention)
+    windows = any(isinstance(mixer, Attention) and mixer.window for mixer in shape.mixers)
+    if config["model_type"] not in ("llama", "mistral") or windows:
+        what = "sliding windows" if windows else f"model_type {config['model_type']!r}"
         raise MmedgeError(
             f"{student}: {what} cannot be written as GGUF by mmedge", "convert it with llama.cpp's convert_hf_to_gguf.py"
         )
     weights = WeightFiles(student)
     own_head = has_own_head(weights, EMBEDDING)
-    names = _names(shape.layers, own_head)
+    names = _names(len(shape.mixers), own_head)
     if unknown := sorted(set(weights) - names.keys() - {HEAD}):
         raise MmedgeError(
             f"{student}: the weight {unknown[0]} cannot be written as GGUF by mmedge", "convert it with llama.cpp's own script"
         )
     with atomic_file(path) as temporary:
         writer = gguf.GGUFWriter(temporary, "llama")
-        _describe(writer, config, shape)
+        _describe(writer, config, shape, attention)
         _vocabulary(writer, student, int(config["vocab_size"]))
-        if (factors := _rotary_factors(config, shape)) is not None:
+        if (factors := _rotary_factors(config, attention)) is not None:
             writer.add_tensor("rope_freqs.weight", factors)
         for theirs, ours in names.items():
             weight = weights[theirs]
             if ours.endswith(("attn_q.weight", "attn_k.weight")):
-                weight = _interleaved(weight, shape.heads if ours.endswith("attn_q.weight") else shape.kv_heads)
+                weight = _interleaved(weight, attention.heads if ours.endswith("attn_q.weight") else attention.kv_heads)
             whole = weight.ndim == 1 or (format_ in ("Q8_0", "Q4_0") and weight.shape[1] % _BLOCK)
             kind = gguf.GGMLQuantizationType["F32" if whole else format_]
             writer.add_tensor(ours, gguf.quants.quantize(weight, kind), raw_dtype=kind)
@@ -107,24 +111,25 @@ def _base(config: dict[str, Any]) -> float:
     return float(rotary.get("rope_theta") or config.get("rope_theta") or 10000.0)
 
 
-def _rotary_factors(config: dict[str, Any], shape: LlamaShape) -> NDArray[np.float32] | None:
+def _rotary_factors(config: dict[str, Any], attention: Attention) -> NDArray[np.float32] | None:
     """Return what llama.cpp divides the plain rotary frequencies by, (head_width / 2,); None where they are the plain ones."""
-    plain = _base(config) ** (-np.arange(0, shape.head_width, 2) / shape.head_width)
-    factors = (plain / np.array(shape.frequencies)).astype(np.float32)
+    assert attention.rotary is not None
+    plain = _base(config) ** (-np.arange(0, attention.head_width, 2) / attention.head_width)
+    factors = (plain / np.array(attention.rotary.frequencies)).astype(np.float32)
     return None if np.allclose(factors, 1.0, rtol=1e-4) else factors
 
 
-def _describe(writer: Any, config: dict[str, Any], shape: LlamaShape) -> None:
+def _describe(writer: Any, config: dict[str, Any], shape: DecoderShape, attention: Attention) -> None:
     writer.add_context_length(int(config.get("max_position_embeddings") or shape.positions))
     writer.add_embedding_length(shape.width)
     writer.add_feed_forward_length(int(config["intermediate_size"]))
-    writer.add_block_count(shape.layers)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_key_length(shape.head_width)
-    writer.add_value_length(shape.head_width)
+    writer.add_block_count(len(shape.mixers))
+    writer.add_head_count(attention.heads)
+    writer.add_head_count_kv(attention.kv_heads)
+    writer.add_key_length(attention.head_width)
+    writer.add_value_length(attention.head_width)
     writer.add_layer_norm_rms_eps(shape.epsilon)
-    writer.add_rope_dimension_count(shape.head_width)
+    writer.add_rope_dimension_count(attention.head_width)
     writer.add_rope_freq_base(_base(config))
     writer.add_vocab_size(int(config["vocab_size"]))
 

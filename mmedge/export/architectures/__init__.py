@@ -19,7 +19,7 @@ A decoder (`model.onnx`; of an encoder-decoder `decoder_model.onnx`) takes, for 
 
 and gives `logits` (rows, vocabulary) in float32 and `present.*` for every `past_key_values.*`. An encoder (`encoder_model.onnx`)
 takes `input_ids` and `attention_mask`, (batch, length), and gives the cross-attention's `present.*.encoder.*`, which the decoder
-takes with `encoder_attention_mask`. Where `GraphBuilder.batch_invariant` holds, attention is kept so too: see `llama` for its two
+takes with `encoder_attention_mask`. Where `GraphBuilder.batch_invariant` holds, attention is kept so too: see `decoder` for its two
 inputs more, `attended` and `kept`.
 
 A state that is not an attention cache (a recurrence, a convolution's last inputs) goes by another name:

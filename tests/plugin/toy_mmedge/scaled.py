@@ -12,7 +12,8 @@ import transformers
 from numpy.typing import NDArray
 
 from mmedge.export.architectures import Architecture
-from mmedge.export.architectures.llama import LLAMA, LlamaShape
+from mmedge.export.architectures.decoder import DecoderShape
+from mmedge.export.architectures.llama import LLAMA
 from mmedge.export.builder import Quantizer, WrittenGraphs
 from mmedge.export.weights import Weights
 
@@ -58,11 +59,11 @@ class _ScaledWeights(Mapping[str, NDArray[np.float32]]):
         return len(self._weights)
 
 
-def read_shape(config: Mapping[str, Any]) -> LlamaShape:
+def read_shape(config: Mapping[str, Any]) -> DecoderShape:
     return LLAMA.read_shape({**config, "model_type": "llama"})
 
 
-def write_graphs(shape: LlamaShape, weights: Weights, out: Path, quantizer: Quantizer | None = None) -> WrittenGraphs:
+def write_graphs(shape: DecoderShape, weights: Weights, out: Path, quantizer: Quantizer | None = None) -> WrittenGraphs:
     return LLAMA.write_graphs(shape, _ScaledWeights(weights), out, quantizer)
 
 
