@@ -46,6 +46,9 @@ class Bounds:
     body_timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Within which a request must be there.")] = 10.0
     timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for an answer; then 503.")] = 60.0
     drain: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Time to finish requests on SIGTERM.")] = 30.0
+    cache_memory: Annotated[
+        int, typer.Option(min=1, metavar="MB", help="Memory that each bundle keeps of what its requests have read.")
+    ] = 512
 
 
 def serve(
@@ -86,7 +89,14 @@ def serve(
     for model in models.values():
         model.settled(options)  # refused now rather than at the first request
     limits = Limits(
-        bounds.max_body, bounds.body_timeout, bounds.timeout, bounds.max_clients, bounds.max_waiting, bounds.max_rows, bounds.drain
+        bounds.max_body,
+        bounds.body_timeout,
+        bounds.timeout,
+        bounds.max_clients,
+        bounds.max_waiting,
+        bounds.max_rows,
+        bounds.drain,
+        bounds.cache_memory << 20,
     )
     listener = listening(access.host, access.port)
     if not keys and access.host not in _LOCAL:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mmedge.engines.generation import GREEDY, Decoding, Generation, Logits
 from mmedge.tasks.encoding import Prompt
@@ -30,16 +30,37 @@ class Engine(Protocol):
 
 
 class RowEngine(Protocol):
-    """An engine whose rows join and leave while it runs, for serving many at once; see `rows.generate_by_rows`."""
+    """An engine whose rows join and leave while it runs, for serving many at once; for one thread at a time."""
 
     def join(self, prompt: Prompt, max_new_tokens: int, how: Decoding = GREEDY) -> int:
-        """Begin a row and return its number; it is read at the next step, and `how` is for this row alone."""
+        """Begin a row and return its number; `how` is for this row alone. It is read at coming steps, when there is room.
+
+        With a limit of 0 nothing is written: the row ends when it is read, and `last_logits` says what is behind it.
+        """
         ...
 
     def step(self) -> Sequence[tuple[int, int | None]]:
-        """Write one token of every row: return its number and the token, None where it ends."""
+        """Write at least one token of every row that is read; return numbers and tokens, and None behind the last of a row."""
         ...
 
-    def leave(self, row: int) -> None:
-        """Drop a row; does nothing for one that has ended or does not exist."""
+    def last_logits(self, row: int) -> Logits:
+        """Return the logits behind an ended row that was joined with a limit of 0, (vocabulary,)."""
+        ...
+
+    def leave(self, row: int) -> Generation:
+        """Drop a row, whether it has ended or not, and return what it has written."""
+        ...
+
+
+@runtime_checkable
+class HasRows(Protocol):
+    """An engine that can be shared by many at once, row by row."""
+
+    def rows(self, most: int, most_bytes: int) -> RowEngine | None:
+        """Return an engine of rows, with a cache of its own; None where this variant has none.
+
+        Args:
+            most: Rows that are written at once; further ones wait.
+            most_bytes: Memory of the cache.
+        """
         ...

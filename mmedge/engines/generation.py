@@ -94,7 +94,7 @@ class TokenWriter:
     """
 
     def __init__(self, rows: int, how: Decoding, eos: int, limit: int) -> None:
-        self._how, self._eos, self._limit = how, eos, limit
+        self._how, self._eos, self.limit = how, eos, limit
         self.written: list[list[int]] = [[] for _ in range(rows)]
         self._log: list[list[float]] = [[] for _ in range(rows)]
         self._ended = [False] * rows
@@ -150,7 +150,7 @@ class TokenWriter:
             self._how.on_token(row, token)
         if self._how.stop and self._how.stop(self.written[row]):
             self._ended[row], self.open[row] = True, False
-        elif len(self.written[row]) >= self._limit:
+        elif len(self.written[row]) >= self.limit:
             self.open[row] = False
 
     def _choose(self, logits: Logits, row: int, likeliest: int) -> int:

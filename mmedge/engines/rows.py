@@ -27,25 +27,28 @@ def generate_by_rows(engine: RowEngine, prompts: Sequence[Prompt], max_new_token
     """
     started = time.perf_counter()
     numbers = {engine.join(prompt, max_new_tokens, how.of_rows([row])): row for row, prompt in enumerate(prompts)}
-    found = Generation([[] for _ in prompts], 0.0, 0.0, 0, [], [False for _ in prompts])
+    found = Generation([[] for _ in prompts], 0.0, 0.0, 0, [[] for _ in prompts] if how.scored else [], [False for _ in prompts])
     waiting = set(numbers)
     try:
         while waiting:
             written = engine.step()
             found.steps += 1
-            found.time_to_first_token = found.time_to_first_token or time.perf_counter() - started
             for number, token in written:
                 if number not in waiting:
                     continue  # a row of another caller
-                row = numbers[number]
-                if token is not None:
-                    found.tokens[row].append(token)
-                found.ended[row] = token is None
-                if token is None or len(found.tokens[row]) >= max_new_tokens:
+                found.time_to_first_token = found.time_to_first_token or time.perf_counter() - started
+                if token is None:
                     waiting.discard(number)
-                    engine.leave(number)
+                    put_row(found, numbers[number], engine.leave(number))
     finally:
         for number in waiting:
             engine.leave(number)
     found.seconds = time.perf_counter() - started
     return found
+
+
+def put_row(whole: Generation, row: int, part: Generation) -> None:
+    """Write what a row of an engine has written into a row of a batch."""
+    whole.tokens[row], whole.ended[row] = part.tokens[0], part.ended[0]
+    if whole.log_probabilities and part.log_probabilities:
+        whole.log_probabilities[row] = part.log_probabilities[0]

@@ -318,7 +318,7 @@ def make_app(models: dict[str, Model], settings: Settings, log: TextIO | None = 
     """
     metrics = Metrics()
     for model in models.values():
-        model.share(settings.limits.rows, lambda rows: metrics.observe("mmedge_batch_rows", rows))
+        model.share(settings.limits.rows, settings.limits.cache, lambda rows: metrics.observe("mmedge_batch_rows", rows))
     served = Served(models, settings, metrics, Scheduler(settings.limits.rows, settings.limits.waiting))
 
     async def healthy(_: Request) -> Response:

@@ -17,7 +17,7 @@ HISTOGRAMS = {
     "mmedge_request_seconds": ("Seconds from request to response.", SECONDS),
     "mmedge_queue_seconds": ("Seconds that a request waited for its turn.", SECONDS),
     "mmedge_confidence": ("Confidence of the students' answers.", SHARES),
-    "mmedge_batch_rows": ("Answers or rationales that were written together.", ROWS),
+    "mmedge_batch_rows": ("Answers and rationales that were written together, at each step.", ROWS),
 }
 COUNTERS = {
     "mmedge_requests_total": "Requests, by route and status.",

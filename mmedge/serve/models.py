@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from mmedge.engines.batching import BatchingEngine
+from mmedge.engines.engine import HasRows
+from mmedge.engines.joining import JoiningEngine
 from mmedge.errors import MmedgeError
 from mmedge.folders import MANIFEST
 from mmedge.runtime import Answer, AnswerOptions, Student
@@ -33,15 +35,20 @@ class Model:
     _settled: dict[AnswerOptions, SettledOptions] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def share(self, rows: int, told: Callable[[int], None]) -> None:
+    def share(self, rows: int, cache: int, told: Callable[[int], None]) -> None:
         """Let requests that come at once be written together.
 
         Args:
-            rows: The most in a batch.
-            told: Called with the rows of every batch.
+            rows: The most that are written at once.
+            cache: Bytes of memory for what they have read.
+            told: Called with the rows of every batch, or of every step where rows can join and leave.
         """
-        speaker = self.student.speaker
-        self.student.speaker = speaker.on(BatchingEngine(speaker.engine, self.student.workers, rows, told))
+        speaker, workers = self.student.speaker, self.student.workers
+        engine = speaker.engine
+        lanes = [engine.rows(rows, cache // workers) for _ in range(workers)] if isinstance(engine, HasRows) else []
+        joined = [lane for lane in lanes if lane is not None]
+        shared = JoiningEngine(engine, joined, told) if joined else BatchingEngine(engine, workers, rows, told)
+        self.student.speaker = speaker.on(shared)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -21,6 +21,7 @@ class Limits:
         waiting: Requests that wait for their turn.
         rows: Requests that are answered at once.
         drain: Seconds that requests have to finish when the server is told to stop.
+        cache: Bytes that each bundle keeps of what its requests have read.
     """
 
     body: int = 1 << 20
@@ -30,6 +31,7 @@ class Limits:
     waiting: int = 512
     rows: int = 16
     drain: float = 30.0
+    cache: int = 512 << 20
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 
 from mmedge.engines.drafting import Drafter, HitRates, PhraseTable, StepCosts
 from mmedge.engines.generation import Decoding
+from mmedge.engines.onnx.ahead import Drafting
 from mmedge.engines.onnx.decoding import open_engine
 from mmedge.engines.onnx.graphs import Reading
 from mmedge.errors import MmedgeError
@@ -91,8 +92,9 @@ def test_a_batch_writes_what_each_row_alone_writes_also_when_rows_leave(opened: 
 def _drafting(opened: Opened, phrases: Sequence[Sequence[int]]) -> Any:
     """Give a small student's engine what export gives to large ones."""
     engine: Any = opened.engine
-    engine.drafts, engine.table = True, PhraseTable.of([phrase for phrase in phrases for _ in range(2)])
-    engine.costs, engine.hit_rates = StepCosts({1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3, 5: 1.4, 6: 1.5}), HitRates()
+    table = PhraseTable.of([phrase for phrase in phrases for _ in range(2)])
+    costs = StepCosts({1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3, 5: 1.4, 6: 1.5})
+    engine.drafts, engine.drafting = True, Drafting(table, costs, HitRates())
     return engine
 
 

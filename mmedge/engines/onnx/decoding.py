@@ -9,7 +9,6 @@ token ids alone; knows no text, no tokenizer, no task.
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +16,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from mmedge.engines.drafting import EMPTY, FILE_NAME, Drafter, HitRates, PhraseTable, StepCosts
-from mmedge.engines.engine import Engine
+from mmedge.engines.drafting import EMPTY, FILE_NAME, HitRates, PhraseTable, StepCosts
+from mmedge.engines.engine import Engine, RowEngine
 from mmedge.engines.generation import (
     GREEDY,
     Decoding,
@@ -30,6 +29,7 @@ from mmedge.engines.generation import (
     left_padded,
     right_padded,
 )
+from mmedge.engines.onnx.ahead import ONLY, Ahead, Drafting
 from mmedge.engines.onnx.graphs import Device, Graph, Place, Reading, bound, choose_device
 from mmedge.manifest import Bundle
 from mmedge.tasks.encoding import Prompt
@@ -88,18 +88,22 @@ class DecoderOnlyEngine:
         return self  # these graphs remember nothing between calls
 
 
-class _FusedEngine(ABC):
+class FusedEngine(ABC):
     """Decodes a decoder as mmedge writes it; subclasses say what it is given at the beginning."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: Place = "cpu") -> None:
         self.decoder = Graph(bundle.graph("decoder"), threads, device)
         self.special = bundle.manifest.special_tokens
-        self.costs, self.hit_rates = StepCosts(), HitRates()
         table = bundle.folder / FILE_NAME
-        self.table = PhraseTable.load(table) if table.is_file() else EMPTY
+        self.drafting = Drafting(PhraseTable.load(table) if table.is_file() else EMPTY, StepCosts(), HitRates())
         self.reads_ahead = (self.decoder.rows_alike or self.decoder.steps_alike) and not self.decoder.states  # to the same bits
         # export writes one where drafts pay and change nothing; recurrent states cannot be rewound
         self.drafts = table.is_file() and not self.decoder.states
+
+    @property
+    def held_names(self) -> Sequence[str]:
+        """The inputs of the decoder that `held` returns, but for the mask."""
+        return ()
 
     @abstractmethod
     def held(self, prompts: Sequence[Prompt]) -> dict[str, ort.OrtValue]:
@@ -121,8 +125,16 @@ class _FusedEngine(ABC):
     def conversation(self) -> Engine:
         return _Conversation(self)
 
+    def rows(self, most: int, most_bytes: int) -> RowEngine | None:
+        """See `HasRows`; a graph on another device, or with recurrent states, has none."""
+        from mmedge.engines.onnx.rows import FusedRows
 
-class FusedDecoderOnlyEngine(_FusedEngine):
+        if not self.decoder.shares_memory or self.decoder.states:
+            return None
+        return FusedRows(self, most, most_bytes)
+
+
+class FusedDecoderOnlyEngine(FusedEngine):
     """Decodes `model.onnx` as mmedge writes it."""
 
     def held(self, prompts: Sequence[Prompt]) -> dict[str, ort.OrtValue]:
@@ -132,13 +144,17 @@ class FusedDecoderOnlyEngine(_FusedEngine):
         return (*prompt.context, *prompt.begun)
 
 
-class FusedEncoderDecoderEngine(_FusedEngine):
+class FusedEncoderDecoderEngine(FusedEngine):
     """Decodes `encoder_model.onnx` and `decoder_model.onnx` as mmedge writes them."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: Place = "cpu") -> None:
         super().__init__(bundle, threads, device)
         self._encoder = Graph(bundle.graph("encoder"), threads, device)
         self._held = [name.replace("present", "past_key_values") for name in self._encoder.outputs]
+
+    @property
+    def held_names(self) -> Sequence[str]:
+        return self._held
 
     def held(self, prompts: Sequence[Prompt]) -> dict[str, ort.OrtValue]:
         """Encode contexts so that the result of one does not depend on the others.
@@ -189,7 +205,7 @@ class _Conversation:
     several rows, as for several samples, are read once.
     """
 
-    def __init__(self, engine: _FusedEngine) -> None:
+    def __init__(self, engine: FusedEngine) -> None:
         self._engine = engine
         self._contexts: list[tuple[int, ...]] = []
         self._read: list[list[int]] = []  # what the cache holds of each row
@@ -224,39 +240,13 @@ class _Conversation:
             writer.steps += 1
 
     def _read_ahead(self, writer: TokenWriter, logits: Logits, prompt: Prompt, limit: int, drafted: bool) -> None:
-        """Write one row, several tokens a step where they are known, since nothing else may follow, or can be guessed."""
-        engine, reading, (row,) = self._engine, self._reading, self._read
+        """Write one row, several tokens a step where they are known or can be guessed."""
+        reading, (row,) = self._reading, self._read
         assert reading is not None
-        read_before = (*prompt.context, *prompt.begun) if drafted else ()
-        drafter = Drafter(engine.table if drafted else EMPTY, read_before, engine.costs, engine.hit_rates)
-        only = np.zeros(1, dtype=np.int64)
-        token = int(writer.take(logits, only)[0])
+        ahead = Ahead(self._engine.drafting, (*prompt.context, *prompt.begun) if drafted else None, limit)
+        token = int(writer.take(logits, ONLY)[0])
         while writer.open[0]:
-            drafter.extend([token])
-            most = limit - len(writer.written[0]) - 1
-            guesses = known = writer.forced(0)[:most]
-            if drafted and not known:
-                guesses = drafter.guess(most)
-            started = time.perf_counter()
-            read = [token, *guesses]
-            if guesses:
-                ids = np.array([read], dtype=np.int64)
-                logits = reading.read(ids, np.array([len(read)]), np.arange(len(read)))
-            else:
-                logits = reading.step(np.array([token]))
-            engine.costs.saw(len(read), time.perf_counter() - started)
-            writer.steps += 1
-            right = 0
-            while True:
-                token = int(writer.take(logits[right : right + 1], only)[0])
-                if not writer.open[0] or right == len(guesses) or token != guesses[right]:
-                    break
-                right += 1
-            row += read[: right + 1]
-            reading.rewind(len(row))
-            drafter.extend(guesses[:right])
-            if guesses and not known:
-                drafter.came_true(right)
+            token = ahead.step(writer, reading, row, token)
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
         return np.array(self._last_logits([Prompt(prompt.context, (*prompt.begun, *more)) for prompt in prompts]))

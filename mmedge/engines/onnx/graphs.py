@@ -133,6 +133,47 @@ class Graph:
 
 
 _FED = ("input_ids", "wanted", "lengths", "total", "starts", "counts", "attended", "kept")
+_MOST_SHAPES = 128
+
+Shape = tuple[int, int, int, bool]  # rows, new tokens, wanted logits, whether a single token is given twice
+
+
+class Places:
+    """Memory for what a decoder is fed and for the logits that come back; readings of one thread may share it.
+
+    Args:
+        graph: The decoder.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._names = [name for name in _FED if name in graph.inputs]
+        self._by_shape: dict[Shape, tuple[dict[str, ort.OrtValue], dict[str, NDArray[Any]]]] = {}
+        self._logits: NDArray[np.float32] = np.empty((0, graph.vocabulary), dtype=np.float32)
+
+    def of(self, shape: Shape) -> tuple[dict[str, ort.OrtValue], dict[str, NDArray[Any]]]:
+        """Return the values of one shape, and the same memory as arrays; both are good until the next call."""
+        rows, new, wanted, doubles = shape
+        if wanted > len(self._logits) or len(self._by_shape) >= _MOST_SHAPES:
+            self._by_shape.clear()
+        if wanted > len(self._logits):
+            self._logits = self._graph.scratch.empty((wanted, self._graph.vocabulary), np.float32)
+        if shape not in self._by_shape:
+            fresh: dict[str, NDArray[Any]] = {
+                "input_ids": np.zeros((rows, new), dtype=np.int64),
+                "wanted": np.zeros(wanted, dtype=np.int64),
+                "lengths": np.zeros(rows, dtype=np.int32),
+                "total": np.array(0, dtype=np.int32),
+                "starts": np.zeros(rows, dtype=np.int64),
+                "counts": np.ones(rows, dtype=np.int32),
+                "attended": np.zeros(2, dtype=np.int64) if doubles and new == 1 else np.arange(new, dtype=np.int64),
+                "kept": np.arange(new, dtype=np.int64),
+            }
+            values = {name: bound(array) for name, array in fresh.items() if name in self._names}
+            # a place of its own: asking the binding for its outputs would wrap the whole cache, half a millisecond a step
+            values["logits"] = bound(self._logits[:wanted])
+            self._by_shape[shape] = values, {name: value.numpy() for name, value in values.items()}
+        return self._by_shape[shape]
 
 
 class Reading:
@@ -147,34 +188,43 @@ class Reading:
         rows: Sequences.
         capacity: The most tokens of any.
         held: Inputs that stay the same, such as the cross-attention's keys and values; their first axis is the rows.
+        cache: Memory for the cache, `room` positions long; allocated where None.
+        places: Memory for what is fed; its own where None.
     """
 
-    def __init__(self, graph: Graph, rows: int, capacity: int, held: dict[str, ort.OrtValue] | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        rows: int,
+        capacity: int,
+        held: dict[str, ort.OrtValue] | None = None,
+        cache: dict[str, ort.OrtValue] | None = None,
+        places: Places | None = None,
+    ) -> None:
         self._graph = graph
         self._session, self._binding = graph.session, graph.session.io_binding()
-        self._names = [name for name in _FED if name in graph.inputs]
         self.lengths: Tokens = np.zeros(rows, dtype=np.int64)
         self.capacity = capacity
         self._doubles = graph.steps_alike and rows == 1
         self.held = held or {}
         for name, value in self.held.items():
             self._binding.bind_ortvalue_input(name, value)
-        self._cache: dict[str, ort.OrtValue] = {}
+        self._cache = cache or {}
         for name in graph.past:
             if name not in self.held:
-                _, heads, _, width = graph.inputs[name].shape
-                room = capacity + self._doubles
-                cache = graph.placed(graph.scratch.zeros((rows, heads, room, width), graph.floats))
-                self._cache[name] = cache
-                self._binding.bind_ortvalue_input(name, cache)
-                self._binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
+                if cache is None:
+                    _, heads, _, width = graph.inputs[name].shape
+                    shape = (rows, heads, capacity + self._doubles, width)
+                    self._cache[name] = graph.placed(graph.scratch.zeros(shape, graph.floats))
+                self._binding.bind_ortvalue_input(name, self._cache[name])
+                self._binding.bind_ortvalue_output(name.replace("past_key_values", "present"), self._cache[name])
         # a state is read and written in one run: two places that take turns
         self._states: dict[str, tuple[ort.OrtValue, ort.OrtValue]] = {
             name: (self._empty_state(name, rows), self._empty_state(name, rows)) for name in graph.states
         }
         self._bind_states()
-        self._places: dict[tuple[int, int, int], tuple[dict[str, ort.OrtValue], dict[str, NDArray[Any]]]] = {}
-        self._shape: tuple[int, int, int] | None = None  # of what is bound
+        self._places = places or Places(graph)
+        self._fed: tuple[dict[str, ort.OrtValue], dict[str, NDArray[Any]]] | None = None  # what is bound
 
     def _empty_state(self, name: str, rows: int) -> ort.OrtValue:
         item = self._graph.inputs[name]
@@ -219,9 +269,9 @@ class Reading:
     def step(self, tokens: Tokens) -> Logits:
         """Read one token of each row, (rows,), and return the logits behind it, (rows, vocabulary), until the next call."""
         rows = len(tokens)
-        if self._shape != (rows, 1, rows):
+        if self._fed is None or self._fed is not self._places.of((rows, 1, rows, self._doubles)):
             return self.read(tokens[:, None], np.ones(rows, dtype=np.int64), np.arange(rows, dtype=np.int64))
-        fed = self._places[self._shape][1]
+        fed = self._fed[1]
         if "starts" in fed:
             fed["starts"][...] = self.lengths
         before, self.lengths = self.lengths, self.lengths + 1
@@ -277,8 +327,8 @@ class Reading:
         if self._graph.shares_memory:
             self._session.run_with_iobinding(self._binding)
             return
-        assert self._shape is not None
-        for name, value in self._places[self._shape][0].items():
+        assert self._fed is not None
+        for name, value in self._fed[0].items():
             if name != "logits":
                 self._binding.bind_ortvalue_input(name, value)  # which copies it over; what is written later would not arrive
         self._session.run_with_iobinding(self._binding)
@@ -290,28 +340,12 @@ class Reading:
         Args:
             shape: Rows, new tokens, wanted logits.
         """
-        if shape not in self._places:
-            rows, new, wanted = shape
-            fresh: dict[str, NDArray[Any]] = {
-                "input_ids": np.zeros((rows, new), dtype=np.int64),
-                "wanted": np.zeros(wanted, dtype=np.int64),
-                "lengths": np.zeros(rows, dtype=np.int32),
-                "total": np.array(0, dtype=np.int32),
-                "starts": np.zeros(rows, dtype=np.int64),
-                "counts": np.ones(rows, dtype=np.int32),
-                "attended": np.zeros(2, dtype=np.int64) if self._doubles and new == 1 else np.arange(new, dtype=np.int64),
-                "kept": np.arange(new, dtype=np.int64),
-            }
-            values = {name: bound(array) for name, array in fresh.items() if name in self._names}
-            # a place of its own: asking the binding for its outputs would wrap the whole cache, half a millisecond a step
-            values["logits"] = bound(self._graph.scratch.empty((wanted, self._graph.vocabulary), np.float32))
-            self._places[shape] = values, {name: value.numpy() for name, value in values.items()}
-        values, arrays = self._places[shape]
-        if self._shape != shape:
-            for name, value in values.items():
+        found = self._places.of((*shape, self._doubles))
+        if self._fed is not found:
+            for name, value in found[0].items():
                 if name == "logits":
                     self._binding.bind_ortvalue_output(name, value)
                 else:
                     self._binding.bind_ortvalue_input(name, value)
-            self._shape = shape
-        return arrays
+            self._fed = found
+        return found[1]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mmedge.engines import ENGINES
-from mmedge.engines.engine import Engine
+from mmedge.engines.engine import Engine, RowEngine
 from mmedge.engines.entry import EngineEntry, OpenedVariant, OpenRequest
 from mmedge.engines.generation import GREEDY, Decoding, Generation, Logits, TokenWriter
 from mmedge.engines.rows import generate_by_rows
@@ -19,6 +19,7 @@ class RowsOfTorch:
     def __init__(self, inner: Engine, eos: int) -> None:
         self._inner, self._eos = inner, eos
         self._rows: dict[int, tuple[Prompt, TokenWriter]] = {}
+        self._logits: dict[int, Logits] = {}
         self._next = 0
 
     def join(self, prompt: Prompt, max_new_tokens: int, how: Decoding = GREEDY) -> int:
@@ -28,20 +29,31 @@ class RowsOfTorch:
 
     def step(self) -> Sequence[tuple[int, int | None]]:
         found: list[tuple[int, int | None]] = []
-        for number, (prompt, writer) in list(self._rows.items()):
+        for number, (prompt, writer) in self._rows.items():
+            if not writer.open[0]:
+                continue  # it has ended and has not been told to leave
             written = writer.written[0]
-            logits = self._inner.next_logits([prompt], written)
-            token = int(writer.take(logits, [0])[0])
-            found.append((number, None if token == self._eos and len(writer.written[0]) == len(written) else writer.written[0][-1]))
-            if found[-1][1] is None:
-                self.leave(number)
+            before = len(written)
+            if not writer.limit:
+                self._logits[number], writer.open[0] = self._inner.next_logits([prompt], [])[0], False
+            else:
+                writer.take(self._inner.next_logits([prompt], written), [0])
+            found += [(number, token) for token in written[before:]]
+            found += [] if writer.open[0] else [(number, None)]
         return found
 
-    def leave(self, row: int) -> None:
-        self._rows.pop(row, None)
+    def last_logits(self, row: int) -> Logits:
+        return self._logits[row]
+
+    def leave(self, row: int) -> Generation:
+        self._logits.pop(row, None)
+        return self._rows.pop(row)[1].generation()
+
+    def rows(self, most: int, most_bytes: int) -> RowEngine:
+        return RowsOfTorch(self._inner, self._eos)
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
-        return generate_by_rows(self, prompts, max_new_tokens, replace(how, scored=False))
+        return generate_by_rows(self, prompts, max_new_tokens, how)
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
         return self._inner.next_logits(prompts, more)
