@@ -32,6 +32,8 @@ from mmedge.serve.requests import Asked, read_answer, read_chat, read_completion
 from mmedge.serve.scheduler import Full, GivenUp, Job, Scheduler
 from mmedge.serve.settings import Settings
 from mmedge.tasks.base import Example
+from mmedge.tasks.forms.schema import SchemaForm
+from mmedge.tasks.forms.tools import ToolsForm
 
 Told = Callable[[int, str, str], None]  # row, part, text
 Read = Callable[[dict[str, Any], Mapping[str, Model], Any], Asked]
@@ -251,16 +253,19 @@ async def _chunks(events: Events, asked: Asked, shape: Shape) -> AsyncIterator[b
     async for item in events:
         if isinstance(item, list):
             for row, reply in enumerate(item):
-                if rest := reply.text[sent[row] :] if reply.text.startswith(texts[row][: sent[row]]) else "":
+                if (call := shape.call(reply)) is not None:
+                    for part in shape.calls(row, call):
+                        yield event(part)
+                elif rest := reply.text[sent[row] :] if reply.text.startswith(texts[row][: sent[row]]) else "":
                     yield event(shape.text(row, rest))
                 yield event(shape.ends(row, reply))
             if asked.with_usage:
                 yield event(shape.counted(item))
             yield b"data: [DONE]\n\n"
             return
-        row, part, text = item
-        if part != "answer":
-            continue
+        row, part_of, text = item
+        if part_of != "answer" or asked.model.writes_json:
+            continue  # JSON comes when it is finished: what the student writes may be spelled otherwise
         texts[row] += text
         kept, stopped = cut(texts[row], asked.stop)
         until = len(kept) if stopped or not held else max(sent[row], len(kept) - held)
@@ -295,6 +300,9 @@ def _models(served: Served) -> Callable[[Request], Any]:
             "calibrated": model.student.confidence is not None,
             "takes_choices": model.student.bundle.form.takes_choices,
         }
+        form = model.student.bundle.form
+        if isinstance(form, (SchemaForm, ToolsForm)):
+            own[form.name] = form.document
         return {"id": model.name, "object": "model", "created": model.created, "owned_by": "mmedge", "mmedge": own}
 
     async def route(request: Request) -> Response:

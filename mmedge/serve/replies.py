@@ -14,6 +14,7 @@ from mmedge.serve.failures import ApiError
 from mmedge.serve.models import Model
 from mmedge.serve.requests import Asked
 from mmedge.tasks.encoding import PromptEncoder
+from mmedge.tasks.forms.structured.values import to_json
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Replied:
 
     Attributes:
         answer: The answer.
-        text: Its text, up to where a stop text begins.
+        text: Its text, up to where a stop text begins; JSON where the task's answers are JSON and this is one.
         stopped: Whether a stop text was written.
         degraded: Whether a bigger model should have answered, and could not.
     """
@@ -58,7 +59,8 @@ def replied(model: Model, answer: Answer, stop: Sequence[str]) -> Replied:
     """Return an answer as a client gets it: the student's own where a bigger model could not be asked."""
     found = model.degraded(answer)
     degraded = found is not answer
-    text, stopped = cut(found.text, stop)
+    whole = found.value if model.writes_json and found.value is not None else found.text
+    text, stopped = cut(whole, stop)
     return Replied(found, text, stopped, degraded)
 
 
@@ -164,14 +166,28 @@ class Shape:
         """Return the body of a response that is not streamed."""
         choices = []
         for place, reply in enumerate(replies):
-            if self._chat:
-                refusal = _refusal(reply)
-                content = {"message": {"role": "assistant", "content": None if refusal else reply.text, "refusal": refusal}}
-            else:
-                content = {"text": reply.text}  # type: ignore[dict-item]
-            ends = {"logprobs": self._logprobs(reply), "finish_reason": reply.finish, "mmedge": reply.own()}
+            content = {"message": {"role": "assistant", **self._message(reply)}} if self._chat else {"text": reply.text}
+            ends = {"logprobs": self._logprobs(reply), "finish_reason": self._finish(reply), "mmedge": reply.own()}
             choices.append({"index": place, **content, **ends})
         return self._document(choices) | {"usage": usage(replies, self._asked.samples)}
+
+    def _message(self, reply: Replied) -> dict[str, Any]:
+        refusal = _refusal(reply)
+        if (call := self.call(reply)) is not None:
+            return {"content": None, "refusal": None, "tool_calls": [call]}
+        return {"content": None if refusal else reply.text, "refusal": refusal}
+
+    def call(self, reply: Replied) -> dict[str, Any] | None:
+        """Return an answer as a tool call; None where none is asked for, or there is none."""
+        if not self._asked.calls or reply.answer.withheld or reply.answer.value is None:
+            return None
+        said = json.loads(reply.answer.value)
+        function = {"name": said["name"], "arguments": to_json(said["arguments"])}
+        return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+
+    def _finish(self, reply: Replied) -> str:
+        calls = self._asked.calls and not reply.answer.withheld and reply.answer.value is not None
+        return "tool_calls" if calls else reply.finish
 
     def begins(self, row: int) -> dict[str, Any] | None:
         """Return what a row of a stream begins with."""
@@ -181,11 +197,18 @@ class Shape:
         """Return more of a row's text."""
         return self._part(row, {"content": text}, None) if self._chat else self._part(row, {}, None, text=text)
 
+    def calls(self, row: int, call: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return a tool call in parts: its name, and its arguments."""
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        first = {"index": 0, **call, "function": {"name": name, "arguments": ""}}
+        rest = {"index": 0, "function": {"arguments": arguments}}
+        return [self._part(row, {"tool_calls": [one]}, None) for one in (first, rest)]
+
     def ends(self, row: int, reply: Replied) -> dict[str, Any]:
         """Return the end of a row of a stream."""
         refusal = _refusal(reply)
         delta = {"refusal": refusal} if refusal else {}
-        found = self._part(row, delta, reply.finish, self._logprobs(reply))
+        found = self._part(row, delta, self._finish(reply), self._logprobs(reply))
         found["choices"][0]["mmedge"] = reply.own()
         return found
 

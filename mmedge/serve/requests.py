@@ -17,6 +17,10 @@ from mmedge.serve.failures import ApiError, invalid, unsupported
 from mmedge.serve.fields import SHOWN, Fields
 from mmedge.serve.models import Model
 from mmedge.tasks.base import Example
+from mmedge.tasks.forms.schema import SchemaForm
+from mmedge.tasks.forms.structured.form import StructuredForm
+from mmedge.tasks.forms.structured.values import to_json
+from mmedge.tasks.forms.tools import ToolsForm
 
 MOST_CHOICES = 16  # answers to one request
 MOST_STOPS = 4
@@ -49,6 +53,7 @@ WHY = {
     "function_call": "this student calls no functions",
     "response_format": "this student answers {form}; leave it out, or ask for text",
 }
+STATED = 2000  # characters of a schema or of definitions that an error repeats
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Asked:
         logprobs: Whether tokens and their log-probabilities are wanted.
         stream: Whether text is sent while it is written.
         with_usage: Whether a stream ends with how many tokens were read and written.
+        calls: Whether answers come as tool calls.
     """
 
     model: Model
@@ -76,6 +82,7 @@ class Asked:
     logprobs: bool = False
     stream: bool = False
     with_usage: bool = False
+    calls: bool = False
 
     @property
     def samples(self) -> int:
@@ -99,8 +106,13 @@ def read_chat(document: dict[str, Any], models: Mapping[str, Model], defaults: A
     question = _question(fields.take("messages"))
     logprobs = fields.flag("logprobs") or False
     limits = [fields.whole(name, 1, 10**9) for name in ("max_tokens", "max_completion_tokens")]
-    _check_format(fields, model)
-    return _rest(fields, model, (question,), defaults, logprobs, [limit for limit in limits if limit is not None])
+    calls = _calls(fields, model)
+    structured = _has_schema(fields, model) or calls
+    own = document.get("mmedge")
+    if structured and isinstance(own, dict) and own.get("constrained") is False:
+        raise invalid("answers of a schema or of tools that a request names are constrained", "mmedge.constrained")
+    asked = _rest(fields, model, (question,), defaults, logprobs, [limit for limit in limits if limit is not None])
+    return replace(asked, calls=calls, options=replace(asked.options, constrained=True)) if structured else asked
 
 
 def read_completion(document: dict[str, Any], models: Mapping[str, Model], defaults: AnswerOptions) -> Asked:
@@ -144,6 +156,11 @@ def _rest(
         streaming.flag("include_obfuscation")
         streaming.finish()
     stop = fields.texts("stop", MOST_STOPS)
+    form = model.student.bundle.form
+    if isinstance(form, StructuredForm) and stop:
+        raise unsupported("stop", "answers are whole JSON")
+    if isinstance(form, StructuredForm) and logprobs and form.spelling == "compact":
+        raise unsupported("logprobs", "this student writes a compact spelling, whose tokens are not those of the JSON")
     if not all(stop):
         raise fields.wrong("stop", "texts of at least one character")
     sampling = _sampling(fields)
@@ -152,7 +169,7 @@ def _rest(
     for name, neutral in NEUTRAL.items():
         value = fields.take(name)
         if value is not None and not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
-            why = WHY[name].format(form=model.form) if name in WHY else f"leave it out, or set it to {neutral[0]!r}"
+            why = WHY[name].format(form=model.form[:STATED]) if name in WHY else f"leave it out, or set it to {neutral[0]!r}"
             raise unsupported(name, why)
     own = fields.object("mmedge")
     own = own or Fields({}, "mmedge")
@@ -210,12 +227,61 @@ def _question(messages: Any) -> str:
     return content
 
 
-def _check_format(fields: Fields, model: Model) -> None:
+def _has_schema(fields: Fields, model: Model) -> bool:
+    """Return whether a request asks for JSON of a schema.
+
+    Raises:
+        ApiError: It is not the schema that the student was trained for.
+    """
     wanted = fields.object("response_format")
-    if wanted is not None and wanted.text("type") != "text":
-        raise unsupported("response_format", WHY["response_format"].format(form=model.form))
-    if wanted is not None:
-        wanted.finish()
+    kind = wanted.text("type") if wanted is not None else "text"
+    if wanted is None or kind == "text":
+        if wanted is not None:
+            wanted.finish()
+        return False
+    form = model.student.bundle.form
+    if not isinstance(form, SchemaForm) or kind not in ("json_schema", "json_object"):
+        raise unsupported("response_format", WHY["response_format"].format(form=model.form[:STATED]))
+    if kind == "json_schema":
+        given = wanted.object("json_schema") or Fields({}, "response_format.json_schema")
+        for name in ("name", "description"):
+            given.text(name)
+        given.flag("strict")
+        if not form.says_the_same(given.take("schema")):
+            raise _another("response_format.json_schema.schema", "schema", form)
+        given.finish()
+    wanted.finish()
+    return True
+
+
+def _calls(fields: Fields, model: Model) -> bool:
+    """Return whether a request asks for tool calls.
+
+    Raises:
+        ApiError: The tools are not those that the student was trained for, or are to be chosen from otherwise.
+    """
+    form = model.student.bundle.form
+    if not isinstance(form, ToolsForm):
+        return False  # refused by `NEUTRAL`, as far as it would change anything
+    tools, choice = fields.take("tools"), fields.take("tool_choice")
+    fields.flag("parallel_tool_calls")  # there is one call in every answer
+    if not tools:
+        if choice not in (None, "none"):
+            raise invalid("tool_choice needs tools", "tool_choice")
+        return False
+    if not form.says_the_same(tools):
+        raise _another("tools", "tools", form)
+    only = {"type": "function", "function": {"name": next(iter(form.functions))}}
+    if choice not in (None, "auto", "required") and not (len(form.functions) == 1 and choice == only):
+        raise unsupported("tool_choice", "this student calls one of its functions in every answer; leave it out")
+    return True
+
+
+def _another(param: str, what: str, form: SchemaForm | ToolsForm) -> ApiError:
+    """Return the error of a schema, or of tools, that are not the bundle's."""
+    own = to_json(form.document)
+    shown = own if len(own) <= STATED else f"{own[:STATED]}… (GET /v1/models has it whole)"
+    return invalid(f"{param} must be the {what} that this student was trained for: {shown}", param, f"another_{what}")
 
 
 def _sampling(fields: Fields) -> Sampling | None:

@@ -1,19 +1,59 @@
-"""One server with a student of each family, for tests that change nothing about it."""
+"""Servers for tests that change nothing about them: one with a student of each family, one with students that write JSON."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mmedge.manifest import TaskPart, read_manifest, seal
 from tests.serve.running import Running, serving
 
 T5, LLAMA = "tiny/bundle-int8", "own/bundle-int8"
+CALLS, BOOKS = "own/calls", "own/books"
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "BuyThings",
+            "description": "Buy some things.",
+            "parameters": {
+                "type": "object",
+                "properties": {"thing": {"enum": ["apples", "pears"]}, "count": {"type": "integer", "minimum": 1, "maximum": 99}},
+                "required": ["thing"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    {"name": "GoHome", "parameters": {"type": "object", "properties": {"fast": {"type": "boolean"}}, "required": ["fast"]}},
+]
+BOOK = {
+    "type": "object",
+    "properties": {"title": {"enum": ["Dune", "Emma"]}, "year": {"type": "integer", "minimum": 1800, "maximum": 2000}},
+    "required": ["title", "year"],
+    "additionalProperties": False,
+}
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path, llama_run: Path) -> Iterator[Running]:
     bundles = [tiny_run / "bundle-int8", llama_run / "bundle-int8"]
     with serving(tmp_path_factory.mktemp("serve"), bundles, "--body-timeout", 1) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def structured(tmp_path_factory: pytest.TempPathFactory, llama_run: Path) -> Iterator[Running]:
+    """A server of students that write calls and books; they have learned neither, and are constrained."""
+    folder = tmp_path_factory.mktemp("structured")
+    for name, form, document in (("calls", "tools", TOOLS), ("books", "schema", BOOK)):
+        shutil.copytree(llama_run / "bundle-int8", folder / name)
+        (folder / name / f"{form}.json").write_text(json.dumps(document), encoding="utf-8")
+        task = TaskPart(name, form, {"file": f"{form}.json", "spelling": "compact", "compare": {}}, (f"{form}.json",))
+        seal(folder / name, replace(read_manifest(folder / name), task=task, max_answer_tokens=64))
+    with serving(folder, [folder / "calls", folder / "books"]) as running:
         yield running

@@ -71,6 +71,9 @@ class SchemaForm(StructuredForm):
     def _place(self) -> Place:
         return Place((self.node,))
 
+    def canonical_document(self, document: Value, most: int) -> Value:
+        return schemas.canonical(schemas.read(document, most))
+
     def problem_of(self, value: Value) -> str | None:
         return schemas.problem(self.node, value)
 

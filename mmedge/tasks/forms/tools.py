@@ -31,8 +31,12 @@ FILE_NAME = "tools.json"
 _NO_ARGUMENTS: Value = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
-def read_functions(document: Value) -> dict[str, Node]:
+def read_functions(document: Value, most: int = schemas.MOST_NODES) -> dict[str, Node]:
     """Return the schemas of the arguments by the function's name.
+
+    Args:
+        document: The definitions.
+        most: The most schemas that one of them may hold.
 
     Raises:
         ValueError: It is no list of definitions; the message names the place, in one line.
@@ -48,7 +52,7 @@ def read_functions(document: Value) -> dict[str, Node]:
         if name in found:
             raise ValueError(f"[{number}]: there are two functions {name!r:.60}")
         try:
-            found[name] = schemas.read(parameters)
+            found[name] = schemas.read(parameters, most)
         except ValueError as error:
             raise ValueError(f"function {name!r:.60}: {error}") from None
         if not Place((found[name],)).only_objects:
@@ -108,6 +112,9 @@ class ToolsForm(StructuredForm):
     @cached_property
     def _by_short(self) -> dict[str, tuple[str, Place]]:
         return {short: (name, self._places[name]) for name, short in self._short.items()}
+
+    def canonical_document(self, document: Value, most: int) -> Value:
+        return {name: schemas.canonical(node) for name, node in sorted(read_functions(document, most).items())}
 
     def problem_of(self, value: Value) -> str | None:
         if not isinstance(value, dict) or value.keys() != {"name", "arguments"}:

@@ -12,8 +12,8 @@ import jsonschema
 import pytest
 
 from mmedge.tasks.forms.structured.formats import FORMATS
-from mmedge.tasks.forms.structured.schemas import KEYWORDS, fits, problem, read
-from mmedge.tasks.forms.structured.values import plain_value
+from mmedge.tasks.forms.structured.schemas import KEYWORDS, canonical, fits, problem, read
+from mmedge.tasks.forms.structured.values import plain_value, same
 from tests.tasks.structured import schemas_at_random
 
 LEAST_TESTS = {"$ref": 35, "format": 0}  # of the suite's groups within what is supported; of each other keyword at least 4
@@ -92,3 +92,28 @@ def test_a_problem_names_the_place_and_what_was_found() -> None:
     assert problem(node, {"who": {"age": -1}}) == "who.age: must be at least 0, found -1"
     assert problem(node, {"who": {"age": "4"}}) == 'who.age: must be integer, found "4"'
     assert problem(node, {"who": {"aeg": 4}}) == "who.aeg: there is no such key"
+
+
+SAME: list[tuple[Any, Any]] = [
+    ({"type": "string", "title": "x", "description": "y", "default": "z"}, {"type": ["string"]}),
+    ({"$ref": "#/$defs/a", "$defs": {"a": {"type": "integer"}}}, {"type": "integer"}),
+    ({"enum": [2, 1]}, {"type": "integer", "enum": [1, 2, "x"]}),
+    ({"const": {"a": 1, "b": 2}}, {"enum": [{"b": 2, "a": 1}]}),
+    ({"properties": {"a": {}, "b": {}}, "required": ["b", "a"]}, {"required": ["a", "b"], "properties": {"b": True, "a": {}}}),
+    ({"anyOf": [{"type": "null"}, {"minimum": 1}]}, {"anyOf": [{"minimum": 1.0}, {"type": "null"}]}),
+]
+DIFFERENT: list[tuple[Any, Any]] = [
+    ({"additionalProperties": False}, {}),
+    ({"enum": [1]}, {"enum": [True]}),
+    ({"required": ["a"]}, {"required": []}),
+    ({"prefixItems": [{"type": "null"}, {}]}, {"prefixItems": [{}, {"type": "null"}]}),
+    ({"pattern": "a"}, {"pattern": "b"}),
+    ({"items": False}, {"items": True}),
+]
+
+
+def test_schemas_that_say_the_same_have_one_canonical_form() -> None:
+    for one, other in SAME:
+        assert canonical(read(one)) == canonical(read(other)), one
+    for one, other in DIFFERENT:
+        assert not same(canonical(read(one)), canonical(read(other))), one

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from mmedge.tasks.base import ChainOfThought, Example, Unparsed
 from mmedge.tasks.encoding import PromptEncoder
 from mmedge.tasks.forms.constraints import Constrainer
 from mmedge.tasks.forms.form import AnswerForm
-from mmedge.tasks.forms.structured import values
+from mmedge.tasks.forms.structured import schemas, values
 from mmedge.tasks.forms.structured.comparing import COMPARISONS, FieldCounts, Rules, count_fields
 from mmedge.tasks.forms.structured.regex import Regex
 from mmedge.tasks.forms.structured.values import Found, Value
@@ -50,12 +51,26 @@ class StructuredForm(AnswerForm):
     Attributes:
         spelling: How the student writes values: `compact` or `json`.
         rules: How fields are compared.
+        document: What answers must fit, as the recipe states it: a schema, or definitions of functions.
     """
 
     templates: ClassVar[str] = "structured"
     takes_json: ClassVar[bool] = True
+    document: Value
     spelling: str
     rules: Rules
+
+    @abstractmethod
+    def canonical_document(self, document: Value, most: int) -> Value:
+        """Return what another document says in a form in which neither order nor words that only describe matter.
+
+        Args:
+            document: Of the same kind as `document`.
+            most: The most schemas that are read of it.
+
+        Raises:
+            ValueError: It is not such a document.
+        """
 
     @abstractmethod
     def problem_of(self, value: Value) -> str | None:
@@ -88,6 +103,29 @@ class StructuredForm(AnswerForm):
         Raises:
             ValueError: It is not regular.
         """
+
+    def says_the_same(self, document: object) -> bool:
+        """Return whether another document, read as JSON from anywhere, asks for the same answers."""
+        try:
+            plain = values.plain_value(document)
+            if not _patterns(plain) <= self._patterns:  # which may take long to read
+                return False
+            return values.same(self.canonical_document(plain, self._size), self._canonical)
+        except ValueError:
+            return False
+
+    @cached_property
+    def _canonical(self) -> Value:
+        return self.canonical_document(self.document, schemas.MOST_NODES)
+
+    @cached_property
+    def _patterns(self) -> set[str]:
+        return _patterns(self.document)
+
+    @cached_property
+    def _size(self) -> int:
+        """The most schemas that a document which says the same can hold, about."""
+        return 64 + 4 * values.to_json(self._canonical).count('"types"')
 
     # ----------------------------------------------------------------------------------------------- one answer
 
@@ -215,6 +253,16 @@ class StructuredForm(AnswerForm):
         from mmedge.tasks.forms.structured.guided import GuidedConstrainer
 
         return GuidedConstrainer(encoder, self.language)
+
+
+def _patterns(value: Value) -> set[str]:
+    """Return the regular expressions of a schema, and what looks like one."""
+    if isinstance(value, list):
+        return set().union(*map(_patterns, value))
+    if not isinstance(value, dict):
+        return set()
+    own = {value["pattern"]} if isinstance(value.get("pattern"), str) else set()
+    return own.union(*map(_patterns, value.values()))
 
 
 def _cot(before: str, answer: str) -> ChainOfThought:

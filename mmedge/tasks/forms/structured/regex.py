@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 Ranges = tuple[tuple[int, int], ...]
 MOST_STATES = 200_000
@@ -318,6 +318,7 @@ def _has_anchor(part: Regex) -> bool:
     return isinstance(part, Repeated) and _has_anchor(part.part)
 
 
+@lru_cache(maxsize=64)  # some take half a second, and servers read the same schema with every request
 def parse(text: str, *, whole: bool = False) -> Regex:
     """Read a regular expression.
 

@@ -101,25 +101,29 @@ ANYTHING: Node = Node(additional=None, items=None)  # known by its identity: `pr
 NEVER = Node(types=frozenset(), additional=None, items=None)
 
 
-def read(document: Value) -> Node:
+def read(document: Value, most: int = MOST_NODES) -> Node:
     """Return the schema that a JSON document describes.
+
+    Args:
+        document: The document.
+        most: The most schemas that it may hold, once references are followed.
 
     Raises:
         ValueError: It is invalid, recursive, too large, or uses what is not supported; the message names the place, in one line.
     """
-    return _Reader(document).node(document, "#", ())
+    return _Reader(document, most).node(document, "#", ())
 
 
 class _Reader:
-    def __init__(self, document: Value) -> None:
-        self._document = document
+    def __init__(self, document: Value, most: int) -> None:
+        self._document, self._most = document, most
         self._count = 0
 
     def node(self, value: Value, place: str, followed: tuple[str, ...]) -> Node:
         """Read the schema at a place; `followed` are the references that led there."""
         self._count += 1
-        if self._count > MOST_NODES:
-            raise ValueError(f"more than {MOST_NODES} schemas once references are followed")
+        if self._count > self._most:
+            raise ValueError(f"more than {self._most} schemas once references are followed")
         if isinstance(value, bool):
             return ANYTHING if value else NEVER
         if not isinstance(value, dict):
@@ -221,6 +225,43 @@ class _Reader:
             else:
                 raise ValueError(f"{place}/$ref: there is no {reference!r:.60}")
         return self.node(found, reference if reference != "#" else "#/", (*followed, reference))
+
+
+# ------------------------------------------------------------------------------------------------------ comparing
+
+
+def canonical(node: Node) -> Value:
+    """Return a schema as JSON in which neither order nor words that only describe matter: equal for schemas that say the same."""
+    if node is ANYTHING or node == Node():
+        return True
+    enum = None if node.enum is None else [one for one in node.enum if _has_type(one, node.types)]
+    found: dict[str, Value] = {
+        "types": sorted(node.types if enum is None else {type_of(one) for one in enum}),
+        "enum": None if enum is None else sorted(to_json(_by_key(one)) for one in enum),
+        "properties": {key: canonical(one) for key, one in sorted(node.properties.items())},
+        "required": sorted(node.required),
+        "additional": node.additional and canonical(node.additional),
+        "prefix": [canonical(one) for one in node.prefix],
+        "items": node.items and canonical(node.items),
+        "pattern": node.pattern and node.pattern[1],
+        "any_of": sorted((sorted((canonical(one) for one in group), key=to_json) for group in node.any_of), key=to_json),
+        "all_of": sorted((canonical(one) for one in node.all_of), key=to_json),
+    }
+    for name in ("format", *_SIZES.values(), *_BOUNDS.values()):
+        found[name] = getattr(node, name)
+    return found
+
+
+def _has_type(value: Value, types: frozenset[str]) -> bool:
+    kind = type_of(value)
+    return kind in types or (kind == "integer" and "number" in types)
+
+
+def _by_key(value: Value) -> Value:
+    """Return a value with the keys of its objects in alphabetical order."""
+    if isinstance(value, list):
+        return [_by_key(one) for one in value]
+    return {key: _by_key(one) for key, one in sorted(value.items())} if isinstance(value, dict) else value
 
 
 # ---------------------------------------------------------------------------------------------------- validating
