@@ -86,8 +86,6 @@ def serve(
     bigger = Cascade(replace(endpoint, timeout=escalate_timeout, attempts=_ATTEMPTS)) if endpoint else None
     models = open_models(bundles, threads)
     options = AnswerOptions(constrained=constrained, escalate_to=bigger, **asdict(abstention))
-    for model in models.values():
-        model.settled(options)  # refused now rather than at the first request
     limits = Limits(
         bounds.max_body,
         bounds.body_timeout,
@@ -98,12 +96,13 @@ def serve(
         bounds.drain,
         bounds.cache_memory << 20,
     )
+    log = sys.stdout if access.access_log else None
+    gate = make_app(models, Settings(keys, limits, options), log, lambda line: typer.echo(line, err=True))
     listener = listening(access.host, access.port)
     if not keys and access.host not in _LOCAL:
         typer.echo("notice: everybody who reaches this address is answered; --api-key-file lets in only those with a key", err=True)
     scheme, port = "https" if access.certificate else "http", listener.getsockname()[1]
     host = f"[{access.host}]" if ":" in access.host else access.host
-    gate = make_app(models, Settings(keys, limits, options), sys.stdout if access.access_log else None)
 
     def ready() -> None:
         typer.echo(f"serving {', '.join(models)} at {scheme}://{host}:{port}", err=True)

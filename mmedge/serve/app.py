@@ -25,8 +25,9 @@ from mmedge.serve.failures import ApiError, invalid
 from mmedge.serve.fields import parsed
 from mmedge.serve.gate import Gate, body_of, failure_of
 from mmedge.serve.metrics import Metrics
-from mmedge.serve.models import Model
+from mmedge.serve.models import Model, opened_again
 from mmedge.serve.page import PAGE, PAGE_POLICY
+from mmedge.serve.reload import Reloader
 from mmedge.serve.replies import Replied, Shape, answer_document, cut, event, replied
 from mmedge.serve.requests import Asked, read_answer, read_chat, read_completion
 from mmedge.serve.scheduler import Full, GivenUp, Job, Scheduler
@@ -316,18 +317,34 @@ def _models(served: Served) -> Callable[[Request], Any]:
     return route
 
 
-def make_app(models: dict[str, Model], settings: Settings, log: TextIO | None = None) -> Gate:
-    """Return the application.
+def make_app(
+    models: dict[str, Model], settings: Settings, log: TextIO | None = None, say: Callable[[str], None] = lambda _: None
+) -> Gate:
+    """Return the application, and begin to watch the bundles for replacements.
 
     Args:
         models: Who is served, by name.
         settings: How the server is set up.
         log: Where the access log goes; None for none.
+        say: Called with lines for whoever runs the server.
     """
     metrics = Metrics()
-    for model in models.values():
+
+    def prepared(model: Model) -> Model:
+        model.settled(settings.options)  # refused now rather than with a request
         model.share(settings.limits.rows, settings.limits.cache, lambda rows: metrics.observe("mmedge_batch_rows", rows))
+        return model
+
+    def told(name: str, problem: str | None) -> None:
+        metrics.count("mmedge_reloads_total", model=name, outcome="refused" if problem else "done")
+        say(
+            f"{name}: the new bundle is refused, the old one goes on: {problem}" if problem else f"{name}: the new bundle is served"
+        )
+
+    for model in models.values():
+        prepared(model)
     served = Served(models, settings, metrics, Scheduler(settings.limits.rows, settings.limits.waiting))
+    Reloader(models, lambda model: prepared(opened_again(model)), told).start()
 
     async def healthy(_: Request) -> Response:
         return PlainTextResponse("ok\n")

@@ -24,6 +24,7 @@ COUNTERS = {
     "mmedge_answers_total": "Answers, by model and source: student, bigger, withheld or degraded.",
     "mmedge_tokens_total": "Tokens read and written by the students.",
     "mmedge_escalation_cost_total": "What the bigger model's answers cost, in the currency of its prices.",
+    "mmedge_reloads_total": "Replaced bundles, by outcome: done, or refused where the old one goes on.",
     "mmedge_vanished_total": "Requests whose client went away.",
 }
 Labels = tuple[tuple[str, str], ...]

@@ -28,11 +28,15 @@ class Model:
         name: What clients call it.
         student: Who answers.
         created: When it was exported, in seconds since 1970.
+        folder: Where it lies.
+        threads: Threads within one operation; None for what the bundle asks for.
     """
 
     name: str
     student: Student
     created: int
+    folder: Path
+    threads: int | None = None
     _settled: dict[AnswerOptions, SettledOptions] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -111,5 +115,15 @@ def open_models(folders: Iterable[Path], threads: int | None = None) -> dict[str
         name = f"{student.bundle.manifest.recipe or 'student'}/{folder.resolve().name}"
         if name in found:
             raise MmedgeError(f"two bundles are called {name}", "serve one of them, or rename a folder")
-        found[name] = Model(name, student, int((folder / MANIFEST).stat().st_mtime))
+        found[name] = Model(name, student, int((folder / MANIFEST).stat().st_mtime), folder, threads)
     return found
+
+
+def opened_again(model: Model) -> Model:
+    """Open what lies in a model's folder now, under the name that clients know.
+
+    Raises:
+        MmedgeError: It cannot be opened.
+    """
+    student = Student.load(model.folder, model.threads)
+    return Model(model.name, student, int((model.folder / MANIFEST).stat().st_mtime), model.folder, model.threads)
