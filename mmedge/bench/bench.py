@@ -23,7 +23,9 @@ from mmedge.errors import MmedgeError
 from mmedge.machine import machine
 from mmedge.progress import Progress
 from mmedge.storage import Journal, iterate_jsonl
+from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import FILE_NAME, EvaluationSet, HeldOutCot, read_evaluation_set, read_example
+from mmedge.tasks.forms import AnswerForm
 
 
 def first_folder(places: Sequence[str]) -> Path:
@@ -91,6 +93,27 @@ def bench(
     if not scheduler.running:
         raise _first_problem(rows)
     return _report(scheduler, questions, cots, reached, continued)
+
+
+def server_questions(source: Path | None, bundle: Path | None, most: int | None) -> tuple[list[Example], AnswerForm]:
+    """Return the questions that servers are asked, and what answers look like.
+
+    Args:
+        source: An evaluation set, or JSON lines of questions with labels; None for the set beside the bundle.
+        bundle: A bundle whose form is used for JSON lines; None where there is none.
+        most: Questions of each test split; None for all.
+
+    Raises:
+        MmedgeError: There are none.
+    """
+    if source is None and bundle is None:
+        raise MmedgeError("servers need questions", "name an evaluation set, or labelled questions, with --evaluation FILE")
+    path = source or (bundle or Path()).resolve().parent / FILE_NAME
+    found = _questions(path, find_variants(bundle) if bundle is not None else [])
+    examples = [example for some in found.tests().values() for example in some[:most]]
+    if not examples:
+        raise MmedgeError(f"{path} has no test questions", "name another set with --evaluation FILE")
+    return examples, found.form
 
 
 def _first_problem(rows: Sequence[Row]) -> MmedgeError:

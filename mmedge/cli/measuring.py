@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from mmedge.cli.common import AsJson, BundlePath, Quiet, Threads, console, given_options, print_json, progress
+from mmedge.errors import MmedgeError
 
 if TYPE_CHECKING:
     from mmedge.bench.results import BenchReport
     from mmedge.bench.settings import BenchSettings
+    from mmedge.progress import Progress
 
 BENCH_JOURNAL = ".bench.journal"
 
@@ -86,15 +88,34 @@ class Device:
     ssh_config: Annotated[Path | None, typer.Option(metavar="FILE", help="SSH configuration file for --remote.")] = None
 
 
+@dataclass(frozen=True)
+class Servers:
+    """Servers instead of variants: the server scenario over HTTP."""
+
+    panel: ClassVar[str] = "Servers, instead of variants"
+
+    server: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="OpenAI-compatible server, such as http://127.0.0.1:8080/v1."),
+    ] = None
+    model: Annotated[list[str] | None, typer.Option(help="Its model; once for all, or once for each. Default: its first.")] = None
+    student: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="Ask other servers with this student's own prompts: they serve the student."),
+    ] = None
+    server_key: Annotated[str | None, typer.Option(metavar="ENV", help="Environment variable that holds the servers' key.")] = None
+
+
 def bench(
     context: typer.Context,
-    places: Annotated[
-        list[str],
-        typer.Argument(metavar="VARIANT…", help="Runs, student folders, bundles, or KIND:PLACE such as torch-bf16:RUN/student."),
-    ],
     questions: Questions,
     scenarios: Scenarios,
     device: Device,
+    servers: Servers,
+    places: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="VARIANT…", help="Runs, student folders, bundles, or KIND:PLACE such as torch-bf16:RUN/student."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for bench.json, .md and .html. Default: beside the first variant.")
     ] = None,
@@ -110,6 +131,13 @@ def bench(
     if out is not None:
         refuse_bundle(out, "--out")
     shown = progress(quiet)
+    if servers.server:
+        if places or device.remote:
+            raise MmedgeError("--server measures servers, not variants", "leave out the variants and --remote")
+        _bench_servers(servers, questions, scenarios, out, shown, as_json)
+        return
+    if not places:
+        raise MmedgeError("no variant given", "name a run, a student folder or a bundle, or a server with --server URL")
     if device.remote is not None:
         from mmedge.bench.remote.session import bundles_of, run_remote
 
@@ -128,6 +156,36 @@ def bench(
         return
     show_report(report)
     typer.echo(f"{f'measured on {device.remote}; ' if device.remote else ''}written: {folder / name}.json, .md, .html")
+
+
+def _bench_servers(
+    servers: Servers, questions: Questions, scenarios: Scenarios, out: Path | None, shown: Progress, as_json: bool
+) -> None:
+    """Measure servers."""
+    from mmedge.bench.bench import server_questions
+    from mmedge.bench.servers import ServerBench, StudentPrompts, measure
+    from mmedge.bench.servers_report import document, table, write
+    from mmedge.bench.settings import parse_seconds
+
+    student = None
+    if servers.student is not None:
+        from mmedge.runtime import Student
+
+        asked = Student.load(servers.student)
+        student = StudentPrompts(asked.speaker.encoder, asked.bundle.manifest.max_answer_tokens)
+    examples, form = server_questions(questions.evaluation, servers.student, questions.questions)
+    settings = ServerBench(parse_seconds(scenarios.latency_bound), scenarios.server_seconds, scenarios.timed or 100)
+    urls, models = servers.server or [], servers.model or []
+    measured = measure(urls, models, examples, form, settings, shown, student, servers.server_key)
+    found = document(measured, examples, form, settings)
+    if out is not None:
+        write(found, out)
+    if as_json:
+        print_json(found)
+        return
+    console(170).print(table(found).rich())
+    if out is not None:
+        typer.echo(f"written: {out / 'servers'}.json, .md")
 
 
 def _bench_settings(place: Path, questions: Questions, scenarios: Scenarios, device: Device) -> BenchSettings:
