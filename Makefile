@@ -3,6 +3,7 @@
 # make test-data    what asserts facts of the real data, and the commands of the docs on it (MMEDGE_DATA)
 # make test-optimum what needs optimum or transformers 4.57, in an environment of its own (.venv-optimum)
 # make test-slow    the heavyweight checks: real weights, the quickstart at full size
+# make test-serve   the server under the official clients, in a real Chromium, under load and under attack
 # make lint         ruff, mypy, spelling
 # make docs         the site, in build/site; rewrites what is made from code
 # make docs-check   every command, link and generated page of README, docs and recipes
@@ -18,7 +19,7 @@ READY := $(VENV)/.ready
 OPTIMUM := .venv-optimum
 PYTEST := python -m pytest --numprocesses $(JOBS) --dist loadfile
 
-.PHONY: quickstart test test-data test-optimum test-slow lint format docs docs-check weights peers servers clean
+.PHONY: quickstart test test-data test-optimum test-slow test-serve lint format docs docs-check weights peers servers clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -47,7 +48,14 @@ test-optimum: $(READY) $(OPTIMUM)/.ready
 	MMEDGE_TRANSFORMERS_5=$(abspath $(BIN)/python) $(OPTIMUM)/bin/$(PYTEST) -m '(optimum or versions) and not slow'
 
 test-slow: $(READY) weights servers
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not serve'
+
+test-serve: $(READY) .node/node_modules/openai
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
+	$(BIN)/python -m pytest -m serve
+
+.node/node_modules/openai:
+	-npm install --prefix .node --no-audit --no-fund --silent openai@6
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -81,4 +89,4 @@ peers: $(READY)
 	.venv-genai/bin/python -m pip install --quiet 'torch==2.13.0' 'transformers==5.17.0' 'onnxruntime-genai==0.18.0' onnx onnx-ir
 
 clean:
-	rm -rf $(VENV) $(OPTIMUM) .venv-genai .venv-servers .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OPTIMUM) .venv-genai .venv-servers .node .mypy_cache .pytest_cache .ruff_cache

@@ -31,10 +31,7 @@ class ApiError(Exception):
 
     def headers(self) -> dict[str, str]:
         """Return the headers that it adds to the response."""
-        found = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        if self.status == 401:
-            found["WWW-Authenticate"] = 'Bearer, Basic realm="mmedge"'  # with Basic a browser asks for the key
-        return found
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 
 def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:

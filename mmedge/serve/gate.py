@@ -84,7 +84,7 @@ class Gate:
             if found.status == 500:
                 self._tell_bug(error)
             if not status:
-                await JSONResponse(found.body(), found.status, _closing(found))(scope, receive, told)
+                await _response(found)(scope, receive, told)
         finally:
             self._active -= 1
             self._tell(scope, status, time.monotonic() - started, facts)
@@ -161,8 +161,13 @@ def failure_of(error: BaseException) -> ApiError:
     return ApiError(500, "the server failed to answer", "internal_error")
 
 
-def _closing(failure: ApiError) -> dict[str, str]:
-    return failure.headers() | ({"Connection": "close"} if failure.status in (408, 413, 503) else {})
+def _response(failure: ApiError) -> JSONResponse:
+    closing = {"Connection": "close"} if failure.status in (408, 413, 503) else {}
+    found = JSONResponse(failure.body(), failure.status, failure.headers() | closing)
+    if failure.status == 401:  # in headers of their own: browsers, which ask for the key because of Basic, read no lists
+        found.headers.append("WWW-Authenticate", 'Basic realm="mmedge"')
+        found.headers.append("WWW-Authenticate", "Bearer")
+    return found
 
 
 async def body_of(request: Request, most: int, seconds: float) -> bytes:

@@ -33,7 +33,7 @@ STRANGE: tuple[object, ...] = (
 )  # fmt: skip
 
 
-def _mutated(chance: random.Random) -> bytes:
+def mutated(chance: random.Random) -> bytes:
     """Return a body that is wrong somewhere."""
     document: dict[str, object] = json.loads(json.dumps(WHOLE))
     for _ in range(chance.randint(1, 3)):
@@ -56,7 +56,7 @@ def test_hundreds_of_malformed_requests_end_in_client_errors(server: Running) ->
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     statuses = []
     for _ in range(REQUESTS):
-        connection.request("POST", chance.choice(PATHS), _mutated(chance), JSON)
+        connection.request("POST", chance.choice(PATHS), mutated(chance), JSON)
         response = connection.getresponse()
         body = response.read()
         statuses.append(response.status)
