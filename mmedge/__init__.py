@@ -10,7 +10,11 @@ used from Python through `Student`, which is loaded when it is first asked for:
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
+
+# ONNX Runtime's packages for Linux (1.32) otherwise keep an identifier in the user's cache, and report to its makers
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from mmedge.runtime import Answer, AnswerOptions, Endpoint, Judgement, Piece, Strategy, Student
