@@ -393,3 +393,13 @@ def mcnemar(gained: int, lost: int) -> float:
         return 1.0
     tail = sum(math.comb(changed, count) for count in range(fewer + 1)) / 2**changed
     return float(min(1.0, 2 * tail))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for as many comparisons as there are (Holm 1979), in their order."""
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    found, most = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        most = max(most, min(1.0, (len(p_values) - rank) * p_values[place]))
+        found[place] = most
+    return found

@@ -19,6 +19,7 @@ from mmedge.statistics import (
     calibration_by_chance,
     calibration_error,
     confidence_bins,
+    holm,
     mcnemar,
     mean_over_seeds,
     paired_difference,
@@ -241,3 +242,8 @@ def test_a_level_is_chosen_on_other_groups() -> None:
     half = {group: place % 2 for place, group in enumerate(sorted(set(groups)))}
     turned = [score if half[group] else -score for score, group in zip(shifted, groups, strict=True)]
     assert sum(one == true for one, true in zip(said_at_best_level(turned, truth, groups), truth, strict=True)) / 600 < 0.8
+
+
+def test_holm_corrects_for_the_number_of_comparisons() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm 1979 by hand
+    assert holm([0.6, 0.7]) == [1.0, 1.0] and holm([]) == []

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mmedge.bench import summary
 from mmedge.bench.ceilings import measure_ceilings
+from mmedge.bench.decision import decide
 from mmedge.bench.energy import EnergyMeter
 from mmedge.bench.results import BenchReport
 from mmedge.bench.scenarios import measure
@@ -152,7 +153,7 @@ def _report(
     counts = sorted({summary.processors_of(row, settings) for row in timed})
     ceilings = {count: measure_ceilings(count) for count in counts}
     watched = scheduler.watch.summary()
-    return BenchReport(
+    report = BenchReport(
         task=questions.task or base.opened["task"] or next(iter(whole)),
         questions={split: len(base.said.get(split, ())) for split in whole},
         questions_in_set={split: len(examples) for split, examples in whole.items()},
@@ -170,3 +171,4 @@ def _report(
             for row in scheduler.rows
         ],
     )
+    return report.model_copy(update={"decision": decide(report)})

@@ -194,14 +194,14 @@ def _other_settings(before: BenchReport, after: BenchReport, earlier: MeasuredVa
 def _change(before: MeasuredVariant, after: MeasuredVariant) -> VariantChange:
     return VariantChange(
         name=after.shown,
-        time=_time(before, after),
-        accuracy=_accuracy(before, after),
+        time=time_change(before, after),
+        accuracy=accuracy_change(before, after),
         peak_memory=after.peak_memory_bytes / before.peak_memory_bytes,
         bytes_on_disk=after.bytes_on_disk / before.bytes_on_disk,
     )
 
 
-def _time(before: MeasuredVariant, after: MeasuredVariant) -> TimeChange | None:
+def time_change(before: MeasuredVariant, after: MeasuredVariant) -> TimeChange | None:
     """Return the ratio of times, paired by question, over the rounds that both reports have; None where one has no times."""
     if before.latency_ms is None or after.latency_ms is None:
         return None
@@ -215,7 +215,7 @@ def _time(before: MeasuredVariant, after: MeasuredVariant) -> TimeChange | None:
     return TimeChange.of(ratio(new, old), questions=len(shared), rounds=rounds, changed=differs(new, old))
 
 
-def _accuracy(before: MeasuredVariant, after: MeasuredVariant) -> AccuracyChange | None:
+def accuracy_change(before: MeasuredVariant, after: MeasuredVariant) -> AccuracyChange | None:
     """Return by how much the share of right answers changed on the questions that both answered; None where there are none."""
     pairs: dict[str, list[tuple[bool, bool]]] = {}
     answered = 0

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mmedge.bench.evaluation import ALL
 from mmedge.bench.evaluation_results import Auroc, Cascade, EvaluationReport, PairedDifference, Price, SplitResult
 from mmedge.reports.charts import IntervalRow, Series, interval_chart, line_chart
 from mmedge.reports.formats import NOTHING, estimate, number, points, share_of
@@ -135,6 +136,36 @@ def conditions(report: EvaluationReport) -> str:
     )
 
 
+def decision(report: EvaluationReport) -> str:
+    """Return in a sentence or two whether the confidence is worth using, and with what threshold."""
+    result = report.splits.get(ALL) or next(iter(report.splits.values()))
+    chosen = report.confidence.chosen or "answer"
+    signal = result.signals[chosen]
+    found = f"AUROC {_auroc(signal.auroc)} on {result.questions} test questions"
+    if signal.auroc is None:
+        return f"Nothing to decide: all {result.questions} answers are of one kind ({share_of(result.accuracy)} right)."
+    if signal.auroc.interval_95 is None or signal.auroc.interval_95[0] <= 0.5:
+        few = signal.auroc.interval_95 is None
+        advice = "evaluate it on more questions" if few else "do not withhold or escalate by it"
+        return f"Its confidence does not tell right from wrong answers with certainty ({found}): {advice}."
+    said = f"It knows when it is wrong ({found}, {SIGNAL_NAMES[chosen]})"
+    if at := signal.accuracy_at["0.7"]:
+        said += f": the most confident 70 % of answers are {share_of(at)} right, all of them {share_of(result.accuracy)}"
+    return f"{said}. {_advice(result)}"
+
+
+def _advice(result: SplitResult) -> str:
+    """Return the threshold of the highest aim that was reached on validation questions, and what it does on these."""
+    reached = [aim for aim in result.abstaining if aim.target_accuracy and aim.problem is None]
+    if not reached:
+        return "No threshold reached an aim on validation questions: withhold a share of the answers with --max-withheld instead."
+    aim = max(reached, key=lambda one: one.target_accuracy or 0)
+    return (
+        f"Use --target-accuracy {aim.target_accuracy:g}: on these questions it withheld {share_of(aim.withheld)} and "
+        f"{share_of(aim.accuracy_of_given)} of the answers given were right."
+    )
+
+
 def tables(report: EvaluationReport) -> list[Table]:
     """Return the report as tables for the terminal: the last one says what was measured, where and how."""
     *found, last = _sections(report)
@@ -143,7 +174,7 @@ def tables(report: EvaluationReport) -> list[Table]:
 
 def markdown(report: EvaluationReport) -> str:
     """Return the report as Markdown."""
-    lines = [f"# Does {report.recipe} know when it is wrong?", ""]
+    lines = [f"# Does {report.recipe} know when it is wrong?", "", decision(report), ""]
     for table in _sections(report):
         lines += [f"## {table.title}", "", table.markdown(), ""]
     return "\n".join([*lines, conditions(report), ""])
@@ -154,7 +185,8 @@ def markdown(report: EvaluationReport) -> str:
 
 def page(report: EvaluationReport) -> Page:
     """Return the report as a page with figures."""
-    found = Page(f"Does {report.recipe} know when it is wrong?", conditions(report))
+    found = Page(f"Does {report.recipe} know when it is wrong?")
+    found.lead(decision(report))
 
     def add(table: Table) -> None:
         found.heading(table.title)
@@ -172,6 +204,7 @@ def page(report: EvaluationReport) -> Page:
         add(_cascade(report.cascade))
         caption = "The least confident questions are escalated; at random, accuracy is on the dashed line."
         found.figure(cascade_chart(report.cascade), caption)
+    found.heading("How it was measured", conditions(report))
     return found
 
 

@@ -143,7 +143,7 @@ def _reached(report: BenchReport) -> Table:
         read, done = number(one.weight_bytes_per_token / 1e6), significant(one.operations_per_token / 1e6)
         arithmetic = f"{share(one.arithmetic_share)} ({one.arithmetic})"
         rows.append([variant.shown, read, share(one.bandwidth_share), done, arithmetic])
-    return Table(f"decoding one token against this machine's ceilings ({ceilings})", headings, rows)
+    return Table("decoding one token against this machine's ceilings", headings, rows, caption=ceilings)
 
 
 def _scenarios(report: BenchReport) -> list[Table]:
@@ -162,23 +162,25 @@ def tables(report: BenchReport) -> list[Table]:
     """Return the report as tables for the terminal; the first without what only a page has room for."""
     first = _summary(report)
     first = first.take([place for place, heading in enumerate(first.headings) if heading not in _PAGE_ONLY])
-    first = replace(first, caption=" ".join(filter(None, [noise(report), conditions(report)])))
+    first = replace(first, caption=conditions(report))
     return [first, *_scenarios(report), *([_failed(report)] if report.failed else [])]
 
 
+def decision(report: BenchReport) -> list[str]:
+    """Return which variant to ship, and the caveats, a paragraph each; empty for a report without."""
+    return [report.decision.sentence, *report.decision.caveats] if report.decision else []
+
+
 def markdown(report: BenchReport) -> str:
-    """Return the report as Markdown tables with the conditions below them."""
+    """Return the report as Markdown: the decision, tables, and the conditions below them."""
     others = [*_scenarios(report), *([_failed(report)] if report.failed else [])]
-    parts = [_summary(report).markdown(), *(f"{table.title}\n\n{table.markdown()}" for table in others)]
-    return "\n\n".join(filter(None, [*parts, noise(report), conditions(report)])) + "\n"
+    parts = [_summary(report).markdown()]
+    for table in others:
+        parts += [table.title, table.markdown(), *([table.caption] if table.caption else [])]
+    return "\n\n".join([*decision(report), *parts, conditions(report)]) + "\n"
 
 
 # ------------------------------------------------------------------------------------------------------- words
-
-
-def noise(report: BenchReport) -> str:
-    """Return what makes the times of a report doubtful; empty if nothing does."""
-    return f"NOISY: {'; '.join(report.noisy)} while this was measured." if report.noisy else ""
 
 
 def conditions(report: BenchReport) -> str:
@@ -219,20 +221,20 @@ def conditions(report: BenchReport) -> str:
 def page(report: BenchReport) -> Page:
     """Return the report as a page that holds all that it shows."""
     variants = report.measured
-    found = Page(f"Bench: {report.task}", conditions(report))
-    if report.noisy:
-        found.note(noise(report))
+    found = Page(f"Bench: {report.task}")
+    if report.decision:
+        found.lead(report.decision.sentence, report.decision.caveats)
     first = _summary(report)
     found.heading("Results")
-    for half in _halves(first.headings):
-        found.table(first.take(half))
-    for table in _scenarios(report):
-        found.heading(table.title)
-        found.table(table)
+    for part in _parts(first.headings):
+        found.table(first.take(part))
     if report.failed:
         found.heading("Not measured")
         found.table(_failed(report))
     _add_times(found, [variant for variant in variants if variant.latency_ms])
+    for table in _scenarios(report):
+        found.heading(table.title[0].upper() + table.title[1:], table.caption)
+        found.table(table)
     if any(variant.offline for variant in variants):
         found.heading("Throughput")
         found.figure(_throughput_chart(variants), "Answers a second over batch sizes.")
@@ -246,15 +248,15 @@ def page(report: BenchReport) -> Page:
     headings = ["variant", "engine", "precision", "device", "threads", "place"]
     rows = [[one.shown, one.engine, one.precision, one.device, str(one.threads), one.place] for one in variants]
     found.table(Table("", headings, rows))
-    found.heading("The machine")
+    found.heading("How it was measured", conditions(report))
     found.table(Table("", ["", Column(align="left")], _machine_rows(report)))
     return found
 
 
-def _halves(headings: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Return the first table as two tables that fit a page: quality and cost."""
-    middle = headings.index("threads")
-    return [*range(middle)], [0, *range(middle, len(headings))]
+def _parts(headings: Sequence[str]) -> list[list[int]]:
+    """Return the columns of the first table as three tables that fit a page: quality, time, memory."""
+    quality, time = headings.index("threads"), headings.index("load s")
+    return [[*range(quality)], [0, *range(quality, time)], [0, *range(time, len(headings))]]
 
 
 def _add_times(page: Page, variants: Sequence[MeasuredVariant]) -> None:
@@ -361,5 +363,5 @@ def _machine_rows(report: BenchReport) -> list[list[str]]:
         ["taken by the host", "not available here" if steal is None else share(steal)],
         ["frequency", span(watch.frequency_ghz, "GHz")],
         ["temperature", span(watch.temperature_c, "°C")],
-        ["noise", noise(report) or "none"],
+        ["noise", "; ".join(report.noisy) or "none"],
     ]

@@ -279,6 +279,14 @@ class RemoteFacts(ReportPart):
     packages: str
 
 
+class Decision(ReportPart):
+    """Which variant to ship, why, and what to keep in mind; `ship` is None where no variant could be measured."""
+
+    ship: str | None
+    sentence: str
+    caveats: list[str]
+
+
 class BenchReport(ReportPart):
     """A report of `mmedge bench`."""
 
@@ -297,6 +305,7 @@ class BenchReport(ReportPart):
     ceilings: list[Ceilings]
     batch: int = 1
     variants: list[MeasuredVariant | FailedVariant]
+    decision: Decision | None = None
     remote: RemoteFacts | None = None
 
     @property

@@ -74,12 +74,14 @@ def ablate(recipe: RecipePath, out: Out = None, overrides: Overrides = None, as_
     if as_json:
         print_json(results.to_json())
         return
-    from mmedge.distill.ablation_report import caption, kinds_of_labels, table
+    from mmedge.distill.ablation_report import caption, decisions, kinds_of_labels, table
 
     shown = console(180)
     for labels in kinds_of_labels(results):
         shown.print(table(results, labels).rich(lines=True))
     shown.print(caption(results), highlight=False)
+    for line in decisions(results):
+        typer.echo(line)
     typer.echo(f"figures: {folder / 'ablation.html'}")
 
 

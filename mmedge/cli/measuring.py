@@ -224,12 +224,14 @@ def save_report(report: BenchReport, folder: Path) -> str:
 
 
 def show_report(report: BenchReport) -> None:
-    """Print a bench's tables."""
-    from mmedge.bench.report import tables
+    """Print a bench's tables, and last, where a reader looks first, the decision."""
+    from mmedge.bench.report import decision, tables
 
     shown = console(170)
     for table in tables(report):
         shown.print(table.rich())
+    for line in decision(report):
+        typer.echo(line)
 
 
 def compare(
@@ -287,7 +289,7 @@ def evaluate(
     """Measure whether a bundle knows when it is wrong, and what abstaining, escalating and voting gain."""
     from mmedge.bench.evaluation import EvaluationSettings
     from mmedge.bench.evaluation import evaluate as measure
-    from mmedge.bench.evaluation_report import tables, write_report
+    from mmedge.bench.evaluation_report import decision, tables, write_report
     from mmedge.manifest import refuse_bundle
     from mmedge.runtime import Student
 
@@ -304,4 +306,5 @@ def evaluate(
     shown = console(150)
     for table in tables(report):
         shown.print(table.rich())
+    typer.echo(decision(report))
     typer.echo(f"written: {folder / name}.json, .md, .html")

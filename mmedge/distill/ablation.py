@@ -24,7 +24,15 @@ from pydantic import ValidationError
 
 from mmedge.distill.ablation_plan import Unit, plan, row_named, seeded
 from mmedge.distill.ablation_report import write_reports
-from mmedge.distill.ablation_summary import Comparison, Judgements, TrainingResult, compared_rows, judgements, title_of
+from mmedge.distill.ablation_summary import (
+    Comparison,
+    Judgements,
+    TrainingResult,
+    compared_rows,
+    judgements,
+    method_decisions,
+    title_of,
+)
 from mmedge.distill.chain import StageChain
 from mmedge.distill.curves import write_training_page
 from mmedge.distill.devices import Devices
@@ -240,6 +248,7 @@ class _Ablation:
             test_questions=self.questions,
             verdict_cots=len(held_out[self.recipe.ablation.seeds[0]]),
             rows=compared_rows(self.units, found, self.cots, held_out),
+            decisions=method_decisions(found, self.cots, next(iter(self.questions))),
             machine=machine(),
         )
 

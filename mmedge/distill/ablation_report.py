@@ -81,6 +81,30 @@ def caption(results: Comparison) -> str:
     )
 
 
+def decisions(results: Comparison) -> list[str]:
+    """Return which method to use and why, a sentence for each kind of labels, and what to keep in mind; empty with one row."""
+    found = []
+    rows = {(row.labels, row.title): row for row in results.rows}
+    for one in results.decisions:
+        chosen = rows[one.labels, one.use]
+        words = f"Use {one.use} with {one.labels} labels: {_share(chosen.tests[one.test].share)} right on {one.test}, "
+        if one.behind is None:
+            words += f"the most of {one.of + 1} methods"
+        else:
+            gain = points(one.behind.value, (one.behind.low, one.behind.high))
+            words += f"{gain} points against the best, {one.best}, which is not beyond chance"
+        if len(one.equal) > 1:
+            words += f", with the fewest training tokens of the {len(one.equal)} methods that chance may have ordered"
+        found.append(f"{words}.")
+    if found:
+        seed = "; with one seed, another training may differ by more" if len(results.seeds) == 1 else ""
+        found.append(
+            "Methods are compared with the best by p < 0.05, corrected for their number (Holm 1979). Chosen on the test questions,"
+            f" so confirm it on others{seed}."
+        )
+    return found
+
+
 def _uncertainty(seeds: int) -> str:
     """Return what brackets and p mean, which depends on whether there is more than one training of a row."""
     if seeds == 1:
@@ -134,9 +158,10 @@ def _verdict_figure(results: Comparison) -> str | None:
 
 def markdown(results: Comparison) -> str:
     """Return the comparison as Markdown."""
-    parts = [f"# Comparison of methods: {results.recipe}", caption(results)]
+    parts = [f"# Comparison of methods: {results.recipe}", *decisions(results)]
     for labels in kinds_of_labels(results):
         parts += [f"## {labels} labels", table(results, labels).markdown()]
+    parts.append(caption(results))
     machine = results.machine
     packages = machine["packages"]
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers") if name in packages)
@@ -147,7 +172,12 @@ def markdown(results: Comparison) -> str:
 
 
 def _page(results: Comparison) -> Page:
-    page = Page(f"Comparison of methods: {results.recipe}", caption(results))
+    page = Page(f"Comparison of methods: {results.recipe}")
+    *found, note = decisions(results) or [""]
+    for sentence in found:
+        page.lead(sentence)
+    if note:
+        page.note(note)
     for test in results.test_questions:
         page.heading(f"Answers: {test}")
         page.figure(figure(results, test))
@@ -161,6 +191,7 @@ def _page(results: Comparison) -> Page:
     for labels in kinds_of_labels(results):
         page.heading(f"While it learned, {labels} labels")
         page.figure(_curves(results, labels))
+    page.heading("How it was measured", caption(results))
     return page
 
 

@@ -17,6 +17,7 @@ from mmedge.statistics import (
     Estimate,
     auroc_over_seeds,
     balanced_accuracy,
+    holm,
     mean_over_seeds,
     paired_difference,
     said_at_best_level,
@@ -200,6 +201,31 @@ class ComparedRow:
 
 
 @dataclass(frozen=True)
+class MethodDecision:
+    """Which method to use with one kind of labels: the cheapest of those that are not less accurate than the best beyond chance.
+
+    Attributes:
+        labels, test: What it is about.
+        best: The title of the most accurate row.
+        use: The title of the row to use: of the best and those that chance may have put below it, that with the fewest tokens.
+        equal: Titles of those rows, the best included.
+        behind: What the row to use gains over the best; None if it is the best.
+        of: How many rows were compared, each with the best; p-values are corrected for that (Holm 1979).
+    """
+
+    labels: str
+    test: str
+    best: str
+    use: str
+    equal: list[str]
+    behind: Estimate | None
+    of: int
+
+    def to_json(self) -> Json:
+        return vars(self) | {"behind": self.behind.to_json() if self.behind else None}
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A comparison of methods, as `ablation.json` holds it.
 
@@ -212,6 +238,7 @@ class Comparison:
         test_questions: How many questions each test has.
         verdict_cots: How many held-out chains of thought verdicts are measured on.
         rows: The rows.
+        decisions: Which to use, by kind of labels; none where there is only one row.
         machine: Where it was trained.
     """
 
@@ -224,6 +251,7 @@ class Comparison:
     test_questions: dict[str, int]
     verdict_cots: int
     rows: list[ComparedRow]
+    decisions: list[MethodDecision]
     machine: MachineFacts
 
     def to_json(self) -> Json:
@@ -236,6 +264,7 @@ class Comparison:
             "test_questions": self.test_questions,
             "verdict_cots": self.verdict_cots,
             "rows": [row.to_json() for row in self.rows],
+            "decisions": [decision.to_json() for decision in self.decisions],
             "machine": self.machine,
         }
 
@@ -262,6 +291,31 @@ def compared_rows(
             if row in ROWS:  # the recipe's own rows are all compared with the last of the paper's
                 above = results
     return rows
+
+
+def method_decisions(found: Sequence[TrainingResult], cots: int, test: str) -> list[MethodDecision]:
+    """Return which method to use with each kind of labels, by the answers to one test; of rows that share all their seeds."""
+    decisions = []
+    for labels in dict.fromkeys(result.labels for result in found):
+        rows: dict[str, dict[int, TrainingResult]] = {}
+        for result in found:
+            if result.labels == labels:
+                rows.setdefault(result.row, {})[result.seed] = result
+        seeds = sorted(set.intersection(*(set(row) for row in rows.values())))
+        if len(rows) < 2 or not seeds:
+            continue
+        outcomes = {name: [row[seed].tests[test] for seed in seeds] for name, row in rows.items()}
+        tokens = {name: _mean([row[seed].tokens for seed in seeds]) for name, row in rows.items()}
+        best = max(rows, key=lambda name: _mean([_mean(one) for one in outcomes[name]]))
+        gains = {name: paired_difference(outcomes[name], outcomes[best]) for name in rows if name != best}
+        corrected = dict(zip(gains, holm([gain.p or 0.0 for gain in gains.values()]), strict=True))
+        equal = [name for name in rows if name == best or corrected[name] >= 0.05]
+        use = min(equal, key=lambda name: tokens[name])
+        titles = [title_of(name, cots) for name in equal]
+        decisions.append(
+            MethodDecision(labels, test, title_of(best, cots), title_of(use, cots), titles, gains.get(use), len(gains))
+        )
+    return decisions
 
 
 def _row(

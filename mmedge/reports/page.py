@@ -28,7 +28,9 @@ _STYLE = """
 body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
        font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
-p { margin: .25rem 0 .75rem; max-width: 60rem; } .dim { color: var(--dim); }
+p { margin: .25rem 0 .75rem; max-width: 60rem; }
+.lead { font-size: 1.15rem; border-left: .3rem solid var(--mark); padding: .3rem 0 .3rem .9rem; margin: .75rem 0; }
+.dim { color: var(--dim); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
          overflow-wrap: break-word; }
@@ -36,7 +38,7 @@ th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align:
 .bars { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr max-content; gap: .3rem .8rem; align-items: center; }
 .bars i { display: block; height: .9rem; background: var(--mark); border-radius: 2px; min-width: 1px; }
 .bars .track { background: var(--soft); border-radius: 2px; }
-.scroll + .bars { margin-top: 1rem; }
+.scroll + .bars, .scroll + .scroll { margin-top: 1rem; }
 @media (max-width: 40rem) {
   .bars { grid-template-columns: 1fr max-content; grid-auto-flow: row dense; }
   .bars .track { grid-column: 1 / -1; margin-bottom: .4rem; }
@@ -67,6 +69,12 @@ class Page:
         self._parts = [f"<h1>{escaped(title)}</h1>"]
         if subtitle:
             self._parts.append(f'<p class="dim">{escaped(subtitle)}</p>')
+
+    def lead(self, text: str, caveats: Sequence[str] = ()) -> None:
+        """Add what the page is for in one sentence, such as a decision, and what to keep in mind about it."""
+        self._parts.append(f'<p class="lead">{escaped(text)}</p>')
+        for caveat in caveats:
+            self.note(caveat)
 
     def heading(self, text: str, note: str = "") -> None:
         """Begin a section, with a sentence that says what it shows."""

@@ -30,7 +30,7 @@ def variant(precision: str, seed: int, speed: float = 1.0) -> Report:
     right = np.random.default_rng(6).random(QUESTIONS) < 0.7
     times = (cost * noise * speed).ravel().tolist()
     share = proportion(right.tolist()).to_json()
-    middle = {"p50": 1.0, "p90": 2.0, "p99": 3.0}
+    middle = {"p50": speed, "p90": 2 * speed, "p99": 3 * speed}
     around = {f"{p}_interval_95": [value, value] for p, value in middle.items()}
     return {
         **{"name": f"onnxruntime {precision}", "label": precision, "folder": f"bundle-{precision}", "kind": "bundle"},

@@ -13,7 +13,7 @@ import pytest
 
 from mmedge.bench.evaluation import EvaluationSettings, evaluate
 from mmedge.bench.evaluation_figures import signal_quality
-from mmedge.bench.evaluation_report import markdown, page
+from mmedge.bench.evaluation_report import decision, markdown, page
 from mmedge.bench.evaluation_results import EvaluationReport
 from mmedge.bench.results import Interval
 from mmedge.engines.onnx.bundles import open_speaker
@@ -61,6 +61,17 @@ def knowing(tiny_run: Path, tmp_path: Path) -> Student:
     return Knowing(replace(opened, manifest=manifest), open_speaker(opened))
 
 
+def _surer(report: EvaluationReport, chosen: str, interval: tuple[float, float]) -> EvaluationReport:
+    """Return a report whose chosen signal has an AUROC with this interval."""
+    whole = report.splits["all"]
+    signal = whole.signals[chosen]
+    assert signal.auroc is not None
+    signal = signal.model_copy(update={"auroc": signal.auroc.model_copy(update={"interval_95": interval})})
+    whole = whole.model_copy(update={"signals": whole.signals | {chosen: signal}})
+    confidence = report.confidence.model_copy(update={"chosen": chosen})
+    return report.model_copy(update={"splits": report.splits | {"all": whole}, "confidence": confidence})
+
+
 def test_what_a_student_knows_is_found(knowing: Student) -> None:
     report = evaluate(knowing, EvaluationSettings(samples=2, timed=9), QUIET)
     assert report.confidence.chosen == "evaluation"
@@ -84,7 +95,12 @@ def test_what_a_student_knows_is_found(knowing: Student) -> None:
     assert max(accuracy for _, accuracy in cascade.curve) >= cascade.teacher.value
     text = markdown(report)
     assert "self-evaluation (chosen)" in text and "escalating to the recorded teacher" in text
+    assert "evaluate it on more questions" in decision(report)  # 24 of them
+    known = decision(_surer(report, "evaluation", (0.93, 1.0)))
+    assert known.startswith("It knows when it is wrong (AUROC 1.000 [0.930, 1.00") and "withheld" in known
+    assert "do not withhold or escalate by it" in decision(_surer(report, "answer", (0.45, 0.55)))
     shown = page(report).text()
+    assert shown.index('class="lead"') < shown.index("<table") < shown.index("How it was measured")
     assert shown.count("<svg") == 10 and "nan" not in shown.lower().replace("nancy", "")
     assert EvaluationReport.model_validate(report.to_json()) == report
 

@@ -407,7 +407,7 @@ def test_the_page_is_whole_in_a_browser(report: dict[str, Any], tmp_path: Path, 
     found = re.search(r"<title>(\d+) (\d+)</title>", dom)
     assert found and int(found[1]) <= int(found[2])  # nothing sticks out at the side
     assert dom.count("<svg ") >= 6 and "does not fit in 200 MB" in dom
-    for heading in ("Results", "Not measured", "Accuracy and time", "Memory", "What each variant is", "The machine"):
+    for heading in ("Results", "Not measured", "Accuracy and time", "Memory", "What each variant is", "How it was measured"):
         assert f"<h2>{heading}</h2>" in dom
     chromium(f"--screenshot={tmp_path / 'page.png'}", f"file://{tmp_path / 'page.html'}")
     assert (tmp_path / "page.png").stat().st_size > 20_000  # a blank one has a tenth of that

@@ -69,6 +69,10 @@ def test_the_page_and_the_table_say_what_the_json_says(compared: tuple[Path, dic
     page, text = (run / "ablation.html").read_text(), (run / "ablation.md").read_text()
     assert "the last one of each stage is taken" in text
     assert "Seed 0;" in text and "with one seed they do not say how much another training would differ" in text
+    for decision in found["decisions"]:
+        assert decision["use"] in decision["equal"] and decision["best"] in decision["equal"]
+        assert f"Use {decision['use']} with {decision['labels']} labels" in text
+    assert len(found["decisions"]) == 2 and page.index('class="lead"') < page.index("<svg") < page.index("How it was measured")
     assert page.count("<svg") >= 4 and (run / "ablation.svg").read_text().startswith("<svg")
     for row in found["rows"]:
         low, high = row["tests"]["new_combinations"]["interval_95"]
