@@ -115,7 +115,7 @@ def small(command: str, asked: dict[str, tuple[str, ...]]) -> list[str]:
     """Return the command's words, with what makes it a matter of seconds."""
     words = shlex.split(command)
     verb = words[words.index("mmedge") + 1]
-    if "--precision" in words:  # which may take as many rounds as the machine is noisy
+    if "--within" in words:  # which may take as many rounds as the machine is noisy
         return [*words, "--max-rounds", "1"]
     if verb not in ("quickstart", "annotate", "distill", "ablate"):
         return words

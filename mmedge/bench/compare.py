@@ -263,7 +263,7 @@ def _too_slow(change: VariantChange, most: float, notes: list[str]) -> list[str]
         why = "" if time.rounds >= FEW_ROUNDS else f", and processes may differ by {share(ONE_PROCESS)}"
         notes.append(
             f"{name}: a slowdown beyond {share(most)} cannot be ruled out ({share(low - 1)} to {share(high - 1)}{why}); "
-            f"measure more, with --precision or at least --rounds {FEW_ROUNDS}"
+            f"measure more, with --within or at least --rounds {FEW_ROUNDS}"
         )
     return []
 

@@ -115,7 +115,8 @@ def _in_panel(type_: Any, title: str) -> Any:
     return Annotated[plain, option]
 
 
-RENAMED = {"--max-handed-on": "--max-withheld"}  # options renamed since the previous version, still read in this one
+# Options renamed since the previous version, still read in this one: (verb, old name) → new name
+RENAMED = {("run", "--max-handed-on"): "--max-withheld", ("bench", "--precision"): "--within"}
 
 RENAMED_VERBS = {"annotations": "review"}
 
@@ -129,8 +130,7 @@ class Command(TyperCommand):
             _tell_new_name(self.name, RENAMED_VERBS[self.name])
         for place, word in enumerate(args):
             name, equals, value = word.partition("=")
-            if name in RENAMED:
-                new = RENAMED[name]
+            if (new := RENAMED.get((self.name or "", name))) is not None:
                 _tell_new_name(name, new)
                 args[place] = new + equals + value
         return super().parse_args(ctx, args)

@@ -57,11 +57,11 @@ class Scenarios:
     timed: Annotated[
         int | None, typer.Option(min=1, help="Questions timed in each round, evenly spread. Default: all that are asked.")
     ] = None
-    precision: Annotated[
-        str | None, typer.Option(help="Repeat rounds until medians and ratios are known this precisely, such as 3%.")
+    within: Annotated[
+        str | None, typer.Option(help="Repeat rounds until medians and ratios are known to within this, such as 3%.")
     ] = None
     rounds: Annotated[int, typer.Option(min=1, help="Minimum rounds, each in new processes.")] = 1
-    max_rounds: Annotated[int, typer.Option(min=1, help="Maximum rounds with --precision.")] = 50
+    max_rounds: Annotated[int, typer.Option(min=1, help="Maximum rounds with --within.")] = 50
     warmup: Annotated[int | None, typer.Option(min=0, help="Questions in one warm-up pass. Default: the run's recipe, or 5.")] = (
         None
     )
@@ -202,7 +202,7 @@ def _bench_settings(place: Path, questions: Questions, scenarios: Scenarios, dev
         settings_for(place, {name: value for name, value in given.items() if value is not None}),
         **read_choices(scenarios.scenarios, questions.ask),
         timed=scenarios.timed,
-        precision=None if scenarios.precision is None else parse_share(scenarios.precision),
+        precision=None if scenarios.within is None else parse_share(scenarios.within),
         rounds=scenarios.rounds,
         max_rounds=scenarios.max_rounds,
         batches=parse_counts(scenarios.batches, "--batches"),

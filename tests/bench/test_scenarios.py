@@ -231,7 +231,7 @@ def test_what_a_command_line_cannot_mean_is_said_in_one_line(tiny_run: Path) -> 
         ("--scenarios", "multi"),
         ("--ask", "why"),
         ("--memory-limit", "much"),
-        ("--precision", "300%"),
+        ("--within", "300%"),
         ("--batches", "1,0"),
         ("--latency-bound", "200"),
     ):
