@@ -2,6 +2,7 @@
 # make test         everything that is quick; needs no data
 # make test-data    what asserts facts of the real data, and the commands of the docs on it (MMEDGE_DATA)
 # make test-optimum what needs optimum or transformers 4.57, in an environment of its own (.venv-optimum)
+# make test-cluster what needs ray, which it installs into the same environment
 # make test-slow    the heavyweight checks: real weights, the quickstart at full size
 # make test-serve   the server under the official clients, in a real Chromium, under load and under attack
 # make lint         ruff, mypy, spelling
@@ -19,7 +20,7 @@ READY := $(VENV)/.ready
 OPTIMUM := .venv-optimum
 PYTEST := python -m pytest --numprocesses $(JOBS) --dist loadfile
 
-.PHONY: quickstart test test-data test-optimum test-slow test-serve lint format docs docs-check weights peers servers clean
+.PHONY: quickstart test test-data test-optimum test-cluster test-slow test-serve lint format docs docs-check weights peers servers clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,13 +40,17 @@ quickstart: $(READY)
 	$(BIN)/mmedge quickstart
 
 test: $(READY) lint
-	$(BIN)/$(PYTEST) -m 'not slow and not optimum'
+	$(BIN)/$(PYTEST) -m 'not slow and not optimum and not cluster'
 
 test-data: $(READY)
 	$(BIN)/$(PYTEST) -m 'data and not slow'
 
 test-optimum: $(READY) $(OPTIMUM)/.ready
 	MMEDGE_TRANSFORMERS_5=$(abspath $(BIN)/python) $(OPTIMUM)/bin/$(PYTEST) -m '(optimum or versions) and not slow'
+
+test-cluster: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt ray
+	$(BIN)/python -m pytest -m 'cluster and not slow'
 
 test-slow: $(READY) weights servers
 	$(BIN)/python -m pytest -m 'slow and not serve'

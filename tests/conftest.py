@@ -55,13 +55,15 @@ def is_one_line_error(found: Finished) -> bool:
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what asserts facts of the real data; skip what needs optimum where it is not installed."""
-    optimum = importlib.util.find_spec("optimum") is not None
+    """Mark what asserts facts of the real data; skip what needs optimum or ray where they are not installed."""
+    optimum, ray = (importlib.util.find_spec(name) is not None for name in ("optimum", "ray"))
     for item in items:
         if "real_data" in getattr(item, "fixturenames", ()):
             item.add_marker("data")
         if not optimum and item.get_closest_marker("optimum"):
             item.add_marker(pytest.mark.skip("no optimum here: make test-optimum"))
+        if not ray and item.get_closest_marker("cluster"):
+            item.add_marker(pytest.mark.skip("no ray here: make test-cluster"))
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,7 @@ def recipe_commands() -> list[str]:
 COMMANDS = list(dict.fromkeys([*recipe_commands(), *page_commands()]))
 RUN = [command for command in COMMANDS if command.startswith(("mmedge ", "torchrun "))]
 OPTIMUM = [command for command in RUN if "optimum" in command]
+CLUSTER = [command for command in RUN if "ablate" in command and "--workers" in command]
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def small(command: str, asked: dict[str, tuple[str, ...]]) -> list[str]:
     return [*words, *(part for setting in settings for part in ("--set", setting))]
 
 
-@pytest.mark.parametrize("command", [command for command in RUN if command not in OPTIMUM], ids=str)
+@pytest.mark.parametrize("command", [command for command in RUN if command not in OPTIMUM + CLUSTER], ids=str)
 def test_the_command_runs(command: str, place: Place) -> None:
     run(command, place)
 
@@ -152,6 +153,13 @@ def test_the_command_runs(command: str, place: Place) -> None:
 @pytest.mark.parametrize("command", OPTIMUM, ids=str)
 def test_the_command_runs_with_optimum(command: str, place: Place) -> None:
     run("mmedge distill recipes/quickstart.yaml --out runs/quickstart", place)
+    run(command, place)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("command", CLUSTER, ids=str)
+def test_the_command_runs_on_a_cluster(command: str, place: Place) -> None:
+    run("mmedge distill recipes/embedded-base.yaml --out runs/embedded-base", place)
     run(command, place)
 
 

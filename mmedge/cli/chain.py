@@ -14,6 +14,7 @@ from mmedge.cli.measuring import show_report
 
 if TYPE_CHECKING:
     from mmedge.distill.metrics import RunMetrics
+    from mmedge.recipe import Recipe
 
 
 def quickstart(
@@ -62,27 +63,60 @@ def distill(
     typer.echo(f"student: {folder / 'student'}")
 
 
-def ablate(recipe: RecipePath, out: Out = None, overrides: Overrides = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+def ablate(
+    recipe: RecipePath,
+    out: Out = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="Trainings at the same time, on Ray (extra cluster). Default: one at a time."),
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what it will cost, and what difference it can see with 80 % power.")
+    ] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
     """Compare the paper's methods on this task: labels only, one and several CoTs, with and without self-evaluation."""
     loaded, folder = load(recipe, overrides, out)
     need("torch", "distill")
+    if workers:
+        need("ray", "cluster")
+    if plan:
+        _forecast(loaded, folder, workers or 1, as_json, quiet)
+        return
     from mmedge.distill.ablation import ablate as compare
 
-    results = compare(loaded, folder, progress(quiet))
+    results = compare(loaded, folder, progress(quiet), workers)
     if not _is_main_process():
         return
     if as_json:
         print_json(results.to_json())
         return
-    from mmedge.distill.ablation_report import caption, decisions, kinds_of_labels, table
+    from mmedge.distill.ablation_report import caption, decisions, kinds_of_labels, oracle_table, table
 
     shown = console(180)
     for labels in kinds_of_labels(results):
         shown.print(table(results, labels).rich(lines=True))
+    if (oracle := oracle_table(results)) is not None:
+        shown.print(oracle.rich())
     shown.print(caption(results), highlight=False)
     for line in decisions(results):
         typer.echo(line)
     typer.echo(f"figures: {folder / 'ablation.html'}")
+
+
+def _forecast(recipe: Recipe, folder: Path, workers: int, as_json: bool, quiet: bool) -> None:
+    from mmedge.distill.ablation import forecast
+    from mmedge.distill.ablation_forecast import table, words
+
+    found = forecast(recipe, folder, progress(quiet))
+    if as_json:
+        print_json(found.to_json())
+        return
+    console(120).print(table(found).rich())
+    for line in words(found, workers, folder):
+        typer.echo(line)
 
 
 def _is_main_process() -> bool:

@@ -12,9 +12,10 @@ A killed comparison continues: finished trainings are found by the hash of what 
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mmedge.distill.ablation_forecast import Forecast, RowForecast, detectable, probed_rate, tokens_of_training
 from mmedge.distill.ablation_plan import Unit, plan, row_named, seeded
 from mmedge.distill.ablation_report import write_reports
 from mmedge.distill.ablation_summary import (
@@ -34,6 +36,7 @@ from mmedge.distill.ablation_summary import (
     title_of,
 )
 from mmedge.distill.chain import StageChain
+from mmedge.distill.cluster import Job, train_side_by_side
 from mmedge.distill.curves import write_training_page
 from mmedge.distill.devices import Devices
 from mmedge.distill.durable import StageResult, once
@@ -50,19 +53,21 @@ from mmedge.progress import Progress
 from mmedge.recipe import Recipe
 from mmedge.reports.formats import duration
 from mmedge.statistics import proportion
-from mmedge.storage import Json, read_json, write_json
+from mmedge.storage import Json, locked, read_json, write_json
 from mmedge.students.adapters import merge_adapters
 from mmedge.students.loading import resolve_source
 from mmedge.students.student import TorchStudent
+from mmedge.teachers.plan import NO_LIMITS, Limits
 
 
-def ablate(recipe: Recipe, out: Path, progress: Progress) -> Comparison:
+def ablate(recipe: Recipe, out: Path, progress: Progress, workers: int | None = None) -> Comparison:
     """Compare the paper's methods.
 
     Args:
         recipe: Task, teacher, student, training, and what to compare (`ablation`).
         out: The run's folder; a comparison that was interrupted continues.
         progress: Where progress is shown.
+        workers: How many trainings run side by side, on Ray; None for one after the other in this process.
 
     Returns:
         What `ablation.json` says.
@@ -70,17 +75,56 @@ def ablate(recipe: Recipe, out: Path, progress: Progress) -> Comparison:
     Raises:
         MmedgeError: Anything the user can mend; finished trainings are kept.
     """
+    with _opened(recipe, out, progress) as found:
+        if workers and found.devices.count > 1:
+            raise MmedgeError("--workers trains several students at once, torchrun one on several processes", "use one of them")
+        return found.run(workers)
+
+
+def forecast(recipe: Recipe, out: Path, progress: Progress) -> Forecast:
+    """Return what a comparison will cost and what difference it can see, and train nothing.
+
+    Args:
+        recipe: The comparison's.
+        out: The run's folder; trainings that have finished there are counted, and their spread is used.
+        progress: Where progress is shown.
+
+    Raises:
+        MmedgeError: A row cannot be trained, or anything else that the user can mend.
+    """
+    with _opened(recipe, out, progress, Limits(max_requests=0)) as found:  # what a teacher writes may cost money
+        return found.forecast()
+
+
+def train_one(recipe: Recipe, out: Path, place: int) -> None:
+    """Train one of a comparison's trainings, in a worker of a process that holds the comparison's folder.
+
+    Args:
+        recipe: The comparison's.
+        out: The run's folder.
+        place: The training's number in the plan.
+
+    Raises:
+        MmedgeError: Anything the user can mend.
+    """
+    with Devices(recipe.training) as devices:
+        _Ablation(recipe, Run(out), Session(devices, Progress(quiet=True), out)).train_one(place)
+
+
+@contextmanager
+def _opened(recipe: Recipe, out: Path, progress: Progress, limits: Limits = NO_LIMITS) -> Iterator[_Ablation]:
+    """Open a comparison's folder for this process."""
     if recipe.teacher is None:
         raise MmedgeError("the recipe has no teacher, and this compares methods of learning from one", "add a teacher section")
     with Devices(recipe.training) as devices:
         session = Session(devices, progress if devices.main else Progress(quiet=True), out)
         with work_on(out, recipe, comparison=True) if devices.main else nullcontext(Run(out)) as run:
-            return _Ablation(recipe, run, session).run()
+            yield _Ablation(recipe, run, session, limits)
 
 
 class _Ablation:
-    def __init__(self, recipe: Recipe, run: Run, session: Session) -> None:
-        self.recipe, self.place, self.session = recipe, run, session
+    def __init__(self, recipe: Recipe, run: Run, session: Session, limits: Limits = NO_LIMITS) -> None:
+        self.recipe, self.place, self.session, self._limits = recipe, run, session, limits
         self.devices, self.progress = session.devices, session.progress
         self.source = resolve_source(recipe.student)
         self.materials: dict[int, Material] = {}
@@ -93,6 +137,8 @@ class _Ablation:
             raise MmedgeError(
                 f"ablation: no question of the test split {unlabelled[0]!r} has a label, so nothing can be compared", "give labels"
             )
+        self.units = plan(recipe, self.material)
+        self.folders: dict[int, Path] = {}
 
     def _of_seed(self, seed: int) -> Material:
         """Return what the trainings of a seed learn from; where its questions are its own, so are the annotations."""
@@ -102,56 +148,132 @@ class _Ablation:
             run = Run(self.place.comparison / "questions" / f"seed{seed}") if own else self.place
             if own and self.devices.main:
                 run.folder.mkdir(parents=True, exist_ok=True)
-            self.materials[seed] = prepared(recipe, run, self.progress, self.devices)
+            self.materials[seed] = prepared(recipe, run, self.progress, self.devices, self._limits)
         return self.materials[seed]
 
-    def run(self) -> Comparison:
-        self.units = plan(self.recipe, self.material)
+    def run(self, workers: int | None = None) -> Comparison:
+        """Train what is missing, one after the other or side by side, and return the comparison."""
         self._check()
-        folders: list[Path] = []
-        known: dict[int, TrainingResult | None] = {}
-        found: list[TrainingResult] = []
-        summary = self._summary(found)
-        trained, seconds = 0, 0.0
-        written, took = time.monotonic(), 0.0
-        for number, unit in enumerate(self.units, start=1):
-            if number - 1 not in known:  # a seed's questions are made when it is its turn
-                known |= self._known(unit.seed, folders)
-            folder, done = folders[number - 1], known[number - 1]
-            if done is None:
-                rest = sum(known.get(place) is None for place in range(number - 1, len(self.units)))
-                left = f", about {duration(seconds / trained * rest)} left" if trained else ""
-                words = f"{title_of(unit.row, self.cots)}, {unit.labels} labels, seed {unit.seed}"
-                self.progress.line(f"training {number} of {len(self.units)}{left}: {words}")
-                started = time.monotonic()
-                with row_named(unit.row, unit.labels):
-                    done = self._train(unit, folder)
-                trained, seconds = trained + 1, seconds + time.monotonic() - started
+        found: dict[int, TrainingResult] = {}
+        summary = self._summary([])
+        trained, written, took = 0, time.monotonic(), 0.0
+        for place, result, is_new in self._side_by_side(workers) if workers else self._in_turn():
+            trained += is_new
             if self.devices.main:
-                shutil.rmtree(folder / "stage2" / "best", ignore_errors=True)  # nothing needs the weights any more
-            found.append(done)
+                shutil.rmtree(self.folders[place] / "stage2" / "best", ignore_errors=True)  # nothing needs the weights any more
+            found[place] = result
             # a summary of many trainings takes a while, so it is only updated now and then
-            if number == len(self.units) or (trained and time.monotonic() - written > 20 * took):
+            if len(found) == len(self.units) or (trained and time.monotonic() - written > 20 * took):
                 started = time.monotonic()
-                summary = self._summary(found)
+                summary = self._summary([found[place] for place in sorted(found)])
                 if self.devices.main:
                     write_reports(summary, self.place.folder)
                 written = time.monotonic()
                 took = written - started
-        self._say_what_was_kept(len(self.units) - trained, folders)
+        self._say_what_was_kept(len(self.units) - trained)
         return summary
 
-    def _known(self, seed: int, folders: list[Path]) -> dict[int, TrainingResult | None]:
-        """Return by their places the results of a seed's trainings that are there, and add the folders of all of them."""
+    def forecast(self) -> Forecast:
+        """Return what the plan's trainings cost, and what difference they can see."""
+        self._check()
+        known: dict[int, TrainingResult | None] = {}
+        for seed in dict.fromkeys(unit.seed for unit in self.units):
+            known |= self._known(seed)
+        done = [result for result in known.values() if result is not None]
+        first = [unit for unit in self.units if unit.seed == self.units[0].seed]
+        chain = self._chain(first[-1])
+        student = chain.student()
+        tokens = {(unit.row, unit.labels): tokens_of_training(self._chain(unit), student) for unit in first}
+        if done:
+            rate, measured = sum(one.tokens for one in done) / sum(one.seconds for one in done), "as in the finished trainings"
+            # an answer-verdict's folds are in no stage's time, but in the whole one's
+            slower = _mean_of([one.wall_seconds / one.seconds for one in done if one.wall_seconds]) or 1.0
+        else:
+            stage, slower = chain.stages[-1], 1.0
+            with tempfile.TemporaryDirectory() as folder:
+                rate = probed_rate(chain.trainer(stage, student, Path(folder), chain.streams(stage, student)))
+            measured = "timed on a few steps; tests not included"
+        rows = []
+        for unit in first:
+            mine = [place for place, other in enumerate(self.units) if (other.row, other.labels) == (unit.row, unit.labels)]
+            finished = [result for place in mine if (result := known[place]) is not None]
+            own = _mean_of([one.wall_seconds for one in finished if one.wall_seconds])
+            chain, count = self._chain(unit), tokens[unit.row, unit.labels]
+            lessons = sum((chain.section(stage).max_steps or 0) * sum(chain.lessons_per_step(stage)) for stage in chain.stages)
+            title = title_of(unit.row, self.cots)
+            rows.append(RowForecast(title, unit.labels, len(mine), len(finished), lessons, count, own or slower * count / rate))
+        differences, spread = detectable(done, self.questions, len(self.recipe.ablation.seeds))
+        return Forecast(rows, rate, measured, differences, spread, len(self.recipe.ablation.seeds))
+
+    def _in_turn(self) -> Iterator[tuple[int, TrainingResult, bool]]:
+        """Yield the plan's trainings in their order, and whether each was trained now."""
+        known: dict[int, TrainingResult | None] = {}
+        trained, seconds = 0, 0.0
+        for place, unit in enumerate(self.units):
+            if place not in known:  # a seed's questions are made when it is its turn
+                known |= self._known(unit.seed)
+            done = known[place]
+            if is_new := done is None:
+                rest = sum(known.get(other) is None for other in range(place, len(self.units)))
+                left = f", about {duration(seconds / trained * rest)} left" if trained else ""
+                self.progress.line(f"training {place + 1} of {len(self.units)}{left}: {self._words(unit)}")
+                started = time.monotonic()
+                with row_named(unit.row, unit.labels):
+                    done = self._train(unit, self.folders[place])
+                trained, seconds = trained + 1, seconds + time.monotonic() - started
+            assert done is not None
+            yield place, done, is_new
+
+    def _side_by_side(self, workers: int) -> Iterator[tuple[int, TrainingResult, bool]]:
+        """Yield the trainings that are there, then the others as they end, and whether each was trained now."""
+        known: dict[int, TrainingResult | None] = {}
+        for seed in dict.fromkeys(unit.seed for unit in self.units):
+            known |= self._known(seed)
+        yield from ((place, done, False) for place, done in known.items() if done is not None)
+        jobs, first = list[Job](), dict[str, int]()
+        for place in sorted(place for place, done in known.items() if done is None):
+            unit, chain = self.units[place], self._chain(self.units[place])
+            shared = next((chain.key(stage) for stage in chain.stages if stage.judged), None)
+            jobs.append(Job(place, self._words(unit), None if shared is None else first.get(shared)))
+            if shared is not None:
+                first.setdefault(shared, place)
+        started = time.monotonic()
+        for count, place in enumerate(train_side_by_side(self.recipe, self.place.folder, jobs, workers), start=1):
+            result = _result(self.folders[place] / "result.json", self.questions)
+            if result is None:
+                raise MmedgeError(
+                    f"{self.folders[place]} has no result although its training has ended",
+                    "on a cluster, choose an --out folder that all machines see",
+                )
+            left = (time.monotonic() - started) / count * (len(jobs) - count)
+            self.progress.line(
+                f"{count} of {len(jobs)} trainings have ended, about {duration(left)} left: {self._words(self.units[place])}"
+            )
+            yield place, result, True
+
+    def train_one(self, place: int) -> None:
+        """Train one of the plan's trainings, unless it is already there."""
+        unit = self.units[place]
+        folder = self._folder(unit)
+        with locked(folder), row_named(unit.row, unit.labels):
+            if _result(folder / "result.json", self.questions) is None:
+                self._train(unit, folder)
+
+    def _words(self, unit: Unit) -> str:
+        return f"{title_of(unit.row, self.cots)}, {unit.labels} labels, seed {unit.seed}"
+
+    def _known(self, seed: int) -> dict[int, TrainingResult | None]:
+        """Return by their places the results of a seed's trainings that are there, and note the folders of all of them."""
         found = {}
         for place, unit in enumerate(self.units):
             if unit.seed == seed:
-                folders.append(self._folder(unit))
-                found[place] = self.devices.from_main(partial(_result, folders[-1] / "result.json", self.questions))
+                folder = self.folders[place] = self._folder(unit)
+                found[place] = self.devices.from_main(partial(_result, folder / "result.json", self.questions))
         return found
 
-    def _say_what_was_kept(self, kept: int, folders: Sequence[Path]) -> None:
-        if self.recipe.ablation.keep_students and (lost := [folder for folder in folders if not (folder / "student").is_dir()]):
+    def _say_what_was_kept(self, kept: int) -> None:
+        lost = [folder for folder in self.folders.values() if not (folder / "student").is_dir()]
+        if self.recipe.ablation.keep_students and lost:
             self.progress.line(
                 f"{len(lost)} trainings ran before keep_students was set; to get their students, remove {lost[0]} and the like"
             )
@@ -177,7 +299,7 @@ class _Ablation:
                 self._chain(unit).check(student, shown)
 
     def _train(self, unit: Unit, folder: Path) -> TrainingResult:
-        chain, title = self._chain(unit), f"Training of {folder.name}"
+        chain, title, started = self._chain(unit), f"Training of {folder.name}", time.monotonic()
         measure, main = chain.measure, self.devices.main
         if main:
             folder.mkdir(parents=True, exist_ok=True)
@@ -186,13 +308,15 @@ class _Ablation:
         stages, middle = self._stages(chain, student, folder)
         merge_adapters(student)
 
-        def outcomes() -> tuple[dict[str, list[int]], dict[str, Signals], Judgements | None]:
+        def outcomes() -> tuple[dict[str, list[int]], dict[str, list[int]], dict[str, Signals], Judgements | None]:
             found = measure.tests(student, "at the end")
             judged = measure.held_out_verdicts(student, "at the end") if judges(unit.recipe.method) else None
-            own = measure.signals(student, found, self.recipe.ablation.own_questions)
-            return {name: [int(one) for one in answers.right] for name, answers in found.items()}, own, judgements(judged)
+            section = self.recipe.ablation
+            own = measure.signals(student, found, section.own_questions)
+            oracle = measure.oracle(student, section.oracle_samples, section.own_questions) if section.oracle_samples else {}
+            return {name: [int(one) for one in answers.right] for name, answers in found.items()}, oracle, own, judgements(judged)
 
-        tests, signals, verdicts = self.devices.from_main(outcomes)
+        tests, oracle, signals, verdicts = self.devices.from_main(outcomes)
         result = TrainingResult(
             row=unit.row,
             labels=unit.labels,
@@ -202,8 +326,10 @@ class _Ablation:
             lessons=sum(stages[stage.name].steps * sum(chain.lessons_per_step(stage)) for stage in chain.stages),
             after_stage1=middle,
             tests=tests,
+            oracle=oracle,
             signals=signals,
             verdicts=verdicts,
+            wall_seconds=round(time.monotonic() - started, 1),
         )
         if main:
             if self.recipe.ablation.keep_students:
@@ -251,6 +377,10 @@ class _Ablation:
             decisions=method_decisions(found, self.cots, next(iter(self.questions))),
             machine=machine(),
         )
+
+
+def _mean_of(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _result(path: Path, questions: dict[str, int]) -> TrainingResult | None:

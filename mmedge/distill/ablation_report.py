@@ -9,7 +9,7 @@ from mmedge.reports.charts import IntervalRow, Series, interval_chart, line_char
 from mmedge.reports.formats import NOTHING, duration, points, share
 from mmedge.reports.page import Page
 from mmedge.reports.tables import Table
-from mmedge.statistics import Estimate
+from mmedge.statistics import POWER_80, Estimate
 from mmedge.storage import write_json, write_text
 
 EQUAL = {
@@ -54,6 +54,25 @@ def table(results: Comparison, labels: str) -> Table:
     return Table(f"{results.recipe}, {labels} labels", headings, rows)
 
 
+def oracle_table(results: Comparison) -> Table | None:
+    """Return how often one of several sampled answers is right, by row and test; None where nothing was sampled."""
+    rows = []
+    for row in results.rows:
+        found = [row.tests[test].oracle for test in results.test_questions]
+        if any(found):
+            cells = [
+                (_share(one[0]), points(one[1].value, (one[1].low, one[1].high))) if one else (NOTHING, NOTHING) for one in found
+            ]
+            rows.append([f"{row.title}, {row.labels} labels", *(cell for pair in cells for cell in pair)])
+    if not rows:
+        return None
+    headings = [
+        "one of the sampled answers is right",
+        *(name for test in results.test_questions for name in (test, "gain, points")),
+    ]
+    return Table("the most that choosing among samples could reach", headings, rows)
+
+
 def _share(found: Estimate) -> str:
     return share(found.value, (found.low, found.high))
 
@@ -76,8 +95,8 @@ def caption(results: Comparison) -> str:
         f"{'Seeds' if len(seeds) > 1 else 'Seed'} {', '.join(map(str, seeds))}; {EQUAL[results.equal]}. Test questions:"
         f" {questions}; verdicts on {results.verdict_cots} held-out chains of thought, also with the level of P(correct) between"
         " right and wrong chosen on the other half of their questions."
-        f" {_uncertainty(len(seeds))} Rows that the recipe adds are compared with the last of the paper's. Of the"
-        f" checkpoints, the last one of each stage is taken.{unfinished}"
+        f" {_uncertainty(len(seeds))}{detectable(results)} Rows that the recipe adds are compared with the last of the paper's."
+        f" Of the checkpoints, the last one of each stage is taken.{unfinished}"
     )
 
 
@@ -94,7 +113,7 @@ def decisions(results: Comparison) -> list[str]:
             gain = points(one.behind.value, (one.behind.low, one.behind.high))
             words += f"{gain} points against the best, {one.best}, which is not beyond chance"
         if len(one.equal) > 1:
-            words += f", with the fewest training tokens of the {len(one.equal)} methods that chance may have ordered"
+            words += f", with the fewest training tokens of the {len(one.equal)} methods that cannot be told apart"
         found.append(f"{words}.")
     if found:
         seed = "; with one seed, another training may differ by more" if len(results.seeds) == 1 else ""
@@ -103,6 +122,17 @@ def decisions(results: Comparison) -> list[str]:
             f" so confirm it on others{seed}."
         )
     return found
+
+
+def detectable(results: Comparison) -> str:
+    """Return what differences between a row and the one that it is compared with would have been found with 80 % power."""
+    found = []
+    for test in results.test_questions:
+        gains = [score.difference.estimate for row in results.rows if (score := row.tests[test]).difference is not None]
+        seen = sorted(POWER_80 * (gain.high - gain.low) / (2 * 1.96) for gain in gains)
+        if seen:
+            found.append(f"{100 * seen[0]:.1f} to {100 * seen[-1]:.1f} points on {test}")
+    return f" Smallest differences that would have been found with 80 % power, by row: {', '.join(found)}." if found else ""
 
 
 def _uncertainty(seeds: int) -> str:
@@ -161,6 +191,8 @@ def markdown(results: Comparison) -> str:
     parts = [f"# Comparison of methods: {results.recipe}", *decisions(results)]
     for labels in kinds_of_labels(results):
         parts += [f"## {labels} labels", table(results, labels).markdown()]
+    if (oracle := oracle_table(results)) is not None:
+        parts += [f"## {oracle.title[0].upper()}{oracle.title[1:]}", oracle.markdown()]
     parts.append(caption(results))
     machine = results.machine
     packages = machine["packages"]
@@ -184,6 +216,9 @@ def _page(results: Comparison) -> Page:
     for labels in kinds_of_labels(results):
         page.heading(f"Table, {labels} labels")
         page.table(table(results, labels))
+    if (oracle := oracle_table(results)) is not None:
+        page.heading(f"{oracle.title[0].upper()}{oracle.title[1:]}")
+        page.table(oracle)
     verdicts = _verdict_figure(results)
     if verdicts is not None:
         page.heading("Telling right from wrong", "How often a right chain of thought gets a higher P(correct) than a wrong one.")

@@ -68,8 +68,10 @@ class TrainingResult(BaseModel):
         lessons: How many lessons all stages took.
         after_stage1: Verdicts after stage 1; None without it.
         tests: By test, whether each question was answered right, as 0 or 1.
+        oracle: By test, whether one of several sampled answers to each of its first questions was right, as 0 or 1.
         signals: By test, what the student showed of how likely its answers are right.
         verdicts: Verdicts at the end; None in a row without self-evaluation.
+        wall_seconds: From loading the student to the last test; less where a killed training continued. None in older results.
     """
 
     row: str
@@ -80,8 +82,10 @@ class TrainingResult(BaseModel):
     lessons: int
     after_stage1: Judgements | None
     tests: dict[str, list[int]]
+    oracle: dict[str, list[int]] = {}
     signals: dict[str, Signals] = {}
     verdicts: Judgements | None
+    wall_seconds: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -128,16 +132,20 @@ class TestScore:
         difference: What it gains.
         signals: How often a right answer has a higher score than a wrong one (AUROC), by what scores: the answer's own probability,
             or the verdict on it.
+        oracle: How often one of several sampled answers is right, and what that gains over the greedy answers.
     """
 
     share: Estimate
     by_seed: dict[str, float]
     difference: Difference | None
     signals: dict[str, Estimate] = field(default_factory=dict)
+    oracle: tuple[Estimate, Estimate] | None = None
 
     def to_json(self) -> Json:
         found: Json = {**self.share.to_json(), "by_seed": self.by_seed}
         found["signals"] = {name: area.to_json() for name, area in self.signals.items()}
+        if self.oracle is not None:
+            found["oracle"] = {**self.oracle[0].to_json(), "gain": self.oracle[1].to_json()}
         if self.difference is not None:
             rest = {"against": self.difference.against, "seeds": self.difference.seeds}
             found["difference"] = self.difference.estimate.to_json() | rest
@@ -349,7 +357,17 @@ def _test(name: str, results: Sequence[TrainingResult], above: Sequence[Training
         estimate = paired_difference([a.tests[name] for a, _ in pairs], [b.tests[name] for _, b in pairs])
         difference = Difference(estimate, title_of(above[0].row, cots), len(pairs))
     by_seed = {str(result.seed): _mean(result.tests[name]) for result in results}
-    return TestScore(mean_over_seeds([result.tests[name] for result in results]), by_seed, difference, _areas(name, results))
+    share = mean_over_seeds([result.tests[name] for result in results])
+    return TestScore(share, by_seed, difference, _areas(name, results), _oracle(name, results))
+
+
+def _oracle(name: str, results: Sequence[TrainingResult]) -> tuple[Estimate, Estimate] | None:
+    """Return how often one of the samples is right, and what that gains; None where a training has none."""
+    sampled = [result.oracle.get(name, []) for result in results]
+    if not all(sampled):
+        return None
+    greedy = [result.tests[name][: len(one)] for result, one in zip(results, sampled, strict=True)]
+    return mean_over_seeds(sampled), paired_difference(sampled, greedy)
 
 
 def _areas(name: str, results: Sequence[TrainingResult]) -> dict[str, Estimate]:

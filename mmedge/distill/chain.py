@@ -119,17 +119,22 @@ class StageChain:
         if stage.own_cots and self.recipe.method.own_cots:
             own = self._own_cots(student, folder, key)
         unseen = [unseen_answers(self, section, folder) for section in self._unseen_sections(stage)]
+        streams = self.streams(stage, student, own, unseen[0] if unseen else ())
+        return self.trainer(stage, student, folder, streams).run()
+
+    def trainer(self, stage: Stage, student: TorchStudent, folder: Path, streams: list[LessonStream]) -> StageTrainer:
+        """Return what trains a stage on these streams."""
         plan = StagePlan(
             name=stage.name,
-            key=key,
+            key=self.key(stage),
             folder=folder,
             seed=self.recipe.seed,
-            streams=self.streams(stage, student, own, unseen[0] if unseen else ()),
+            streams=streams,
             section=self.section(stage),
             training=self.recipe.training,
             validate=lambda: stage.validate(self.measure, student),
         )
-        return StageTrainer(student, plan, self.session).run()
+        return StageTrainer(student, plan, self.session)
 
     def _own_cots(self, student: TorchStudent, folder: Path, key: str) -> list[tuple[EvaluatedCot, ...]]:
         """Return chains of thought of the student's own, graded, or of students that had not seen the questions."""

@@ -17,6 +17,7 @@ from mmedge.storage import sha256_json
 from mmedge.tasks import Example, Splits, Task, build_task
 from mmedge.tasks.prompts import render_question
 from mmedge.teachers.collect import annotate
+from mmedge.teachers.plan import NO_LIMITS, Limits
 
 FEW_QUESTIONS = 300  # below it the usual splits would leave less than half of the questions to train on
 
@@ -79,15 +80,15 @@ def _held_out(recipe: Recipe, count: int) -> tuple[int, int]:
     return validation, split.verdict_test if split.verdict_test is not None else verdicts
 
 
-def prepare(recipe: Recipe, run: Run, progress: Progress) -> Material:
-    """Load the task, collect what the teacher has not written yet, and read it."""
+def prepare(recipe: Recipe, run: Run, progress: Progress, limits: Limits = NO_LIMITS) -> Material:
+    """Load the task, collect what the teacher has not written yet, within limits, and read it."""
     task = build_task(recipe.task.model_dump())
     splits = task.load()
     train, validation, verdict_test = split_examples(recipe, splits.train)
     if recipe.teacher is None:
         read, report = [AnnotatedExample(example, ()) for example in splits.train], ReadingReport()
     else:
-        read, report = _annotated(recipe, task, splits.train, run, progress)
+        read, report = _annotated(recipe, task, splits.train, run, progress, limits)
     by_id = {annotated.example.id: annotated for annotated in read}
     trained, validated, tested = ([by_id[example.id] for example in part] for part in (train, validation, verdict_test))
     validated += [AnnotatedExample(example, ()) for example in splits.validation]
@@ -95,22 +96,22 @@ def prepare(recipe: Recipe, run: Run, progress: Progress) -> Material:
     return Material(task, splits, trained, validated, tested, report, digest)
 
 
-def prepared(recipe: Recipe, run: Run, progress: Progress, devices: Devices) -> Material:
+def prepared(recipe: Recipe, run: Run, progress: Progress, devices: Devices, limits: Limits = NO_LIMITS) -> Material:
     """Return a run's material; the main process collects it, and the others read what it has collected."""
     if devices.main:
-        material = prepare(recipe, run, progress)
+        material = prepare(recipe, run, progress, limits)
         devices.wait()
         return material
     devices.wait()
-    return prepare(recipe, run, progress)
+    return prepare(recipe, run, progress, limits)
 
 
 def _annotated(
-    recipe: Recipe, task: Task, examples: tuple[Example, ...], run: Run, progress: Progress
+    recipe: Recipe, task: Task, examples: tuple[Example, ...], run: Run, progress: Progress, limits: Limits
 ) -> tuple[list[AnnotatedExample], ReadingReport]:
     """Collect what the teacher has not written yet, and read all of it."""
     with AnnotationStore(run.annotations) as store:
-        collected = annotate(recipe, task, examples, store, progress)
+        collected = annotate(recipe, task, examples, store, progress, limits)
         if collected is not None and not collected.complete:
             progress.line(f"annotations are incomplete ({collected.stopped or 'some failed'}): training on what there is")
         read, report = read_annotations(store, task, examples, reading_limits(recipe))

@@ -16,6 +16,7 @@ from mmedge.distill.scoring import (
     answer_verdicts,
     answered,
     judged_cots,
+    own_answers,
     own_cots,
     own_evidence,
     verdicts_of,
@@ -32,6 +33,7 @@ from mmedge.students.student import TorchStudent
 from mmedge.tasks import Example
 
 FIRST_LOOK = 64  # questions of each split that an untrained student answers first
+ORACLE_TEMPERATURE = 0.7  # the runtime's default for samples
 HOPELESS = 0.1  # with the whole interval of its accuracy below this, it answers no more
 
 
@@ -158,6 +160,26 @@ class Measure:
                 [int(right) for _, right in evidence],
                 [round(value, 4) for value in bare],
             )
+        return found
+
+    def oracle(self, student: TorchStudent, samples: int, most: int) -> dict[str, list[int]]:
+        """Return by test whether one of several sampled answers to a question is right, as 0 or 1.
+
+        Args:
+            student: The student.
+            samples: How many answers to each question.
+            most: How many of each test's questions; 0 for all.
+        """
+        form, limit = self.material.task.form, self.recipe.generation.max_answer_tokens
+        found = {}
+        for name, examples in self.material.splits.tests.items():
+            asked = labelled(examples)[: most or None]
+            right = [0] * len(asked)
+            for seed in range(samples):
+                texts = own_answers(student, form, asked, limit, ORACLE_TEMPERATURE, seed, self.progress, f"samples for {name}")
+                for place, (text, example) in enumerate(zip(texts, asked, strict=True)):
+                    right[place] |= int(form.agrees(text, example.label or "", example.choices))
+            found[name] = right
         return found
 
     def untrained(self, student: TorchStudent) -> Scores:

@@ -169,6 +169,7 @@ def own_answers(
     temperature: float = 0.0,
     seed: int = 0,
     progress: Progress | None = None,
+    name: str = "answers to unseen questions",
 ) -> list[str]:
     """Let a student answer each question.
 
@@ -180,11 +181,12 @@ def own_answers(
         temperature: Sampling temperature; 0 answers greedily.
         seed: Sampling seed; with the question's place it decides what is written.
         progress: Where it is shown.
+        name: What it is called there.
     """
     speaker = torch_speaker(student, form, limit)
     contexts = [speaker.reasoning_context(example) for example in examples]
     texts = [""] * len(contexts)
-    with (progress or Progress(quiet=True)).task("answers to unseen questions", len(contexts)) as step:
+    with (progress or Progress(quiet=True)).task(name, len(contexts)) as step:
         for rows, prompts in speaker.batches("predict", contexts, batch_rows(student)):
             seeds = tuple(seed * 10_000_019 + row for row in rows) if temperature else ()
             for row, text in zip(rows, speaker.write_prompts(prompts, limit, Decoding(temperature, seeds=seeds)), strict=True):

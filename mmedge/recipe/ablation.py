@@ -53,4 +53,9 @@ class AblationSection(Section):
         description="On so many questions of each test, students that learn verdicts also write rationales and judge them, so that"
         " it is known how well their verdicts tell their own right answers from their wrong ones. 0: none.",
     )
+    oracle_samples: Annotated[int, Field(ge=0, le=64)] = Field(
+        default=0,
+        description="So many answers to each of the first `own_questions` of each test (of all where that is 0) are sampled at"
+        " temperature 0.7. How often one of them is right is the most that choosing among samples could reach. 0: none.",
+    )
     keep_students: bool = Field(default=False, description="Keep the student of every training.")

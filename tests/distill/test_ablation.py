@@ -7,9 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from mmedge.distill.ablation_forecast import detectable
 from mmedge.distill.ablation_plan import method_of, plan, seeded
+from mmedge.distill.ablation_summary import TrainingResult
 from mmedge.distill.material import Material
 from mmedge.errors import MmedgeError
 from mmedge.recipe import ROWS, DataFolderSection, Recipe, validate
@@ -27,7 +30,8 @@ def _recipe(**ablation: object) -> dict[str, object]:
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A comparison that was killed in its middle and run again."""
     folder = tmp_path_factory.mktemp("ablation")
-    recipe = write_recipe(folder / "r.yaml", _recipe(seeds=[0], more={"paper_schedule": {"rehearsal": 0.0}}))
+    own = {"own_questions": 5, "oracle_samples": 2}
+    recipe = write_recipe(folder / "r.yaml", _recipe(seeds=[0], more={"paper_schedule": {"rehearsal": 0.0}}, **own))
     run = folder / "run"
     kill_when(["ablate", recipe, "--out", run, "-q"], lambda: len(list(run.glob("ablation/rows/*/result.json"))) >= 3, 300)
     finished = {path: path.stat().st_mtime_ns for path in run.glob("ablation/rows/*/result.json")}
@@ -54,6 +58,55 @@ def test_every_row_is_there_and_compared_with_the_one_above(compared: tuple[Path
     titles = [row["title"] for row in found["rows"][:6]]
     assert against == [None, *titles]
     assert json.loads((run / "ablation.json").read_text()) == found
+
+
+def test_the_oracle_is_told_of_every_row(compared: tuple[Path, dict[str, Any]]) -> None:
+    run, found = compared
+    for path in run.glob("ablation/rows/*/result.json"):
+        oracle = json.loads(path.read_text())["oracle"]
+        assert {name: len(right) for name, right in oracle.items()} == {"new_combinations": 5, "held_out_patterns": 5}
+    for row in found["rows"]:
+        for test in row["tests"].values():
+            assert 0 <= test["oracle"]["value"] <= 1 and "gain" in test["oracle"]
+    assert "The most that choosing among samples could reach" in (run / "ablation.html").read_text()
+
+
+def test_a_finished_comparison_has_nothing_left_to_pay(compared: tuple[Path, dict[str, Any]]) -> None:
+    run, found = compared
+    plan = json.loads(mmedge("ablate", run / "recipe.yaml", "--out", run, "--plan", "--json").out)
+    assert plan["seconds_left"] == 0 and {row["done"] for row in plan["rows"]} == {1}
+    lessons = {(row["title"], row["labels"]): row["lessons"] for row in found["rows"]}
+    assert {(row["title"], row["labels"]): row["lessons"] for row in plan["rows"]} == lessons
+    tokens = {(row["title"], row["labels"]): row["tokens"] for row in found["rows"]}
+    for row in plan["rows"]:
+        assert row["tokens"] == pytest.approx(tokens[row["title"], row["labels"]], rel=0.15)
+    assert "assumed" in plan["spread"] and plan["detectable"].keys() == found["test_questions"].keys()
+
+
+def test_the_smallest_difference_that_is_found_shrinks_with_seeds_and_questions() -> None:
+    rng = np.random.default_rng(0)
+
+    def trained(row: str, seed: int, share: float) -> TrainingResult:
+        right = (rng.random(2000) < share).astype(int).tolist()
+        return TrainingResult(
+            row=row,
+            labels="pseudo",
+            seed=seed,
+            method={},
+            stages={},
+            lessons=1,
+            after_stage1=None,
+            tests={"t": right},
+            verdicts=None,
+        )
+
+    few, why = detectable([], {"t": 100}, 4)
+    many, _ = detectable([], {"t": 10_000}, 16)
+    assert "assumed" in why and few["t"] > 2 * many["t"]
+    # two rows that are right on 60 % each, independently: the difference of a seed has a standard deviation of 1.55 points
+    found = [trained(row, seed, 0.6) for seed in range(40) for row in ("a", "b")]
+    seen, why = detectable(found, {"t": 2000}, 10)
+    assert "finished trainings" in why and seen["t"] == pytest.approx(2.8 * (2 * 0.24 / 2000) ** 0.5 / 10**0.5, rel=0.3)
 
 
 def test_all_rows_take_as_many_lessons_and_shared_stages_are_trained_once(compared: tuple[Path, dict[str, Any]]) -> None:
