@@ -295,7 +295,7 @@ def _say_rest(answer: Answer, *, shown: bool) -> None:
         typer.echo(printable(f"not escalated: {answer.problem}"), err=True)
     if answer.rationale and not shown:
         typer.echo(printable(f"because: {answer.rationale}"))
-    if answer.confidence is not None and not answer.withheld and (answer.calibrated or answer.signal != "answer"):
+    if answer.confidence is not None and not answer.withheld:
         how = "calibrated" if answer.calibrated else "not calibrated"
         typer.echo(f"confidence: {answer.confidence:.2f} ({how}, by {answer.signal})")
     if answer.verdict is not None:

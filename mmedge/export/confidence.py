@@ -7,15 +7,15 @@ better to be chosen.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmedge.engines.speaker import Evidence
+from mmedge.engines.speaker import Evidence, Wanted
 from mmedge.progress import Progress
-from mmedge.runtime.confidence import OF_SEVERAL, SIGNALS, AnyMap, LinearMap, Signal, StepMap, features_of, sigmoid
+from mmedge.runtime.confidence import CHEAP, OF_SEVERAL, SIGNALS, AnyMap, LinearMap, Signal, StepMap, features_of, sigmoid
 from mmedge.runtime.student import Student
 from mmedge.statistics import auroc, calibration_error
 from mmedge.tasks.base import Example
@@ -44,11 +44,33 @@ def calibrated(student: Student, examples: Sequence[Example], progress: Progress
                 evidence.append(shown)
                 right.append(student.bundle.form.agrees(text, example.label or "", example.choices))
             step.advance(len(batch))
-    return fitted(evidence, right)
+    return fitted(evidence, right, prices(student, labelled[:BATCH]))
 
 
-def fitted(evidence: Sequence[Evidence], right: Sequence[bool]) -> dict[str, Any]:
+def prices(student: Student, examples: Sequence[Example]) -> dict[str, float]:
+    """Return what an answer with each signal costs, in passes through the model, as a multiple of the answer alone.
+
+    Passes, and not seconds, so that the same student gives the same bundle: one for reading a prompt, one for each token written.
+    """
+    learned = bool(student.speaker.encoder.prompts.answer_verdict)
+    thoughts = student.speaker.thoughts(examples, Wanted(judgement=True)) if examples else []
+    written = [thought.written for thought in thoughts if thought.written is not None]
+    answer = 1.0 + sum(len(one.tokens) + one.ended for one in written) / max(1, len(written))
+    rationale = 1.0 + sum(one.rationale_tokens for one in written) / max(1, len(written))
+    judged = (answer + rationale + 1) / answer
+    found = {"answer": 1.0, "evaluation": judged, "combined": judged}
+    return {
+        name: round(price, 3) for name, price in (found | ({"answer_verdict": (answer + 1) / answer} if learned else {})).items()
+    }
+
+
+def fitted(evidence: Sequence[Evidence], right: Sequence[bool], prices: Mapping[str, float] | None = None) -> dict[str, Any]:
     """Fit every signal's map and choose.
+
+    Args:
+        evidence: What the student showed of each answer.
+        right: Whether it is right.
+        prices: What each signal costs, as a multiple of the answer alone; the answer's own probability is free.
 
     Returns:
         `signals` is empty, and `why` says so, where there are too few right or wrong answers to learn from.
@@ -81,7 +103,9 @@ def fitted(evidence: Sequence[Evidence], right: Sequence[bool]) -> dict[str, Any
             "auroc": auroc(features[:, 0].tolist() if signal not in OF_SEVERAL else confidences.tolist(), list(right)),
             "calibration_error": calibration_error(confidences.tolist(), list(right)),
         }
-    return counts | {"signals": signals, "chosen": _chosen(losses)}
+    costs: Mapping[str, float] = prices or {}
+    cheap = {name: loss for name, loss in losses.items() if name == "answer" or costs.get(name, math.inf) <= CHEAP}
+    return counts | {"signals": signals, "chosen": _chosen(losses), "default": _chosen(cheap), "prices": dict(costs)}
 
 
 def _chosen(losses: dict[Signal, Array]) -> Signal:

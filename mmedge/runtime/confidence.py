@@ -30,6 +30,7 @@ SIGNALS: tuple[Signal, ...] = ("answer", "answer_verdict", "evaluation", "combin
 OF_THE_ANSWER = ("answer", "answer_verdict")  # what is known without a rationale
 OF_SEVERAL = ("answer_verdict", "combined")  # those with several features
 
+CHEAP = 1.3  # times the cost of an answer that a confidence may cost unasked
 FEWEST_GIVEN = 20  # the fewest validation answers above a threshold, or a tenth of them
 _LARGEST = 30.0  # log-odds are clipped to this
 
@@ -155,6 +156,7 @@ class Confidence:
     Attributes:
         maps: By signal.
         chosen: The signal that did best on validation questions.
+        default: The best of those that cost at most `CHEAP` times what an answer costs; answers have it unasked.
         known: By signal, the confidences of validation questions (each from maps fitted without it) and whether the answers were
             right.
         given: By signal, the confidences that the final maps give the same questions; thresholds are on their scale.
@@ -164,6 +166,7 @@ class Confidence:
     chosen: Signal
     known: Mapping[Signal, tuple[Sequence[float], Sequence[bool]]]
     given: Mapping[Signal, Sequence[float]] = field(default_factory=dict)
+    default: Signal = "answer"
 
     @classmethod
     def from_manifest(cls, value: Mapping[str, Any] | None) -> Confidence | None:
@@ -182,9 +185,12 @@ class Confidence:
                 value["chosen"],
                 {name: ([float(p) for p in stated["confidences"]], right) for name, stated in signals.items()},
                 {name: [float(p) for p in stated["given"]] for name, stated in signals.items()},
+                value.get("default", "answer"),
             )
             numbers = [p for name in signals for p in (*found.known[name][0], *found.given[name], *found.maps[name].numbers)]
-            if found.chosen not in signals or not np.isfinite(numbers).all():
+            if found.chosen not in signals or found.default not in OF_THE_ANSWER or found.default not in signals:
+                raise ValueError("a signal without a map")
+            if not np.isfinite(numbers).all():
                 raise ValueError("a number is not finite")
             if any(len(found.known[name][0]) != len(right) or len(found.given[name]) != len(right) for name in signals):
                 raise ValueError("not one confidence for each question")

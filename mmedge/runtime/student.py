@@ -223,11 +223,9 @@ class Student:
         self, examples: Sequence[Example], settled: SettledOptions, told: OnPartToken | None, sampling: Sampling | None
     ) -> list[Answer]:
         """Answer, and where the strategy is `retry`, sample where the confidence is low."""
-        strategy = settled.strategy
-        confident = settled.confidence or strategy.kind in ("confidence", "retry")
-        bare = confident and self._best_signal() == "answer_verdict"
-        judged = settled.evaluate or (strategy.kind in ("confidence", "retry") and not bare)
-        judged = judged or (settled.confidence and self._best_signal() not in OF_THE_ANSWER)
+        strategy, signal = settled.strategy, self._signal(settled)
+        bare = signal == "answer_verdict"
+        judged = settled.evaluate or signal not in OF_THE_ANSWER or (strategy.kind in ("confidence", "retry") and not bare)
         wanted = Wanted(
             rationale=settled.explain,
             judgement=judged,
@@ -238,7 +236,7 @@ class Student:
             on_token=_by_part(told),
         )
         thoughts = self.speaker.thoughts(examples, wanted)
-        answers = self._answers(examples, thoughts, settled, judged or bare)
+        answers = self._answers(examples, thoughts, settled, signal)
         if strategy.kind == "retry":
             doubtful = [row for row, answer in enumerate(answers) if (answer.confidence or 0.0) < strategy.retry_below]
             if doubtful:
@@ -253,10 +251,16 @@ class Student:
     def _best_signal(self) -> Signal:
         return self.confidence.chosen if self.confidence else "answer"
 
+    def _signal(self, settled: SettledOptions) -> Signal:
+        """Return what the confidence comes from: the best signal where it was asked for, otherwise the best cheap one."""
+        if self.confidence is None:
+            return "answer"
+        wanted = settled.confidence or settled.evaluate or settled.strategy.kind in ("confidence", "retry")
+        return self.confidence.chosen if wanted else self.confidence.default
+
     def _answers(
-        self, examples: Sequence[Example], thoughts: Sequence[Thought], settled: SettledOptions, judged: bool
+        self, examples: Sequence[Example], thoughts: Sequence[Thought], settled: SettledOptions, signal: Signal
     ) -> list[Answer]:
-        signal: Signal = self._best_signal() if judged else "answer"
         if signal == "combined":  # which alone looks at what the rationale comes to
             evidence = list(map(self.speaker.evidence, examples, thoughts))
         else:
@@ -300,7 +304,7 @@ class Student:
         for example, thoughts in zip(examples, sampled, strict=True):
             samples = _samples(thoughts)
             place, share = vote(samples, self.bundle.form, example.choices, settled.strategy.choose_by)
-            answer = self._answers([example], [thoughts[place]], settled, judged=True)[0]
+            answer = self._answers([example], [thoughts[place]], settled, self._best_signal())[0]
             answers.append(replace(answer, confidence=share, signal="samples", calibrated=False, samples=tuple(samples)))
         return answers
 

@@ -15,7 +15,9 @@ from mmedge.distill.objectives import OBJECTIVES, LessonSource
 from mmedge.distill.scoring import answer_verdicts
 from mmedge.distill.streams import encode_lesson
 from mmedge.errors import MmedgeError
+from mmedge.export.confidence import prices
 from mmedge.recipe import MethodSection, StudentSection, validate
+from mmedge.runtime.confidence import Confidence, LinearMap
 from mmedge.runtime.student import Student
 from mmedge.students.loading import load_student, resolve_source
 from mmedge.students.saved import open_student
@@ -127,3 +129,12 @@ def test_killed_while_a_fold_trains_it_ends_with_the_same_student(tmp_path: Path
     found = bundle.examined(examples)
     expected = answer_verdicts(student, examples, [text for text, _ in found])
     assert [evidence.answer_verdict for _, evidence in found] == pytest.approx(expected, abs=1e-3)
+    cost = prices(bundle, examples)
+    assert cost["answer"] == 1.0 < cost["answer_verdict"] < cost["evaluation"]
+    # with a map for it, answers have this confidence unasked
+    maps = {"answer_verdict": LinearMap("logistic", (0.5, 0.5)), "answer": LinearMap("platt", (1.0,))}
+    bundle.confidence = Confidence(maps, "answer", {}, default="answer_verdict")  # type: ignore[arg-type]
+    answers = bundle.answer_all(examples)
+    assert [answer.signal for answer in answers] == ["answer_verdict"] * 2
+    assert [answer.confidence for answer in answers] == bundle.confidence.of([shown for _, shown in found], "answer_verdict")
+    assert bundle.answer(examples[0], evaluate=True).signal == "answer"  # the best one, where judging is paid for anyhow

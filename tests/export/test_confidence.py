@@ -169,3 +169,19 @@ def test_a_verdict_on_the_bare_answer_is_a_signal_of_a_student_that_learned_it()
     assert confidence is not None
     sure, unsure = confidence.of([replace(told[0], answer_verdict=3.0), replace(told[0], answer_verdict=-3.0)])
     assert sure > 0.9 and unsure < 0.1
+    assert found["default"] == "answer"  # what a verdict costs is not known here
+    costs = {"answer": 1.0, "answer_verdict": 1.1, "evaluation": 4.0, "combined": 4.0}
+    assert fitted(told, right, costs)["default"] == "answer_verdict"
+    assert fitted(told, right, {**costs, "answer_verdict": 1.4})["default"] == "answer"
+
+
+def test_what_costs_a_rationale_is_not_computed_unasked() -> None:
+    evidence, right = _evidence(400, "evaluation")
+    found = fitted(evidence, right, {"answer": 1.0, "evaluation": 4.0, "combined": 4.0})
+    assert found["chosen"] == "evaluation" and found["default"] == "answer"
+    assert Confidence.from_manifest(found) is not None
+    with pytest.raises(MmedgeError, match="confidence is invalid"):
+        Confidence.from_manifest({**found, "default": "evaluation"})
+    older = {name: value for name, value in found.items() if name not in ("default", "prices")}
+    read = Confidence.from_manifest(older)
+    assert read is not None and read.default == "answer"
