@@ -134,7 +134,7 @@ def test_killed_while_a_fold_trains_it_ends_with_the_same_student(tmp_path: Path
     # with a map for it, answers have this confidence unasked
     maps = {"answer_verdict": LinearMap("logistic", (0.5, 0.5)), "answer": LinearMap("platt", (1.0,))}
     bundle.confidence = Confidence(maps, "answer", {}, default="answer_verdict")  # type: ignore[arg-type]
-    answers = bundle.answer_all(examples)
-    assert [answer.signal for answer in answers] == ["answer_verdict"] * 2
-    assert [answer.confidence for answer in answers] == bundle.confidence.of([shown for _, shown in found], "answer_verdict")
+    given = bundle.answer_all(examples)
+    assert [answer.signal for answer in given] == ["answer_verdict"] * 2
+    assert [answer.confidence for answer in given] == bundle.confidence.of([shown for _, shown in found], "answer_verdict")
     assert bundle.answer(examples[0], evaluate=True).signal == "answer"  # the best one, where judging is paid for anyhow
