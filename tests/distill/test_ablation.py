@@ -21,6 +21,14 @@ from tests.commands import kill_when
 from tests.conftest import is_one_line_error, mmedge, tiny_recipe, write_recipe
 
 
+COMPARED: dict[str, object] = {
+    "seeds": [0],
+    "more": {"paper_schedule": {"rehearsal": 0.0}},
+    "own_questions": 5,
+    "oracle_samples": 2,
+}
+
+
 def _recipe(**ablation: object) -> dict[str, object]:
     section = {"seeds": [0, 1], "labels": ["pseudo", "human"], "rows": list(ROWS), **ablation}
     return tiny_recipe(ablation=section)
@@ -30,8 +38,7 @@ def _recipe(**ablation: object) -> dict[str, object]:
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A comparison that was killed in its middle and run again."""
     folder = tmp_path_factory.mktemp("ablation")
-    own = {"own_questions": 5, "oracle_samples": 2}
-    recipe = write_recipe(folder / "r.yaml", _recipe(seeds=[0], more={"paper_schedule": {"rehearsal": 0.0}}, **own))
+    recipe = write_recipe(folder / "r.yaml", _recipe(**COMPARED))
     run = folder / "run"
     kill_when(["ablate", recipe, "--out", run, "-q"], lambda: len(list(run.glob("ablation/rows/*/result.json"))) >= 3, 300)
     finished = {path: path.stat().st_mtime_ns for path in run.glob("ablation/rows/*/result.json")}
@@ -238,7 +245,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(tmp_path:
 def test_another_comparison_and_a_damaged_result_are_told(compared: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(compared[0], run)
-    same = _recipe(seeds=[0], more={"paper_schedule": {"rehearsal": 0.0}})
+    same = _recipe(**COMPARED)
     other = write_recipe(tmp_path / "other.yaml", {**same, "method": {"alpha": 0.2}})
     table = (run / "ablation.md").read_text()
     for command in ("ablate", "distill"):
