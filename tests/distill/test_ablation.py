@@ -20,7 +20,6 @@ from mmedge.tasks import Splits
 from tests.commands import kill_when
 from tests.conftest import is_one_line_error, mmedge, tiny_recipe, write_recipe
 
-
 COMPARED: dict[str, object] = {
     "seeds": [0],
     "more": {"paper_schedule": {"rehearsal": 0.0}},
