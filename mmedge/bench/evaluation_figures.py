@@ -21,6 +21,7 @@ from mmedge.bench.evaluation_results import (
     CalibrationError,
     Cascade,
     CascadePoint,
+    FieldQuality,
     OnValidation,
     PairedDifference,
     ReliabilityBin,
@@ -31,13 +32,14 @@ from mmedge.bench.evaluation_results import (
 from mmedge.bench.results import Interval, Share
 from mmedge.engines.speaker import Evidence
 from mmedge.errors import MmedgeError
-from mmedge.runtime.confidence import OF_SEVERAL, SIGNALS, Signal, features_of
+from mmedge.runtime.confidence import OF_SEVERAL, SIGNALS, Signal, features_of, fields_of
 from mmedge.runtime.strategies import Choice, Sample, vote
 from mmedge.runtime.student import Student
 from mmedge.statistics import (
     Estimate,
     accuracy_at,
     auroc,
+    auroc_over_seeds,
     bootstrap,
     calibration_by_chance,
     calibration_error,
@@ -120,6 +122,7 @@ def split_of(student: Student, answered: Sequence[AnsweredQuestion]) -> SplitRes
         auroc_differences={f"{one} - {base}": _auroc_difference(values[one], values[base], right) for one, base in pairs},
         abstaining=_abstaining(student, values, right),
         strategies=_strategies(student, answered),
+        fields=_fields(student, answered),
         answers=[
             AnsweredRecord(
                 id=one.example.id,
@@ -130,6 +133,27 @@ def split_of(student: Student, answered: Sequence[AnsweredQuestion]) -> SplitRes
             )
             for place, one in enumerate(answered)
         ],
+    )
+
+
+def _fields(student: Student, answered: Sequence[AnsweredQuestion]) -> FieldQuality | None:
+    """Return how good the confidences of fields are; None where answers have none, or are not calibrated."""
+    confidences, right, questions = list[float](), list[bool](), list[str]()
+    for number, one in enumerate(answered):
+        stated = fields_of(student.confidence, one.evidence) or {}
+        truth = student.bundle.form.fields_right(one.text, one.example.label or "")
+        for path in stated.keys() & truth.keys():
+            confidences.append(stated[path])
+            right.append(truth[path])
+            questions.append(str(number))
+    if not right:
+        return None
+    found = auroc_over_seeds([confidences], [right], [questions])
+    return FieldQuality(
+        fields=len(right),
+        right=sum(right) / len(right),
+        auroc=None if found is None else Interval.of(found),
+        calibration_error=calibration_error(confidences, right),
     )
 
 

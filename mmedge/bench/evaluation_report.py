@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmedge.bench.evaluation import ALL
-from mmedge.bench.evaluation_results import Auroc, Cascade, EvaluationReport, PairedDifference, Price, SplitResult
+from mmedge.bench.evaluation_results import Auroc, Cascade, EvaluationReport, FieldQuality, PairedDifference, Price, SplitResult
 from mmedge.reports.charts import IntervalRow, Series, interval_chart, line_chart
-from mmedge.reports.formats import NOTHING, estimate, number, points, share_of
+from mmedge.reports.formats import NOTHING, estimate, number, points, share, share_of
 from mmedge.reports.page import Page
 from mmedge.reports.tables import Cell, Table
 from mmedge.storage import write_json, write_text
@@ -102,10 +102,19 @@ def _cascade(found: Cascade) -> Table:
     return Table(f"escalating to the recorded teacher, {found.questions} held-out questions", headings, rows)
 
 
+def _of_fields(split: str, found: FieldQuality) -> Table:
+    cells = [f"{found.fields:,}", share(found.right), NOTHING, number(found.calibration_error, 3)]
+    if found.auroc is not None:
+        cells[2] = estimate(found.auroc.value, found.auroc.interval_95, 3)
+    return Table(f"fields of the answers, {split}", ["fields", "right", "AUROC of their confidence", "calibration error"], [cells])
+
+
 def _decisions(report: EvaluationReport) -> list[Table]:
     """Return the tables of strategies and thresholds, split by split."""
     found = []
     for split, result in report.splits.items():
+        if result.fields is not None:
+            found.append(_of_fields(split, result.fields))
         found.append(_strategies(split, result, report.prices))
         if result.abstaining:
             found.append(_abstaining(split, result))

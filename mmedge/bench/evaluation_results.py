@@ -76,6 +76,15 @@ class StrategyResult(ReportPart):
     retried: Share | None = None
 
 
+class FieldQuality(ReportPart):
+    """How well the confidences of structured answers' fields tell right ones from wrong ones; the interval is over questions."""
+
+    fields: int
+    right: float
+    auroc: Interval | None
+    calibration_error: float
+
+
 class AnsweredRecord(ReportPart):
     """One question's answer, and its confidence by signal."""
 
@@ -95,6 +104,7 @@ class SplitResult(ReportPart):
     auroc_differences: dict[str, PairedDifference | None]
     abstaining: list[Abstaining]
     strategies: dict[str, StrategyResult]
+    fields: FieldQuality | None = None
     answers: list[AnsweredRecord]
 
 

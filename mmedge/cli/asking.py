@@ -66,11 +66,14 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class Abstention:
-    """Which answers are withheld; one of the three."""
+    """Which answers are withheld."""
 
-    panel: ClassVar[str] = "Withhold answers (give one of the three)"
+    panel: ClassVar[str] = "Withhold answers (one of --abstain-below, --target-accuracy, --max-withheld)"
 
     abstain_below: Annotated[float | None, typer.Option(min=0, max=1, help="Withhold answers with a lower confidence.")] = None
+    abstain_field_below: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Withhold structured answers with a field of a lower confidence.")
+    ] = None
     target_accuracy: Annotated[
         float | None,
         typer.Option(

@@ -9,7 +9,7 @@ how a student is asked, and nothing about calibration, thresholds or bigger mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -53,6 +53,7 @@ class Evidence:
             was written.
         rationale: Mean log-probability of the rationale's tokens, in nats; 0 where none was written.
         answer_verdict: Log-odds of `correct` behind the bare answer; None where it was not asked.
+        fields: Log-probability of each field of a structured answer, by path, in nats; empty for other answers.
     """
 
     answer: float
@@ -60,6 +61,7 @@ class Evidence:
     agreement: float = 0.0
     rationale: float = 0.0
     answer_verdict: float | None = None
+    fields: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,6 @@ class Thought:
     judgement: Judgement | None = None
     answer_verdict: float | None = None
     written: Written | None = None
-
-    def evidence(self) -> Evidence:
-        """Return what is known without reading the rationale."""
-        judged = self.judgement.log_odds if self.judgement else None
-        return Evidence(self.log_probability, judged, answer_verdict=self.answer_verdict)
 
 
 @dataclass(frozen=True)
@@ -277,14 +274,27 @@ class Speaker:
         return _Asked(self, []).judgements(questions, cots, explain, None)
 
     def evidence(self, example: Example, thought: Thought) -> Evidence:
-        """Return the evidence of a thought, its rationale's conclusion included."""
+        """Return what a thought shows of its answer, what its rationale comes to included."""
+        fields = self.field_log_probabilities(thought)
         if thought.judgement is None:
-            return thought.evidence()
+            return Evidence(thought.log_probability, answer_verdict=thought.answer_verdict, fields=fields)
         agreement = 0.0
         if self.form is not None and thought.conclusion is not None:
             agreement = 1.0 if self.form.agrees(thought.text, thought.conclusion, example.choices) else -1.0
         judged, rationale = thought.judgement.log_odds, thought.rationale_log_probability
-        return Evidence(thought.log_probability, judged, agreement, rationale, thought.answer_verdict)
+        return Evidence(thought.log_probability, judged, agreement, rationale, thought.answer_verdict, fields)
+
+    def field_log_probabilities(self, thought: Thought) -> dict[str, float]:
+        """Return the log-probability of each field of an answer, by path: of its tokens and of the one that ends it, in nats."""
+        written = thought.written
+        spans = self.form.field_spans(thought.text) if self.form is not None else {}
+        if not spans or written is None or len(written.log_probabilities) < len(written.tokens):
+            return {}
+        ends = [len(self.encoder.text(written.tokens[: count + 1])) for count in range(len(written.tokens))]
+        ends += [len(thought.text) + 1] * (len(written.log_probabilities) - len(ends))  # the end token's
+        starts = [0, *ends[:-1]]
+        tokens = list(zip(starts, ends, written.log_probabilities, strict=True))
+        return {path: sum(score for a, b, score in tokens if a <= end and b > start) for path, (start, end) in spans.items()}
 
     def judging_contexts(self, questions: Sequence[str], cots: Sequence[ChainOfThought], rows: int) -> list[Context]:
         """Return what comes before verdicts; a student that evaluates first writes its evaluations for them, `rows` together."""

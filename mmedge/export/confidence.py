@@ -15,7 +15,18 @@ from numpy.typing import NDArray
 
 from mmedge.engines.speaker import Evidence, Wanted
 from mmedge.progress import Progress
-from mmedge.runtime.confidence import CHEAP, OF_SEVERAL, SIGNALS, AnyMap, LinearMap, Signal, StepMap, features_of, sigmoid
+from mmedge.runtime.confidence import (
+    CHEAP,
+    OF_SEVERAL,
+    SIGNALS,
+    AnyMap,
+    LinearMap,
+    Signal,
+    StepMap,
+    features_of,
+    field_features,
+    sigmoid,
+)
 from mmedge.runtime.student import Student
 from mmedge.statistics import auroc, calibration_error
 from mmedge.tasks.base import Example
@@ -37,14 +48,53 @@ def calibrated(student: Student, examples: Sequence[Example], progress: Progress
     labelled = [example for example in examples if example.label is not None]
     evidence: list[Evidence] = []
     right: list[bool] = []
+    fields: list[Mapping[str, bool]] = []
     with progress.task("confidence on validation questions", len(labelled)) as step:
         for start in range(0, len(labelled), BATCH):
             batch = labelled[start : start + BATCH]
             for example, (text, shown) in zip(batch, student.examined(batch), strict=True):
                 evidence.append(shown)
                 right.append(student.bundle.form.agrees(text, example.label or "", example.choices))
+                fields.append(student.bundle.form.fields_right(text, example.label or ""))
             step.advance(len(batch))
-    return fitted(evidence, right, prices(student, labelled[:BATCH]))
+    found = fitted(evidence, right, prices(student, labelled[:BATCH]))
+    of_fields = fitted_fields(evidence, fields)
+    return found | ({"fields": of_fields} if of_fields else {})
+
+
+def fitted_fields(evidence: Sequence[Evidence], right: Sequence[Mapping[str, bool]]) -> dict[str, Any] | None:
+    """Fit one map for the fields of structured answers.
+
+    Args:
+        evidence: What the student showed of each answer.
+        right: By path, whether each of its fields is right.
+
+    Returns:
+        The map and how well it does on questions that it was not fitted on; None where there is too little to learn from.
+    """
+    features, truth, question = [], [], []
+    for number, (shown, fields) in enumerate(zip(evidence, right, strict=True)):
+        for row, path in zip(field_features(shown), shown.fields, strict=True):
+            if path in fields:
+                features.append(row)
+                truth.append(float(fields[path]))
+                question.append(number)
+    if min(sum(truth), len(truth) - sum(truth)) < LEAST_OF_EACH:
+        return None
+    table, wanted, groups = np.stack(features), np.array(truth), np.array(question)
+    fold = np.random.default_rng(0).permutation(len(evidence))[groups] % FOLDS  # a question's fields stay together
+    confidences = np.empty(len(wanted))
+    for number in range(FOLDS):
+        out = fold == number
+        confidences[out] = logistic(table[~out], wanted[~out])(table[out])
+    return {
+        "map": logistic(table, wanted).to_json(),
+        "fields": len(wanted),
+        "questions": len(set(question)),
+        "right": float(wanted.mean()),
+        "auroc": auroc(confidences, wanted > 0),
+        "calibration_error": calibration_error(confidences.tolist(), (wanted > 0).tolist()),
+    }
 
 
 def prices(student: Student, examples: Sequence[Example]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mmedge.engines.speaker import Written
@@ -22,6 +23,7 @@ class Answer:
             otherwise from the signal that did best when the bundle was exported.
         signal: Where the confidence comes from: `answer`, `evaluation`, `combined`, or `samples` (the share of the votes).
         calibrated: Whether the confidence was calibrated on validation questions.
+        fields: P(right) of each field of a structured answer, by path; None for other answers. Calibrated where the bundle's are.
         rationale: The chain of thought, if it was asked for.
         verdict: The student's own verdict on rationale and answer, if it was asked for: `correct`, `wrong` or `uncertain`.
         probability_correct: P(correct) among the three, from the verdict's logits; not calibrated.
@@ -40,6 +42,7 @@ class Answer:
     confidence: float | None = None
     signal: str | None = None
     calibrated: bool = False
+    fields: Mapping[str, float] | None = None
     rationale: str | None = None
     verdict: str | None = None
     probability_correct: float | None = None
@@ -61,6 +64,8 @@ class Answer:
                 found[name] = round(value, 4) if isinstance(value, float) else value
         if self.confidence is not None:
             found["calibrated"] = self.calibrated
+        if self.fields is not None:
+            found["fields"] = {path: round(value, 4) for path, value in self.fields.items()}
         if self.withheld:
             found["withheld"] = True
         if self.source != "student":

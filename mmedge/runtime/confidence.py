@@ -56,6 +56,21 @@ def features_of(evidence: Evidence, signal: Signal) -> NDArray[np.float64]:
     return np.array([_log_odds(evidence.answer), evaluation, evidence.agreement, evidence.rationale])
 
 
+def field_features(evidence: Evidence) -> NDArray[np.float64]:
+    """Return the features of an answer's fields: the log-odds of each one's tokens and of the whole answer, (fields, 2)."""
+    whole = _log_odds(evidence.answer)
+    return np.array([[_log_odds(value), whole] for value in evidence.fields.values()]).reshape(-1, 2)
+
+
+def fields_of(confidence: Confidence | None, evidence: Evidence) -> dict[str, float] | None:
+    """Return P(right) of each field of an answer, by path; that of its tokens where nothing was calibrated. None without fields."""
+    if not evidence.fields:
+        return None
+    if confidence is None or confidence.fields is None:
+        return {path: math.exp(min(0.0, value)) for path, value in evidence.fields.items()}
+    return dict(zip(evidence.fields, map(float, confidence.fields(field_features(evidence))), strict=True))
+
+
 def _log_odds(log_probability: float) -> float:
     """Return the log-odds of a probability given by its logarithm."""
     p = min(log_probability, -1e-12)
@@ -156,6 +171,7 @@ class Confidence:
     Attributes:
         maps: By signal.
         chosen: The signal that did best on validation questions.
+        fields: P(right) of a structured answer's fields, from `field_features`; None where that was not calibrated.
         default: The best of those that cost at most `CHEAP` times what an answer costs; answers have it unasked.
         known: By signal, the confidences of validation questions (each from maps fitted without it) and whether the answers were
             right.
@@ -167,6 +183,7 @@ class Confidence:
     known: Mapping[Signal, tuple[Sequence[float], Sequence[bool]]]
     given: Mapping[Signal, Sequence[float]] = field(default_factory=dict)
     default: Signal = "answer"
+    fields: AnyMap | None = None
 
     @classmethod
     def from_manifest(cls, value: Mapping[str, Any] | None) -> Confidence | None:
@@ -186,11 +203,12 @@ class Confidence:
                 {name: ([float(p) for p in stated["confidences"]], right) for name, stated in signals.items()},
                 {name: [float(p) for p in stated["given"]] for name, stated in signals.items()},
                 value.get("default", "answer"),
+                map_from_json(value["fields"]["map"]) if value.get("fields") else None,
             )
             numbers = [p for name in signals for p in (*found.known[name][0], *found.given[name], *found.maps[name].numbers)]
             if found.chosen not in signals or found.default not in OF_THE_ANSWER or found.default not in signals:
                 raise ValueError("a signal without a map")
-            if not np.isfinite(numbers).all():
+            if not np.isfinite([*numbers, *(found.fields.numbers if found.fields else ())]).all():
                 raise ValueError("a number is not finite")
             if any(len(found.known[name][0]) != len(right) or len(found.given[name]) != len(right) for name in signals):
                 raise ValueError("not one confidence for each question")

@@ -8,6 +8,7 @@ them from a bundle's settings, and refuses contradictions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, TypedDict
 
@@ -31,6 +32,7 @@ class OptionChanges(TypedDict, total=False):
     strategy: Strategy | None
     constrained: bool | None
     abstain_below: float | None
+    abstain_field_below: float | None
     target_accuracy: float | None
     max_withheld: float | None
     escalate_to: BiggerModel | None
@@ -47,6 +49,7 @@ class AnswerOptions:
         strategy: How to find an answer; None for the bundle's.
         constrained: Allow only answers of the task's form: a choice, a label, an expression. None for the bundle's setting.
         abstain_below: Withhold an answer whose confidence is lower. None for the bundle's threshold, if it has one.
+        abstain_field_below: Withhold a structured answer that has a field whose confidence is lower, from 0 to 1.
         target_accuracy: Withhold as few answers as the others need to reach this accuracy on validation questions, from 0 to 1.
         max_withheld: Withhold the least confident answers, at most this share, from 0 to 1.
         escalate_to: Answers what would be withheld.
@@ -58,6 +61,7 @@ class AnswerOptions:
     strategy: Strategy | None = None
     constrained: bool | None = None
     abstain_below: float | None = None
+    abstain_field_below: float | None = None
     target_accuracy: float | None = None
     max_withheld: float | None = None
     escalate_to: BiggerModel | None = None
@@ -88,7 +92,12 @@ class AnswerOptions:
         if not isinstance(strategy, Strategy):
             raise MmedgeError(f"strategy must be a Strategy, such as Strategy('samples'), got {strategy!r}")
         threshold = self._threshold(strategy, stated, bundle, confidence)
-        if self.escalate_to is not None and threshold is None:
+        field = self.abstain_field_below
+        if field is not None:
+            _check_share("abstain_field_below", field)
+            if not bundle.form.takes_json:
+                raise MmedgeError("abstain_field_below: this task's answers have no fields", "give abstain_below")
+        if self.escalate_to is not None and threshold is None and field is None:
             raise MmedgeError("escalate_to requires a confidence threshold", "give abstain_below, target_accuracy or max_withheld")
         return SettledOptions(
             explain=self.explain,
@@ -97,6 +106,7 @@ class AnswerOptions:
             strategy=strategy,
             constrained=stated.constrained if self.constrained is None else self.constrained,
             abstain_below=threshold,
+            abstain_field_below=field,
             escalate_to=self.escalate_to,
         )
 
@@ -127,14 +137,18 @@ class AnswerOptions:
             )
         for name in aims:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise MmedgeError(f"{name} must be from 0 to 1, got {value!r}")
+            _check_share(name, value)
         if self.abstain_below is not None:
             return float(self.abstain_below)
         found = self.chosen_threshold(bundle, confidence)
         if found is not None:
             return found.value
         return stated.threshold.value if stated.threshold is not None else None
+
+
+def _check_share(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise MmedgeError(f"{name} must be from 0 to 1, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -152,17 +166,30 @@ class SettledOptions:
     constrained: bool
     abstain_below: float | None
     escalate_to: BiggerModel | None
+    abstain_field_below: float | None = None
+
+    @property
+    def may_withhold(self) -> bool:
+        """Whether there is a threshold."""
+        return self.abstain_below is not None or self.abstain_field_below is not None
+
+    def doubts(self, confidence: float | None, fields: Mapping[str, float] | None) -> bool:
+        """Return whether an answer with these confidences is withheld."""
+        if self.abstain_below is not None and (confidence or 0.0) < self.abstain_below:
+            return True
+        least = min((fields or {}).values(), default=1.0)
+        return self.abstain_field_below is not None and least < self.abstain_field_below
 
     @property
     def decides_afterwards(self) -> bool:
         """Whether an answer may still be withheld or outvoted after it is written."""
-        return bool(self.abstain_below) or self.strategy.kind in AFTERWARDS
+        return bool(self.abstain_below or self.abstain_field_below) or self.strategy.kind in AFTERWARDS
 
     def key(self) -> list[object]:
         """Return everything that answers depend on, as JSON."""
         bigger = self.escalate_to.name if self.escalate_to else None
         settings = [self.explain, self.evaluate, self.confidence, self.strategy.to_json(), self.constrained, self.abstain_below]
-        return [*settings, bigger]
+        return [*settings, self.abstain_field_below, bigger]
 
 
 def strategy_of(bundle: Bundle) -> Strategy:

@@ -24,7 +24,7 @@ from mmedge.errors import MmedgeError
 from mmedge.machine import usable_cores
 from mmedge.manifest import Bundle, open_bundle
 from mmedge.runtime.answers import Answer, Piece
-from mmedge.runtime.confidence import OF_THE_ANSWER, Confidence, Signal, Threshold
+from mmedge.runtime.confidence import OF_THE_ANSWER, Confidence, Signal, Threshold, fields_of
 from mmedge.runtime.escalation import BiggerModel, escalated_all
 from mmedge.runtime.options import AnswerOptions, OptionChanges, SettledOptions, strategy_of
 from mmedge.runtime.strategies import Sample, Strategy, StrategyKind, vote
@@ -207,9 +207,9 @@ class Student:
             answers = self._voted(examples, self._sampled(examples, settled.strategy, settled.constrained), settled)
         else:
             answers = self._at_once(examples, settled, told, sampling)
-        if settled.abstain_below is None:
+        if not settled.may_withhold:
             return answers
-        withheld = [_withheld(one) if (one.confidence or 0.0) < settled.abstain_below else one for one in answers]
+        withheld = [_withheld(one) if settled.doubts(one.confidence, one.fields) else one for one in answers]
         return self._escalated(examples, withheld, settled.escalate_to)
 
     def limited(self, max_answer_tokens: int) -> Student:
@@ -261,16 +261,13 @@ class Student:
     def _answers(
         self, examples: Sequence[Example], thoughts: Sequence[Thought], settled: SettledOptions, signal: Signal
     ) -> list[Answer]:
-        if signal == "combined":  # which alone looks at what the rationale comes to
-            evidence = list(map(self.speaker.evidence, examples, thoughts))
-        else:
-            evidence = [thought.evidence() for thought in thoughts]
+        evidence = list(map(self.speaker.evidence, examples, thoughts))
         if self.confidence is not None:
             confidences = self.confidence.of(evidence, signal)
         else:
             signal, confidences = "answer", [math.exp(min(0.0, thought.log_probability)) for thought in thoughts]
         found = []
-        for thought, confidence in zip(thoughts, confidences, strict=True):
+        for thought, confidence, seen in zip(thoughts, confidences, evidence, strict=True):
             shown = thought.judgement if settled.evaluate else None
             found.append(
                 Answer(
@@ -279,6 +276,7 @@ class Student:
                     confidence=confidence,
                     signal=signal,
                     calibrated=self.confidence is not None,
+                    fields=fields_of(self.confidence, seen),
                     rationale=thought.rationale if settled.explain else None,
                     verdict=shown.verdict if shown else None,
                     probability_correct=shown.probability_correct if shown else None,

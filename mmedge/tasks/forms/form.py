@@ -94,6 +94,14 @@ class AnswerForm(ABC):
         """Return what answers are worth beyond being right, as JSON; None for forms whose answers have no parts."""
         return None
 
+    def field_spans(self, answer: str) -> Mapping[str, tuple[int, int]]:
+        """Return where in an answer, from and to which character, each of its fields stands, by path; empty where it has none."""
+        return {}
+
+    def fields_right(self, answer: str, reference: str) -> Mapping[str, bool]:
+        """Return whether each field of an answer is as in another, by path; empty for forms without fields."""
+        return {}
+
     @abstractmethod
     def instruction(self) -> str:
         """Return what an answer must be, in the words for a bigger model: `one of the choices, word for word`."""

@@ -19,6 +19,7 @@ from mmedge.tasks.forms.structured.form import StructuredForm, read_document, re
 from mmedge.tasks.forms.structured.grammar import Grammar
 from mmedge.tasks.forms.structured.regex import Regex
 from mmedge.tasks.forms.structured.schemas import Node
+from mmedge.tasks.forms.structured.spans import Pieces, compact_pieces, json_pieces
 from mmedge.tasks.forms.structured.values import Value
 
 if TYPE_CHECKING:
@@ -83,6 +84,9 @@ class SchemaForm(StructuredForm):
     def spelled(self, value: Value) -> str:
         value = self.in_order(value)
         return values.to_json(value) if self.spelling == "json" else compact.write(self._place, value)
+
+    def pieces(self, value: Value) -> Pieces:
+        return json_pieces(value) if self.spelling == "json" else compact_pieces(self._place, value)
 
     def compact_value(self, text: str) -> Value:
         return compact.read(self._place, text)

@@ -22,6 +22,7 @@ from mmedge.tasks.forms.structured.form import StructuredForm, read_document, re
 from mmedge.tasks.forms.structured.grammar import Grammar
 from mmedge.tasks.forms.structured.regex import Regex, either, literal, sequence
 from mmedge.tasks.forms.structured.schemas import Node
+from mmedge.tasks.forms.structured.spans import Pieces, json_pieces, member_pieces
 from mmedge.tasks.forms.structured.values import Value
 
 if TYPE_CHECKING:
@@ -131,6 +132,20 @@ class ToolsForm(StructuredForm):
         if self.spelling == "json":
             return values.to_json(value)
         return compact.call(self._places[value["name"]], self._short[value["name"]], value["arguments"])
+
+    def pieces(self, value: Value) -> Pieces:
+        name, arguments = value["name"], value["arguments"]
+        if self.spelling == "json":
+            yield "", "{"
+            yield "name", f'"name":{values.to_json(name)}'
+            yield "", ',"arguments":'
+            yield from json_pieces(arguments, name) if arguments else iter([("", "{}")])
+            yield "", "}"
+            return
+        yield "name", self._short[name]
+        if arguments:
+            yield "", "; "
+            yield from member_pieces(self._places[name], arguments, name)
 
     def compact_value(self, text: str) -> Value:
         name, arguments = compact.read_call(text, self._by_short)

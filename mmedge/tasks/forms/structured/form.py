@@ -22,6 +22,7 @@ from mmedge.tasks.forms.form import AnswerForm
 from mmedge.tasks.forms.structured import schemas, values
 from mmedge.tasks.forms.structured.comparing import COMPARISONS, FieldCounts, Rules, count_fields
 from mmedge.tasks.forms.structured.regex import Regex
+from mmedge.tasks.forms.structured.spans import Pieces, Span, spans
 from mmedge.tasks.forms.structured.values import Found, Value
 from mmedge.tasks.reading import MARKER, ends_whole, first_line, one_paragraph, trim
 
@@ -91,6 +92,10 @@ class StructuredForm(AnswerForm):
     @abstractmethod
     def fields(self, value: Value) -> dict[str, Value]:
         """Return the fields of a value by path."""
+
+    @abstractmethod
+    def pieces(self, value: Value) -> Pieces:
+        """Yield a value in order as `spelled` spells it, cut at its fields."""
 
     @abstractmethod
     def in_order(self, value: Value) -> Value:
@@ -180,6 +185,25 @@ class StructuredForm(AnswerForm):
             return values.to_json(self.in_order(self.value(answer)))
         except ValueError:
             return None
+
+    def field_spans(self, answer: str) -> Mapping[str, Span]:
+        try:
+            text, found = spans(self.pieces(self.in_order(self.value(answer))))
+        except ValueError:
+            return {}
+        return found if text == answer else {}  # spelled in another way, such as with more white space: it cannot be told
+
+    def fields_right(self, answer: str, reference: str) -> Mapping[str, bool]:
+        try:
+            written, label = (self.fields(self.value(text)) for text in (answer, reference))
+        except ValueError:
+            return {}
+        every = self.rules.by_name.get("*", "exact")
+        return {
+            path: path in label and self.rules.agree(value, label[path], path)
+            for path, value in written.items()
+            if self.rules.of(path, every) != "ignore"
+        }
 
     def scores(self, answers: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
         """Return what answers are worth beyond being right: the share that is valid, and F1 by field and over all fields."""
