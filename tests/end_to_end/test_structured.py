@@ -6,10 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mmedge import AnswerOptions, Student
-from tests.conftest import mmedge, tiny_recipe, write_recipe
+from mmedge.engines.speaker import Evidence
+from mmedge.errors import MmedgeError
+from mmedge.export.confidence import fitted, fitted_fields
+from mmedge.runtime.confidence import Confidence, fields_of
+from tests.conftest import is_one_line_error, mmedge, tiny_recipe, write_recipe
 
 THINGS = ("apples", "pears", "plums", "nuts")
 TOOLS = [
@@ -108,6 +113,48 @@ def test_constrained_answers_are_calls_in_batches_and_samples(student: Student) 
         assert student.answer(question, options).text == answer.text
     sampled = student.answer(questions[0], constrained=True, strategy=student.strategy_with("samples", samples=4))
     assert all(form.canonical(sample.text) is not None for sample in sampled.samples or ())
+
+
+def test_every_field_of_an_answer_has_a_confidence_and_one_in_doubt_withholds_it(student: Student) -> None:
+    questions = [f"Buy {count} pears." for count in range(2, 9)]
+    answers = student.answer_all(questions, constrained=True)
+    for question, answer in zip(questions, answers, strict=True):
+        assert answer.value is not None and answer.fields is not None
+        call = json.loads(answer.value)
+        assert answer.fields.keys() == {"name", *(f"{call['name']}.{key}" for key in call["arguments"])}
+        assert all(0 <= value <= 1 for value in answer.fields.values())
+        alone = student.answer(question, constrained=True).fields
+        assert alone is not None and dict(alone) == pytest.approx(dict(answer.fields), abs=1e-5)
+    least = [min((answer.fields or {}).values()) for answer in answers]
+    threshold = sorted(least)[len(least) // 2]
+    given = student.answer_all(questions, constrained=True, abstain_field_below=threshold)
+    assert [answer.withheld for answer in given] == [value < threshold for value in least]
+    assert all(answer.guess == before.text for answer, before in zip(given, answers, strict=True) if answer.withheld)
+
+
+def test_fields_are_calibrated_by_what_their_tokens_show() -> None:
+    rng = np.random.default_rng(4)
+    evidence, right = [], []
+    for _ in range(200):
+        truth = {path: bool(rng.random() < 0.7) for path in ("name", "Buy.count")}
+        shown = {path: -float(np.exp(rng.normal(-2 if one else 0.5, 0.7))) for path, one in truth.items()}
+        evidence.append(Evidence(sum(shown.values()), fields=shown))
+        right.append(truth)
+    found = fitted_fields(evidence, right)
+    assert found is not None and found["auroc"] > 0.9 and found["calibration_error"] < 0.08
+    assert (found["fields"], found["questions"]) == (400, 200)
+    assert fitted_fields(evidence[:5], right[:5]) is None  # too few wrong ones to learn from
+    whole = fitted(evidence, [all(one.values()) for one in right]) | {"fields": found}
+    confidence = Confidence.from_manifest(json.loads(json.dumps(whole)))
+    sure = fields_of(confidence, Evidence(-0.02, fields={"name": -0.01, "Buy.count": -2.0}))
+    assert sure is not None and sure["name"] > 0.8 > 0.5 > sure["Buy.count"]
+    with pytest.raises(MmedgeError, match="confidence is invalid"):
+        Confidence.from_manifest({**whole, "fields": {"map": {"kind": "logistic", "weights": [float("nan"), 1.0], "bias": 0.0}}})
+
+
+def test_a_threshold_for_fields_needs_answers_with_fields(tiny_run: Path) -> None:
+    found = mmedge("run", tiny_run / "bundle-int8", "How many?", "--abstain-field-below", "0.5")
+    assert is_one_line_error(found) and "answers have no fields" in found.err
 
 
 def test_the_command_line_answers_in_calls(run: Path) -> None:
