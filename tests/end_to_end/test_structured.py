@@ -138,7 +138,7 @@ def test_fields_are_calibrated_by_what_their_tokens_show() -> None:
     for _ in range(200):
         truth = {path: bool(rng.random() < 0.7) for path in ("name", "Buy.count")}
         shown = {path: -float(np.exp(rng.normal(-2 if one else 0.5, 0.7))) for path, one in truth.items()}
-        evidence.append(Evidence(sum(shown.values()), fields=shown))
+        evidence.append(Evidence(sum(shown.values()), 0.0, fields=shown))
         right.append(truth)
     found = fitted_fields(evidence, right)
     assert found is not None and found["auroc"] > 0.9 and found["calibration_error"] < 0.08
