@@ -4,6 +4,7 @@
         recipe.yaml          the resolved recipe
         run.json             versions, machine, hashes of the data
         annotations.sqlite   the teacher's raw texts
+        synthesis.sqlite     its texts when it was asked for new questions; synthesized.jsonl has those that were taken
         stage1/  stage2/     checkpoints while they train, metrics, the best weights
         student/             the distilled model with mmedge.json
         metrics.json         its scores before and after
@@ -113,6 +114,16 @@ class Run:
     @property
     def annotations(self) -> Path:
         return self.folder / "annotations.sqlite"
+
+    @property
+    def synthesis(self) -> Path:
+        """Everything that the teacher wrote when it was asked for new questions."""
+        return self.folder / "synthesis.sqlite"
+
+    @property
+    def synthesized(self) -> Path:
+        """The new questions that were taken, which join the training questions."""
+        return self.folder / "synthesized.jsonl"
 
     @property
     def student(self) -> Path:

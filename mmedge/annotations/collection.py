@@ -255,6 +255,10 @@ class Collection:
         """Return how many planned subjects are `open`, `done`, or `given up` (with fewer annotations than wanted)."""
         return int(self._store.query("SELECT COUNT(*) FROM subjects WHERE state = ? AND example_id IN chosen", (state,))[0][0])
 
+    def planned(self) -> dict[str, str]:
+        """Return the state of every question whose chains of thought were ever to be collected, by its id."""
+        return dict(self._store.query("SELECT example_id, state FROM subjects WHERE kind = 'cot'"))
+
     def postpone(self, subject: Subject) -> None:
         """Leave a subject for the next collection."""
         with self._store.transaction() as connection:

@@ -25,23 +25,25 @@ from mmedge.statistics import ClusteredShare, Proportion
 from mmedge.storage import sha256_file, sha256_json
 from mmedge.tasks import Task, Verdict
 from mmedge.tasks.reading import plain
+from mmedge.tasks.synthesized import WithSynthesized
 
 READER_VERSION = 2  # goes up when texts are read or summarized in another way
 KEEPS: tuple[Selection, ...] = ("all", "self_consistent", "judged_correct")
 CHUNK = 1000  # questions read at a time
 
 
-def reading_key(recipe: Recipe) -> str:
+def reading_key(recipe: Recipe, task: Task) -> str:
     """Return the hash of everything that decides what the texts of a store say: the questions, their labels, the reader."""
     values = recipe.task.model_dump(mode="json")
     paths = [values[name] for name in ("train_file",) if name in values]
     paths += [str(Path(values["data"]) / "train.jsonl")] if "data" in values else []
+    paths += [str(task.path)] if isinstance(task, WithSynthesized) else []
     return sha256_json([READER_VERSION, values, [sha256_file(Path(path)) for path in paths], reading_limits(recipe)])
 
 
 def refresh(recipe: Recipe, task: Task, store: AnnotationStore, progress: Progress) -> int:
     """Read the questions whose summary is missing, and store it; return how many there were."""
-    stale = store.stale(reading_key(recipe))
+    stale = store.stale(reading_key(recipe, task))
     if not stale:
         return 0
     by_id = {example.id: example for example in task.load().train}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mmedge.annotations.summary import AnnotationReport
     from mmedge.recipe import Recipe
     from mmedge.tasks import Example
+    from mmedge.teachers.estimate import CollectionEstimate
     from mmedge.teachers.plan import CollectionPlan
     from mmedge.teachers.prompting import Prompts
 
@@ -94,8 +95,9 @@ def annotate(
 
 def _prepare(recipe: Recipe, folder: Path, preparation: Preparation, as_json: bool) -> None:
     """Show what a collection would send, copy its templates, or say what it would cost; nothing is sent."""
+    from mmedge.annotations.questions import task_of
+    from mmedge.folders import Run
     from mmedge.recipe import SampledTeacherSection
-    from mmedge.tasks import build_task
     from mmedge.teachers.collect import prompts_of
     from mmedge.teachers.plan import collection_plan
     from mmedge.teachers.prompting import copy_templates, shown
@@ -106,7 +108,7 @@ def _prepare(recipe: Recipe, folder: Path, preparation: Preparation, as_json: bo
             "only teachers of kind openai and local have prompts and prices",
             "use such a teacher, or run the command without this option",
         )
-    task = build_task(recipe.task.model_dump())
+    task = task_of(recipe, Run(folder))
     if preparation.copy_prompts is not None:
         for kind, path in copy_templates(task, preparation.copy_prompts).items():
             typer.echo(f"teacher.prompts.{kind}: {path}")
@@ -125,7 +127,6 @@ def _show_estimate(
 ) -> None:
     from mmedge.annotations.store import AnnotationStore
     from mmedge.folders import Run
-    from mmedge.recipe import OpenAITeacherSection
     from mmedge.teachers.estimate import estimate
 
     path = Run(folder).annotations
@@ -137,8 +138,15 @@ def _show_estimate(
     if as_json:
         print_json(found.to_json())
         return
-    source = "from this teacher's texts so far" if found.measured else "assumed: 4 characters a token, texts as in the prompts"
     typer.echo(f"{found.questions} questions; missing: {found.cots} chains of thought, {found.evaluations} self-evaluations")
+    show_cost(recipe, found)
+
+
+def show_cost(recipe: Recipe, found: CollectionEstimate) -> None:
+    """Print what a collection takes: requests, tokens, money."""
+    from mmedge.recipe import OpenAITeacherSection
+
+    source = "from this teacher's texts so far" if found.measured else "assumed: 4 characters a token, texts as in the prompts"
     typer.echo(f"requests: {found.requests:,}, at most {found.requests_at_most:,} if texts must be sampled again")
     typer.echo(f"tokens: {found.prompt_tokens:,} read, {found.completion_tokens:,} written ({source})")
     if isinstance(recipe.teacher, OpenAITeacherSection):
@@ -180,16 +188,16 @@ def review(
     quiet: Quiet = False,
 ) -> None:
     """Report what the teacher's texts are worth: yield, agreement, correctness, verdicts, the bill, and what each filter keeps."""
+    from mmedge.annotations.questions import task_of
     from mmedge.annotations.store import AnnotationStore
     from mmedge.annotations.summary import examples_to_show, refreshed_report
     from mmedge.folders import Run, load_run_recipe
-    from mmedge.tasks import build_task
 
     run = Run(place)
     loaded = load_run_recipe(run)
     if not run.annotations.is_file():
         raise MmedgeError(f"{place} has no annotations", f"collect them: mmedge annotate RECIPE --out {place}")
-    task = build_task(loaded.task.model_dump())
+    task = task_of(loaded, run)
     with AnnotationStore(run.annotations) as store:
         if export_to is not None:
             from mmedge.annotations.exporting import export_annotations

@@ -22,7 +22,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from mmedge import __version__
-from mmedge.cli import asking, chain, collecting, looking, measuring, serving
+from mmedge.cli import asking, chain, collecting, looking, measuring, serving, synthesizing
 from mmedge.cli.common import RENAMED_VERBS, Command, grouped
 from mmedge.errors import MmedgeError, Notice, printable
 from mmedge.machine import wait_briefly
@@ -39,6 +39,7 @@ app = typer.Typer(
 VERBS: dict[str, dict[str, Callable[..., None]]] = {
     "Make a student": {
         "quickstart": chain.quickstart,
+        "synthesize": synthesizing.synthesize,
         "annotate": collecting.annotate,
         "review": collecting.review,
         "distill": chain.distill,

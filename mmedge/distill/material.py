@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from mmedge.annotations.questions import task_of
 from mmedge.annotations.reading import AnnotatedExample, ReadingReport, read_annotations, reading_limits
 from mmedge.annotations.store import AnnotationStore
 from mmedge.distill.devices import Devices
@@ -14,7 +15,7 @@ from mmedge.folders import Run
 from mmedge.progress import Progress
 from mmedge.recipe import Recipe
 from mmedge.storage import sha256_json
-from mmedge.tasks import Example, Splits, Task, build_task
+from mmedge.tasks import Example, Splits, Task
 from mmedge.tasks.prompts import render_question
 from mmedge.teachers.collect import annotate
 from mmedge.teachers.plan import NO_LIMITS, Limits
@@ -82,7 +83,7 @@ def _held_out(recipe: Recipe, count: int) -> tuple[int, int]:
 
 def prepare(recipe: Recipe, run: Run, progress: Progress, limits: Limits = NO_LIMITS) -> Material:
     """Load the task, collect what the teacher has not written yet, within limits, and read it."""
-    task = build_task(recipe.task.model_dump())
+    task = task_of(recipe, run)
     splits = task.load()
     train, validation, verdict_test = split_examples(recipe, splits.train)
     if recipe.teacher is None:

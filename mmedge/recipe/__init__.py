@@ -7,6 +7,7 @@ from mmedge.recipe.export import ExportSection
 from mmedge.recipe.method import MethodSection, ObjectiveSection
 from mmedge.recipe.schema import Recipe, load_recipe, recipe_values, validate, write_recipe
 from mmedge.recipe.student import LoraSection, ScratchSection, StudentSection
+from mmedge.recipe.synthesis import SynthesisSection
 from mmedge.recipe.teacher import (
     EmbeddedTeacherSection,
     LocalTeacherSection,
@@ -47,6 +48,7 @@ __all__ = [
     "SplitSection",
     "StageSection",
     "StudentSection",
+    "SynthesisSection",
     "TaskSection",
     "TeacherSection",
     "TrainingSection",

@@ -23,6 +23,7 @@ from mmedge.recipe.bench import BenchSection
 from mmedge.recipe.export import ExportSection
 from mmedge.recipe.method import MethodSection
 from mmedge.recipe.student import StudentSection
+from mmedge.recipe.synthesis import SynthesisSection
 from mmedge.recipe.teacher import TeacherSection
 from mmedge.recipe.training import GenerationSection, SplitSection, TrainingSection
 from mmedge.sections import Section
@@ -40,6 +41,9 @@ class Recipe(Section):
     task: TaskSection = Field(description="Where questions come from, and what answers look like.")
     teacher: TeacherSection | None = Field(
         None, description="Who writes chains of thought and evaluations; without one, human labels are learned."
+    )
+    synthesis: SynthesisSection = Field(
+        SynthesisSection(), description="New questions that the teacher writes: `mmedge synthesize`."
     )
     student: StudentSection = Field(description="Where the student's weights come from.")
     method: MethodSection = Field(MethodSection(), description="What is learned from.")

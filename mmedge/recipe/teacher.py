@@ -20,6 +20,9 @@ class RecordedTeacherSection(Section):
     evaluations: PathText | None = Field(
         default=None, description="File of self-evaluations. A tree-of-thought log contains its own; leave this out then."
     )
+    questions: PathText | None = Field(
+        default=None, description="File of new questions, for `mmedge synthesize`: JSON lines with `text`."
+    )
     max_cots: Positive | None = Field(default=None, description="Chains of thought used per question, at most. Default: all.")
     format: Literal["auto", "jsonl", "parquet", "tree_of_thought", "lists"] = Field(
         default="auto",

@@ -7,16 +7,18 @@ the collector. What it is asked is stored word by word, so that every text can b
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from mmedge.annotations.annotation import Annotation
 from mmedge.annotations.collection import Collection
+from mmedge.annotations.questions import task_of
 from mmedge.annotations.store import AnnotationStore
 from mmedge.annotations.summary import AnnotationReport, refreshed_report
 from mmedge.errors import MmedgeError, missing_extra
-from mmedge.folders import work_on
+from mmedge.folders import Run, work_on
 from mmedge.progress import Progress
 from mmedge.recipe import (
     EmbeddedTeacherSection,
@@ -27,14 +29,16 @@ from mmedge.recipe import (
     SampledTeacherSection,
 )
 from mmedge.storage import canonical_json, sha256_json
-from mmedge.tasks import Example, Task, build_task
+from mmedge.tasks import Example, Task
 from mmedge.tasks.embedded.problems import ArithmeticTask
+from mmedge.tasks.synthesized import is_synthesized, plain_task
 from mmedge.teachers.base import SampledTeacher, WritingTeacher
 from mmedge.teachers.collector import CollectionResult, Collector
 from mmedge.teachers.embedded import EmbeddedTeacher
-from mmedge.teachers.plan import NO_LIMITS, CollectionPlan, Limits, collection_plan
-from mmedge.teachers.prompting import Prompts, load_prompts
+from mmedge.teachers.plan import NO_LIMITS, UNLIMITED, CollectionPlan, Limits, collection_plan
+from mmedge.teachers.prompting import Asking, Prompts, load_prompts
 from mmedge.teachers.recorded import RecordedTeacher
+from mmedge.teachers.sampling import Reader
 
 BATCH = 2000  # annotations per transaction: a kill loses no more, and flushing costs little
 
@@ -75,8 +79,8 @@ def collect_run(
     Raises:
         MmedgeError: See `annotate` and `work_on`.
     """
-    task = build_task(recipe.task.model_dump())
     with work_on(folder, recipe, shared=True) as run:
+        task = task_of(recipe, run)
         examples = task.load().train
         with AnnotationStore(run.annotations) as store:
             return annotate(recipe, task, examples, store, progress, limits), refreshed_report(recipe, task, store, progress)
@@ -90,18 +94,22 @@ def _writing_teacher(section: RecordedTeacherSection | EmbeddedTeacherSection, t
         cots = (section.cots,) if isinstance(section.cots, str) else section.cots
         evaluations = Path(section.evaluations) if section.evaluations else None
         return RecordedTeacher(tuple(map(Path, cots)), evaluations, section.max_cots, section.format)
-    assert isinstance(task, ArithmeticTask)  # the recipe's schema says so
-    return EmbeddedTeacher(task, **section.model_dump(exclude={"kind"}))
+    own = plain_task(task)
+    assert isinstance(own, ArithmeticTask)  # the recipe's schema says so
+    return EmbeddedTeacher(own, **section.model_dump(exclude={"kind"}))
 
 
 def _write(teacher: WritingTeacher, examples: tuple[Example, ...], store: AnnotationStore, progress: Progress) -> None:
     """Store everything that a teacher writes, unless it is stored already."""
     fingerprint = teacher.fingerprint()
     if store.begin(fingerprint, replace_unfinished=True):
-        return
+        there = store.counts("cot", UNLIMITED)
+        examples = tuple(each for each in examples if is_synthesized(each.id) and each.id not in there)  # since it finished
+        if not examples:
+            return
     by_id = {example.id: example for example in examples}
     _store(teacher.chains_of_thought(examples), "chains of thought", store, progress)
-    cots = [(by_id[cot.example_id], cot) for cot in store.annotations("cot") if cot.example_id in by_id]
+    cots = [(by_id[cot.example_id], cot) for cot in store.annotations("cot", list(by_id)) if cot.example_id in by_id]
     _store(teacher.self_evaluations(cots), "self-evaluations", store, progress)
     store.finish(fingerprint)
 
@@ -131,18 +139,59 @@ def _sample(
     progress: Progress,
     plan: CollectionPlan,
 ) -> CollectionResult:
+    prompts = prompts_of(section, task)
+    plan = checked_limits(plan, Run(store.path.parent).synthesis)
+    return ask_teacher(section, task.form, examples, prompts, plan, store, progress, "annotations")
+
+
+def checked_limits(plan: CollectionPlan, other: Path) -> CollectionPlan:
+    """Return a plan whose limits count what another store of the run says was spent.
+
+    Raises:
+        MmedgeError: The cost is limited, and not known.
+    """
     if plan.limits.max_cost is not None and not plan.prices.known:
         raise MmedgeError(
             "a maximum cost requires teacher.prices: what a million tokens cost",
             "set teacher.prices.input and teacher.prices.output, or limit the requests (--max-requests)",
         )
-    prompts = prompts_of(section, task)
+    if not other.is_file() or plan.limits.spending() is None:
+        return plan
+    with AnnotationStore(other) as store:
+        return replace(plan, limits=replace(plan.limits, elsewhere=Collection(store).spent()))
+
+
+def ask_teacher(
+    section: SampledTeacherSection,
+    form: Reader,
+    examples: Sequence[Example],
+    prompts: Asking,
+    plan: CollectionPlan,
+    store: AnnotationStore,
+    progress: Progress,
+    name: str,
+) -> CollectionResult:
+    """Ask a teacher for everything that a plan wants and a store lacks.
+
+    Args:
+        section: The teacher's.
+        form: Reads what comes.
+        examples: What is asked about.
+        prompts: How.
+        plan: What is wanted, within which limits.
+        store: Where everything goes.
+        progress: Where progress is shown.
+        name: What is collected, for the progress.
+
+    Raises:
+        MmedgeError: Another teacher's texts are in this store; see also `Collector.run`.
+    """
     teacher = _sampled_teacher(section)
     description = _description(section, prompts)
     _begin(store, description)
     endpoint = section.base_url if isinstance(section, OpenAITeacherSection) else "this machine"
     configuration = Collection(store).configuration(canonical_json({**description, "endpoint": endpoint}))
-    return Collector(store, teacher, task, examples, prompts, plan, configuration, progress).run()
+    return Collector(store, teacher, form, examples, prompts, plan, configuration, progress, name).run()
 
 
 def _sampled_teacher(section: SampledTeacherSection) -> SampledTeacher:
@@ -181,14 +230,12 @@ def _sampled_teacher(section: SampledTeacherSection) -> SampledTeacher:
     )
 
 
-def _description(section: SampledTeacherSection, prompts: Prompts) -> Mapping[str, object]:
+def _description(section: SampledTeacherSection, prompts: Asking) -> Mapping[str, object]:
     """Return what decides which texts a teacher writes: model, sampling, prompts."""
     names = ["kind", "temperature", "top_p", "max_cot_tokens", "max_evaluation_tokens", "stop", "seed"]
     names += ("model", "extra") if isinstance(section, OpenAITeacherSection) else ("source", "revision", "dtype", "quantization")
     values = section.model_dump(mode="json")
-    return {name: values[name] for name in names} | {
-        "prompts": {"cot": prompts.cot.messages, "evaluation": prompts.evaluation.messages, "labels": prompts.labels}
-    }
+    return {name: values[name] for name in names} | {"prompts": prompts.to_json()}
 
 
 def _begin(store: AnnotationStore, description: Mapping[str, object]) -> None:

@@ -26,12 +26,13 @@ from mmedge.errors import MmedgeError
 from mmedge.openai import ChatFailure
 from mmedge.progress import Progress
 from mmedge.reports.formats import duration
-from mmedge.tasks import Example, Task
+from mmedge.tasks import Example
 from mmedge.teachers.base import SampledTeacher
 from mmedge.teachers.budget import Budget
 from mmedge.teachers.pace import Pace
 from mmedge.teachers.plan import CollectionPlan
-from mmedge.teachers.prompting import Prompts, sha256_messages
+from mmedge.teachers.prompting import Asking, sha256_messages
+from mmedge.teachers.sampling import Reader
 from mmedge.teachers.waves import Job, OpenSubject, WaveQueue
 
 T = TypeVar("T")
@@ -71,29 +72,31 @@ class Collector:
     Args:
         store: Where everything goes.
         teacher: Who is asked.
-        task: Reads what comes.
+        form: Reads what comes.
         examples: The questions.
         prompts: How they are asked.
         plan: What is collected, within which limits.
         configuration: Number of the description of model, parameters and prompts in the store.
         progress: Where progress is shown.
+        name: What is collected, for the progress.
     """
 
     def __init__(
         self,
         store: AnnotationStore,
         teacher: SampledTeacher,
-        task: Task,
+        form: Reader,
         examples: Sequence[Example],
-        prompts: Prompts,
+        prompts: Asking,
         plan: CollectionPlan,
         configuration: int,
         progress: Progress,
+        name: str = "annotations",
     ) -> None:
         self._collection, self._teacher, self._plan = Collection(store), teacher, plan
         self._by_id = {example.id: example for example in examples}
-        self._configuration, self._progress = configuration, progress
-        self._queue = WaveQueue(plan, prompts, teacher, task, self._settle)
+        self._configuration, self._progress, self._name = configuration, progress, name
+        self._queue = WaveQueue(plan, prompts, teacher, form, self._settle)
         self._budget = Budget(plan.limits, teacher.parallel[1])
         self._tasks: set[asyncio.Task[None]] = set()
         self._retrying = 0  # requests that wait for their next attempt
@@ -123,7 +126,7 @@ class Collector:
         thresholds = gc.get_threshold()
         gc.set_threshold(50_000, 20, 50)  # looking for cycles after every 700 objects costs a fifth of the time
         try:
-            with self._progress.task("annotations", total=total, done=there) as self._step:
+            with self._progress.task(self._name, total=total, done=there) as self._step:
                 found = asyncio.run(self._collect())
         finally:
             gc.set_threshold(*thresholds)

@@ -22,6 +22,7 @@ from mmedge.tasks import Example
 from mmedge.tasks.embedded.problem import Problem, SolutionStep
 from mmedge.tasks.embedded.problems import ArithmeticTask
 from mmedge.tasks.expressions import number_text
+from mmedge.tasks.synthesized import PREFIX, is_synthesized
 
 NAME = "embedded"
 FLAWS = ("wrong operation", "misread number", "distractor used", "slip in the sum")
@@ -287,6 +288,9 @@ class EmbeddedTeacher:
         return {id_: problem for made, _ in self.task.problems().values() for id_, problem in made.items()}
 
     def _problem(self, problems: dict[str, Problem], example_id: str) -> Problem:
+        number = example_id.removeprefix(PREFIX)
+        if is_synthesized(example_id) and number.isdecimal():
+            return self.task.synthesized(int(number))
         if example_id not in problems:
             raise MmedgeError(f"the embedded teacher does not know the question {example_id!r}", "use it with its own task")
         return problems[example_id]

@@ -16,11 +16,10 @@ from mmedge.annotations.store import AnnotationStore
 from mmedge.openai import Message
 from mmedge.tasks import Example
 from mmedge.teachers.plan import CollectionPlan
-from mmedge.teachers.prompting import Prompts, Template
+from mmedge.teachers.prompting import Asking
 
 CHARACTERS_PER_TOKEN = 4.0
 SAMPLE = 500  # prompts that are built to find their mean length
-TYPICAL_COT, TYPICAL_EVALUATION = 300.0, 200.0  # characters, where the prompt shows no examples
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class CollectionEstimate:
 
 
 def estimate(
-    examples: Sequence[Example], prompts: Prompts, plan: CollectionPlan, store: AnnotationStore | None
+    examples: Sequence[Example], prompts: Asking, plan: CollectionPlan, store: AnnotationStore | None
 ) -> CollectionEstimate:
     """Return what is still to be asked.
 
@@ -96,13 +95,12 @@ def estimate(
     )
 
 
-def _assumed(examples: Sequence[Example], prompts: Prompts) -> tuple[TokenMeans, TokenMeans]:
+def _assumed(examples: Sequence[Example], prompts: Asking) -> tuple[TokenMeans, TokenMeans]:
     """Return the tokens of a chain of thought and of an evaluation, and of their prompts, before any was seen."""
     sample = examples[:: max(1, len(examples) // SAMPLE)]
-    cot = _mean_answer(prompts.cot) or TYPICAL_COT
+    cot, evaluation = prompts.typical_lengths()
     cot_prompt = _mean([_length(prompts.about_question(example)) for example in sample])
     evaluation_prompt = _mean([_length(prompts.about_cot(example, "x" * round(cot))) for example in sample])
-    evaluation = _mean_answer(prompts.evaluation) or TYPICAL_EVALUATION
     return (
         TokenMeans(cot_prompt / CHARACTERS_PER_TOKEN, cot / CHARACTERS_PER_TOKEN),
         TokenMeans(evaluation_prompt / CHARACTERS_PER_TOKEN, evaluation / CHARACTERS_PER_TOKEN),
@@ -111,11 +109,6 @@ def _assumed(examples: Sequence[Example], prompts: Prompts) -> tuple[TokenMeans,
 
 def _length(messages: Sequence[Message]) -> int:
     return sum(len(content) for _, content in messages)
-
-
-def _mean_answer(template: Template) -> float:
-    """Return the mean length of the answers that a prompt shows, in characters, or 0 where it shows none."""
-    return _mean([len(content) for role, content in template.messages if role == "assistant"])
 
 
 def _mean(lengths: Sequence[int]) -> float:

@@ -9,6 +9,7 @@ from mmedge.openai import NO_PRICES, Prices
 from mmedge.recipe import OpenAITeacherSection, SampledTeacherSection
 
 UNLIMITED = 10**15
+NOTHING_SPENT = Spending()
 
 
 @dataclass(frozen=True)
@@ -18,17 +19,20 @@ class Limits:
     Attributes:
         max_cost: In the currency of the prices.
         max_requests: Requests.
+        elsewhere: What was sent and spent for the run beside these collections; it counts.
     """
 
     max_cost: float | None = None
     max_requests: int | None = None
+    elsewhere: Spending = NOTHING_SPENT
 
     def spending(self) -> Spending | None:
         """Return both as what may be spent, or None where neither is limited."""
         if self.max_cost is None and self.max_requests is None:
             return None
-        cost = float(UNLIMITED) if self.max_cost is None else self.max_cost
-        return Spending(UNLIMITED if self.max_requests is None else self.max_requests, cost)
+        cost = float(UNLIMITED) if self.max_cost is None else max(0.0, self.max_cost - self.elsewhere.cost)
+        requests = UNLIMITED if self.max_requests is None else max(0, self.max_requests - self.elsewhere.requests)
+        return Spending(requests, cost)
 
 
 NO_LIMITS = Limits()

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 from mmedge.errors import MmedgeError
 from mmedge.openai import Message
@@ -64,6 +65,10 @@ class Template:
             "form": form,
             "cot": cot,
         }
+        return self.filled(values)
+
+    def filled(self, values: Mapping[str, str]) -> tuple[Message, ...]:
+        """Return the messages with the placeholders filled by name."""
         # one pass, so that text from a question is never read as a placeholder
         fixed = self.fixed
         filled = ((role, _PLACE.sub(lambda match: values[match[1]], text)) for role, text in self.messages[len(fixed) :])
@@ -74,6 +79,29 @@ class Template:
         """The messages before the first one with a placeholder: always the same."""
         places = (index for index, (_, text) in enumerate(self.messages) if _PLACE.search(text))
         return self.messages[: next(places, len(self.messages))]
+
+
+class Asking(Protocol):
+    """How a teacher is asked: for a text about a question, and for a text about that text."""
+
+    def about_question(self, example: Example) -> tuple[Message, ...]:
+        """Return what asks for the first."""
+        ...
+
+    def about_cot(self, example: Example, text: str) -> tuple[Message, ...]:
+        """Return what asks for the second."""
+        ...
+
+    def typical_lengths(self) -> tuple[float, float]:
+        """Return how long both are, in characters, before any was seen."""
+        ...
+
+    def to_json(self) -> dict[str, object]:
+        """Return what decides what is asked, whatever it is about."""
+        ...
+
+
+TYPICAL_COT, TYPICAL_EVALUATION = 300.0, 200.0  # characters, where the prompt shows no examples
 
 
 @dataclass(frozen=True)
@@ -93,13 +121,22 @@ class Prompts:
         """Return what asks for an evaluation of a chain of thought, given its raw text."""
         return self.evaluation.fill(example, self.labels, trim(text), self.form)
 
+    def typical_lengths(self) -> tuple[float, float]:
+        """Return the mean lengths of the answers that the prompts show as examples, in characters."""
+        return _mean_answer(self.cot) or TYPICAL_COT, _mean_answer(self.evaluation) or TYPICAL_EVALUATION
 
-def read_template(path: Path, needs: Sequence[str]) -> Template:
+    def to_json(self) -> dict[str, object]:
+        """Return the templates, and the labels."""
+        return {"cot": self.cot.messages, "evaluation": self.evaluation.messages, "labels": self.labels}
+
+
+def read_template(path: Path, needs: Sequence[str], places: Sequence[str] = PLACES) -> Template:
     """Read a template file.
 
     Args:
         path: The file.
         needs: The placeholders that it must have.
+        places: Those that it may have.
 
     Raises:
         MmedgeError: It is missing, empty, or has an unknown role or placeholder; the message names file and line.
@@ -117,9 +154,9 @@ def read_template(path: Path, needs: Sequence[str]) -> Template:
         if not content:
             raise MmedgeError(f"{path}:{line}: this message is empty")
         for place in _PLACE.finditer(content):
-            if place[1] not in PLACES:
+            if place[1] not in places:
                 inside = text.index(place[0], heading.end())
-                known = ", ".join(f"{{{name}}}" for name in PLACES)
+                known = ", ".join(f"{{{name}}}" for name in places)
                 raise MmedgeError(f"{path}:{text.count(chr(10), 0, inside) + 1}: unknown placeholder {place[0]}", f"known: {known}")
         messages.append((role, content))
     if messages[-1][0] != "user":
@@ -166,6 +203,12 @@ def load_prompts(task: Task, cot: Path | None, evaluation: Path | None) -> Promp
         tuple(task.form.labels),
         task.form.instruction(),
     )
+
+
+def _mean_answer(template: Template) -> float:
+    """Return the mean length of the answers that a prompt shows, in characters, or 0 where it shows none."""
+    lengths = [len(content) for role, content in template.messages if role == "assistant"]
+    return sum(lengths) / len(lengths) if lengths else 0.0
 
 
 def sha256_messages(messages: Sequence[Message]) -> str:

@@ -25,6 +25,7 @@ from mmedge.errors import MmedgeError, missing_extra
 from mmedge.storage import Json, iterate_jsonl, read_json, sha256_file, sha256_json, text_field
 from mmedge.tasks import Example
 from mmedge.tasks.reading import one_paragraph
+from mmedge.tasks.synthesized import is_synthesized
 
 Records = Iterator[tuple[int, Json]]
 
@@ -62,6 +63,7 @@ class RecordedTeacher:
 
     def _all_cots(self, examples: Sequence[Example]) -> Iterator[tuple[Annotation, str]]:
         offset = 0
+        examples = [example for example in examples if not is_synthesized(example.id)] if self._has_lists() else examples
         if all(self._form(path) == "lists" for path in self.cots):
             _check_count(self.cots, len(examples))
         for path in self.cots:
@@ -112,6 +114,9 @@ class RecordedTeacher:
             if not isinstance(written, str) or not isinstance(verdict, (str, type(None))):
                 raise MmedgeError(f"{path}:{number}: fields 'evaluation' and 'verdict' must be text")
             yield from numbered(key, written, verdict, str(record.get("teacher") or "teacher"), f"{path.name}:{number}")
+
+    def _has_lists(self) -> bool:
+        return any(self._form(path) == "lists" for path in self.cots)
 
     def _form(self, path: Path) -> str:
         if self.format != "auto":

@@ -14,11 +14,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from mmedge.annotations.collection import Response
 from mmedge.annotations.schema import ACCEPTED, IDENTICAL, WHOLE
-from mmedge.tasks import Example, Task
+from mmedge.tasks import Example, Unparsed
 from mmedge.tasks.reading import lacks_verdict, one_paragraph, runs_on, trim
 
 TRUNCATED, REFUSED, EMPTY = "truncated", "refused", "empty"
@@ -26,6 +26,14 @@ _REFUSAL = re.compile(
     r"^\s*(?:i['’]?m sorry|i am sorry|sorry,|i apologi[sz]e|as an ai\b|i can(?:no|['’])t\b|i won['’]t\b|i am (?:un|not )able to\b)",
     re.IGNORECASE,
 )
+
+
+class Reader(Protocol):
+    """Says whether a text holds what it was asked for; answer forms do."""
+
+    def lacks_answer(self, text: str, example: Example) -> Unparsed | None:
+        """Return why a text cannot be read, or None if it can."""
+        ...
 
 
 class SubjectState(NamedTuple):
@@ -82,14 +90,14 @@ def same_words(text: str) -> str:
     return one_paragraph(trim(text)).casefold()
 
 
-def outcome(text: str, finish: str, kind: str, task: Task, example: Example) -> str:
+def outcome(text: str, finish: str, kind: str, form: Reader, example: Example) -> str:
     """Return what a text is: `whole`, or why it does not count.
 
     Args:
         text: As it came.
         finish: How the endpoint says it ended: `stop`, `length`, `content_filter`, or whatever else it says.
         kind: `cot` or `evaluation`.
-        task: Reads chains of thought.
+        form: Reads chains of thought.
         example: The question.
     """
     if finish in ("content_filter", "refusal"):
@@ -98,10 +106,15 @@ def outcome(text: str, finish: str, kind: str, task: Task, example: Example) -> 
         return TRUNCATED if finish == "length" else EMPTY
     if finish == "length" and not runs_on(text):
         return TRUNCATED
-    unread = task.form.lacks_answer(text, example) if kind == "cot" else lacks_verdict(text)
+    unread = form.lacks_answer(text, example) if kind == "cot" else lacks_verdict(text)
     if unread is None:
         return WHOLE
-    return REFUSED if _REFUSAL.match(text) else unread.value
+    return REFUSED if is_refusal(text) else unread.value
+
+
+def is_refusal(text: str) -> bool:
+    """Whether a text begins as one in which a model says that it will not answer."""
+    return _REFUSAL.match(text) is not None
 
 
 def seed_for(seed: int, example_id: str, kind: str, sample: int, number: int) -> int:

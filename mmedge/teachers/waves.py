@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from mmedge.annotations.annotation import Annotation
 from mmedge.annotations.collection import Response, Settled, Subject
 from mmedge.openai import ChatReply, Message
-from mmedge.tasks import Example, Task
+from mmedge.tasks import Example
 from mmedge.teachers.base import SampledTeacher, SampleRequest
 from mmedge.teachers.plan import CollectionPlan
-from mmedge.teachers.prompting import Prompts
-from mmedge.teachers.sampling import outcome, runs_of, seed_for, subject_state
+from mmedge.teachers.prompting import Asking
+from mmedge.teachers.sampling import Reader, outcome, runs_of, seed_for, subject_state
 
 
 @dataclass(slots=True, eq=False)
@@ -71,14 +71,14 @@ class WaveQueue:
         plan: What is collected.
         prompts: How questions are asked.
         teacher: Who is asked.
-        task: Reads chains of thought.
+        form: Reads chains of thought.
         settle: Called with every subject that needs no more responses.
     """
 
     def __init__(
-        self, plan: CollectionPlan, prompts: Prompts, teacher: SampledTeacher, task: Task, settle: Callable[[Settled], None]
+        self, plan: CollectionPlan, prompts: Asking, teacher: SampledTeacher, form: Reader, settle: Callable[[Settled], None]
     ) -> None:
-        self._plan, self._prompts, self._teacher, self._task, self._settle = plan, prompts, teacher, task, settle
+        self._plan, self._prompts, self._teacher, self._form, self._settle = plan, prompts, teacher, form, settle
         self._per_request = plan.per_request
         self._jobs: deque[Job] = deque()
 
@@ -142,7 +142,7 @@ class WaveQueue:
         work = job.work
         kind, example = work.subject.kind, work.example
         responses = tuple(
-            Response(number, each.finish, outcome(each.text, each.finish, kind, self._task, example), each.text)
+            Response(number, each.finish, outcome(each.text, each.finish, kind, self._form, example), each.text)
             for number, each in enumerate(reply.completions[: job.count], start=job.first)
         )
         if len(responses) < job.count and self._per_request is None:

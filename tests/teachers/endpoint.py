@@ -30,15 +30,28 @@ def completion(*contents: str, finish: str = "stop", **fields: Any) -> bytes:
 
 
 def text_for(messages: list[dict[str, str]], seed: int) -> str:
-    """Return a chain of thought or an evaluation that only prompt and seed decide; one in ten cannot be read."""
+    """Return a chain of thought, an evaluation or a new question that only prompt and seed decide; some cannot be read."""
     digest = hashlib.sha256(f"{json.dumps(messages)}/{seed}".encode()).digest()
     rng = random.Random(digest)
+    if messages[0]["content"].startswith("You write new inputs"):
+        return question_for(rng)
+    if "The labels are:" in messages[0]["content"] and "Verdict:" not in messages[0]["content"]:
+        labels = messages[0]["content"].split("The labels are: ")[1].split(". ")[0].split(", ")
+        return f"Its {rng.choice(('first', 'second', 'third', 'last'))} word decides it. The answer is {rng.choice(labels)}."
     if "Verdict:" in messages[0]["content"]:
         return rng.choice(["It fits.\nVerdict: correct", "It adds where it must divide.\nVerdict: wrong", "Hard to say."])
     if rng.random() < 0.1:
         return "There is no telling what is asked here."
     left, right = rng.randint(1, 6), rng.randint(1, 6)  # few enough that some texts are the same
     return f"First {left}, then {right}. {left} + {right} = {left + right}. The answer is ({left} + {right})."
+
+
+def question_for(rng: random.Random) -> str:
+    """Return a new question of random words; one in ten cannot be read."""
+    if rng.random() < 0.1:
+        return "I'm sorry, but I can't write that."
+    words = ["".join(rng.choice("bdfgklmnprst") + rng.choice("aeiou") for _ in range(rng.randint(1, 3))) for _ in range(7)]
+    return rng.choice(("Question: {}", 'Sure, here is one:\n\n**Question:** "{}"\nAnswer: none')).format(" ".join(words))
 
 
 async def _end_all() -> None:

@@ -61,7 +61,7 @@ def test_seeds_depend_on_everything_that_names_a_response() -> None:
 
 def test_what_is_no_whole_text_is_named() -> None:
     def of(text: str, finish: str = "stop", kind: str = "cot") -> str:
-        return outcome(text, finish, kind, TASK, EXAMPLE)
+        return outcome(text, finish, kind, TASK.form, EXAMPLE)
 
     assert of("3 + 4 = 7. The answer is 7.") == "whole"
     assert of("3 + 4 = 7. The answer is 7", "length") == "truncated"

@@ -202,6 +202,13 @@ class ArithmeticTask:
             splits[split] = (made, held_out)
         return splits
 
+    def synthesized(self, number: int) -> Problem:
+        """Return a problem beside those of the splits; it depends on the seed and its number alone."""
+        rng = random.Random(f"arithmetic/{self.seed}/synthesized/{number}")
+        if self.version > 1:
+            return stories.generate(rng, "trained", self.train_distractors)
+        return generate(rng, held_out=False, distractors=self.train_distractors)
+
     def load(self) -> Splits:
         """Generate the examples; the same seed gives the same examples on every machine."""
         splits = {

@@ -6,6 +6,7 @@ LabelForm(("entailment", …)).canonical("Entailment.")     "entailment"
 
 from __future__ import annotations
 
+import random
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -104,6 +105,11 @@ class ChoiceForm(_OneOfSeveral):
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], folder: Path | None = None) -> ChoiceForm:
         return cls()
+
+    def wish(self, kind: str, seeds: Sequence[Example], draw: random.Random) -> str:
+        count = max((len(example.choices) for example in seeds), default=4)
+        place = chr(ord("a") + draw.randrange(count))
+        return f"It has {count} choices, of which exactly one is right: ({place})."
 
     def canonical(self, answer: str, choices: Sequence[str] = ()) -> str | None:
         wanted = plain(answer)

@@ -5,6 +5,7 @@ Knows no task, teacher or student. The text that a form is given is untrusted: n
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -105,6 +106,24 @@ class AnswerForm(ABC):
     @abstractmethod
     def instruction(self) -> str:
         """Return what an answer must be, in the words for a bigger model: `one of the choices, word for word`."""
+
+    def kinds(self) -> tuple[str, ...]:
+        """Return what new questions are balanced over, such as labels; empty where answers are of one kind."""
+        return self.labels
+
+    def kind_of(self, answer: str) -> str:
+        """Return which of `kinds` an answer is; empty where it is none of them."""
+        return answer if answer in self.kinds() else ""
+
+    def wish(self, kind: str, seeds: Sequence[Example], draw: random.Random) -> str:
+        """Return what the answer to a new question must be, in the words for a teacher; empty where it is open.
+
+        Args:
+            kind: One of `kinds`, or empty where there are none.
+            seeds: Questions whose answers are of this kind.
+            draw: Chooses what is left open.
+        """
+        return f"Of the labels {', '.join(self.labels)}, the right one for it is: {kind}." if kind else ""
 
     def constrainer(self, encoder: PromptEncoder) -> Constrainer:
         """Return the constrainer of answers and rationales for one student; by default anything may be written."""

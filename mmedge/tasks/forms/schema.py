@@ -5,13 +5,15 @@ form: {kind: schema, file: book.schema.json, compare: {title: casefold}}
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmedge.errors import MmedgeError
+from mmedge.tasks.base import Example
 from mmedge.tasks.forms.structured import compact, schemas, values
 from mmedge.tasks.forms.structured.compact import Place
 from mmedge.tasks.forms.structured.comparing import Rules, fields_of
@@ -21,6 +23,7 @@ from mmedge.tasks.forms.structured.regex import Regex
 from mmedge.tasks.forms.structured.schemas import Node
 from mmedge.tasks.forms.structured.spans import Pieces, compact_pieces, json_pieces
 from mmedge.tasks.forms.structured.values import Value
+from mmedge.tasks.forms.structured.wishes import members
 
 if TYPE_CHECKING:
     from mmedge.tasks.forms.settings import FormSettings
@@ -102,6 +105,14 @@ class SchemaForm(StructuredForm):
 
     def instruction(self) -> str:
         return f"one line of JSON that fits this JSON Schema: {values.to_json(self.document)}"
+
+    def wish(self, kind: str, seeds: Sequence[Example], draw: random.Random) -> str:
+        if not isinstance(self.document, dict) or not isinstance(self.document.get("properties"), dict):
+            return f"Its answer is {self.instruction()}."
+        answers = [self.value(seed.label) for seed in seeds if seed.label is not None]
+        known = [set(answer) for answer in answers if isinstance(answer, dict)]
+        about = f" ({self.document['description']})" if self.document.get("description") else ""
+        return f"What can be read from it{about}: a record {members(self.document, known, draw)}".rstrip() + "."
 
     def settings(self) -> dict[str, Any]:
         return {"file": FILE_NAME, "spelling": self.spelling, "compare": dict(self.rules.by_name)}

@@ -8,13 +8,15 @@ form: {kind: tools, file: tools.json}
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmedge.errors import MmedgeError
+from mmedge.tasks.base import Example
 from mmedge.tasks.forms.structured import compact, schemas, values
 from mmedge.tasks.forms.structured.compact import Place, short_names
 from mmedge.tasks.forms.structured.comparing import Rules, fields_of
@@ -24,6 +26,7 @@ from mmedge.tasks.forms.structured.regex import Regex, either, literal, sequence
 from mmedge.tasks.forms.structured.schemas import Node
 from mmedge.tasks.forms.structured.spans import Pieces, json_pieces, member_pieces
 from mmedge.tasks.forms.structured.values import Value
+from mmedge.tasks.forms.structured.wishes import members
 
 if TYPE_CHECKING:
     from mmedge.tasks.forms.settings import FormSettings
@@ -175,6 +178,22 @@ class ToolsForm(StructuredForm):
             'one line of JSON, {"name": …, "arguments": {…}}, that calls one of these functions, with those arguments alone that '
             f"the question gives: {values.to_json(self.document)}"
         )
+
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(self.functions)
+
+    def kind_of(self, answer: str) -> str:
+        try:
+            return str(self.value(answer)["name"])
+        except ValueError:
+            return ""
+
+    def wish(self, kind: str, seeds: Sequence[Example], draw: random.Random) -> str:
+        definition = next(entry.get("function", entry) for entry in self.document if entry.get("function", entry)["name"] == kind)
+        known = [set(self.value(seed.label)["arguments"]) for seed in seeds if seed.label is not None]
+        about = f" ({definition['description']})" if definition.get("description") else ""
+        told = members(definition.get("parameters") or {}, known, draw)
+        return f"What it asks for is a call of {kind}{about} {told}".rstrip() + "."
 
     def settings(self) -> dict[str, Any]:
         return {"file": FILE_NAME, "spelling": self.spelling, "compare": dict(self.rules.by_name)}
