@@ -2,14 +2,15 @@
 
     FOLDER/cots.jsonl           {"id": …, "sample": 0, "teacher": …, "text": …}
     FOLDER/evaluations.jsonl    {"id": …, "sample": 0, "teacher": …, "evaluation": …, "verdict": …}
+    FOLDER/questions.jsonl      {"id": …, "kind": …, "teacher": …, "text": …}       where the run has synthesized questions
 
-With `parquet` the same records are columns of `cots.parquet` and `evaluations.parquet`.
+With `parquet` the first two are columns of `cots.parquet` and `evaluations.parquet`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from typing import Any, Literal
 from mmedge.annotations.store import AnnotationStore
 from mmedge.errors import MmedgeError, missing_extra
 from mmedge.storage import atomic_file
+from mmedge.tasks.synthesized import NewQuestion
 
 BATCH = 10_000
 
@@ -36,6 +38,27 @@ def export_annotations(store: AnnotationStore, folder: Path, form: Literal["json
             write = _write_jsonl if form == "jsonl" else _write_parquet
             written[path] = write(temporary, _records(store, kind), kind)
     return written
+
+
+def export_questions(questions: Sequence[NewQuestion], folder: Path) -> tuple[Path, int]:
+    """Write synthesized questions as a recorded teacher reads them; return the file and how many there are.
+
+    Raises:
+        MmedgeError: The file is there already, or cannot be written.
+    """
+    path = folder / "questions.jsonl"
+    if path.exists():
+        raise MmedgeError(f"{path} already exists", "move it away, or name another folder")
+    with atomic_file(path) as temporary:
+        records = (
+            {"id": one.id, "kind": one.kind, "teacher": one.teacher, "text": f"Question: {_with_choices(one)}"} for one in questions
+        )
+        return path, _write_jsonl(temporary, records, "question")
+
+
+def _with_choices(question: NewQuestion) -> str:
+    choices = " ".join(f"({chr(ord('a') + place)}) {choice}" for place, choice in enumerate(question.choices))
+    return question.question + (f"\nChoices: {choices}" if choices else "")
 
 
 def _records(store: AnnotationStore, kind: str) -> Iterator[dict[str, Any]]:

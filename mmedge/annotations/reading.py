@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from mmedge.annotations.annotation import Annotation
+from mmedge.annotations.decisions import Decision, Decisions, Item
 from mmedge.annotations.store import AnnotationStore
 from mmedge.recipe import Recipe, SampledTeacherSection
 from mmedge.tasks import ChainOfThought, Example, SelfEvaluation, Task, Unparsed
@@ -16,19 +17,34 @@ from mmedge.tasks.reading import read_self_evaluation
 
 @dataclass(frozen=True)
 class EvaluatedCot:
-    """A parsed chain of thought with its parsed self-evaluations."""
+    """A parsed chain of thought with its parsed self-evaluations.
+
+    Attributes:
+        sample: Its number.
+        cot: The chain of thought.
+        evaluations: The self-evaluations.
+        accepted: Whether somebody has accepted or mended it.
+    """
 
     sample: int
     cot: ChainOfThought
     evaluations: tuple[SelfEvaluation, ...]
+    accepted: bool = field(default=False, repr=False)  # a run's hash is that of texts and decisions
 
 
 @dataclass(frozen=True)
 class AnnotatedExample:
-    """An example with everything about it that could be read."""
+    """An example with everything about it that could be read.
+
+    Attributes:
+        example: The question.
+        cots: The chains of thought.
+        decided: Whether somebody has given the label of the question.
+    """
 
     example: Example
     cots: tuple[EvaluatedCot, ...]
+    decided: bool = field(default=False, repr=False)
 
 
 class ReadingLimits(NamedTuple):
@@ -97,15 +113,18 @@ def read_annotations(
     Returns:
         The examples in their order with what could be read of them, and the counts of what could not.
     """
-    report = ReadingReport()
+    report, decisions = ReadingReport(), Decisions(store).current()
     known = {example.id: example for example in examples}
     ids = list(known) if some else None
 
     def stored(kind: str) -> Iterator[tuple[Annotation, list[ReadingReport]]]:
         for annotation in store.annotations(kind, ids):
             if annotation.example_id in known and limits.include(annotation):
+                decided = _as_decided(annotation, decisions) if decisions else annotation
+                if decided is None:
+                    continue
                 of_question = [] if each is None else [each.setdefault(annotation.example_id, ReadingReport())]
-                yield annotation, [report, *of_question]
+                yield decided, [report, *of_question]
 
     evaluations: dict[tuple[str, int], list[SelfEvaluation]] = {}
     for annotation, reports in stored("evaluation"):
@@ -121,5 +140,23 @@ def read_annotations(
             counted.cots[cot.value if isinstance(cot, Unparsed) else "parsed"] += 1
         if not isinstance(cot, Unparsed):
             judged = tuple(evaluations.get((annotation.example_id, annotation.sample), ()))
-            cots.setdefault(annotation.example_id, []).append(EvaluatedCot(annotation.sample, cot, judged))
-    return [AnnotatedExample(example, tuple(cots.get(example.id, ()))) for example in examples], report
+            accepted = Item(annotation.example_id, "cot", annotation.sample) in decisions
+            cots.setdefault(annotation.example_id, []).append(EvaluatedCot(annotation.sample, cot, judged, accepted))
+    return [as_annotated(example, tuple(cots.get(example.id, ())), decisions) for example in examples], report
+
+
+def as_annotated(example: Example, cots: tuple[EvaluatedCot, ...], decisions: Mapping[Item, Decision]) -> AnnotatedExample:
+    """Return an example with its chains of thought, and with whether somebody has given its label."""
+    decision = decisions.get(Item(example.id, "question"))
+    return AnnotatedExample(example, cots, decision is not None and decision.what != "drop" and decision.label is not None)
+
+
+def _as_decided(annotation: Annotation, decisions: Mapping[Item, Decision]) -> Annotation | None:
+    """Return a text as somebody has mended it; None where it, or what it judges, was dropped."""
+    place = annotation.example_id, annotation.kind, annotation.sample, annotation.evaluation
+    decision, cot = decisions.get(Item(*place)), decisions.get(Item(annotation.example_id, "cot", annotation.sample))
+    if any(one is not None and one.what == "drop" for one in (decision, cot)):
+        return None
+    if decision is None or decision.what == "accept":
+        return annotation
+    return replace(annotation, text=decision.text or annotation.text, verdict=decision.verdict or annotation.verdict)

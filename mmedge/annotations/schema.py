@@ -96,4 +96,20 @@ MIGRATIONS = (
     CREATE TABLE readings (key TEXT PRIMARY KEY);
     INSERT INTO stale SELECT DISTINCT example_id FROM annotations;
     """,
+    """
+    CREATE TABLE decisions (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        example_id TEXT NOT NULL,
+        kind TEXT NOT NULL CHECK (kind IN ('question', 'cot', 'evaluation')),
+        sample INTEGER NOT NULL,
+        evaluation INTEGER NOT NULL,
+        what TEXT NOT NULL CHECK (what IN ('accept', 'mend', 'drop', 'undo')),
+        question TEXT,
+        label TEXT,
+        text TEXT,
+        verdict TEXT,
+        who TEXT NOT NULL,
+        time REAL NOT NULL
+    );
+    """,
 )

@@ -4,8 +4,9 @@
     self_consistent   those whose answer is the most frequent among the chains of thought of their question
     judged_correct    those that the teacher's own self-evaluations call correct
 
-The student still learns to judge what is left out here: judging needs flawed chains of thought. Human labels play no
-part in the choice.
+The student still learns to judge what is left out here: judging needs flawed chains of thought. Human labels play no part in the
+choice, but for those of a review: where somebody has given the label, what comes to another answer is left out, and a chain of
+thought that somebody has accepted stays.
 """
 
 from __future__ import annotations
@@ -29,11 +30,19 @@ def select(examples: Sequence[AnnotatedExample], how: Selection, form: AnswerFor
         how: What is kept.
         form: Says which answers mean the same.
     """
-    if how == "all":
-        return list(examples)
+    return [_selected(annotated, how, form) for annotated in examples]
+
+
+def _selected(annotated: AnnotatedExample, how: Selection, form: AnswerForm) -> AnnotatedExample:
+    example, cots, label = annotated.example, annotated.cots, annotated.example.label
+    if annotated.decided and label is not None:
+        cots = tuple(one for one in cots if one.accepted or form.agrees(one.cot.pseudo_label, label, example.choices))
     if how == "judged_correct":
-        return [replace(annotated, cots=tuple(filter(judged_correct, annotated.cots))) for annotated in examples]
-    return [replace(annotated, cots=_most_frequent(annotated.cots, annotated.example, form)) for annotated in examples]
+        cots = tuple(filter(judged_correct, cots))
+    elif how == "self_consistent":
+        kept = {one.sample for one in _most_frequent(cots, example, form)}
+        cots = tuple(one for one in cots if one.accepted or one.sample in kept)
+    return annotated if len(cots) == len(annotated.cots) else replace(annotated, cots=cots)
 
 
 def groups_of(cots: Sequence[EvaluatedCot], example: Example, form: AnswerForm) -> list[list[EvaluatedCot]]:
@@ -50,9 +59,9 @@ def groups_of(cots: Sequence[EvaluatedCot], example: Example, form: AnswerForm) 
 
 
 def judged_correct(evaluated: EvaluatedCot) -> bool:
-    """Whether more than half of the self-evaluations say `correct`."""
+    """Whether more than half of the self-evaluations say `correct`, or somebody has accepted it."""
     approving = sum(evaluation.verdict is Verdict.CORRECT for evaluation in evaluated.evaluations)
-    return 2 * approving > len(evaluated.evaluations)
+    return evaluated.accepted or 2 * approving > len(evaluated.evaluations)
 
 
 def _most_frequent(cots: Sequence[EvaluatedCot], example: Example, form: AnswerForm) -> tuple[EvaluatedCot, ...]:

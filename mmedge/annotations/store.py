@@ -4,6 +4,7 @@
     subjects      what is to be collected: a question's chains of thought, or one chain's evaluations; who works on it
     requests      every request to a teacher: model and parameters, prompt hash, tokens, time, cost, how it ended
     responses     every text that came back, with how it finished and what became of it
+    decisions     what people decided about questions and texts: every decision, and every one that was taken back
     summaries     what the texts of a question say, kept so that a report over a million of them takes a second
 
 This file is what all teachers' annotations need; `collection.py` is what is to be collected, by whom, and at what price. Raw texts

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedge.annotations.bill import Bill, bill
+from mmedge.annotations.questions import RunTask
 from mmedge.annotations.reading import AnnotatedExample, ReadingReport, read_annotations, reading_limits
 from mmedge.annotations.selection import Selection, groups_of, select
 from mmedge.annotations.store import AnnotationStore
@@ -25,7 +26,6 @@ from mmedge.statistics import ClusteredShare, Proportion
 from mmedge.storage import sha256_file, sha256_json
 from mmedge.tasks import Task, Verdict
 from mmedge.tasks.reading import plain
-from mmedge.tasks.synthesized import WithSynthesized
 
 READER_VERSION = 2  # goes up when texts are read or summarized in another way
 KEEPS: tuple[Selection, ...] = ("all", "self_consistent", "judged_correct")
@@ -37,7 +37,7 @@ def reading_key(recipe: Recipe, task: Task) -> str:
     values = recipe.task.model_dump(mode="json")
     paths = [values[name] for name in ("train_file",) if name in values]
     paths += [str(Path(values["data"]) / "train.jsonl")] if "data" in values else []
-    paths += [str(task.path)] if isinstance(task, WithSynthesized) else []
+    paths += [str(task.new_questions)] if isinstance(task, RunTask) and task.new_questions else []
     return sha256_json([READER_VERSION, values, [sha256_file(Path(path)) for path in paths], reading_limits(recipe)])
 
 

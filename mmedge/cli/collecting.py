@@ -1,4 +1,4 @@
-"""What a teacher writes: `annotate` collects it, `review` reports on it."""
+"""What a teacher writes: `annotate` collects it, `review` reports on it and lets people decide about it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
-from mmedge.cli.common import AsJson, Out, Overrides, Quiet, RecipePath, console, load, print_json, progress
+from mmedge.cli.common import AsJson, Out, Overrides, Quiet, RecipePath, console, load, need, print_json, progress
 from mmedge.errors import MmedgeError, printable
 
 if TYPE_CHECKING:
     from mmedge.annotations.summary import AnnotationReport
+    from mmedge.folders import Run
     from mmedge.recipe import Recipe
+    from mmedge.review.desk import Desk
     from mmedge.tasks import Example
     from mmedge.teachers.estimate import CollectionEstimate
     from mmedge.teachers.plan import CollectionPlan
@@ -177,8 +179,32 @@ def _show_collection(found: AnnotationReport, folder: Path) -> None:
     typer.echo(f"more: mmedge review {folder}")
 
 
+@dataclass(frozen=True)
+class Deciding:
+    """Accepting, mending and dropping what a run holds."""
+
+    panel: ClassVar[str] = "Decide"
+
+    page: Annotated[
+        bool, typer.Option("--page", help="Open a page at 127.0.0.1 to accept, mend and drop questions and texts (extra serve).")
+    ] = False
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 for any that is free.")] = 0
+    reviewer: Annotated[str | None, typer.Option(metavar="NAME", help="Who decides. Default: the name of the user.")] = None
+    to_argilla: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the questions as Argilla's records.")] = None
+    from_argilla: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Store the responses in Argilla's records as decisions.")
+    ] = None
+    only: Annotated[Literal["all", "undecided", "new", "decided"], typer.Option(help="Which questions --to-argilla writes.")] = (
+        "all"
+    )
+
+    def wanted(self) -> bool:
+        return self.page or self.to_argilla is not None or self.from_argilla is not None
+
+
 def review(
     place: Annotated[Path, typer.Argument(metavar="RUN", help="A run with annotations.")],
+    deciding: Deciding,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report as an HTML page.")] = None,
     export_to: Annotated[
         Path | None, typer.Option("--export", metavar="FOLDER", help="Write all texts as files that a recorded teacher reads.")
@@ -187,7 +213,10 @@ def review(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Report what the teacher's texts are worth: yield, agreement, correctness, verdicts, the bill, and what each filter keeps."""
+    """Report what the teacher's texts are worth, or decide about them: accept, mend, drop.
+
+    The report: yield, agreement, correctness, verdicts, the bill, and what each filter keeps.
+    """
     from mmedge.annotations.questions import task_of
     from mmedge.annotations.store import AnnotationStore
     from mmedge.annotations.summary import examples_to_show, refreshed_report
@@ -195,14 +224,21 @@ def review(
 
     run = Run(place)
     loaded = load_run_recipe(run)
+    if deciding.wanted():
+        _decide(loaded, run, deciding)
+        return
     if not run.annotations.is_file():
         raise MmedgeError(f"{place} has no annotations", f"collect them: mmedge annotate RECIPE --out {place}")
     task = task_of(loaded, run)
     with AnnotationStore(run.annotations) as store:
         if export_to is not None:
-            from mmedge.annotations.exporting import export_annotations
+            from mmedge.annotations.exporting import export_annotations, export_questions
+            from mmedge.tasks.synthesized import read_questions
 
-            for path, count in export_annotations(store, export_to, form).items():
+            written = export_annotations(store, export_to, form)
+            if task.new_questions is not None:
+                written |= [export_questions(read_questions(task.new_questions), export_to)]
+            for path, count in written.items():
                 typer.echo(f"{path}: {count} records", err=as_json)
         found = refreshed_report(loaded, task, store, progress(quiet))
         if html is not None:
@@ -216,3 +252,40 @@ def review(
     from mmedge.annotations.report import tables
 
     console(120).print(tables(found))
+
+
+def _decide(recipe: Recipe, run: Run, deciding: Deciding) -> None:
+    """Exchange records with Argilla, and show the page."""
+    from getpass import getuser
+
+    from mmedge.annotations.store import AnnotationStore
+    from mmedge.review.argilla import export_records, import_records
+    from mmedge.review.desk import Desk
+    from mmedge.storage import locked
+
+    if deciding.page:
+        for package in ("starlette", "uvicorn"):
+            need(package, "serve")
+    with locked(run.folder, shared=True), AnnotationStore(run.annotations) as store:
+        desk = Desk(recipe, run, store, (deciding.reviewer or getuser()).strip() or "somebody")
+        if deciding.from_argilla is not None:
+            typer.echo(f"{deciding.from_argilla}: {import_records(desk, deciding.from_argilla)}")
+        if deciding.to_argilla is not None:
+            typer.echo(f"{deciding.to_argilla}: {export_records(desk, deciding.to_argilla, deciding.only)} records")
+        if deciding.page:
+            _show_page(desk, deciding.port)
+
+
+def _show_page(desk: Desk, port: int) -> None:
+    from mmedge.review.app import ReviewApp
+    from mmedge.serve.server import listening, serve
+    from mmedge.serve.settings import Limits
+
+    listener = listening("127.0.0.1", port)
+    port = listener.getsockname()[1]
+    app = ReviewApp(desk, port)
+
+    def ready() -> None:
+        typer.echo(f"review at http://127.0.0.1:{port}/{app.token}/   (Ctrl-C ends it; every decision is stored at once)", err=True)
+
+    serve(app, listener, Limits(clients=32, drain=2.0), ready)

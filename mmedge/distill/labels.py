@@ -11,9 +11,13 @@ from mmedge.tasks.forms import AnswerForm
 
 
 def majority_labels(examples: Sequence[AnnotatedExample], form: AnswerForm) -> dict[str, str]:
-    """Return the answer of most chains of thought by the question's id; the first such answer where several are as frequent."""
+    """Return the answer of most chains of thought by the question's id; the first such answer where several are as frequent.
+
+    Where somebody has given the label in a review, that is the answer.
+    """
     kept = select(examples, "self_consistent", form)
-    return {annotated.example.id: annotated.cots[0].cot.pseudo_label for annotated in kept if annotated.cots}
+    found = {annotated.example.id: annotated.cots[0].cot.pseudo_label for annotated in kept if annotated.cots}
+    return found | {one.example.id: one.example.label for one in examples if one.decided and one.example.label is not None}
 
 
 def reference(annotated: AnnotatedExample, form: AnswerForm, method: MethodSection) -> str | None:
@@ -29,7 +33,7 @@ def reference(annotated: AnnotatedExample, form: AnswerForm, method: MethodSecti
         there are none.
     """
     example = annotated.example
-    if method.labels == "human" and example.label is not None:
+    if (method.labels == "human" or annotated.decided) and example.label is not None:
         return example.label
     keep: Selection = method.keep if method.labels == "pseudo" else "all"
     found = majority_labels(select([annotated], keep, form), form) or majority_labels([annotated], form)
@@ -48,6 +52,6 @@ def trusted_answer(annotated: AnnotatedExample, form: AnswerForm, *, human: bool
         Without human labels, the answer of most of the chains of thought that the teacher itself judges correct; None where there
         are none.
     """
-    if human and annotated.example.label is not None:
+    if (human or annotated.decided) and annotated.example.label is not None:
         return annotated.example.label
     return majority_labels(select([annotated], "judged_correct", form), form).get(annotated.example.id)

@@ -6,8 +6,9 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from mmedge.annotations.decisions import dropped
 from mmedge.annotations.questions import task_of
-from mmedge.annotations.reading import AnnotatedExample, ReadingReport, read_annotations, reading_limits
+from mmedge.annotations.reading import AnnotatedExample, ReadingReport, as_annotated, read_annotations, reading_limits
 from mmedge.annotations.store import AnnotationStore
 from mmedge.distill.devices import Devices
 from mmedge.errors import MmedgeError
@@ -85,15 +86,17 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, limits: Limits = NO_LI
     """Load the task, collect what the teacher has not written yet, within limits, and read it."""
     task = task_of(recipe, run)
     splits = task.load()
-    train, validation, verdict_test = split_examples(recipe, splits.train)
+    without = dropped(task.decisions)  # after the split, which must not depend on what is dropped
+    parts = [[one for one in part if one.id not in without] for part in split_examples(recipe, splits.train)]
     if recipe.teacher is None:
-        read, report = [AnnotatedExample(example, ()) for example in splits.train], ReadingReport()
+        read, report = [as_annotated(example, (), task.decisions) for example in splits.train], ReadingReport()
     else:
         read, report = _annotated(recipe, task, splits.train, run, progress, limits)
-    by_id = {annotated.example.id: annotated for annotated in read}
-    trained, validated, tested = ([by_id[example.id] for example in part] for part in (train, validation, verdict_test))
+    by_id = {one.example.id: one for one in read}
+    trained, validated, tested = ([by_id[example.id] for example in part] for part in parts)
     validated += [AnnotatedExample(example, ()) for example in splits.validation]
-    digest = sha256_json([repr([trained, validated, tested]), repr(splits.tests)])
+    decided = [[*item, *decision.content()] for item, decision in sorted(task.decisions.items())]
+    digest = sha256_json([repr([trained, validated, tested]), repr(splits.tests), *([decided] if decided else [])])
     return Material(task, splits, trained, validated, tested, report, digest)
 
 

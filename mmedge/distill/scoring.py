@@ -82,7 +82,7 @@ def judged_cots(examples: Sequence[AnnotatedExample], task: Task, *, human: bool
         example = annotated.example
         for evaluated in annotated.cots:
             verdict = evaluated.evaluations[0].verdict if evaluated.evaluations else None
-            if human and example.label is not None:
+            if (human or annotated.decided) and example.label is not None:
                 correct = task.form.agrees(evaluated.cot.pseudo_label, example.label, example.choices)
             elif verdict is not None:
                 correct = verdict is Verdict.CORRECT

@@ -29,8 +29,8 @@ class MethodSection(Section):
     labels: Literal["pseudo", "majority", "human"] = Field(
         default="pseudo",
         description="What the right answer is: the pseudo-label of every chain of thought, weighted by how many of them agree"
-        " (the paper without human labels); the answer of the majority of a question's chains of thought; or the human label."
-        " Default: pseudo; human without a teacher.",
+        " (the paper without human labels); the answer of the majority of a question's chains of thought; or the human label"
+        " (that of the majority for synthesized questions, which have none). Default: pseudo; human without a teacher.",
     )
     rationales: bool = Field(
         default=True,

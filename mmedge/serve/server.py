@@ -15,19 +15,28 @@ import ssl
 from collections.abc import Callable, Generator
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 import h11
 import uvicorn
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmedge.errors import MmedgeError
-from mmedge.serve.gate import Gate
 from mmedge.serve.settings import Limits
 
 _HEADER_BYTES = 32 << 10
 _KEEP_ALIVE = 30  # seconds that an idle connection stays open
 _BACKLOG = 1024
 _BESIDE = 64  # connections beyond the limit of clients, which are told that there are too many
+
+
+class Application(Protocol):
+    """An ASGI application that is told when the server is about to end."""
+
+    draining: bool
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -98,7 +107,7 @@ def _protocol(seconds: float) -> type[H11Protocol]:
 class _Server(uvicorn.Server):
     """Ends with exit code 0 when it is told to end, and says so to the gate."""
 
-    def __init__(self, config: uvicorn.Config, gate: Gate, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, gate: Application, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._gate, self._ready = gate, ready
 
@@ -122,7 +131,7 @@ class _Server(uvicorn.Server):
 
 
 def serve(
-    gate: Gate,
+    gate: Application,
     listener: socket.socket,
     limits: Limits,
     ready: Callable[[], None],

@@ -111,8 +111,3 @@ class WithSynthesized:
         if self.form.takes_choices and (bare := next((each for each in new if len(each.choices) < 2), None)):
             raise MmedgeError(f"{self.path}: the question {bare.id!r:.60} has no choices", "each needs at least two")
         return Splits((*splits.train, *(each.example() for each in new)), splits.tests, splits.validation)
-
-
-def plain_task(task: Task) -> Task:
-    """Return a task without the questions that joined it."""
-    return task.task if isinstance(task, WithSynthesized) else task

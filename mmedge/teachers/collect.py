@@ -14,7 +14,8 @@ from pathlib import Path
 
 from mmedge.annotations.annotation import Annotation
 from mmedge.annotations.collection import Collection
-from mmedge.annotations.questions import task_of
+from mmedge.annotations.decisions import Decisions, dropped
+from mmedge.annotations.questions import plain_task, task_of
 from mmedge.annotations.store import AnnotationStore
 from mmedge.annotations.summary import AnnotationReport, refreshed_report
 from mmedge.errors import MmedgeError, missing_extra
@@ -31,7 +32,7 @@ from mmedge.recipe import (
 from mmedge.storage import canonical_json, sha256_json
 from mmedge.tasks import Example, Task
 from mmedge.tasks.embedded.problems import ArithmeticTask
-from mmedge.tasks.synthesized import is_synthesized, plain_task
+from mmedge.tasks.synthesized import is_synthesized
 from mmedge.teachers.base import SampledTeacher, WritingTeacher
 from mmedge.teachers.collector import CollectionResult, Collector
 from mmedge.teachers.embedded import EmbeddedTeacher
@@ -51,7 +52,7 @@ def annotate(
     progress: Progress,
     limits: Limits = NO_LIMITS,
 ) -> CollectionResult | None:
-    """Collect chains of thought and self-evaluations for every example; stored ones are kept.
+    """Collect chains of thought and self-evaluations for every example that people have not dropped; stored ones are kept.
 
     Returns:
         How the collection ended, where the teacher is one that is sampled; else None.
@@ -60,6 +61,8 @@ def annotate(
         MmedgeError: There is no teacher, it fails, or the store holds another teacher's annotations.
     """
     section = recipe.teacher
+    if without := dropped(Decisions(store).current()):
+        examples = tuple(example for example in examples if example.id not in without)
     if isinstance(section, SampledTeacherSection):
         return _sample(section, task, examples, store, progress, collection_plan(section, limits))
     if section is None:

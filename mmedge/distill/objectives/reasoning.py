@@ -15,14 +15,16 @@ from mmedge.errors import MmedgeError
 from mmedge.recipe.method import ObjectiveSection
 from mmedge.tasks.base import Verdict
 from mmedge.tasks.prompts import Context, render_question
+from mmedge.tasks.synthesized import is_synthesized
 
 
 class Reasoning(Objective):
     """One lesson for every question: `predict:` gives its answers, `explain:` rationales.
 
     With pseudo-labels all of a question's answers count at every visit, weighted by their share; with human labels, or those of
-    the majority, the label is the only answer. `method.cots_per_visit` rationales take turns over the epochs, so that every chain
-    of thought that is kept becomes a target. What the student wrote itself and got right is learned with the teacher's.
+    the majority, the label is the only answer; so it is where somebody has given it in a review. Synthesized questions, which have
+    no human label, have that of the majority then. `method.cots_per_visit` rationales take turns over the epochs, so that every
+    chain of thought that is kept becomes a target. What the student wrote itself and got right is learned with the teacher's.
     """
 
     stages: ClassVar[tuple[str, ...]] = ("stage2", "stage3")
@@ -37,6 +39,8 @@ class Reasoning(Objective):
         if method.labels == "human" and not any(annotated.example.label is not None for annotated in kept):
             raise MmedgeError("method.labels: the training questions have no human labels", "set it to pseudo or majority")
         self._majority = majority_labels(source.examples, source.form) if method.labels == "majority" else {}
+        if method.labels == "human":  # new questions have no label of a person
+            self._majority = majority_labels([one for one in kept if is_synthesized(one.example.id)], source.form)
         if source.own:
             right = [[cot for cot in own if cot.evaluations[0].verdict is Verdict.CORRECT] for own in source.own]
             kept = [replace(annotated, cots=(*annotated.cots, *own)) for annotated, own in zip(kept, right, strict=True)]
@@ -74,8 +78,8 @@ class Reasoning(Objective):
 
     def _answers(self, annotated: AnnotatedExample) -> list[str]:
         example, labels = annotated.example, self.source.method.labels
-        if labels == "human":
-            return [example.label] if example.label is not None else []
-        if labels == "majority":
+        if (labels == "human" or annotated.decided) and example.label is not None:
+            return [example.label]
+        if labels != "pseudo":
             return [self._majority[example.id]] if example.id in self._majority else []
         return [evaluated.cot.pseudo_label for evaluated in annotated.cots]
