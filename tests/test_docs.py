@@ -118,14 +118,14 @@ def small(command: str, asked: dict[str, tuple[str, ...]]) -> list[str]:
     verb = words[words.index("mmedge") + 1]
     if "--within" in words:  # which may take as many rounds as the machine is noisy
         return [*words, "--max-rounds", "1"]
-    if verb not in ("quickstart", "annotate", "distill", "ablate"):
+    if verb not in ("quickstart", "synthesize", "annotate", "distill", "ablate"):
         return words
     recipe = next((word for word in words if word.endswith(".yaml")), "recipes/quickstart.yaml")
     if recipe in FILES:  # small already
-        return [
-            *words,
-            *(part for setting in SMALL if setting.startswith(("student.", "training.")) for part in ("--set", setting)),
-        ]
+        own = [setting for setting in SMALL if setting.startswith(("student.", "training."))]
+        if "kind: openai" in FILES[recipe]:
+            own += [asked["endpoint"][0], "synthesis.count=40"]
+        return [*words, *(part for setting in own for part in ("--set", setting))]
     path = REPOSITORY / recipe
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     kind = "arithmetic" if "kind: arithmetic" in text or "arithmetic" in command else "data"
@@ -133,10 +133,10 @@ def small(command: str, asked: dict[str, tuple[str, ...]]) -> list[str]:
     if "ablation" in recipe and "source: runs/" in text:  # it begins from a student that an earlier command makes
         settings = tuple(setting for setting in SMALL if not setting.startswith("student."))
     comparison = ("ablation.seeds=[0]", "ablation.labels=[pseudo]") if verb == "ablate" else ()
-    own = ("method.own_cots=1", "training.stage3={max_steps: 3, batch_size: 8}") if "-own" in recipe else ()
+    stage3 = ("method.own_cots=1", "training.stage3={max_steps: 3, batch_size: 8}") if "-own" in recipe else ()
     settings = (
         *settings,
-        *own,
+        *stage3,
         *comparison,
         *SMALL_TASK[kind],
         *next((found for name, found in asked.items() if name in recipe), ()),
@@ -187,7 +187,7 @@ def run(command: str, place: Place) -> None:
     """Run a command in its folder; it must succeed."""
     left, _, piped = command.partition(" < ")
     words = small(left, place.asked)
-    if words[1] == "serve":
+    if words[1] == "serve" or "--page" in words:
         served(words, place)
         return
     given = (place.folder / piped.strip()).read_text(encoding="utf-8") if piped else ""
@@ -205,7 +205,7 @@ def served(words: list[str], place: Place) -> None:
     told.write_text("", encoding="utf-8")
     started = start([*words[1:], "--port", 0], cwd=place.folder, env=environment(place), stderr=told)
     deadline = time.monotonic() + 120
-    while "serving " not in told.read_text(encoding="utf-8"):
+    while " at http" not in told.read_text(encoding="utf-8"):
         assert started.poll() is None and time.monotonic() < deadline, told.read_text(encoding="utf-8")[-2000:]
         time.sleep(0.01)
     started.send_signal(signal.SIGTERM)

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 from mmedge.annotations.store import AnnotationStore, storable
 
 What = Literal["accept", "mend", "drop"]
-WHATS: tuple[What, ...] = ("accept", "mend", "drop")
+ACTIONS: tuple[What, ...] = ("accept", "mend", "drop")
 KINDS = ("question", "cot", "evaluation")
 UNDO = "undo"
 _COLUMNS = "number, example_id, kind, sample, evaluation, what, question, label, text, verdict, who, time"

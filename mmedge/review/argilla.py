@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmedge.annotations.decisions import WHATS, Decision, Item
+from mmedge.annotations.decisions import ACTIONS, Decision, Item
 from mmedge.errors import MmedgeError
 from mmedge.review.desk import Desk
 from mmedge.storage import read_json, write_json
@@ -184,8 +184,8 @@ def _by_user(responses: Mapping[str, Any], where: str) -> dict[str, dict[str, st
             raise MmedgeError(f"{where}: the responses to {name!r} must be a list")
         for response in given:
             value = response.get("value") if isinstance(response, dict) else None
-            if not isinstance(value, str) or (name == "decision" and value not in WHATS):
-                allowed = f"one of {', '.join(WHATS)}" if name == "decision" else "text"
+            if not isinstance(value, str) or (name == "decision" and value not in ACTIONS):
+                allowed = f"one of {', '.join(ACTIONS)}" if name == "decision" else "text"
                 raise MmedgeError(f"{where}: a response to {name!r} must be {allowed}, found {value!r:.40}")
             found.setdefault(str(response.get("user_id") or "unknown"), {})[name] = value
     return found

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from mmedge.annotations.annotation import Annotation
-from mmedge.annotations.decisions import KINDS, WHATS, Decision, Decisions, Item
+from mmedge.annotations.decisions import ACTIONS, KINDS, Decision, Decisions, Item
 from mmedge.annotations.questions import plain_task, task_of
 from mmedge.annotations.store import AnnotationStore
 from mmedge.errors import MmedgeError
@@ -155,8 +155,8 @@ class Desk:
             MmedgeError: There is no such item, or what is given does not fit it.
         """
         item, what = self.item(asked), asked.get("what")
-        if what not in WHATS:
-            raise MmedgeError(f"what must be one of {', '.join(WHATS)}")
+        if what not in ACTIONS:
+            raise MmedgeError(f"what must be one of {', '.join(ACTIONS)}")
         texts = {name: _text_of(asked, name) for name in ("question", "label", "text", "verdict")}
         allowed = () if what == "drop" else _CONTENT[item.kind]
         if extra := next((name for name, value in texts.items() if value is not None and name not in allowed), None):
