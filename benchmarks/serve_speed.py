@@ -1,9 +1,12 @@
 """What serving costs: one client against the same student in this process, and 8 and 200 clients at once.
 
     python benchmarks/serve_speed.py runs/quickstart/bundle-int8 [--questions 400] [--out serve-speed.json]
+    python benchmarks/serve_speed.py t5-small [--place FOLDER]       a student of that shape, with random weights
+    python benchmarks/serve_speed.py smollm2 --student FOLDER --llama llama-server --gguf Q8_0.gguf
 
 Server and clients share the machine's cores, as on a device. Prints one JSON document: milliseconds for an answer (p50, p99) and
-answers a second. One client is alternated with the process's own answers, so that a busy machine slows both.
+answers a second. One client is alternated with the process's own answers, so that a busy machine slows both; crowds of two servers
+take turns. llama.cpp's server is given the same student and the student's own prompts, as tokens, and 8 slots.
 """
 
 from __future__ import annotations
@@ -15,68 +18,84 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from mmedge import Student
 from mmedge.machine import machine
 
 CLIENTS = (8, 200)
+SLOTS = 8  # of llama.cpp's server
 WARM = 20  # questions before anything is timed
+ROUNDS = 3  # that crowds take turns
+IDLE = 5.0  # seconds without a request
 TEMPLATE = "Ann has {} apples. Ben gives Ann {} more apples. How many are there now?"
+SHAPES = {"t5-small": {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_decoder_layers": 8, "num_heads": 6}}
+ANSWER = 12  # tokens of an answer of a shape
 
 
 class Client:
     """One connection that asks."""
 
-    def __init__(self, port: int, model: str) -> None:
-        self._connection, self._model = http.client.HTTPConnection("127.0.0.1", port, timeout=120), model
+    def __init__(self, port: int, path: str) -> None:
+        self._connection, self._path = http.client.HTTPConnection("127.0.0.1", port, timeout=300), path
 
-    def ask(self, question: str) -> float:
-        """Return the seconds of an answer."""
-        body = json.dumps({"model": self._model, "messages": [{"role": "user", "content": question}]})
+    def ask(self, body: bytes) -> tuple[float, Any]:
+        """Return the seconds of an answer, and the reply."""
         started = time.perf_counter()
-        self._connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+        self._connection.request("POST", self._path, body, {"Content-Type": "application/json"})
         response = self._connection.getresponse()
-        response.read()
+        text = response.read()
+        seconds = time.perf_counter() - started
         if response.status != 200:
-            raise RuntimeError(f"status {response.status}")
-        return time.perf_counter() - started
+            raise RuntimeError(f"status {response.status}: {text[:200]!r}")
+        return seconds, json.loads(text)
 
 
 def questions(count: int) -> list[str]:
     return [TEMPLATE.format(3 + number % 90, 4 + number * 7 % 80) for number in range(count)]
 
 
-def times(seconds: list[float]) -> dict[str, float]:
+def times(seconds: Sequence[float]) -> dict[str, float]:
     """Return percentiles, in milliseconds."""
     ordered = sorted(1000 * one for one in seconds)
     return {"p50_ms": round(statistics.median(ordered), 3), "p99_ms": round(ordered[int(0.99 * (len(ordered) - 1))], 3)}
 
 
-def alternated(student: Student, client: Client, asked: list[str]) -> dict[str, Any]:
+# -------------------------------------------------------------------------------------------------- what is measured
+
+
+def alternated(student: Student, client: Client, asked: Sequence[str], bodies: Sequence[bytes]) -> dict[str, Any]:
     """Ask every question in this process and over HTTP, in turns."""
     inside, outside = [], []
-    for question in asked:
+    for question, body in zip(asked, bodies, strict=True):
         started = time.perf_counter()
         student.answer(question)
         inside.append(time.perf_counter() - started)
-        outside.append(client.ask(question))
-    return {"in_process": times(inside), "one_client": times(outside), "one_client_per_second": round(len(asked) / sum(outside), 1)}
+        outside.append(client.ask(body)[0])
+    found: dict[str, Any] = {"in_process": times(inside), "one_client": times(outside)}
+    found["one_client_per_second"] = round(len(asked) / sum(outside), 1)
+    found["ratio_of_p50"] = round(statistics.median(outside) / statistics.median(inside), 3)
+    return found
 
 
-def crowded(port: int, model: str, clients: int, asked: list[str]) -> dict[str, float]:
-    """Let many clients ask at once, each the same number of questions."""
-    each = max(2, len(asked) // clients)
+def crowded(port: int, path: str, clients: int, bodies: Sequence[bytes]) -> tuple[list[float], float]:
+    """Let many clients ask at once, each the same number of questions; return their seconds, and those of the whole."""
+    each = max(2, len(bodies) // clients)
     found: list[float] = []
     begin = threading.Barrier(clients + 1)
 
     def work(place: int) -> None:
-        client = Client(port, model)
+        client = Client(port, path)
         begin.wait()
-        found.extend([client.ask(asked[(place * each + number) % len(asked)]) for number in range(each)])
+        found.extend([client.ask(bodies[(place * each + number) % len(bodies)])[0] for number in range(each)])
 
     threads = [threading.Thread(target=work, args=(place,)) for place in range(clients)]
     for thread in threads:
@@ -87,16 +106,37 @@ def crowded(port: int, model: str, clients: int, asked: list[str]) -> dict[str, 
         thread.join()
     if len(found) < clients * each:
         raise RuntimeError("some clients got no answer")
-    return times(found) | {"per_second": round(len(found) / (time.perf_counter() - started), 1)}
+    return found, time.perf_counter() - started
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--questions", type=int, default=400)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    command = [sys.executable, "-m", "mmedge", "serve", str(arguments.bundle), "--port", "0", "--no-access-log"]
+def crowds(servers: dict[str, tuple[int, str, list[bytes]]], clients: int) -> dict[str, Any]:
+    """Let crowds ask the servers in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in servers}
+    rates: dict[str, list[float]] = {name: [] for name in servers}
+    for _ in range(ROUNDS):
+        for name, (port, path, bodies) in servers.items():
+            found, whole = crowded(port, path, clients, bodies)
+            seconds[name] += found
+            rates[name].append(len(found) / whole)
+    return {name: times(seconds[name]) | {"per_second": round(statistics.median(rates[name]), 1)} for name in servers}
+
+
+def idle(pid: int) -> float:
+    """Return the share of one core that a server uses while nobody asks."""
+    process = psutil.Process(pid)
+    before = process.cpu_times()
+    time.sleep(IDLE)
+    after = process.cpu_times()
+    return round((after.user + after.system - before.user - before.system) / IDLE, 4)
+
+
+# ------------------------------------------------------------------------------------------------------------ servers
+
+
+@contextmanager
+def ours(bundle: Path) -> Iterator[tuple[str, int, int, float]]:
+    """Serve a bundle; yield its name, port and process, and the seconds from start to first answer."""
+    command = [sys.executable, "-m", "mmedge", "serve", str(bundle), "--port", "0", "--no-access-log"]
     began = time.perf_counter()
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
@@ -104,24 +144,167 @@ def main() -> None:
         said = re.search(r"serving (\S+) at http://\S+:(\d+)", server.stderr.readline())
         if said is None:
             raise RuntimeError("the server did not start")
-        model, port, started = said[1], int(said[2]), time.perf_counter() - began
-        student, client, asked = Student.load(arguments.bundle), Client(port, model), questions(arguments.questions)
-        for question in asked[:WARM]:
-            student.answer(question)
-            client.ask(question)
-        found: dict[str, Any] = {"bundle": model, "start_seconds": round(started, 2), **alternated(student, client, asked)}
-        began = time.perf_counter()
-        student.answer_all(asked)
-        found["offline_per_second"] = round(len(asked) / (time.perf_counter() - began), 1)
-        found |= {f"{clients}_clients": crowded(port, model, clients, asked) for clients in CLIENTS}
+        Client(int(said[2]), "/v1/chat/completions").ask(body_for(said[1], questions(1)[0]))
+        yield said[1], int(said[2]), server.pid, time.perf_counter() - began
     finally:
         server.terminate()
         server.wait()
+
+
+@contextmanager
+def llama(program: Path, gguf: Path, port: int = 18173) -> Iterator[int]:
+    """Run llama.cpp's server on a student."""
+    command = [program, "-m", gguf, "--port", port, "-np", SLOTS, "-c", SLOTS * 512, "-t", psutil.cpu_count(), "--no-webui"]
+    server = subprocess.Popen([str(one) for one in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                http.client.HTTPConnection("127.0.0.1", port, timeout=5).request("GET", "/health")
+                break
+            except OSError:
+                if time.monotonic() > deadline or server.poll() is not None:
+                    raise RuntimeError("llama.cpp's server did not start") from None
+                time.sleep(0.1)
+        time.sleep(1)
+        yield port
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def body_for(model: str, question: str) -> bytes:
+    return json.dumps({"model": model, "messages": [{"role": "user", "content": question}]}).encode()
+
+
+def tokens_for(student: Student, question: str) -> bytes:
+    """Return the same question for llama.cpp's server: the student's prompt, as tokens."""
+    prompt = student.speaker.prompt("predict", student.speaker.encoder.prompts.reasoning_context(question))
+    fields = {"prompt": [*prompt.context, *prompt.begun], "max_tokens": student.speaker.max_answer_tokens, "temperature": 0}
+    return json.dumps({"model": "student", **fields}).encode()
+
+
+# ------------------------------------------------------------------------------------------------- students of a shape
+
+
+def shaped(shape: str, place: Path, student: Path | None) -> Path:
+    """Write an int8 bundle of a shape: with random weights and a tokenizer of nearly as many words, or of a student."""
+    from mmedge.export.graphs import fused_linears, write_fused
+    from mmedge.export.quantization.precisions import PRECISIONS
+    from mmedge.export.quantization.quantizer import BundleQuantizer
+
+    bundle = place / f"bundle-{shape}"
+    if (bundle / "manifest.json").is_file():
+        return bundle
+    bundle.mkdir(parents=True, exist_ok=True)
+    source = student or _random(shape, place / shape)
+    static = [] if student else [name for name in fused_linears(source) if name.startswith(("encoder.", "cross.kv"))]
+    write_fused(source, bundle, BundleQuantizer(PRECISIONS["int8"], ranges=dict.fromkeys(static, (-4.0, 4.5))))
+    (bundle / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    eos = json.loads((source / "config.json").read_text())["eos_token_id"]
+    _seal(bundle, "decoder-only" if student else "encoder-decoder", eos)
+    return bundle
+
+
+def _random(shape: str, folder: Path) -> Path:
+    """Write a T5 of a shape with random weights, and a tokenizer of words."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    torch.manual_seed(0)
+    special = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    shape_ = {"vocab_size": 32128, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, **SHAPES[shape], **special}
+    transformers.T5ForConditionalGeneration(transformers.T5Config(**shape_)).save_pretrained(folder)
+    sentence = TEMPLATE.replace("{}", "").replace(".", " .").replace("?", " ?")
+    words = ["<pad>", "</s>", "<unk>", *map(str, range(100)), *sentence.split()]
+    words += ["predict", "explain", "question", "solution", "answer", "correct", "wrong", "uncertain", ":"]
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(words))}
+    vocabulary |= {f"w{number}": number for number in range(len(vocabulary), 32000)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def _seal(bundle: Path, family: Any, eos: int) -> None:
+    from mmedge.manifest import Manifest, QuantizationPart, StudentPart, TaskPart, WrittenPart, seal
+    from mmedge.tasks.encoding import SpecialTokens
+    from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, ENCODER_DECODER_PROMPTS
+
+    encoder_decoder = family == "encoder-decoder"
+    manifest = Manifest(
+        mmedge="",
+        recipe="shape",
+        precision="int8",
+        student=StudentPart(0),
+        key="",
+        verified_on="",
+        max_accuracy_drop=0.0,
+        written=WrittenPart(0.0, 0),
+        quantization=QuantizationPart({}, {}),
+        device="cpu",
+        family=family,
+        graphs="fused",
+        task=TaskPart("shape", "exact"),
+        prompts=ENCODER_DECODER_PROMPTS if encoder_decoder else DECODER_ONLY_PROMPTS,
+        special_tokens=SpecialTokens(eos=eos, pad=0, start=0 if encoder_decoder else None),
+        max_input_tokens=256,
+        max_answer_tokens=ANSWER,
+        max_rationale_tokens=64,
+    )
+    seal(bundle, manifest)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("bundle", help="a bundle, or the name of a shape")
+    parser.add_argument("--questions", type=int, default=400)
+    parser.add_argument("--place", type=Path, help="folder for students of a shape, kept from run to run")
+    parser.add_argument("--student", type=Path, help="folder of the student to export for smollm2, in Hugging Face format")
+    parser.add_argument("--llama", type=Path, help="llama.cpp's server")
+    parser.add_argument("--gguf", type=Path, help="the same student for it")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    place = arguments.place or Path(tempfile.mkdtemp())
+    named = arguments.bundle in (*SHAPES, "smollm2")
+    bundle = shaped(arguments.bundle, place, arguments.student) if named else Path(arguments.bundle)
+    with ours(bundle) as (model, port, pid, started):
+        student, asked = Student.load(bundle), questions(arguments.questions)
+        bodies = [body_for(model, question) for question in asked]
+        client = Client(port, "/v1/chat/completions")
+        for question, body in zip(asked[:WARM], bodies, strict=False):
+            student.answer(question)
+            client.ask(body)
+        found: dict[str, Any] = {"bundle": model, "first_answer_seconds": round(started, 2)}
+        found |= alternated(student, client, asked, bodies)
+        began = time.perf_counter()
+        student.answer_all(asked)
+        found["offline_per_second"] = round(len(asked) / (time.perf_counter() - began), 1)
+        servers = {"ours": (port, "/v1/chat/completions", bodies)}
+        if arguments.llama:
+            with llama(arguments.llama, arguments.gguf) as other:
+                servers["llama.cpp"] = (other, "/v1/completions", [tokens_for(student, question) for question in asked])
+                found["same_answers"] = _alike(student, Client(other, "/v1/completions"), asked[:50])
+                found[f"{SLOTS}_clients"] = crowds(servers, SLOTS)
+                found["llama.cpp_one_client"] = crowds({"llama.cpp": servers["llama.cpp"]}, 1)["llama.cpp"]
+        else:
+            found |= {f"{clients}_clients": crowds(servers, clients)["ours"] for clients in CLIENTS}
+        found["idle_share_of_a_core"] = idle(pid)
     found["machine"] = machine()
     text = json.dumps(found, indent=2)
     if arguments.out:
         arguments.out.write_text(text + "\n", encoding="utf-8")
     print(text)
+
+
+def _alike(student: Student, client: Client, asked: Sequence[str]) -> float:
+    """Return the share of answers that llama.cpp writes as the student does."""
+    right = 0
+    for question in asked:
+        theirs = client.ask(tokens_for(student, question))[1]["choices"][0]["text"]
+        right += student.answer(question).text == theirs.strip()
+    return right / len(asked)
 
 
 if __name__ == "__main__":
