@@ -28,6 +28,10 @@ class Access:
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keys, one a line; only requests with one of them are answered.")
     ] = None
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Name that is answered by a local server without keys, such as a proxy's."),
+    ] = None
     certificate: Annotated[Path | None, typer.Option(metavar="FILE", help="TLS certificate with its chain, PEM.")] = None
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="The certificate's private key, PEM.")] = None
     access_log: Annotated[bool, typer.Option("--access-log/--no-access-log", help="Log requests as JSON lines.")] = True
@@ -97,7 +101,9 @@ def serve(
         bounds.cache_memory << 20,
     )
     log = sys.stdout if access.access_log else None
-    gate = make_app(models, Settings(keys, limits, options), log, lambda line: typer.echo(line, err=True))
+    local = not keys and access.host in _LOCAL
+    hosts = frozenset(name.lower() for name in access.allow_host or ()) if local else None
+    gate = make_app(models, Settings(keys, limits, options, hosts), log, lambda line: typer.echo(line, err=True))
     listener = listening(access.host, access.port)
     if not keys and access.host not in _LOCAL:
         typer.echo("notice: everybody who reaches this address is answered; --api-key-file lets in only those with a key", err=True)

@@ -117,6 +117,8 @@ class Served:
                 self.metrics.count("mmedge_tokens_total", made, model=model.name, kind="written")
                 facts["tokens"] = facts.get("tokens", 0) + made
         facts["source"] = replies[0].source
+        if problem := next((reply.answer.problem for reply in replies if reply.answer.problem), None):
+            facts["problem"] = problem
         headers = {"X-Mmedge-Source": replies[0].source}
         if cost:
             self.metrics.count("mmedge_escalation_cost_total", cost, model=model.name)

@@ -10,7 +10,9 @@ import base64
 import binascii
 import hashlib
 import hmac
+import ipaddress
 import json
+import re
 import time
 import traceback
 from collections.abc import Callable
@@ -26,7 +28,12 @@ from mmedge.serve.metrics import Metrics
 from mmedge.serve.settings import Settings
 
 HEALTH = ("/healthz", "/readyz")
-HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"
 _DISCARDED = 32 << 20  # bytes of a body that is too large, read so that the client reads why
 _DISCARD_SECONDS = 1.0
@@ -48,6 +55,7 @@ class Gate:
         self._app, self._limits, self._metrics = app, settings.limits, metrics
         self._routes, self._log = routes, log
         self._keys = [hashlib.sha256(key.encode()).digest() for key in settings.keys]
+        self._hosts = settings.hosts
         self._active = 0
         self.draining = False
 
@@ -93,6 +101,8 @@ class Gate:
         if scope["path"] not in HEALTH:
             if self._active > self._limits.clients:
                 raise ApiError(503, "too many requests at once", "overloaded", retry_after=1)
+            if self._hosts is not None and not _is_of(_host_of(scope), self._hosts):
+                raise ApiError(421, "requests to this name are not answered; start the server with --allow-host NAME", "wrong_host")
             scope["state"]["client"] = f"{self._let_in(scope)} {(scope.get('client') or ('',))[0]}"
         await self._app(scope, receive, send)
 
@@ -148,6 +158,23 @@ class Gate:
     def _write(self, line: dict[str, Any]) -> None:
         if self._log is not None:
             print(json.dumps(line, ensure_ascii=True), file=self._log, flush=True)
+
+
+def _host_of(scope: Scope) -> str:
+    """Return the name that a request is addressed to, without its port."""
+    host: str = dict(scope["headers"]).get(b"host", b"").decode("latin-1").strip().lower()
+    return host.rpartition(":")[0] if re.search(r":\d*$", host) else host
+
+
+def _is_of(name: str, hosts: frozenset[str]) -> bool:
+    """Whether a name is an address, which no other site's page has, or one of these."""
+    if name in hosts:
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+    return True
 
 
 def failure_of(error: BaseException) -> ApiError:

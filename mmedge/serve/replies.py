@@ -52,6 +52,8 @@ class Replied:
         found = self.answer.to_json()
         del found["answer"]
         found |= {"source": self.answer.source, "withheld": self.answer.withheld}
+        if self.answer.problem is not None:
+            found["problem"] = "the bigger model did not answer"  # why is for the log: it names addresses
         return found | ({"degraded": True} if self.degraded else {})
 
 

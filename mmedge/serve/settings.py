@@ -42,11 +42,14 @@ class Settings:
         keys: The keys that let a client in; everybody is let in where there are none.
         limits: What it bears.
         options: What is asked of a student where a request does not say.
+        hosts: The names in addresses that are answered, besides those of this machine; None for all. Where a server is for its own
+            machine alone, a page of another site can make its own name lead here (DNS rebinding), and no browser would mind.
     """
 
     keys: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     options: AnswerOptions = field(default_factory=AnswerOptions)
+    hosts: frozenset[str] | None = None
 
 
 def read_keys(path: Path) -> tuple[str, ...]:

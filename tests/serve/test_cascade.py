@@ -93,7 +93,10 @@ def test_a_bad_bigger_model_leaves_the_students_answer_marked(kind: str, tmp_pat
         reply = running.post("/v1/answer", ASKED)
         found = reply.json
         assert reply.status == 200 and reply.headers["x-mmedge-source"] == "degraded"
-        assert found["degraded"] and found["problem"] and found["answer"] == found["guess"] and not found["withheld"]
+        assert found["degraded"] and found["answer"] == found["guess"] and not found["withheld"]
+        assert found["problem"] == "the bigger model did not answer" and url.encode() not in reply.body
+        running.stop()
+        assert running.log()[-1]["problem"]
 
 
 def test_a_server_that_escalates_to_itself_answers(tmp_path: Path, tiny_run: Path) -> None:

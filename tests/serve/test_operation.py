@@ -61,7 +61,7 @@ def test_a_large_body_is_413_and_a_slow_one_408(guarded: Running) -> None:
     chunked = guarded.ask("POST", "/v1/answer", chunks(), headers)  # type: ignore[arg-type]
     assert chunked.status == 413
     with socket.create_connection(("127.0.0.1", guarded.port), 10) as slow:
-        head = f"POST /v1/answer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+        head = f"POST /v1/answer HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
         slow.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
         assert b" 408 " in slow.recv(100)
     with socket.create_connection(("127.0.0.1", guarded.port), 10) as never:
@@ -70,7 +70,7 @@ def test_a_large_body_is_413_and_a_slow_one_408(guarded: Running) -> None:
 
 
 def test_too_many_clients_are_told_to_come_again(guarded: Running) -> None:
-    head = f"POST /v1/answer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+    head = f"POST /v1/answer HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
     waiting = [socket.create_connection(("127.0.0.1", guarded.port), 10) for _ in range(4)]
     for one in waiting:
         one.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
@@ -134,10 +134,25 @@ def test_a_body_must_say_that_it_is_json(server: Running) -> None:
     assert reply.status == 415 and reply.error["code"] == "unsupported_media_type"
 
 
+def test_a_local_server_answers_to_its_own_names_alone(server: Running, tmp_path: Path, tiny_run: Path) -> None:
+    """Another site's page can make its own name lead to this machine; browsers then take both for one site."""
+    for name in ("localhost", f"localhost:{server.port}", "127.0.0.1", "[::1]:80", "a.localhost"):
+        assert server.get("/v1/models", Host=name).status == 200, name
+    for name in ("evil.example", f"evil.example:{server.port}", "127.0.0.1.evil.example", "localhost.evil.example:80", ""):
+        reply = server.get("/v1/models", Host=name)
+        assert reply.status == 421 and reply.error["code"] == "wrong_host", name
+        assert server.post("/v1/answer", ASKED, Host=name).status == 421 and server.get("/", Host=name).status == 421
+    assert server.get("/healthz", Host="evil.example").status == 200
+    with serving(tmp_path, [tiny_run / "bundle-int8"], "--allow-host", "Students.example") as running:
+        assert running.get("/v1/models", Host="students.example").status == 200
+        assert running.get("/v1/models", Host="evil.example").status == 421
+
+
 def test_headers_of_the_page_and_of_everything_else(server: Running) -> None:
     for path in ("/", "/v1/models", "/healthz", "/nothing"):
         headers = server.get(path).headers
         assert headers["x-content-type-options"] == "nosniff" and "server" not in headers
+        assert headers["cross-origin-resource-policy"] == "same-origin"
         assert (
             "default-src 'none'" in headers["content-security-policy"]
             and "frame-ancestors 'none'" in headers["content-security-policy"]

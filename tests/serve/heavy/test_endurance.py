@@ -22,7 +22,7 @@ from tests.serve.test_faults import mutated
 REQUESTS = 10_000
 LATEST = 15.0  # seconds until a malformed request has ended
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/answer", "/v1/models", "/", "/metrics", "/healthz")
-FINE = (b"200", b"400", b"401", b"404", b"405", b"408", b"413", b"415", b"431", b"501", b"503")
+FINE = (b"200", b"400", b"401", b"404", b"405", b"408", b"413", b"415", b"421", b"431", b"501", b"503")
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +33,13 @@ def hardened(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path, llama_run
 
 
 def _head(path: str, length: object, *more: str) -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {length}", *more]
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", f"Content-Length: {length}", *more]
     return "\r\n".join([*lines, "", ""]).encode()
 
 
 def _chunked(chance: random.Random, body: bytes) -> bytes:
     """Return a request in chunks, some of them wrong."""
-    head = b"POST /v1/answer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST /v1/answer HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     sizes = [b"%x" % len(body), b"ZZ", b"-1", b"", b"fffffffffffffffff", b"%x;ext=1" % len(body), b"%x" % (len(body) + 5)]
     ends = [b"0\r\n\r\n", b"", b"0\r\n", b"1\r\n"]
     return head + chance.choice(sizes) + b"\r\n" + body + b"\r\n" + chance.choice(ends)
@@ -63,7 +63,7 @@ def _strange(chance: random.Random) -> bytes:
         return chance.randbytes(chance.randrange(1, 400)) + b"\r\n\r\n"
     if kind == 5:
         strange = "".join(chance.choice("/.%\\~:;?#[]@!$&'()*+,= é\x01") for _ in range(chance.randrange(80)))
-        return f"GET /{strange} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        return f"GET /{strange} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     if kind == 6:
         return whole.replace(b"POST", chance.choice([b"PUT", b"DELETE", b"post", b"CONNECT", b"OPTIONS", b"TRACE", b""]), 1)
     if kind == 7:
