@@ -3,6 +3,7 @@
     python benchmarks/serve_speed.py runs/quickstart/bundle-int8 [--questions 400] [--out serve-speed.json]
     python benchmarks/serve_speed.py t5-small [--place FOLDER]       a student of that shape, with random weights
     python benchmarks/serve_speed.py smollm2 --student FOLDER --llama llama-server --gguf Q8_0.gguf
+    python benchmarks/serve_speed.py BUNDLE --processor              processor time alone, which a busy machine disturbs little
 
 Server and clients share the machine's cores, as on a device. Prints one JSON document: milliseconds for an answer (p50, p99) and
 answers a second. One client is alternated with the process's own answers, so that a busy machine slows both; crowds of two servers
@@ -21,15 +22,21 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from mmedge import Student
+from mmedge.engines.batching import BatchingEngine
+from mmedge.engines.engine import Engine
+from mmedge.engines.joining import JoiningEngine
 from mmedge.machine import machine
+from mmedge.tasks.base import Example
 
 CLIENTS = (8, 200)
 SLOTS = 8  # of llama.cpp's server
@@ -128,6 +135,35 @@ def idle(pid: int) -> float:
     time.sleep(IDLE)
     after = process.cpu_times()
     return round((after.user + after.system - before.user - before.system) / IDLE, 4)
+
+
+def processor_time(bundle: Path, asked: Sequence[str]) -> dict[str, Any]:
+    """Return milliseconds of one core for an answer: alone, in batches, and by threads whose rows join or are batched."""
+    student = Student.load(bundle, 1)
+    settled, examples = student.settled(), [Example(str(place), text) for place, text in enumerate(asked)]
+    engine: Any = student.speaker.engine
+
+    def cost(work: Callable[[], object], count: int) -> float:
+        started = time.process_time()
+        work()
+        return round(1000 * (time.process_time() - started) / count, 2)
+
+    def shared(engine: Engine, threads: int) -> float:
+        asked_of = copy(student)
+        asked_of.speaker = student.speaker.on(engine)
+        with ThreadPoolExecutor(threads) as pool:
+            return cost(lambda: list(pool.map(lambda one: asked_of.answered([one], settled), examples)), len(examples))
+
+    found: list[dict[str, float]] = []
+    for _ in range(2):
+        few = asked[: len(asked) // 4]
+        row = {"alone": cost(lambda few=few: [student.answer(one) for one in few], len(few))}  # type: ignore[misc]
+        row["batches of 16"] = cost(lambda: student.answer_all(asked), len(asked))
+        for threads in (8, 16):
+            row[f"{threads} threads, joined"] = shared(JoiningEngine(engine, [engine.rows(16, 512 << 20)]), threads)
+            row[f"{threads} threads, batched"] = shared(BatchingEngine(engine, 1, 16), threads)
+        found.append(row)
+    return {"bundle": bundle.name, "questions": len(asked), "processor_ms_per_answer": found, "machine": machine()}
 
 
 # ------------------------------------------------------------------------------------------------------------ servers
@@ -264,11 +300,15 @@ def main() -> None:
     parser.add_argument("--student", type=Path, help="folder of the student to export for smollm2, in Hugging Face format")
     parser.add_argument("--llama", type=Path, help="llama.cpp's server")
     parser.add_argument("--gguf", type=Path, help="the same student for it")
+    parser.add_argument("--processor", action="store_true", help="measure processor time of the engines alone, without a server")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     place = arguments.place or Path(tempfile.mkdtemp())
     named = arguments.bundle in (*SHAPES, "smollm2")
     bundle = shaped(arguments.bundle, place, arguments.student) if named else Path(arguments.bundle)
+    if arguments.processor:
+        print(json.dumps(processor_time(bundle, questions(arguments.questions)), indent=2))
+        return
     with ours(bundle) as (model, port, pid, started):
         student, asked = Student.load(bundle), questions(arguments.questions)
         bodies = [body_for(model, question) for question in asked]

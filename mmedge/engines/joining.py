@@ -104,9 +104,10 @@ class _Lane:
             for call in joining:
                 for row, prompt in enumerate(call.prompts):
                     self._rows[self._engine.join(prompt, call.limit, call.of_row(row))] = call, row
-            if self._told is not None:
-                self._told(len(self._rows))
-            for number, token in self._engine.step():
+            written = self._engine.step()
+            if self._told is not None and written:
+                self._told(len({number for number, _ in written}))
+            for number, token in written:
                 if token is None and number in self._rows:
                     self._end(number)
             for number in [number for number, (call, _) in self._rows.items() if call.failure is not None]:
