@@ -72,7 +72,7 @@ class Abstention:
 
     abstain_below: Annotated[float | None, typer.Option(min=0, max=1, help="Withhold answers with a lower confidence.")] = None
     abstain_field_below: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Withhold structured answers with a field of a lower confidence.")
+        float | None, typer.Option(min=0, max=1, help="Withhold structured answers that have a field with a lower confidence.")
     ] = None
     target_accuracy: Annotated[
         float | None,
@@ -89,17 +89,17 @@ class Abstention:
 class Escalation:
     """Who answers what would be withheld."""
 
-    panel: ClassVar[str] = "Escalate withheld questions"
+    panel: ClassVar[str] = "Escalate withheld questions to a bigger model"
 
     escalate_to: Annotated[
         str | None, typer.Option(metavar="URL", help="OpenAI-compatible endpoint (…/v1) that answers what would be withheld.")
     ] = None
     escalate_model: Annotated[str | None, typer.Option(metavar="NAME", help="Model at that endpoint.")] = None
-    escalate_key: Annotated[str | None, typer.Option(metavar="VARIABLE", help="Environment variable that holds its API key.")] = (
-        None
-    )
-    price_input: Annotated[float, typer.Option(min=0, help="Price of a million prompt tokens.")] = 0.0
-    price_output: Annotated[float, typer.Option(min=0, help="Price of a million completion tokens.")] = 0.0
+    escalate_key: Annotated[
+        str | None, typer.Option(metavar="VARIABLE", help="Environment variable that holds the endpoint's API key.")
+    ] = None
+    price_input: Annotated[float, typer.Option(min=0, help="Price of a million of its prompt tokens, for the reported cost.")] = 0.0
+    price_output: Annotated[float, typer.Option(min=0, help="Price of a million of its completion tokens.")] = 0.0
 
 
 @dataclass(frozen=True)

@@ -68,10 +68,12 @@ def ablate(
     out: Out = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, max=1024, help="Trainings at the same time, on Ray (extra cluster). Default: one at a time."),
+        typer.Option(
+            min=1, max=1024, help="Train this many students at the same time, on Ray (extra cluster). Default: one at a time."
+        ),
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Only say what it will cost, and what difference it can see with 80 % power.")
+        bool, typer.Option("--plan", help="Only show what it will cost, and what difference it can detect with 80 % power.")
     ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -169,7 +171,7 @@ class Conversion:
     graphs: Annotated[
         Literal["auto", "fused", "transformers", "optimum"] | None,
         typer.Option(
-            help="Who writes the graphs: mmedge (fused, fast), transformers or optimum (other models). Default: the recipe's."
+            help="What writes the graphs: mmedge (fused, fast), transformers or optimum (other models). Default: the recipe's."
         ),
     ] = None
     trim_vocab: Annotated[

@@ -29,11 +29,11 @@ def inspect(
 
 def doctor(
     measure: Annotated[
-        bool, typer.Option("--measure", help="Also measure memory bandwidth and arithmetic; takes two seconds.")
+        bool, typer.Option("--measure", help="Also measure memory bandwidth and arithmetic speed; takes two seconds.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what this machine can do, which precision suits it, what is missing and how to get it."""
+    """Show what this machine can do, which precision suits it, what is missing, and how to install it."""
     from mmedge.doctor import examine, table
 
     found = examine(measure=measure)

@@ -32,8 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Distil a large teacher into a small student that knows when it is wrong, and run it at the edge.\n\n"
-    "A recipe goes in; annotations, a student, int8 bundles and the measurements that prove them come out. "
-    "Every command continues where it was interrupted when it is run again.",
+    "A recipe goes in; annotations, a student, int8 bundles and their measurements come out. "
+    "Every command continues where it was interrupted when you run it again.",
 )
 
 VERBS: dict[str, dict[str, Callable[..., None]]] = {

@@ -67,7 +67,7 @@ class Scenarios:
     )
     batches: Annotated[str, typer.Option(help="Batch sizes of the offline scenario.")] = "1,8,32"
     latency_bound: Annotated[str, typer.Option(help="Bound on p99 latency in the server scenario.")] = "200ms"
-    server_seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Approximate time for each rate, in seconds.")] = 10.0
+    server_seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="Approximate seconds spent at each rate.")] = 10.0
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,19 @@ class Servers:
         list[str] | None,
         typer.Option(metavar="URL", help="OpenAI-compatible server, such as http://127.0.0.1:8080/v1."),
     ] = None
-    model: Annotated[list[str] | None, typer.Option(help="Its model; once for all, or once for each. Default: its first.")] = None
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="The servers' model; once for all, or once for each. Default: the first that a server lists."),
+    ] = None
     student: Annotated[
         Path | None,
-        typer.Option(metavar="BUNDLE", help="Ask other servers with this student's own prompts: they serve the student."),
+        typer.Option(
+            metavar="BUNDLE", help="Ask servers that are not mmedge's with this student's own prompts: they serve that student."
+        ),
     ] = None
-    server_key: Annotated[str | None, typer.Option(metavar="ENV", help="Environment variable that holds the servers' key.")] = None
+    server_key: Annotated[
+        str | None, typer.Option(metavar="VARIABLE", help="Environment variable that holds the servers' API key.")
+    ] = None
 
 
 def bench(
@@ -122,7 +129,7 @@ def bench(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure accuracy, latency, memory and size of variants on the same questions, taking turns."""
+    """Measure accuracy, latency, memory, energy and size of variants on the same questions, taking turns."""
     from mmedge.bench.bench import bench as measure
     from mmedge.bench.bench import first_folder
     from mmedge.bench.energy import EnergyMeter
@@ -238,7 +245,7 @@ def compare(
     base: Annotated[Path, typer.Argument(metavar="BASE.json", help="A report of mmedge bench.")],
     new: Annotated[Path, typer.Argument(metavar="NEW.json", help="A later report on the same questions.")],
     max_slowdown: Annotated[
-        str | None, typer.Option(help="Fail if a variant is slower by more than this, beyond noise, such as 5%.")
+        str | None, typer.Option(help="Fail if a variant is slower by more than this, such as 5%, beyond noise.")
     ] = None,
     max_accuracy_drop: Annotated[
         float | None, typer.Option(min=0, help="Fail if a variant's accuracy drops by more percentage points than this.")

@@ -23,35 +23,37 @@ class Access:
 
     panel: ClassVar[str] = "Access"
 
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all of this machine's.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for any that is free.")] = 8080
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one.")] = 8080
     api_key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keys, one a line; only requests with one of them are answered.")
+        Path | None, typer.Option(metavar="FILE", help="API keys, one per line; only requests with one of them are answered.")
     ] = None
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Name that is answered by a local server without keys, such as a proxy's."),
+        typer.Option(metavar="NAME", help="Host name that a local server without keys also answers to, such as a proxy's."),
     ] = None
-    certificate: Annotated[Path | None, typer.Option(metavar="FILE", help="TLS certificate with its chain, PEM.")] = None
-    key: Annotated[Path | None, typer.Option(metavar="FILE", help="The certificate's private key, PEM.")] = None
+    certificate: Annotated[Path | None, typer.Option(metavar="FILE", help="TLS certificate with its chain, in PEM format.")] = None
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="The certificate's private key, in PEM format.")] = None
     access_log: Annotated[bool, typer.Option("--access-log/--no-access-log", help="Log requests as JSON lines.")] = True
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the server bears."""
+    """What the server accepts at most."""
 
     panel: ClassVar[str] = "Limits"
 
-    max_rows: Annotated[int, typer.Option(min=1, max=256, help="Requests that are answered at once.")] = 16
+    max_rows: Annotated[int, typer.Option(min=1, max=256, help="Requests answered at the same time.")] = 16
     max_waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait for their turn; others get 429.")] = 512
-    max_clients: Annotated[int, typer.Option(min=1, help="Requests at once, waiting ones included; others get 503.")] = 1024
+    max_clients: Annotated[int, typer.Option(min=1, help="Open requests, including those that wait; others get 503.")] = 1024
     max_body: Annotated[int, typer.Option(min=1, metavar="BYTES", help="Largest request; larger ones get 413.")] = 1 << 20
-    body_timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Within which a request must be there.")] = 10.0
+    body_timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Longest time for a request to arrive; then 408.")
+    ] = 10.0
     timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for an answer; then 503.")] = 60.0
     drain: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Time to finish requests on SIGTERM.")] = 30.0
     cache_memory: Annotated[
-        int, typer.Option(min=1, metavar="MB", help="Memory that each bundle keeps of what its requests have read.")
+        int, typer.Option(min=1, metavar="MB", help="Memory per bundle for keeping what its requests have read.")
     ] = 512
 
 
@@ -106,7 +108,9 @@ def serve(
     gate = make_app(models, Settings(keys, limits, options, hosts), log, lambda line: typer.echo(line, err=True))
     listener = listening(access.host, access.port)
     if not keys and access.host not in _LOCAL:
-        typer.echo("notice: everybody who reaches this address is answered; --api-key-file lets in only those with a key", err=True)
+        typer.echo(
+            "notice: anyone who can reach this address gets answers; --api-key-file admits only clients with a key", err=True
+        )
     scheme, port = "https" if access.certificate else "http", listener.getsockname()[1]
     host = f"[{access.host}]" if ":" in access.host else access.host
 

@@ -36,26 +36,26 @@ class AblationSection(Section):
     )
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)] = Field(
         default=(0, 1, 2),
-        description="Seeds; each is a training of its own, with other questions held out; on the embedded task all of its questions"
-        " are others too.",
+        description="Random seeds; every row is trained once with each. Each seed holds out different questions; on the embedded"
+        " task it has questions of its own.",
     )
     equal: Literal["lessons", "steps", "stage2", "none"] = Field(
         default="lessons",
         description="The budget that all rows share: as many lessons (visits to a question or a chain of thought, over all stages)"
         " as the last of the paper's rows takes; as many optimizer steps; as many steps of stage 2, with stage 1 on top; or none:"
-        " the recipe's own lengths, as epochs of each row's own material.",
+        " the recipe's own lengths, as epochs over each row's own lessons.",
     )
     epochs: dict[str, tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]]] = Field(
         default_factory=dict, description="With `equal: none`: epochs of stage 1 and stage 2 by row, as the paper sets them."
     )
     own_questions: Annotated[int, Field(ge=0)] = Field(
         default=0,
-        description="On so many questions of each test, students that learn verdicts also write rationales and judge them, so that"
-        " it is known how well their verdicts tell their own right answers from their wrong ones. 0: none.",
+        description="Questions of each test on which students that learn verdicts also write rationales and judge them, which shows"
+        " how well their verdicts tell their own right answers from their wrong ones. 0: none.",
     )
     oracle_samples: Annotated[int, Field(ge=0, le=64)] = Field(
         default=0,
-        description="So many answers to each of the first `own_questions` of each test (of all where that is 0) are sampled at"
-        " temperature 0.7. How often one of them is right is the most that choosing among samples could reach. 0: none.",
+        description="Answers sampled at temperature 0.7 for each of the first `own_questions` of each test (for all if that is 0)."
+        " How often one of them is right is the most that choosing among samples could reach. 0: none.",
     )
     keep_students: bool = Field(default=False, description="Keep the student of every training.")

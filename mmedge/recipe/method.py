@@ -64,14 +64,14 @@ class MethodSection(Section):
         default=False, description="Learn to judge only from questions whose chains of thought were judged differently."
     )
     rehearsal: float = Field(
-        default=0.0, ge=0, lt=1, description="Share of stage 2's lessons that go on learning to judge; 0 is the paper's schedule."
+        default=0.0, ge=0, lt=1, description="Share of stage 2's lessons that still teach judging; 0 is the paper's schedule."
     )
     evaluation_weight: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None, description="Weight of judging in stage 2's loss. Default: `rehearsal`, its share of the lessons."
     )
     cots_per_visit: Positive | None = Field(
         default=None,
-        description="How many of a question's rationales one visit learns; they take turns from epoch to epoch. Default: all.",
+        description="How many of a question's rationales are learned in one visit, in turns from epoch to epoch. Default: all.",
     )
     own_cots: int = Field(
         default=0,
@@ -80,13 +80,15 @@ class MethodSection(Section):
         description="Chains of thought that the student writes for every training question before stage 3, the first one greedily."
         " Stage 3 learns to judge them beside the teacher's, and to reason from those with the right answer. 0: none.",
     )
-    own_temperature: float = Field(default=1.0, gt=0, le=10, description="Sampling temperature of own chains of thought.")
+    own_temperature: float = Field(
+        default=1.0, gt=0, le=10, description="Sampling temperature of the student's own chains of thought."
+    )
     own_folds: int = Field(
         default=0,
         ge=0,
         le=10,
-        description="Students that write the own chains of thought in the student's place, each for the questions that it was not"
-        " trained on, at least 2: of questions that were just learned, few answers are wrong. 0: the student itself writes them.",
+        description="Further students, at least 2, that write these chains of thought in the student's place, each for questions that"
+        " it was not trained on: after training on a question, few answers to it are wrong. 0: the student itself writes them.",
     )
     own_share: float = Field(default=0.5, gt=0, lt=1, description="Share of stage 3's lessons that judge.")
     objectives: dict[str, SerializeAsAny[ObjectiveSection]] = Field(

@@ -35,7 +35,7 @@ class Recipe(Section):
     """A whole recipe."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] = Field(
-        description="What the recipe and, by default, its run are called."
+        description="What the recipe and, by default, its run are called. Default: the file's name."
     )
     seed: int = Field(0, description="Random seed of initial weights, order of lessons and dropout.")
     task: TaskSection = Field(description="Where questions come from, and what answers look like.")

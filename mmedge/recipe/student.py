@@ -34,7 +34,7 @@ class LoraSection(Section):
 
     rank: Positive = Field(default=16, description="Rank of the adapters.")
     alpha: float = Field(default=32.0, gt=0, description="Scale of the adapters; what they add is multiplied by alpha / rank.")
-    dropout: Share = Field(default=0.0, description="Dropout in front of the adapters.")
+    dropout: Share = Field(default=0.0, description="Dropout before the adapters.")
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         default="all-linear", description="Names of the layers with an adapter; all-linear is every linear layer but the head."
     )

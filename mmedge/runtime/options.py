@@ -45,7 +45,7 @@ class AnswerOptions:
     Attributes:
         explain: Also return a rationale.
         evaluate: Also return the student's verdict on rationale and answer, and with `explain` the verdict's rationale.
-        confidence: Compute the best confidence, not just the free one.
+        confidence: Compute the best confidence, even if it takes a rationale and a verdict.
         strategy: How to find an answer; None for the bundle's.
         constrained: Allow only answers of the task's form: a choice, a label, an expression. None for the bundle's setting.
         abstain_below: Withhold an answer whose confidence is lower. None for the bundle's threshold, if it has one.

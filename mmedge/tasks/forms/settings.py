@@ -47,7 +47,7 @@ class LabelSettings(FormSettings):
 class ExactSettings(FormSettings):
     """An answer is free text."""
 
-    kind: Literal["exact"] = Field("exact", description="Free text, compared without regard to case and punctuation.")
+    kind: Literal["exact"] = Field("exact", description="Free text, compared without regard to case, spaces and final punctuation.")
 
 
 def _regular(pattern: str) -> str:
