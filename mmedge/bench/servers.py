@@ -285,7 +285,7 @@ def _one(server: Server, asking: Asking, example: Example, timed: bool) -> None:
     except Refused as error:
         server.answers.append(None)
         if not any(one is not None for one in server.answers[:8]) and len(server.answers) >= 8:
-            raise MmedgeError(f"{server.url} answers nothing: {error}", "check the model, and --student for a student") from None
+            raise MmedgeError(f"{server.url} does not answer: {error}", "check the model, and --student for a student") from None
 
 
 def _hold_bound(server: Server, asking: Asking, examples: Sequence[Example], settings: ServerBench) -> Iterator[None]:

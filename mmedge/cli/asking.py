@@ -300,7 +300,7 @@ def _say_rest(answer: Answer, *, shown: bool) -> None:
         typer.echo(printable(f"because: {answer.rationale}"))
     if answer.confidence is not None and not answer.withheld:
         how = "calibrated" if answer.calibrated else "not calibrated"
-        typer.echo(f"confidence: {answer.confidence:.2f} ({how}, by {answer.signal})")
+        typer.echo(f"confidence: {answer.confidence:.2f} ({how}; signal: {answer.signal})")
     if answer.verdict is not None:
         typer.echo(f"verdict: {answer.verdict} (P(correct) = {answer.probability_correct:.2f}, not calibrated)")
     if answer.evaluation and not shown:

@@ -176,7 +176,7 @@ class StepRunner:
             parameter = parameters.get(of)
             if parameter is None or id(parameter) not in owner:
                 folder = self.plan.folder / "checkpoint"
-                raise MmedgeError(f"{folder} is of another model", "remove that folder and run it again")
+                raise MmedgeError(f"{folder} belongs to another model", "remove that folder and run it again")
             owner[id(parameter)].state[parameter][part] = _like(tensor.to(self.devices.device), parameter)
 
     # --------------------------------------------------------------------------------------------- a step

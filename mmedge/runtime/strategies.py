@@ -69,7 +69,7 @@ class Strategy:
         settings = [name for name in changes if name != "kind"]
         if settings and found.kind not in ("samples", "retry"):
             raise MmedgeError(
-                f"{settings[0]} is for the strategies samples and retry, and this is {found.kind}",
+                f"{settings[0]} is for the strategies samples and retry, not for {found.kind}",
                 "choose one of these strategies, or leave the setting out",
             )
         if found.kind == "samples" and "retry_below" in changes:

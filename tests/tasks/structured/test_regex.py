@@ -51,7 +51,7 @@ def test_nothing_explodes(pattern: str) -> None:
         ("a)", "too many"),
         ("[a", "ends too early"),
         ("*a", "nothing to repeat"),
-        ("a{3,2}", "most is below its least"),
+        ("a{3,2}", "maximum is below its minimum"),
         ("a{5000}", "repetitions"),
         ("(((a{900}){900}){900}){900}", "too large"),
         ("a^b", "anchors"),

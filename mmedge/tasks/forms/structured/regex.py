@@ -172,7 +172,7 @@ class _Reader:
     def alternatives(self) -> Regex:
         self.depth += 1
         if self.depth > 50:
-            raise ValueError("more than 50 groups in one another")
+            raise ValueError("groups nested more than 50 deep")
         found = [self.series()]
         while self.comes("|"):
             found.append(self.series())
@@ -215,7 +215,7 @@ class _Reader:
         if max(least, most or 0) > _MOST_REPEATS:
             raise ValueError(f"more than {_MOST_REPEATS} repetitions")
         if most is not None and most < least:
-            raise ValueError("a repetition whose most is below its least")
+            raise ValueError("a repetition whose maximum is below its minimum")
         return least, most
 
     def one(self) -> Regex:
@@ -332,10 +332,10 @@ def parse(text: str, *, whole: bool = False) -> Regex:
     reader = _Reader(text)
     found = reader.alternatives()
     if reader.peek():
-        raise ValueError("a closing parenthesis too many")
+        raise ValueError("unmatched closing parenthesis")
     found = _anchored(found, not whole, not whole)
     if _has_anchor(found):
-        raise ValueError("anchors are supported at the beginning and the end alone")
+        raise ValueError("anchors are supported only at the beginning and the end")
     _ = found.automaton  # one that is too large is refused here
     return found
 

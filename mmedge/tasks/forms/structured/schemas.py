@@ -179,7 +179,7 @@ class _Reader:
 
     def _pattern(self, text: Value, place: str) -> Regex:
         if not isinstance(text, str):
-            raise ValueError(f"{place}: must be a text")
+            raise ValueError(f"{place}: must be a string")
         try:
             return parse(text)
         except ValueError as error:
