@@ -77,7 +77,7 @@ def ablate(recipe: Recipe, out: Path, progress: Progress, workers: int | None = 
     """
     with _opened(recipe, out, progress) as found:
         if workers and found.devices.count > 1:
-            raise MmedgeError("--workers trains several students at once, torchrun one on several processes", "use one or the other")
+            raise MmedgeError("--workers trains several students at once, torchrun one on several processes", "use one of the two")
         return found.run(workers)
 
 

@@ -88,7 +88,7 @@ class MethodSection(Section):
         ge=0,
         le=10,
         description="Further students, at least 2, that write these chains of thought in the student's place, each for questions"
-        " that it was not trained on: after training on a question, few answers to it are wrong. 0: the student itself writes them.",
+        " that it was not trained on: after training on a question, few answers to it are wrong. 0: the student itself.",
     )
     own_share: float = Field(default=0.5, gt=0, lt=1, description="Share of stage 3's lessons that judge.")
     objectives: dict[str, SerializeAsAny[ObjectiveSection]] = Field(
