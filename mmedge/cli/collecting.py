@@ -186,9 +186,9 @@ class Deciding:
     panel: ClassVar[str] = "Decide"
 
     page: Annotated[
-        bool, typer.Option("--page", help="Open a page at 127.0.0.1 to accept, mend and drop questions and texts (extra serve).")
+        bool, typer.Option("--page", help="Serve a page on 127.0.0.1 to accept, mend and drop questions and texts (extra serve).")
     ] = False
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 for any that is free.")] = 0
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 for any free one.")] = 0
     reviewer: Annotated[str | None, typer.Option(metavar="NAME", help="Who decides. Default: the name of the user.")] = None
     to_argilla: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the questions as Argilla's records.")] = None
     from_argilla: Annotated[

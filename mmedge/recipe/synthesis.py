@@ -38,7 +38,7 @@ class SynthesisSection(Section):
         "question, a test or validation question, or another new one is at least this.",
     )
     attempts: Annotated[float, Field(ge=1)] = Field(
-        default=3.0, description="How many questions may be asked for, of each label or function, for each one that is wanted."
+        default=3.0, description="How many questions of each label or function may be requested for each one that is wanted."
     )
     styles: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=STYLES, min_length=1, description="How questions are worded, in words for the teacher; they take turns."
