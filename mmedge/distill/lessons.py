@@ -1,10 +1,10 @@
 """Lessons as text: what one visit to a question, or to one chain of thought, teaches.
 
-    context   Luke scored 84 points …                  one context is read once for all targets behind it
+    context   Luke scored 84 points …                  one context is read once for all targets after it
     targets   predict: 84 / 2                          each a branch of its own, which does not see the others
               explain: Luke scored 84 points in …
 
-A target is mostly one text. Where one text stands behind another in the same branch, it has several segments, each with its
+A target is mostly one text. Where one text follows another in the same branch, it has several segments, each with its
 weight; a segment of weight 0 is read and not learned. Knows no tokens: an objective writes lessons, `streams` encodes them.
 """
 
@@ -41,12 +41,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class Target:
-    """What is written behind a task word.
+    """What is written after a task word.
 
     Attributes:
         kind: The task word.
         segments: Its texts, in order.
-        control: The word behind the task word; that of the student's prompts where None.
+        control: The word after the task word; that of the student's prompts where None.
     """
 
     kind: Kind
@@ -60,7 +60,7 @@ class Target:
 
     @classmethod
     def verdict(cls, text: str, weight: float, expected: float) -> Target:
-        """Return a verdict behind `predict:`, whose weight differs from what such a verdict weighs on average."""
+        """Return a verdict after `predict:`, whose weight differs from what such a verdict weighs on average."""
         return cls("predict", (Segment(text, weight, "predict", expected, verdict=True),))
 
 

@@ -57,7 +57,7 @@ def write_student(student: TorchStudent, folder: Path, metrics: Json, material: 
 
 
 def explanations(examples: Sequence[AnnotatedExample], encoder: PromptEncoder, max_target_tokens: int) -> Iterator[list[int]]:
-    """Yield every rationale and evaluation in tokens, behind its task word and with its end token."""
+    """Yield every rationale and evaluation in tokens, after its task word and with its end token."""
     begun = list(encoder.begun("explain", Context("")))
     for annotated in examples:
         for evaluated in annotated.cots:

@@ -95,7 +95,7 @@ class CTranslate2Engine:
         return [self._places[piece] for piece in pieces]
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
-        """Return the logits behind each prompt once `more` is written, (prompts, vocabulary)."""
+        """Return the logits that follow each prompt and `more`, (prompts, vocabulary)."""
         return np.concatenate([self._last(prompt, more, 1) for prompt in prompts])
 
     def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:

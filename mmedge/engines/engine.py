@@ -35,12 +35,12 @@ class RowEngine(Protocol):
     def join(self, prompt: Prompt, max_new_tokens: int, how: Decoding = GREEDY) -> int:
         """Begin a row and return its number; `how` is for this row alone. It is read at coming steps, when there is room.
 
-        With a limit of 0 nothing is written: the row ends when it is read, and `last_logits` says what is behind it.
+        With a limit of 0 nothing is written: the row ends when it is read, and `last_logits` says what follows it.
         """
         ...
 
     def step(self) -> Sequence[tuple[int, int | None]]:
-        """Write at least one token of every row that is read; return numbers and tokens, and None behind the last of a row."""
+        """Write at least one token of every row that is read; return numbers and tokens, and None after the last of a row."""
         ...
 
     def last_logits(self, row: int) -> Logits:

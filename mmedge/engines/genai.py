@@ -74,7 +74,7 @@ class GenaiEngine:
         return in_turn(one, prompts, how)
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
-        """Return the logits behind each prompt once `more` is written, (prompts, vocabulary)."""
+        """Return the logits that follow each prompt and `more`, (prompts, vocabulary)."""
         rows = []
         for prompt in prompts:
             read = [*sequence(prompt), *more]

@@ -41,7 +41,7 @@ class LlamaCppEngine:
         return [text.decode("utf-8", "replace") if text else "" for text in texts]
 
     def _read(self, tokens: Sequence[int]) -> Logits:
-        """Read tokens behind those read before; return the logits behind the last, (1, vocabulary)."""
+        """Read tokens after those read before; return the logits after the last, (1, vocabulary)."""
         if self._llama.n_tokens + len(tokens) > self._room:
             raise MmedgeError(f"the text does not fit into llama.cpp's context of {self._room} tokens", "shorten the question")
         self._llama.eval(list(tokens))
@@ -64,7 +64,7 @@ class LlamaCppEngine:
         return in_turn(one, prompts, how)
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
-        """Return the logits behind each prompt once `more` is written, (prompts, vocabulary)."""
+        """Return the logits that follow each prompt and `more`, (prompts, vocabulary)."""
         return np.concatenate([self._begin([*sequence(prompt), *more]) for prompt in prompts])
 
     def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:

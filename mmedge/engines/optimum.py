@@ -106,7 +106,7 @@ class OptimumEngine:
         return found
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
-        """Return the logits behind each prompt once `more` is written, (prompts, vocabulary)."""
+        """Return the logits that follow each prompt and `more`, (prompts, vocabulary)."""
         if len({len(prompt.begun) for prompt in prompts}) > 1:
             return np.concatenate([self._logits([prompt], more, 1)[:, -1] for prompt in prompts])
         found: Logits = self._logits(prompts, more, 1)[:, -1]

@@ -52,7 +52,7 @@ class Evidence:
         agreement: 1 where the rationale reaches the same answer, -1 where it reaches another, 0 where it reaches none or none
             was written.
         rationale: Mean log-probability of the rationale's tokens, in nats; 0 where none was written.
-        answer_verdict: Log-odds of `correct` behind the bare answer; None where it was not asked.
+        answer_verdict: Log-odds of `correct` after the bare answer; None where it was not asked.
         fields: Log-probability of each field of a structured answer, by path, in nats; empty for other answers.
     """
 
@@ -94,7 +94,7 @@ class Thought:
         rationale_log_probability: Mean over its tokens, in nats.
         conclusion: The answer that the chain of thought comes to; None where it states none. A judgement is about it.
         judgement: The student's own, where it was asked for.
-        answer_verdict: Log-odds of `correct` behind the bare answer, where they were asked for.
+        answer_verdict: Log-odds of `correct` after the bare answer, where they were asked for.
         written: The answer's tokens.
     """
 
@@ -143,7 +143,7 @@ class Wanted:
         rationale: Write rationales.
         judgement: Write rationales and look at the verdicts.
         evaluation: Write the verdicts' rationales too.
-        answer_verdict: Look at the verdict behind the bare answer; only of a student that has learned it.
+        answer_verdict: Look at the verdict after the bare answer; only of a student that has learned it.
         constrained: Only answers of the task's form.
         sampling: How to sample; greedy where None.
         scored: Keep the log-probabilities of what is written; an engine with a loop of its own may not have them.
@@ -365,7 +365,7 @@ class _Asked:
         ]
 
     def answer_verdicts(self, questions: Sequence[str], thoughts: Sequence[Thought]) -> None:
-        """Add the verdict behind the bare answer to thoughts: a few tokens behind what was just written."""
+        """Add the verdict after the bare answer to thoughts: a few tokens after what was just written."""
         prompts = self.speaker.encoder.prompts
         contexts = [prompts.answer_context(question, one.text) for question, one in zip(questions, thoughts, strict=True)]
         begun, tokens = self.speaker.encoder.verdict_tokens()

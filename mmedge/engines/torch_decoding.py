@@ -105,7 +105,7 @@ class TorchEngine:
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
-        """Return the logits behind each prompt once `more` is written, (prompts, vocabulary)."""
+        """Return the logits that follow each prompt and `more`, (prompts, vocabulary)."""
         extended = [Prompt(prompt.context, (*prompt.begun, *more)) for prompt in prompts]
         if self._student.family == "decoder-only":
             logits: Logits = self._causal(extended)[0]()

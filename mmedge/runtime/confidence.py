@@ -3,7 +3,7 @@
 Four signals, each with its price:
 
     answer          the probability of the answer's own tokens                                     free
-    answer_verdict  that and the verdict behind the bare answer, of a student that learned it      a few tokens
+    answer_verdict  that and the verdict after the bare answer, of a student that learned it      a few tokens
     evaluation      the student's verdict on its rationale and answer (P(correct), from logits)    a rationale and one look
     combined        both, and whether the rationale comes to the same answer                       the same
 

@@ -143,7 +143,7 @@ def serve(
     Args:
         gate: The application.
         listener: Where clients come.
-        limits: What the server bears.
+        limits: Its limits.
         ready: Called when requests are answered, and a signal ends the server in order.
         certificate: For TLS; None for none.
         key: Of the certificate.

@@ -1,4 +1,4 @@
-"""How a server is set up: where it listens, whom it lets in, and what it bears."""
+"""How a server is set up: where it listens, whom it lets in, and its limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmedge.runtime import AnswerOptions
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server bears.
+    """The limits of a server.
 
     Attributes:
         body: Bytes of a request.
@@ -39,8 +39,8 @@ class Settings:
     """A server.
 
     Attributes:
-        keys: The keys that let a client in; everybody is let in where there are none.
-        limits: What it bears.
+        keys: The keys that let a client in; everyone is let in if there are none.
+        limits: Its limits.
         options: What is asked of a student where a request does not say.
         hosts: The names in addresses that are answered, besides those of this machine; None for all. Where a server is for its own
             machine alone, a page of another site can make its own name lead here (DNS rebinding), and no browser would mind.

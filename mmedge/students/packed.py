@@ -35,7 +35,7 @@ def can_pack(model: Any) -> bool:
 
 
 class Rows:
-    """Rows of different lengths, their tokens one behind the other; for attention, rows of similar length make a block.
+    """Rows of different lengths, their tokens one after the other; for attention, rows of similar length make a block.
 
     Args:
         lengths: Of each row.
@@ -109,7 +109,7 @@ class Block:
 def encoder_decoder_states(
     model: Any, contexts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], context_of: Sequence[int]
 ) -> torch.Tensor:
-    """Return the decoder's states for every token of every target, one target behind the other, (tokens, width).
+    """Return the decoder's states for every token of every target, one target after the other, (tokens, width).
 
     Args:
         model: A T5 of transformers, adapters included.
@@ -152,7 +152,7 @@ def decoder_only_states(
 
     Args:
         model: A Llama, Mistral or Qwen 2, 2.5, 3 of transformers, adapters included.
-        tokens: Those of all rows, one row behind the other.
+        tokens: Those of all rows, one row after the other.
         positions: Where each stands, for the rotary embedding.
         rows: Where a row begins.
         masks: What is added to the scores of each block of rows, (rows, 1, width, width).

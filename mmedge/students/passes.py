@@ -1,7 +1,7 @@
 """One pass of encoded lessons through a student: the cross entropy of every token that is learned.
 
-A lesson is a context and the targets behind it, which share the context: it is read once, whatever the number of targets. For an
-encoder-decoder each target is a row of the decoder. For a decoder-only student, targets are branches behind the context that do
+A lesson is a context and the targets after it, which share the context: it is read once, whatever the number of targets. For an
+encoder-decoder each target is a row of the decoder. For a decoder-only student, targets are branches after the context that do
 not see each other:
 
     context ─┬─ predict:  84 / 2 <eos>
@@ -84,7 +84,7 @@ class EncodedLesson:
 
     Attributes:
         context: What is read first.
-        targets: What is learned behind it.
+        targets: What is learned after it.
         reference: The log-probability of each target under the weights that a stage begins with; empty where nobody needs it.
     """
 

@@ -6,7 +6,7 @@
     Luke scored 84 points … solution: Luke … answer: 84 / 2         predict:   →  correct
     Luke scored 84 points … solution: Luke … answer: 84 / 2         explain:   →  Equal scoring over 2 rounds calls for …
 
-A student that learned to judge inline reads no chain of thought again, it goes on behind the one that it wrote:
+A student that learned to judge inline reads no chain of thought again, it goes on after the one that it wrote:
 
     Luke scored 84 points …                                         explain:   →  Luke … answer: 84 / 2 verdict: correct
 
@@ -58,7 +58,7 @@ class Context:
     Attributes:
         read: What the student reads: for an encoder-decoder, in its encoder.
         written: What an encoder-decoder's decoder has in front of the task word; empty for a decoder-only student.
-        behind: Texts behind the task word `begun`, as if the student had written them; the verdict follows. They replace the task
+        behind: Texts after the task word `begun`, as if the student had written them; the verdict follows. They replace the task
             word that is asked for. The first one is cut where all of it would be too long.
         begun: That task word, where there are such texts.
     """
@@ -80,11 +80,11 @@ class StudentPrompts:
         explain: The task word of rationale and evaluation.
         target: What comes before every target.
         judged: What an encoder-decoder's decoder has before the task word in self-evaluation; has the placeholder `{cot}`.
-        verdict: What comes between a chain of thought and its verdict where the student judges inline, behind the rationale and the
-            answer that it has just written; empty where it judges behind `predict:`.
+        verdict: What comes between a chain of thought and its verdict where the student judges inline, after the rationale and the
+            answer that it has just written; empty where it judges after `predict:`.
         answer_verdict: What comes between an answer and the verdict on it; empty where the student does not judge bare answers.
         reasoned: What comes between an evaluation and its verdict where the student writes the evaluation first; mostly empty.
-        control: What stands behind the task word, such as `right:`, where the student has learned wrong answers and rationales
+        control: What follows the task word, such as `right:`, where the student has learned wrong answers and rationales
             behind another word; mostly empty.
     """
 
@@ -119,11 +119,11 @@ class StudentPrompts:
         return replace(context, behind=(evaluation, self.reasoned), begun="explain")
 
     def inline(self, cot: ChainOfThought) -> tuple[str, str, str]:
-        """Return what is written in front of a verdict that stands behind a chain of thought: rationale, answer, and a mark."""
+        """Return what is written before a verdict that follows a chain of thought: rationale, answer, and a mark."""
         return cot.rationale, f"{ANSWER_MARK} {cot.pseudo_label}", self.verdict
 
     def split(self, text: str) -> tuple[str, str | None]:
-        """Return the rationale in what was written behind `explain:`, and the answer that it states there, where it does."""
+        """Return the rationale in what was written after `explain:`, and the answer that it states there, where it does."""
         if not self.verdict:
             return text, None
         before, found, _ = text.rpartition(self.verdict)
@@ -136,7 +136,7 @@ class StudentPrompts:
         return (*before, *(VERDICTS if before else ()), *([self.control] if self.control else ()))
 
     def evaluation_of(self, text: str) -> str:
-        """Return the evaluation in what was written behind `explain:`, without the verdict that may follow."""
+        """Return the evaluation in what was written after `explain:`, without the verdict that may follow."""
         before, found, _ = text.rpartition(self.reasoned) if self.reasoned else ("", "", "")
         return before.strip() if found else text
 

@@ -1,4 +1,4 @@
-"""Judging bare answers: a verdict behind the answer, taught on answers to questions that their writers had not seen."""
+"""Judging bare answers: a verdict after the answer, taught on answers to questions that their writers had not seen."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ class InlineVerdict(Reasoning):
     """Reasoning whose rationales end in their answer and the verdict on both: `explain: … answer: 84 / 2 verdict: correct`.
 
     It replaces reasoning and self-evaluation at once. Every chain of thought takes its turn, whatever `method.keep` says, because
-    those that were judged wrong are read and not learned, and teach their verdict alone; `method.keep` chooses the answers behind
-    `predict:`. A verdict costs two or three tokens behind a rationale that is learned anyway. `method.balance_verdicts` weighs
+    those that were judged wrong are read and not learned, and teach their verdict alone; `method.keep` chooses the answers after
+    `predict:`. A verdict costs two or three tokens after a rationale that is learned anyway. `method.balance_verdicts` weighs
     verdicts as self-evaluation does.
     """
 

@@ -61,7 +61,7 @@ class Judging(Objective):
         return lessons
 
     def _reasoned(self, evaluated: EvaluatedCot, factors: Mapping[str, float]) -> list[Target]:
-        """Return a branch for each evaluation: its text, and behind it the verdict."""
+        """Return a branch for each evaluation: its text, followed by the verdict."""
         share = 1 / len(evaluated.evaluations)
         branches = []
         for found in evaluated.evaluations:
@@ -74,7 +74,7 @@ class Judging(Objective):
 
 
 class EvaluationFirst(Judging):
-    """Self-evaluation whose verdict stands behind the evaluation, in the same branch: `explain: … verdict: wrong`.
+    """Self-evaluation whose verdict follows the evaluation, in the same branch: `explain: … verdict: wrong`.
 
     The verdict sees the evaluation's text and can follow from it; in the paper the two do not see each other. Asked for a verdict,
     the student writes the evaluation first, which costs as much as a rationale.

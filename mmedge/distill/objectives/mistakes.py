@@ -86,9 +86,9 @@ class Unlikelihood(Reasoning):
 
 
 class ControlWords(Reasoning):
-    """Reasoning from right and wrong chains of thought, told apart by a word behind the task word: `predict: right: 84 / 2`.
+    """Reasoning from right and wrong chains of thought, told apart by a word after the task word: `predict: right: 84 / 2`.
 
-    Wrong ones are learned behind `wrong:`, as themselves, so that what they share with right ones is learned from them too; asked
+    Wrong ones are learned after `wrong:`, as themselves, so that what they share with right ones is learned from them too; asked
     for an answer, the student is given `right:` (mistake tuning, ACL 2024). It replaces reasoning; every chain of thought takes its
     turn, whatever `method.keep` says. It costs no lesson, and one or two tokens of every answer.
     """

@@ -72,7 +72,7 @@ class Objective(ABC):
         judges      whether a student learns verdicts on chains of thought from it
         unseen      whether it learns from answers to questions that their writers had not seen; its settings are an `UnseenSection`
         prompts     templates of `StudentPrompts` that a student who learns it has
-        log_name    what stands in front of its parts' names in the log where it stands beside a stage's main objective
+        log_name    what precedes its parts' names in the log when it is beside a stage's main objective
 
     Args:
         section: Its settings; None for an objective that is a stage's own and has none but the method's.
