@@ -133,7 +133,7 @@ def _reached(report: BenchReport) -> Table:
         " G operations/s"
         for one in report.ceilings
     )
-    headings = ["variant", "weights read a token, MB", "of the bandwidth", "M operations a token", "of the arithmetic"]
+    headings = ["variant", "weights read per token, MB", "of the bandwidth", "M operations per token", "of the arithmetic"]
     rows = []
     for variant in report.measured:
         one = variant.reached
@@ -240,7 +240,7 @@ def page(report: BenchReport) -> Page:
         found.figure(_throughput_chart(variants), "Answers a second over batch sizes.")
     if any(variant.server for variant in variants):
         found.figure(_server_chart(variants), "p99 of the time from arrival to answer, over the rate of arrivals.")
-    found.heading("Memory", "The largest resident size of each process, the interpreter and its libraries included.")
+    found.heading("Memory", "The largest resident size of each process, including the interpreter and its libraries.")
     found.bars([(one.shown, one.peak_memory_bytes, size(one.peak_memory_bytes)) for one in variants])
     found.heading("On disk")
     found.bars([(one.shown, one.bytes_on_disk, size(one.bytes_on_disk)) for one in variants])
@@ -311,7 +311,7 @@ def _ratios(variants: Sequence[MeasuredVariant]) -> str:
         ratio = variant.ratio_to_first
         value, (low, high) = (ratio.value, ratio.interval_95) if ratio else (1.0, (1.0, 1.0))
         found.append(IntervalRow(variant.shown, value, low, high, f"{significant(value)} ×"))
-    return interval_chart(found, x_label="times as long as the first")
+    return interval_chart(found, x_label="time relative to the first")
 
 
 def _distributions(variants: Sequence[MeasuredVariant]) -> str:

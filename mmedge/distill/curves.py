@@ -60,7 +60,7 @@ def _add_stage(page: Page, records: list[Json], done: Json, names: dict[str, str
         return
     at = _column(steps, "step")
     losses, log_y, nothing_below = _losses(steps, at, names)
-    caption = "Of the batch of each step that was logged." + (" Log scale." if log_y else "")
+    caption = "Loss on the batch of each logged step." + (" Log scale." if log_y else "")
     if nothing_below:
         caption += " Losses of 0 or less are not shown."
     page.figure(line_chart(losses, x_label="step", y_label="loss", log_y=log_y), caption)
@@ -75,7 +75,7 @@ def _add_stage(page: Page, records: list[Json], done: Json, names: dict[str, str
         )
     page.figure(
         line_chart([Series("", thinned(at[1:], _rates(steps)))], x_label="step", y_label="tokens/s", zero=True),
-        "Between two entries of the log, validations in between included.",
+        "Averaged between log entries, including validations.",
     )
     if validations:
         best = _best_step(validations, done)
