@@ -48,7 +48,7 @@ def test_nothing_explodes(pattern: str) -> None:
         ("a++", "possessive"),
         (r"\p{L}", r"\\p is not supported"),
         ("(a", "not closed"),
-        ("a)", "too many"),
+        ("a)", "unmatched"),
         ("[a", "ends too early"),
         ("*a", "nothing to repeat"),
         ("a{3,2}", "maximum is below its minimum"),
