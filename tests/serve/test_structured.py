@@ -130,6 +130,17 @@ def test_schemas_that_would_take_long_to_read_are_refused_at_once(structured: Ru
     assert time.monotonic() - began < 1
 
 
+def test_each_field_has_a_confidence_and_may_be_why_an_answer_is_withheld(structured: Running) -> None:
+    asked = {"model": BOOKS, "question": "Which book?", "constrained": True}
+    found = structured.post("/v1/answer", asked).json
+    assert found["fields"].keys() == {"title", "year"} and all(0 <= value <= 1 for value in found["fields"].values())
+    withheld = structured.post("/v1/answer", asked | {"abstain_field_below": 1.0}).json
+    assert withheld["withheld"] and withheld["answer"] is None and withheld["fields"] == found["fields"]
+    own = {"constrained": True, "abstain_field_below": 1.0}
+    reply = structured.post("/v1/chat/completions", {"model": BOOKS, "messages": ASKED, "mmedge": own})
+    assert "or that of" in reply.json["choices"][0]["message"]["refusal"]
+
+
 def test_schema_and_tools_are_listed(structured: Running, server: Running) -> None:
     assert structured.get(f"/v1/models/{CALLS}").json["mmedge"]["tools"] == TOOLS
     assert structured.get(f"/v1/models/{BOOKS}").json["mmedge"]["schema"] == BOOK
