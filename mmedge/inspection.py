@@ -11,6 +11,7 @@ from typing import Any
 from mmedge.errors import MmedgeError
 from mmedge.folders import DETAILS, Kind, Run, is_quantized, kind_of, peer_engine
 from mmedge.manifest import Exported, check_student, open_bundle, read_manifest
+from mmedge.model_card import describe_model, quantization_summary
 from mmedge.storage import folder_size, read_json
 
 
@@ -35,6 +36,7 @@ class InspectedStudent:
 
     Attributes:
         metrics: Its scores: untrained, after stage 1, distilled.
+        model: Its kind of model, source, licence and prompt, as far as these are known.
         trusted, precision, linears, made_with, verification: Of a quantized student: that its files match their hashes, its
             precision, how many linear layers have which, the versions that quantized it, how close it is to the student.
     """
@@ -46,6 +48,7 @@ class InspectedStudent:
     transformers: str
     bytes: int
     metrics: dict[str, Any]
+    model: dict[str, Any]
     trusted: str | None = None
     precision: str | None = None
     linears: dict[str, int] | None = None
@@ -55,7 +58,13 @@ class InspectedStudent:
 
 @dataclass(frozen=True)
 class InspectedBundle:
-    """A bundle, all of whose files match their hashes."""
+    """A bundle, all of whose files match their hashes.
+
+    Attributes:
+        model: Its student's kind of model, source, licence and prompt, as far as these are known.
+        matrices: How many matrices are stored in which format.
+        least_runtime: The oldest ONNX Runtime that has its operators, where that is not the oldest that mmedge supports.
+    """
 
     trusted: str
     precision: str
@@ -68,6 +77,9 @@ class InspectedBundle:
     confidence: dict[str, Any]
     answering: dict[str, Any] | None
     student_metrics: dict[str, Any]
+    model: dict[str, Any]
+    matrices: dict[str, int]
+    least_runtime: str | None
 
 
 @dataclass(frozen=True)
@@ -143,6 +155,7 @@ def _student(folder: Path) -> InspectedStudent:
             transformers=details["transformers"],
             bytes=folder_size(folder),
             metrics=details["metrics"],
+            model=describe_model(folder, details),
             **quantized,
         )
     except (KeyError, TypeError):
@@ -164,6 +177,9 @@ def _bundle(folder: Path) -> InspectedBundle:
         confidence=_confidence(manifest.confidence),
         answering=asdict(manifest.answering),
         student_metrics=manifest.student.metrics["after"],
+        model=dict(manifest.model),
+        matrices=quantization_summary(manifest),
+        least_runtime=manifest.least_runtime or None,
     )
 
 

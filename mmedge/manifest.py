@@ -326,6 +326,8 @@ class Manifest(Exported):
         work: What a decoding step does; None in bundles of format 5.
         states: The graph's recurrent states.
         plan: The layer plan of an engine that interprets one; None where none was written.
+        least_runtime: The oldest ONNX Runtime that has its graphs' operators; empty for the oldest that mmedge supports.
+        model: What the student is: where it comes from, under which licence, how it is prompted; empty in older bundles.
     """
 
     device: Literal["cpu", "cuda"]
@@ -344,6 +346,8 @@ class Manifest(Exported):
     work: Work | None = None
     states: tuple[State, ...] = ()
     plan: Mapping[str, Any] | None = None
+    least_runtime: str = ""
+    model: Mapping[str, Any] = field(default_factory=dict)
 
     def identity(self) -> str:
         """Return a hash of all that answers depend on."""

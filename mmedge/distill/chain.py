@@ -62,7 +62,8 @@ class StageChain:
         """
         values, student = recipe_values(self.recipe), self.recipe.student
         lora = student.lora.model_dump() if student.lora else None
-        key = sha256_json([LESSON_FORMAT, self.material.hash, self.recipe.seed, self.source.fingerprint, lora])
+        start = [LESSON_FORMAT, self.material.hash, self.recipe.seed, self.source.fingerprint, lora]
+        key = sha256_json(start if student.prompt == "plain" else [*start, student.prompt, student.system, student.date])
         own = (*COMPUTE_ONLY, "select_by", *(one.name for one in STAGES))
         shared = {name: value for name, value in values["training"].items() if name not in own}
         for one in self.stages:

@@ -30,6 +30,7 @@ from mmedge.folders import DETAILS
 from mmedge.machine import usable_cores
 from mmedge.manifest import MANIFEST, read_manifest
 from mmedge.storage import folder_size, read_json
+from mmedge.tasks.chat.template import ChatTemplate
 from mmedge.tasks.encoding import Prompt, PromptEncoder, SpecialTokens, load_tokenizer
 from mmedge.tasks.evaluation_set import task_beside
 from mmedge.tasks.prompts import StudentPrompts
@@ -120,10 +121,10 @@ def asked_as(folder: Path) -> tuple[PromptEncoder, int, int]:
     Raises:
         MmedgeError: It is neither, or damaged.
     """
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    tokenizer, chat = load_tokenizer(folder / "tokenizer.json"), ChatTemplate.beside(folder)
     if (folder / MANIFEST).is_file():
         stated = read_manifest(folder)
-        encoder = PromptEncoder(tokenizer, stated.family, stated.prompts, stated.special_tokens, stated.max_input_tokens)
+        encoder = PromptEncoder(tokenizer, stated.family, stated.prompts, stated.special_tokens, stated.max_input_tokens, chat)
         return encoder, stated.max_answer_tokens, stated.max_rationale_tokens
     values = read_json(folder / DETAILS)
     limits = values["recipe"]["generation"]
@@ -133,6 +134,7 @@ def asked_as(folder: Path) -> tuple[PromptEncoder, int, int]:
         StudentPrompts(**values["prompts"]),
         SpecialTokens(**values["special_tokens"]),
         int(values["max_input_tokens"]),
+        chat,
     )
     return encoder, int(limits["max_answer_tokens"]), int(limits["max_rationale_tokens"])
 

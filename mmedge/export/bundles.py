@@ -46,6 +46,7 @@ from mmedge.manifest import (
     read_manifest,
     seal,
 )
+from mmedge.model_card import describe_model, write_card
 from mmedge.recipe import AnsweringSection
 from mmedge.reports.formats import duration
 from mmedge.runtime.confidence import Confidence
@@ -143,21 +144,20 @@ class _BundleAttempts:
         if source.sensitivity and precision.finer:
             self.costs = self.costs or source.costs(precision)
         confidence = calibrated(self.student, source.validation, source.progress)
-        return seal(
-            self.folder,
-            replace(
-                self.student.bundle.manifest,
-                quantization=QuantizationPart(
-                    {name: str(format_) for name, (format_, _) in written.items()},
-                    {name: str(format_) for name, format_ in exceptions.items()},
-                ),
-                budget=steps,
-                sensitivity=tuple(self.costs),
-                verification=found,
-                confidence=confidence,
-                answering=_answering(source.answering, confidence),
+        manifest = replace(
+            self.student.bundle.manifest,
+            quantization=QuantizationPart(
+                {name: str(format_) for name, (format_, _) in written.items()},
+                {name: str(format_) for name, format_ in exceptions.items()},
             ),
+            budget=steps,
+            sensitivity=tuple(self.costs),
+            verification=found,
+            confidence=confidence,
+            answering=_answering(source.answering, confidence),
         )
+        write_card(self.folder, manifest)
+        return seal(self.folder, manifest)
 
     def attempt(self, finer: Sequence[str], static: bool) -> Verification:
         """Write the bundle with the named layers kept finer, and compare it."""
@@ -290,6 +290,8 @@ def _described(source: Source, precision: Precision, graphs: WrittenGraphs, writ
         work=replace(graphs.work, arithmetic=precision.arithmetic),
         states=graphs.states,
         plan=graphs.plan,
+        least_runtime=graphs.least_runtime,
+        model=describe_model(source.folder, details),
     )
 
 

@@ -15,9 +15,18 @@ from mmedge.export.weights import WeightFiles, Weights
 from mmedge.manifest import Graphs
 from mmedge.storage import read_json
 from mmedge.students import dialects
+from mmedge.tasks.chat.template import FILE_NAME as CHAT
 
 GraphChoice = Literal["auto", "fused", "transformers", "optimum"]
-KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+KEPT = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    CHAT,
+)
 
 
 def choose_graphs(student: Path, wanted: GraphChoice) -> tuple[Graphs, str | None]:

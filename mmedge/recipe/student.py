@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmedge.sections import PathText, Positive, Section, Share
+from mmedge.tasks.chat.template import DATE
 
 
 class ScratchSection(Section):
@@ -49,5 +50,22 @@ class StudentSection(Section):
     )
     revision: str | None = Field(default=None, description="Revision of a hub id.")
     tokenizer: PathText | None = Field(default=None, description="Hub id or folder of the tokenizer. Default: the model's own.")
+    prompt: Literal["plain", "chat"] = Field(
+        default="plain",
+        description="plain: the student reads questions as they are. chat: as the user's message in the model's own chat template,"
+        " for models trained to follow instructions. A student of mmedge keeps what it has learned with.",
+    )
+    system: str = Field(default="", description="The system message in front of every question, for prompt: chat.")
+    date: str = Field(
+        default=DATE,
+        pattern=r"^\d{4}-\d{2}-\d{2}$",
+        description="Today's date for chat templates that print it, the same in training and on the device.",
+    )
     scratch: ScratchSection = Field(default=ScratchSection(), description="Shape of a student from scratch.")
     lora: LoraSection | None = Field(default=None, description="Train adapters. Default: train all weights.")
+
+    @model_validator(mode="after")
+    def _system_is_read(self) -> StudentSection:
+        if self.system and self.prompt == "plain":
+            raise ValueError("student.system: requires student.prompt: chat")
+        return self

@@ -16,8 +16,8 @@ from mmedge.recipe import StudentSection
 from mmedge.storage import sha256_json
 from mmedge.students.saved import open_student, student_details
 from mmedge.students.scratch import SCRATCH, build_scratch
-from mmedge.students.sources import ModelSource, load, resolve
-from mmedge.students.student import TorchStudent, assemble
+from mmedge.students.sources import ModelSource, load, resolve, source_licence
+from mmedge.students.student import TorchStudent, assemble, chat_of
 
 
 def resolve_source(section: StudentSection) -> ModelSource:
@@ -47,6 +47,8 @@ def load_student(
         MmedgeError: The hub cannot be reached, or the model is not supported.
     """
     if source.kind == SCRATCH:
+        if section.prompt == "chat":
+            raise MmedgeError("student.prompt: a student from scratch has no chat template", "use prompt: plain")
         return build_scratch(section.scratch, texts, max_input_tokens, seed)
     if source.kind == "folder" and source.path is not None and (source.path / DETAILS).is_file():
         if is_quantized(student_details(source.path)):
@@ -57,4 +59,8 @@ def load_student(
     model, tokenizer = load(source, section.revision, section.tokenizer, "student.source", dtype=torch.float32)
     local = source.kind in ("folder", "gguf") and not source.name.startswith("package:")
     shown = Path(source.name).name if local else source.name  # a bundle contains no paths of the machine that made it
-    return assemble(model, tokenizer, max_input_tokens, {"source": shown, "fingerprint": source.fingerprint})
+    origin = {"source": shown, "fingerprint": source.fingerprint}
+    if licence := source_licence(source, section.revision):
+        origin["licence"] = licence
+    chat = chat_of(tokenizer, section.system, section.date) if section.prompt == "chat" else None
+    return assemble(model, tokenizer, max_input_tokens, origin, chat)

@@ -18,6 +18,7 @@ from mmedge.students import dialects
 from mmedge.students.bitsandbytes import need_bitsandbytes, restore_unsupported_linears
 from mmedge.students.sources import check_folder
 from mmedge.students.student import TorchStudent, plain_backend
+from mmedge.tasks.chat.template import ChatTemplate
 from mmedge.tasks.encoding import PromptEncoder, SpecialTokens
 from mmedge.tasks.prompts import StudentPrompts
 
@@ -40,6 +41,8 @@ def save_student(student: TorchStudent, folder: Path, details: dict[str, Any], t
     copied = folder / "tokenizer.model"
     if copied.is_file() and copied.open("rb").read(4) == b"GGUF":
         copied.unlink()  # a tokenizer read from a .gguf file takes that whole file along as its vocabulary
+    if student.encoder.chat is not None:
+        student.encoder.chat.save(folder)
     write_json(folder / TASK_TOKENS[0], list(tokens))
     write_json(
         folder / DETAILS,
@@ -130,6 +133,7 @@ def open_student(folder: Path, max_input_tokens: int | None = None, device: str 
             StudentPrompts(**details["prompts"]),
             SpecialTokens(**details["special_tokens"]),
             max_input_tokens or int(details["max_input_tokens"]),
+            ChatTemplate.beside(folder),
         )
     except Exception as error:  # safetensors, tokenizers and transformers raise many types for a broken file
         reason = str(error).strip().split("\n")[0][:200]

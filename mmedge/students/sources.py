@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedge.errors import MmedgeError
+from mmedge.model_card import CARD, licence_of
 from mmedge.storage import sha256_file, sha256_json
 
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
@@ -139,3 +140,26 @@ def _trust_gguf_tokens(tokenizer: Any, config: Any, path: Path) -> None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
     if adds_bos is not None and not bool(adds_bos.contents()):
         tokenizer.backend_tokenizer.post_processor = tokenizers.processors.Sequence([])
+
+
+def source_licence(source: ModelSource, revision: str | None) -> str | None:
+    """Return the licence that a model's card or GGUF file states; None where none is at hand.
+
+    Args:
+        source: The resolved source.
+        revision: Of a hub id.
+    """
+    if source.kind == "folder" and source.path is not None:
+        return licence_of(source.path)
+    if source.kind == "gguf":
+        import gguf
+
+        field = gguf.GGUFReader(source.path).fields.get("general.license")
+        return None if field is None else str(field.contents())
+    from transformers.utils import cached_file
+
+    try:
+        card = cached_file(source.name, CARD, revision=revision)
+    except (OSError, ValueError):  # a model without a card, or no network to fetch it
+        return None
+    return licence_of(Path(card).parent) if card else None

@@ -8,8 +8,9 @@ from typing import Any
 import transformers
 
 from mmedge.errors import MmedgeError
+from mmedge.tasks.chat.template import ChatTemplate
 from mmedge.tasks.encoding import Family, PromptEncoder, SpecialTokens
-from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, ENCODER_DECODER_PROMPTS
+from mmedge.tasks.prompts import CHAT_PROMPTS, DECODER_ONLY_PROMPTS, ENCODER_DECODER_PROMPTS, REASONING_CHAT_PROMPTS
 
 
 @dataclass
@@ -40,7 +41,9 @@ class TorchStudent:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def assemble(model: Any, tokenizer: Any, max_input_tokens: int, origin: dict[str, Any]) -> TorchStudent:
+def assemble(
+    model: Any, tokenizer: Any, max_input_tokens: int, origin: dict[str, Any], chat: ChatTemplate | None = None
+) -> TorchStudent:
     """Return a model as a student: its family, special tokens and prompts follow from its config and tokenizer.
 
     Args:
@@ -48,6 +51,7 @@ def assemble(model: Any, tokenizer: Any, max_input_tokens: int, origin: dict[str
         tokenizer: Its tokenizer.
         max_input_tokens: Longer inputs are cut.
         origin: Where the weights came from, for the record.
+        chat: The chat that questions are the user's message of; None where they are read as they are.
 
     Raises:
         MmedgeError: It has no fast tokenizer or no end-of-sequence token.
@@ -67,8 +71,15 @@ def assemble(model: Any, tokenizer: Any, max_input_tokens: int, origin: dict[str
         bos = tokenizer.bos_token_id if ids and ids[0] == tokenizer.bos_token_id else None
     start = config.decoder_start_token_id if family == "encoder-decoder" else None
     prompts = ENCODER_DECODER_PROMPTS if family == "encoder-decoder" else DECODER_ONLY_PROMPTS
+    backend = plain_backend(tokenizer)
+    if chat is not None:
+        if family == "encoder-decoder":
+            raise MmedgeError("student.prompt: chat is for decoder-only students", "use prompt: plain")
+        prompts, bos = REASONING_CHAT_PROMPTS if chat.reasons else CHAT_PROMPTS, None
+        ends = chat.ends(backend)
+        eos = eos if ends is None else ends
     special = SpecialTokens(eos=int(eos), pad=int(pad), bos=bos, start=start)
-    encoder = PromptEncoder(plain_backend(tokenizer), family, prompts, special, max_input_tokens)
+    encoder = PromptEncoder(backend, family, prompts, special, max_input_tokens, chat)
     return TorchStudent(model, tokenizer, encoder, origin)
 
 
@@ -78,3 +89,23 @@ def plain_backend(tokenizer: Any) -> Any:
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def chat_of(tokenizer: Any, system: str, date: str) -> ChatTemplate:
+    """Return the chat template that a tokenizer brings.
+
+    Args:
+        tokenizer: One of transformers.
+        system: The system message of every question.
+        date: What the template is told when it asks for today's date.
+
+    Raises:
+        MmedgeError: It brings none.
+    """
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several by name
+        template = template.get("default")
+    if not template:
+        raise MmedgeError("student.prompt: chat, and the model's tokenizer has no chat template", "use prompt: plain")
+    tokens = {name: str(text) for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
+    return ChatTemplate(str(template), tokens, system, date)

@@ -4,12 +4,16 @@ A prompt is encoded in parts that the tokenizer never merges: the context that t
 target. So a context encoded once serves every task, and what the student saw in training is what it sees on the device.
 
 Decoder-only:     reads and continues  [bos?] context | predict: |  84 / 2 [eos]
+In a chat:        reads and continues  the template's text up to where the assistant writes | predict: |  84 / 2 [end of turn]
 Encoder-decoder:  reads  context [eos],  writes  [start] predict: | 84 / 2 [eos]
                                           or     [start] solution: … | predict: | correct [eos]
+
+Control tokens come from prompts alone: where a text has the same characters, these are encoded as ordinary text.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,6 +21,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from mmedge.errors import MmedgeError
+from mmedge.tasks.chat.template import ChatTemplate, control_tokens, encode_text
 from mmedge.tasks.prompts import VERDICTS, Context, Kind, StudentPrompts
 
 Family = Literal["encoder-decoder", "decoder-only"]
@@ -79,7 +84,8 @@ class PromptEncoder:
         family: How prompts are laid out.
         prompts: The templates.
         special: Ids of special tokens.
-        max_input_tokens: Longer contexts are cut at their end.
+        max_input_tokens: Longer contexts are cut at their end; in a chat, at the end of the question.
+        chat: The chat that contexts are the user's message of; None where they are read as they are.
     """
 
     tokenizer: TextTokenizer
@@ -87,22 +93,42 @@ class PromptEncoder:
     prompts: StudentPrompts
     special: SpecialTokens
     max_input_tokens: int
+    chat: ChatTemplate | None = None
 
     @cached_property
     def _words(self) -> dict[Kind, tuple[int, ...]]:
-        """The task words' tokens."""
-        return {"predict": tuple(self._ids(self.prompts.predict)), "explain": tuple(self._ids(self.prompts.explain))}
+        """The task words' tokens; in a chat they may be control tokens."""
+        words: dict[Kind, str] = {"predict": self.prompts.predict, "explain": self.prompts.explain}
+        return {kind: tuple(self.tokenizer.encode(word, add_special_tokens=False).ids) for kind, word in words.items()}
+
+    @cached_property
+    def _control_tokens(self) -> re.Pattern[str]:
+        return control_tokens(self.tokenizer, self.chat.template if self.chat else "")
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(_clean(text), add_special_tokens=False).ids)
+        return encode_text(self.tokenizer, _clean(text), self._control_tokens)
 
     def context(self, context: Context) -> tuple[int, ...]:
         """Return the tokens that both tasks share, cut to the longest input."""
+        if self.chat is not None:
+            return self._in_chat(self.chat, _clean(context.read))
         return self._cut(self._ids(context.read))
+
+    def _in_chat(self, chat: ChatTemplate, text: str) -> tuple[int, ...]:
+        """Return the tokens of a chat up to where the assistant writes; of a text that is too long, the first tokens."""
+        found = chat.question(self.tokenizer, text)
+        while text and (more := len(found) - self.max_input_tokens) > 0:
+            kept = self._ids(text)[:-more]
+            shorter = self.tokenizer.decode(kept, skip_special_tokens=False).rstrip("\ufffd")  # half a character at the cut
+            text = shorter if len(shorter) < len(text) else text[:-1]
+            found = chat.question(self.tokenizer, text)
+        return tuple(found)
 
     def contexts(self, contexts: Sequence[Context]) -> list[tuple[int, ...]]:
         """Return the same of several contexts; releases Python's lock."""
         texts = [_clean(context.read) for context in contexts]
+        if self.chat is not None or any(self._control_tokens.search(text) for text in texts):
+            return [self.context(context) for context in contexts]
         return [self._cut(found.ids) for found in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _cut(self, ids: list[int]) -> tuple[int, ...]:

@@ -159,6 +159,12 @@ ENCODER_DECODER_PROMPTS = StudentPrompts(
     judged="solution: {cot}",
 )
 
+# the assistant's first words in a chat; a model that reasons in a block of its own has an empty one in front of an answer, and a
+# rationale is that block
+CHAT_PROMPTS = StudentPrompts(
+    question="{question}", solution="{question}\nsolution: {cot}", predict="predict:", explain="explain:", target=" "
+)
+REASONING_CHAT_PROMPTS = replace(CHAT_PROMPTS, predict="<think>\n\n</think>\n\n", explain="<think>\n", target="")
 DECODER_ONLY_PROMPTS = StudentPrompts(
     question="{question}\n", solution="{question}\nsolution: {cot}\n", predict="predict:", explain="explain:", target=" "
 )

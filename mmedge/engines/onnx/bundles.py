@@ -13,6 +13,7 @@ from mmedge.engines.speaker import Speaker
 from mmedge.errors import MmedgeError
 from mmedge.machine import usable_cores
 from mmedge.manifest import Bundle, open_bundle
+from mmedge.tasks.chat.template import ChatTemplate
 from mmedge.tasks.encoding import PromptEncoder, load_tokenizer
 
 
@@ -35,7 +36,8 @@ def open_speaker(bundle: Bundle, threads: int | None = None, device: Device = "a
     )  # first, so that the engine can reuse the memory that reading it frees
     engine = open_engine(bundle, threads, device)
     stated = bundle.manifest
-    encoder = PromptEncoder(tokenizer, stated.family, stated.prompts, stated.special_tokens, stated.max_input_tokens)
+    chat = ChatTemplate.beside(bundle.folder)
+    encoder = PromptEncoder(tokenizer, stated.family, stated.prompts, stated.special_tokens, stated.max_input_tokens, chat)
     return Speaker(engine, encoder, bundle.form, stated.max_answer_tokens, stated.max_rationale_tokens)
 
 

@@ -1,0 +1,1 @@
+"""A model's own chat template on the device: rendered as transformers renders it, without transformers."""

@@ -1,0 +1,233 @@
+"""Chat templates: messages become the text that an instruct model was trained on, and that text becomes tokens.
+
+    template = ChatTemplate.load(folder / "chat.json")
+    template.render([{"role": "user", "content": "Turn off the lights"}])   → "<|im_start|>user\\nTurn off …"
+
+The text is byte for byte what transformers' `apply_chat_template` gives. Control tokens, such as `<|im_start|>`, come out of the
+template alone: where a message has the same characters, they are encoded as ordinary text. What a control token is follows
+transformers' `sanitize_control_tokens`: every special token, and every added token that the template writes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mmedge.errors import MmedgeError
+from mmedge.storage import read_json, write_json
+
+FILE_NAME = "chat.json"
+DATE = "2026-01-01"  # what templates that print today's date are told unless the recipe says otherwise
+LONGEST_TEMPLATE = 200_000  # characters; the longest published ones have 20,000
+LONGEST_CHAT = 2_000_000  # characters of what is rendered
+REASONING = ("<think>", "</think>")
+_MARK = "\ue5c7"  # a private character: no text of a language has it, and texts that do have it lose it
+_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # transformers': the first is what templates read
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat template and what is always the same in a student's chats.
+
+    Attributes:
+        template: The Jinja2 source.
+        tokens: The texts of special tokens, by transformers' names: `bos_token`, `eos_token`, …
+        system: The system message of every question; none where empty.
+        date: What the template is told when it asks for today's date, as year-month-day.
+    """
+
+    template: str
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    system: str = ""
+    date: str = DATE
+
+    @classmethod
+    def load(cls, path: Path) -> ChatTemplate:
+        """Read a template that `save` wrote.
+
+        Raises:
+            MmedgeError: The file is missing or damaged.
+        """
+        try:
+            return cls(**read_json(path))
+        except TypeError:
+            raise MmedgeError(f"{path} is not a chat template of mmedge", "distil or export the student again") from None
+
+    @classmethod
+    def beside(cls, folder: Path) -> ChatTemplate | None:
+        """Return the template in the folder of a student or bundle; None where questions are read as they are."""
+        return cls.load(folder / FILE_NAME) if (folder / FILE_NAME).is_file() else None
+
+    def save(self, folder: Path) -> None:
+        """Write it into the folder of a student or bundle."""
+        write_json(folder / FILE_NAME, asdict(self))
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the model writes its reasoning in a block of its own, in front of the answer."""
+        return all(mark in self.template for mark in REASONING)
+
+    @cached_property
+    def _compiled(self) -> tuple[Any, Any]:
+        try:
+            import jinja2
+
+            from mmedge.tasks.chat.sandbox import Sandbox
+        except ImportError:
+            raise MmedgeError("chat templates need Jinja2, which is not installed", "pip install 'jinja2>=3.1.6'") from None
+        if len(self.template) > LONGEST_TEMPLATE:
+            raise MmedgeError(f"the chat template has {len(self.template):,} characters", "use prompt: plain")
+        try:
+            sandbox = Sandbox(datetime.fromisoformat(self.date))
+            return sandbox, sandbox.from_string(self.template)
+        except (jinja2.TemplateError, RecursionError) as error:
+            raise _unusable(error) from None
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **settings: Any,
+    ) -> str:
+        """Return the text of a chat.
+
+        Args:
+            messages: Each with `role` and `content`; others that the template knows, such as `tool_calls`.
+            tools: JSON Schemas of functions that the model may call.
+            add_generation_prompt: Whether the text ends where the assistant begins to write.
+            settings: Other variables of the template, such as `enable_thinking`.
+
+        Raises:
+            MmedgeError: The template refuses these messages, or does too much.
+        """
+        import jinja2
+
+        sandbox, compiled = self._compiled
+        sandbox.begin()
+        values = {**self.tokens, **settings, "messages": _plain_messages(messages), "tools": list(tools) if tools else None}
+        found, length = [], 0
+        try:
+            for part in compiled.generate(**_plain(values), documents=None, add_generation_prompt=add_generation_prompt):
+                length += len(part)
+                if length > LONGEST_CHAT:
+                    raise MmedgeError(f"the chat template writes more than {LONGEST_CHAT:,} characters", "use prompt: plain")
+                found.append(part)
+        except (jinja2.TemplateError, RecursionError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            raise _unusable(error) from None
+        return "".join(found)
+
+    # ------------------------------------------------------------------------------------------------- to tokens
+
+    def encode(self, tokenizer: Any, messages: Sequence[Message], **settings: Any) -> list[int]:
+        """Return a chat's tokens; control tokens come from the template alone.
+
+        Args:
+            tokenizer: The student's, as `tokenizers` has it.
+            messages: As for `render`.
+            settings: As for `render`.
+        """
+        control = control_tokens(tokenizer, self.template)
+        marked, tools = _marked(messages, control), _marked(settings.pop("tools", None), control)
+        return encode_rendered(tokenizer, self.render(marked, tools=tools, **settings), control)
+
+    def question(self, tokenizer: Any, text: str) -> list[int]:
+        """Return the tokens of a question, up to where the assistant begins to write; a reasoning block is not begun."""
+        control = control_tokens(tokenizer, self.template)
+        rendered = self.render(_marked(self._messages(text), control))
+        before, found, behind = rendered.rpartition(REASONING[0])
+        if found and not behind.replace(REASONING[1], "").strip():
+            rendered = before
+        return encode_rendered(tokenizer, rendered, control)
+
+    def _messages(self, text: str) -> list[dict[str, str]]:
+        first = [{"role": "system", "content": self.system}] if self.system else []
+        return [*first, {"role": "user", "content": text}]
+
+    def ends(self, tokenizer: Any) -> int | None:
+        """Return the control token with which the assistant's message ends; None where it ends without one."""
+        answer = "mmedge"
+        chat = [*self._messages(answer), {"role": "assistant", "content": answer}]
+        behind = self.render(chat, add_generation_prompt=False).rpartition(answer)[2]
+        found = control_tokens(tokenizer, self.template).search(behind)
+        return None if found is None else int(tokenizer.token_to_id(found[0]))
+
+
+def control_tokens(tokenizer: Any, template: str = "") -> re.Pattern[str]:
+    """Return what matches a tokenizer's control tokens: special tokens, and added ones that a template writes."""
+    texts = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special or token.content in template]
+    return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or r"(?!)")
+
+
+def encode_text(tokenizer: Any, text: str, control: re.Pattern[str]) -> list[int]:
+    """Return the tokens of a text in which nothing is a control token: what looks like one is cut behind its first character."""
+    if control.search(text) is None:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    return _encode_cut(tokenizer, _mark(text, control))
+
+
+def encode_rendered(tokenizer: Any, text: str, control: re.Pattern[str]) -> list[int]:
+    """Return the tokens of a rendered chat, whose control tokens are tokens but where they are marked."""
+    found: list[int] = []
+    place = 0
+    for match in control.finditer(text):
+        found += _encode_cut(tokenizer, text[place : match.start()])
+        found.append(int(tokenizer.token_to_id(match[0])))
+        place = match.end()
+    return found + _encode_cut(tokenizer, text[place:])
+
+
+def _encode_cut(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a text that is cut at its marks."""
+    return [token for part in text.split(_MARK) if part for token in tokenizer.encode(part, add_special_tokens=False).ids]
+
+
+def _mark(text: str, control: re.Pattern[str]) -> str:
+    """Mark every control token in a text behind its first character."""
+    return control.sub(lambda match: match[0][0] + _MARK + match[0][1:], text.replace(_MARK, ""))
+
+
+def _marked(value: Any, control: re.Pattern[str]) -> Any:
+    """Return messages or tools whose texts are marked, in whatever they are nested."""
+    if isinstance(value, str):
+        return _mark(value, control)
+    if isinstance(value, Mapping):
+        return {key: _marked(inner, control) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_marked(inner, control) for inner in value]
+    return value
+
+
+def _plain_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
+    """Return messages as transformers gives them to templates: without what is None, reasoning under the names of all templates."""
+    found = []
+    for message in messages:
+        kept = {name: value for name, value in message.items() if value is not None}
+        reasoning = next((kept[name] for name in _REASONING_FIELDS if name in kept), None)
+        found.append(kept if reasoning is None else {"thinking": reasoning, **kept, "reasoning_content": reasoning})
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Return a value in JSON's types alone: a template can call the methods of what it is given."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return json.loads(json.dumps(value, default=str))
+
+
+def _unusable(error: Exception) -> MmedgeError:
+    reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+    return MmedgeError(f"the chat template cannot be used: {reason}", "use prompt: plain, or another chat")
