@@ -153,6 +153,10 @@ class LocalTeacherSection(SampledTeacherSection):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the model runs.")
     batch_size: Positive = Field(default=16, description="Prompts per batch; halved if a batch does not fit into memory.")
     threads: Positive | None = Field(default=None, description="CPU threads. Default: all cores.")
+    thinking: bool | None = Field(
+        default=None,
+        description="Whether a model that can reason in a block of its own (`<think>`) does so. Default: as its template has it.",
+    )
 
 
 TeacherSection = Annotated[

@@ -17,20 +17,38 @@ MARKER = re.compile(
     r"(?:\s+choice)?\s*(?:\bis\b\s*:?|:|=|\bwould be\b|\bmust be\b)\s*",
     re.IGNORECASE,
 )
-_THINKING = re.compile(r"^\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
+# a reasoning block; where the prompt has begun it, the text shows its end alone; one that never ends is all there is
+_THINKING = re.compile(
+    r"^\s*(?:<think(?:ing)?>|\[THINK\])(?P<thoughts>.*?)(?:</think(?:ing)?>|\[/THINK\]|\Z)"
+    r"|^(?P<begun>(?:(?!<think).)*?)</think(?:ing)?>",
+    re.DOTALL,
+)
+_RESPONSE = re.compile(r"^\s*<response>(.*?)(?:</response>\s*|\Z)", re.DOTALL)  # around what follows a block (Granite 3)
 _WHOLE_END = re.compile(r"[.!?)\]\"'”’]\s*$")
 
 
 def trim(text: str) -> str:
     """Return the text up to where the teacher runs on into another question, without the label that it starts with.
 
-    A reasoning model's thoughts before its answer (`<think>…</think>`) are left out too.
+    A reasoning model's thoughts before its answer (`<think>…</think>`) are left out too, unless nothing but the answer follows:
+    then they are the rationale.
     """
-    if "<think" in text:
-        text = _THINKING.sub("", text)
+    text = _after_thinking(text)
     if "\n" in text:
         text = _RUN_ON.split(text, maxsplit=1)[0]
     return _HEAD.sub("", text).strip()
+
+
+def _after_thinking(text: str) -> str:
+    """Return what follows a reasoning block, or the block's thoughts and the answer where that is all that follows."""
+    block = _THINKING.match(text) if "<think" in text or "</think" in text or "[THINK]" in text else None
+    if block is None:
+        return text
+    rest = _RESPONSE.sub(r"\1", text[block.end() :]).strip()
+    stated = answer_sections(rest)
+    if not stated or stated[-1][0].strip(" *#\n"):
+        return rest
+    return f"{one_paragraph(block['thoughts'] or block['begun'] or '')} {rest}"
 
 
 def runs_on(text: str) -> bool:

@@ -230,6 +230,7 @@ def _sampled_teacher(section: SampledTeacherSection) -> SampledTeacher:
         temperature=section.temperature,
         top_p=section.top_p,
         stop=section.stop,
+        thinking=section.thinking,
     )
 
 
@@ -238,6 +239,7 @@ def _description(section: SampledTeacherSection, prompts: Asking) -> Mapping[str
     names = ["kind", "temperature", "top_p", "max_cot_tokens", "max_evaluation_tokens", "stop", "seed"]
     names += ("model", "extra") if isinstance(section, OpenAITeacherSection) else ("source", "revision", "dtype", "quantization")
     values = section.model_dump(mode="json")
+    names += ["thinking"] if values.get("thinking") is not None else []
     return {name: values[name] for name in names} | {"prompts": prompts.to_json()}
 
 

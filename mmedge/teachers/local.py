@@ -19,6 +19,7 @@ from typing import Any
 from mmedge.errors import MmedgeError, missing_extra
 from mmedge.openai import ChatFailure, ChatReply, Completion, Message
 from mmedge.students.sources import load, resolve
+from mmedge.tasks.chat.template import REASONING
 from mmedge.teachers.base import SampleRequest
 
 _Waiting = tuple[SampleRequest, "asyncio.Future[ChatReply]"]
@@ -40,6 +41,7 @@ class LocalTeacher:
         temperature: For sampling; 0 takes the likeliest token.
         top_p: For sampling.
         stop: Where texts end.
+        thinking: Whether the model reasons in a block of its own, where its chat template lets that be chosen; None as it has it.
     """
 
     source: str
@@ -53,6 +55,7 @@ class LocalTeacher:
     temperature: float = 0.7
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
+    thinking: bool | None = None
 
     def __post_init__(self) -> None:
         self._waiting: deque[_Waiting] = deque()
@@ -196,7 +199,9 @@ class LocalTeacher:
         """Return the tokens of a chat: by the model's own template, or as a plain transcript where it has none."""
         chat = [{"role": role, "content": content} for role, content in messages]
         if getattr(self._tokenizer, "chat_template", None):
-            ids = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
+            # Granite's templates call it by another name than all others
+            chosen = {} if self.thinking is None else {"enable_thinking": self.thinking, "thinking": self.thinking}
+            ids = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False, **chosen)
         else:
             lines = [content for _, content in messages]
             ids = self._tokenizer("\n\n".join(lines) + "\n")["input_ids"]
@@ -264,18 +269,34 @@ class LocalTeacher:
             )
         start = 1 if self._encoder_decoder else width
         rows = zip(output.tolist(), requests, prompts, strict=True)
-        return [self._reply(row[start:], request.max_tokens, len(prompt)) for row, request, prompt in rows]
+        return [self._reply(row[start:], request.max_tokens, prompt) for row, request, prompt in rows]
 
-    def _reply(self, tokens: list[int], max_tokens: int, prompt_tokens: int) -> ChatReply:
+    def _reply(self, tokens: list[int], max_tokens: int, prompt: list[int]) -> ChatReply:
         ends = set(self._ends())
         end = next((index for index, token in enumerate(tokens) if token in ends), None)
         written = tokens[: min(max_tokens, len(tokens) if end is None else end)]
         finish = "stop" if len(written) < max_tokens else "length"
-        text = self._tokenizer.decode(written, skip_special_tokens=True)
+        text = self._text(written, prompt)
         for stop in self.stop:
             if stop in text:
                 text, finish = text.split(stop, 1)[0], "stop"
-        return ChatReply((Completion(text, finish),), prompt_tokens, len(written), False)
+        return ChatReply((Completion(text, finish),), len(prompt), len(written), False)
+
+    def _text(self, written: list[int], prompt: list[int]) -> str:
+        """Return the text of written tokens: without special tokens, but with the marks of a reasoning block.
+
+        Where the prompt has begun the block, the text begins with its mark, so that a block that never ends is seen as one.
+        """
+        marks = {self._tokenizer.convert_tokens_to_ids(mark): mark for mark in REASONING}
+        marks = {token: mark for token, mark in marks.items() if token is not None and token != self._tokenizer.unk_token_id}
+        parts, begun = [""], 0
+        for place, token in enumerate(written):
+            if token in marks:
+                parts += [self._tokenizer.decode(written[begun:place], skip_special_tokens=True), marks[token]]
+                begun = place + 1
+        parts.append(self._tokenizer.decode(written[begun:], skip_special_tokens=True))
+        opens = self._tokenizer.decode(prompt[-8:], skip_special_tokens=False).rstrip().endswith(REASONING[0])
+        return (REASONING[0] if opens else "") + "".join(parts)
 
 
 class _SeededSampling:

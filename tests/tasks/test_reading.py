@@ -155,12 +155,30 @@ def test_real_commonsenseqa_annotations_are_mostly_read(real_data: Path) -> None
         ("There are 10 children. The bus is full. The bus is full. The bus is full. The bus is full. The bus is", None),
         ("<think>Perhaps 3? The answer is 3.</think>4 + 4 = 8. The answer is 8.", "4 + 4"),
         ("<think>Perhaps 3? The answer is 3.", None),
+        ("Perhaps 3? The answer is 3.</think>4 + 4 = 8. The answer is 8.", "4 + 4"),
+        ("[THINK]Perhaps 3?[/THINK]4 + 4 = 8. The answer is 8.", "4 + 4"),
+        ("<think>Perhaps 3? No, 4 + 4 = 8.</think>\n\nThe answer is (4 + 4).", "4 + 4"),
+        ("<think>Hm.</think><response>4 + 4 = 8. The answer is 8.</response>", "4 + 4"),
         ("The answer is (40 apples - 12 apples).", "40 - 12"),
     ],
 )
 def test_arithmetic_texts_that_once_were_misread(text: str, answer: str | None) -> None:
     found = read_arithmetic(text, "A question about 40 and 12 and 4.")
     assert (None if isinstance(found, Unparsed) else found.pseudo_label) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "rationale"),
+    [
+        ("<think>\nFour and\nfour.\n</think>\n\nThe answer is (4 + 4).", "Four and four."),
+        ("Four and four.</think>The answer is (4 + 4).", "Four and four."),
+        ("<think>Hm.</think>Four more than four. The answer is (4 + 4).", "Four more than four."),
+    ],
+)
+def test_a_reasoning_block_is_the_rationale_where_nothing_but_the_answer_follows_it(text: str, rationale: str) -> None:
+    found = read_arithmetic(text, "A question about 4 and 4.")
+    assert not isinstance(found, Unparsed)
+    assert (found.rationale, found.pseudo_label) == (rationale, "4 + 4")
 
 
 @pytest.mark.parametrize(

@@ -170,3 +170,25 @@ def test_a_whole_collection_by_a_local_teacher(tmp_path: Path) -> None:
     assert Counter(row[1] for row in annotations) == {"cot": 15, "evaluation": 30}
     assert len({(row[0], row[4]) for row in annotations if row[1] == "cot"}) == 15
     assert {row[6] for row in annotations} == {"model"}
+
+
+def test_a_reasoning_block_keeps_its_marks_and_one_that_the_prompt_begins_is_seen(tmp_path: Path) -> None:
+    from tests.chat_templates import QWEN3
+    from tests.students.test_chat import instruct
+
+    begins = QWEN3.replace("{{- '<|im_start|>assistant\\n' }}", "{{- '<|im_start|>assistant\\n<think>\\n' }}")
+    texts = {}
+    for name, template, thinking in (("may", QWEN3, None), ("must not", QWEN3, False), ("begun", begins, None)):
+        folder = instruct(tmp_path / name, template)
+        teacher = LocalTeacher(str(folder), temperature=0, thinking=thinking)
+
+        async def read(teacher: LocalTeacher = teacher) -> str:
+            async with teacher:
+                prompt = teacher._prompt((("user", "Hm?"),))
+                inside = teacher._tokenizer("why</think>because<|im_end|>", add_special_tokens=False)["input_ids"]
+                return f"{teacher._tokenizer.decode(prompt)[-20:]}|{teacher._text(inside, prompt)}"
+
+        texts[name] = asyncio.run(read())
+    assert texts["may"].endswith("assistant\n|why</think>because")
+    assert texts["must not"].endswith("</think>\n\n|why</think>because")
+    assert texts["begun"].endswith("<think>\n|<think>why</think>because")
