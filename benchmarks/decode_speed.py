@@ -2,6 +2,7 @@
 
     python benchmarks/decode_speed.py                    SmolLM2-135M (needs `make weights`): 80-token prompt, 64 new tokens
     python benchmarks/decode_speed.py --model t5-small   T5 v1.1 small's shape with random weights; also t5-base
+    python benchmarks/decode_speed.py --model gemma3-270m        Gemma 3 270M's shape with random weights; also qwen3-0.6b
     python benchmarks/decode_speed.py --peers genai=.venv-genai/bin/python llama=.venv-servers/bin/python
 
 Peers are optimum's export, as it is and with `quantize_dynamic`; with an interpreter for them, the graphs of onnxruntime-genai's
@@ -35,6 +36,16 @@ T5 = {
     "t5-small": {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_decoder_layers": 8, "num_heads": 6},
     "t5-base": {"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_decoder_layers": 12, "num_heads": 12},
 }
+DECODERS: dict[str, dict[str, Any]] = {  # of the published models' configs, what decides the shape
+    "gemma3-270m": {
+        "model_type": "gemma3_text", "vocab_size": 262144, "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18,
+        "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "sliding_window": 512,
+    },
+    "qwen3-0.6b": {
+        "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
 PROMPT, NEW = 80, 64
 
 
@@ -185,6 +196,10 @@ def make_student(model: str, folder: Path) -> None:
     import transformers
 
     torch.manual_seed(0)
+    if model in DECODERS:
+        config = transformers.AutoConfig.for_model(**DECODERS[model])
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        return
     special = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
     config = transformers.T5Config(
         vocab_size=32128, feed_forward_proj="gated-gelu", tie_word_embeddings=False, **T5[model], **special
@@ -352,7 +367,7 @@ def ratio(new: list[float], base: list[float]) -> tuple[float, float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--serve", nargs=2, metavar=("KIND", "PATH"), help=argparse.SUPPRESS)
-    parser.add_argument("--model", choices=["smollm2", *T5], default="smollm2")
+    parser.add_argument("--model", choices=["smollm2", *T5, *DECODERS], default="smollm2")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=PYTHON", help="interpreters of genai and llama")
@@ -382,7 +397,7 @@ def main() -> None:
             print(f"optimum: left out: {error}", file=sys.stderr)
         if not t5 and "genai" in pythons:
             variants |= write_genai(student, place, pythons["genai"])
-        if not t5 and "llama" in pythons:
+        if options.model == "smollm2" and "llama" in pythons:  # of which a GGUF is published
             variants |= write_llama(place, pythons["llama"])
         before = bandwidth(options.threads)
         samples = measure(variants, pythons, options.threads, options.rounds)
@@ -391,11 +406,12 @@ def main() -> None:
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
     peers = [name for name in samples if not name.startswith("mmedge")]
-    heads = ["ms/token", "prefill ms", "load s", "peak MB", "bandwidth", *(f"/ {name}" for name in peers)]
+    heads = ["MB on disk", "ms/token", "prefill ms", "load s", "peak MB", "bandwidth", *(f"/ {name}" for name in peers)]
     print(f"| | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}")
     for name, found in samples.items():
         share = found["bytes"] / float(np.median(found["token"])) / top
         cells = [
+            f"{found['bytes'] / 1e6:.0f}",
             f"{1e3 * np.median(found['token']):.1f}",
             f"{1e3 * np.median(found['prefill']):.0f}",
             f"{found['load']:.2f}",
