@@ -31,7 +31,7 @@ def share_out(groups: Sequence[Group], count: int) -> list[list[Group]]:
 
 
 def micro_batches(
-    groups: Sequence[Group], family: Family, max_tokens: int, pass_cost: int, *, packed: bool = False
+    groups: Sequence[Group], family: Family, max_tokens: int, pass_cost: int, *, packed: bool = False, branches: bool = True
 ) -> list[list[Group]]:
     """Cut a batch into passes of similar length so that the least is computed, padding and passes counted.
 
@@ -44,6 +44,7 @@ def micro_batches(
         max_tokens: No pass has more padded tokens, unless it is a single group.
         pass_cost: What one more pass costs, in tokens.
         packed: Padding is laid out but not computed: it counts for `max_tokens` alone.
+        branches: Whether a lesson's targets share its context, as they do but for recurrent students.
     """
     ordered = sorted(groups, key=tokens_of)
     cheapest = [0.0] + [float("inf")] * len(ordered)  # of the first n groups
@@ -51,7 +52,7 @@ def micro_batches(
     for start in range(len(ordered)):
         for end in range(start + 1, len(ordered) + 1):
             lessons = flattened(ordered[start:end])
-            padded = padded_tokens(lessons, family)
+            padded = padded_tokens(lessons, family, branches=branches)
             if padded > max_tokens and end > start + 1:
                 break
             computed = sum(lesson.tokens for lesson in lessons) if packed else padded

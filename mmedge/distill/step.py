@@ -27,6 +27,7 @@ from mmedge.recipe import StageSection, TrainingSection
 from mmedge.students.passes import EncodedLesson, LossPass, TokenLosses
 from mmedge.students.student import TorchStudent
 from mmedge.students.weights import put_weights, trained_state
+from mmedge.students.windows import is_recurrent
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # padded tokens in one pass; bounds memory without changing the result
 # What starting one more pass costs, in tokens: on a CPU little beside a token of 50 to 150 M parameters (a step of 16 lessons,
@@ -275,7 +276,8 @@ class StepRunner:
         return mine + [idle] * (max(map(len, of_process)) - len(mine))
 
     def _cut(self, groups: Sequence[Group], *, packed: bool) -> list[list[Group]]:
-        return micro_batches(groups, self.student.family, self._most_tokens, self._pass_cost, packed=packed)
+        branches = not is_recurrent(self.student.model)
+        return micro_batches(groups, self.student.family, self._most_tokens, self._pass_cost, packed=packed, branches=branches)
 
     def _losses(self, sums: torch.Tensor, totals: Sequence[dict[str, float]]) -> dict[str, float]:
         """Return the step's loss, and each stream's parts and metrics divided by their totals."""

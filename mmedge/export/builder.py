@@ -89,12 +89,14 @@ class WrittenGraphs:
         work: What one decoding step does with its weights.
         states: The graph's recurrent states.
         plan: The layer plan of an engine that interprets one, JSON-able; None where none was written.
+        least_runtime: The oldest ONNX Runtime that has all its operators; empty for the oldest that mmedge supports.
     """
 
     nodes: int
     work: Work
     states: tuple[State, ...] = ()
     plan: Mapping[str, Any] | None = None
+    least_runtime: str = ""
 
 
 def _to_float16(name: str, array: NDArray[np.float32]) -> NDArray[np.float16]:

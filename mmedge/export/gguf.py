@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mmedge.errors import MmedgeError, missing_extra
 from mmedge.export.architectures.decoder import EMBEDDING, Attention, DecoderShape
-from mmedge.export.architectures.llama import read_shape
+from mmedge.export.architectures.llama import LLAMA
 from mmedge.export.weights import HEAD, WeightFiles, has_own_head
 from mmedge.storage import atomic_file, read_json
 
@@ -55,7 +55,7 @@ def write_gguf(student: Path, path: Path, format_: GgufFormat = "Q8_0") -> None:
     except ImportError:
         raise missing_extra("gguf", "distill") from None
     config = read_json(student / "config.json")
-    shape = read_shape(config)
+    shape = LLAMA.read_shape(config)
     attention = shape.mixers[0]
     assert isinstance(attention, Attention)
     windows = any(isinstance(mixer, Attention) and mixer.window for mixer in shape.mixers)

@@ -19,11 +19,14 @@ from mmedge.storage import read_json
 HEAD = "lm_head.weight"
 TABLE = "embedding"  # what graphs call the table that is looked up in, and where it is tied, the head too
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_TEXT_MODEL = "model.language_model."
 Weights = Mapping[str, NDArray[np.float32]]
 
 
 class WeightFiles(Mapping[str, NDArray[np.float32]]):
     """The weights in a folder's safetensors by name; nothing is kept in memory.
+
+    transformers saves the text model of one that reads images too under that one's names; here they are the text model's own.
 
     Args:
         folder: A folder in Hugging Face format, in one file or in several.
@@ -34,11 +37,11 @@ class WeightFiles(Mapping[str, NDArray[np.float32]]):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._files: dict[str, Path] = {}
+        self._files: dict[str, tuple[Path, str]] = {}
         for path in _weight_files(folder):
             try:
                 with safe_open(str(path), framework="np") as file:
-                    self._files |= dict.fromkeys(file.keys(), path)
+                    self._files |= {_own_name(name): (path, name) for name in file.keys()}  # noqa: SIM118  # no mapping
             except (SafetensorError, OSError) as error:
                 raise _unreadable(path, error) from None
         if not self._files:
@@ -51,10 +54,10 @@ class WeightFiles(Mapping[str, NDArray[np.float32]]):
             KeyError: There is none of this name.
             MmedgeError: It cannot be read, or holds NaN or infinity.
         """
-        path = self._files[name]
+        path, stored = self._files[name]
         try:
             with safe_open(str(path), framework="np") as file:
-                weight: NDArray[np.float32] = file.get_tensor(name).astype(np.float32, copy=False)
+                weight: NDArray[np.float32] = file.get_tensor(stored).astype(np.float32, copy=False)
         except (SafetensorError, OSError, TypeError) as error:
             raise _unreadable(path, error) from None
         # a sum is finite only if all are, and needs no array of the weight's size; float32 may overflow where float64 does not
@@ -76,6 +79,10 @@ class WeightFiles(Mapping[str, NDArray[np.float32]]):
         """
         for name in self:
             self[name]
+
+
+def _own_name(name: str) -> str:
+    return f"model.{name.removeprefix(_TEXT_MODEL)}" if name.startswith(_TEXT_MODEL) else name
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ student's own modules compute, adapters included; what is computed is the same u
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -18,7 +18,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
+from mmedge.errors import MmedgeError
 from mmedge.export.architectures import ARCHITECTURES
+from mmedge.export.architectures.decoder import Attention, DecoderShape
+from mmedge.export.architectures.rotary import Rotary
 
 # how many times as long as its shortest row a block's longest may be; for a GPU padding is cheaper than a block's forty operations
 WIDEST = {"cpu": 2.0, "cuda": float("inf")}
@@ -30,8 +33,22 @@ _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBacke
 
 def can_pack(model: Any) -> bool:
     """Return whether a model's forward pass is implemented here, by its architecture and its config."""
-    entry = ARCHITECTURES.get(model.config.model_type)
-    return entry is not None and entry.packed and not getattr(model.config, "attention_dropout", 0.0)
+    config = model.config
+    entry, dropped = ARCHITECTURES.get(config.model_type), getattr(config, "attention_dropout", 0.0)
+    if entry is None or not entry.packed or dropped:
+        return False
+    return bool(config.is_encoder_decoder) or shape_of(model) is not None
+
+
+def shape_of(model: Any) -> DecoderShape | None:
+    """Return what a decoder-only model's layers are, as its architecture's graph has them; None where it is not known."""
+    try:
+        entry = ARCHITECTURES[model.config.model_type]
+        shape = (entry.describe or entry.read_shape)(model.config.to_dict())
+    except MmedgeError:
+        return None
+    known = isinstance(shape, DecoderShape) and all(isinstance(mixer, Attention) for mixer in shape.mixers)
+    return shape if known else None
 
 
 class Rows:
@@ -146,41 +163,75 @@ def encoder_decoder_states(
 
 
 def decoder_only_states(
-    model: Any, tokens: Sequence[int], positions: Sequence[int], rows: Rows, masks: Sequence[torch.Tensor]
+    model: Any,
+    shape: DecoderShape,
+    tokens: Sequence[int],
+    positions: Sequence[int],
+    rows: Rows,
+    masks: Mapping[int | None, Sequence[torch.Tensor]],
 ) -> torch.Tensor:
-    """Return a Llama-type decoder's states for every token, (tokens, width).
+    """Return a decoder's states for every token, (tokens, width).
 
     Args:
-        model: A Llama, Mistral or Qwen 2, 2.5, 3 of transformers, adapters included.
+        model: A decoder-only model of transformers, adapters included.
+        shape: What its layers are, as `shape_of` says.
         tokens: Those of all rows, one row after the other.
         positions: Where each stands, for the rotary embedding.
         rows: Where a row begins.
-        masks: What is added to the scores of each block of rows, (rows, 1, width, width).
+        masks: What is added to the scores of each block of rows, (rows, 1, width, width), by the layers' windows.
     """
-    decoder = model.get_decoder()
+    decoder, names = model.get_decoder(), shape.names
     device = decoder.embed_tokens.weight.device
-    hidden = decoder.embed_tokens(torch.tensor(tokens, device=device))
-    turn = [part[0, :, None] for part in decoder.rotary_emb(hidden, torch.tensor([positions], device=device))]
-    for layer in decoder.layers:
-        attention = layer.self_attn
-        normed = layer.input_layernorm(hidden)
-        query, key, value = (
-            linear(normed).view(rows.tokens, -1, attention.head_dim)
-            for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        if hasattr(attention, "q_norm"):
-            query, key = (norm(one).to(value.dtype) for norm, one in ((attention.q_norm, query), (attention.k_norm, key)))
-        query, key = _turned(query, *turn), _turned(key, *turn)
-        hidden = hidden + attention.o_proj(_grouped_attention(query, key, value, rows, masks, attention.scaling))
-        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    hidden = decoder.embed_tokens(torch.tensor(tokens, device=device)) * getattr(decoder, "embedding_multiplier", 1.0)
+    turns = _turns(shape, torch.tensor(positions, device=device))
+    for layer, mixer in zip(decoder.layers, shape.mixers, strict=True):
+        assert isinstance(mixer, Attention)
+        normed = layer.get_submodule(names.before_mixer)(hidden)
+        query, key, value = _heads(layer, mixer, normed)
+        if mixer.rotary is not None:
+            query, key = (_turned(heads, *turns[mixer.rotary]) for heads in (query, key))
+        attended = _grouped_attention(query, key, value, rows, masks[mixer.window], mixer.scale)
+        mixed = layer.get_submodule(mixer.output)(attended)
+        hidden = hidden + shape.residual_multiplier * _normed(layer, names.after_mixer, mixed)
+        feed_forward = layer.get_submodule(names.down.partition(".")[0])
+        fed = feed_forward(layer.get_submodule(names.before_feed_forward)(hidden))
+        hidden = hidden + shape.residual_multiplier * _normed(layer, names.after_feed_forward, fed)
     found: torch.Tensor = decoder.norm(hidden)
     return found
 
 
+def _heads(layer: Any, mixer: Attention, normed: torch.Tensor) -> list[torch.Tensor]:
+    """Return queries, keys and values, (tokens, heads, size), normed where the model does so."""
+    sizes = [mixer.heads, mixer.kv_heads, mixer.kv_heads]
+    projected = [layer.get_submodule(part)(normed) for part in mixer.parts]
+    if len(projected) == 1:
+        projected = list(projected[0].split([size * mixer.head_width for size in sizes], dim=-1))
+    found = [one.view(len(normed), size, mixer.head_width) for one, size in zip(projected, sizes, strict=True)]
+    for place, norm in enumerate(mixer.norms):
+        found[place] = layer.get_submodule(norm)(found[place]).to(found[-1].dtype)
+    return found
+
+
+def _normed(layer: Any, norm: str | None, x: torch.Tensor) -> torch.Tensor:
+    return layer.get_submodule(norm)(x) if norm else x
+
+
+def _turns(shape: DecoderShape, positions: torch.Tensor) -> dict[Rotary, tuple[torch.Tensor, torch.Tensor]]:
+    """Return each rotary embedding's cosines and sines for (tokens,) positions, (tokens, 1, frequencies)."""
+    found = {}
+    for rotary in {mixer.rotary for mixer in shape.mixers if isinstance(mixer, Attention) and mixer.rotary}:
+        frequencies = torch.tensor(rotary.frequencies, dtype=torch.float32, device=positions.device)
+        angles = (positions[:, None].float() * frequencies)[:, None]
+        found[rotary] = angles.cos() * rotary.factor, angles.sin() * rotary.factor
+    return found
+
+
 def _turned(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """Return (tokens, heads, size) with the rotary position embedding (Su et al. 2021), halves of a head turned together."""
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cosine.to(heads.dtype) + torch.cat((-second, first), dim=-1) * sine.to(heads.dtype)
+    """Return (tokens, heads, size) with the rotary position embedding (Su et al. 2021), values half of what turns apart."""
+    turned = cosine.shape[-1]
+    cosine, sine = cosine.to(heads.dtype), sine.to(heads.dtype)
+    first, second, rest = heads.split([turned, turned, heads.shape[-1] - 2 * turned], dim=-1)
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine, rest), dim=-1)
 
 
 def _grouped_attention(

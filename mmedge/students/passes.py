@@ -8,8 +8,8 @@ not see each other:
              ├─ predict:  84 * 2 <eos>
              └─ explain:  Luke scored 84 … <eos>
 
-which gives exactly the losses of the separate sequences at a fraction of the tokens. What is learned from the losses is not
-known here.
+which gives exactly the losses of the separate sequences at a fraction of the tokens. A student with recurrent layers cannot branch:
+there each target is read behind a context of its own. What is learned from the losses is not known here.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from typing import Any, get_args
 
 import torch
 
+from mmedge.export.architectures.decoder import DecoderShape
 from mmedge.students.dialects import scales_outputs
-from mmedge.students.packed import Rows, can_pack, decoder_only_states, encoder_decoder_states
+from mmedge.students.packed import Rows, can_pack, decoder_only_states, encoder_decoder_states, shape_of
+from mmedge.students.windows import config_windows, is_recurrent, window_mask, windows_of
 from mmedge.tasks.encoding import Family, PromptEncoder
 from mmedge.tasks.prompts import Kind
 
@@ -98,11 +100,15 @@ class EncodedLesson:
         return len(self.context) + sum(len(target.read) for target in self.targets)
 
 
-def padded_tokens(lessons: Sequence[EncodedLesson], family: Family) -> int:
+def padded_tokens(lessons: Sequence[EncodedLesson], family: Family, *, branches: bool = True) -> int:
     """Return how many tokens one pass over some lessons computes, padding included.
 
-    A decoder-only student reads a lesson as one row. An encoder-decoder reads contexts, short and long targets as three blocks.
+    A decoder-only student reads a lesson as one row, or each target as one where it has no branches. An encoder-decoder reads
+    contexts, short and long targets as three blocks.
     """
+    if not branches:
+        rows = [len(lesson.context) + len(target.read) for lesson in lessons for target in lesson.targets]
+        return len(rows) * max(rows, default=0)
     if family == "decoder-only":
         return len(lessons) * max(lesson.tokens for lesson in lessons)
     padded = len(lessons) * max(len(lesson.context) for lesson in lessons)
@@ -207,6 +213,8 @@ class LossPass(torch.nn.Module):  # type: ignore[misc]
         self.model = model
         self._encoder = encoder
         self.packs = packs and not compiled and can_pack(model)
+        self._shape = shape_of(model) if self.packs and encoder.family == "decoder-only" else None
+        self._branches = not is_recurrent(model)
         parts = [model.get_decoder()] if encoder.family == "decoder-only" else [model.get_decoder(), model.get_encoder()]
         # in a list, so that a compiled part is no module of this one: its parameters would be there twice
         self._parts = [[torch.compile(part, dynamic=True) for part in parts] if compiled else parts]
@@ -216,8 +224,10 @@ class LossPass(torch.nn.Module):  # type: ignore[misc]
         device = self.model.get_input_embeddings().weight.device
         numbered = _number_targets(lessons)
         if self._encoder.family == "decoder-only":
-            if self.packs:
-                return _packed_decoder_only_losses(self.model, lessons, numbered, device)
+            if self._shape is not None:
+                return _packed_decoder_only_losses(self.model, self._shape, lessons, numbered, device)
+            if not self._branches:
+                return _separate_losses(self.model, self._parts[0][0], lessons, numbered, self._encoder, device)
             return _decoder_only_losses(self.model, self._parts[0][0], lessons, numbered, self._encoder, device)
         if self.packs:
             return _packed_encoder_decoder_losses(self.model, lessons, numbered, device)
@@ -338,22 +348,36 @@ def _tree(lesson: EncodedLesson, numbered: list[list[int]]) -> _Tree:
 
 
 def _packed_decoder_only_losses(
-    model: Any, lessons: Sequence[EncodedLesson], numbered: list[list[list[int]]], device: torch.device
+    model: Any, shape: DecoderShape, lessons: Sequence[EncodedLesson], numbered: list[list[list[int]]], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     trees = sorted(map(_tree, lessons, numbered), key=lambda tree: len(tree.tokens))
     rows = Rows([len(tree.tokens) for tree in trees], device)
-    branches = [_padded([tree.branches for tree in trees[block.rows]], -1).to(device) for block in rows.blocks]
+    masks: dict[int | None, list[torch.Tensor]] = {window: [] for window in windows_of(shape)}
+    for block in rows.blocks:
+        found = _branch_masks(trees[block.rows], torch.float32, device, tuple(masks))
+        for window, mask in found.items():
+            masks[window].append(mask)
     hidden = decoder_only_states(
         model,
+        shape,
         [token for tree in trees for token in tree.tokens],
         [position for tree in trees for position in tree.positions],
         rows,
-        [branch_mask(branch, torch.float32) for branch in branches],
+        masks,
     )
     label = torch.tensor([label for tree in trees for label in tree.labels], device=device)
     learned = label != IGNORED
     segments = torch.tensor([number for tree in trees for number in tree.segments], dtype=torch.long, device=device)
     return _head_losses(model, hidden[learned], label[learned]), segments
+
+
+def _branch_masks(
+    trees: Sequence[_Tree], dtype: torch.dtype, device: torch.device, windows: Sequence[int | None]
+) -> dict[int | None, torch.Tensor]:
+    """Return the masks of some trees, one for each window; None sees all."""
+    mask = branch_mask(_padded([tree.branches for tree in trees], -1).to(device), dtype)
+    positions = _padded([tree.positions for tree in trees], 0).to(device)
+    return {window: mask if window is None else window_mask(mask, positions, window) for window in windows}
 
 
 def _decoder_only_losses(
@@ -365,16 +389,42 @@ def _decoder_only_losses(
     device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     trees = list(map(_tree, lessons, numbered))
-    branch_of = _padded([tree.branches for tree in trees], -1).to(device)
+    windows = config_windows(model.config)
+    masks = _branch_masks(trees, model.dtype, device, list(windows.values()))
+    by_kind = {kind: masks[window] for kind, window in windows.items()}
     hidden = decoder(
         input_ids=_padded([tree.tokens for tree in trees], encoder.special.pad).to(device),
         position_ids=_padded([tree.positions for tree in trees], 0).to(device),
-        attention_mask=branch_mask(branch_of, model.dtype),
+        attention_mask=by_kind if len(by_kind) > 1 else next(iter(by_kind.values())),
         use_cache=False,
     ).last_hidden_state
     label = _padded([tree.labels for tree in trees], IGNORED).to(device)
     learned = label != IGNORED
     segments = torch.tensor([number for tree in trees for number in tree.segments], dtype=torch.long, device=device)
+    return _head_losses(model, hidden[learned], label[learned]), segments
+
+
+def _separate_losses(
+    model: Any,
+    decoder: Any,
+    lessons: Sequence[EncodedLesson],
+    numbered: list[list[list[int]]],
+    encoder: PromptEncoder,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read each target behind a context of its own, padded behind, where what is read later changes nothing before."""
+    rows = [
+        (lesson.context, target, numbers)
+        for lesson, of_lesson in zip(lessons, numbered, strict=True)
+        for target, numbers in zip(lesson.targets, of_lesson, strict=True)
+    ]
+    hidden = decoder(
+        input_ids=_padded([(*context, *target.read) for context, target, _ in rows], encoder.special.pad).to(device),
+        use_cache=False,
+    ).last_hidden_state
+    label = _padded([[IGNORED] * len(context) + target.labels for context, target, _ in rows], IGNORED).to(device)
+    learned = label != IGNORED
+    segments = torch.tensor([number for *_, numbers in rows for number in numbers], dtype=torch.long, device=device)
     return _head_losses(model, hidden[learned], label[learned]), segments
 
 
@@ -405,7 +455,7 @@ def _head_losses(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torc
     if scales_outputs(config):
         hidden = hidden * config.d_model**-0.5
     logits = model.get_output_embeddings()(hidden).float()
-    for name in ("logits_scaling", "logit_scale", "final_logit_softcapping"):
-        if getattr(config, name, None):
-            raise ValueError(f"students whose config sets {name} are not supported")
+    logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = cap * torch.tanh(logits / cap)
     return torch.nn.functional.cross_entropy(logits, labels, reduction="none")

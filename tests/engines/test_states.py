@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto
 
 from mmedge.engines.generation import Decoding
-from mmedge.engines.onnx.decoding import FusedDecoderOnlyEngine
+from mmedge.engines.onnx.decoding import FusedDecoderOnlyEngine, _Conversation
 from mmedge.engines.onnx.graphs import Reading
 from mmedge.export.builder import DataFile, GraphBuilder
 from mmedge.tasks.encoding import Prompt, SpecialTokens
@@ -84,6 +84,20 @@ def test_a_conversation_goes_on_and_begins_anew(engine: FusedDecoderOnlyEngine) 
             expected([*p.context, *p.begun], 5) for p in prompts
         ]
         assert conversation.next_logits(prompts, [2]).argmax(1).tolist() == [(sum([*p.context, *begun]) + 3) % 11 for p in prompts]
+
+
+def test_another_prompt_of_the_same_contexts_goes_on_behind_them(engine: FusedDecoderOnlyEngine) -> None:
+    for prompts in (PROMPTS, PROMPTS[:1]):
+        conversation = engine.conversation()
+        assert isinstance(conversation, _Conversation)
+        readings = []
+        for begun in ((3,), (4,), (9,), (3, 1), (2, 2, 2)):
+            asked = [Prompt(prompt.context, begun) for prompt in prompts]
+            assert conversation.generate(asked, 5).tokens == [expected([*p.context, *p.begun], 5) for p in asked]
+            readings.append(conversation._reading)
+        assert readings[0] is readings[1] is readings[2]  # one that is read anew is another
+        other = [Prompt((9, *prompt.context), (3,)) for prompt in prompts]
+        assert conversation.generate(other, 5).tokens == [expected([*p.context, *p.begun], 5) for p in other]
 
 
 def test_what_was_read_cannot_be_taken_back(engine: FusedDecoderOnlyEngine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from mmedge.export.weights import WeightFiles
 from mmedge.students import dialects
 from mmedge.tasks.encoding import Prompt, SpecialTokens
 from tests.bundles import bundle_of
+from tests.export.published import CONFIGS, small
 
 T5: dict[str, dict[str, Any]] = {
     "t5": {},
@@ -54,7 +56,35 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen 3: norms on heads": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "Qwen 3: untied": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": False}),
 }
-ALL = [*T5, *DECODERS]
+DECODERS |= {
+    "Gemma 3: scores and logits of its own, biases, untied": (
+        "Gemma3Text",
+        {"query_pre_attn_scalar": 40, "final_logit_softcapping": 3.0, "attention_bias": True, "head_dim": 32, "sliding_window": 12},
+    ),
+    "Gemma 3 as 4B: linear rotary embedding where all is seen": (
+        "Gemma3Text",
+        {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "head_dim": 16, "sliding_window_pattern": 2, "sliding_window": 9},
+    ),
+    "SmolLM3: windows where nothing turns, biases": (
+        "SmolLM3",
+        {"use_sliding_window": True, "sliding_window": 12, "no_rope_layer_interval": 2, "attention_bias": True, "mlp_bias": True},
+    ),
+    "Phi 3: neither window nor scaling, untied": ("Phi3", {"tie_word_embeddings": False}),
+    "Phi 3: a window shorter than the text": ("Phi3", {"sliding_window": 12}),
+    "Granite: multipliers and biases, untied": (
+        "Granite",
+        {
+            "embedding_multiplier": 5.0, "attention_multiplier": 0.3, "residual_multiplier": 0.4, "logits_scaling": 0.5,
+            "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False,
+        },
+    ),
+    "Granite 4: nothing turns": (
+        "GraniteMoeHybrid",
+        {"layer_types": ["attention"] * 3, "num_local_experts": 0, "shared_intermediate_size": 80, "mamba_n_heads": 8,
+         "mamba_d_head": 16},
+    ),
+}  # fmt: skip
+ALL = [*T5, *DECODERS, *CONFIGS]
 FOREIGN = "transformers" if dialects.MAJOR >= 5 else "optimum"  # who writes other decoder-only graphs
 
 
@@ -65,16 +95,20 @@ def random_model(name: str, **changes: Any) -> Any:
         settings: dict[str, Any] = {"vocab_size": 100, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 3}
         settings |= {"num_decoder_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
         model = transformers.T5ForConditionalGeneration(transformers.T5Config(**{**settings, **T5[name], **changes}))
+    elif name in CONFIGS:
+        config = transformers.AutoConfig.for_model(**{**small(CONFIGS[name]), "attn_implementation": "eager", **changes})
+        model = transformers.AutoModelForCausalLM.from_config(config)
     else:
         kind, own = DECODERS[name]
         settings = {"vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
         settings |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
         settings |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "attn_implementation": "eager"}
         config = getattr(transformers, f"{kind}Config")(**{**settings, **own, **changes})
-        model = getattr(transformers, f"{kind}ForCausalLM")(config)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    least = -0.5 if model.config.model_type in ("gemma3_text", "qwen3_5_text") else 0.5  # these add 1 to a norm's weight
     for parameter in model.parameters():
         if parameter.dim() == 1:  # norms start at 1 and biases at 0
-            parameter.data.uniform_(0.5, 1.5)
+            parameter.data.uniform_(least, least + 1)
     return model.eval()
 
 
@@ -152,16 +186,20 @@ def test_a_cache_serves_several_calls(pair: tuple[Any, Any]) -> None:
         more = np.array([target[first:last]])
         found.append(reading.read(more, np.array([last - first]), np.arange(last - first)).copy())
     assert np.abs(np.concatenate(found) - expected).max() < 1e-4
-    reading.rewind(ids.shape[1] + 2)
-    again = reading.read(np.array([target[2:9]]), np.array([7]), np.arange(7))
-    assert np.abs(again - expected[2:9]).max() < 1e-4
+    if reading.rewinds:
+        reading.rewind(ids.shape[1] + 2)
+        again = reading.read(np.array([target[2:9]]), np.array([7]), np.arange(7))
+        assert np.abs(again - expected[2:9]).max() < 1e-4
+    else:  # a state is what was read up to its last token: go on from a copy of what it was before the last one
+        reading = Reading(engine.decoder, 1, ids.shape[1] + 20)
+        reading.read(np.array([[*ids[0], *target[:9]]]), np.array([ids.shape[1] + 9]), np.array([0]))
     twice = reading.rows(np.array([0, 0]), reading.capacity)
     both = twice.step(np.array(target[9:10] * 2))
     assert np.abs(both - expected[9]).max() < 1e-4
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-@pytest.mark.parametrize("name", ["t5", "t5 v1.1", "SmolLM2: grouped, tied", "biases everywhere", "Qwen 3: untied"])
+@pytest.mark.parametrize("name", ["t5", "t5 v1.1", "SmolLM2: grouped, tied", "biases everywhere", "Qwen 3: untied", *CONFIGS])
 def test_few_bits_are_near_and_batches_are_no_matter(name: str, precision: str, tmp_path: Path) -> None:
     model = random_model(name)
     model.save_pretrained(tmp_path)
@@ -181,7 +219,7 @@ def test_few_bits_are_near_and_batches_are_no_matter(name: str, precision: str, 
         assert np.abs(row - engine.next_logits([prompt], [7])[0]).max() < 1e-4
 
 
-@pytest.mark.parametrize("name", ["t5", "t5 v1.1", "SmolLM2: grouped, tied", "Qwen 3: untied"])
+@pytest.mark.parametrize("name", ["t5", "t5 v1.1", "SmolLM2: grouped, tied", "Qwen 3: untied", *CONFIGS])
 def test_a_trimmed_vocabulary_leaves_the_other_logits_as_they_are(name: str, tmp_path: Path) -> None:
     random_model(name).save_pretrained(tmp_path)
     kept = [*range(10), *range(30, 61), 99]
@@ -196,13 +234,73 @@ def test_a_trimmed_vocabulary_leaves_the_other_logits_as_they_are(name: str, tmp
     assert np.abs(trimmed.forced_logits(new, [5, 40, 41]) - expected).max() < 1e-5
 
 
-def test_a_tied_table_is_kept_once(tmp_path: Path) -> None:
-    model = random_model("SmolLM2: grouped, tied", vocab_size=4000)
+@pytest.mark.parametrize("name", ["SmolLM2: grouped, tied", "google/gemma-3-270m", "ibm-granite/granite-4.0-350m"])
+def test_a_tied_table_is_kept_once(name: str, tmp_path: Path) -> None:
+    model = random_model(name, vocab_size=4000)
     model.save_pretrained(tmp_path)
     for precision, bytes_each in (("fp32", 4.0), ("int8", 1 + 4 / 64), ("int4", 0.5 + 4 / 32)):
         write_fused(tmp_path, tmp_path, BundleQuantizer(PRECISIONS[precision]))
         size = (tmp_path / "weights.data").stat().st_size
         assert size < 1.1 * bytes_each * sum(p.numel() for p in model.parameters()) + 200_000
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_the_configs_of_published_models_are_read_as_they_are_and_as_transformers_saves_them(name: str, tmp_path: Path) -> None:
+    config, shapes = CONFIGS[name], []
+    for written in (config, json.loads(transformers.AutoConfig.for_model(**copy.deepcopy(config)).to_json_string(use_diff=False))):
+        (tmp_path / "config.json").write_text(json.dumps(written))
+        assert choose_graphs(tmp_path, "fused") == ("fused", None)
+        shapes.append(ARCHITECTURES[config["model_type"]].read_shape(written))
+    assert shapes[0] == shapes[1]
+    assert len(shapes[0].mixers) == config["num_hidden_layers"] and shapes[0].positions == 4096
+
+
+@pytest.mark.skipif("Qwen/Qwen3.5-0.8B" not in CONFIGS, reason="this transformers has no Qwen 3.5")
+def test_the_text_model_inside_a_published_qwen_3_5_becomes_the_student(tmp_path: Path) -> None:
+    text = small(CONFIGS["Qwen/Qwen3.5-0.8B"])
+    vision = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 128, "patch_size": 4}
+    whole = transformers.Qwen3_5ForConditionalGeneration(transformers.Qwen3_5Config(text_config=text, vision_config=vision)).eval()
+    whole.save_pretrained(tmp_path / "published")
+    place, student = str(tmp_path / "published"), tmp_path / "student"
+    dialects.load_model(place, dialects.load_config(place), dtype=torch.float32).save_pretrained(student)
+    assert choose_graphs(student, "fused") == ("fused", None)
+    write_fused(student, student)
+    prompt, target = prompts()[1], [5, 6, 7]
+    with torch.no_grad():
+        expected = whole(input_ids=torch.tensor([[*prompt.context, *prompt.begun, *target[:-1]]])).logits[0, -3:].numpy()
+    assert np.abs(opened(student, "Qwen/Qwen3.5-0.8B").forced_logits(prompt, target) - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "named"),
+    [
+        ("google/gemma-3-270m", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
+        ("google/gemma-3-270m", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
+        ("google/gemma-3-270m", {"hidden_activation": "silu"}, "hidden_activation 'silu'"),
+        ("google/gemma-3-270m", {"layer_types": ["chunked_attention"] * 18}, "layer_types 'chunked_attention'"),
+        ("google/gemma-3-270m", {"sliding_window": None}, "sliding_window None"),
+        ("google/gemma-3-270m", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling 'yarn'"),
+        ("HuggingFaceTB/SmolLM3-3B", {"layer_types": ["sliding_attention"] * 36}, "layer_types 'sliding_attention'"),
+        ("HuggingFaceTB/SmolLM3-3B", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling 'yarn'"),
+        ("microsoft/Phi-4-mini-instruct", {"partial_rotary_factor": 0.4, "rope_scaling": None}, "partial_rotary_factor 0.4"),
+        ("microsoft/Phi-4-mini-instruct", {"partial_rotary_factor": 0.5}, "48 values for 32 frequencies"),
+        ("microsoft/Phi-4-mini-instruct", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ("ibm-granite/granite-4.0-350m", {"num_local_experts": 32}, "num_local_experts 32"),
+        ("ibm-granite/granite-4.0-350m", {"layer_types": ["mamba", *["attention"] * 27]}, "layer_types 'mamba'"),
+        ("ibm-granite/granite-4.0-350m", {"position_embedding_type": "alibi"}, "position_embedding_type 'alibi'"),
+        ("LiquidAI/LFM2-350M", {"layer_types": ["sliding_attention", *["conv"] * 15]}, "layer_types 'sliding_attention'"),
+        ("Qwen/Qwen3.5-0.8B", {"attn_output_gate": False}, "attn_output_gate False"),
+        ("Qwen/Qwen3.5-0.8B", {"layer_types": ["sliding_attention"] * 24}, "layer_types 'sliding_attention'"),
+        ("Qwen/Qwen3.5-0.8B", {"num_experts": 8}, "num_experts 8"),
+        ("ibm-granite/granite-3.3-2b-instruct", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+    ],
+)
+def test_what_a_published_model_might_say_some_day_is_refused_by_name(
+    name: str, changes: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIGS[name], **changes}))
+    with pytest.raises(MmedgeError, match=named):
+        choose_graphs(tmp_path, "fused")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +341,9 @@ def test_an_unknown_architecture_is_somebody_elses(tmp_path: Path) -> None:
     assert choose_graphs(tmp_path, "auto")[0] == FOREIGN
     with pytest.raises(MmedgeError, match="fused graphs do not support 'gpt2'"):
         choose_graphs(tmp_path, "fused")
-    assert set(ARCHITECTURES) == {"t5", "llama", "mistral", "qwen2", "qwen3"}
+    older = {"t5", "llama", "mistral", "qwen2", "qwen3"}
+    newer = {"gemma3_text", "smollm3", "phi3", "granite", "granitemoehybrid", "lfm2", "qwen3_5_text"}
+    assert set(ARCHITECTURES) == older | newer
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

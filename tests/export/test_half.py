@@ -22,10 +22,11 @@ from mmedge.export.quantization.quantizer import BundleQuantizer
 from mmedge.manifest import Manifest, read_manifest
 from mmedge.progress import Progress
 from mmedge.runtime import Student
+from tests.export.published import CONFIGS
 from tests.export.test_fused import T5, expected_logits, opened, prompts, random_model
 
 NAMES = [*T5, "SmolLM2: grouped, tied", "Llama 3: scaled rotary embedding", "biases everywhere", "Qwen 3: untied"]
-NAMES += ["Mistral: a window shorter than the text"]
+NAMES += ["Mistral: a window shorter than the text", *{config["model_type"]: name for name, config in CONFIGS.items()}.values()]
 
 
 def half(name: str, folder: Path, device: Place = "cpu") -> tuple[Any, Any]:

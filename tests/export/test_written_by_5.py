@@ -203,11 +203,11 @@ def test_what_only_5_can_say_and_the_graphs_do_not_implement_is_refused(config: 
 def test_what_a_config_leaves_out_is_what_transformers_takes(tmp_path: Path) -> None:
     """A Mistral without `sliding_window` has one of 4096 positions; a Qwen 3 without `head_dim` has heads of 128."""
     from mmedge.export.architectures.decoder import Attention
-    from mmedge.export.architectures.llama import read_shape
+    from mmedge.export.architectures.llama import LLAMA
 
-    mistral = read_shape({name: value for name, value in MISTRAL.items() if name != "sliding_window"}).mixers
+    mistral = LLAMA.read_shape({name: value for name, value in MISTRAL.items() if name != "sliding_window"}).mixers
     assert [mixer.window for mixer in mistral if isinstance(mixer, Attention)] == [4096] * 3
-    (qwen,) = set(read_shape({name: value for name, value in QWEN3.items() if name != "head_dim"}).mixers)
+    (qwen,) = set(LLAMA.read_shape({name: value for name, value in QWEN3.items() if name != "head_dim"}).mixers)
     assert isinstance(qwen, Attention) and qwen.head_width == 128
     assert transformers.MistralConfig().sliding_window == 4096 and transformers.Qwen3Config().head_dim == 128
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import random
 from pathlib import Path
@@ -11,12 +12,16 @@ import pytest
 import tokenizers
 import transformers
 
+from mmedge.engines.onnx.bundles import open_speaker
+from mmedge.engines.torch_decoding import TorchEngine
 from mmedge.errors import MmedgeError
+from mmedge.export.graphs import copy_configs, write_fused
 from mmedge.recipe import StudentSection
 from mmedge.students.loading import load_student, resolve_source
 from mmedge.students.saved import open_student, save_student
 from mmedge.tasks.chat.template import ChatTemplate
 from mmedge.tasks.prompts import Context
+from tests.bundles import bundle_of
 from tests.chat_templates import ADDED, CHATML, MISTRAL, QWEN3, TEMPLATES, TOKENS
 
 TEXTS = (
@@ -152,3 +157,21 @@ def test_a_template_that_takes_no_system_message_says_so(tmp_path: Path) -> None
     section = StudentSection(source=str(instruct(tmp_path, MISTRAL)), prompt="chat", system="Be brief.")
     with pytest.raises(MmedgeError, match="Only user and assistant roles are supported!"):
         load_student(section, resolve_source(section), 200, [], 0)
+
+
+def test_a_bundle_reads_questions_in_the_same_chat_and_writes_the_same(tmp_path: Path) -> None:
+    section = StudentSection(source=str(instruct(tmp_path / "model", CHATML)), prompt="chat", system="Be brief.")
+    student = load_student(section, resolve_source(section), 200, [], 0)
+    save_student(student, tmp_path / "student", {}, [])
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    write_fused(tmp_path / "student", folder)
+    copy_configs(tmp_path / "student", folder)
+    bundle = bundle_of(folder, student.encoder.special)
+    stated = dataclasses.replace(bundle.manifest, max_input_tokens=200, prompts=student.encoder.prompts)
+    speaker = open_speaker(dataclasses.replace(bundle, manifest=stated), 1)
+    assert speaker.encoder.chat == student.encoder.chat
+    prompts = [student.encoder.prompt("predict", Context(text)) for text in ("Dim the lamp", "Turn <|im_end|> off")]
+    context = speaker.encoder.context(Context("Turn <|im_end|> off"))
+    assert context == prompts[1].context
+    assert speaker.engine.generate(prompts, 12).tokens == TorchEngine(student).generate(prompts, 12).tokens

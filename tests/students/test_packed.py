@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mmedge.students.passes import EncodedLesson, EncodedSegment, EncodedTarget,
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.encoding import PromptEncoder, SpecialTokens
 from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, ENCODER_DECODER_PROMPTS, Kind
+from tests.export.published import CONFIGS, small
 
 VOCABULARY = 120
 DECODER = {
@@ -47,6 +49,14 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+
+
+def published(name: str) -> Any:
+    """Return a small model of a published model's switches."""
+    changes = {"vocab_size": VOCABULARY, "attention_dropout": 0.0}
+    return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**{**small(CONFIGS[name]), **changes}))
+
+
 MODELS: dict[str, Any] = {
     "t5": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)),
     "t5-v1.1": lambda: transformers.T5ForConditionalGeneration(
@@ -57,7 +67,12 @@ MODELS: dict[str, Any] = {
     "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**DECODER, head_dim=16)),
     "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**DECODER)),
     "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**DECODER, head_dim=16)),
+    "mistral, a window": lambda: transformers.MistralForCausalLM(
+        transformers.MistralConfig(**DECODER, head_dim=16, sliding_window=20)
+    ),
+    **{name: functools.partial(published, name) for name in CONFIGS},
 }
+RECURRENT = [name for name, config in CONFIGS.items() if config["model_type"] in ("lfm2", "qwen3_5_text")]
 
 
 def student_of(kind: str) -> TorchStudent:
@@ -115,7 +130,25 @@ def learned(
     return found.detach(), gradients
 
 
-@pytest.mark.parametrize("kind", list(MODELS))
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if not kind.startswith("t5")])
+def test_every_target_is_learned_as_if_it_stood_alone_behind_its_context(kind: str) -> None:
+    student = student_of(kind)
+    lesson_pass = LossPass(student.model, student.encoder)
+    assert lesson_pass.packs == (kind not in RECURRENT)
+    with torch.no_grad():
+        found = lesson_pass.token_losses(lessons())
+        alone = []
+        for lesson in lessons():
+            for target in lesson.targets:
+                read, labels = torch.tensor([[*lesson.context, *target.read]]), torch.tensor(target.labels)
+                logits = student.model(input_ids=read, use_cache=False).logits[0, -len(labels) :].float()
+                alone.append(torch.nn.functional.cross_entropy(logits[labels >= 0], labels[labels >= 0], reduction="none"))
+    assert len(found.learned) == len(alone)
+    for place, losses in enumerate(alone):
+        torch.testing.assert_close(found.losses[found.segments == place], losses, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind not in RECURRENT])
 def test_losses_and_gradients_are_those_of_a_padded_pass(kind: str) -> None:
     student = student_of(kind)
     losses, gradients = learned(student, packs=True)
@@ -173,6 +206,13 @@ def test_other_architectures_are_padded(tiny_llama: Path) -> None:
     assert not LossPass(student.model, student.encoder, compiled=True).packs
     student.model.config.model_type = "something_else"
     assert not LossPass(student.model, student.encoder).packs
+
+
+def test_recurrent_students_read_a_context_for_each_target() -> None:
+    batch = [(lesson,) for lesson in lessons(12)]
+    cut = micro_batches(batch, "decoder-only", 400, 10, branches=False)
+    rows = [[len(lesson.context) + len(target.read) for (lesson,) in one for target in lesson.targets] for one in cut]
+    assert len(cut) > 1 and all(len(one) == 1 or len(lengths) * max(lengths) <= 400 for one, lengths in zip(cut, rows, strict=True))
 
 
 def test_a_packed_batch_is_cut_only_where_it_must_be() -> None:

@@ -30,7 +30,7 @@ from mmedge.engines.generation import (
     right_padded,
 )
 from mmedge.engines.onnx.ahead import ONLY, Ahead, Drafting
-from mmedge.engines.onnx.graphs import Device, Graph, Place, Reading, bound, choose_device
+from mmedge.engines.onnx.graphs import Device, Graph, Place, Reading, Saved, bound, check_runtime, choose_device
 from mmedge.manifest import Bundle
 from mmedge.tasks.encoding import Prompt
 from mmedge.tasks.forms.constraints import Tokens
@@ -210,6 +210,9 @@ class _Conversation:
         self._contexts: list[tuple[int, ...]] = []
         self._read: list[list[int]] = []  # what the cache holds of each row
         self._reading: Reading | None = None
+        self._saved: tuple[list[tuple[int, ...]], Saved] | None = (
+            None  # contexts, and the states behind them that no rewinding gives
+        )
         self._logits: Logits = np.empty((0, 0), dtype=np.float32)  # behind what was read last
 
     def conversation(self) -> Engine:
@@ -276,16 +279,26 @@ class _Conversation:
         if reading is not None and same:
             shared = [_shared(old, new) for old, new in zip(before, sequences, strict=True)]
             kept = reading.rewinds or all(count == len(old) for count, old in zip(shared, before, strict=True))
+            if not kept and self._saved is not None and self._saved[0] == contexts and self._branches(prompts):
+                reading.back(self._saved[1])
+                shared, kept = [len(context) for context in contexts], True
             new = max(len(sequence) - count for sequence, count in zip(sequences, shared, strict=True))
             if kept and (len(prompts) == 1 or (new <= STEPPED and all(len(sequence) >= new for sequence in sequences))):
                 if reading.capacity < capacity:
                     reading = reading.rows(np.arange(len(prompts)), capacity)
                 return self._continued(reading, sequences, new)
+        if reading is not None and same and reading.rewinds:
             self._reading = self._fresh(sequences, capacity, reading.held)
         else:
             self._reading = None  # its memory is given back first
             self._reading = self._fresh_of(prompts, sequences, capacity)
         return self._logits
+
+    def _branches(self, prompts: Sequence[Prompt]) -> bool:
+        """Whether prompts are read in two parts, so that others of the same contexts may follow states that cannot be rewound."""
+        begun = {len(prompt.begun) for prompt in prompts}
+        short = len(prompts) == 1 or max(begun) <= STEPPED
+        return bool(self._engine.decoder.states) and len(begun) == 1 and begun != {0} and short and all(p.context for p in prompts)
 
     def _continued(self, reading: Reading, sequences: Sequence[tuple[int, ...]], new: int) -> Logits:
         """Rewind what differs and read the last `new` tokens of each sequence."""
@@ -300,6 +313,16 @@ class _Conversation:
 
     def _fresh_of(self, prompts: Sequence[Prompt], sequences: Sequence[tuple[int, ...]], capacity: int) -> Reading:
         """Read whole prompts, those that are the same in several rows once."""
+        self._saved = None
+        if self._branches(prompts):
+            self._reading = self._once(prompts, [prompt.context for prompt in prompts], capacity)
+            self._saved = [prompt.context for prompt in prompts], self._reading.saved()
+            self._logits = self._continued(self._reading, sequences, len(prompts[0].begun))
+            return self._reading
+        return self._once(prompts, sequences, capacity)
+
+    def _once(self, prompts: Sequence[Prompt], sequences: Sequence[tuple[int, ...]], capacity: int) -> Reading:
+        """Read the beginnings of prompts, those that are the same in several rows once."""
         alike: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
         places = [
             alike.setdefault((prompt.context, sequence), len(alike)) for prompt, sequence in zip(prompts, sequences, strict=True)
@@ -400,6 +423,7 @@ def open_engine(bundle: Bundle, threads: int | None = None, device: Device = "au
         MmedgeError: CUDA is asked for and cannot be had.
     """
     stated = bundle.manifest
+    check_runtime(stated.least_runtime, bundle.folder)
     threads, place = threads or stated.threads, choose_device(device, stated.device)
     if stated.family == "decoder-only":
         if stated.graphs == "fused":

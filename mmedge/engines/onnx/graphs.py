@@ -6,13 +6,15 @@ On a CUDA device the cache stays there from first to last; only token ids and le
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from packaging.version import Version
 
 from mmedge.engines.generation import Logits
 from mmedge.engines.onnx.scratch import Scratch
@@ -46,6 +48,20 @@ def choose_device(wanted: Device, meant_for: Place) -> Place:
             "device cuda: this ONNX Runtime has no CUDA provider", "install onnxruntime-gpu in place of onnxruntime, or use cpu"
         )
     return "cuda" if there and wanted != "cpu" and meant_for == "cuda" else "cpu"
+
+
+def check_runtime(least: str, folder: Path) -> None:
+    """Refuse graphs whose operators this ONNX Runtime does not have.
+
+    Args:
+        least: The oldest version that has them; empty for the oldest that mmedge supports.
+        folder: The bundle's, for the error.
+
+    Raises:
+        MmedgeError: This one is older.
+    """
+    if least and Version(ort.__version__) < Version(least):
+        raise MmedgeError(f"{folder} needs ONNX Runtime {least}, and this is {ort.__version__}", "pip install -U onnxruntime")
 
 
 def open_session(path: Path, threads: int | None, device: Place = "cpu") -> ort.InferenceSession:
@@ -176,12 +192,20 @@ class Places:
         return self._by_shape[shape]
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A copy of recurrent states: how many tokens of each row they hold, (rows,), and their values by name."""
+
+    lengths: Tokens
+    states: Mapping[str, NDArray[Any]]
+
+
 class Reading:
     """A batch of token sequences that a fused decoder has read so far, their cache in one place from first to last.
 
     What was read can be rewound from the end (`rewind`), so that several continuations follow one beginning, and rows
     can be picked, dropped or doubled (`rows`). A graph with recurrent states (`past_states.…`) holds all that was read in them:
-    nothing can be rewound.
+    nothing can be rewound, but to where a copy of them was saved.
 
     Args:
         graph: The decoder.
@@ -292,6 +316,16 @@ class Reading:
         if self._states and not np.array_equal(shorter, self.lengths):
             raise ValueError("recurrent states cannot be rewound")
         self.lengths = shorter
+
+    def saved(self) -> Saved:
+        """Return a copy of what the states hold now, to which `back` goes back."""
+        return Saved(self.lengths.copy(), {name: before.numpy().copy() for name, (before, _) in self._states.items()})
+
+    def back(self, saved: Saved) -> None:
+        """Go back to what was read when it was saved; nothing before that has been rewound since."""
+        self.lengths = saved.lengths.copy()
+        for name, values in saved.states.items():
+            self._put(self._states[name][0], (slice(None),), values)
 
     def rows(self, wanted: Tokens, capacity: int) -> Reading:
         """Return some of the rows, in any order and number, as a reading of their own; this one stays as it is."""

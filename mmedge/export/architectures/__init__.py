@@ -62,6 +62,7 @@ class Architecture(Generic[S]):
             other, by the layer's name; a table that is looked up in and multiplied by goes by `weights.TABLE`.
         write_graphs: Writes the graphs that `manifest.GRAPHS` names into an existing folder; `TrimmedWeights` are weights as well.
         packed: Whether `students.packed` computes it exactly, so that training needs no padding.
+        describe: `read_shape` without the limits of ONNX Runtime, for whoever writes no graphs; the same by default.
     """
 
     family: Family
@@ -69,9 +70,11 @@ class Architecture(Generic[S]):
     linears: Callable[[S, Weights], dict[str, tuple[str, ...]]]
     write_graphs: Callable[[S, Weights, Path, Quantizer | None], WrittenGraphs]
     packed: bool = False
+    describe: Callable[[Mapping[str, Any]], S] | None = None
 
 
 _LLAMA = "mmedge.export.architectures.llama:LLAMA"
+_GRANITE = "mmedge.export.architectures.granite:GRANITE"
 ARCHITECTURES: Registry[Architecture[Any]] = Registry(
     "architectures",
     {
@@ -80,5 +83,12 @@ ARCHITECTURES: Registry[Architecture[Any]] = Registry(
         "mistral": _LLAMA,
         "qwen2": _LLAMA,
         "qwen3": _LLAMA,
+        "gemma3_text": "mmedge.export.architectures.gemma3:GEMMA3",
+        "smollm3": "mmedge.export.architectures.smollm3:SMOLLM3",
+        "phi3": "mmedge.export.architectures.phi3:PHI3",
+        "granite": _GRANITE,
+        "granitemoehybrid": _GRANITE,
+        "lfm2": "mmedge.export.architectures.lfm2:LFM2",
+        "qwen3_5_text": "mmedge.export.architectures.qwen3_5:QWEN3_5",
     },
 )

@@ -24,7 +24,8 @@ with recurrent states do not draft, and have neither.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -33,6 +34,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from mmedge.export.architectures import Architecture
+from mmedge.export.architectures.refusal import refused
 from mmedge.export.architectures.rotary import Rotary, table
 from mmedge.export.builder import CONTRIB, PAST_STATES, DataFile, GraphBuilder, Quantizer, WrittenGraphs
 from mmedge.export.weights import HEAD, TABLE, Weights, has_own_head
@@ -89,6 +92,11 @@ class Mixer(Protocol):
         """Whether it keeps a state that cannot be rewound."""
         ...
 
+    @property
+    def least_runtime(self) -> str:
+        """The oldest ONNX Runtime that has its operators; empty for the oldest that mmedge supports."""
+        ...
+
     def linears(self) -> dict[str, tuple[str, ...]]:
         """Return its linear layers but the output's: the weights that each multiplies by, below the layer, by its name."""
         ...
@@ -140,6 +148,41 @@ class DecoderShape:
         return any(mixer.recurrent for mixer in self.mixers)
 
 
+def head_width_of(config: Mapping[str, Any]) -> int:
+    """Return the width of one head."""
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def decoder_only(describe: Callable[[Mapping[str, Any]], DecoderShape], *, packed: bool = False) -> Architecture[DecoderShape]:
+    """Return the architecture whose configs a function reads.
+
+    Args:
+        describe: Returns what a config says; raises MmedgeError for what the forward pass does not implement, by name.
+        packed: Whether all its mixers are `Attention`, which `students.packed` computes.
+    """
+
+    def read_shape(config: Mapping[str, Any]) -> DecoderShape:
+        return _runnable(describe(config))
+
+    return Architecture("decoder-only", read_shape, linears, write_graphs, packed, describe)
+
+
+def _runnable(shape: DecoderShape) -> DecoderShape:
+    """Return a shape that ONNX Runtime's attention computes: it turns heads, and parts of heads, of whole sixteens.
+
+    Raises:
+        MmedgeError: It does not.
+    """
+    for mixer in shape.mixers:
+        if isinstance(mixer, Attention):
+            if mixer.head_width % 16:
+                raise refused("head_dim", mixer.head_width)
+            turned = 2 * len(mixer.rotary.frequencies) if mixer.rotary else 0
+            if turned % 16:
+                raise refused("partial_rotary_factor", turned / mixer.head_width)
+    return shape
+
+
 def linears(shape: DecoderShape, weights: Weights) -> dict[str, tuple[str, ...]]:
     """Return the weights that each linear layer of the graph multiplies by, below each other, by the layer's name."""
     found: dict[str, tuple[str, ...]] = {}
@@ -169,7 +212,8 @@ def write_graphs(shape: DecoderShape, weights: Weights, out: Path, quantizer: Qu
         quantizer: How weights are stored; as float32 by default.
     """
     with DataFile(out / DATA) as data:
-        return Decoder(shape, weights, data, quantizer).write().save(out / DECODER)
+        written = Decoder(shape, weights, data, quantizer).write().save(out / DECODER)
+    return replace(written, least_runtime=max(mixer.least_runtime for mixer in shape.mixers))
 
 
 @dataclass
@@ -188,6 +232,7 @@ class Decoder:
     data: DataFile
     quantizer: Quantizer | None = None
     _turns: dict[Rotary, list[str]] = field(default_factory=dict)
+    _once: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def g(self) -> GraphBuilder:
@@ -215,6 +260,11 @@ class Decoder:
         if not self.g.batch_invariant or self.shape.recurrent:
             return []
         return [self.g.input(name, TensorProto.INT64, (f"n_{name}",)) for name in ("attended", "kept")]
+
+    @cached_property
+    def counts(self) -> str:
+        """How many of each row's new tokens are tokens, (batch,)."""
+        return self.g.input("counts", TensorProto.INT32, ("batch",))
 
     def write(self) -> GraphBuilder:
         """Write the forward pass."""
@@ -338,6 +388,12 @@ class Decoder:
         """Return a recurrent state as it was before the new tokens, (batch, *shape)."""
         return self.g.input(f"{PAST_STATES}{name}", self.g.float_type, ("batch", *shape))
 
+    def once(self, key: str, write: Callable[[], str]) -> str:
+        """Return a value that several layers need, written by the first of them."""
+        if key not in self._once:
+            self._once[key] = write()
+        return self._once[key]
+
     def _wanted_rows(self, x: str, width: int) -> str:
         """Return rows of x, (batch, new, width), by their places in (batch · new)."""
         flat = self.g.node("Reshape", [x, self.g.integers(-1, width)], f"{x}.flat")
@@ -355,7 +411,6 @@ class Attention:
         scale: What scores are multiplied by.
         rotary: How queries and keys are turned; None for not at all.
         window: How many positions back a token sees; None for all.
-        cap: Scores are cap · tanh(scores / cap); 0 for as they are.
         norms: What the norms of queries and keys, head by head, are called; nothing where there are none.
         parts: What the linear layers of queries, keys and values are called, or one of all.
         output: What the output's linear layer is called.
@@ -367,12 +422,12 @@ class Attention:
     scale: float
     rotary: Rotary | None
     window: int | None = None
-    cap: float = 0.0
     norms: tuple[str, ...] = ()
     parts: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     output: str = "self_attn.o_proj"
     name = "attention"
     recurrent = False
+    least_runtime = ""
 
     @property
     def inner(self) -> int:
@@ -411,19 +466,13 @@ class Attention:
             [queries, keys, values, *past, *decoder.lengths, *(decoder.turns(self.rotary) if self.rotary else ())],
             [name, *present],
             CONTRIB,
-            **self._attributes(),
+            num_heads=self.heads,
+            kv_num_heads=self.kv_heads,
+            do_rotary=int(self.rotary is not None),
+            rotary_interleaved=0,
+            local_window_size=-1 if self.window is None else self.window,
+            scale=self.scale,
         )
         for output in present:
             g.declare(output, ("batch", self.kv_heads, "capacity", self.head_width), g.float_type)
         return g.node("Gather", [attended, decoder.chosen[1]], f"{name}.kept", axis=1) if decoder.chosen else attended
-
-    def _attributes(self) -> dict[str, Any]:
-        settings: dict[str, Any] = {
-            "num_heads": self.heads,
-            "kv_num_heads": self.kv_heads,
-            "do_rotary": int(self.rotary is not None),
-            "rotary_interleaved": 0,
-            "local_window_size": -1 if self.window is None else self.window,
-            "scale": self.scale,
-        }
-        return settings | ({"softcap": self.cap} if self.cap else {})

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mmedge.export.architectures import Architecture
-from mmedge.export.architectures.decoder import Attention, DecoderShape, linears, write_graphs
-from mmedge.export.architectures.refusal import refuse_others, refused
+from mmedge.export.architectures.decoder import Attention, DecoderShape, decoder_only, head_width_of
+from mmedge.export.architectures.refusal import refuse_others, refuse_unless, refused
 from mmedge.export.architectures.rotary import longest_text, rotary_of
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-_ACTIVATIONS = ("silu", "swish")
 # transformers' defaults for what a config leaves out
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -22,24 +20,17 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def read_shape(config: Mapping[str, Any]) -> DecoderShape:
+def describe(config: Mapping[str, Any]) -> DecoderShape:
     """Read a config, as transformers 4.57 or 5.x wrote it.
 
     Raises:
         MmedgeError: It asks for something that the graph does not implement; the message names it.
     """
-    kind = config.get("model_type")
-    if kind not in MODEL_TYPES:
-        raise refused("model_type", kind)
-    config = {**_DEFAULTS[str(kind)], **config}
+    kind = refuse_unless(config, "model_type", None, *MODEL_TYPES)
+    config = {**_DEFAULTS[kind], **config}
     refuse_others(config)
-    activation = config.get("hidden_act", "silu")
-    if activation not in _ACTIVATIONS:
-        raise refused("hidden_act", activation)
-    heads = int(config["num_attention_heads"])
-    head_width = int(config.get("head_dim") or config["hidden_size"] // heads)
-    if head_width % 16:  # the head sizes that ONNX Runtime can rotate
-        raise refused("head_dim", head_width)
+    refuse_unless(config, "hidden_act", "silu", "silu", "swish")
+    heads, head_width = int(config["num_attention_heads"]), head_width_of(config)
     attention = Attention(
         heads=heads,
         kv_heads=int(config.get("num_key_value_heads") or heads),
@@ -76,4 +67,4 @@ def _windows(config: Mapping[str, Any]) -> tuple[int | None, ...]:
     return tuple(int(window) if type_ == "sliding_attention" else None for type_ in types)
 
 
-LLAMA = Architecture("decoder-only", read_shape, linears, write_graphs, packed=True)
+LLAMA = decoder_only(describe, packed=True)

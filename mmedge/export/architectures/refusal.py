@@ -43,3 +43,21 @@ def refuse_others(config: Mapping[str, Any], implemented: frozenset[str] = froze
     for name, neutral in NEUTRAL.items():
         if name not in implemented and config.get(name, neutral) not in (neutral, None):
             raise refused(name, config[name])
+
+
+def refuse_unless(config: Mapping[str, Any], name: str, default: Any, *implemented: Any) -> Any:
+    """Return a setting, and refuse it where it is none of those that are implemented.
+
+    Args:
+        config: The model's.
+        name: The setting's.
+        default: transformers' for what a config leaves out.
+        implemented: The values that are implemented.
+
+    Raises:
+        MmedgeError: It is another one; the message names it.
+    """
+    value = config.get(name, default)
+    if value not in implemented:
+        raise refused(name, value)
+    return value

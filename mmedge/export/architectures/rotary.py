@@ -56,7 +56,7 @@ def rotary_of(
         raise refused("rope_parameters", different[0])
     share = float(scaling.get("partial_rotary_factor") or config.get("partial_rotary_factor") or partial or 1.0)
     turned = int(head_width * share)
-    if (partial is None and share != 1) or turned % 16:  # ONNX Runtime turns multiples of eight pairs
+    if partial is None and share != 1:
         raise refused("partial_rotary_factor", share)
     base = float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)
     plain: NDArray[np.float64] = base ** (-np.arange(0, turned, 2, dtype=np.float64) / turned)

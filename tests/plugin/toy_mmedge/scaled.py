@@ -1,23 +1,16 @@
-"""An architecture: a Llama whose embeddings are multiplied by 2 when they are looked up, with a head of its own."""
+"""An architecture: a Llama whose embeddings are multiplied by 2 when they are looked up."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
-from numpy.typing import NDArray
 
-from mmedge.export.architectures import Architecture
-from mmedge.export.architectures.decoder import DecoderShape
-from mmedge.export.architectures.llama import LLAMA
-from mmedge.export.builder import Quantizer, WrittenGraphs
-from mmedge.export.weights import Weights
-
-EMBEDDING = "model.embed_tokens.weight"
+from mmedge.export.architectures.decoder import DecoderShape, decoder_only
+from mmedge.export.architectures.llama import describe as describe_llama
 
 
 class ToyScaledConfig(transformers.LlamaConfig):  # type: ignore[misc]
@@ -42,29 +35,9 @@ transformers.AutoConfig.register("toy_scaled", ToyScaledConfig)
 transformers.AutoModelForCausalLM.register(ToyScaledConfig, ToyScaledForCausalLM)
 
 
-class _ScaledWeights(Mapping[str, NDArray[np.float32]]):
-    """Weights whose embedding is scaled."""
-
-    def __init__(self, weights: Weights) -> None:
-        self._weights = weights
-
-    def __getitem__(self, name: str) -> NDArray[np.float32]:
-        found = self._weights[name]
-        return found * np.float32(2) if name == EMBEDDING else found
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
+def describe(config: Mapping[str, Any]) -> DecoderShape:
+    """Read a config; whatever a Llama's graph does not implement is refused there."""
+    return replace(describe_llama({**config, "model_type": "llama"}), embedding_multiplier=2.0)
 
 
-def read_shape(config: Mapping[str, Any]) -> DecoderShape:
-    return LLAMA.read_shape({**config, "model_type": "llama"})
-
-
-def write_graphs(shape: DecoderShape, weights: Weights, out: Path, quantizer: Quantizer | None = None) -> WrittenGraphs:
-    return LLAMA.write_graphs(shape, _ScaledWeights(weights), out, quantizer)
-
-
-ARCHITECTURE = Architecture("decoder-only", read_shape, LLAMA.linears, write_graphs)
+ARCHITECTURE = decoder_only(describe, packed=True)
