@@ -148,7 +148,7 @@ def show_cost(recipe: Recipe, found: CollectionEstimate) -> None:
     """Print what a collection takes: requests, tokens, money."""
     from mmedge.recipe import OpenAITeacherSection
 
-    source = "from this teacher's texts so far" if found.measured else "assumed: 4 characters a token, texts as in the prompts"
+    source = "from this teacher's texts so far" if found.measured else "assumed: 4 characters per token, texts as in the prompts"
     typer.echo(f"requests: {found.requests:,}, at most {found.requests_at_most:,} if texts must be sampled again")
     typer.echo(f"tokens: {found.prompt_tokens:,} read, {found.completion_tokens:,} written ({source})")
     if isinstance(recipe.teacher, OpenAITeacherSection):
