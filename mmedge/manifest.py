@@ -116,6 +116,7 @@ class BudgetStep:
         accuracy_drop: Points of accuracy lost on validation questions; None without labels.
         mean_kl: KL divergence from the student, in nats per token.
         static_activations: Whether an encoder's activations were quantized with ranges fixed by calibration.
+        recovered: Whether the quantized layers' scales had been learned from the student.
     """
 
     kept_finer: int
@@ -123,6 +124,26 @@ class BudgetStep:
     accuracy_drop: float | None
     mean_kl: float
     static_activations: bool = False
+    recovered: bool = False
+
+
+@dataclass(frozen=True)
+class RecoveryPart:
+    """How scales were learned from the float student.
+
+    Attributes:
+        texts: How many of the student's own texts they were learned from.
+        steps: How many were taken.
+        planned: How many there would have been without a limit of time.
+        kl_before: Mean divergence from the student on held-out texts before, in nats per token.
+        kl_after: The same with what was learned.
+    """
+
+    texts: int
+    steps: int
+    planned: int
+    kl_before: float
+    kl_after: float
 
 
 @dataclass(frozen=True)
@@ -287,6 +308,7 @@ class Exported:
         verification: How it compares with the student.
         budget: The attempts to stay within the accuracy budget.
         sensitivity: What quantizing each layer costs, where that was found out, the worst first.
+        recovery: How scales were learned from the student; None where they were not.
         files: Hash and size of every other file.
     """
 
@@ -302,6 +324,7 @@ class Exported:
     verification: Verification = NOT_VERIFIED
     budget: tuple[BudgetStep, ...] = ()
     sensitivity: tuple[LayerCost, ...] = ()
+    recovery: RecoveryPart | None = None
     files: Mapping[str, FilePart] = field(default_factory=dict)
 
 

@@ -183,6 +183,15 @@ class Conversion:
         typer.Option(min=0, help="Percentage points of accuracy that may be lost on validation questions. Default: the recipe's."),
     ] = None
     evaluation: Annotated[Path | None, typer.Option(help="Evaluation set to verify with. Default: beside the student.")] = None
+    recover: Annotated[
+        bool | None,
+        typer.Option(
+            "--recover/--no-recover",
+            help="Let quantized layers learn their scales from the float student. Default: the recipe's, which is where int4 loses"
+            " too much accuracy.",
+        ),
+    ] = None
+    max_minutes: Annotated[float | None, typer.Option(min=0.01, help="The longest that --recover takes.")] = None
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Measure what quantizing each linear layer costs; shown in export.html.")
     ] = False
@@ -217,6 +226,8 @@ def export(
         conversion.graphs,
         conversion.trim_vocab,
         sensitivity=conversion.sensitivity,
+        recover=None if conversion.recover is None else "always" if conversion.recover else "never",
+        recover_minutes=conversion.max_minutes,
     )
     if as_json:
         print_json({precision: asdict(manifest) for precision, manifest in found.items()})

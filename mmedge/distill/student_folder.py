@@ -20,6 +20,7 @@ from mmedge.tasks.evaluation_set import FILE_NAME, HeldOutCot, evaluation_set_of
 from mmedge.tasks.prompts import Context, render_question
 
 CALIBRATION_QUESTIONS = 64
+RECOVERY_QUESTIONS = 256
 
 
 def write_measuring_set(folder: Path, material: Material) -> None:
@@ -34,8 +35,10 @@ def write_measuring_set(folder: Path, material: Material) -> None:
     validation = [annotated.example for annotated in material.validation]
     step = max(1, len(material.train) // CALIBRATION_QUESTIONS)
     calibration = [annotated.example for annotated in material.train[::step][:CALIBRATION_QUESTIONS]]
+    rest = [annotated.example for annotated in material.train if annotated.example not in calibration]
+    recovery = rest[:: max(1, len(rest) // RECOVERY_QUESTIONS)][:RECOVERY_QUESTIONS]
     task, tests = material.task, material.splits.tests
-    evaluation = evaluation_set_of(task.name, task.form, validation, calibration, tests, {"verdict_test": held})
+    evaluation = evaluation_set_of(task.name, task.form, validation, calibration, recovery, tests, {"verdict_test": held})
     write_evaluation_set(path, evaluation)
 
 

@@ -1,7 +1,8 @@
 """The accuracy budget: an export that loses too much is tried again with the most costly layers kept in a finer format.
 
 First no layer is, then an eighth of them, a quarter, and so on. Where an encoder's activations are quantized with static ranges,
-these are given up first, and come back if it was the weights that cost. Knows nothing of what is exported.
+these are given up first, and come back if it was the weights that cost. Where scales can be learned from the student, that is done
+before any layer is kept finer. Knows nothing of what is exported.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ def within_budget(
     tell: Callable[[str], None],
     *,
     static: bool = False,
+    recover: Callable[[], None] | None = None,
+    recovered: bool = False,
 ) -> tuple[Verification, tuple[BudgetStep, ...]]:
     """Attempt an export until it stays within its accuracy budget.
 
@@ -32,6 +35,8 @@ def within_budget(
             MmedgeError where nothing more can be done.
         tell: Takes a line of progress.
         static: Whether activations can be quantized with static ranges.
+        recover: Learns the scales of what is attempted from then on; None where that is not possible or already done.
+        recovered: Whether it is already done.
 
     Returns:
         The comparison that holds, and all attempts, which it ends.
@@ -42,7 +47,7 @@ def within_budget(
     while True:
         found = attempt(finer, static)
         said = tuple(problems(found))
-        steps.append(BudgetStep(len(finer), said, found.drop, found.mean_kl, static))
+        steps.append(BudgetStep(len(finer), said, found.drop, found.mean_kl, static, recovered))
         if not said:
             return found, tuple(steps)
         wrong = "; ".join(said)
@@ -52,6 +57,11 @@ def within_budget(
             continue
         if static_first and len(steps) == 2:
             static = found.mean_kl > STATIC_IS_FINE * steps[0].mean_kl
+        if recover is not None and not recovered:
+            tell(f"{wrong}; learning from the student")
+            recover()
+            recovered = True
+            continue
         finer = keep(share, wrong)
         tell(f"{wrong}; keeping {len(finer)} layers in a finer format")
         share *= 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mmedge.export.builder import WrittenGraphs
 from mmedge.export.confidence import calibrated
 from mmedge.export.foreign import write_foreign
 from mmedge.export.graphs import copy_configs, write_fused
+from mmedge.export.quantization.blocks import QuantizedMatrix
 from mmedge.export.quantization.graphs import quantize_model
 from mmedge.export.quantization.precisions import Precision
 from mmedge.export.quantization.quantizer import BundleQuantizer
@@ -36,6 +37,7 @@ from mmedge.manifest import (
     LayerCost,
     Manifest,
     QuantizationPart,
+    RecoveryPart,
     StudentPart,
     TaskPart,
     ThresholdPart,
@@ -104,6 +106,8 @@ def _kept(source: Source, precision: Precision, target: Path) -> Manifest | None
         return None  # none, damaged, or of a version that is no longer read: exported again
     if manifest.work is None or (source.sensitivity and precision.finer and not manifest.sensitivity):
         return None
+    if source.recover == "always" and source.may_recover(precision) and manifest.recovery is None:
+        return None
     return manifest if source.still_holds(manifest, source.key) else None
 
 
@@ -125,16 +129,22 @@ class _BundleAttempts:
     precision: Precision
     folder: Path
     costs: list[LayerCost] = field(default_factory=list)
+    recovery: RecoveryPart | None = None
+    recovered: Mapping[str, tuple[str, QuantizedMatrix]] = field(default_factory=dict)
 
     def write(self, judge: Judge) -> Manifest:
         """Fill the folder and seal it."""
         source, precision = self.source, self.precision
+        if source.recover == "always" and source.may_recover(precision):
+            self.recover()
         found, steps = within_budget(
             self.attempt,
             lambda found: judge(found, precision, source.max_accuracy_drop),
             self.keep,
             lambda text: source.progress.line(f"{precision.name}: {text}"),
             static=bool(precision.finer and source.input_ranges),
+            recover=self.recover if source.may_recover(precision) and (precision.calibrated or self.recovery) else None,
+            recovered=self.recovery is not None,
         )
         written, exceptions = self.quantizer.written, self.quantizer.exceptions
         if exceptions and not written.keys() - exceptions.keys():
@@ -152,6 +162,7 @@ class _BundleAttempts:
             ),
             budget=steps,
             sensitivity=tuple(self.costs),
+            recovery=self.recovery,
             verification=found,
             confidence=confidence,
             answering=_answering(source.answering, confidence),
@@ -168,6 +179,7 @@ class _BundleAttempts:
             {name: format_ for name, format_ in exceptions.items() if format_},
             source.observed() if precision.calibrated else {},
             source.input_ranges if static else {},
+            self.recovered,
         )
         shutil.rmtree(self.folder)
         self.folder.mkdir()
@@ -183,6 +195,11 @@ class _BundleAttempts:
         bundle = Bundle.of(self.folder, manifest)
         self.student = Student(bundle, open_speaker(bundle, device="cpu"))
         return source.reference.compare(self.student.speaker, source.vocabulary.kept if source.vocabulary else None)
+
+    def recover(self) -> None:
+        """Learn the scales of all linear layers from the student."""
+        quantizer = BundleQuantizer(self.precision, observed=self.source.observed() if self.precision.calibrated else {})
+        self.recovered, self.recovery = self.source.recovered(quantizer)
 
     def keep(self, share: float, wrong: str) -> list[str]:
         """Return the layers to keep finer: that share of the most costly ones, and all tables too where it is all of them."""

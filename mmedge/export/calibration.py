@@ -111,8 +111,8 @@ def observe(
     Returns:
         What was observed of each linear layer, by name; layers that were not used are left out.
     """
-    lessons = _own_texts(student, questions, max_answer_tokens, max_rationale_tokens)
-    watches = {name: _Watch(modules, gradients=gradients) for name, modules in _modules_of(student.model.eval(), linears).items()}
+    lessons = own_texts(student, questions, max_answer_tokens, max_rationale_tokens, EXPLAINED)
+    watches = {name: _Watch(modules, gradients=gradients) for name, modules in modules_of(student.model.eval(), linears).items()}
     trainable = {parameter: parameter.requires_grad for parameter in student.model.parameters()}
     table = student.model.get_input_embeddings().weight
     reading, learned = LossPass(student.model, student.encoder), 0
@@ -136,14 +136,14 @@ def observe(
     return {name: seen for name, seen in found.items() if seen is not None}
 
 
-def _own_texts(
-    student: TorchStudent, questions: Sequence[Example], max_answer_tokens: int, max_rationale_tokens: int
+def own_texts(
+    student: TorchStudent, questions: Sequence[Example], max_answer_tokens: int, max_rationale_tokens: int, explained: int
 ) -> list[EncodedLesson]:
-    """Return questions with what the student writes to each: the answer, and to some the rationale."""
+    """Return questions with what the student writes to each: the answer, and to `explained` of them the rationale."""
     speaker, rows = torch_speaker(student), batch_rows(student)
     contexts = [speaker.reasoning_context(example) for example in questions]
     answers = speaker.write_all("predict", contexts, max_answer_tokens, rows)
-    rationales = speaker.write_all("explain", contexts[:EXPLAINED], max_rationale_tokens, rows)
+    rationales = speaker.write_all("explain", contexts[:explained], max_rationale_tokens, rows)
     longest, lessons = max(max_answer_tokens, max_rationale_tokens), []
     for index, (context, answer) in enumerate(zip(contexts, answers, strict=True)):
         texts: list[tuple[Kind, str]] = [("predict", answer)]
@@ -154,7 +154,7 @@ def _own_texts(
     return lessons
 
 
-def _modules_of(model: Any, linears: Mapping[str, tuple[str, ...]]) -> dict[str, list[Any]]:
+def modules_of(model: Any, linears: Mapping[str, tuple[str, ...]]) -> dict[str, list[Any]]:
     """Return the modules whose weights each linear layer of the graphs multiplies by, where the model has them all."""
     modules = dict(model.named_modules())
     # a table that is looked up in and multiplied by: quantizing it well for the product changes what is looked up but little

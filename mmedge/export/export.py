@@ -15,7 +15,7 @@ from mmedge.export.bundles import FOREIGN, write_bundle, written_bundle
 from mmedge.export.graphs import GraphChoice
 from mmedge.export.quantization.precisions import PRECISIONS
 from mmedge.export.report import write_report
-from mmedge.export.source import Source
+from mmedge.export.source import RecoverChoice, Source
 from mmedge.folders import student_in
 from mmedge.manifest import Exported
 from mmedge.progress import Progress
@@ -35,6 +35,8 @@ def export(
     trim_vocabulary: bool | None = None,
     *,
     sensitivity: bool = False,
+    recover: RecoverChoice | None = None,
+    recover_minutes: float | None = None,
 ) -> dict[str, Exported]:
     """Export a student.
 
@@ -48,6 +50,8 @@ def export(
         graphs: Who writes the graphs; as the recipe says by default.
         trim_vocabulary: Keep only the tokens that the task needs; as the recipe says by default.
         sensitivity: Find out what quantizing each layer costs even where the accuracy holds.
+        recover: When quantized layers learn their scales from the student; as the recipe says by default.
+        recover_minutes: The longest that this may take; as the recipe says by default.
 
     Returns:
         The manifest of each bundle and quantized student by precision.
@@ -65,6 +69,8 @@ def export(
         graphs=graphs,
         trim_vocabulary=trim_vocabulary,
         sensitivity=sensitivity,
+        recover=recover,
+        recover_minutes=recover_minutes,
     )
     chosen = [PRECISIONS.require(name, "precision") for name in precisions or source.recipe.precisions]
     if source.out.is_dir():

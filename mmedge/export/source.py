@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mmedge.engines.torch_decoding import torch_speaker
 from mmedge.errors import MmedgeError
-from mmedge.export.calibration import Observed, input_ranges, observe
+from mmedge.export.calibration import Observed, input_ranges, modules_of, observe, own_texts
 from mmedge.export.graphs import GraphChoice, choose_graphs, fused_linears
+from mmedge.export.quantization.blocks import QuantizedMatrix
 from mmedge.export.quantization.precisions import Precision
-from mmedge.export.quantization.quantizer import BundleQuantizer
+from mmedge.export.quantization.quantizer import BundleQuantizer, hash_of
+from mmedge.export.recovery import Recovery, RecoverySettings
 from mmedge.export.trim import TrimmedVocabulary, trim
 from mmedge.export.verify import Reference
 from mmedge.export.weights import TABLE, WeightFiles
 from mmedge.folders import is_quantized
-from mmedge.manifest import Exported, LayerCost
+from mmedge.manifest import Exported, LayerCost, RecoveryPart
 from mmedge.progress import Progress
 from mmedge.recipe import AnsweringSection, ExportSection, GenerationSection
 from mmedge.storage import sha256_file, sha256_json
+from mmedge.students.passes import EncodedLesson
 from mmedge.students.saved import open_student, student_details, task_tokens
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.base import Example
-from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, VALIDATION, read_evaluation_set
+from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, RECOVERY, VALIDATION, read_evaluation_set
 from mmedge.tasks.prompts import render_question
 
 GRAPH_FORMAT = 6  # goes up when the same student would give different graphs
+RECOVERY_FORMAT = 1  # the same for scales that are learned from the student
+HEAD_LAYER = "head"  # what graphs call a head of its own
 QUANTIZED_FORMAT = 1  # the same for students that bitsandbytes quantizes
+
+
+RecoverChoice = Literal["auto", "always", "never"]
 
 
 class Source:
@@ -45,6 +55,8 @@ class Source:
         graphs: Who writes the graphs; as the recipe says by default.
         trim_vocabulary: Keep only the tokens that the task needs; as the recipe says by default.
         sensitivity: Find out what quantizing each layer costs even where the accuracy holds.
+        recover: When quantized layers learn their scales from the student; as the recipe says by default.
+        recover_minutes: The longest that this may take; as the recipe says by default.
 
     Attributes:
         details: The student's `mmedge.json`.
@@ -52,6 +64,8 @@ class Source:
         graphs: Who writes the graphs.
         trims: Whether bundles keep only the tokens that the task needs.
         sensitivity: Whether to find out what quantizing each layer costs in any case.
+        recover: When quantized layers learn their scales from the student.
+        recover_minutes: The longest that this may take.
         verified_on: Hash of the questions that exports are verified on.
         key: Hash of all that decides what a bundle is.
         student_key: Hash of all that decides what a quantized student is.
@@ -71,6 +85,8 @@ class Source:
         graphs: GraphChoice | None = None,
         trim_vocabulary: bool | None = None,
         sensitivity: bool = False,
+        recover: RecoverChoice | None = None,
+        recover_minutes: float | None = None,
     ) -> None:
         self.folder, self.out, self.progress = folder, out, progress
         self.details = student_details(folder)
@@ -94,6 +110,10 @@ class Source:
         if self.trims and self.graphs != "fused":
             raise MmedgeError("only mmedge's own graphs can have their vocabulary trimmed", "export without --trim-vocab")
         self.sensitivity = sensitivity and self.graphs == "fused"
+        self.recover = recover or self.recipe.recover
+        if recover == "always" and self.graphs != "fused":
+            raise MmedgeError("only mmedge's own graphs can be recovered", "export without --recover")
+        self.recover_minutes = self.recipe.recover_minutes if recover_minutes is None else recover_minutes
         splits = [self.questions.questions.get(split, ()) for split in (VALIDATION, CALIBRATION)]
         self.verified_on = sha256_json(repr(splits))
         weights = {file.name: sha256_file(file) for file in sorted(folder.glob("*.safetensors"))}
@@ -180,6 +200,61 @@ class Source:
         if not self._calibration or self.student.family != "encoder-decoder":
             return {}
         return input_ranges(self.student, self._calibration, self.linears)
+
+    # ----------------------------------------------------------------------------------------------- recovery
+
+    def may_recover(self, precision: Precision) -> bool:
+        """Whether a precision's scales may be learned from the student, for what it costs."""
+        quantized = not precision.weights.is_float and precision.artifact == "bundle"
+        return quantized and self.recover != "never" and bool(self.linears)
+
+    def recovered(self, quantizer: BundleQuantizer) -> tuple[dict[str, tuple[str, QuantizedMatrix]], RecoveryPart]:
+        """Return the matrices of linear layers with scales that were learned from the student, as a quantizer takes them.
+
+        Args:
+            quantizer: How they are quantized otherwise.
+
+        Raises:
+            MmedgeError: There are too few texts, or the student computes NaN.
+        """
+        weights: Any = WeightFiles(self.folder)
+        matrices: dict[str, QuantizedMatrix] = {}
+        hashes: dict[str, str] = {}
+        for name, parts in self.linears.items():
+            weight = np.concatenate([weights[part] for part in parts])
+            format_ = quantizer.weight_format(name, weight.shape, table=name in (TABLE, HEAD_LAYER))
+            if not format_.is_float:
+                matrices[name], hashes[name] = quantizer.quantize(name, weight, format_), hash_of(weight)
+        settings = RecoverySettings(max_minutes=self.recover_minutes)
+        student = open_student(self.folder)
+        modules = {name: found for name, found in modules_of(student.model, self.linears).items() if name in matrices}
+        table = student.model.get_input_embeddings()
+        if TABLE in modules and table not in modules[TABLE]:
+            modules[TABLE] = [*modules[TABLE], table]
+        formats = sorted((name, str(one.format), one.format.block) for name, one in matrices.items())
+        key = sha256_json([RECOVERY_FORMAT, self.student_key, self.verified_on, formats, asdict(settings) | {"max_minutes": None}])
+        lessons = self.recovery_lessons
+        teaching = Recovery(self.student, student, modules, lessons, settings)
+        place = self.out / f".recovery-{quantizer.precision.name}"
+        found = teaching.run(matrices, place, key, self.progress)
+        shutil.rmtree(place, ignore_errors=True)
+        kept = self.vocabulary.kept if self.vocabulary else None
+        result = {}
+        for name, matrix in found.matrices.items():
+            stands_for = hashes[name]
+            if kept is not None and name in (TABLE, HEAD_LAYER):
+                whole = np.concatenate([weights[part] for part in self.linears[name]])
+                matrix, stands_for = matrix.rows(kept), hash_of(whole[list(kept)])
+            result[name] = stands_for, matrix
+        return result, RecoveryPart(found.texts, found.steps, found.planned, found.kl_before, found.kl_after)
+
+    @cached_property
+    def recovery_lessons(self) -> Sequence[EncodedLesson]:
+        """What the student answers and explains to the questions of recovery."""
+        questions = [*self.questions.questions.get(RECOVERY, ()), *self._calibration]
+        self.progress.line(f"recovery: the student answers and explains {len(questions)} training questions")
+        limits = self.limits.max_answer_tokens, self.limits.max_rationale_tokens
+        return own_texts(self.student, questions, *limits, len(questions))
 
     def costs(self, precision: Precision) -> list[LayerCost]:
         """Return for each linear layer the loss that quantizing it costs and the bytes of a finer format, the worst first."""

@@ -30,4 +30,10 @@ class ExportSection(Section):
         description="Percentage points of accuracy on validation questions that an export may lose; layers that cost more are kept "
         "in a finer format.",
     )
+    recover: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="Whether quantized layers learn their scales from the float student, on texts that it writes itself: always,"
+        " never, or where int4 and int2 would lose too much accuracy.",
+    )
+    recover_minutes: Annotated[float, Field(gt=0)] = Field(default=30.0, description="The longest that this may take.")
     trim_vocab: bool = Field(default=False, description="Keep only the tokens that the task needs.")

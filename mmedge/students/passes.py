@@ -14,7 +14,7 @@ there each target is read behind a context of its own. What is learned from the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, get_args
@@ -197,6 +197,9 @@ class TokenLosses:
         return torch.tensor([value for lesson in self.lessons for value in lesson.reference], device=self.losses.device)
 
 
+Head = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]  # model, states and labels of learned positions
+
+
 class LossPass(torch.nn.Module):  # type: ignore[misc]
     """A pass of lessons through a model, as a module, so that whoever wraps modules (DDP, FSDP, autocast) can wrap it.
 
@@ -219,20 +222,30 @@ class LossPass(torch.nn.Module):  # type: ignore[misc]
         # in a list, so that a compiled part is no module of this one: its parameters would be there twice
         self._parts = [[torch.compile(part, dynamic=True) for part in parts] if compiled else parts]
 
-    def forward(self, lessons: Sequence[EncodedLesson]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return `losses` and `segments` of `TokenLosses`; the head is computed for learned positions only."""
+    def forward(self, lessons: Sequence[EncodedLesson], head: Head | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `losses` and `segments` of `TokenLosses`; the head is computed for learned positions only.
+
+        Args:
+            lessons: What is read.
+            head: What becomes of the states and labels of learned positions instead of their cross entropies.
+        """
+        last = head or _head_losses
         device = self.model.get_input_embeddings().weight.device
         numbered = _number_targets(lessons)
         if self._encoder.family == "decoder-only":
             if self._shape is not None:
-                return _packed_decoder_only_losses(self.model, self._shape, lessons, numbered, device)
+                return _packed_decoder_only_losses(self.model, self._shape, lessons, numbered, device, last)
             if not self._branches:
-                return _separate_losses(self.model, self._parts[0][0], lessons, numbered, self._encoder, device)
-            return _decoder_only_losses(self.model, self._parts[0][0], lessons, numbered, self._encoder, device)
+                return _separate_losses(self.model, self._parts[0][0], lessons, numbered, self._encoder, device, last)
+            return _decoder_only_losses(self.model, self._parts[0][0], lessons, numbered, self._encoder, device, last)
         if self.packs:
-            return _packed_encoder_decoder_losses(self.model, lessons, numbered, device)
+            return _packed_encoder_decoder_losses(self.model, lessons, numbered, device, last)
         decoder, encoder = self._parts[0]
-        return _encoder_decoder_losses(self.model, encoder, decoder, lessons, numbered, self._encoder, device)
+        return _encoder_decoder_losses(self.model, encoder, decoder, lessons, numbered, self._encoder, device, last)
+
+    def logits(self, lessons: Sequence[EncodedLesson]) -> torch.Tensor:
+        """Return the logits at learned positions, (tokens, vocabulary), in the order of `forward`'s losses."""
+        return self(lessons, _head_logits)[0]
 
     def token_losses(self, lessons: Sequence[EncodedLesson]) -> TokenLosses:
         """Run some lessons through the model, and return what their tokens cost."""
@@ -261,7 +274,7 @@ def _padded(rows: Sequence[Sequence[Any]], value: Any) -> torch.Tensor:
 
 
 def _packed_encoder_decoder_losses(
-    model: Any, lessons: Sequence[EncodedLesson], numbered: list[list[list[int]]], device: torch.device
+    model: Any, lessons: Sequence[EncodedLesson], numbered: list[list[list[int]]], device: torch.device, head: Head
 ) -> tuple[torch.Tensor, torch.Tensor]:
     targets = [
         (place, target, numbers)
@@ -274,7 +287,7 @@ def _packed_encoder_decoder_losses(
     label = torch.tensor([label for _, target, _ in targets for label in target.labels], device=device)
     learned = label != IGNORED
     segments = torch.tensor([number for *_, numbers in targets for number in numbers], dtype=torch.long, device=device)
-    return _head_losses(model, hidden[learned], label[learned]), segments
+    return head(model, hidden[learned], label[learned]), segments
 
 
 def _encoder_decoder_losses(
@@ -285,6 +298,7 @@ def _encoder_decoder_losses(
     numbered: list[list[list[int]]],
     prompts: PromptEncoder,
     device: torch.device,
+    head: Head,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     contexts = [lesson.context for lesson in lessons]
     read = _padded(contexts, prompts.special.pad).to(device)
@@ -310,7 +324,7 @@ def _encoder_decoder_losses(
         ).last_hidden_state
         label = _padded([target.labels for _, target, _ in rows], IGNORED).to(device)
         learned = label != IGNORED
-        losses.append(_head_losses(model, hidden[learned], label[learned]))
+        losses.append(head(model, hidden[learned], label[learned]))
         segments += [number for *_, numbers in rows for number in numbers]
     return torch.cat(losses), torch.tensor(segments, dtype=torch.long, device=device)
 
@@ -348,7 +362,12 @@ def _tree(lesson: EncodedLesson, numbered: list[list[int]]) -> _Tree:
 
 
 def _packed_decoder_only_losses(
-    model: Any, shape: DecoderShape, lessons: Sequence[EncodedLesson], numbered: list[list[list[int]]], device: torch.device
+    model: Any,
+    shape: DecoderShape,
+    lessons: Sequence[EncodedLesson],
+    numbered: list[list[list[int]]],
+    device: torch.device,
+    head: Head,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     trees = sorted(map(_tree, lessons, numbered), key=lambda tree: len(tree.tokens))
     rows = Rows([len(tree.tokens) for tree in trees], device)
@@ -368,7 +387,7 @@ def _packed_decoder_only_losses(
     label = torch.tensor([label for tree in trees for label in tree.labels], device=device)
     learned = label != IGNORED
     segments = torch.tensor([number for tree in trees for number in tree.segments], dtype=torch.long, device=device)
-    return _head_losses(model, hidden[learned], label[learned]), segments
+    return head(model, hidden[learned], label[learned]), segments
 
 
 def _branch_masks(
@@ -387,6 +406,7 @@ def _decoder_only_losses(
     numbered: list[list[list[int]]],
     encoder: PromptEncoder,
     device: torch.device,
+    head: Head,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     trees = list(map(_tree, lessons, numbered))
     windows = config_windows(model.config)
@@ -401,7 +421,7 @@ def _decoder_only_losses(
     label = _padded([tree.labels for tree in trees], IGNORED).to(device)
     learned = label != IGNORED
     segments = torch.tensor([number for tree in trees for number in tree.segments], dtype=torch.long, device=device)
-    return _head_losses(model, hidden[learned], label[learned]), segments
+    return head(model, hidden[learned], label[learned]), segments
 
 
 def _separate_losses(
@@ -411,6 +431,7 @@ def _separate_losses(
     numbered: list[list[list[int]]],
     encoder: PromptEncoder,
     device: torch.device,
+    head: Head,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Read each target behind a context of its own, padded behind, where what is read later changes nothing before."""
     rows = [
@@ -425,7 +446,7 @@ def _separate_losses(
     label = _padded([[IGNORED] * len(context) + target.labels for context, target, _ in rows], IGNORED).to(device)
     learned = label != IGNORED
     segments = torch.tensor([number for *_, numbers in rows for number in numbers], dtype=torch.long, device=device)
-    return _head_losses(model, hidden[learned], label[learned]), segments
+    return head(model, hidden[learned], label[learned]), segments
 
 
 def branch_mask(branch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -449,8 +470,8 @@ def branch_mask(branch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return mask.masked_fill(allowed, 0.0)[:, None]
 
 
-def _head_losses(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the cross entropy of (tokens, width) states against (tokens,) labels."""
+def _head_logits(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the logits, float32, of (tokens, width) states."""
     config = model.config
     if scales_outputs(config):
         hidden = hidden * config.d_model**-0.5
@@ -458,4 +479,9 @@ def _head_losses(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torc
     logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
     if cap := getattr(config, "final_logit_softcapping", None):
         logits = cap * torch.tanh(logits / cap)
-    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return logits
+
+
+def _head_losses(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the cross entropy of (tokens, width) states against (tokens,) labels."""
+    return torch.nn.functional.cross_entropy(_head_logits(model, hidden, labels), labels, reduction="none")

@@ -6,7 +6,7 @@
      "correct": false, "teacher_verdict": "wrong", …}
 
 It is stored beside the student, so a bundle can be measured on a device that has neither the recipe's data nor the teacher.
-`calibration` are training questions; `validation` is for choices, every other split for final figures only.
+`calibration` and `recovery` are training questions; `validation` is for choices, every other split for final figures only.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from mmedge.tasks.forms import AnswerForm, open_form
 FILE_NAME = "evaluation.jsonl"
 VALIDATION = "validation"
 CALIBRATION = "calibration"  # training questions from which export learns the student's activations
+RECOVERY = "recovery"  # more of them, from which a quantized student learns what the student answers
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class EvaluationSet:
     cots: dict[str, tuple[HeldOutCot, ...]]
 
     def tests(self) -> dict[str, tuple[Example, ...]]:
-        """Return the test splits: all but validation and calibration."""
-        return {split: examples for split, examples in self.questions.items() if split not in (VALIDATION, CALIBRATION)}
+        """Return the test splits: all but those of validation, calibration and recovery."""
+        return {split: examples for split, examples in self.questions.items() if split not in (VALIDATION, CALIBRATION, RECOVERY)}
 
 
 def _example_json(example: Example) -> Json:
@@ -164,9 +165,10 @@ def evaluation_set_of(
     form: AnswerForm,
     validation: Sequence[Example],
     calibration: Sequence[Example],
+    recovery: Sequence[Example],
     tests: dict[str, tuple[Example, ...]],
     cots: dict[str, Sequence[HeldOutCot]],
 ) -> EvaluationSet:
     """Put an evaluation set together."""
-    chosen = {VALIDATION: tuple(validation), CALIBRATION: tuple(calibration), **tests}
+    chosen = {VALIDATION: tuple(validation), CALIBRATION: tuple(calibration), RECOVERY: tuple(recovery), **tests}
     return EvaluationSet(task, form, chosen, {name: tuple(held) for name, held in cots.items()})

@@ -6,7 +6,8 @@ outlier spoils 32 weights and not a row. ONNX Runtime's `MatMulNBits` and `Gathe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,12 @@ class QuantizedMatrix:
     codes: NDArray[np.uint8] | NDArray[np.int8]
     scales: NDArray[np.float32]
     zeros: NDArray[np.uint8] | None = None
+
+    def rows(self, kept: Sequence[int]) -> QuantizedMatrix:
+        """Return some of its rows."""
+        places = list(kept)
+        zeros = None if self.zeros is None else self.zeros[places]
+        return replace(self, codes=self.codes[places], scales=self.scales[places], zeros=zeros)
 
     def dequantized(self) -> NDArray[np.float32]:
         """Return the matrix that the codes stand for, (outputs, inputs)."""
@@ -77,7 +84,7 @@ def blocks_of(weight: NDArray[np.float32], block: int) -> NDArray[np.float32]:
     return padded.reshape(rows, count, block)
 
 
-def _as_float16(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+def as_float16(scales: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return scales rounded to float16, except those that it cannot hold precisely enough."""
     with np.errstate(over="ignore"):
         halves = scales.astype(np.float16).astype(np.float32)
@@ -102,7 +109,7 @@ def block_scales(
     bits = format_.bits
     top, middle = (1 << bits) - 1, float(1 << (bits - 1))
     if bits == 8 and format_.symmetric:
-        scales = _as_float16((np.abs(grouped).max(axis=-1) / 127).astype(np.float32))
+        scales = as_float16((np.abs(grouped).max(axis=-1) / 127).astype(np.float32))
         return scales, np.full(scales.shape, middle, dtype=np.float32)
     if format_.symmetric:  # the largest weight, whatever its sign, is the lowest code: all codes are used
         largest = np.take_along_axis(grouped, np.abs(grouped).argmax(axis=-1)[..., None], axis=-1)[..., 0]
@@ -112,7 +119,7 @@ def block_scales(
         full = (np.maximum(grouped.max(axis=-1), 0) - low) / top
     best_scale, best_zero, least = full, np.full(full.shape, middle, dtype=np.float32), np.full(full.shape, np.inf)
     for share in _SHRUNK:
-        scale = _as_float16((full * share).astype(np.float32))
+        scale = as_float16((full * share).astype(np.float32))
         safe = np.where(scale == 0, 1, scale)
         zero = np.full(full.shape, middle, dtype=np.float32)
         if not format_.symmetric:

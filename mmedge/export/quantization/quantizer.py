@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +18,11 @@ from mmedge.export.quantization.precisions import Precision
 MANY_ROWS = ("encoder.", "cross.kv")  # linear layers of these names always read many rows at once
 
 
+def hash_of(weight: NDArray[np.float32]) -> str:
+    """Return a hash of a matrix."""
+    return hashlib.sha256(np.ascontiguousarray(weight).data).hexdigest()
+
+
 @dataclass
 class BundleQuantizer:
     """The quantizer of a bundle, as `builder.Quantizer` asks for it.
@@ -26,6 +32,7 @@ class BundleQuantizer:
         exceptions: Matrices that are stored otherwise, by name.
         observed: What went through linear layers on calibration questions, by name, for GPTQ.
         ranges: The range of the inputs of an encoder's linear layers, by name; these are then quantized with static scales.
+        recovered: Matrices whose scales were learned, by name, each with the hash of the float matrix that it stands for.
         written: What was written so far: each matrix's format and shape, by name.
     """
 
@@ -33,6 +40,7 @@ class BundleQuantizer:
     exceptions: Mapping[str, WeightFormat] = field(default_factory=dict)
     observed: Mapping[str, Observed] = field(default_factory=dict)
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    recovered: Mapping[str, tuple[str, QuantizedMatrix]] = field(default_factory=dict)
     written: dict[str, tuple[WeightFormat, tuple[int, ...]]] = field(default_factory=dict)
 
     @property
@@ -73,6 +81,10 @@ class BundleQuantizer:
     def quantize(self, name: str, weight: NDArray[np.float32], format_: WeightFormat) -> QuantizedMatrix:
         """Return a quantized matrix, (outputs, inputs)."""
         self.written[name] = (format_, weight.shape)
+        if name in self.recovered:
+            stands_for, matrix = self.recovered[name]
+            if matrix.format == format_ and stands_for == hash_of(weight):
+                return matrix
         if not format_.block:
             return quantize_outputs(weight)
         seen = self.observed.get(name)
