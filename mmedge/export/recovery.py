@@ -32,7 +32,6 @@ from mmedge.students.weights import read_tensors
 
 HELD_OUT = 8  # one text in so many measures, and is not learned
 FEWEST = 16  # texts
-CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class RecoverySettings:
         rate: Of Adam, on scales as multiples of what they were; it falls to zero in a half cosine.
         max_minutes: When to stop in any case.
         seed: Decides the texts' order.
+        checkpoint_seconds: How often what was learned so far is written.
     """
 
     epochs: int = 4
@@ -52,6 +52,11 @@ class RecoverySettings:
     rate: float = 2e-3
     max_minutes: float = 30.0
     seed: int = 0
+    checkpoint_seconds: float = 60.0
+
+    def decisive(self) -> list[float]:
+        """Return what decides the result, where time does not end it."""
+        return [self.epochs, self.batch, self.rate, self.seed]
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ class Recovery:
                 shown.advance(1, loss=f"{loss:.4f}", best=f"{state.best:.4f}")
                 if state.step % per_epoch == 0 or state.step == planned:
                     state.note(self._divergence(), factors)
-                if time.monotonic() - kept > CHECKPOINT_SECONDS:
+                if time.monotonic() - kept > settings.checkpoint_seconds:
                     state.save(folder, key, factors, optimizer)
                     kept = time.monotonic()
         if state.step < planned:

@@ -45,6 +45,7 @@ def write_report(path: Path, manifests: Mapping[str, Exported]) -> None:
     ]
     page.table(Table("", headings, [_row(precision, manifest) for precision, manifest in manifests.items()]))
     for precision, manifest in manifests.items():
+        _recovery(page, precision, manifest)
         _budget(page, precision, manifest)
         _sensitivity(page, precision, manifest.sensitivity)
     page.write(path)
@@ -72,6 +73,20 @@ def _row(precision: str, manifest: Exported) -> list[str]:
     ]
 
 
+def _recovery(page: Page, precision: str, manifest: Exported) -> None:
+    """Add what was learned from the student."""
+    found = manifest.recovery
+    if found is None:
+        return
+    cut = "" if found.steps == found.planned else f", stopped by its limit of time at step {found.steps} of {found.planned}"
+    page.heading(
+        f"{precision}: scales learned from the student",
+        f"From {found.texts} texts of its own{cut}. KL to the student on held-out texts, in nats per token.",
+    )
+    bars = [("before", found.kl_before), ("after", found.kl_after)]
+    page.bars([(name, value, f"{value:.1e}") for name, value in bars])
+
+
 def _budget(page: Page, precision: str, manifest: Exported) -> None:
     """Add the attempts to stay within the accuracy budget, if there were several."""
     if len(manifest.budget) < 2:
@@ -79,10 +94,18 @@ def _budget(page: Page, precision: str, manifest: Exported) -> None:
     title = f"{precision}: kept within {manifest.max_accuracy_drop:g} points"
     page.heading(title, "The linear layers that cost most to quantize are kept in a finer dtype, more of them in each attempt.")
     encoder = any(step.static_activations for step in manifest.budget)
-    headings = ["layers kept finer", "the encoder's activations", "accuracy lost, points", "KL, nats per token", "what was wrong"]
+    headings = [
+        "layers kept finer",
+        "scales learned",
+        "the encoder's activations",
+        "accuracy lost, points",
+        "KL, nats per token",
+        "what was wrong",
+    ]
     rows = [
         [
             str(step.kept_finer),
+            "yes" if step.recovered else "no",
             ("static" if step.static_activations else "dynamic") if encoder else NOTHING,
             number(step.accuracy_drop),
             f"{step.mean_kl:.1e}",

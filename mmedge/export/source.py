@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from mmedge.export.graphs import GraphChoice, choose_graphs, fused_linears
 from mmedge.export.quantization.blocks import QuantizedMatrix
 from mmedge.export.quantization.precisions import Precision
 from mmedge.export.quantization.quantizer import BundleQuantizer, hash_of
-from mmedge.export.recovery import Recovery, RecoverySettings
+from mmedge.export.recovery import FEWEST, Recovery, RecoverySettings
 from mmedge.export.trim import TrimmedVocabulary, trim
 from mmedge.export.verify import Reference
 from mmedge.export.weights import TABLE, WeightFiles
@@ -206,7 +205,8 @@ class Source:
     def may_recover(self, precision: Precision) -> bool:
         """Whether a precision's scales may be learned from the student, for what it costs."""
         quantized = not precision.weights.is_float and precision.artifact == "bundle"
-        return quantized and self.recover != "never" and bool(self.linears)
+        enough = self.recover == "always" or len(self._taught) >= FEWEST
+        return quantized and self.recover != "never" and bool(self.linears) and enough
 
     def recovered(self, quantizer: BundleQuantizer) -> tuple[dict[str, tuple[str, QuantizedMatrix]], RecoveryPart]:
         """Return the matrices of linear layers with scales that were learned from the student, as a quantizer takes them.
@@ -232,7 +232,7 @@ class Source:
         if TABLE in modules and table not in modules[TABLE]:
             modules[TABLE] = [*modules[TABLE], table]
         formats = sorted((name, str(one.format), one.format.block) for name, one in matrices.items())
-        key = sha256_json([RECOVERY_FORMAT, self.student_key, self.verified_on, formats, asdict(settings) | {"max_minutes": None}])
+        key = sha256_json([RECOVERY_FORMAT, self.student_key, self.verified_on, formats, settings.decisive()])
         lessons = self.recovery_lessons
         teaching = Recovery(self.student, student, modules, lessons, settings)
         place = self.out / f".recovery-{quantizer.precision.name}"
@@ -248,10 +248,15 @@ class Source:
             result[name] = stands_for, matrix
         return result, RecoveryPart(found.texts, found.steps, found.planned, found.kl_before, found.kl_after)
 
+    @property
+    def _taught(self) -> Sequence[Example]:
+        """The questions whose answers and explanations a quantized student learns."""
+        return [*self.questions.questions.get(RECOVERY, ()), *self._calibration]
+
     @cached_property
     def recovery_lessons(self) -> Sequence[EncodedLesson]:
         """What the student answers and explains to the questions of recovery."""
-        questions = [*self.questions.questions.get(RECOVERY, ()), *self._calibration]
+        questions = self._taught
         self.progress.line(f"recovery: the student answers and explains {len(questions)} training questions")
         limits = self.limits.max_answer_tokens, self.limits.max_rationale_tokens
         return own_texts(self.student, questions, *limits, len(questions))
