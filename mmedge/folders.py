@@ -34,7 +34,7 @@ RECIPE = "recipe.yaml"
 DETAILS = "mmedge.json"  # makes a folder with a Hugging Face model a student of mmedge
 MANIFEST = "manifest.json"  # makes a folder with graphs a bundle
 QUANTIZED = "quantized"  # where the mmedge.json of a quantized student tells of its export
-_FINEST_FIRST = ("fp32", "fp16", "int8", "int4")  # the order in which a run's bundles are listed; others follow by name
+_FINEST_FIRST = ("fp32", "fp16", "int8", "int4", "int2")  # the order in which a run's bundles are listed; others follow by name
 _EXPORTS_FOR_PEERS = {  # by the file that makes it one
     "genai_config.json": "genai",
     "model.bin": "ctranslate2",

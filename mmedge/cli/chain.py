@@ -134,6 +134,9 @@ class Precisions:
 
     int8: Annotated[bool, typer.Option("--int8", help="Write bundle-int8: 8-bit weights, int8 arithmetic.")] = False
     int4: Annotated[bool, typer.Option("--int4", help="Write bundle-int4: 4-bit weights, calibrated (GPTQ).")] = False
+    int2: Annotated[
+        bool, typer.Option("--int2", help="Write bundle-int2: 2-bit weights, scales learned from the student; where that holds.")
+    ] = False
     fp16: Annotated[bool, typer.Option("--fp16", help="Write bundle-fp16, for ONNX Runtime's CUDA provider.")] = False
     fp32: Annotated[bool, typer.Option("--fp32", help="Write bundle-fp32.")] = False
     bnb_int8: Annotated[
@@ -152,7 +155,7 @@ class Precisions:
     def chosen(self) -> list[str] | None:
         """Return the precisions that are asked for; None where none is named."""
         flags = {
-            "fp32": self.fp32, "fp16": self.fp16, "int8": self.int8, "int4": self.int4,
+            "fp32": self.fp32, "fp16": self.fp16, "int8": self.int8, "int4": self.int4, "int2": self.int2,
             "bnb-int8": self.bnb_int8, "bnb-nf4": self.bnb_nf4,
         }  # fmt: skip
         from mmedge.export.quantization.precisions import PRECISIONS

@@ -135,7 +135,7 @@ class _BundleAttempts:
     def write(self, judge: Judge) -> Manifest:
         """Fill the folder and seal it."""
         source, precision = self.source, self.precision
-        if source.recover == "always" and source.may_recover(precision):
+        if (source.recover == "always" or precision.recovers) and source.may_recover(precision):
             self.recover()
         found, steps = within_budget(
             self.attempt,

@@ -35,4 +35,5 @@ FLOAT32 = WeightFormat(32)
 FLOAT16 = WeightFormat(16)
 INT8 = WeightFormat(8, 64)
 INT4 = WeightFormat(4)
+INT2 = WeightFormat(2)
 INT8_OUTPUTS = WeightFormat(8, 0)  # for `DynamicQuantizeMatMul`

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mmedge.export.quantization.formats import FLOAT16, FLOAT32, INT4, INT8, INT8_OUTPUTS, WeightFormat
+from mmedge.export.quantization.formats import FLOAT16, FLOAT32, INT2, INT4, INT8, INT8_OUTPUTS, WeightFormat
 from mmedge.registry import Registry
 
 
@@ -32,6 +32,7 @@ class Precision:
         finer: The precision whose format a layer gets that costs too much accuracy; None where there is no finer one.
         calibrated: Whether weights are quantized by GPTQ, where there are calibration questions.
         batch_invariant: Whether its linear layers give a token the same bits, however many tokens are read with it.
+        recovers: Whether weights learn their scales from the student in any case, unless that is switched off.
         costs_of: The precision by whose quantization errors layers are ranked; its own by default.
     """
 
@@ -45,6 +46,7 @@ class Precision:
     finer: str | None = None
     calibrated: bool = False
     batch_invariant: bool = False
+    recovers: bool = False
     costs_of: str | None = None
 
     @property
@@ -78,6 +80,16 @@ INT4_PRECISION = Precision(
     finer="int8",
     calibrated=True,
 )
+INT2_PRECISION = Precision(
+    "int2",
+    "ONNX with weights in int2 whose scales are learned from the student, for the smallest files; tables in int4.",
+    INT2,
+    arithmetic="int8",
+    least_agreement=0.80,
+    finer="int4",
+    calibrated=True,
+    recovers=True,
+)
 BNB_INT8 = Precision(
     "bnb-int8",
     "A torch student with weights in int8 by bitsandbytes, for small GPUs.",
@@ -106,6 +118,7 @@ PRECISIONS: Registry[Precision] = Registry(
         "fp16": f"{__name__}:FP16",
         "int8": f"{__name__}:INT8_PRECISION",
         "int4": f"{__name__}:INT4_PRECISION",
+        "int2": f"{__name__}:INT2_PRECISION",
         "bnb-int8": f"{__name__}:BNB_INT8",
         "bnb-nf4": f"{__name__}:BNB_NF4",
     },

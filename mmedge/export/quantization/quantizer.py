@@ -70,6 +70,7 @@ class BundleQuantizer:
         if format_.is_float or min(shape) < SMALLEST:
             return FLOAT32
         if table:
+            format_ = replace(format_, bits=max(format_.bits, 4))  # `GatherBlockQuantized` has no 2 bits
             blocks = [block for block in (format_.block, 32, 16) if shape[1] % block == 0]
             return replace(format_, block=blocks[0]) if blocks else FLOAT32
         return INT8_OUTPUTS if name.startswith(MANY_ROWS) else format_
