@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from mmedge.engines.torch_decoding import torch_speaker
 from mmedge.errors import MmedgeError
@@ -233,10 +234,14 @@ class Source:
             modules[TABLE] = [*modules[TABLE], table]
         formats = sorted((name, str(one.format), one.format.block) for name, one in matrices.items())
         key = sha256_json([RECOVERY_FORMAT, self.student_key, self.verified_on, formats, settings.decisive()])
-        lessons = self.recovery_lessons
-        teaching = Recovery(self.student, student, modules, lessons, settings)
-        place = self.out / f".recovery-{quantizer.precision.name}"
-        found = teaching.run(matrices, place, key, self.progress)
+        place, device = self.out / f".recovery-{quantizer.precision.name}", "cuda" if torch.cuda.is_available() else "cpu"
+        for one in (self.student, student):
+            one.model.to(device)
+        try:
+            teaching = Recovery(self.student, student, modules, self.recovery_lessons, settings)
+            found = teaching.run(matrices, place, key, self.progress)
+        finally:
+            self.student.model.to("cpu")  # where everything else of an export is computed
         shutil.rmtree(place, ignore_errors=True)
         kept = self.vocabulary.kept if self.vocabulary else None
         result = {}
