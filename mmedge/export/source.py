@@ -233,7 +233,7 @@ class Source:
         if TABLE in modules and table not in modules[TABLE]:
             modules[TABLE] = [*modules[TABLE], table]
         formats = sorted((name, str(one.format), one.format.block) for name, one in matrices.items())
-        key = sha256_json([RECOVERY_FORMAT, self.student_key, self.verified_on, formats, settings.decisive()])
+        key = sha256_json([RECOVERY_FORMAT, self.student_key, repr(self._taught), formats, settings.decisive()])
         place, device = self.out / f".recovery-{quantizer.precision.name}", "cuda" if torch.cuda.is_available() else "cpu"
         for one in (self.student, student):
             one.model.to(device)
