@@ -45,6 +45,7 @@ SMALL = (
     "split.verdict_test=10",
     "bench.questions=5",
     "bench.verdicts=5",
+    "export.recover=never",
 )
 SMALL_TASK = {"arithmetic": ("task.train=120", "task.test=6"), "data": ("task.limit=60",)}
 RUN_AS = {"torchrun": ("torch.distributed.run", "--standalone")}

@@ -79,7 +79,7 @@ def test_what_costs_most_is_kept_finer_until_it_holds(tiny_run: Path, tmp_path: 
         calls.append(found)
         return ["too bad"] if len(calls) < 4 else []
 
-    manifest = write_bundle(Source(run / "student", run, QUIET), PRECISIONS["int4"], thrice)
+    manifest = write_bundle(Source(run / "student", run, QUIET, recover="never"), PRECISIONS["int4"], thrice)
     assert [step.problems for step in manifest.budget] == [("too bad",), ("too bad",), ("too bad",), ()]
     # the encoder's static activations are doubted first, but it is the weights in 4 bits that cost
     assert [step.static_activations for step in manifest.budget] == [True, False, True, True]
@@ -99,18 +99,18 @@ def test_the_report_shows_what_rounding_costs(tiny_run: Path, tmp_path: Path) ->
     export(run, ["fp32", "int8"], QUIET, max_accuracy_drop=100)
     page = (run / "export.html").read_text()
     assert "int8" in page and "int4" not in page and "<svg" not in page
-    manifest = export(run, ["int4"], QUIET, max_accuracy_drop=100, sensitivity=True)["int4"]
+    manifest = export(run, ["int4"], QUIET, max_accuracy_drop=100, sensitivity=True, recover="never")["int4"]
     page = (run / "export.html").read_text()
     assert "<svg" in page and "decoder attention.qkv" in page
     assert all(f"{manifest.verification.mean_kl:.1e}" in page and name in page for name in ("fp32", "int8", "int4"))
     assert {cost.linear.split(".")[0] for cost in manifest.sensitivity} <= {"decoder", "cross", "head", "embedding"}
-    assert export(run, ["int4"], QUIET, max_accuracy_drop=100, sensitivity=True)["int4"] == manifest
+    assert export(run, ["int4"], QUIET, max_accuracy_drop=100, sensitivity=True, recover="never")["int4"] == manifest
 
 
 def test_where_nothing_helps_it_is_refused(tiny_run: Path, tmp_path: Path) -> None:
     run = _copied(tiny_run, tmp_path)
     with pytest.raises(MmedgeError, match="the int4 graphs are refused: far too bad"):
-        write_bundle(Source(run / "student", run, QUIET), PRECISIONS["int4"], lambda *_: ["far too bad"])
+        write_bundle(Source(run / "student", run, QUIET, recover="never"), PRECISIONS["int4"], lambda *_: ["far too bad"])
     assert not [path.name for path in run.iterdir() if path.name.startswith("bundle-") or path.name.endswith(".tmp")]
 
 
