@@ -3,6 +3,7 @@
 # make test-data    what asserts facts of the real data, and the commands of the docs on it (MMEDGE_DATA)
 # make test-optimum what needs optimum or transformers 4.57, in an environment of its own (.venv-optimum)
 # make test-cluster what needs ray, which it installs into the same environment
+# make test-native  the native engine under sanitizers: random models, threads, plans that lie
 # make test-slow    the heavyweight checks: real weights, the quickstart at full size
 # make test-serve   the server under the official clients, in a real Chromium, under load and under attack
 # make lint         ruff, mypy, spelling
@@ -20,7 +21,7 @@ READY := $(VENV)/.ready
 OPTIMUM := .venv-optimum
 PYTEST := python -m pytest --numprocesses $(JOBS) --dist loadfile
 
-.PHONY: quickstart test test-data test-optimum test-cluster test-slow test-serve lint format docs docs-check weights peers servers clean
+.PHONY: quickstart test test-data test-optimum test-cluster test-native test-slow test-serve lint format docs docs-check weights peers servers clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +52,9 @@ test-optimum: $(READY) $(OPTIMUM)/.ready
 test-cluster: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt ray
 	$(BIN)/python -m pytest -m 'cluster and not slow'
+
+test-native: $(READY)
+	$(BIN)/python -m tests.native.sanitized
 
 test-slow: $(READY) weights servers
 	$(BIN)/python -m pytest -m 'slow and not serve'

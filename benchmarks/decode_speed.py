@@ -5,8 +5,9 @@
     python benchmarks/decode_speed.py --model gemma3-270m        Gemma 3 270M's shape with random weights; also qwen3-0.6b
     python benchmarks/decode_speed.py --peers genai=.venv-genai/bin/python llama=.venv-servers/bin/python
 
-Peers are optimum's export, as it is and with `quantize_dynamic`; with an interpreter for them, the graphs of onnxruntime-genai's
-model builder (int4; `make peers`) and llama.cpp (`make servers`) at 8 and 4 bits. What a peer does not do is left out.
+mmedge's bundles run on ONNX Runtime and on its native engine. Peers are optimum's export, as it is and with `quantize_dynamic`;
+with an interpreter for them, the graphs of onnxruntime-genai's model builder (int4; `make peers`) and llama.cpp (`make servers`) at
+8 and 4 bits; with the program, `llama-bench` of a llama.cpp compiled for this machine. What a peer does not do is left out.
 
 Every variant is a process of its own that has its model open; they take turns round by round, so that what disturbs the machine
 hits all alike. Reported are ratios of medians with a bootstrap interval over rounds, and what share of the memory bandwidth,
@@ -109,6 +110,39 @@ def bundle_of(folder: Path, graphs: Literal["fused", "optimum"]) -> Bundle:
     return Bundle.of(folder, manifest)
 
 
+class Native:
+    """mmedge's native engine on the same bundle, whose layer plan lies beside it."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        from dataclasses import replace
+
+        from mmedge.engines.native.engine import NativeEngine
+        from mmedge.tasks.encoding import Prompt
+
+        bundle = bundle_of(folder, "fused")
+        plan = json.loads(folder.with_suffix(".plan.json").read_text())
+        self._engine = NativeEngine(replace(bundle, manifest=replace(bundle.manifest, plan=plan)), threads)
+        self._prompt = Prompt(tuple(prompt_ids()), ())
+
+    def run(self) -> tuple[float, float]:
+        found = self._engine.generate([self._prompt], NEW)
+        return found.time_to_first_token, (found.seconds - found.time_to_first_token) / (found.steps - 1)
+
+
+class LlamaBench:
+    """llama.cpp's own `llama-bench`, a process for each round: its build is the machine's, its loop C++."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        program, _, model = str(path).partition(":")
+        sizes = ["-p", str(PROMPT), "-n", str(NEW), "-r", "1", "-fa", "1", "-o", "json"]
+        self._command = [program, "-m", model, "-t", str(threads), *sizes]
+
+    def run(self) -> tuple[float, float]:
+        done = subprocess.run(self._command, check=True, capture_output=True, text=True)
+        prefill, decode = (row["avg_ns"] / 1e9 for row in json.loads(done.stdout))
+        return prefill, decode / NEW
+
+
 class Genai:
     """onnxruntime-genai with its own loop."""
 
@@ -156,6 +190,8 @@ class Llama:
 
 ENGINES: dict[str, Callable[[Path, int], Engine]] = {
     "fused": partial(Graphs, "fused"),
+    "native": Native,
+    "llama-bench": LlamaBench,
     "optimum": partial(Graphs, "optimum"),
     "genai": Genai,
     "llama": Llama,
@@ -169,7 +205,8 @@ def serve(kind: str, path: Path, threads: int) -> None:
     print(json.dumps({"load": time.perf_counter() - started}), flush=True)
     for _ in sys.stdin:
         first, each = engine.run()
-        print(json.dumps({"prefill": first, "token": each, "peak": peak_memory()}), flush=True)
+        peak = peak_memory() if kind != "llama-bench" else 0.0  # which runs in processes of its own
+        print(json.dumps({"prefill": first, "token": each, "peak": peak}), flush=True)
 
 
 def peak_memory() -> float:
@@ -219,9 +256,13 @@ def write_ours(student: Path, place: Path, pieces: int | None) -> dict[str, tupl
         if not (folder / "weights.data").is_file():
             folder.mkdir(parents=True, exist_ok=True)
             started = time.perf_counter()
-            write_fused(student, folder, BundleQuantizer(PRECISIONS[precision]))
+            written = write_fused(student, folder, BundleQuantizer(PRECISIONS[precision]))
+            if written.plan is not None:
+                folder.with_suffix(".plan.json").write_text(json.dumps(written.plan))
             print(f"mmedge {precision}: written in {time.perf_counter() - started:.1f} s", file=sys.stderr)
         found[f"mmedge {precision}"] = ("fused", folder)
+        if folder.with_suffix(".plan.json").is_file():
+            found[f"mmedge {precision}, native"] = ("native", folder)
         if pieces and precision != "fp32":
             folder = place / f"mmedge-{precision}-{pieces}"
             if not (folder / "weights.data").is_file():
@@ -294,6 +335,19 @@ def write_llama(place: Path, python: str) -> dict[str, tuple[str, Path]]:
     return {"llama.cpp Q4_1": ("llama", published), "llama.cpp Q8_0": ("llama", eight)}
 
 
+def write_llama_bench(student: Path, place: Path, program: str) -> dict[str, tuple[str, Path]]:
+    """Write the student as GGUF in llama.cpp's fast formats, for its own benchmark."""
+    from mmedge.export.gguf import write_gguf
+
+    found = {}
+    for format_ in ("Q8_0", "Q4_0"):
+        path = place / f"{format_}.gguf"
+        if not path.is_file():
+            write_gguf(student, path, format_)
+        found[f"llama.cpp {format_}"] = ("llama-bench", Path(f"{program}:{path}"))
+    return found
+
+
 # ------------------------------------------------------------------------------------------- measuring
 
 
@@ -315,6 +369,7 @@ def bandwidth(threads: int) -> float:
 
 def read_bytes(path: Path) -> int:
     """Return how many bytes of weights a decoding step reads: all but the encoder's, and an embedding that is not the head."""
+    path = Path(str(path).rpartition(":")[2])
     if path.is_file():
         return path.stat().st_size
     files = [file for file in path.iterdir() if file.suffix in (".data", ".onnx") or file.name.endswith("_data")]
@@ -370,7 +425,9 @@ def main() -> None:
     parser.add_argument("--model", choices=["smollm2", *T5, *DECODERS], default="smollm2")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=PYTHON", help="interpreters of genai and llama")
+    helped = "interpreters of genai and llama; llama-bench=PROGRAM"
+    parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=PROGRAM", help=helped)
+    parser.add_argument("--only", nargs="*", metavar="TEXT", help="variants whose name has one of these in it; all by default")
     parser.add_argument("--pieces", type=int, help="also with a vocabulary trimmed to so many pieces")
     parser.add_argument("--place", type=Path, help="where models are kept between runs; a temporary folder by default")
     parser.add_argument("--out", type=Path, help="every sample, as JSON")
@@ -392,13 +449,18 @@ def main() -> None:
         make_student(options.model, student)
         variants = write_ours(student, place, options.pieces)
         try:
-            variants |= write_optimum(student, place, t5=t5)
+            if not options.only or any("optimum" in text for text in options.only):
+                variants |= write_optimum(student, place, t5=t5)
         except MmedgeError as error:
             print(f"optimum: left out: {error}", file=sys.stderr)
         if not t5 and "genai" in pythons:
             variants |= write_genai(student, place, pythons["genai"])
         if options.model == "smollm2" and "llama" in pythons:  # of which a GGUF is published
             variants |= write_llama(place, pythons["llama"])
+        if not t5 and "llama-bench" in pythons:
+            variants |= write_llama_bench(student, place, pythons.pop("llama-bench"))
+        if options.only:
+            variants = {name: value for name, value in variants.items() if any(text in name for text in options.only)}
         before = bandwidth(options.threads)
         samples = measure(variants, pythons, options.threads, options.rounds)
         top = max(before, bandwidth(options.threads))

@@ -23,6 +23,7 @@ None of this says what quantization costs a particular student in accuracy: expo
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -58,6 +59,15 @@ class OnnxRuntime:
 
 
 @dataclass(frozen=True)
+class NativeLibrary:
+    """The native engine: the instruction set of its kernels, or why it cannot be used, and whether bundles run on it."""
+
+    kernels: str | None
+    problem: str | None
+    wanted: bool
+
+
+@dataclass(frozen=True)
 class SuitablePrecision:
     """Which precisions suit, best first, and why."""
 
@@ -88,6 +98,7 @@ class Examination:
     processor: Processor
     memory: Memory
     onnxruntime: OnnxRuntime
+    native: NativeLibrary
     gpus: tuple[Gpu, ...]
     precision: SuitablePrecision
     extras: tuple[Extra, ...]
@@ -128,6 +139,20 @@ def onnxruntime_of(python: str = sys.executable) -> OnnxRuntime:
         return OnnxRuntime(version, (), why)
     complaints = [line for line in done.stderr.splitlines() if line.strip()]
     return OnnxRuntime(version, (), (complaints or ["it cannot be imported"])[-1][:200])
+
+
+def native_library(python: str = sys.executable) -> NativeLibrary:
+    """Ask the native engine's library in a process of its own."""
+    script = "import json; from mmedge.engines.native import library as l; print(json.dumps([l.instruction_set(), l.problem()]))"
+    wanted = os.environ.get("MMEDGE_ENGINE") == "native"
+    try:
+        done = subprocess.run([python, "-c", script], capture_output=True, text=True, errors="replace", timeout=60, check=False)
+        kernels, problem = json.loads(done.stdout.strip().splitlines()[-1])
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
+        return NativeLibrary(None, "its library cannot be loaded", wanted)
+    if kernels is None and problem is None:
+        problem = f"MMEDGE_ISA={os.environ.get('MMEDGE_ISA', '')}: there are no such kernels here"
+    return NativeLibrary(kernels, problem, wanted)
 
 
 def extras_here() -> tuple[Extra, ...]:
@@ -216,6 +241,7 @@ def examine(root: Path = ROOT, architecture: str | None = None, *, measure: bool
         processor=processor,
         memory=memory,
         onnxruntime=runtime,
+        native=native_library(),
         gpus=gpus,
         precision=suitable_precision(processor.features, processor.architecture, memory.available),
         extras=extras_here(),
@@ -265,6 +291,13 @@ def _binary(count: int) -> str:
     return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
 
 
+def _native(native: NativeLibrary) -> str:
+    if native.problem:
+        return f"cannot be used: {native.problem}; bundles run on ONNX Runtime"
+    used = "bundles with a layer plan run on it" if native.wanted else "bundles run on ONNX Runtime unless MMEDGE_ENGINE=native"
+    return f"{native.kernels} kernels; {used}"
+
+
 def rows(report: Examination) -> list[tuple[str, str]]:
     """Return the report as (what, found) lines."""
     cpu, memory, runtime = report.processor, report.memory, report.onnxruntime
@@ -285,6 +318,7 @@ def rows(report: Examination) -> list[tuple[str, str]]:
     found.append(("memory", f"{size(memory.total)}{limit}; {size(memory.available)} can be used"))
     providers = ", ".join(name.removesuffix("ExecutionProvider") for name in runtime.providers)
     found.append(("ONNX Runtime", runtime.problem or f"{runtime.version}: {providers}"))
+    found.append(("native engine", _native(report.native)))
     for gpu in report.gpus:
         if gpu.usable:
             capability = ".".join(map(str, gpu.compute_capability)) if gpu.compute_capability else "unknown"

@@ -14,7 +14,8 @@ from mmedge.registry import Registry
 ENGINES: Registry[EngineEntry] = Registry(
     "engines",
     {
-        "bundle": "mmedge.engines.onnx.bundles:ENTRY",
+        "bundle": "mmedge.engines.bundles:ENTRY",
+        "native": "mmedge.engines.bundles:NATIVE",
         "torch": "mmedge.engines.torch_student:ENTRY",
         "optimum": "mmedge.engines.optimum:ENTRY",
         "llama.cpp": "mmedge.engines.llama_cpp:ENTRY",

@@ -34,6 +34,7 @@ IR_VERSION = 10  # what ONNX Runtime 1.22, the oldest supported one, reads
 CONTRIB = "com.microsoft"
 SMALL = 1024  # bytes; smaller constants stay in the graph, where ONNX Runtime can fold them
 ALIGNMENT = 4096  # so that a weight can be mapped into memory where it lies
+SMALL_ALIGNMENT = 64  # of what only a layer plan refers to, which is small
 COMPUTE_IN_INT8 = 4  # MatMulNBits' accuracy_level
 PAST_STATES = "past_states."
 
@@ -99,6 +100,29 @@ class WrittenGraphs:
     least_runtime: str = ""
 
 
+@dataclass(frozen=True)
+class StoredMatrix:
+    """How a linear layer or a table lies in the data file.
+
+    Attributes:
+        format: Of its weights.
+        outputs: Of the layer; entries of a table.
+        inputs: Of the layer; a table's width.
+        columns: Whether float32 weights lie as (inputs, outputs).
+        codes: The key of its codes, or of its float32 weights.
+        scales: The key of its scales; empty for float32.
+        bias: The name of its bias; empty for none.
+    """
+
+    format: WeightFormat
+    outputs: int
+    inputs: int
+    columns: bool
+    codes: str
+    scales: str = ""
+    bias: str = ""
+
+
 def _to_float16(name: str, array: NDArray[np.float32]) -> NDArray[np.float16]:
     """Return an array in float16."""
     largest = float(np.abs(array).max(initial=0))
@@ -125,7 +149,7 @@ class DataFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
 
-    def write(self, key: str, array: NDArray[Any]) -> None:
+    def write(self, key: str, array: NDArray[Any], alignment: int = ALIGNMENT) -> None:
         """Append a weight, unless one of the same key is there.
 
         Raises:
@@ -136,10 +160,14 @@ class DataFile:
                 raise ValueError(f"two different weights are called {key!r}")
             return
         start = self._file.tell()
-        self._file.write(b"\0" * (-start % ALIGNMENT))
+        self._file.write(b"\0" * (-start % alignment))
         start = self._file.tell()
         self._file.write(np.ascontiguousarray(array).data)
         self._places[key] = (start, array.nbytes)
+
+    def place(self, key: str) -> int | None:
+        """Return where a weight begins, in bytes; None where there is none of this key."""
+        return self._places[key][0] if key in self._places else None
 
     def tensor(self, key: str, name: str, type_: int, shape: Sequence[int]) -> onnx.TensorProto:
         """Return a tensor of a graph whose content is a weight in this file."""
@@ -163,6 +191,7 @@ class GraphBuilder:
         float_type: ONNX's constant for what it computes in: float32 or float16.
         batch_invariant: Whether every linear layer gives a token the same bits, however many tokens are read with it.
         notes: What the file says of itself (ONNX's `metadata_props`).
+        matrices: How linear layers and tables are stored, by name; those in other formats than plans know are left out.
     """
 
     def __init__(self, name: str, data: DataFile, quantizer: Quantizer | None = None) -> None:
@@ -179,6 +208,7 @@ class GraphBuilder:
         self._cast: set[str] = set()
         self._codes: dict[tuple[str, float, int], tuple[str, str, str]] = {}
         self.notes: dict[str, str] = {}
+        self.matrices: dict[str, StoredMatrix] = {}
 
     def input(self, name: str, type_: int, shape: Sequence[int | str]) -> str:
         """Declare an input; dimensions given as text are free."""
@@ -260,6 +290,10 @@ class GraphBuilder:
         format_ = self._quantizer.weight_format(name, weight.shape)
         added = [] if bias is None else [self.constant(f"{name}.bias", bias)]
         if format_.is_float:
+            if format_.bits == 32:
+                self.matrices[name] = StoredMatrix(
+                    format_, weight.shape[0], weight.shape[1], True, f"{name}.weight", bias="".join(added)
+                )
             found = self.node("MatMul", [x, self.constant(f"{name}.weight", weight.T)], name)
             return self.node("Add", [found, *added], f"{name}.biased") if added else found
         if not format_.block:
@@ -305,6 +339,7 @@ class GraphBuilder:
             found = self.node("Gemm", [x, self.constant(f"{name}.weight", weight)], f"{output}.half", transB=1)
             return self.node("Cast", [found], output, to=TensorProto.FLOAT)
         if format_.bits == 32:
+            self.matrices[name] = StoredMatrix(format_, weight.shape[0], weight.shape[1], False, f"{name}.weight")
             return self.node("Gemm", [x, self.constant(f"{name}.weight", weight)], output, transB=1)
         return self._blocks_linear(x, weight, name, format_, [], node=output)
 
@@ -312,10 +347,13 @@ class GraphBuilder:
         """Return rows of a table, (entries, width)."""
         format_ = self._quantizer.weight_format(name, table.shape, table=True)
         if format_.is_float:
+            if format_.bits == 32:
+                self.matrices[name] = StoredMatrix(format_, table.shape[0], table.shape[1], False, f"{name}.weight")
             return self.node("Gather", [self.constant(f"{name}.weight", table), ids], f"{name}.row")
         matrix = self._quantized(name, table, format_, table=True)
         codes = self._shaped(f"{name}.codes", f"{name}.table", matrix.codes.reshape(len(table), -1))
         scales = self._scales(name, f"{name}.table_scales", matrix.scales)
+        self._note_blocks(name, matrix, "")
         inputs = [codes, ids, scales]
         if matrix.zeros is not None:
             inputs.append(self._shaped(f"{name}.zeros", f"{name}.table_zeros", matrix.zeros))
@@ -357,12 +395,40 @@ class GraphBuilder:
             self._cast.add(self.node("Cast", [kept], name, to=TensorProto.FLOAT))
         return name
 
+    def _note_blocks(self, name: str, matrix: QuantizedMatrix, bias: str) -> None:
+        """Note how a matrix in blocks is stored."""
+        if matrix.zeros is None:
+            scales = next(key for key in (f"{name}.half_scales", f"{name}.scales") if self._data.place(key) is not None)
+            self.matrices[name] = StoredMatrix(matrix.format, len(matrix.codes), matrix.width, False, f"{name}.codes", scales, bias)
+
+    def floats_place(self, name: str) -> int:
+        """Return where a float32 constant begins in the data file; one that is kept in the graph is written there too."""
+        place = self._data.place(name)
+        if place is not None:
+            return place
+        key = f"plan.{name}"
+        self._data.write(key, numpy_helper.to_array(self._constants[name]), SMALL_ALIGNMENT)
+        place = self._data.place(key)
+        assert place is not None
+        return place
+
+    def data_place(self, key: str) -> int:
+        """Return where a weight begins in the data file."""
+        place = self._data.place(key)
+        return self.floats_place(key) if place is None else place
+
+    @property
+    def data_name(self) -> str:
+        """The name of the data file."""
+        return self._data.path.name
+
     def _blocks_linear(
         self, x: str, weight: NDArray[np.float32], name: str, format_: WeightFormat, added: list[str], node: str = ""
     ) -> str:
         matrix = self._quantized(name, weight, format_)
         inputs = [x, self._shaped(f"{name}.codes", f"{name}.codes", matrix.codes)]
         inputs.append(self._scales(name, f"{name}.scales", matrix.scales))
+        self._note_blocks(name, matrix, "".join(added))
         zeros = "" if matrix.zeros is None else self._shaped(f"{name}.zeros", f"{name}.zeros", matrix.zeros)
         if zeros or added:
             inputs += [zeros, "", *added]
@@ -402,8 +468,8 @@ class GraphBuilder:
                 found.append(State(value.name.removeprefix(PAST_STATES), shape, dtype))
         return tuple(found)
 
-    def save(self, path: Path) -> WrittenGraphs:
-        """Write the graph, whose weights are in the data file beside it, and describe it as a decoder."""
+    def save(self, path: Path, plan: Mapping[str, Any] | None = None) -> WrittenGraphs:
+        """Write the graph, whose weights are in the data file beside it, and describe it as a decoder, with its layer plan."""
         model = self.model()
         path.write_bytes(model.SerializeToString())
-        return WrittenGraphs(len(self._nodes), decoding_work(model.graph), self.states)
+        return WrittenGraphs(len(self._nodes), decoding_work(model.graph), self.states, plan)

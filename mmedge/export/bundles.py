@@ -13,9 +13,9 @@ from typing import Any
 import onnx
 
 from mmedge import __version__
+from mmedge.engines.bundles import open_speaker
 from mmedge.engines.drafting import FILE_NAME as DRAFTS
 from mmedge.engines.drafting import PhraseTable
-from mmedge.engines.onnx.bundles import open_speaker
 from mmedge.errors import MmedgeError
 from mmedge.export.budget import within_budget
 from mmedge.export.builder import WrittenGraphs

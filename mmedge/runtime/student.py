@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from mmedge.engines.onnx.bundles import open_speaker
+from mmedge.engines.bundles import open_speaker
 from mmedge.engines.speaker import Evidence, Judgement, OnToken, Sampling, Speaker, Thought, Wanted
 from mmedge.errors import MmedgeError
 from mmedge.machine import usable_cores

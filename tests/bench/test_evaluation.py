@@ -16,7 +16,7 @@ from mmedge.bench.evaluation_figures import signal_quality
 from mmedge.bench.evaluation_report import decision, markdown, page
 from mmedge.bench.evaluation_results import EvaluationReport
 from mmedge.bench.results import Interval
-from mmedge.engines.onnx.bundles import open_speaker
+from mmedge.engines.bundles import open_speaker
 from mmedge.engines.speaker import Evidence
 from mmedge.export.confidence import fitted
 from mmedge.manifest import open_bundle

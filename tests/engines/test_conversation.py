@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmedge.engines.ahead import Drafting
 from mmedge.engines.drafting import Drafter, HitRates, PhraseTable, StepCosts
 from mmedge.engines.generation import Decoding
-from mmedge.engines.onnx.ahead import Drafting
 from mmedge.engines.onnx.decoding import open_engine
 from mmedge.engines.onnx.graphs import Reading
 from mmedge.errors import MmedgeError

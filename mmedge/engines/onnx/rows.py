@@ -19,9 +19,10 @@ from itertools import islice
 import numpy as np
 import onnxruntime as ort
 
+from mmedge.engines.ahead import ONLY, Ahead
+from mmedge.engines.conversation import STEPPED
 from mmedge.engines.generation import GREEDY, Decoding, Generation, Logits, TokenWriter
-from mmedge.engines.onnx.ahead import ONLY, Ahead
-from mmedge.engines.onnx.decoding import FILLED_UP_TO, STEPPED, FusedEngine
+from mmedge.engines.onnx.decoding import FILLED_UP_TO, FusedEngine
 from mmedge.engines.onnx.slots import Slot, Slots
 from mmedge.tasks.encoding import Prompt
 from mmedge.tasks.forms.constraints import Tokens

@@ -211,8 +211,11 @@ def write_graphs(shape: DecoderShape, weights: Weights, out: Path, quantizer: Qu
         out: An existing folder.
         quantizer: How weights are stored; as float32 by default.
     """
+    from mmedge.export.plan import decoder_plan  # which reads the classes of this file
+
     with DataFile(out / DATA) as data:
-        written = Decoder(shape, weights, data, quantizer).write().save(out / DECODER)
+        g = Decoder(shape, weights, data, quantizer).write()
+        written = g.save(out / DECODER, decoder_plan(shape, weights, g))
     return replace(written, least_runtime=max(mixer.least_runtime for mixer in shape.mixers))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmedge.engines.drafting import EMPTY, Drafter, HitRates, PhraseTable, StepCosts
 from mmedge.engines.generation import TokenWriter
-from mmedge.engines.onnx.graphs import Reading
+from mmedge.engines.reading import Reading
 
 ONLY = np.zeros(1, dtype=np.int64)
 

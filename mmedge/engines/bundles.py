@@ -1,0 +1,128 @@
+"""Bundles: which engine runs one, and the speaker that asks it.
+
+    open_speaker(bundle)                    ONNX Runtime, or the native engine where MMEDGE_ENGINE=native asks for it
+    engine_of(bundle.manifest, "auto")      ("native", "") or ("onnxruntime", why it is not native)
+
+`MMEDGE_ENGINE` is `onnx` (the default) or `native`. A bundle that the native engine cannot run here runs on ONNX Runtime all the
+same. Knows no graph and no plan.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from mmedge.engines.engine import Engine
+from mmedge.engines.entry import EngineEntry, OpenedVariant, OpenRequest
+from mmedge.engines.speaker import Speaker
+from mmedge.errors import MmedgeError
+from mmedge.machine import usable_cores
+from mmedge.manifest import Bundle, Manifest, open_bundle
+from mmedge.tasks.chat.template import ChatTemplate
+from mmedge.tasks.encoding import PromptEncoder, load_tokenizer
+
+ENVIRONMENT = "MMEDGE_ENGINE"
+Device = Literal["auto", "cpu", "cuda"]
+EngineName = Literal["onnxruntime", "native"]
+
+
+def wanted_engine() -> EngineName:
+    """Return the engine that `MMEDGE_ENGINE` asks for.
+
+    Raises:
+        MmedgeError: It names none.
+    """
+    wanted = os.environ.get(ENVIRONMENT, "") or "onnx"
+    if wanted not in ("onnx", "native"):
+        raise MmedgeError(f"{ENVIRONMENT}={wanted}: there is no such engine for bundles", "set it to onnx or native")
+    return "native" if wanted == "native" else "onnxruntime"
+
+
+def engine_of(manifest: Manifest, device: Device = "auto") -> tuple[EngineName, str]:
+    """Return the engine that runs a bundle, and why it is not the native one where that was asked for."""
+    if wanted_engine() == "onnxruntime":
+        return "onnxruntime", ""
+    from mmedge.engines.native.engine import unsupported
+
+    why = "it runs on CPUs alone" if device == "cuda" else unsupported(manifest)
+    return ("native", "") if why is None else ("onnxruntime", why)
+
+
+def open_speaker(bundle: Bundle, threads: int | None = None, device: Device = "auto") -> Speaker:
+    """Open a checked bundle on the engine that runs it here.
+
+    Args:
+        bundle: The bundle.
+        threads: Threads within one operation; by default what the bundle asks for, or else all usable cores.
+        device: `cpu`, `cuda`, or `auto`: a CUDA device where there is one and the bundle is meant for it (fp16).
+
+    Raises:
+        MmedgeError: CUDA is asked for and cannot be had, or the bundle cannot be opened.
+    """
+    return _open_on(engine_of(bundle.manifest, device)[0], bundle, threads, device)
+
+
+def _open_on(name: EngineName, bundle: Bundle, threads: int | None, device: Device) -> Speaker:
+    def engine() -> Engine:
+        if name == "native":
+            from mmedge.engines.native.engine import NativeEngine
+
+            return NativeEngine(bundle, threads)
+        from mmedge.engines.onnx.decoding import open_engine
+
+        return open_engine(bundle, threads, device)
+
+    return speaker_of(bundle, threads, engine)
+
+
+def speaker_of(bundle: Bundle, threads: int | None, open_engine: Callable[[], Engine]) -> Speaker:
+    """Return a bundle's speaker on the engine that a function opens.
+
+    Raises:
+        MmedgeError: The number of threads is impossible, or the engine cannot be opened.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if threads is not None and threads < 1:
+        raise MmedgeError(f"threads must be at least 1, got {threads}")
+    # the tokenizer first, so that the engine can reuse the memory that reading it frees
+    tokenizer = load_tokenizer(bundle.folder / "tokenizer.json")
+    engine, stated = open_engine(), bundle.manifest
+    chat = ChatTemplate.beside(bundle.folder)
+    encoder = PromptEncoder(tokenizer, stated.family, stated.prompts, stated.special_tokens, stated.max_input_tokens, chat)
+    return Speaker(engine, encoder, bundle.form, stated.max_answer_tokens, stated.max_rationale_tokens)
+
+
+def _opened(name: EngineName, bundle: Bundle, request: OpenRequest) -> OpenedVariant:
+    device: Device = "cuda" if request.device == "cuda" else "auto"
+    speaker, stated, place = _open_on(name, bundle, request.threads, device), bundle.manifest, "cpu"
+    if name == "onnxruntime":
+        from mmedge.engines.onnx.graphs import choose_device
+
+        place = choose_device(device, stated.device)
+    return OpenedVariant(
+        name,
+        stated.precision,
+        request.threads or stated.threads or usable_cores(),
+        speaker,
+        bundle.size,
+        place,
+        stated.task.name,
+        bundle,
+        asdict(stated.work) if stated.work else None,
+    )
+
+
+def _open(request: OpenRequest) -> OpenedVariant:
+    bundle = open_bundle(Path(request.place))
+    return _opened(engine_of(bundle.manifest, "cuda" if request.device == "cuda" else "auto")[0], bundle, request)
+
+
+def _open_native(request: OpenRequest) -> OpenedVariant:
+    return _opened("native", open_bundle(Path(request.place)), request)
+
+
+ENTRY = EngineEntry("onnxruntime", "a bundle", _open, devices=("cuda",))
+NATIVE = EngineEntry("native", "a decoder-only bundle with a layer plan", _open_native)

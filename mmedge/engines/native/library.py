@@ -1,0 +1,260 @@
+"""The native engine's library, called through ctypes: its structures, as `src/plan.h` has them, and its functions.
+
+Whether there is a library that runs here, and if not, why: `problem()`. Knows pointers and plans, and no bundle.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmedge.engines.native.build import LIBRARY
+from mmedge.errors import MmedgeError
+
+ABI = 1
+PLAN_VERSION = 1
+ABSENT = -1
+_ROOM = 256  # bytes for a message
+_STORAGES = {"float32_rows": 1, "float32_columns": 2, "int8_blocks": 3, "int4_blocks": 4}
+_SCALE_TYPES = {"float32": 1, "float16": 2}
+_KINDS = {"self_attention": 1, "feed_forward": 2}
+
+Integers = NDArray[np.int64]
+
+
+class Matrix(ctypes.Structure):
+    """`struct Matrix`."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("storage", "block", "scale_type", "reserved")),
+        *((name, ctypes.c_int64) for name in ("outputs", "inputs", "codes", "scales", "bias")),
+    ]
+
+
+class Block(ctypes.Structure):
+    """`struct Block`."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("kind", "window", "first", "second", "out", "reserved")),
+        *((name, ctypes.c_int64) for name in ("norm", "query_norm", "key_norm")),
+    ]
+
+
+class Plan(ctypes.Structure):
+    """`struct Plan`."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("version", "width", "heads", "kv_heads", "head_width", "vocabulary", "positions")),
+        *((name, ctypes.c_float) for name in ("epsilon", "attention_scale")),
+        *((name, ctypes.c_int32) for name in ("table", "head", "matrix_count", "block_count", "reserved")),
+        *((name, ctypes.c_int64) for name in ("norm", "cosines", "sines")),
+    ]
+
+
+def _loaded() -> ctypes.CDLL | str:
+    """Return the library, or why there is none."""
+    if not LIBRARY.is_file():
+        return "it was installed without a C++ compiler"
+    try:
+        found = ctypes.CDLL(str(LIBRARY))
+        found.mmedge_abi.restype = ctypes.c_int
+        if found.mmedge_abi() != ABI:
+            return "its library is of another version of mmedge"
+    except (OSError, AttributeError) as error:
+        return f"its library cannot be loaded: {str(error)[:200]}"
+    _declare(found)
+    return found
+
+
+@cache
+def _library() -> ctypes.CDLL | str:
+    return _loaded()
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """Declare the types of all functions."""
+    pointer, integer, message = ctypes.c_void_p, ctypes.c_int64, (ctypes.c_char_p, ctypes.c_int)
+    library.mmedge_kernels.restype = ctypes.c_char_p
+    library.mmedge_kernels.argtypes = [ctypes.c_char_p]
+    library.mmedge_open.argtypes = [
+        ctypes.POINTER(Plan),
+        ctypes.POINTER(Matrix),
+        ctypes.POINTER(Block),
+        pointer,
+        ctypes.c_uint64,
+        ctypes.c_int,
+        ctypes.c_char_p,
+        ctypes.POINTER(pointer),
+        *message,
+    ]
+    library.mmedge_cache.argtypes = [pointer, integer, integer, ctypes.POINTER(pointer), *message]
+    library.mmedge_cache_copy.argtypes = [pointer, pointer, pointer, pointer, integer, pointer, *message]
+    library.mmedge_read.argtypes = [pointer, pointer, pointer, pointer, pointer, pointer, integer, pointer, *message]
+    for name in ("mmedge_close", "mmedge_cache_close"):
+        getattr(library, name).argtypes = [pointer]
+        getattr(library, name).restype = None
+
+
+def problem() -> str | None:
+    """Return why the native engine cannot be used here; None where it can."""
+    found = _library()
+    return found if isinstance(found, str) else None
+
+
+def instruction_set(name: str | None = None) -> str | None:
+    """Return the kernels that are used: those of the given name, of `MMEDGE_ISA`, or the fastest; None where there are none."""
+    library = _library()
+    if isinstance(library, str):
+        return None
+    found = library.mmedge_kernels((name or os.environ.get("MMEDGE_ISA", "")).encode())
+    return found.decode() if found else None
+
+
+class Cache:
+    """Keys and values of rows in the library's memory."""
+
+    def __init__(self, owner: Decoder, rows: int, capacity: int) -> None:
+        self.owner, self.pointer = owner, ctypes.c_void_p()
+        owner.call("mmedge_cache", owner.pointer, rows, capacity, ctypes.byref(self.pointer))
+
+    def __del__(self) -> None:
+        if self.pointer:
+            self.owner.library.mmedge_cache_close(self.pointer)
+
+
+class Decoder:
+    """A plan that the library has checked and can run.
+
+    Args:
+        plan: The layer plan, as `export/plan.py` writes it.
+        weights: The data file's bytes, mapped; kept as long as the decoder.
+        threads: Threads of a step.
+        kernels: The instruction set; what `MMEDGE_ISA` says or the fastest by default.
+
+    Raises:
+        MmedgeError: There is no library here, or it refuses the plan.
+    """
+
+    def __init__(self, plan: Mapping[str, Any], weights: NDArray[np.uint8], threads: int, kernels: str | None = None) -> None:
+        found = _library()
+        if isinstance(found, str):
+            raise MmedgeError(f"the native engine cannot be used: {found}", "use ONNX Runtime: MMEDGE_ENGINE=onnx")
+        self.library, self.pointer, self._weights, self._lasting = found, ctypes.c_void_p(), weights, list[Any]()
+        name = kernels or os.environ.get("MMEDGE_ISA", "")
+        if instruction_set(name) is None:
+            raise MmedgeError(
+                f"MMEDGE_ISA={name}: this processor or this library has no such kernels", "leave it out for the fastest"
+            )
+        try:
+            stated, matrices, blocks = structures(plan)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise MmedgeError(f"the bundle's layer plan is broken: {error!r}"[:200], "export the student again") from None
+        self.vocabulary = int(stated.vocabulary)
+        self.call(
+            "mmedge_open",
+            ctypes.byref(stated),
+            matrices,
+            blocks,
+            weights.ctypes.data,
+            weights.nbytes,
+            threads,
+            name.encode(),
+            ctypes.byref(self.pointer),
+        )
+
+    def __del__(self) -> None:
+        if getattr(self, "pointer", None):
+            self.library.mmedge_close(self.pointer)
+
+    def call(self, name: str, *given: Any) -> None:
+        """Call a function that returns whether it failed, and say why if it did.
+
+        Raises:
+            MmedgeError: It failed.
+        """
+        message = ctypes.create_string_buffer(_ROOM)
+        if getattr(self.library, name)(*given, message, _ROOM):
+            said = message.value.decode(errors="replace")
+            raise MmedgeError(f"the native engine refuses this: {said}", "export the student again, or use MMEDGE_ENGINE=onnx")
+
+    def read(
+        self, cache: Cache, ids: Integers, counts: Integers, starts: Integers, wanted: Integers, logits: NDArray[np.float32]
+    ) -> None:
+        """Read tokens of every row, and write the logits that are wanted.
+
+        Args:
+            cache: What was read before.
+            ids: The rows' tokens, one row behind the other.
+            counts: How many each row has, (rows,).
+            starts: How many each row has read before, (rows,).
+            wanted: Places in `ids` whose logits are wanted, ascending, (n,).
+            logits: (n, vocabulary), contiguous.
+        """
+        arrays = (array.ctypes.data for array in (ids, counts, starts, wanted))
+        self.call("mmedge_read", self.pointer, cache.pointer, *arrays, len(wanted), logits.ctypes.data)
+
+    def copy(self, source: Cache, rows: Integers, lengths: Integers, target: Cache) -> None:
+        """Copy the first positions of rows of one cache into those of another."""
+        self.call(
+            "mmedge_cache_copy", self.pointer, source.pointer, rows.ctypes.data, lengths.ctypes.data, len(rows), target.pointer
+        )
+
+
+def structures(plan: Mapping[str, Any]) -> tuple[Plan, ctypes.Array[Matrix], ctypes.Array[Block]]:
+    """Return a plan as the library takes it.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: It is not a plan.
+    """
+    if plan["version"] != PLAN_VERSION:
+        raise ValueError(f"version {plan['version']!r}")
+    matrices = [
+        Matrix(
+            _STORAGES[m["storage"]],
+            _int(m["block"]),
+            _SCALE_TYPES[m["scale_type"]],
+            0,
+            *(_int(m[name]) for name in ("outputs", "inputs", "codes")),
+            *(_place(m[name]) for name in ("scales", "bias")),
+        )
+        for m in _list(plan["matrices"])
+    ]
+    blocks = [
+        Block(
+            _KINDS[b["kind"]],
+            *(_int(b.get(name, ABSENT if name == "second" else 0)) for name in ("window", "first", "second")),
+            _int(b["out"]),
+            0,
+            _int(b["norm"]),
+            *(_place(b.get(name)) for name in ("query_norm", "key_norm")),
+        )
+        for b in _list(plan["blocks"])
+    ]
+    shape = [_int(plan[name]) for name in ("width", "heads", "kv_heads", "head_width", "vocabulary", "positions")]
+    factors = [float(plan[name]) for name in ("epsilon", "attention_scale")]
+    ends = [_int(plan[name]) for name in ("table", "head")]
+    places = [_int(plan[name]) for name in ("norm", "cosines", "sines")]
+    stated = Plan(PLAN_VERSION, *shape, *factors, *ends, len(matrices), len(blocks), 0, *places)
+    return stated, (Matrix * len(matrices))(*matrices), (Block * len(blocks))(*blocks)
+
+
+def _int(value: Any) -> int:
+    if type(value) is not int or not -(2**62) < value < 2**62:
+        raise ValueError(f"{value!r} is not a number of bytes or things")
+    return value
+
+
+def _place(value: Any) -> int:
+    return ABSENT if value is None else _int(value)
+
+
+def _list(value: Any) -> Sequence[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError("not a list")
+    return value

@@ -1,0 +1,174 @@
+// The C interface that Python calls (`library.py`). Functions return 0, or 1 with a line that says what is wrong.
+#include <climits>
+#include <cstdio>
+#include <cstring>
+#include <new>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include "step.h"
+
+#if defined(_WIN32)
+#define EXPORTED extern "C" __declspec(dllexport)
+#else
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+#endif
+
+using namespace mmedge;
+
+namespace {
+
+constexpr int ABI = 1;
+constexpr int64_t MOST_ROWS = 1 << 16;
+
+int refuse(char* message, int room, const std::string& what) {
+    if (room > 0) std::snprintf(message, static_cast<size_t>(room), "%s", what.c_str());
+    return 1;
+}
+
+template <typename Work>
+int guarded(char* message, int room, Work work) {
+    try {
+        const std::string wrong = work();
+        return wrong.empty() ? 0 : refuse(message, room, wrong);
+    } catch (const std::bad_alloc&) {
+        return refuse(message, room, "out of memory");
+    } catch (const std::exception& error) {
+        return refuse(message, room, error.what());
+    }
+}
+
+struct Choice {
+    bool usable;
+    const Kernels& (*kernels)();
+};
+
+#if defined(__x86_64__)
+// The processor's bits that the compilers' own question does not know everywhere: leaf 7, subleaf 1.
+bool has_avxvnni() {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+#endif
+
+// The kernels of a name, or the first that can be used where it is empty; null where there are none.
+const Kernels* kernels_named(const char* name) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+#endif
+    const Choice choices[] = {
+#if defined(__x86_64__)
+        {avx512, avx512vnni_kernels},
+        {avx2 && has_avxvnni(), avxvnni_kernels},
+        {avx2, avx2_kernels},
+#if defined(MMEDGE_EMULATED)
+        {avx2, emulated_vnni_kernels},
+#endif
+#endif
+        {true, portable_kernels},
+    };
+    for (const Choice& choice : choices)
+        if (choice.usable && (!name || !*name || !std::strcmp(name, choice.kernels().name))) return &choice.kernels();
+    return nullptr;
+}
+
+}  // namespace
+
+EXPORTED int mmedge_abi() { return ABI; }
+
+// The name of the instruction set that is used: that of this name, or the best where it is empty; null where it cannot be used here.
+EXPORTED const char* mmedge_kernels(const char* name) {
+    const Kernels* found = kernels_named(name);
+    return found ? found->name : nullptr;
+}
+
+EXPORTED int mmedge_open(const Plan* plan, const Matrix* matrices, const Block* blocks, const uint8_t* weights, uint64_t size,
+                         int threads, const char* kernels, Engine** engine, char* message, int room) {
+    return guarded(message, room, [&]() -> std::string {
+        const Kernels* found = kernels_named(kernels);
+        if (!found) return "this processor or this library has no such kernels";
+        if (threads < 1 || threads > 1024) return "threads must be from 1 to 1024";
+        auto model = std::make_unique<Model>();
+        std::string wrong = read_model(*plan, matrices, blocks, weights, size, *model);
+        if (wrong.empty()) *engine = new Engine(std::move(model), *found, threads);
+        return wrong;
+    });
+}
+
+EXPORTED void mmedge_close(Engine* engine) { delete engine; }
+
+EXPORTED int mmedge_cache(const Engine* engine, int64_t rows, int64_t capacity, Cache** cache, char* message, int room) {
+    return guarded(message, room, [&]() -> std::string {
+        const Model& model = engine->model();
+        if (rows < 1 || rows > MOST_ROWS || capacity < 1 || capacity > INT_MAX - 64) return "a cache has an impossible size";
+        auto found = std::make_unique<Cache>();
+        found->rows = static_cast<int>(rows);
+        found->capacity = static_cast<int>((capacity + 7) / 8 * 8);
+        found->of_head = static_cast<int64_t>(found->capacity) * model.plan.head_width;
+        found->of_layer = found->of_head * model.plan.kv_heads;
+        found->of_row = found->of_layer * model.layers;
+        const double bytes = 8.0 * static_cast<double>(found->of_row) * static_cast<double>(rows);
+        if (bytes > 1e15) return "a cache has an impossible size";
+        found->keys = zeros<float>(static_cast<uint64_t>(found->of_row) * rows);
+        found->values = zeros<float>(static_cast<uint64_t>(found->of_row) * rows);
+        if (!found->keys || !found->values) return "out of memory";
+        *cache = found.release();
+        return "";
+    });
+}
+
+EXPORTED void mmedge_cache_close(Cache* cache) { delete cache; }
+
+// Copies the first `lengths[row]` positions of rows of one cache into those of another.
+EXPORTED int mmedge_cache_copy(const Engine* engine, const Cache* from, const int64_t* rows, const int64_t* lengths, int64_t count,
+                               Cache* to, char* message, int room) {
+    return guarded(message, room, [&]() -> std::string {
+        const Model& model = engine->model();
+        if (count != to->rows) return "a cache has another number of rows";
+        for (int64_t row = 0; row < count; ++row) {
+            const bool inside = rows[row] >= 0 && rows[row] < from->rows && lengths[row] >= 0 && lengths[row] <= from->capacity &&
+                                lengths[row] <= to->capacity;
+            if (!inside) return "a cache is too small";
+            const uint64_t bytes = static_cast<uint64_t>((lengths[row] + 7) / 8 * 8) * model.plan.head_width * sizeof(float);
+            for (int layer = 0; layer < model.layers; ++layer)
+                for (int head = 0; head < model.plan.kv_heads; ++head) {
+                    const int source = static_cast<int>(rows[row]), target = static_cast<int>(row);
+                    std::memcpy(to->keys_of(target, layer, head), from->keys_of(source, layer, head), bytes);
+                    std::memcpy(to->values_of(target, layer, head), from->values_of(source, layer, head), bytes);
+                }
+        }
+        return "";
+    });
+}
+
+// Reads `counts[row]` tokens of each row, from position `starts[row]` on; `ids` holds them one row behind the other.
+// Writes logits, (wanted_count, vocabulary); `wanted` holds places in `ids`, in ascending order.
+EXPORTED int mmedge_read(Engine* engine, Cache* cache, const int64_t* ids, const int64_t* counts, const int64_t* starts,
+                         const int64_t* wanted, int64_t wanted_count, float* logits, char* message, int room) {
+    return guarded(message, room, [&]() -> std::string {
+        const Plan& plan = engine->model().plan;
+        std::vector<Token> tokens;
+        int64_t place = 0;
+        for (int row = 0; row < cache->rows; ++row) {
+            const int64_t longest = cache->capacity < plan.positions ? cache->capacity : plan.positions;
+            if (starts[row] < 0 || counts[row] < 0 || starts[row] > longest || counts[row] > longest - starts[row])
+                return "more tokens than the cache or the model has positions for";
+            for (int64_t index = 0; index < counts[row]; ++index, ++place) {
+                if (ids[place] < 0 || ids[place] >= plan.vocabulary) return "a token is not in the vocabulary";
+                tokens.push_back({row, static_cast<int>(starts[row] + index), static_cast<int>(ids[place])});
+            }
+        }
+        std::vector<int> places;
+        for (int64_t index = 0; index < wanted_count; ++index) {
+            if (wanted[index] < 0 || wanted[index] >= place || (index && wanted[index] <= wanted[index - 1]))
+                return "logits are wanted of a token that is not read";
+            places.push_back(static_cast<int>(wanted[index]));
+        }
+        engine->read(*cache, tokens, places, logits);
+        return "";
+    });
+}

@@ -1,0 +1,87 @@
+// The kernels that a processor offers: what a step is made of, besides the order in which it happens (`step.cpp`).
+//
+// The numeric contract, which every instruction set keeps to the bit: what a row gives depends on the row alone.
+//   linear layers   activations are quantized to int8, row by row and block by block; the products of a block are added as integers,
+//                   exactly; blocks are added in float32 by fused multiply-add, one after the other from the first to the last
+//   float32         one fused multiply-add for each input, from the first to the last (columns), or eight sums, one for each
+//                   place modulo 8, that are added in the order of `sum` (rows)
+//   attention       a score is one fused multiply-add for each component, from the first to the last, and a weighted sum one for each
+//                   position; exponentials are added in eight sums, one for each position modulo 8
+// So results are the same for one row and for many, for one thread and for several, and for several tokens at once.
+#pragma once
+
+#include "plan.h"
+
+namespace mmedge {
+
+constexpr int CODE_BYTES = 2;  // room of an activation's code: instruction sets keep it in 8 or 16 bits
+constexpr int GROUP = 16;      // outputs that are computed together at most
+constexpr int CHUNK_ROWS = 256;
+
+// A matrix whose places were checked.
+struct Weights {
+    Storage storage;
+    int block, blocks;  // inputs = blocks · block at most
+    int outputs, inputs;
+    const uint8_t* codes;
+    const float* floats;
+    const float* scales;       // one of these two
+    const uint16_t* half_scales;
+    const float* bias;
+};
+
+// Rows of activations in int8: codes as the instruction set keeps them, and for each block its scale and the sum of its codes.
+struct Activations {
+    uint8_t* codes;  // (rows, code_stride) bytes
+    float* scales;   // (rows, block_stride)
+    int32_t* sums;   // (rows, block_stride)
+    int64_t code_stride, block_stride;
+};
+
+struct Product {
+    const Weights* weights;
+    const Activations* quantized;  // for integers
+    const float* floats;           // for float32, (rows, float_stride)
+    int64_t float_stride;
+    int rows;
+    float* out;  // (rows, out_stride)
+    int64_t out_stride;
+    bool add;  // to what is there
+};
+
+// What one query head sees: keys in groups of eight positions, (positions / 8, head_width, 8), values as (positions, head_width).
+struct Attended {
+    const float* queries;  // (count, head_width), scaled and rotated
+    int count;             // queries that see the same positions
+    const float* keys;
+    const float* values;
+    int first, end;  // positions
+    int head_width;
+    float* scores;  // scratch, (count, positions rounded up to 8)
+    int64_t score_stride;
+    float* out;  // (count, head_width)
+};
+
+struct Kernels {
+    const char* name;
+    void (*norm)(const float* x, const float* weight, int width, float epsilon, float* out);
+    void (*gate)(const float* opened, const float* up, int count, float* out);  // SiLU(opened) · up
+    // quantizes inputs from `first` to `end` - 1 of a row; `first` is a multiple of 64
+    void (*quantize)(const float* x, int first, int end, const Weights& of, const Activations& out, int row);
+    void (*multiply)(const Product& product, int first, int end, uint8_t* scratch);  // outputs from `first` to `end` - 1
+    void (*rotate)(float* head, const float* cosines, const float* sines, int head_width);
+    void (*attend)(const Attended& attended);
+    void (*look_up)(const Weights& table, int entry, float* out);
+};
+
+constexpr int64_t MULTIPLY_SCRATCH = 256 * 1024;  // bytes for each thread
+
+const Kernels& portable_kernels();
+#if defined(__x86_64__)
+const Kernels& avx2_kernels();
+const Kernels& avxvnni_kernels();
+const Kernels& avx512vnni_kernels();
+const Kernels& emulated_vnni_kernels();  // in tests alone
+#endif
+
+}  // namespace mmedge

@@ -1,0 +1,19 @@
+// Kernels for AVX2: four instructions multiply and add what VNNI does in one.
+#include "kernels.h"
+#include "lanes_avx2.h"
+
+namespace {
+constexpr bool DOTS = false;
+inline __m256i dots(__m256i sums, __m256i, __m256i) { return sums; }  // never called
+}  // namespace
+
+#include "kernels_x86.inc"
+
+namespace mmedge {
+
+const Kernels& avx2_kernels() {
+    static constexpr Kernels found = {"avx2", norm, gate, quantize, multiply, rotate, attend, look_up};
+    return found;
+}
+
+}  // namespace mmedge

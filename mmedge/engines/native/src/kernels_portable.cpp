@@ -1,0 +1,15 @@
+// Kernels in plain C++: what every processor can run, and what the others are compared with.
+#include "kernels.h"
+#include "lanes_portable.h"
+
+#include "common.inc"
+#include "plain.inc"
+
+namespace mmedge {
+
+const Kernels& portable_kernels() {
+    static constexpr Kernels found = {"portable", norm, gate, quantize_plain, multiply_plain, rotate, attend, look_up};
+    return found;
+}
+
+}  // namespace mmedge

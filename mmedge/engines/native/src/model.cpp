@@ -1,0 +1,154 @@
+// Reading a plan: nothing in it is believed before it was checked.
+#include "model.h"
+
+#include <cmath>
+
+namespace mmedge {
+
+namespace {
+
+constexpr int64_t WIDEST = 1 << 16;      // inputs of a linear layer
+constexpr int64_t LONGEST = 1 << 22;     // outputs, entries of a vocabulary, positions
+constexpr int MOST_BLOCKS = 4096;        // of a row of a matrix: what the kernels have room for
+
+class Reader {
+public:
+    Reader(const uint8_t* weights, uint64_t size) : weights_(weights), size_(size) {}
+
+    std::string wrong;
+
+    void require(bool right, const char* what) {
+        if (!right && wrong.empty()) wrong = what;
+    }
+
+    const uint8_t* bytes(int64_t offset, int64_t count, int64_t alignment, const char* what) {
+        const bool inside = offset >= 0 && count >= 0 && static_cast<uint64_t>(offset) <= size_ &&
+                            static_cast<uint64_t>(count) <= size_ - static_cast<uint64_t>(offset) && offset % alignment == 0;
+        require(inside, what);
+        return inside ? weights_ + offset : nullptr;
+    }
+
+    const float* floats(int64_t offset, int64_t count, const char* what) {
+        return reinterpret_cast<const float*>(bytes(offset, count * 4, 4, what));
+    }
+
+    const float* optional(int64_t offset, int64_t count, const char* what) {
+        return offset == ABSENT ? nullptr : floats(offset, count, what);
+    }
+
+    Weights matrix(const Matrix& m) {
+        Weights found{};
+        require(m.outputs >= 1 && m.outputs <= LONGEST && m.inputs >= 1 && m.inputs <= WIDEST, "a matrix has an impossible shape");
+        if (!wrong.empty()) return found;
+        found.storage = m.storage;
+        found.outputs = static_cast<int>(m.outputs);
+        found.inputs = static_cast<int>(m.inputs);
+        found.bias = optional(m.bias, m.outputs, "a bias lies outside of the weights");
+        switch (m.storage) {
+            case Storage::float32_rows:
+            case Storage::float32_columns:
+                found.block = 64;  // nothing is quantized
+                found.floats = floats(m.codes, m.outputs * m.inputs, "a float32 matrix lies outside of the weights");
+                return found;
+            case Storage::int8_blocks:
+            case Storage::int4_blocks: return blocks(m, found);
+        }
+        require(false, "a matrix is stored in an unknown way");
+        return found;
+    }
+
+private:
+    Weights blocks(const Matrix& m, Weights found) {
+        require(m.block == 16 || m.block == 32 || m.block == 64, "a matrix has blocks of an unknown size");
+        if (!wrong.empty()) return found;
+        const int64_t count = (m.inputs + m.block - 1) / m.block;
+        require(count <= MOST_BLOCKS, "a matrix has too many blocks");
+        found.block = m.block;
+        found.blocks = static_cast<int>(count);
+        const int64_t of_block = m.storage == Storage::int4_blocks ? m.block / 2 : m.block;
+        found.codes = bytes(m.codes, m.outputs * count * of_block, 1, "a matrix's codes lie outside of the weights");
+        require(m.scale_type == ScaleType::float16 || m.scale_type == ScaleType::float32, "scales have an unknown type");
+        if (m.scale_type == ScaleType::float16)
+            found.half_scales = reinterpret_cast<const uint16_t*>(
+                bytes(m.scales, m.outputs * count * 2, 2, "a matrix's scales lie outside of the weights"));
+        else
+            found.scales = floats(m.scales, m.outputs * count, "a matrix's scales lie outside of the weights");
+        return found;
+    }
+
+    const uint8_t* weights_;
+    const uint64_t size_;
+};
+
+bool is_count(int64_t value, int64_t most) { return value >= 1 && value <= most; }
+
+}  // namespace
+
+std::string read_model(const Plan& plan, const Matrix* matrices, const Block* blocks, const uint8_t* weights, uint64_t size,
+                       Model& model) {
+    Reader reader(weights, size);
+    reader.require(plan.version == PLAN_VERSION, "the plan is of another version");
+    reader.require(is_count(plan.width, WIDEST) && is_count(plan.heads, 1024) && is_count(plan.kv_heads, plan.heads) &&
+                       is_count(plan.head_width, 1024) && is_count(plan.vocabulary, LONGEST) && is_count(plan.positions, LONGEST),
+                   "the plan has an impossible shape");
+    reader.require(is_count(plan.matrix_count, 1 << 16) && is_count(plan.block_count, 1 << 14), "the plan is empty, or too long");
+    if (!reader.wrong.empty()) return reader.wrong;
+    reader.require(plan.heads % plan.kv_heads == 0 && plan.head_width % 16 == 0, "the plan's heads do not fit");
+    reader.require(std::isfinite(plan.epsilon) && std::isfinite(plan.attention_scale), "the plan's factors are not numbers");
+    model.plan = plan;
+    model.weights.clear();
+    for (int place = 0; place < plan.matrix_count; ++place) model.weights.push_back(reader.matrix(matrices[place]));
+    if (!reader.wrong.empty()) return reader.wrong;
+
+    auto matrix = [&](int place, int64_t outputs, int64_t inputs) -> const Weights* {
+        const bool known = place >= 0 && place < plan.matrix_count;
+        reader.require(known, "the plan names a matrix that is not there");
+        if (!known) return nullptr;
+        const Weights* found = &model.weights[place];
+        reader.require(found->inputs == inputs && (outputs == 0 || found->outputs == outputs), "a matrix's shape does not fit the plan");
+        return found;
+    };
+    const int64_t attended = static_cast<int64_t>(plan.heads) * plan.head_width;
+    const int64_t kept = static_cast<int64_t>(plan.kv_heads) * plan.head_width;
+    model.layers = model.hidden = 0;
+    model.widest = static_cast<int>(attended > plan.width ? attended : plan.width);
+    model.blocks.clear();
+    for (int place = 0; place < plan.block_count && reader.wrong.empty(); ++place) {
+        const Block& block = blocks[place];
+        ModelBlock found{};
+        found.kind = block.kind;
+        found.window = block.window;
+        found.norm = reader.floats(block.norm, plan.width, "a norm lies outside of the weights");
+        if (block.kind == Sublayer::self_attention) {
+            reader.require(block.window >= 0, "a window is negative");
+            found.first = matrix(block.first, attended + 2 * kept, plan.width);
+            found.out = matrix(block.out, plan.width, attended);
+            found.query_norm = reader.optional(block.query_norm, plan.head_width, "a norm lies outside of the weights");
+            found.key_norm = reader.optional(block.key_norm, plan.head_width, "a norm lies outside of the weights");
+            found.layer = model.layers++;
+        } else if (block.kind == Sublayer::feed_forward) {
+            found.first = matrix(block.first, 0, plan.width);
+            const int64_t hidden = found.first ? found.first->outputs : 0;
+            reader.require(hidden <= WIDEST, "a gate is too wide");
+            found.second = matrix(block.second, hidden, plan.width);
+            found.out = matrix(block.out, plan.width, hidden);
+            model.hidden = hidden > model.hidden ? static_cast<int>(hidden) : model.hidden;
+        } else {
+            reader.require(false, "the plan has an unknown kind of sublayer");
+        }
+        model.blocks.push_back(found);
+    }
+    if (model.hidden > model.widest) model.widest = model.hidden;
+    model.table = matrix(plan.table, plan.vocabulary, plan.width);
+    model.head = matrix(plan.head, plan.vocabulary, plan.width);
+    reader.require(model.table && model.table->storage != Storage::float32_columns, "a table cannot be stored in columns");
+    model.norm = reader.floats(plan.norm, plan.width, "a norm lies outside of the weights");
+    const int64_t angles = static_cast<int64_t>(plan.positions) * (plan.head_width / 2);
+    model.cosines = reader.floats(plan.cosines, angles, "the rotary embedding lies outside of the weights");
+    model.sines = reader.floats(plan.sines, angles, "the rotary embedding lies outside of the weights");
+    reader.require(model.layers > 0, "the plan has no attention");
+    model.most_blocks = (model.widest + 15) / 16;
+    return reader.wrong;
+}
+
+}  // namespace mmedge

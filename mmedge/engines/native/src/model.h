@@ -1,0 +1,70 @@
+// A plan whose tensors were found in the weights, and the memory of what was read.
+#pragma once
+
+#include <cstddef>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "plan.h"
+
+namespace mmedge {
+
+struct ModelBlock {
+    Sublayer kind;
+    int window;
+    const Weights* first;
+    const Weights* second;
+    const Weights* out;
+    const float* norm;
+    const float* query_norm;
+    const float* key_norm;
+    int layer;  // among attentions
+};
+
+struct Model {
+    Plan plan;
+    std::vector<Weights> weights;
+    std::vector<ModelBlock> blocks;
+    const Weights* table;
+    const Weights* head;
+    const float* norm;
+    const float* cosines;
+    const float* sines;
+    int layers;     // attentions
+    int widest;     // the most inputs of a linear layer
+    int hidden;     // the most outputs of a gate
+    int most_blocks;  // of a row
+};
+
+// Checks a plan against the weights' size, and every count, shape and offset against each other.
+// Returns what is wrong; empty where nothing is.
+std::string read_model(const Plan& plan, const Matrix* matrices, const Block* blocks, const uint8_t* weights, uint64_t size,
+                       Model& model);
+
+struct Freed {
+    void operator()(void* memory) const { std::free(memory); }
+};
+
+template <typename Value>
+using Memory = std::unique_ptr<Value[], Freed>;
+
+// Zeros; pages come into being when they are written.
+template <typename Value>
+Memory<Value> zeros(uint64_t count) {
+    return Memory<Value>(static_cast<Value*>(std::calloc(count ? count : 1, sizeof(Value))));
+}
+
+// Keys and values of rows: keys as (row, layer, head, positions / 8, head_width, 8), values as (row, layer, head, position, head_width).
+struct Cache {
+    int rows, capacity;  // capacity is a multiple of 8
+    int64_t of_head, of_layer, of_row;
+    Memory<float> keys, values;
+
+    float* keys_of(int row, int layer, int head) const { return keys.get() + row * of_row + layer * of_layer + head * of_head; }
+    float* values_of(int row, int layer, int head) const { return values.get() + row * of_row + layer * of_layer + head * of_head; }
+};
+
+}  // namespace mmedge

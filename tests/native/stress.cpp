@@ -1,0 +1,273 @@
+// The native engine under a sanitizer: random small models compute the same bits on every instruction set and number of threads,
+// alone and together; plans that lie are refused, or compute within their weights, which lie in memory of exactly their size.
+//
+//     make test-native
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "step.h"
+
+using namespace mmedge;
+
+extern "C" {
+const char* mmedge_kernels(const char* name);
+int mmedge_open(const Plan*, const Matrix*, const Block*, const uint8_t*, uint64_t, int, const char*, Engine**, char*, int);
+void mmedge_close(Engine*);
+int mmedge_cache(const Engine*, int64_t, int64_t, Cache**, char*, int);
+void mmedge_cache_close(Cache*);
+int mmedge_cache_copy(const Engine*, const Cache*, const int64_t*, const int64_t*, int64_t, Cache*, char*, int);
+int mmedge_read(Engine*, Cache*, const int64_t*, const int64_t*, const int64_t*, const int64_t*, int64_t, float*, char*, int);
+}
+
+namespace {
+
+using Random = std::mt19937;
+constexpr int ROOM = 200;
+
+int between(Random& random, int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); }
+
+// A plan and its weights.
+struct Made {
+    Plan plan{};
+    std::vector<Matrix> matrices;
+    std::vector<Block> blocks;
+    std::vector<uint8_t> weights;
+
+    int64_t add(const void* data, size_t bytes, size_t alignment) {
+        weights.resize((weights.size() + alignment - 1) / alignment * alignment);
+        const int64_t offset = static_cast<int64_t>(weights.size());
+        weights.insert(weights.end(), static_cast<const uint8_t*>(data), static_cast<const uint8_t*>(data) + bytes);
+        return offset;
+    }
+
+    int64_t floats(Random& random, int64_t count, float middle, float spread) {
+        std::normal_distribution<float> normal(middle, spread);
+        std::vector<float> values(static_cast<size_t>(count));
+        for (float& value : values) value = normal(random);
+        return add(values.data(), values.size() * 4, 4);
+    }
+
+    int matrix(Random& random, int outputs, int inputs, bool table) {
+        Matrix m{};
+        m.storage = static_cast<Storage>(between(random, 1, 4));
+        if (table && m.storage == Storage::float32_columns) m.storage = Storage::float32_rows;
+        m.outputs = outputs, m.inputs = inputs;
+        m.bias = between(random, 0, 2) ? ABSENT : floats(random, outputs, 0, 0.1f);
+        m.scales = ABSENT;
+        if (m.storage == Storage::float32_rows || m.storage == Storage::float32_columns) {
+            m.codes = floats(random, static_cast<int64_t>(outputs) * inputs, 0, 0.1f);
+        } else {
+            m.block = 16 << between(random, 0, 2);
+            const int64_t blocks = (inputs + m.block - 1) / m.block * static_cast<int64_t>(outputs);
+            std::vector<uint8_t> codes(static_cast<size_t>(blocks * (m.storage == Storage::int4_blocks ? m.block / 2 : m.block)));
+            for (uint8_t& code : codes) code = static_cast<uint8_t>(between(random, 0, 255));
+            m.codes = add(codes.data(), codes.size(), 1);
+            m.scale_type = static_cast<ScaleType>(between(random, 1, 2));
+            if (m.scale_type == ScaleType::float32) m.scales = floats(random, blocks, 0.002f, 0.0005f);
+            else {
+                std::vector<uint16_t> halves(static_cast<size_t>(blocks));
+                for (uint16_t& half : halves) half = static_cast<uint16_t>(0x1800 + between(random, 0, 0x400));  // about 0.002
+                m.scales = add(halves.data(), halves.size() * 2, 2);
+            }
+        }
+        matrices.push_back(m);
+        return static_cast<int>(matrices.size()) - 1;
+    }
+};
+
+Made make(Random& random) {
+    Made made;
+    Plan& p = made.plan;
+    p.version = PLAN_VERSION;
+    p.width = between(random, 1, 9) * 16 + (between(random, 0, 3) ? 0 : between(random, 1, 15));
+    p.kv_heads = between(random, 1, 3);
+    p.heads = p.kv_heads * between(random, 1, 4);
+    p.head_width = 16 * between(random, 1, 4);
+    p.vocabulary = between(random, 1, 90);
+    p.positions = between(random, 30, 60);
+    p.epsilon = 1e-5f, p.attention_scale = 0.2f;
+    p.table = made.matrix(random, p.vocabulary, p.width, true);
+    p.head = between(random, 0, 1) ? p.table : made.matrix(random, p.vocabulary, p.width, false);
+    const int layers = between(random, 1, 3);
+    for (int layer = 0; layer < layers; ++layer) {
+        Block a{};
+        a.kind = Sublayer::self_attention;
+        a.window = between(random, 0, 1) ? 0 : between(random, 1, 20);
+        a.first = made.matrix(random, (p.heads + 2 * p.kv_heads) * p.head_width, p.width, false);
+        a.second = -1;
+        a.out = made.matrix(random, p.width, p.heads * p.head_width, false);
+        a.norm = made.floats(random, p.width, 1, 0.1f);
+        a.query_norm = between(random, 0, 1) ? ABSENT : made.floats(random, p.head_width, 1, 0.1f);
+        a.key_norm = between(random, 0, 1) ? ABSENT : made.floats(random, p.head_width, 1, 0.1f);
+        made.blocks.push_back(a);
+        Block f{};
+        f.kind = Sublayer::feed_forward;
+        const int hidden = between(random, 1, 200);
+        f.first = made.matrix(random, hidden, p.width, false);
+        f.second = made.matrix(random, hidden, p.width, false);
+        f.out = made.matrix(random, p.width, hidden, false);
+        f.norm = made.floats(random, p.width, 1, 0.1f);
+        f.query_norm = f.key_norm = ABSENT;
+        made.blocks.push_back(f);
+    }
+    p.norm = made.floats(random, p.width, 1, 0.1f);
+    p.cosines = made.floats(random, static_cast<int64_t>(p.positions) * p.head_width / 2, 0, 0.7f);
+    p.sines = made.floats(random, static_cast<int64_t>(p.positions) * p.head_width / 2, 0, 0.7f);
+    p.matrix_count = static_cast<int>(made.matrices.size());
+    p.block_count = static_cast<int>(made.blocks.size());
+    return made;
+}
+
+// An opened model on weights of exactly their size; null where the plan is refused.
+struct Opened {
+    std::unique_ptr<uint8_t[]> weights;
+    Engine* engine = nullptr;
+
+    Opened(const Made& made, int threads, const char* kernels) : weights(new uint8_t[made.weights.size()]) {
+        std::memcpy(weights.get(), made.weights.data(), made.weights.size());
+        char message[ROOM];
+        mmedge_open(&made.plan, made.matrices.data(), made.blocks.data(), weights.get(), made.weights.size(), threads, kernels, &engine,
+                    message, ROOM);
+    }
+    ~Opened() {
+        if (engine) mmedge_close(engine);
+    }
+};
+
+// The logits behind every token of some rows that are read together, `step` tokens of each at a time.
+std::vector<std::vector<float>> read(Engine* engine, const std::vector<std::vector<int64_t>>& rows, int step) {
+    const int64_t count = static_cast<int64_t>(rows.size()), vocabulary = engine->model().plan.vocabulary;
+    Cache* cache = nullptr;
+    char message[ROOM];
+    if (mmedge_cache(engine, count, 40, &cache, message, ROOM)) return {};
+    std::vector<std::vector<float>> found(rows.size());
+    std::vector<int64_t> starts(rows.size(), 0);
+    for (bool more = true; more;) {
+        std::vector<int64_t> ids, counts, wanted;
+        for (size_t row = 0; row < rows.size(); ++row) {
+            const int64_t left = static_cast<int64_t>(rows[row].size()) - starts[row];
+            counts.push_back(left < step ? left : step);
+            for (int64_t place = 0; place < counts.back(); ++place) {
+                wanted.push_back(static_cast<int64_t>(ids.size()));
+                ids.push_back(rows[row][static_cast<size_t>(starts[row] + place)]);
+            }
+        }
+        std::vector<float> logits(ids.size() * static_cast<size_t>(vocabulary));
+        if (mmedge_read(engine, cache, ids.data(), counts.data(), starts.data(), wanted.data(), static_cast<int64_t>(wanted.size()),
+                        logits.data(), message, ROOM))
+            break;
+        more = false;
+        size_t place = 0;
+        for (size_t row = 0; row < rows.size(); ++row)
+            for (int64_t token = 0; token < counts[row]; ++token, ++place, ++starts[row], more = true)
+                found[row].insert(found[row].end(), logits.begin() + static_cast<int64_t>(place) * vocabulary,
+                                  logits.begin() + static_cast<int64_t>(place + 1) * vocabulary);
+    }
+    mmedge_cache_close(cache);
+    return found;
+}
+
+std::vector<std::vector<int64_t>> texts(Random& random, int vocabulary) {
+    std::vector<std::vector<int64_t>> rows(static_cast<size_t>(between(random, 1, 6)));
+    for (auto& row : rows) {
+        row.resize(static_cast<size_t>(between(random, 1, 25)));
+        for (int64_t& token : row) token = between(random, 0, vocabulary - 1);
+    }
+    return rows;
+}
+
+bool same(const std::vector<float>& a, const std::vector<float>& b) {
+    return a.size() == b.size() && !std::memcmp(a.data(), b.data(), a.size() * sizeof(float));
+}
+
+bool agree(Random& random) {
+    const Made made = make(random);
+    const auto rows = texts(random, made.plan.vocabulary);
+    Opened first(made, 1, "portable");
+    if (!first.engine) return std::puts("a plan was refused"), false;
+    const auto right = read(first.engine, rows, 1000);
+    for (const char* kernels : {"portable", "avx2", "emulated", "avxvnni", "avx512vnni"}) {
+        if (!mmedge_kernels(kernels)) continue;
+        for (int threads : {1, 3}) {
+            Opened other(made, threads, kernels);
+            const auto together = read(other.engine, rows, between(random, 1, 9));
+            for (size_t row = 0; row < rows.size(); ++row) {
+                const auto alone = read(other.engine, {rows[row]}, between(random, 1, 9));
+                if (!same(right[row], together[row]) || !same(right[row], alone[0])) {
+                    std::printf("%s, %d threads: row %zu differs\n", kernels, threads, row);
+                    return false;
+                }
+            }
+        }
+    }
+    return true;
+}
+
+// Two callers at once, each with a cache of its own.
+bool share(Random& random) {
+    const Made made = make(random);
+    const auto one = texts(random, made.plan.vocabulary), other = texts(random, made.plan.vocabulary);
+    Opened opened(made, 2, "");
+    const auto right = read(opened.engine, one, 5), also = read(opened.engine, other, 3);
+    std::vector<std::vector<float>> found;
+    std::thread beside([&] { found = read(opened.engine, one, 2); });
+    const auto meanwhile = read(opened.engine, other, 4);
+    beside.join();
+    for (size_t row = 0; row < one.size(); ++row)
+        if (!same(right[row], found[row])) return std::puts("callers disturb each other"), false;
+    for (size_t row = 0; row < other.size(); ++row)
+        if (!same(also[row], meanwhile[row])) return std::puts("callers disturb each other"), false;
+    return true;
+}
+
+template <typename Value>
+void spoil_bytes(Random& random, Value& value) {
+    static_assert(sizeof(Value) % 4 == 0);
+    int32_t words[sizeof(Value) / 4];
+    std::memcpy(words, &value, sizeof value);
+    int32_t& word = words[between(random, 0, static_cast<int>(sizeof(Value) / 4) - 1)];
+    switch (between(random, 0, 4)) {
+        case 0: word = between(random, -2, 3); break;
+        case 1: word = static_cast<int32_t>(random()); break;
+        case 2: word += between(random, -40, 40); break;
+        case 3: word = between(random, 0, 5000); break;
+        case 4: word = static_cast<int32_t>(static_cast<uint32_t>(word) << between(random, 1, 8)); break;
+    }
+    std::memcpy(&value, words, sizeof value);
+}
+
+// Whether the plan was accepted.
+bool lie(Random& random) {
+    Made made = make(random);
+    const int count = made.plan.matrix_count, blocks = made.plan.block_count;
+    for (int lies = between(random, 1, 3); lies; --lies) {
+        const int what = between(random, 0, 3);
+        if (what == 0) spoil_bytes(random, made.plan);
+        if (what == 1) spoil_bytes(random, made.matrices[static_cast<size_t>(between(random, 0, count - 1))]);
+        if (what == 2) spoil_bytes(random, made.blocks[static_cast<size_t>(between(random, 0, blocks - 1))]);
+        if (what == 3) made.weights[random() % made.weights.size()] = static_cast<uint8_t>(random());
+    }
+    if (made.plan.matrix_count > count || made.plan.block_count > blocks) return false;  // Python passes lists of their own length
+    Opened opened(made, 2, "");
+    if (!opened.engine) return false;
+    std::vector<std::vector<int64_t>> rows = texts(random, made.plan.vocabulary < 90 ? made.plan.vocabulary : 90);
+    if (!between(random, 0, 3)) rows[0][0] = static_cast<int64_t>(random()) - 1;
+    read(opened.engine, rows, between(random, 1, 30));
+    return true;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    const int rounds = count > 1 ? std::atoi(arguments[1]) : 200, lies = count > 2 ? std::atoi(arguments[2]) : 2000;
+    Random random(1);
+    for (int round = 0; round < rounds; ++round)
+        if (!agree(random) || !share(random)) return std::printf("round %d\n", round), 1;
+    int accepted = 0;
+    for (int round = 0; round < lies; ++round) accepted += lie(random);
+    std::printf("%d models agree; of %d lying plans %d were harmless\n", rounds, lies, accepted);
+}

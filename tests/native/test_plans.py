@@ -1,0 +1,116 @@
+"""A plan that lies is refused: no size, offset or place in it is believed, and no crafted bundle reads outside of its file."""
+
+from __future__ import annotations
+
+import copy
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmedge.engines.native import library
+from mmedge.engines.native.engine import NativeEngine, mapped
+from mmedge.errors import MmedgeError
+from mmedge.tasks.encoding import Prompt
+from tests.native.students import exported
+
+pytestmark = pytest.mark.skipif(library.problem() is not None, reason=f"the native engine: {library.problem()}")
+
+ODD: tuple[Any, ...] = (-1, 0, 1, 7, 2**31 - 1, 2**31, 2**40, 2**61, -(2**31), None, "x", 1.5, True, [])
+
+
+def stated(precision: str = "int8") -> dict[str, Any]:
+    plan = exported("qwen3", precision).bundle.manifest.plan
+    assert plan is not None
+    return copy.deepcopy(dict(plan))
+
+
+def opened(plan: dict[str, Any], precision: str = "int8") -> NativeEngine:
+    bundle = exported("qwen3", precision).bundle
+    return NativeEngine(replace(bundle, manifest=replace(bundle.manifest, plan=plan)), 2)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path of every number and text in a plan."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    below = [found for key, item in items for found in places(item, (*path, key))]
+    return below or [path]
+
+
+def put(plan: Any, path: tuple[Any, ...], value: Any) -> None:
+    for key in path[:-1]:
+        plan = plan[key]
+    plan[path[-1]] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("matrices", 1, "codes"), 2**40, "outside of the weights"),
+        (("matrices", 1, "scales"), -8, "outside of the weights"),
+        (("matrices", 1, "outputs"), 2**21, "outside of the weights"),
+        (("matrices", 1, "block"), 48, "blocks of an unknown size"),
+        (("blocks", 0, "first"), 99, "not there"),
+        (("blocks", 1, "norm"), 2, "outside of the weights"),
+        (("positions",), 4_000_000, "outside of the weights"),
+        (("heads",), 5, "do not fit"),
+        (("vocabulary",), 300, "does not fit"),
+        (("version",), 2, "version"),
+    ],
+)
+def test_a_lying_plan_is_refused_by_name(path: tuple[Any, ...], value: Any, said: str) -> None:
+    plan = stated()
+    put(plan, path, value)
+    with pytest.raises(MmedgeError, match=said):
+        opened(plan)
+
+
+def test_a_plan_may_not_name_a_file_elsewhere(tmp_path: Path) -> None:
+    for name in ("../weights.data", "/etc/passwd", "", "other.data", None, 3):
+        with pytest.raises(MmedgeError, match="names no file"):
+            mapped(tmp_path, {"file": name})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_spoiled_plans_are_refused_or_read_within_the_file(precision: str) -> None:
+    spoil(precision, 400, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_many_spoiled_plans_are_refused_or_read_within_the_file(precision: str) -> None:
+    spoil(precision, 20_000, seed=1)
+
+
+def spoil(precision: str, count: int, seed: int) -> None:
+    """Change one to three values of a plan at random; what is accepted must compute something."""
+    chance, whole = random.Random(seed), stated(precision)
+    paths = places(whole)
+    for _ in range(count):
+        plan = copy.deepcopy(whole)
+        for path in chance.sample(paths, chance.randint(1, 3)):
+            near = chance.choice(ODD) if chance.random() < 0.5 else chance.randint(0, 2000)
+            put(plan, path, near)
+        try:
+            engine = opened(plan, precision)
+            logits = engine.next_logits([Prompt((3, 5, 7, 11, 2), ()), Prompt((1,), ())], ())
+        except MmedgeError:
+            continue
+        assert logits.shape == (2, plan["vocabulary"])
+
+
+def test_spoiled_weights_compute_something() -> None:
+    bundle = exported("llama", "int8").bundle
+    plan = bundle.manifest.plan
+    assert plan is not None
+    chance = np.random.default_rng(0)
+    for _ in range(20):
+        weights = np.array(mapped(bundle.folder, plan))
+        weights[chance.integers(0, len(weights), 1000)] = chance.integers(0, 256, 1000)
+        decoder = library.Decoder(plan, weights, 1)
+        cache, logits = library.Cache(decoder, 1, 8), np.empty((1, decoder.vocabulary), dtype=np.float32)
+        counts, starts, wanted = np.array([3]), np.array([0]), np.array([2])
+        decoder.read(cache, np.array([5, 6, 7]), counts, starts, wanted, logits)
