@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
+from mmedge.engines.conversation import Conversation
 from mmedge.engines.generation import Decoding
-from mmedge.engines.onnx.decoding import FusedDecoderOnlyEngine, _Conversation
+from mmedge.engines.onnx.decoding import FusedDecoderOnlyEngine
 from mmedge.engines.onnx.graphs import Reading
 from mmedge.export.builder import DataFile, GraphBuilder
 from mmedge.tasks.encoding import Prompt, SpecialTokens
@@ -89,7 +90,7 @@ def test_a_conversation_goes_on_and_begins_anew(engine: FusedDecoderOnlyEngine) 
 def test_another_prompt_of_the_same_contexts_goes_on_behind_them(engine: FusedDecoderOnlyEngine) -> None:
     for prompts in (PROMPTS, PROMPTS[:1]):
         conversation = engine.conversation()
-        assert isinstance(conversation, _Conversation)
+        assert isinstance(conversation, Conversation)
         readings = []
         for begun in ((3,), (4,), (9,), (3, 1), (2, 2, 2)):
             asked = [Prompt(prompt.context, begun) for prompt in prompts]

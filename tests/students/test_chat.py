@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import tokenizers
 import transformers
-from mmedge.engines.onnx.bundles import open_speaker
 
+from mmedge.engines.bundles import open_speaker
 from mmedge.engines.torch_decoding import TorchEngine
 from mmedge.errors import MmedgeError
 from mmedge.export.graphs import copy_configs, write_fused
