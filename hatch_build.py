@@ -38,4 +38,4 @@ class NativeEngineHook(BuildHookInterface[Any]):
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
-        build_data["force_include"][str(library)] = f"mmedge/engines/native/{library.name}"
+        build_data["force_include"][str(library)] = f"mmedge/engines/native/compiled/{library.name}"

@@ -1,6 +1,6 @@
 """Compiling the native engine's library with whatever C++20 compiler is at hand.
 
-    python -m mmedge.engines.native.build            writes libmmedge-native.so beside this file
+    python -m mmedge.engines.native.build            writes compiled/libmmedge-native.so
     CXX=clang++ python -m mmedge.engines.native.build
 
 The wheel's build runs this too (`hatch_build.py`). Kernels for an instruction set are compiled with its flags and chosen at run
@@ -30,7 +30,7 @@ _X86 = (  # files with their own flags, one of them twice
 )
 EMULATED = ("kernels_vnni.cpp", (*_AVX2, "-DMMEDGE_EMULATED"))  # for tests on processors without VNNI
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
-LIBRARY = Path(__file__).parent / f"libmmedge-native{_SUFFIX}"
+LIBRARY = Path(__file__).parent / "compiled" / f"libmmedge-native{_SUFFIX}"  # where Python looks for no modules
 
 
 class CannotCompile(Exception):
@@ -70,6 +70,7 @@ def build(library: Path = LIBRARY, flags: tuple[str, ...] = (), cxx: str | None 
             _run([cxx, *FLAGS, *own, *flags, "-c", str(SOURCES / name), "-o", objects[-1]])
         made = Path(temporary) / library.name
         _run([cxx, "-shared", "-pthread", *flags, *objects, "-o", str(made)])
+        library.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(made, library.with_suffix(".new"))
         os.replace(library.with_suffix(".new"), library)
     return library
