@@ -189,7 +189,9 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 def _explain(error: ValidationError, where: str) -> str:
     """Return the first problem of a validation as one line that names the field and what is allowed."""
-    problem = error.errors(include_url=False)[0]
+    problems = error.errors(include_url=False)
+    # a misspelt field is also missing by its right name
+    problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
     place = [str(part) for part in problem["loc"] if str(part) not in _TAGS]
     field = ".".join(place)
     kind = problem["type"]
