@@ -112,6 +112,12 @@ class QuestionReader:
         found = self.read(text)
         return found if isinstance(found, Unparsed) else None
 
+    def goes_on(self, text: str) -> bool:
+        """Whether something follows the question, so that it is whole although the text was cut off."""
+        body = _THINKING.sub("", text).strip()
+        mark = _MARK.search(body)
+        return not self.takes_choices and mark is not None and "\n" in body[mark.end() :]
+
     def read(self, text: str) -> tuple[str, tuple[str, ...]] | Unparsed:
         """Return the question and its choices."""
         body = _THINKING.sub("", text).strip()

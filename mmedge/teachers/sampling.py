@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 from mmedge.annotations.collection import Response
 from mmedge.annotations.schema import ACCEPTED, IDENTICAL, WHOLE
 from mmedge.tasks import Example, Unparsed
-from mmedge.tasks.reading import lacks_verdict, one_paragraph, runs_on, trim
+from mmedge.tasks.reading import lacks_verdict, one_paragraph, trim
 
 TRUNCATED, REFUSED, EMPTY = "truncated", "refused", "empty"
 _REFUSAL = re.compile(
@@ -33,6 +33,10 @@ class Reader(Protocol):
 
     def lacks_answer(self, text: str, example: Example) -> Unparsed | None:
         """Return why a text cannot be read, or None if it can."""
+        ...
+
+    def goes_on(self, text: str) -> bool:
+        """Whether a text goes on after what was asked for: one that is cut off there is whole."""
         ...
 
 
@@ -104,7 +108,7 @@ def outcome(text: str, finish: str, kind: str, form: Reader, example: Example) -
         return REFUSED
     if not text.strip():
         return TRUNCATED if finish == "length" else EMPTY
-    if finish == "length" and not runs_on(text):
+    if finish == "length" and not form.goes_on(text):
         return TRUNCATED
     unread = form.lacks_answer(text, example) if kind == "cot" else lacks_verdict(text)
     if unread is None:

@@ -17,6 +17,7 @@ from mmedge.tasks.forms.choice import ChoiceForm, LabelForm
 from mmedge.tasks.forms.expression import ExpressionForm
 from mmedge.tasks.forms.schema import SchemaForm
 from mmedge.tasks.forms.tools import ToolsForm
+from mmedge.teachers.sampling import outcome
 
 LABELS = LabelForm(("lights", "music", "timer"))
 SEEDS = [Example(str(n), f"question number {n} about it", LABELS.labels[n % 2]) for n in range(10)]
@@ -58,6 +59,19 @@ def test_a_question_is_read_whatever_stands_around_it(text: str, question: str) 
 def test_what_is_no_question_is_not_taken_for_one(text: str, why: Unparsed) -> None:
     assert QuestionReader().read(text) is why
     assert QuestionReader().lacks_answer(text, Example("x", "")) is why
+
+
+@pytest.mark.parametrize(
+    ("text", "becomes"),
+    [
+        ("Question: put some fado on\nAnswer: mus", "whole"),
+        ("Question: put some fado on\n\nThis one is about", "whole"),
+        ("Question: put some fa", "truncated"),
+        ("Sure, here is one that is", "truncated"),
+    ],
+)
+def test_a_text_that_was_cut_off_behind_its_question_is_whole(text: str, becomes: str) -> None:
+    assert outcome(text, "length", "cot", QuestionReader(), Example("x", "")) == becomes
 
 
 def test_choices_are_read_and_needed() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mmedge.tasks.base import ChainOfThought, Example, Unparsed
+from mmedge.tasks.reading import runs_on
 
 if TYPE_CHECKING:
     from mmedge.tasks.encoding import PromptEncoder
@@ -81,6 +82,10 @@ class AnswerForm(ABC):
         """Return why a teacher's text cannot be read, or None if it can; fast, for texts that arrive by the thousand."""
         found = self.read(text, example)
         return found if isinstance(found, Unparsed) else None
+
+    def goes_on(self, text: str) -> bool:
+        """Whether a teacher's text goes on to another question after this one: one that is cut off there is whole."""
+        return runs_on(text)
 
     def conclusion(self, rationale: str, example: Example) -> str | None:
         """Return the answer that a rationale comes to, or None where it states none."""
