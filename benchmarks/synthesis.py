@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,11 @@ def recipe_for(arguments: argparse.Namespace, teacher: dict[str, Any] | None) ->
         teacher: The teacher's section; None for the seeds alone.
     """
     base = load_recipe(shipped_recipe("snips"))
-    train = Path(base.task.model_dump()["train_file"])
-    seeds = arguments.out / "seeds.jsonl"
+    task = base.task.model_dump()
+    train, test = Path(task["train_file"]), Path(task["test_files"]["test"])
+    seeds, tests = arguments.out / "seeds.jsonl", arguments.out / "tests.jsonl"
+    some = islice(iterate_jsonl(test), arguments.tests)
+    write_text(tests, "".join(json.dumps(record) + "\n" for _, record in some))
     write_text(seeds, "".join(json.dumps(record) + "\n" for record in seeds_of(train, arguments.seeds)))
     values = recipe_values(base)
     stage = {
@@ -65,7 +68,7 @@ def recipe_for(arguments: argparse.Namespace, teacher: dict[str, Any] | None) ->
     return validate(
         {
             "name": "fifty" if teacher is None else "synthesized",
-            "task": values["task"] | {"train_file": str(seeds)},
+            "task": values["task"] | {"train_file": str(seeds), "test_files": {"test": str(tests)}},
             "teacher": teacher,
             "student": values["student"],
             "method": {"labels": "human", "rationales": False, "self_evaluation": False},
@@ -87,12 +90,12 @@ def teacher_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return common | endpoint | {"timeout_seconds": 1200}
 
 
-def measured(run: Path, recipe: Recipe, tests: int) -> dict[str, Any]:
+def measured(run: Path, recipe: Recipe) -> dict[str, Any]:
     """Return how many test requests a run's student answers with the right function, and with the right call."""
     if not (run / "bundle-int8").is_dir():
         export(run, ["int8"], Progress(), None, None, 100.0)
     task = build_task(recipe.task.model_dump())
-    questions = task.load().tests["test"][:tests]
+    questions = task.load().tests["test"]
     answers = [
         answer.text or answer.guess or "" for answer in Student.load(run / "bundle-int8").answer_all(questions, constrained=True)
     ]
@@ -114,7 +117,7 @@ def main(arguments: argparse.Namespace) -> None:
     for name, recipe in (("seeds alone", alone), ("seeds and synthesized requests", more)):
         run = arguments.out / recipe.name
         distill(recipe, run, shown)
-        found[name] = measured(run, recipe, arguments.tests)
+        found[name] = measured(run, recipe)
     settings = {name: str(value) for name, value in vars(arguments).items()}
     write_json(
         arguments.out / "synthesis.json",
