@@ -8,6 +8,7 @@ told which trainings there are, and which must not begin before another has ende
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,6 +20,7 @@ from mmedge.machine import usable_cores
 from mmedge.recipe import Recipe
 from mmedge.storage import Json
 
+PATIENCE = 10.0  # seconds for a cluster to answer
 REPEATS = 20  # how often a training is begun again whose worker was killed
 
 
@@ -75,14 +77,29 @@ def train_side_by_side(recipe: Recipe, out: Path, jobs: Sequence[Job], workers: 
 
 def _start(ray: Any, workers: int) -> None:
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _reach(address)
     cluster: Json = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
     try:
         ray.init(**cluster, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         where = f"to the Ray cluster at {address}" if address else "to Ray's own processes on this machine"
-        raise MmedgeError(
-            f"cannot connect {where}: {str(error).splitlines()[0]}", "train one after the other: leave --workers out"
-        ) from error
+        raise _no_connection(where, error) from error
+
+
+def _reach(address: str) -> None:
+    """Refuse an address where nobody listens; Ray itself would try for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # such as `auto`
+    try:
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+    except OSError as error:
+        raise _no_connection(f"to the Ray cluster at {address}", error) from error
+
+
+def _no_connection(where: str, error: Exception) -> MmedgeError:
+    return MmedgeError(f"cannot connect {where}: {str(error).splitlines()[0]}", "train one after the other: leave --workers out")
 
 
 def _gpu_share(ray: Any, recipe: Recipe, workers: int) -> float:
