@@ -85,6 +85,8 @@ DECODERS |= {
     ),
 }  # fmt: skip
 ALL = [*T5, *DECODERS, *CONFIGS]
+# those that transformers 4.57 has too, and reads alike; students of the others need transformers 5
+IN_BOTH = [*T5, *(name for name, (kind, _) in DECODERS.items() if kind in ("Llama", "Mistral", "Qwen2", "Qwen3"))]
 FOREIGN = "transformers" if dialects.MAJOR >= 5 else "optimum"  # who writes other decoder-only graphs
 
 

@@ -23,7 +23,7 @@ from mmedge.export.graphs import choose_graphs, write_fused
 from mmedge.students import dialects
 from mmedge.students.saved import open_student
 from mmedge.tasks.encoding import Prompt
-from tests.export.test_fused import ALL, expected_logits, opened, prompts, random_model
+from tests.export.test_fused import IN_BOTH, expected_logits, opened, prompts, random_model
 
 KINDS = ("float32", "bfloat16")
 TOKENS = 24
@@ -32,7 +32,7 @@ OWN_HEAD = ("t5 v1.1", "flan-t5, odd widths")  # 5.x ties the head of every T5 t
 
 def write(folder: Path) -> None:
     """Write a checkpoint of each architecture and kind, and what this transformers writes greedily, with its logits."""
-    for number, name in enumerate(ALL):
+    for number, name in enumerate(IN_BOTH):
         for kind in KINDS:
             model = random_model(name)
             if transformers.__version__.startswith("5.") and name in OWN_HEAD and kind == "float32":
@@ -62,7 +62,7 @@ def load_float32(folder: Path) -> Any:
 
 def read(folder: Path, name: str, kind: str) -> None:
     """Check that this transformers and the graphs compute of a checkpoint what its writer does."""
-    place = folder / f"{ALL.index(name)}-{kind}"
+    place = folder / f"{IN_BOTH.index(name)}-{kind}"
     assert (len(list(place.glob("*.safetensors"))) > 1) == (kind == "bfloat16")
     assert choose_graphs(place, "fused") == ("fused", None)
     expected = np.load(place / "expected.npz")
@@ -99,7 +99,7 @@ if __name__ == "__main__":
     if verb == "write":
         write(folder)
     elif verb == "read":
-        for name in ALL:
+        for name in IN_BOTH:
             for kind in KINDS:
                 read(folder, name, kind)
     else:

@@ -17,7 +17,7 @@ import pytest
 import transformers
 
 from tests.conftest import REPOSITORY
-from tests.export.test_fused import ALL
+from tests.export.test_fused import IN_BOTH
 from tests.students import checkpoints
 
 FIVE = os.environ.get("MMEDGE_TRANSFORMERS_5")
@@ -46,9 +46,9 @@ def written_by_5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", checkpoints.KINDS)
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", IN_BOTH)
 def test_logits_and_greedy_tokens_are_those_of_transformers_5(name: str, kind: str, written_by_5: Path) -> None:
-    config = json.loads((written_by_5 / f"{ALL.index(name)}-{kind}" / "config.json").read_text())
+    config = json.loads((written_by_5 / f"{IN_BOTH.index(name)}-{kind}" / "config.json").read_text())
     assert config["transformers_version"].startswith("5.") and config["dtype"] == kind
     checkpoints.read(written_by_5, name, kind)
 
