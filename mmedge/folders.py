@@ -183,7 +183,7 @@ def variants_in(place: Path) -> tuple[Path, ...]:
 
 
 def student_in(place: Path) -> Path:
-    """Return the student folder that a path means: itself, or that of a run. A folder of unknown kind is returned as it is.
+    """Return the student folder that a path means: itself, or that of a run. A model of another kind is returned as it is.
 
     Raises:
         MmedgeError: There is none.
@@ -193,7 +193,7 @@ def student_in(place: Path) -> Path:
         if Run(place).student.is_dir():
             return Run(place).student
         raise MmedgeError(f"the run {place} has no student yet", f"finish it: mmedge distill {place / RECIPE} --out {place}")
-    if kind in (*STUDENTS, Kind.OTHER) and place.is_dir():
+    if kind in STUDENTS or (kind is Kind.OTHER and (place / "config.json").is_file()):  # such as a model of transformers
         return place
     raise _not_a(place, kind, "a run or a student")
 

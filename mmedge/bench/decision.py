@@ -34,13 +34,12 @@ def decide(report: BenchReport) -> Decision:
         said = f"Only {only.shown} was measured: {_accuracy(only)}{_cost(only, only)}. Measure others beside it to choose."
         return Decision(ship=only.shown, sentence=said, caveats=caveats)
     if not scored:
-        ship, why = _cheapest(variants)
-        why = why.replace("equally accurate ", "")
+        ship, why = _cheapest(variants, "variants")
         caveats.append("No question has a label, so nothing says how often a variant is right.")
         return Decision(ship=ship.shown, sentence=f"Ship {ship.shown}: {why}{_cost(ship, variants[0])}.", caveats=caveats)
     best = max(scored, key=lambda one: one.overall.value)
     kept = [one for one in scored if one is best or not _is_worse(best, one)]
-    ship, why = _cheapest(kept)
+    ship, why = _cheapest(kept, "equally accurate variants")
     said = f"Ship {ship.shown}: {_accuracy(ship)}{_against_best(ship, best)}, {why}{_cost(ship, variants[0])}."
     if faster := [one for one in scored if one not in kept and _is_faster(one, ship)]:
         said += f" {_list(faster)} {'is' if len(faster) == 1 else 'are'} faster, but less accurate."
@@ -57,7 +56,7 @@ def _is_worse(best: MeasuredVariant, other: MeasuredVariant) -> bool:
     return change is not None and change.changed and change.value < 0
 
 
-def _cheapest(variants: Sequence[MeasuredVariant]) -> tuple[MeasuredVariant, str]:
+def _cheapest(variants: Sequence[MeasuredVariant], noun: str) -> tuple[MeasuredVariant, str]:
     """Return the variant that costs least, and the words that say so."""
     if len(variants) == 1:
         return variants[0], "and every other variant is less accurate"
@@ -65,8 +64,8 @@ def _cheapest(variants: Sequence[MeasuredVariant]) -> tuple[MeasuredVariant, str
     as_fast = [one for one in variants if one is fastest or not _is_faster(fastest, one)]
     ship = min(as_fast, key=lambda one: one.bytes_on_disk)
     if len(as_fast) == 1:
-        return ship, f"the fastest of the {len(variants)} equally accurate variants"
-    return ship, f"the smallest of the {len(as_fast)} fastest among {len(variants)} equally accurate variants"
+        return ship, f"the fastest of the {len(variants)} {noun}"
+    return ship, f"the smallest of the {len(as_fast)} fastest among {len(variants)} {noun}"
 
 
 def _seconds(variant: MeasuredVariant) -> float:

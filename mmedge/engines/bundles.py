@@ -37,7 +37,7 @@ def wanted_engine() -> EngineName:
     """
     wanted = os.environ.get(ENVIRONMENT, "") or "onnx"
     if wanted not in ("onnx", "native"):
-        raise MmedgeError(f"{ENVIRONMENT}={wanted}: there is no such engine for bundles", "set it to onnx or native")
+        raise MmedgeError(f"{ENVIRONMENT}: invalid engine {wanted!r}", "set it to onnx or native")
     return "native" if wanted == "native" else "onnxruntime"
 
 

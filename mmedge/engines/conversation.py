@@ -212,3 +212,23 @@ def _shared(old: Sequence[int], new: Sequence[int]) -> int:
     """Return how many tokens two sequences begin with in common, one less than the new one has at most: its last is read."""
     most = min(len(old), len(new) - 1)
     return next((place for place in range(most) if old[place] != new[place]), most)
+
+
+class Conversing:
+    """A `CachedEngine` that is asked without a conversation: every call begins one of its own."""
+
+    def conversation(self: CachedEngine) -> Conversation:
+        """Return a new conversation."""
+        return Conversation(self)
+
+    def generate(self: CachedEngine, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
+        """Continue each prompt."""
+        return Conversation(self).generate(prompts, max_new_tokens, how)
+
+    def next_logits(self: CachedEngine, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
+        """Return the logits behind each prompt once `more` is written, (prompts, vocabulary)."""
+        return Conversation(self).next_logits(prompts, more)
+
+    def forced_logits(self: CachedEngine, prompt: Prompt, target: Sequence[int]) -> Logits:
+        """Return the logits that predict each token of `target`, (len(target), vocabulary)."""
+        return Conversation(self).forced_logits(prompt, target)

@@ -108,6 +108,8 @@ def _kept(source: Source, precision: Precision, target: Path) -> Manifest | None
         return None
     if source.recover == "always" and source.may_recover(precision) and manifest.recovery is None:
         return None
+    if source.recover == "never" and manifest.recovery is not None:
+        return None
     return manifest if source.still_holds(manifest, source.key) else None
 
 

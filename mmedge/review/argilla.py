@@ -168,7 +168,7 @@ def _checked(record: Any, where: str) -> tuple[str, Mapping[str, Any]]:
     """Return a record's id and responses.
 
     Raises:
-        MmedgeError: It is no record.
+        MmedgeError: It is not a record.
     """
     if not isinstance(record, dict) or not isinstance(record.get("id"), str) or not isinstance(record.get("responses") or {}, dict):
         raise MmedgeError(f"{where}: expected a record with 'id' and 'responses'", "write it with dataset.records.to_json(PATH)")

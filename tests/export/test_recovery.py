@@ -68,6 +68,7 @@ def test_a_recovered_bundle_is_nearer_to_the_student_and_has_the_same_layout(
     assert _sizes(taught / "bundle-int4") == _sizes(plain / "bundle-int4")
     assert not list(taught.glob(".recovery*"))
     assert _exported(taught, "always") == after  # kept
+    assert _exported(taught, "never").recovery is None  # what was learned is not wanted any more
 
 
 @pytest.mark.slow

@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmedge.engines.ahead import Drafting
-from mmedge.engines.conversation import Conversation
+from mmedge.engines.conversation import Conversing
 from mmedge.engines.drafting import EMPTY, FILE_NAME, HitRates, PhraseTable, StepCosts
-from mmedge.engines.engine import Engine
-from mmedge.engines.generation import GREEDY, Decoding, Generation, Logits
+from mmedge.engines.generation import Logits
 from mmedge.engines.native import library
 from mmedge.engines.reading import Reading
 from mmedge.errors import MmedgeError
@@ -35,7 +34,7 @@ def unsupported(manifest: Manifest) -> str | None:
     return library.problem()
 
 
-class NativeEngine:
+class NativeEngine(Conversing):
     """Decodes a bundle by its layer plan.
 
     Args:
@@ -68,18 +67,6 @@ class NativeEngine:
 
     def reading(self, rows: int, capacity: int, held: Mapping[str, Any]) -> Reading:
         return NativeReading(self.decoder, rows, capacity)
-
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
-        return self.conversation().generate(prompts, max_new_tokens, how)
-
-    def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
-        return self.conversation().next_logits(prompts, more)
-
-    def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:
-        return self.conversation().forced_logits(prompt, target)
-
-    def conversation(self) -> Engine:
-        return Conversation(self)
 
 
 def mapped(folder: Path, plan: Mapping[str, Any]) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 
 from mmedge.engines.ahead import Drafting
-from mmedge.engines.conversation import Conversation
+from mmedge.engines.conversation import Conversing
 from mmedge.engines.drafting import EMPTY, FILE_NAME, HitRates, PhraseTable, StepCosts
 from mmedge.engines.engine import Engine, RowEngine
 from mmedge.engines.generation import (
@@ -86,7 +86,7 @@ class DecoderOnlyEngine:
         return self  # these graphs remember nothing between calls
 
 
-class FusedEngine(ABC):
+class FusedEngine(Conversing, ABC):
     """Decodes a decoder as mmedge writes it; subclasses say what it is given at the beginning."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: Place = "cpu") -> None:
@@ -110,18 +110,6 @@ class FusedEngine(ABC):
     @abstractmethod
     def sequence(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the tokens that the decoder reads of a prompt."""
-
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
-        return self.conversation().generate(prompts, max_new_tokens, how)
-
-    def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
-        return self.conversation().next_logits(prompts, more)
-
-    def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:
-        return self.conversation().forced_logits(prompt, target)
-
-    def conversation(self) -> Engine:
-        return Conversation(self)
 
     @property
     def rewinds(self) -> bool:
