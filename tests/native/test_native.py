@@ -154,7 +154,7 @@ def test_a_bundle_without_a_plan_runs_on_onnxruntime_and_says_why(
     assert not isinstance(open_speaker(encoder_decoder).engine, NativeEngine)
     assert unsupported(encoder_decoder.manifest) is not None
     monkeypatch.setenv("MMEDGE_ENGINE", "other")
-    with pytest.raises(MmedgeError, match="no such engine"):
+    with pytest.raises(MmedgeError, match="invalid engine 'other'"):
         engine_of(decoder_only.manifest)
 
 
