@@ -11,6 +11,7 @@ thought that somebody has accepted stays.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -62,6 +63,17 @@ def judged_correct(evaluated: EvaluatedCot) -> bool:
     """Whether more than half of the self-evaluations say `correct`, or somebody has accepted it."""
     approving = sum(evaluation.verdict is Verdict.CORRECT for evaluation in evaluated.evaluations)
     return evaluated.accepted or 2 * approving > len(evaluated.evaluations)
+
+
+def with_shuffled_evaluations(cots: Sequence[EvaluatedCot]) -> list[EvaluatedCot]:
+    """Return chains of thought, in their order, with the evaluations of all of them exchanged at random; the same each time.
+
+    Verdicts stay as frequent as they were and say nothing any more: the control that shows what they are worth.
+    """
+    judged = [evaluated.evaluations for evaluated in cots if evaluated.evaluations]
+    random.Random("shuffled evaluations").shuffle(judged)
+    drawn = iter(judged)
+    return [replace(evaluated, evaluations=next(drawn)) if evaluated.evaluations else evaluated for evaluated in cots]
 
 
 def _most_frequent(cots: Sequence[EvaluatedCot], example: Example, form: AnswerForm) -> tuple[EvaluatedCot, ...]:

@@ -102,7 +102,10 @@ STAGES = (
         name="stage1",
         title="Stage 1: self-evaluation",
         objectives=_judging,
-        reads=_fields("method", "self_evaluation", "schedule", "max_cots", "alpha", "balance_verdicts", "contrast_verdicts"),
+        reads=(
+            *_fields("method", "self_evaluation", "schedule", "max_cots", "alpha"),
+            *_fields("method", "balance_verdicts", "contrast_verdicts", "shuffle_evaluations"),
+        ),
         validate=lambda measure, student: measure.validation_verdicts(student),
         judged=True,
     ),

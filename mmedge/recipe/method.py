@@ -63,6 +63,12 @@ class MethodSection(Section):
     contrast_verdicts: bool = Field(
         default=False, description="Learn to judge only from questions whose chains of thought were judged differently."
     )
+    shuffle_evaluations: bool = Field(
+        default=False,
+        description="Learn to judge from evaluations that were exchanged at random between chains of thought: the control of a"
+        " comparison, which shows what the teacher's verdicts are worth. `keep` and the weights of rationales still read the true"
+        " ones.",
+    )
     rehearsal: float = Field(
         default=0.0, ge=0, lt=1, description="Share of stage 2's lessons that still teach judging; 0 is the paper's schedule."
     )
@@ -132,4 +138,9 @@ class MethodSection(Section):
             from mmedge.distill.stages import stages_of
 
             stages_of(self)
+        if self.shuffle_evaluations:
+            from mmedge.distill.stages import judges
+
+            if not judges(self):
+                raise ValueError("shuffle_evaluations: requires self_evaluation or an objective that learns to judge")
         return self

@@ -89,3 +89,28 @@ def test_inline_verdicts_through_the_whole_chain(tmp_path: Path) -> None:
     asked = mmedge("run", run / "bundle-fp32", "Ann has 6 boxes with 8 plums in each. How many plums?", "--evaluate", "--json")
     assert asked.code == 0, asked.err
     assert json.loads(asked.out)["verdict"] in ("correct", "wrong", "uncertain")
+
+
+def test_shuffled_evaluations_change_what_verdicts_are_learned_and_nothing_else(encoder: PromptEncoder) -> None:
+    one = _annotated()
+    examples = [replace(one, example=replace(one.example, id=f"q{number}")) for number in range(8)]
+
+    def learned(**settings: bool) -> tuple[list[str], list[tuple[str, float]]]:
+        method = MethodSection.model_validate({"self_evaluation": False, "objectives": INLINE, **settings})
+        objective = OBJECTIVES["inline_verdict"](
+            method.objectives["inline_verdict"], LessonSource(examples, method, ExpressionForm(), encoder)
+        )
+        segments = [part for lesson in objective.lessons(0) for target in lesson.targets for part in target.segments]
+        others = [(part.text, part.weight) for part in segments if not part.verdict]
+        return [part.text for part in segments if part.verdict], others
+
+    (true, others), (shuffled, same) = learned(), learned(shuffle_evaluations=True)
+    assert same == others
+    assert shuffled != true
+    assert sorted(shuffled) == sorted(true)
+    assert learned(shuffle_evaluations=True)[0] == shuffled
+
+
+def test_shuffled_evaluations_need_something_that_judges() -> None:
+    with pytest.raises(ValueError, match="shuffle_evaluations: requires self_evaluation"):
+        MethodSection.model_validate({"self_evaluation": False, "shuffle_evaluations": True})

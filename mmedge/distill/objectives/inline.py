@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import Field
 
 from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
-from mmedge.annotations.selection import judged_correct
+from mmedge.annotations.selection import judged_correct, with_shuffled_evaluations
 from mmedge.distill.lessons import Lesson, Segment, Target, by_share
 from mmedge.distill.objectives.judging import balanced
 from mmedge.distill.objectives.objective import LessonSource
 from mmedge.distill.objectives.reasoning import Reasoning
 from mmedge.recipe.method import ObjectiveSection
+from mmedge.tasks.base import SelfEvaluation
 from mmedge.tasks.prompts import VERDICT_MARK
 
 
@@ -54,7 +55,9 @@ class InlineVerdict(Reasoning):
         self._settings = section
         own = source.own or [()] * len(source.examples)
         every = [replace(one, cots=(*one.cots, *more)) for one, more in zip(source.examples, own, strict=True)]
-        self._judged = {one.example.id: one.cots for one in every}
+        cots = [evaluated for one in every for evaluated in one.cots]
+        learned = iter(with_shuffled_evaluations(cots) if source.method.shuffle_evaluations else cots)
+        self._judged = {one.example.id: [(cot, next(learned).evaluations) for cot in one.cots] for one in every}
         counts = Counter(found.verdict.value for one in every for cot in one.cots for found in cot.evaluations)
         balance = source.method.balance_verdicts
         self._factors = balanced(counts) if balance else dict.fromkeys(counts, 1.0)
@@ -66,20 +69,20 @@ class InlineVerdict(Reasoning):
     def _lesson(self, annotated: AnnotatedExample, epoch: int) -> Lesson:
         targets = by_share(self._answers(annotated), "predict")
         turn = self._turn(self._judged[annotated.example.id], epoch)
-        for evaluated in turn:
-            targets += self._branches(evaluated, 1 / len(turn))
+        for evaluated, learned in turn:
+            targets += self._branches(evaluated, learned, 1 / len(turn))
         return Lesson(self._context(annotated), tuple(targets))
 
-    def _branches(self, evaluated: EvaluatedCot, share: float) -> list[Target]:
-        """Return a branch for every verdict that a chain of thought was given."""
+    def _branches(self, evaluated: EvaluatedCot, learned: Sequence[SelfEvaluation], share: float) -> list[Target]:
+        """Return a branch for every verdict that a chain of thought was given, or has by the exchange of a control."""
         texts = self.source.encoder.prompts.inline(evaluated.cot)
         if not evaluated.evaluations:
             return [Target("explain", tuple(Segment(text, share, "explain") for text in texts[:2]))]
         weight = share if judged_correct(evaluated) else share * self._settings.wrong_weight
-        verdicts = Counter(found.verdict.value for found in evaluated.evaluations)
+        verdicts = Counter(found.verdict.value for found in learned)
         branches = []
         for verdict, count in verdicts.items():
-            part = count / len(evaluated.evaluations)
+            part = count / len(learned)
             read = [Segment(text, weight * part, "explain") for text in texts]
             expected = share * part
             read.append(Segment(verdict, expected * self._factors[verdict], "verdict", expected, verdict=True))

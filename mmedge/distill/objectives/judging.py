@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
+from mmedge.annotations.selection import with_shuffled_evaluations
 from mmedge.distill.lessons import Lesson, Segment, Target, by_share
 from mmedge.distill.objectives.objective import LessonSource, Objective
 from mmedge.errors import MmedgeError
@@ -46,6 +47,9 @@ class Judging(Objective):
         return self._lessons
 
     def _of(self, judged: Sequence[tuple[Example, EvaluatedCot]]) -> list[Lesson]:
+        if self.source.method.shuffle_evaluations:
+            learned = with_shuffled_evaluations([evaluated for _, evaluated in judged])
+            judged = [(example, evaluated) for (example, _), evaluated in zip(judged, learned, strict=True)]
         counts = Counter(evaluation.verdict.value for _, evaluated in judged for evaluation in evaluated.evaluations)
         factors = balanced(counts) if self.source.method.balance_verdicts else dict.fromkeys(counts, 1.0)
         prompts = self.source.encoder.prompts

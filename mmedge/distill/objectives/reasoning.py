@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from mmedge.annotations.reading import AnnotatedExample, EvaluatedCot
 from mmedge.annotations.selection import judged_correct, select
@@ -16,6 +16,8 @@ from mmedge.recipe.method import ObjectiveSection
 from mmedge.tasks.base import Verdict
 from mmedge.tasks.prompts import Context, render_question
 from mmedge.tasks.synthesized import is_synthesized
+
+T = TypeVar("T")
 
 
 class Reasoning(Objective):
@@ -59,7 +61,7 @@ class Reasoning(Objective):
     def _context(self, annotated: AnnotatedExample) -> Context:
         return self.source.encoder.prompts.reasoning_context(render_question(annotated.example))
 
-    def _turn(self, cots: Sequence[EvaluatedCot], epoch: int) -> list[EvaluatedCot]:
+    def _turn(self, cots: Sequence[T], epoch: int) -> list[T]:
         """Return the chains of thought of a question whose turn it is."""
         method = self.source.method
         per_visit = min(method.cots_per_visit or len(cots), len(cots)) if method.rationales else 0
