@@ -16,6 +16,8 @@ from mmedge.machine import usable_cores
 from mmedge.storage import folder_size
 from mmedge.tasks.evaluation_set import form_beside, task_beside
 
+FEW_PARAMETERS = 8_000_000  # up to here a second thread wins nothing where it is alone, and loses half where it is not
+
 
 def _open(request: OpenRequest) -> OpenedVariant:
     try:
@@ -34,9 +36,10 @@ def _open(request: OpenRequest) -> OpenedVariant:
     if (request.dtype is not None or request.device == "cuda") and saved != "fp32":
         raise MmedgeError(f"{place} is already quantized to {saved}", f"name it without torch-…: {place}")
     device = request.device or ("cuda" if saved != "fp32" and torch.cuda.is_available() else "cpu")
-    used = request.threads or usable_cores()
-    torch.set_num_threads(used)
     student = open_student(place, device=device)
+    parameters = sum(parameter.numel() for parameter in student.model.parameters())
+    used = request.threads or (1 if parameters <= FEW_PARAMETERS else usable_cores())
+    torch.set_num_threads(used)
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     if request.dtype is not None:
         student.model.to(dtypes[request.dtype])

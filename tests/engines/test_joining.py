@@ -16,7 +16,9 @@ import pytest
 from mmedge.engines.engine import RowEngine
 from mmedge.engines.generation import GREEDY, Decoding, Generation
 from mmedge.engines.joining import JoiningEngine
-from mmedge.engines.onnx.rows import READ_BETWEEN
+from mmedge.engines.native import library
+from mmedge.engines.slotted import READ_BETWEEN
+from mmedge.engines.variants import VariantSpec, open_variant
 from mmedge.runtime import Student
 from mmedge.tasks.encoding import Prompt
 
@@ -31,11 +33,11 @@ class _Gone(Exception):
 class Opened:
     """An engine, and prompts for it."""
 
-    def __init__(self, bundle: Path) -> None:
-        speaker = Student.load(bundle).speaker
+    def __init__(self, bundle: Path, engine: str = "onnxruntime") -> None:
+        speaker = open_variant(VariantSpec("native", bundle)).speaker if engine == "native" else Student.load(bundle).speaker
         self.engine: Any = speaker.engine
         # a batch of int8 rows has the very bits of each alone where no row's scale depends on others
-        self.exact = bool(getattr(self.engine, "_encoder", None)) and bundle.name == "bundle-int8"
+        self.exact = engine == "native" or (bool(getattr(self.engine, "_encoder", None)) and bundle.name == "bundle-int8")
         texts = [f"Ann has {n} apples and buys {n + 2} more. How many are there{' now' * (7 * n % 5)}?" for n in range(10)]
         contexts = [speaker.encoder.prompts.reasoning_context(text) for text in texts]
         self.prompts = [speaker.prompt("predict" if n % 2 else "explain", context) for n, context in enumerate(contexts)]
@@ -46,10 +48,16 @@ class Opened:
         return found.tokens == alone.tokens and found.ended == alone.ended and worst <= (0 if self.exact else 2e-3)
 
 
-@pytest.fixture(params=[(run, precision) for run in ("tiny_run", "llama_run") for precision in ("int8", "fp32")], ids=str)
+RUNS = [("tiny_run", "onnxruntime"), ("llama_run", "onnxruntime"), ("llama_run", "native")]
+
+
+@pytest.fixture(params=[(*run, precision) for run in RUNS for precision in ("int8", "fp32")], ids="-".join)
 def opened(request: pytest.FixtureRequest) -> Opened:
-    run: Path = request.getfixturevalue(request.param[0])
-    return Opened(run / f"bundle-{request.param[1]}")
+    run, engine, precision = request.param
+    if engine == "native" and library.problem():
+        pytest.skip(f"the native engine: {library.problem()}")
+    folder: Path = request.getfixturevalue(run)
+    return Opened(folder / f"bundle-{precision}", engine)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ int mmedge_open(const Plan*, const Matrix*, const Block*, const uint8_t*, uint64
 void mmedge_close(Engine*);
 int mmedge_cache(const Engine*, int64_t, int64_t, Cache**, char*, int);
 void mmedge_cache_close(Cache*);
-int mmedge_cache_copy(const Engine*, const Cache*, const int64_t*, const int64_t*, int64_t, Cache*, char*, int);
+int mmedge_cache_copy(const Engine*, const Cache*, const int64_t*, const int64_t*, int64_t, Cache*, const int64_t*, char*, int);
 int mmedge_read(Engine*, Cache*, const int64_t*, const int64_t*, const int64_t*, const int64_t*, int64_t, float*, char*, int);
 }
 
@@ -207,6 +207,45 @@ bool agree(Random& random) {
     return true;
 }
 
+// What one row of a cache has read goes on in another row, of the same cache and of a larger one; impossible copies are refused.
+bool copy(Random& random) {
+    const Made made = make(random);
+    const int64_t vocabulary = made.plan.vocabulary;
+    std::vector<int64_t> text;
+    for (int count = between(random, 2, 25); count > 0; --count) text.push_back(between(random, 0, made.plan.vocabulary - 1));
+    Opened opened(made, 2, "");
+    const auto whole = read(opened.engine, {text}, 1000).front();
+    const int64_t total = static_cast<int64_t>(text.size()), begun = between(random, 1, static_cast<int>(total) - 1);
+    Cache *cache = nullptr, *larger = nullptr;
+    char message[ROOM];
+    if (mmedge_cache(opened.engine, 3, 32, &cache, message, ROOM) || mmedge_cache(opened.engine, 4, 48, &larger, message, ROOM))
+        return std::puts("there is no cache"), false;
+    bool fine = true;
+    auto go_on = [&](Cache* where, int row, int64_t first, int64_t end) {
+        std::vector<int64_t> counts(4, 0), starts(4, 0), wanted;
+        counts[static_cast<size_t>(row)] = end - first, starts[static_cast<size_t>(row)] = first;
+        for (int64_t place = 0; place < end - first; ++place) wanted.push_back(place);
+        std::vector<float> logits(static_cast<size_t>((end - first) * vocabulary));
+        fine = fine && !mmedge_read(opened.engine, where, text.data() + first, counts.data(), starts.data(), wanted.data(), end - first,
+                                    logits.data(), message, ROOM);
+        fine = fine && !std::memcmp(logits.data(), whole.data() + first * vocabulary, logits.size() * sizeof(float));
+    };
+    const int64_t zero = 0, two = 2, three = 3, far = 33;
+    go_on(cache, 0, 0, begun);
+    fine = fine && !mmedge_cache_copy(opened.engine, cache, &zero, &begun, 1, cache, &two, message, ROOM);
+    fine = fine && !mmedge_cache_copy(opened.engine, cache, &zero, &begun, 1, larger, &three, message, ROOM);
+    fine = fine && !mmedge_cache_copy(opened.engine, cache, &zero, &begun, 1, cache, &zero, message, ROOM);
+    go_on(cache, 2, begun, total);
+    go_on(larger, 3, begun, total);
+    go_on(cache, 0, begun, total);
+    fine = fine && mmedge_cache_copy(opened.engine, cache, &three, &begun, 1, larger, &zero, message, ROOM);
+    fine = fine && mmedge_cache_copy(opened.engine, cache, &zero, &begun, 1, cache, &three, message, ROOM);
+    fine = fine && mmedge_cache_copy(opened.engine, cache, &zero, &far, 1, larger, &zero, message, ROOM);
+    mmedge_cache_close(cache);
+    mmedge_cache_close(larger);
+    return fine || (std::puts("a copied row goes on differently"), false);
+}
+
 // Two callers at once, each with a cache of its own.
 bool share(Random& random) {
     const Made made = make(random);
@@ -266,7 +305,7 @@ int main(int count, char** arguments) {
     const int rounds = count > 1 ? std::atoi(arguments[1]) : 200, lies = count > 2 ? std::atoi(arguments[2]) : 2000;
     Random random(1);
     for (int round = 0; round < rounds; ++round)
-        if (!agree(random) || !share(random)) return std::printf("round %d\n", round), 1;
+        if (!agree(random) || !copy(random) || !share(random)) return std::printf("round %d\n", round), 1;
     int accepted = 0;
     for (int round = 0; round < lies; ++round) accepted += lie(random);
     std::printf("%d models agree; of %d lying plans %d were harmless\n", rounds, lies, accepted);

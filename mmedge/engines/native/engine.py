@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from mmedge.engines.ahead import Drafting
 from mmedge.engines.conversation import Conversing
 from mmedge.engines.drafting import EMPTY, FILE_NAME, HitRates, PhraseTable, StepCosts
+from mmedge.engines.engine import RowEngine
 from mmedge.engines.generation import Logits
 from mmedge.engines.native import library
 from mmedge.engines.reading import Reading
+from mmedge.engines.slotted import SPARE, SlottedRows
 from mmedge.errors import MmedgeError
 from mmedge.machine import usable_cores
 from mmedge.manifest import Bundle, Manifest
@@ -66,7 +68,13 @@ class NativeEngine(Conversing):
         return (*prompt.context, *prompt.begun)
 
     def reading(self, rows: int, capacity: int, held: Mapping[str, Any]) -> Reading:
-        return NativeReading(self.decoder, rows, capacity)
+        return NativeReading.new(self.decoder, rows, capacity)
+
+    def rows(self, most: int, most_bytes: int) -> RowEngine:
+        """See `HasRows`."""
+        from mmedge.engines.native.slots import NativeSlots
+
+        return SlottedRows(self, NativeSlots(self.decoder, most + SPARE, most_bytes), most)
 
 
 def mapped(folder: Path, plan: Mapping[str, Any]) -> NDArray[np.uint8]:
@@ -87,43 +95,49 @@ class NativeReading:
 
     Args:
         decoder: The decoder.
-        rows: Sequences.
+        cache: Holds what its rows have read.
+        places: The rows of the cache that it has, (rows,).
         capacity: The most tokens of any.
     """
 
     rewinds = True
 
-    def __init__(self, decoder: library.Decoder, rows: int, capacity: int) -> None:
-        self._decoder, self.capacity = decoder, capacity
-        self._cache = library.Cache(decoder, rows, capacity)
-        self.lengths: Tokens = np.zeros(rows, dtype=np.int64)
+    def __init__(self, decoder: library.Decoder, cache: library.Cache, places: Tokens, capacity: int) -> None:
+        self._decoder, self._cache, self._places, self.capacity = decoder, cache, places, capacity
+        self._order = np.argsort(places)  # the library takes rows in the cache's order
+        self._back = np.argsort(self._order)
+        self._in_order = bool((self._order == np.arange(len(places))).all())
+        self._counts, self._starts = np.zeros((2, cache.rows), dtype=np.int64)
+        self.lengths: Tokens = np.zeros(len(places), dtype=np.int64)
         self._logits: Logits = np.empty((0, decoder.vocabulary), dtype=np.float32)
-        self._everyone, self._one = np.arange(rows, dtype=np.int64), np.ones(rows, dtype=np.int64)
+        self._everyone, self._one = np.arange(len(places), dtype=np.int64), np.ones(len(places), dtype=np.int64)
+
+    @classmethod
+    def new(cls, decoder: library.Decoder, rows: int, capacity: int) -> NativeReading:
+        """Return rows of which nothing was read, in a cache of their own."""
+        return cls(decoder, library.Cache(decoder, rows, capacity), np.arange(rows, dtype=np.int64), capacity)
 
     @property
     def held(self) -> Mapping[str, Any]:
         return {}
 
     def read(self, ids: Tokens, counts: Tokens, wanted: Tokens) -> Logits:
-        new = ids.shape[1]
-        counts = np.ascontiguousarray(counts, dtype=np.int64)
-        real = np.arange(new) < counts[:, None]
-        numbers = np.cumsum(real.ravel()) - 1  # of the tokens without padding
-        order = np.argsort(wanted, kind="stable")
-        places = np.unique(numbers[wanted])
-        if len(places) == len(wanted) and np.array_equal(order, np.arange(len(order))):
-            return self._run(np.ascontiguousarray(ids[real]), counts, places)
-        found = self._run(np.ascontiguousarray(ids[real]), counts, places)
-        return found[np.searchsorted(places, numbers[wanted])]
+        real = (np.arange(ids.shape[1]) < counts[:, None])[self._order]
+        numbers = (np.cumsum(real.ravel()) - 1).reshape(real.shape)[self._back].ravel()[wanted]  # among tokens without padding
+        places = np.unique(numbers)
+        found = self._run(np.ascontiguousarray(ids[self._order][real]), counts, places)
+        return found if np.array_equal(places, numbers) else found[np.searchsorted(places, numbers)]
 
     def step(self, tokens: Tokens) -> Logits:
-        return self._run(np.ascontiguousarray(tokens, dtype=np.int64), self._one, self._everyone)
+        found = self._run(np.ascontiguousarray(tokens[self._order], dtype=np.int64), self._one, self._everyone)
+        return found if self._in_order else found[self._back]
 
     def _run(self, ids: Tokens, counts: Tokens, wanted: Tokens) -> Logits:
         if len(self._logits) < len(wanted):
             self._logits = np.empty((len(wanted), self._decoder.vocabulary), dtype=np.float32)
         logits = self._logits[: len(wanted)]
-        self._decoder.read(self._cache, ids, counts, self.lengths, wanted, logits)
+        self._counts[self._places], self._starts[self._places] = counts, self.lengths
+        self._decoder.read(self._cache, ids, self._counts, self._starts, wanted, logits)
         self.lengths = self.lengths + counts
         return logits
 
@@ -137,7 +151,8 @@ class NativeReading:
         self.lengths = saved.copy()
 
     def rows(self, wanted: Tokens, capacity: int) -> NativeReading:
-        found = NativeReading(self._decoder, len(wanted), capacity)
+        found = NativeReading.new(self._decoder, len(wanted), capacity)
         found.lengths = np.ascontiguousarray(self.lengths[wanted])
-        self._decoder.copy(self._cache, np.ascontiguousarray(wanted, dtype=np.int64), found.lengths, found._cache)
+        source = np.ascontiguousarray(self._places[wanted], dtype=np.int64)
+        self._decoder.copy(self._cache, source, found.lengths, found._cache, found._places)
         return found

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mmedge.engines.native.build import LIBRARY
 from mmedge.errors import MmedgeError
 
-ABI = 1
+ABI = 2
 PLAN_VERSION = 1
 ABSENT = -1
 _ROOM = 256  # bytes for a message
@@ -94,7 +94,7 @@ def _declare(library: ctypes.CDLL) -> None:
         *message,
     ]
     library.mmedge_cache.argtypes = [pointer, integer, integer, ctypes.POINTER(pointer), *message]
-    library.mmedge_cache_copy.argtypes = [pointer, pointer, pointer, pointer, integer, pointer, *message]
+    library.mmedge_cache_copy.argtypes = [pointer, pointer, pointer, pointer, integer, pointer, pointer, *message]
     library.mmedge_read.argtypes = [pointer, pointer, pointer, pointer, pointer, pointer, integer, pointer, *message]
     for name in ("mmedge_close", "mmedge_cache_close"):
         getattr(library, name).argtypes = [pointer]
@@ -120,7 +120,7 @@ class Cache:
     """Keys and values of rows in the library's memory."""
 
     def __init__(self, owner: Decoder, rows: int, capacity: int) -> None:
-        self.owner, self.pointer = owner, ctypes.c_void_p()
+        self.owner, self.rows, self.pointer = owner, rows, ctypes.c_void_p()
         owner.call("mmedge_cache", owner.pointer, rows, capacity, ctypes.byref(self.pointer))
 
     def __del__(self) -> None:
@@ -156,6 +156,8 @@ class Decoder:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise MmedgeError(f"the bundle's layer plan is broken: {error!r}"[:200], "export the student again") from None
         self.vocabulary = int(stated.vocabulary)
+        attentions = sum(block.kind == _KINDS["self_attention"] for block in blocks)
+        self.position_bytes = 8 * attentions * int(stated.kv_heads) * int(stated.head_width)  # of a cache: a key and a value for each
         self.call(
             "mmedge_open",
             ctypes.byref(stated),
@@ -199,11 +201,10 @@ class Decoder:
         arrays = (array.ctypes.data for array in (ids, counts, starts, wanted))
         self.call("mmedge_read", self.pointer, cache.pointer, *arrays, len(wanted), logits.ctypes.data)
 
-    def copy(self, source: Cache, rows: Integers, lengths: Integers, target: Cache) -> None:
-        """Copy the first positions of rows of one cache into those of another."""
-        self.call(
-            "mmedge_cache_copy", self.pointer, source.pointer, rows.ctypes.data, lengths.ctypes.data, len(rows), target.pointer
-        )
+    def copy(self, source: Cache, rows: Integers, lengths: Integers, target: Cache, targets: Integers) -> None:
+        """Copy the first positions of rows of one cache into rows of another, or of the same one."""
+        arrays = (array.ctypes.data for array in (rows, lengths))
+        self.call("mmedge_cache_copy", self.pointer, source.pointer, *arrays, len(rows), target.pointer, targets.ctypes.data)
 
 
 def structures(plan: Mapping[str, Any]) -> tuple[Plan, ctypes.Array[Matrix], ctypes.Array[Block]]:

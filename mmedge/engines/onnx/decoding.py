@@ -31,12 +31,13 @@ from mmedge.engines.generation import (
     right_padded,
 )
 from mmedge.engines.onnx.graphs import Device, Graph, Place, Reading, bound, check_runtime, choose_device
+from mmedge.engines.onnx.slots import FILLED_UP_TO, FusedSlots
+from mmedge.engines.slotted import SPARE, SlottedRows
 from mmedge.manifest import Bundle
 from mmedge.tasks.encoding import Prompt
 from mmedge.tasks.forms.constraints import Tokens
 
 ENCODED_TOGETHER = 16  # contexts; what goes between layers then stays near the processor
-FILLED_UP_TO = 8  # tokens that a context is a multiple of where contexts are encoded together: more of them are then of a width
 
 
 class DecoderOnlyEngine:
@@ -122,11 +123,9 @@ class FusedEngine(Conversing, ABC):
 
     def rows(self, most: int, most_bytes: int) -> RowEngine | None:
         """See `HasRows`; a graph on another device, or with recurrent states, has none."""
-        from mmedge.engines.onnx.rows import FusedRows
-
         if not self.decoder.shares_memory or self.decoder.states:
             return None
-        return FusedRows(self, most, most_bytes)
+        return SlottedRows(self, FusedSlots(self.decoder, self.held_names, most + SPARE, most_bytes), most)
 
 
 class FusedDecoderOnlyEngine(FusedEngine):

@@ -20,7 +20,7 @@ using namespace mmedge;
 
 namespace {
 
-constexpr int ABI = 1;
+constexpr int ABI = 2;
 constexpr int64_t MOST_ROWS = 1 << 16;
 
 int refuse(char* message, int room, const std::string& what) {
@@ -123,22 +123,22 @@ EXPORTED int mmedge_cache(const Engine* engine, int64_t rows, int64_t capacity, 
 
 EXPORTED void mmedge_cache_close(Cache* cache) { delete cache; }
 
-// Copies the first `lengths[row]` positions of rows of one cache into those of another.
+// Copies the first `lengths[n]` positions of row `rows[n]` of one cache into row `targets[n]` of another, or of the same one.
 EXPORTED int mmedge_cache_copy(const Engine* engine, const Cache* from, const int64_t* rows, const int64_t* lengths, int64_t count,
-                               Cache* to, char* message, int room) {
+                               Cache* to, const int64_t* targets, char* message, int room) {
     return guarded(message, room, [&]() -> std::string {
         const Model& model = engine->model();
-        if (count != to->rows) return "a cache has another number of rows";
-        for (int64_t row = 0; row < count; ++row) {
-            const bool inside = rows[row] >= 0 && rows[row] < from->rows && lengths[row] >= 0 && lengths[row] <= from->capacity &&
-                                lengths[row] <= to->capacity;
-            if (!inside) return "a cache is too small";
-            const uint64_t bytes = static_cast<uint64_t>((lengths[row] + 7) / 8 * 8) * model.plan.head_width * sizeof(float);
+        for (int64_t place = 0; place < count; ++place) {
+            const int64_t row = rows[place], target = targets[place], length = lengths[place];
+            if (row < 0 || row >= from->rows || target < 0 || target >= to->rows) return "a cache has no such row";
+            if (length < 0 || length > from->capacity || length > to->capacity) return "a cache is too small";
+            if (from == to && row == target) continue;
+            const uint64_t bytes = static_cast<uint64_t>((length + 7) / 8 * 8) * model.plan.head_width * sizeof(float);
             for (int layer = 0; layer < model.layers; ++layer)
                 for (int head = 0; head < model.plan.kv_heads; ++head) {
-                    const int source = static_cast<int>(rows[row]), target = static_cast<int>(row);
-                    std::memcpy(to->keys_of(target, layer, head), from->keys_of(source, layer, head), bytes);
-                    std::memcpy(to->values_of(target, layer, head), from->values_of(source, layer, head), bytes);
+                    const int source = static_cast<int>(row), end = static_cast<int>(target);
+                    std::memcpy(to->keys_of(end, layer, head), from->keys_of(source, layer, head), bytes);
+                    std::memcpy(to->values_of(end, layer, head), from->values_of(source, layer, head), bytes);
                 }
         }
         return "";

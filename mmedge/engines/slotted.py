@@ -1,6 +1,6 @@
-"""Rows of a fused decoder that join and leave while it runs.
+"""Rows of a decoder that join and leave while it runs, in the slots of a cache.
 
-    rows = FusedRows(engine, most=16, most_bytes=512 << 20)
+    rows = SlottedRows(engine, slots, most=16)
     number = rows.join(prompt, 40)
     rows.step()        [(number, 84)]
 
@@ -12,18 +12,17 @@ written as in a conversation, several tokens a step where they are known. For on
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from mmedge.engines.ahead import ONLY, Ahead
-from mmedge.engines.conversation import STEPPED
+from mmedge.engines.conversation import STEPPED, CachedEngine
 from mmedge.engines.generation import GREEDY, Decoding, Generation, Logits, TokenWriter
-from mmedge.engines.onnx.decoding import FILLED_UP_TO, FusedEngine
-from mmedge.engines.onnx.slots import Slot, Slots
+from mmedge.engines.slots import Slot, Slots
 from mmedge.tasks.encoding import Prompt
 from mmedge.tasks.forms.constraints import Tokens
 
@@ -61,23 +60,22 @@ class _Row:
     ahead: Ahead | None
     unread: deque[int] = field(default_factory=deque)
     token: int = _ABSENT
-    encoded: tuple[dict[str, ort.OrtValue], int] | None = None
+    encoded: tuple[Mapping[str, Any], int] | None = None
     slot: Slot | None = None
     logits: Logits | None = None
 
 
-class FusedRows:
+class SlottedRows:
     """See `RowEngine`.
 
     Args:
-        engine: Its decoder runs on the CPU and has no recurrent states.
+        engine: Its decoder has no recurrent states.
+        slots: Its cache; at least `most` of them, and better `SPARE` more.
         most: Rows that are written at once.
-        most_bytes: Memory of the cache.
     """
 
-    def __init__(self, engine: FusedEngine, most: int, most_bytes: int) -> None:
-        self._engine, self._most = engine, most
-        self._slots = Slots(engine.decoder, engine.held_names, most + SPARE, most_bytes)
+    def __init__(self, engine: CachedEngine, slots: Slots, most: int) -> None:
+        self._engine, self._slots, self._most = engine, slots, most
         self._waiting: deque[_Row] = deque()  # without a slot
         self._reading: _Row | None = None  # in the slot behind those that write
         self._writing: list[_Row] = []  # in the first slots, in this order
@@ -100,7 +98,7 @@ class FusedRows:
     def step(self) -> Sequence[tuple[int, int | None]]:
         self._written = []
         try:
-            if self._slots_hold_contexts:
+            if self._slots.hold_contexts:
                 self._encode(ENCODED_BETWEEN if self._writing else ENCODED_AT_ONCE)
                 while self._read_begun():
                     pass
@@ -148,7 +146,7 @@ class FusedRows:
     def _admit(self) -> bool:
         """Give the first that waits the slot behind those that write; return whether it has one."""
         place, row = len(self._writing), self._waiting[0]
-        width = self._width(row.prompt)
+        width = self._slots.width_of(row.prompt.context)
         needed = len(row.sequence) + row.limit
         if place >= self._most or not self._slots.fits(place, needed, width):
             return False
@@ -173,23 +171,15 @@ class FusedRows:
         self._reading = row
         return True
 
-    @property
-    def _slots_hold_contexts(self) -> bool:
-        return bool(self._engine.held_names)
-
-    def _width(self, prompt: Prompt) -> int:
-        """Return how wide a prompt's encoded context is; 0 where there is none."""
-        return -(-len(prompt.context) // FILLED_UP_TO) * FILLED_UP_TO if self._slots_hold_contexts else 0
-
     def _best(self, row: _Row) -> tuple[int | None, int]:
         """Return the slot that holds most of what a row reads, and how many tokens of it; None where it is not worth it."""
         best, most, writing = None, 0, len(self._writing)
         for place, slot in enumerate(self._slots.slots):
-            if self._slots_hold_contexts and slot.context != row.prompt.context:
+            if self._slots.hold_contexts and slot.context != row.prompt.context:
                 continue
             shared = _shared(slot.tokens, row.sequence)
             free = place >= writing
-            worth = shared + self._slots_hold_contexts * len(row.prompt.context) - (0 if free else COPIED)
+            worth = shared + self._slots.hold_contexts * len(row.prompt.context) - (0 if free else COPIED)
             if worth > most:
                 best, most = place, worth
         return (None, 0) if best is None else (best, _shared(self._slots.slots[best].tokens, row.sequence))
@@ -252,7 +242,7 @@ class FusedRows:
 
     def _is_encoded(self, row: _Row) -> bool:
         """Whether what a row's context is encoded to is at hand."""
-        if not self._slots_hold_contexts or row.encoded is not None:
+        if not self._slots.hold_contexts or row.encoded is not None:
             return True
         return any(slot.context == row.prompt.context for slot in self._slots.slots)
 
