@@ -157,7 +157,7 @@ class Decoder:
             raise MmedgeError(f"the bundle's layer plan is broken: {error!r}"[:200], "export the student again") from None
         self.vocabulary = int(stated.vocabulary)
         attentions = sum(block.kind == _KINDS["self_attention"] for block in blocks)
-        self.position_bytes = 8 * attentions * int(stated.kv_heads) * int(stated.head_width)  # of a cache: a key and a value for each
+        self.position_bytes: int = 8 * attentions * stated.kv_heads * stated.head_width  # keys and values, float32
         self.call(
             "mmedge_open",
             ctypes.byref(stated),
