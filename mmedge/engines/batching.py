@@ -63,6 +63,14 @@ class BatchingEngine:
     def conversation(self) -> Engine:
         return _Conversation(self)
 
+    def asked_by(self, check: Callable[[], None]) -> Engine:
+        """Return the engine for one caller, for one thread at a time.
+
+        Args:
+            check: Called before anything is read and for every token; where it raises, the caller's rows leave, and that is raised.
+        """
+        return _Conversation(self, check)
+
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
         return self.conversation().generate(prompts, max_new_tokens, how)
 
@@ -166,18 +174,34 @@ class BatchingEngine:
 class _Conversation:
     """What one caller has asked so far; remembered while it is written alone."""
 
-    def __init__(self, engine: BatchingEngine) -> None:
-        self._engine = engine
+    def __init__(self, engine: BatchingEngine, check: Callable[[], None] | None = None) -> None:
+        self._engine, self._check = engine, check
         self._own = engine.inner.conversation()
 
     def conversation(self) -> Engine:
         return self
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
-        return self._engine.write(_Call(prompts, max_new_tokens, how, self._own))
+        return self._engine.write(_Call(prompts, max_new_tokens, self._checked(how), self._own))
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
+        self._checked(GREEDY)
         return self._own.next_logits(prompts, more)
 
     def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:
+        self._checked(GREEDY)
         return self._own.forced_logits(prompt, target)
+
+    def _checked(self, how: Decoding) -> Decoding:
+        """Check, and return how rows are written that are checked at every token."""
+        check, tell = self._check, how.on_token
+        if check is None:
+            return how
+        check()
+
+        def told(row: int, token: int) -> None:
+            check()
+            if tell is not None:
+                tell(row, token)
+
+        return replace(how, on_token=told)

@@ -3,7 +3,8 @@
     engine = JoiningEngine(inner, [inner.rows(16, 512 << 20)])       # generate() from any number of threads
 
 One of the threads that wait runs the steps for all; when its own rows are done, the next one goes on. So who is alone is answered
-in its own thread. A row whose caller's `on_token` raises leaves at that step. Knows no text and no students.
+in its own thread. A row whose caller's `on_token` raises leaves at that step; one whose `check` raises leaves before the next, also
+while it is read. Knows no text and no students.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class _Call:
     """What one thread waits for: texts, or with a limit of 0 the logits behind prompts.
 
     Attributes:
+        check: Raises where nobody waits for it any more.
         left: How many of its rows have not ended.
         turn: Set when it is done, and when its thread is to run the steps.
     """
@@ -35,6 +37,7 @@ class _Call:
     prompts: Sequence[Prompt]
     limit: int
     how: Decoding
+    check: Callable[[], None]
     found: Generation
     logits: list[Logits | None]
     left: int
@@ -45,6 +48,13 @@ class _Call:
     @property
     def done(self) -> bool:
         return not self.left or self.failure is not None
+
+    def look(self) -> None:
+        """Fail where nobody waits for it any more."""
+        try:
+            self.check()
+        except BaseException as error:  # raised in the caller's own thread
+            self.failure = self.failure or error
 
     def of_row(self, row: int) -> Decoding:
         """Return how a row is written; what its callback raises is kept for the caller's own thread."""
@@ -104,14 +114,18 @@ class _Lane:
             for call in joining:
                 for row, prompt in enumerate(call.prompts):
                     self._rows[self._engine.join(prompt, call.limit, call.of_row(row))] = call, row
+            for call in {call for call, _ in self._rows.values()}:
+                call.look()
+            self._drop_failed()
+            if not self._rows:
+                return
             written = self._engine.step()
             if self._told is not None and written:
                 self._told(len({number for number, _ in written}))
             for number, token in written:
                 if token is None and number in self._rows:
                     self._end(number)
-            for number in [number for number, (call, _) in self._rows.items() if call.failure is not None]:
-                self._end(number)
+            self._drop_failed()
         except BaseException as error:  # of the engine: nobody's rows can go on
             for call, _ in self._rows.values():
                 call.failure = call.failure or error
@@ -119,6 +133,10 @@ class _Lane:
                 with suppress(Exception):
                     self._end(number)
             self._rows.clear()
+
+    def _drop_failed(self) -> None:
+        for number in [number for number, (call, _) in self._rows.items() if call.failure is not None]:
+            self._end(number)
 
     def _end(self, number: int) -> None:
         """Take a row out, and wake its call's thread where it was the last."""
@@ -147,7 +165,15 @@ class JoiningEngine:
         self._lanes = [_Lane(lane, told) for lane in lanes]
 
     def conversation(self) -> Engine:
-        return _Conversation(self)
+        return _Conversation(self, _nothing)
+
+    def asked_by(self, check: Callable[[], None]) -> Engine:
+        """Return the engine for one caller, for one thread at a time.
+
+        Args:
+            check: Called before every step; where it raises, the caller's rows leave, and that is raised to the caller.
+        """
+        return _Conversation(self, check)
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
         return self.conversation().generate(prompts, max_new_tokens, how)
@@ -158,7 +184,9 @@ class JoiningEngine:
     def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:
         return self.inner.forced_logits(prompt, target)
 
-    def ask(self, prompts: Sequence[Prompt], limit: int, how: Decoding, before: int | None) -> tuple[_Call, int]:
+    def ask(
+        self, prompts: Sequence[Prompt], limit: int, how: Decoding, check: Callable[[], None], before: int | None
+    ) -> tuple[_Call, int]:
         """Have rows written in the lane with the fewest, or in the one that has read the beginning of their prompts before.
 
         Returns:
@@ -170,7 +198,7 @@ class JoiningEngine:
             chosen = before
         count = len(prompts)
         found = Generation([[] for _ in prompts], 0.0, 0.0, 0, [[] for _ in prompts] if how.scored else [], [False] * count)
-        call = _Call(prompts, limit, how, found, [None] * count, count)
+        call = _Call(prompts, limit, how, check, found, [None] * count, count)
         if prompts:
             self._lanes[chosen].run(call)
         if call.failure is not None:
@@ -181,21 +209,26 @@ class JoiningEngine:
 class _Conversation:
     """What one caller asks; it stays in the lane that has read its prompts' beginning."""
 
-    def __init__(self, engine: JoiningEngine) -> None:
-        self._engine = engine
+    def __init__(self, engine: JoiningEngine, check: Callable[[], None]) -> None:
+        self._engine, self._check = engine, check
         self._lane: int | None = None
 
     def conversation(self) -> Engine:
         return self
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
-        call, self._lane = self._engine.ask(prompts, max_new_tokens, how, self._lane)
+        call, self._lane = self._engine.ask(prompts, max_new_tokens, how, self._check, self._lane)
         return call.found
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
         whole = [Prompt(prompt.context, (*prompt.begun, *more)) for prompt in prompts]
-        call, self._lane = self._engine.ask(whole, 0, GREEDY, self._lane)
+        call, self._lane = self._engine.ask(whole, 0, GREEDY, self._check, self._lane)
         return np.stack([one for one in call.logits if one is not None])
 
     def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:
+        self._check()
         return self._engine.forced_logits(prompt, target)
+
+
+def _nothing() -> None:
+    """Always wait."""

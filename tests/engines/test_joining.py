@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmedge.engines.engine import RowEngine
+from mmedge.engines.engine import Engine, RowEngine
 from mmedge.engines.generation import GREEDY, Decoding, Generation
 from mmedge.engines.joining import JoiningEngine
 from mmedge.engines.native import library
@@ -191,6 +191,44 @@ def test_a_caller_that_gives_up_leaves_at_once_and_harms_nobody(llama: Opened) -
     assert len(seen) == 1 and found.pop(3) is None
     alone = [llama.engine.generate([prompt], 20).tokens for place, prompt in enumerate(llama.prompts) if place != 3]
     assert [one.tokens for one in found] == alone
+
+
+class _Counting:
+    """Rows whose steps are counted."""
+
+    def __init__(self, inner: RowEngine) -> None:
+        self._inner, self.steps = inner, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def step(self) -> Sequence[tuple[int, int | None]]:
+        self.steps += 1
+        return self._inner.step()
+
+
+def test_for_a_caller_that_is_gone_not_one_more_step_is_made_even_while_its_prompt_is_read(llama: Opened) -> None:
+    long = Prompt(tuple(np.random.default_rng(0).integers(5, 90, 6 * READ_BETWEEN).tolist()), (7,))
+
+    def waits(steps: int) -> Callable[[], None]:
+        left = [None] * steps
+
+        def check() -> None:
+            if not left:
+                raise _Gone
+            left.pop()
+
+        return check
+
+    asks: list[Callable[[Engine], object]] = [lambda one: one.generate([long] * 2, 20), lambda one: one.next_logits([long], ())]
+    for steps, ask in [(steps, ask) for steps in (0, 1, 3) for ask in asks]:
+        counting = _Counting(llama.engine.rows(4, 512 * MB))  # which has read nothing yet
+        counting.join(llama.prompts[0], 60, Decoding(temperature=5.0, seeds=(4,)))  # another's, so that it is read in parts
+        shared = JoiningEngine(llama.engine, [counting])
+        with pytest.raises(_Gone):
+            ask(shared.asked_by(waits(steps)))
+        assert counting.steps == steps
+        assert shared.generate(llama.prompts[:1], 20).tokens == llama.engine.generate(llama.prompts[:1], 20).tokens
 
 
 class _Failing:
