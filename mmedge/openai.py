@@ -351,10 +351,15 @@ def _completions(document: Any) -> tuple[Completion, ...]:
         if not isinstance(content, (str, type(None))) or not isinstance(finish, (str, type(None))):
             raise ChatFailure("garbage", "a choice has no text")
         if isinstance(refusal, str) and refusal and not content:
-            found.append(Completion(refusal, "refusal"))
+            found.append(Completion(_whole(refusal), "refusal"))
         else:
-            found.append(Completion(content or "", _finish(finish)))
+            found.append(Completion(_whole(content or ""), _finish(finish)))
     return tuple(found)
+
+
+def _whole(text: str) -> str:
+    """Return text with halves of characters (lone surrogates) replaced, which JSON may escape but no file can hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _finish(reason: str | None) -> str:
