@@ -33,6 +33,7 @@ from mmedge.serve.requests import Asked, read_answer, read_chat, read_completion
 from mmedge.serve.scheduler import Full, GivenUp, Job, Scheduler
 from mmedge.serve.settings import Settings
 from mmedge.tasks.base import Example
+from mmedge.tasks.encoding import PromptEncoder
 from mmedge.tasks.forms.schema import SchemaForm
 from mmedge.tasks.forms.tools import ToolsForm
 
@@ -84,15 +85,8 @@ class Served:
 
         def work(job: Job) -> list[Replied]:
             self.metrics.observe("mmedge_queue_seconds", job.began - job.queued)
-            student = asked.model.student.limited(asked.max_tokens) if asked.max_tokens else asked.model.student
-            texts: dict[tuple[int, str], GrowingText] = {}
-
-            def written(part: str, row: int, token: int) -> None:
-                job.check()
-                if told is not None and (new := texts.setdefault((row, part), GrowingText(encoder)).with_token(token)):
-                    told(row, part, new)
-
-            encoder = student.speaker.encoder
+            student = asked.model.asked_by(job.check, asked.max_tokens)
+            written = None if told is None else _growing(told, student.speaker.encoder)
             rows: list[Example] = [example for example in asked.examples for _ in range(asked.samples)]
             answers = student.answered(rows, settled, written, asked.sampling)
             return [replied(asked.model, answer, asked.stop) for answer in answers]
@@ -124,6 +118,17 @@ class Served:
             self.metrics.count("mmedge_escalation_cost_total", cost, model=model.name)
             facts["cost"], headers["X-Mmedge-Cost"] = round(cost, 8), f"{cost:.8f}"
         return headers
+
+
+def _growing(told: Told, encoder: PromptEncoder) -> Callable[[str, int, int], None]:
+    """Return what is called with part, row and token, and tells of the text that each adds."""
+    texts: dict[tuple[int, str], GrowingText] = {}
+
+    def written(part: str, row: int, token: int) -> None:
+        if new := texts.setdefault((row, part), GrowingText(encoder)).with_token(token):
+            told(row, part, new)
+
+    return written
 
 
 async def _finished(request: Request, job: Job, seconds: float) -> list[Replied]:
@@ -238,7 +243,10 @@ async def _streamed(
             async for part in shown(events()):
                 yield part
         except Exception as error:
-            yield event(failure_of(error).body())
+            failure = failure_of(error)
+            if failure.status == 500:
+                request.app.tell_bug(error)
+            yield event(failure.body())
         finally:
             job.give_up()
 

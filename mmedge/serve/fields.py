@@ -8,10 +8,13 @@ fields.finish()              ApiError: unknown field nonsense
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from typing import Any
 
 from mmedge.serve.failures import ApiError, invalid
 
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a character beyond 16 bits, which only two of them make
 SHOWN = 60  # characters of a name or value that an error repeats
 
 
@@ -22,9 +25,13 @@ def parsed(body: bytes) -> dict[str, Any]:
         ApiError: It is not a JSON object.
     """
     try:
-        document = json.loads(body.decode("utf-8"), parse_constant=_refuse)
+        document = json.loads(body.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_object)
+        if _HALF.search(body):
+            json.dumps(document, ensure_ascii=False).encode()
     except UnicodeDecodeError:
         raise invalid("the body is not valid UTF-8", code="invalid_json") from None
+    except UnicodeEncodeError:
+        raise invalid("the body has text with half of a character (a lone surrogate)", code="invalid_json") from None
     except RecursionError:
         raise invalid("the body's JSON is nested too deeply", code="invalid_json") from None
     except ValueError:
@@ -36,6 +43,14 @@ def parsed(body: bytes) -> dict[str, Any]:
 
 def _refuse(name: str) -> Any:
     raise ValueError(name)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # which of them counts, everybody decides otherwise
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise invalid(f"the body has an object with {name[:SHOWN]!r} twice", code="invalid_json")
+    return found
 
 
 class Fields:

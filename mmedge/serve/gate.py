@@ -16,6 +16,8 @@ import re
 import time
 import traceback
 from collections.abc import Callable
+from email.utils import formatdate
+from pathlib import Path
 from typing import Any, TextIO
 
 from starlette.exceptions import HTTPException
@@ -35,8 +37,11 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"
+_OURS = Path(__file__).parent.parent
 _DISCARDED = 32 << 20  # bytes of a body that is too large, read so that the client reads why
 _DISCARD_SECONDS = 1.0
+HEADER_BYTES = 32 << 10  # of a request's line and headers
+_FRAMINGS = {b"content-length", b"transfer-encoding"}
 _GONE = 499  # what logs say where the client went away
 
 
@@ -74,7 +79,7 @@ class Gate:
                 status = message["status"]
                 headers = message.setdefault("headers", [])
                 there = {name.lower() for name, _ in headers}
-                for name, value in (HEADERS | {"Content-Security-Policy": CONTENT_POLICY}).items():
+                for name, value in (HEADERS | {"Content-Security-Policy": CONTENT_POLICY, "Date": formatdate(usegmt=True)}).items():
                     if name.lower().encode() not in there:
                         headers.append((name.lower().encode(), value.encode()))
             await send(message)
@@ -90,7 +95,7 @@ class Gate:
         except Exception as error:
             found = failure_of(error)
             if found.status == 500:
-                self._tell_bug(error)
+                self.tell_bug(error)
             if not status:
                 await _response(found)(scope, receive, told)
         finally:
@@ -103,6 +108,10 @@ class Gate:
                 raise ApiError(503, "too many requests at once", "overloaded", retry_after=1)
             if self._hosts is not None and not _is_of(_host_of(scope), self._hosts):
                 raise ApiError(421, "requests to this name are not answered; start the server with --allow-host NAME", "wrong_host")
+            if len(scope["raw_path"]) + sum(len(name) + len(value) for name, value in scope["headers"]) > HEADER_BYTES:
+                raise ApiError(431, f"the request's line and headers are larger than {HEADER_BYTES:,} bytes", "headers_too_large")
+            if _FRAMINGS.issubset(name for name, _ in scope["headers"]):  # whoever passed it on may have read the other one
+                raise ApiError(400, "a request has Content-Length or Transfer-Encoding, not both", "invalid_http")
             scope["state"]["client"] = f"{self._let_in(scope)} {(scope.get('client') or ('',))[0]}"
         await self._app(scope, receive, send)
 
@@ -151,9 +160,13 @@ class Gate:
         }
         self._write(line)
 
-    def _tell_bug(self, error: Exception) -> None:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        self._write({"error": type(error).__name__, "where": f"{frame.filename.rpartition('mmedge/')[2]}:{frame.lineno}"})
+    def tell_bug(self, error: BaseException | None) -> None:
+        """Log what should not have happened: its kind, and the line of mmedge where it did."""
+        frames = traceback.extract_tb(error.__traceback__) if error is not None else []
+        own = [frame for frame in frames if Path(frame.filename).is_relative_to(_OURS)]
+        where = [f"{Path(frame.filename).relative_to(_OURS)}:{frame.lineno}" for frame in own]
+        where = where or [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
+        self._write({"error": type(error).__name__, "where": where[-1] if where else ""})
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._log is not None:
@@ -189,7 +202,7 @@ def failure_of(error: BaseException) -> ApiError:
 
 
 def _response(failure: ApiError) -> JSONResponse:
-    closing = {"Connection": "close"} if failure.status in (408, 413, 503) else {}
+    closing = {"Connection": "close"} if failure.status in (408, 413, 503) or failure.code == "invalid_http" else {}
     found = JSONResponse(failure.body(), failure.status, failure.headers() | closing)
     if failure.status == 401:  # in headers of their own: browsers, which ask for the key because of Basic, read no lists
         found.headers.append("WWW-Authenticate", 'Basic realm="mmedge"')
@@ -215,6 +228,8 @@ async def body_of(request: Request, most: int, seconds: float) -> bytes:
         async with asyncio.timeout(seconds):
             stated = request.headers.get("content-length", "")
             parts, size, large = [], 0, stated.isdecimal() and int(stated[:18]) > most
+            if large and "expect" in request.headers:
+                raise _too_large(most)  # before anything of it is sent
             if not large:
                 async for part in request.stream():
                     size += len(part)
@@ -225,8 +240,12 @@ async def body_of(request: Request, most: int, seconds: float) -> bytes:
         raise ApiError(408, f"the request was not complete within {seconds:g} s", "timeout") from None
     if large:
         await _discard(request.receive)
-        raise ApiError(413, f"the body is larger than {most:,} bytes", "body_too_large")
+        raise _too_large(most)
     return b"".join(parts)
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {most:,} bytes", "body_too_large")
 
 
 async def _discard(receive: Callable[[], Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +40,7 @@ class Model:
     threads: int | None = None
     _settled: dict[AnswerOptions, SettledOptions] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _shared: JoiningEngine | BatchingEngine | None = None
 
     def share(self, rows: int, cache: int, told: Callable[[int], None]) -> None:
         """Let requests that come at once be written together.
@@ -53,7 +55,19 @@ class Model:
         lanes = [engine.rows(rows, cache // workers) for _ in range(workers)] if isinstance(engine, HasRows) else []
         joined = [lane for lane in lanes if lane is not None]
         shared = JoiningEngine(engine, joined, told) if joined else BatchingEngine(engine, workers, rows, told)
-        self.student.speaker = speaker.on(shared)
+        self.student.speaker, self._shared = speaker.on(shared), shared
+
+    def asked_by(self, check: Callable[[], None], max_tokens: int | None) -> Student:
+        """Return the student for one request.
+
+        Args:
+            check: Raises where nobody waits for the answer any more; it is then not written any further.
+            max_tokens: The longest answer; None for the student's.
+        """
+        found = copy(self.student) if max_tokens is None else self.student.limited(max_tokens)
+        if self._shared is not None:
+            found.speaker = found.speaker.on(self._shared.asked_by(check))
+        return found
 
     @cached_property
     def fingerprint(self) -> str:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import logging
+import resource
 import signal
 import socket
 import ssl
 from collections.abc import Callable, Generator
+from email.utils import formatdate
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -23,18 +26,34 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmedge.errors import MmedgeError
+from mmedge.serve.failures import ApiError
+from mmedge.serve.gate import HEADER_BYTES, HEADERS
 from mmedge.serve.settings import Limits
 
-_HEADER_BYTES = 32 << 10
 _KEEP_ALIVE = 30  # seconds that an idle connection stays open
 _BACKLOG = 1024
+_REST_SECONDS = 1.0  # that a client may go on sending a body that was refused
 _BESIDE = 64  # connections beyond the limit of clients, which are told that there are too many
+_FILES = 128  # that are open besides connections to clients
+
+
+def _allowed(connections: int) -> int:
+    """Return how many of these connections this process may have open, after its limit of files is raised as far as needed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return connections
+    if soft < connections + _FILES:
+        soft = connections + _FILES if hard == resource.RLIM_INFINITY else min(hard, connections + _FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, min(connections, soft - _FILES))
 
 
 class Application(Protocol):
     """An ASGI application that is told when the server is about to end."""
 
     draining: bool
+
+    def tell_bug(self, error: BaseException | None) -> None: ...
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
@@ -77,28 +96,101 @@ def check_certificate(certificate: Path, key: Path) -> None:
         raise MmedgeError(f"cannot use the certificate {certificate}: {reason}", "give a PEM file and its --key") from None
 
 
-def _protocol(seconds: float) -> type[H11Protocol]:
-    """Return uvicorn's protocol, which closes connections whose headers are not there in time."""
+def _protocol(seconds: float, most: int) -> type[H11Protocol]:
+    """Return uvicorn's protocol, which closes connections that keep the server waiting.
+
+    That is: a head that is not there in time, the rest of a body that was refused, a response that nobody reads.
+
+    Args:
+        seconds: How long it waits.
+        most: Connections; each beyond takes the place of the one that has been without a request for longest.
+    """
 
     class Timed(H11Protocol):
         _deadline: asyncio.TimerHandle | None = None
+        _begun = False  # whether a byte has come
+        _since = 0.0  # when it connected, or was answered last
+        _stalled = False  # whether the client does not read what is written
+
+        def _watch(self) -> None:
+            """Begin to count the time where something is due, or stop."""
+            state = self.conn.their_state
+            answered = self.cycle is not None and self.cycle.response_complete
+            refused = state is h11.SEND_BODY and answered
+            head = state is h11.IDLE and (not self._begun or bool(self.conn.trailing_data[0]))
+            if not (head or refused or self._stalled or self.transport.is_closing()):
+                self._unset()
+            elif self._deadline is None:
+                self._deadline = self.loop.call_later(min(seconds, _REST_SECONDS) if refused else seconds, self.transport.abort)
+
+        def _unset(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+        @property
+        def _is_free(self) -> bool:
+            """Whether no request of it is being answered."""
+            return not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete)
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self._deadline = self.loop.call_later(seconds, transport.abort)
+            self._since = self.loop.time()
+            if len(self.connections) > most:
+                free = [one for one in self.connections if one is not self and isinstance(one, Timed) and one._is_free]
+                if free:
+                    min(free, key=lambda one: one._since).transport.abort()
+            self._watch()
 
         def data_received(self, data: bytes) -> None:
+            self._begun = True
             super().data_received(data)
-            incomplete = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
-            if not incomplete and self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
-            elif incomplete and self._deadline is None:
-                self._deadline = self.loop.call_later(seconds, self.transport.abort)
+            self._watch()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._since = self.loop.time()
+            self._watch()
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            self._watch()
+
+        def shutdown(self) -> None:
+            super().shutdown()
+            self._watch()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._stalled = True
+            self._watch()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._stalled = False
+            self._watch()
+
+        def send_400_response(self, msg: str) -> None:
+            """Answer what is not HTTP, unless it follows a request that is being answered, or was."""
+            if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+                self.transport.close()
+            else:
+                if self.conn.our_state is h11.SEND_RESPONSE:  # its head was HTTP, its body is not: this is its answer
+                    self.cycle.disconnected = True
+                    self.cycle.message_event.set()
+                self._refuse()
+
+        def _refuse(self) -> None:
+            failure = ApiError(400, "this is not an HTTP request", "invalid_http")
+            body = json.dumps(failure.body()).encode()
+            headers = HEADERS | {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
+            headers["Date"] = formatdate(usegmt=True)
+            for event in (h11.Response(status_code=400, headers=list(headers.items())), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
+            self._unset()
             super().connection_lost(exc)
 
     return Timed
@@ -110,10 +202,20 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, gate: Application, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._gate, self._ready = gate, ready
+        self._told = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: self._gate.tell_bug(context.get("exception")))  # no traceback in the log
         await super().startup(sockets)
         self._ready()
+
+    async def main_loop(self) -> None:
+        """Sleep until a signal ends it; uvicorn would look ten times a second, and set the date."""
+        self._loop = asyncio.get_running_loop()
+        if not self.should_exit:
+            await self._told.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -128,6 +230,8 @@ class _Server(uvicorn.Server):
         self._gate.draining = True
         self.force_exit = self.should_exit
         self.should_exit = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._told.set)
 
 
 def serve(
@@ -148,20 +252,21 @@ def serve(
         certificate: For TLS; None for none.
         key: Of the certificate.
     """
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the gate tells what there is to tell
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the gate tells what there is to tell
     config = uvicorn.Config(
         gate,
-        http=_protocol(limits.body_seconds),
+        http=_protocol(limits.body_seconds, _allowed(limits.clients + _BESIDE)),
         loop="asyncio",
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
+        date_header=False,  # the gate sets it
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, round(limits.drain)),
-        limit_concurrency=limits.clients + _BESIDE,
-        h11_max_incomplete_event_size=_HEADER_BYTES,
+        h11_max_incomplete_event_size=HEADER_BYTES,
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
