@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import signal
 import time
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.commands import PAUSE, start
+from tests.commands import PAUSE, REPOSITORY, start
 
 QUESTION = "Ann has 3 apples. Ben gives Ann 4 more apples. How many are there now?"
 JSON = {"Content-Type": "application/json"}
@@ -56,12 +57,14 @@ class Running:
         process: What was started.
         out: The file of its access log.
         err: The file of its errors.
+        key: What is sent with each request; nothing where it is empty.
     """
 
     port: int
     process: Any
     out: Path
     err: Path
+    key: str = ""
 
     @property
     def url(self) -> str:
@@ -73,7 +76,7 @@ class Running:
         """Send a request on a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
-            connection.request(method, path, body, headers or {})
+            connection.request(method, path, body, ({"Authorization": f"Bearer {self.key}"} if self.key else {}) | (headers or {}))
             response = connection.getresponse()
             return Reply(response.status, {name.lower(): value for name, value in response.headers.items()}, response.read())
         finally:
@@ -106,10 +109,13 @@ class Running:
 
 
 @contextmanager
-def serving(folder: Path, bundles: Sequence[Path], *options: object, fresh: bool = False) -> Iterator[Running]:
-    """Serve bundles at a free port."""
+def serving(
+    folder: Path, bundles: Sequence[Path], *options: object, fresh: bool = False, within: Path = REPOSITORY
+) -> Iterator[Running]:
+    """Serve bundles at a free port; the logs lie in `folder`, and the process runs `within` another."""
     out, err = folder / "access.jsonl", folder / "errors.txt"
-    process = start(["serve", *bundles, "--port", 0, *options], stdout=out, stderr=err, fresh=fresh)
+    env = os.environ | ({} if within == REPOSITORY else {"HOME": str(within), "TMPDIR": str(within)})
+    process = start(["serve", *bundles, "--port", 0, *options], stdout=out, stderr=err, fresh=fresh, cwd=within, env=env)
     deadline = time.monotonic() + 60
     try:
         while not (found := re.search(r"at https?://\S+:(\d+)\n", err.read_text(encoding="utf-8") if err.is_file() else "")):

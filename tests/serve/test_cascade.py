@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import threading
@@ -28,6 +29,8 @@ RIGHT = json.dumps(
         "usage": {"prompt_tokens": 1000, "completion_tokens": 100},
     }
 ).encode()
+DEEP = b'{"choices": ' + b"[" * 100_000
+HALF = json.dumps({"choices": [{"message": {"content": "She adds \ud800.\nThe answer is: 3 + 4"}}]}).encode()
 ASKED = {"model": T5, "question": QUESTION}
 DOUBT = ("--abstain-below", 1.0, "--escalate-model", "big", "--escalate-timeout", 0.5)
 
@@ -39,22 +42,30 @@ def bigger(kind: str) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response({"redirects": 302, "fails": 500}.get(kind, 200))
-            if kind == "redirects":
-                self.send_header("Location", "http://127.0.0.1:9/v1")
+            if kind == "drips":
+                return self.drip([b"HTTP/1.1 200 OK\r\nX: "], b"y")
+            if kind == "endless headers":
+                return self.drip([b"HTTP/1.1 200 OK\r\n"], b"X: y\r\n" * 100)
+            if kind == "endless chunks":
+                return self.drip([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"], b"3E8\r\n" + b" " * 1000 + b"\r\n")
             if kind == "endless":
-                self.send_header("Content-Length", "1000000000")
-                self.end_headers()
-                for _ in range(200):
-                    self.wfile.write(b" " * 1000)
-                    time.sleep(0.02)
-                return
+                return self.drip([b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n"], b" " * 1000)
             if kind == "slow":
                 time.sleep(1.5)
-            body = {"answers": RIGHT, "slow": RIGHT}.get(kind, b"nonsense")
+            self.send_response({"redirects": 302, "fails": 500, "echoes": 401}.get(kind, 200))
+            if kind == "redirects":
+                self.send_header("Location", f"http://127.0.0.1:{found.server_port}/v1/chat/completions")
+            said = json.dumps({"error": {"message": f"not this key: {self.headers['Authorization']}"}}).encode()
+            bodies = {"answers": RIGHT, "slow": RIGHT, "deep": DEEP, "half a character": HALF, "echoes": said}
+            body = bodies.get(kind, b"nonsense")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+        def drip(self, first: list[bytes], piece: bytes) -> None:
+            for part in [*first, *[piece] * 100]:
+                self.wfile.write(part)
+                time.sleep(0.02)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -87,16 +98,33 @@ def test_what_the_student_doubts_the_bigger_model_answers(tmp_path: Path, tiny_r
             assert "secret" not in running.out.read_text(encoding="utf-8") + running.err.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("kind", ["fails", "redirects", "nonsense", "slow", "endless"])
-def test_a_bad_bigger_model_leaves_the_students_answer_marked(kind: str, tmp_path: Path, tiny_run: Path) -> None:
-    with bigger(kind) as url, serving(tmp_path, [tiny_run / "bundle-int8"], *DOUBT, "--escalate-to", url) as running:
-        reply = running.post("/v1/answer", ASKED)
-        found = reply.json
-        assert reply.status == 200 and reply.headers["x-mmedge-source"] == "degraded"
-        assert found["degraded"] and found["answer"] == found["guess"] and not found["withheld"]
-        assert found["problem"] == "the bigger model did not answer" and url.encode() not in reply.body
-        running.stop()
-        assert running.log()[-1]["problem"]
+BAD = ["fails", "redirects", "nonsense", "slow", "endless", "drips", "endless headers", "endless chunks", "deep", "echoes", "dead"]
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_bigger_model_leaves_the_students_answer_marked(
+    kind: str, tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIG_KEY", "secret-123")
+    with bigger(kind) as url:
+        url = "http://127.0.0.1:9/v1" if kind == "dead" else url
+        with serving(tmp_path, [tiny_run / "bundle-int8"], *DOUBT, "--escalate-to", url, "--escalate-key", "BIG_KEY") as running:
+            reply = running.post("/v1/answer", ASKED)
+            found = reply.json
+            assert reply.status == 200 and reply.headers["x-mmedge-source"] == "degraded"
+            assert found["degraded"] and found["answer"] == found["guess"] and not found["withheld"]
+            assert found["problem"] == "the bigger model did not answer" and url.encode() not in reply.body
+            assert found["seconds"] < 4
+            running.stop()
+            assert running.log()[-1]["problem"]
+            assert "secret" not in running.out.read_text(encoding="utf-8") + running.err.read_text(encoding="utf-8")
+
+
+def test_half_a_character_of_a_bigger_model_is_replaced(tmp_path: Path, tiny_run: Path) -> None:
+    options = [*DOUBT, "--escalate-to"]
+    with bigger("half a character") as url, serving(tmp_path, [tiny_run / "bundle-int8"], *options, url) as running:
+        found = running.post("/v1/answer", ASKED | {"explain": True}).json
+        assert found["answer"] == "3 + 4" and found["rationale"] == "She adds \ufffd."
 
 
 def test_a_server_that_escalates_to_itself_answers(tmp_path: Path, tiny_run: Path) -> None:
@@ -107,6 +135,39 @@ def test_a_server_that_escalates_to_itself_answers(tmp_path: Path, tiny_run: Pat
         found = running.post("/v1/answer", ASKED).json
         assert found["degraded"] and found["answer"] == found["guess"]
         assert running.metric("mmedge_requests_total") <= 8  # it asked itself, and there it ended
+
+
+def test_a_loop_that_hides_itself_ends(tmp_path: Path, tiny_run: Path) -> None:
+    """A proxy between a server and itself drops the header that tells of an escalation."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            connection.request("POST", self.path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            said = response.read()
+            connection.close()
+            self.send_response(response.status)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{proxy.server_port}/v1"
+    options = ["--abstain-below", 1.0, "--escalate-to", url, "--escalate-model", T5, "--port", port]
+    with serving(tmp_path, [tiny_run / "bundle-int8"], *options) as running:
+        found = running.post("/v1/answer", ASKED)
+        assert found.status == 200 and found.json["answer"] == found.json["guess"]
+        assert running.metric("mmedge_requests_total") < 30
+    proxy.shutdown()
+    proxy.server_close()
 
 
 class _Failing:

@@ -8,6 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from mmedge.serve.models import open_models, opened_again
+from mmedge.serve.reload import Reloader
 from tests.serve.running import QUESTION, Running, serving
 
 NAME = "tiny/bundle"
@@ -71,3 +75,66 @@ def test_a_replaced_bundle_takes_over_and_a_damaged_one_does_not(tmp_path: Path,
         assert [line.startswith(f"{NAME}: the new bundle is ") for line in said] == [True] * 4
         assert "refused" in said[1] and "refused" in said[2] and "served" in said[0] and "served" in said[3]
         assert "error" not in running.out.read_text(encoding="utf-8")
+
+
+def _truncated(folder: Path) -> None:
+    weights = folder / "weights.data"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+
+
+def _manifest(text: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / "manifest.json").write_bytes(text)
+
+
+def _without_weights(folder: Path) -> None:
+    (folder / "weights.data").unlink()
+
+
+def _emptied(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def _of_another_kind(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").mkdir()
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "truncated weights": _truncated,
+    "empty weights": lambda folder: (folder / "weights.data").write_bytes(b""),
+    "no weights": _without_weights,
+    "empty manifest": _manifest(b""),
+    "manifest of nonsense": _manifest(b"\xff\x00"),
+    "manifest of another shape": _manifest(b"[]"),
+    "deep manifest": _manifest(b"[" * 100_000),
+    "empty tokenizer": lambda folder: (folder / "tokenizer.json").write_text("{}"),
+    "folder for a file": _of_another_kind,
+    "empty folder": _emptied,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_whatever_is_damaged_the_old_bundle_goes_on(damage: str, tmp_path: Path, tiny_run: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_run / "bundle-int8", folder)
+    models = open_models([folder])
+    (name,) = models
+    model, answer, told = models[name], models[name].student.answer(QUESTION).text, list[str | None]()
+    reloader = Reloader(models, opened_again, lambda _, problem: told.append(problem))
+    reloader.look()
+    shutil.copytree(folder, tmp_path / "new")
+    DAMAGE[damage](tmp_path / "new")
+    folder.rename(tmp_path / "old")
+    (tmp_path / "new").rename(folder)
+    for _ in range(3):
+        reloader.look()
+    assert len(told) == 1 and told[0], "it is tried once, and refused"
+    assert models[name] is model and model.student.answer(QUESTION).text == answer
+    folder.rename(tmp_path / "bad")
+    reloader.look()
+    assert models[name] is model, "while there is none, it goes on too"
+    (tmp_path / "old").rename(folder)
+    for _ in range(3):
+        reloader.look()
+    assert told[1:] == [None] and models[name] is not model and models[name].student.answer(QUESTION).text == answer
