@@ -117,4 +117,4 @@ def serve(
     def ready() -> None:
         typer.echo(f"serving {', '.join(models)} at {scheme}://{host}:{port}", err=True)
 
-    serve_until_told(gate, listener, limits, ready, access.certificate, access.key)
+    serve_until_told(gate, listener, limits, ready, access.certificate, access.key, gate.tell_bug)

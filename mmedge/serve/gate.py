@@ -16,7 +16,6 @@ import re
 import time
 import traceback
 from collections.abc import Callable
-from email.utils import formatdate
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -79,7 +78,7 @@ class Gate:
                 status = message["status"]
                 headers = message.setdefault("headers", [])
                 there = {name.lower() for name, _ in headers}
-                for name, value in (HEADERS | {"Content-Security-Policy": CONTENT_POLICY, "Date": formatdate(usegmt=True)}).items():
+                for name, value in (HEADERS | {"Content-Security-Policy": CONTENT_POLICY}).items():
                     if name.lower().encode() not in there:
                         headers.append((name.lower().encode(), value.encode()))
             await send(message)

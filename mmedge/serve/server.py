@@ -53,8 +53,6 @@ class Application(Protocol):
 
     draining: bool
 
-    def tell_bug(self, error: BaseException | None) -> None: ...
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
@@ -144,6 +142,7 @@ def _protocol(seconds: float, most: int) -> type[H11Protocol]:
 
         def data_received(self, data: bytes) -> None:
             self._begun = True
+            self.server_state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
             super().data_received(data)
             self._watch()
 
@@ -197,17 +196,18 @@ def _protocol(seconds: float, most: int) -> type[H11Protocol]:
 
 
 class _Server(uvicorn.Server):
-    """Ends with exit code 0 when it is told to end, and says so to the gate."""
+    """Ends with exit code 0 when it is told to end, and says so to the application."""
 
-    def __init__(self, config: uvicorn.Config, gate: Application, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, app: Application, ready: Callable[[], None], bug: Callable[[BaseException | None], None]
+    ) -> None:
         super().__init__(config)
-        self._gate, self._ready = gate, ready
+        self._app, self._ready, self._bug = app, ready, bug
         self._told = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, context: self._gate.tell_bug(context.get("exception")))  # no traceback in the log
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: self._bug(context.get("exception")))
         await super().startup(sockets)
         self._ready()
 
@@ -227,7 +227,7 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._gate.draining = True
+        self._app.draining = True
         self.force_exit = self.should_exit
         self.should_exit = True
         if self._loop is not None:
@@ -241,6 +241,7 @@ def serve(
     ready: Callable[[], None],
     certificate: Path | None = None,
     key: Path | None = None,
+    bug: Callable[[BaseException | None], None] = lambda _: None,
 ) -> None:
     """Serve until a signal ends it.
 
@@ -251,9 +252,10 @@ def serve(
         ready: Called when requests are answered, and a signal ends the server in order.
         certificate: For TLS; None for none.
         key: Of the certificate.
+        bug: Called with what should not have happened beneath the application; by default nobody is told, and it goes on.
     """
     for name in ("uvicorn.error", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # the gate tells what there is to tell
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # no traceback in the log: the application tells what there is to tell
     config = uvicorn.Config(
         gate,
         http=_protocol(limits.body_seconds, _allowed(limits.clients + _BESIDE)),
@@ -263,11 +265,11 @@ def serve(
         log_config=None,
         access_log=False,
         server_header=False,
-        date_header=False,  # the gate sets it
+        date_header=False,  # each connection sets it
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, round(limits.drain)),
         h11_max_incomplete_event_size=HEADER_BYTES,
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
-    _Server(config, gate, ready).run([listener])
+    _Server(config, gate, ready, bug).run([listener])
