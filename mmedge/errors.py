@@ -1,6 +1,8 @@
 """The one exception that users see: what is wrong, where, and what to do about it, in one or two lines."""
 
+import difflib
 import unicodedata
+from collections.abc import Iterable
 
 _DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
 
@@ -41,3 +43,9 @@ class MmedgeError(Exception):
 def missing_extra(package: str, extra: str) -> MmedgeError:
     """Return the error for an optional package that is needed and not installed."""
     return MmedgeError(f"this needs the package {package!r}, which is not installed", f"pip install 'mmedge[{extra}]'")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean 'x'? " for a name that is not among those known; empty where none of them is like it."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    return f"did you mean {close[0]!r}? " if close else ""

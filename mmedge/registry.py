@@ -20,7 +20,7 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast
 
-from mmedge.errors import MmedgeError
+from mmedge.errors import MmedgeError, nearest
 
 PLUGINS = "mmedge.plugins"
 
@@ -99,5 +99,6 @@ class Registry(Mapping[str, T], Generic[T]):
             MmedgeError: There is none of that name; the message says where it was named and lists those that exist.
         """
         if not isinstance(name, str) or name not in self:
-            raise MmedgeError(f"{where}: unknown name {name!r}", f"known: {', '.join(self)}")
+            close = nearest(name, self) if isinstance(name, str) else ""
+            raise MmedgeError(f"{where}: unknown name {name!r}", f"{close}known: {', '.join(self)}")
         return self[name]

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from mmedge.errors import Notice
+from mmedge.errors import Notice, nearest
 from mmedge.registry import Registry
 
 DATA_VARIABLE = "MMEDGE_DATA"
@@ -75,7 +75,8 @@ class _Lookup:
 
     def _known(self, name: object) -> str:
         if not isinstance(name, str) or name not in self._registry:
-            raise ValueError(f"unknown name {name!r:.40}; known: {', '.join(self._registry)}")
+            close = nearest(name, self._registry) if isinstance(name, str) else ""
+            raise ValueError(f"unknown name {name!r:.40}; {close}known: {', '.join(self._registry)}")
         return name
 
 
@@ -107,10 +108,13 @@ class SettingsOf(_Lookup):
         if isinstance(value, Section):
             return value
         given = {"kind": value} if isinstance(value, str) else value
-        if not isinstance(given, dict):
+        if not isinstance(given, dict) or "kind" not in given:
             raise ValueError(f"expected a name or a mapping with 'kind'; names: {', '.join(self._registry)}")
-        entry = self._registry[self._known(given.get("kind"))]
-        return self._settings(entry).model_validate(given)
+        return self._settings(self._registry[self._known(given["kind"])]).model_validate(given)
+
+    def section_of(self, name: str | None) -> type[Section] | None:
+        """Return the section of an entry's settings; None where there is no such entry."""
+        return self._settings(self._registry[name]) if name is not None and name in self._registry else None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         dump = core_schema.plain_serializer_function_ser_schema(lambda section: section.model_dump(mode="json"))
@@ -119,6 +123,14 @@ class SettingsOf(_Lookup):
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         sections = [self._settings(entry).model_json_schema() for entry in self._registry.values()]
         return {"anyOf": [{"type": "string", "enum": list(self._registry)}, *sections]}
+
+
+class SettingsByName(_Lookup):
+    """Annotates a mapping from names of a registry's entries to their settings, which the field's own validator reads."""
+
+    def section_of(self, name: str) -> type[Section] | None:
+        """Return the section of an entry's settings; None where there is no such entry."""
+        return self._registry[name].settings if name in self._registry else None
 
 
 def renamed(values: object, old: str, new: str, section: str) -> object:

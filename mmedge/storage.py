@@ -196,6 +196,23 @@ def read_text(path: Path) -> str:
         raise MmedgeError(f"cannot read {path}: {error.strerror or error}", "check the path and its permissions") from None
 
 
+def require_file(path: Path, field: str) -> Path:
+    """Return the path of a file that a recipe names.
+
+    Args:
+        path: The file.
+        field: What the recipe calls it, such as `task.train_file`.
+
+    Raises:
+        MmedgeError: There is no such file; the message names the field.
+    """
+    if not path.is_file():
+        what = "this is a folder, not a file" if path.is_dir() else "no such file"
+        from_here = "" if path.is_absolute() else f"; it is relative to the folder that you are in, {Path.cwd()}"
+        raise MmedgeError(f"{field}: {what}: {path}", f"check the path{from_here}")
+    return path
+
+
 def read_json(path: Path) -> Any:
     """Read one JSON document.
 
@@ -238,7 +255,7 @@ def parse_json_line(line: str, path: Path | str, number: int) -> Json:
     except ValueError:  # Python reads no whole number of more than 4,300 digits
         raise MmedgeError(f"{path}:{number}: a number with too many digits") from None
     if not isinstance(value, dict):
-        raise MmedgeError(f"{path}:{number}: expected a JSON object, found {type(value).__name__}")
+        raise MmedgeError(f"{path}:{number}: expected a JSON object, found {value!r:.40}")
     return value
 
 

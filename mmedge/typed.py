@@ -18,6 +18,8 @@ from mmedge.errors import MmedgeError
 
 T = TypeVar("T")
 
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Mapping: "an object", tuple: "a list"}
+
 
 def read_as(kind: type[T], value: Any, where: str, hint: str = "") -> T:
     """Return a JSON value as a dataclass.
@@ -72,5 +74,5 @@ def _read(kind: Any, value: Any, place: str) -> Any:
         return float(value)
     if isinstance(kind, type) and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
         return value
-    expected = " or ".join(map(repr, inside)) if origin is Literal else getattr(origin or kind, "__name__", str(kind))
+    expected = " or ".join(map(repr, inside)) if origin is Literal else _WORDS.get(origin or kind, str(kind))
     raise ValueError(f"field {place!r}: expected {expected}, found {value!r:.60}")

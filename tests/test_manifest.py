@@ -65,14 +65,14 @@ def test_labels_of_format_5_are_settings_of_the_form(tiny_run: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"threads": "two"}, "field 'threads': expected int, found 'two'"),
-        ({"threads": True}, "field 'threads': expected int, found True"),
+        ({"threads": "two"}, "field 'threads': expected a whole number, found 'two'"),
+        ({"threads": True}, "field 'threads': expected a whole number, found True"),
         ({"family": "diffusion"}, "field 'family': expected 'encoder-decoder' or 'decoder-only', found 'diffusion'"),
         ({"task": {"name": "a"}}, "field 'task.form' is missing"),
         ({"task": {"name": "a", "form": "sonnet"}}, "'sonnet'"),
         ({"budget": [{"kept_finer": 1}]}, "field 'budget.problems' is missing"),
         ({"prompts": None}, "field 'prompts': expected an object, found None"),
-        ({"files": []}, "field 'files': expected Mapping"),
+        ({"files": []}, "field 'files': expected an object"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused_by_field(

@@ -6,6 +6,7 @@ that is not, on however many processes. What a stage leaves on disk: `durable`. 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,15 @@ from mmedge.storage import Json
 from mmedge.students.student import TorchStudent
 
 LOG_EVERY = 10
+SHORTEST_EPOCH = 10  # steps; an epoch of a tiny task is shorter, and is not validated each time
 OBSERVE_SECONDS = 5.0
+
+
+def _between_validations(steps: int, per_epoch: int) -> int:
+    """Return after how many steps a stage is validated by default: five times in all, or more to validate in every epoch."""
+    if steps < 5 * SHORTEST_EPOCH:
+        return math.ceil(steps / 5)
+    return min(max(per_epoch, SHORTEST_EPOCH), steps // 5)
 
 
 @dataclass
@@ -66,7 +75,7 @@ class StageTrainer:
         ]
         per_epoch, section = self.streams[0].per_epoch, plan.section
         self.steps = section.max_steps or max(1, round((section.epochs or 1) * per_epoch))
-        self.evaluate_every = section.evaluate_every or max(1, min(per_epoch, self.steps // 5 or 1))
+        self.evaluate_every = section.evaluate_every or _between_validations(self.steps, per_epoch)
         self.runner = StepRunner(student, plan, self.streams, self.steps, session.devices, session.progress)
         self.at = Position()
         self._tracker: StageTracker | None = None

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails
 
-from mmedge.sections import Positive, Section, Share
+from mmedge.errors import nearest
+from mmedge.sections import Positive, Section, SettingsByName, Share
 
 
 class ObjectiveSection(Section):
@@ -97,10 +99,12 @@ class MethodSection(Section):
         " that it was not trained on: after training on a question, few answers to it are wrong. 0: the student itself.",
     )
     own_share: float = Field(default=0.5, gt=0, lt=1, description="Share of stage 3's lessons that judge.")
-    objectives: dict[str, SerializeAsAny[ObjectiveSection]] = Field(
-        default_factory=dict,
-        description="Further objectives by name, each with `share` and its own settings, such as `inline_verdict: {share: 1}`;"
-        " installed packages add objectives.",
+    objectives: Annotated[dict[str, SerializeAsAny[ObjectiveSection]], SettingsByName("mmedge.distill.objectives:OBJECTIVES")] = (
+        Field(
+            default_factory=dict,
+            description="Further objectives by name, each with `share` and its own settings, such as `inline_verdict: {share: 1}`;"
+            " installed packages add objectives.",
+        )
     )
 
     @field_validator("objectives", mode="before")
@@ -114,17 +118,20 @@ class MethodSection(Section):
         sections: dict[str, Any] = {}
         for name, values in found.items():
             if name not in OBJECTIVES:
-                raise ValueError(f"unknown objective {name!r:.40}; known: {', '.join(OBJECTIVES)}")
+                known = f"{nearest(str(name), OBJECTIVES)}known: {', '.join(OBJECTIVES)}"
+                raise ValueError(f"unknown objective {name!r:.40}; {known}")
             entry = OBJECTIVES[name]
             try:
                 section = values if isinstance(values, ObjectiveSection) else entry.settings.model_validate(values)
             except ValidationError as error:
-                problem = error.errors(include_url=False)[0]
-                place = ".".join(map(str, (name, *problem["loc"])))
-                raise ValueError(f"{place}: {problem['msg'].removeprefix('Value error, ')}") from None
+                found_there = [
+                    InitErrorDetails(type=one["type"], loc=(name, *one["loc"]), input=one["input"], ctx=one.get("ctx") or {})
+                    for one in error.errors(include_url=False)
+                ]
+                raise ValidationError.from_exception_data(name, found_there) from None
             section = section if section.stage else section.model_copy(update={"stage": entry.stages[0]})
             if section.stage not in entry.stages:
-                raise ValueError(f"{name}.stage: it may be part of {' and '.join(entry.stages)}, found {section.stage!r}")
+                raise ValueError(f"the stage of {name} must be {' or '.join(entry.stages)}, found {section.stage!r}")
             sections[name] = section
         return sections
 

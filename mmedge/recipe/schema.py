@@ -8,18 +8,18 @@ in a path is replaced by the environment variable of that name; other variables 
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from mmedge.errors import MmedgeError
 from mmedge.recipe.ablation import NEEDS_SELF_EVALUATION, ROWS, AblationSection
 from mmedge.recipe.answering import AnsweringSection
 from mmedge.recipe.bench import BenchSection
+from mmedge.recipe.complaints import complaint
 from mmedge.recipe.export import ExportSection
 from mmedge.recipe.method import MethodSection
 from mmedge.recipe.student import StudentSection
@@ -31,8 +31,15 @@ from mmedge.storage import read_text, write_text
 from mmedge.tasks.settings import TaskSection
 
 
+def _without_a_name(schema: dict[str, Any]) -> None:
+    """Leave `name` out of what an editor requires: `load_recipe` takes the file's."""
+    schema["required"].remove("name")
+
+
 class Recipe(Section):
     """A whole recipe."""
+
+    model_config = ConfigDict(json_schema_extra=_without_a_name)
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] = Field(
         description="What the recipe and, by default, its run are called. Default: the file's name."
@@ -161,7 +168,7 @@ def validate(values: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise MmedgeError(_explain(error, where)) from None
+        raise complaint(error, Recipe, values, where) from None
 
 
 _EITHER = {"max_steps": "epochs", "epochs": "max_steps"}
@@ -185,52 +192,6 @@ def _override(values: dict[str, Any], override: str) -> None:
     if value is not None and parts[-1] in _EITHER:
         target.pop(_EITHER[parts[-1]], None)  # a stage has one length: the new one replaces the file's
     target[parts[-1]] = value
-
-
-def _explain(error: ValidationError, where: str) -> str:
-    """Return the first problem of a validation as one line that names the field and what is allowed."""
-    problems = error.errors(include_url=False)
-    # a misspelt field is also missing by its right name
-    problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
-    place = [str(part) for part in problem["loc"] if str(part) not in _TAGS]
-    field = ".".join(place)
-    kind = problem["type"]
-    if kind == "extra_forbidden":
-        known = _known_fields(list(problem["loc"][:-1]))
-        close = difflib.get_close_matches(place[-1], known, n=1)
-        advice = f"did you mean {close[0]!r}? " if close else ""
-        return f"{where}: unknown field {field!r}\n  → {advice}allowed here: {', '.join(known)}"
-    if kind == "missing":
-        return f"{where}: field {field!r} is missing"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        expected = problem.get("ctx", {}).get("expected_tags") or ", ".join(_sections_by_kind(TaskSection))
-        return f"{where}: field '{field}.kind' must be one of {expected}"
-    message = problem["msg"].removeprefix("Value error, ")
-    found = "" if kind == "value_error" else f", found {problem.get('input')!r:.60}"
-    return f"{where}: field {field!r}: {message}{found}" if field else f"{where}: {message}"
-
-
-def _sections_by_kind(union: Any) -> dict[str, type[Section]]:
-    """Return the sections of a union that `kind` tells apart, by each kind."""
-    sections = get_args(get_args(union)[0])
-    return {kind: section for section in sections for kind in get_args(section.model_fields["kind"].annotation)}
-
-
-_BY_KIND = _sections_by_kind(TaskSection) | _sections_by_kind(TeacherSection)
-_TAGS = {*_BY_KIND, *(section.__name__ for section in _BY_KIND.values())}
-
-
-def _known_fields(path: list[int | str]) -> list[str]:
-    """Return the names of the fields that the section at a path has."""
-    section: type[Section] = Recipe
-    for part in path:
-        if str(part) in _BY_KIND:
-            section = _BY_KIND[str(part)]
-            continue
-        annotation = section.model_fields[str(part)].annotation if str(part) in section.model_fields else None
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            section = annotation
-    return sorted(section.model_fields)
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:

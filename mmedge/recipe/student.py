@@ -67,5 +67,5 @@ class StudentSection(Section):
     @model_validator(mode="after")
     def _system_is_read(self) -> StudentSection:
         if self.system and self.prompt == "plain":
-            raise ValueError("student.system: requires student.prompt: chat")
+            raise ValueError("system: requires student.prompt: chat")
         return self

@@ -32,7 +32,8 @@ class StageSection(Section):
     batch_size: Positive = Field(default=16, description="Lessons of the stage's main objective in one step.")
     warmup_share: Share = Field(default=0.05, description="Share of the steps in which the learning rate rises linearly.")
     evaluate_every: Positive | None = Field(
-        default=None, description="Steps between validations. Default: five in all, and at least one an epoch."
+        default=None,
+        description="Steps between validations. Default: five validations in all, and one in every epoch of ten steps or more.",
     )
     patience: Positive | None = Field(
         default=None, description="Stop after this many validations in a row without a better score. Default: never."

@@ -58,8 +58,16 @@ def resolve(name: str, revision: str | None, field: str) -> ModelSource:
         return ModelSource("folder", path, name, sha256_json(hashes | {"config": sha256_file(path / "config.json")}))
     if path.exists() or not _HUB_ID.match(name) or name.startswith((".", "/")):
         noun = field.split(".")[0]
+        if path.name == "student" and not path.exists():
+            raise MmedgeError(f"{field}: no such folder: {path}", f"it is the student of a run; make it first: {_making(path)}")
         raise MmedgeError(f"{field}: {name} is not a {noun}", "name a hub id, a folder, a .gguf file or package:NAME/FILE")
     return ModelSource("hub", None, name, sha256_json({"hub": name, "revision": revision}))
+
+
+def _making(student: Path) -> str:
+    """Return the command that makes the student of a run; mmedge's own recipes are called after their runs."""
+    recipe = Path("recipes") / f"{student.parent.name}.yaml"
+    return f"mmedge distill {recipe if recipe.is_file() else 'RECIPE'} --out {student.parent}"
 
 
 def check_folder(path: Path) -> None:

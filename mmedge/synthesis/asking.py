@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmedge.openai import Message
+from mmedge.storage import require_file
 from mmedge.synthesis.briefs import Brief
 from mmedge.tasks import Example, Unparsed
 from mmedge.tasks.reading import one_paragraph
@@ -86,7 +87,7 @@ class QuestionPrompts:
 
 def load_template(path: Path | None) -> Template:
     """Return the prompt, the built-in one where no file is named."""
-    return read_template(path or BUILT_IN, _NEEDS, PLACES)
+    return read_template(BUILT_IN if path is None else require_file(path, "synthesis.prompt"), _NEEDS, PLACES)
 
 
 def _shown(example: Example) -> str:

@@ -24,7 +24,7 @@ from mmedge.errors import MmedgeError
 from mmedge.folders import Run, work_on
 from mmedge.progress import Progress
 from mmedge.recipe import EmbeddedTeacherSection, Recipe, RecordedTeacherSection, SampledTeacherSection
-from mmedge.storage import iterate_jsonl
+from mmedge.storage import iterate_jsonl, require_file
 from mmedge.synthesis.asking import QuestionPrompts, QuestionReader, load_template
 from mmedge.synthesis.briefs import Brief, Briefs
 from mmedge.synthesis.report import SynthesisReport, nearest_similarity
@@ -196,7 +196,8 @@ def _written(given: Synthesis) -> tuple[Iterator[NewQuestion | str], dict[str, i
         task = given.task
         return (NewQuestion(f"{PREFIX}{n}", task.synthesized(n).text, teacher=EMBEDDED) for n in range(most)), None
     assert isinstance(section, RecordedTeacherSection) and section.questions is not None
-    questions = list(_recorded(Path(section.questions), QuestionReader(given.task.form.takes_choices)))
+    file = require_file(Path(section.questions), "teacher.questions")
+    questions = list(_recorded(file, QuestionReader(given.task.form.takes_choices)))
     kinds = set(given.briefs.kinds)
     if any(isinstance(question, NewQuestion) and question.kind not in kinds for question in questions):
         bare = (question if isinstance(question, str) else replace(question, kind="") for question in questions)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmedge.errors import MmedgeError
-from mmedge.storage import Json, iterate_jsonl, read_text, text_field
+from mmedge.storage import Json, iterate_jsonl, read_text, require_file, text_field
 from mmedge.tasks.base import Example
 from mmedge.tasks.forms.choice import ChoiceForm, LabelForm
 from mmedge.tasks.forms.expression import ExpressionForm
@@ -42,6 +42,7 @@ class FileTask:
         has_choices: Whether every record must carry `choices`.
         has_premise: Whether a question is a `premise` and a `hypothesis`.
         limit: The largest number of training questions that is used, from the file's start; None for all.
+        folder_field: What a recipe calls the folder of these files; empty where it names each of them.
     """
 
     name: str
@@ -51,6 +52,7 @@ class FileTask:
     has_choices: bool = False
     has_premise: bool = False
     limit: int | None = None
+    folder_field: str = ""
 
     def load(self) -> Splits:
         """Read all files.
@@ -59,8 +61,11 @@ class FileTask:
             MmedgeError: A file is missing or empty, a record is broken, an id occurs twice, or a label is not an answer.
         """
         seen: dict[str, str] = {}
-        train = self._read(self.train, seen)
-        tests = {name: self._read(path, seen) for name, path in self.tests.items()}
+        train = self._read(require_file(self.train, self.folder_field or "task.train_file"), seen)
+        tests = {
+            name: self._read(require_file(path, self.folder_field or f"task.test_files.{name}"), seen)
+            for name, path in self.tests.items()
+        }
         return Splits(train[: self.limit], tests)
 
     def _read(self, path: Path, seen: dict[str, str]) -> tuple[Example, ...]:
@@ -129,10 +134,14 @@ def _read_strictly(line: str, path: Path, number: int) -> None:
         raise MmedgeError(f"{path}:{number}: {error}") from None
 
 
+_FOLDER = "task.data"
+
+
 def _only_file(data: Path, name: str) -> Path:
     if not data.is_dir():
         raise MmedgeError(
-            f"no such folder: {data}", "set task.data, or the environment variable MMEDGE_DATA, to the folder of the data"
+            f"{_FOLDER}: no such folder: {data}",
+            "set it, or the environment variable MMEDGE_DATA if the recipe uses it, to the folder of the data",
         )
     return data / name
 
@@ -140,17 +149,17 @@ def _only_file(data: Path, name: str) -> Path:
 def svamp(data: Path, limit: int | None = None) -> FileTask:
     """SVAMP (Patel et al. 2021): math word problems; the answer is a number or an arithmetic expression."""
     files = (_only_file(data, "train.jsonl"), {"test": _only_file(data, "test.jsonl")})
-    return FileTask("svamp", ExpressionForm(), *files, limit=limit)
+    return FileTask("svamp", ExpressionForm(), *files, limit=limit, folder_field=_FOLDER)
 
 
 def commonsenseqa(data: Path, limit: int | None = None) -> FileTask:
     """CommonsenseQA (Talmor et al. 2019): five choices, answered by letter or by text."""
     files = (_only_file(data, "train.jsonl"), {"test": _only_file(data, "test.jsonl")})
-    return FileTask("commonsenseqa", ChoiceForm(), *files, has_choices=True, limit=limit)
+    return FileTask("commonsenseqa", ChoiceForm(), *files, has_choices=True, limit=limit, folder_field=_FOLDER)
 
 
 def nli(data: Path, limit: int | None = None) -> FileTask:
     """Natural language inference in the form of ANLI (Nie et al. 2020): premise, hypothesis, three labels."""
     train = _only_file(data, "train.jsonl")
     tests = {path.stem: path for path in sorted(data.glob("test*.jsonl"))}
-    return FileTask("nli", LabelForm(NLI_LABELS), train, tests, has_premise=True, limit=limit)
+    return FileTask("nli", LabelForm(NLI_LABELS), train, tests, has_premise=True, limit=limit, folder_field=_FOLDER)

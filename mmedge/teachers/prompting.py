@@ -26,7 +26,7 @@ from typing import Protocol
 
 from mmedge.errors import MmedgeError
 from mmedge.openai import Message
-from mmedge.storage import read_text, write_text
+from mmedge.storage import read_text, require_file, write_text
 from mmedge.tasks import Example, Task
 from mmedge.tasks.reading import trim
 
@@ -197,6 +197,9 @@ def copy_templates(task: Task, folder: Path) -> dict[str, Path]:
 def load_prompts(task: Task, cot: Path | None, evaluation: Path | None) -> Prompts:
     """Return the prompts of a task, the built-in ones where no file is named."""
     built_in = template_files(task) if cot is None or evaluation is None else {}
+    for kind, path in (("cot", cot), ("evaluation", evaluation)):
+        if path is not None:
+            require_file(path, f"teacher.prompts.{kind}")
     return Prompts(
         read_template(cot or built_in["cot"], ("question",)),
         read_template(evaluation or built_in["evaluation"], ("question", "cot")),

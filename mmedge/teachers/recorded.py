@@ -22,7 +22,7 @@ from typing import Any
 
 from mmedge.annotations.annotation import Annotation
 from mmedge.errors import MmedgeError, missing_extra
-from mmedge.storage import Json, iterate_jsonl, read_json, sha256_file, sha256_json, text_field
+from mmedge.storage import Json, iterate_jsonl, read_json, require_file, sha256_file, sha256_json, text_field
 from mmedge.tasks import Example
 from mmedge.tasks.reading import one_paragraph
 from mmedge.tasks.synthesized import is_synthesized
@@ -47,10 +47,12 @@ class RecordedTeacher:
     format: str = "auto"
 
     def fingerprint(self) -> str:
+        self._require_files()
         files = [sha256_file(path) for path in (*self.cots, self.evaluations) if path is not None]
         return sha256_json({"kind": "recorded", "files": files, "max_cots": self.max_cots})
 
     def chains_of_thought(self, examples: Sequence[Example]) -> Iterator[Annotation]:
+        self._require_files()
         wanted = {example.id for example in examples}
         seen: set[tuple[str, int]] = set()
         for annotation, where in self._all_cots(examples):
@@ -115,6 +117,13 @@ class RecordedTeacher:
                 raise MmedgeError(f"{path}:{number}: fields 'evaluation' and 'verdict' must be text")
             yield from numbered(key, written, verdict, str(record.get("teacher") or "teacher"), f"{path.name}:{number}")
 
+    def _require_files(self) -> None:
+        """Refuse missing files by the names that a recipe has for them."""
+        for path in self.cots:
+            require_file(path, "teacher.cots")
+        if self.evaluations is not None:
+            require_file(self.evaluations, "teacher.evaluations")
+
     def _has_lists(self) -> bool:
         return any(self._form(path) == "lists" for path in self.cots)
 
@@ -139,8 +148,6 @@ def _records(path: Path, form: str) -> Records:
         import pyarrow.parquet
     except ImportError:
         raise missing_extra("pyarrow", "data") from None
-    if not path.is_file():
-        raise MmedgeError(f"no such file: {path}", "check the path")
     number = 0
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=5000):

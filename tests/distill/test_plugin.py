@@ -61,7 +61,10 @@ def test_a_paired_objective_with_a_reference_pass_gives_the_same_student_when_it
 
 @pytest.mark.usefixtures("plugin")
 def test_its_settings_are_validated_by_its_own_section(tmp_path: Path) -> None:
-    for settings, complaint in (({"beta": 0}, "pairs.beta: Input should be greater than 0"), ({"stage": "stage1"}, "stage3")):
+    for settings, complaint in (
+        ({"beta": 0}, "field 'method.objectives.pairs.beta' must be greater than 0"),
+        ({"stage": "stage1"}, "stage3"),
+    ):
         found = mmedge("distill", _recipe(tmp_path, **settings), "--out", tmp_path / "run", "-q")
         assert is_one_line_error(found) and complaint in found.err
     other = "method.objectives={other: {share: 0.5}}"

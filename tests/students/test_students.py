@@ -47,6 +47,16 @@ def test_a_source_that_is_none_is_refused(source: str, complaint: str) -> None:
         _resolve(source)
 
 
+def test_the_student_of_a_run_that_is_not_there_yet_says_how_to_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MmedgeError, match=r"no such folder: runs/a/student\n.*mmedge distill RECIPE --out runs/a$"):
+        _resolve("runs/a/student")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "a.yaml").touch()
+    with pytest.raises(MmedgeError, match=r"mmedge distill recipes/a\.yaml --out runs/a$"):
+        _resolve("runs/a/student")
+
+
 def test_a_folder_that_holds_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MmedgeError, match=r"has no config\.json"):
         _resolve(tmp_path)

@@ -69,8 +69,15 @@ def test_a_broken_record_is_named_by_file_and_line(tmp_path: Path, line: str, co
 
 
 def test_missing_and_empty_files_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(MmedgeError, match="no such file"):
+    with pytest.raises(MmedgeError, match=r"task\.train_file: no such file: .*none\.jsonl"):
         build_task(_own(tmp_path / "none.jsonl")).load()
+    fine = _write(tmp_path / "fine.jsonl", {"question": "q", "label": "4"})
+    with pytest.raises(MmedgeError, match=r"task\.test_files\.hard: no such file: none\.jsonl\n.*relative to the folder that you"):
+        build_task(_own(fine) | {"test_files": {"hard": "none.jsonl"}}).load()
+    with pytest.raises(MmedgeError, match=r"task\.train_file: this is a folder, not a file"):
+        build_task(_own(tmp_path)).load()
+    with pytest.raises(MmedgeError, match=r"task\.form\.file: no such file"):
+        build_task(_own(fine) | {"form": {"kind": "schema", "file": str(tmp_path / "none.json")}}).load()
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(MmedgeError, match="holds no examples"):
         build_task(_own(tmp_path / "empty.jsonl")).load()

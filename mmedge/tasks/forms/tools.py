@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmedge.errors import MmedgeError
+from mmedge.storage import require_file
 from mmedge.tasks.base import Example
 from mmedge.tasks.forms.structured import compact, schemas, values
 from mmedge.tasks.forms.structured.compact import Place, short_names
@@ -88,7 +89,7 @@ class ToolsForm(StructuredForm):
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], folder: Path | None = None) -> ToolsForm:
-        path = Path(settings["file"]) if folder is None else folder / FILE_NAME
+        path = require_file(Path(settings["file"]), "task.form.file") if folder is None else folder / FILE_NAME
         form = cls(read_document(path), *read_settings(settings))
         try:
             _ = form.functions
