@@ -69,11 +69,13 @@ class StudentPart:
         parameters: How many.
         origin: Where its weights came from.
         metrics: What it scored before and after it was distilled.
+        learned: What it learned to write besides answers: `rationale`, `verdict`; None where that is not known.
     """
 
     parameters: int
     origin: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    learned: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

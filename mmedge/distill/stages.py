@@ -160,6 +160,12 @@ def judges(method: MethodSection) -> bool:
     return method.self_evaluation or any(OBJECTIVES[name].judges for name in method.objectives)
 
 
+def learned_texts(method: MethodSection) -> list[str]:
+    """Return what a student learns to write besides answers: `rationale`, `verdict`."""
+    explains = method.rationales or any(OBJECTIVES[name].explains for name in method.objectives)
+    return [name for name, learned in (("rationale", explains), ("verdict", judges(method))) if learned]
+
+
 def stages_of(method: MethodSection) -> list[Stage]:
     """Return the stages that a method has, in their order."""
     return [stage for stage in STAGES if parts_of(stage, method)]

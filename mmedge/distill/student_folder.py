@@ -8,10 +8,12 @@ from pathlib import Path
 from mmedge.annotations.reading import AnnotatedExample
 from mmedge.distill.material import Material
 from mmedge.distill.scoring import judged_cots
+from mmedge.distill.stages import learned_texts
 from mmedge.engines.drafting import FILE_NAME as DRAFTS
 from mmedge.engines.drafting import PhraseTable
+from mmedge.folders import DETAILS
 from mmedge.recipe import Recipe, recipe_values
-from mmedge.storage import Json, atomic_folder
+from mmedge.storage import Json, atomic_folder, read_json
 from mmedge.students.passes import KINDS
 from mmedge.students.saved import save_student
 from mmedge.students.student import TorchStudent
@@ -53,10 +55,21 @@ def write_student(student: TorchStudent, folder: Path, metrics: Json, material: 
         recipe: How.
     """
     examples = [*material.train, *material.validation, *material.verdict_test]
-    limit, details = recipe.training.max_target_tokens, {"recipe": recipe_values(recipe), "metrics": metrics}
+    limit = recipe.training.max_target_tokens
+    details = {"recipe": recipe_values(recipe), "metrics": metrics, "learned": _learned(recipe)}
     with atomic_folder(folder) as temporary:
         save_student(student, temporary, details | {"data_hash": material.hash}, task_tokens(examples, student.encoder, limit))
         PhraseTable.of(explanations(material.train, student.encoder, limit)).save(temporary / DRAFTS)
+
+
+def _learned(recipe: Recipe) -> list[str] | None:
+    """Return what a student has learned to write besides answers, what it began with included; None where that is not known."""
+    found = learned_texts(recipe.method)
+    begun = Path(recipe.student.source) / DETAILS
+    if not begun.is_file():
+        return found
+    before = read_json(begun).get("learned")
+    return None if before is None else sorted({*found, *before})
 
 
 def explanations(examples: Sequence[AnnotatedExample], encoder: PromptEncoder, max_target_tokens: int) -> Iterator[list[int]]:

@@ -74,7 +74,6 @@ def write_student(source: Source, precision: Precision, judge: Judge = problems)
             lambda text: source.progress.line(f"{precision.name}: {text}"),
         )
         manifest = seal_student(temporary, source.details, replace(attempts.manifest, budget=steps, verification=found))
-    source.progress.line(f"{target}: {folder_size(target) / 1e6:.1f} MB, {found}")
     return manifest
 
 

@@ -85,7 +85,6 @@ def write_bundle(source: Source, precision: Precision, judge: Judge = problems) 
         _check_float16(source)
     with atomic_folder(target) as temporary:
         manifest = _BundleAttempts(source, precision, temporary).write(judge)
-    source.progress.line(f"{target}: {folder_size(target) / 1e6:.1f} MB, {manifest.verification}")
     return manifest
 
 
@@ -300,7 +299,7 @@ def _described(source: Source, precision: Precision, graphs: WrittenGraphs, writ
         max_answer_tokens=source.limits.max_answer_tokens,
         max_rationale_tokens=source.limits.max_rationale_tokens,
         threads=1 if details["parameters"] < SMALL_PARAMETERS else None,
-        student=StudentPart(details["parameters"], details["origin"], details["metrics"]),
+        student=StudentPart(details["parameters"], details["origin"], details["metrics"], _learned(details)),
         key=source.key,
         verified_on=source.verified_on,
         max_accuracy_drop=source.max_accuracy_drop,
@@ -312,6 +311,11 @@ def _described(source: Source, precision: Precision, graphs: WrittenGraphs, writ
         least_runtime=graphs.least_runtime,
         model=describe_model(source.folder, details),
     )
+
+
+def _learned(details: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return what a student learned to write besides answers; None for a student of an older version."""
+    return None if details.get("learned") is None else tuple(details["learned"])
 
 
 def _answering(section: AnsweringSection, confidence: dict[str, Any]) -> AnsweringPart:

@@ -8,7 +8,7 @@ them from a bundle's settings, and refuses contradictions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, TypedDict
 
@@ -87,6 +87,7 @@ class AnswerOptions:
         Raises:
             MmedgeError: Options contradict each other, a value is out of range, or the bundle cannot do what is asked.
         """
+        self._check_learned(bundle.manifest.student.learned)
         stated = bundle.manifest.answering
         strategy = self.strategy if self.strategy is not None else strategy_of(bundle)
         if not isinstance(strategy, Strategy):
@@ -109,6 +110,19 @@ class AnswerOptions:
             abstain_field_below=field,
             escalate_to=self.escalate_to,
         )
+
+    def _check_learned(self, learned: Sequence[str] | None) -> None:
+        """Refuse what a student would only pretend to write; `learned` is None where that is not known."""
+        if learned is not None and self.explain and "rationale" not in learned:
+            raise MmedgeError(
+                "explain: this student learned answers alone, and no rationales",
+                "leave it out, or distil from chains of thought: a teacher, and method.rationales: true",
+            )
+        if learned is not None and self.evaluate and "verdict" not in learned:
+            raise MmedgeError(
+                "evaluate: this student did not learn to judge its answers",
+                "leave it out, or distil with a teacher's evaluations and method.self_evaluation: true",
+            )
 
     def chosen_threshold(self, bundle: Bundle, confidence: Confidence | None) -> Threshold | None:
         """Return the threshold that reaches `target_accuracy` or `max_withheld`; None where neither is asked for.

@@ -311,6 +311,8 @@ def _models(served: Served) -> Callable[[Request], Any]:
             "calibrated": model.student.confidence is not None,
             "takes_choices": model.student.bundle.form.takes_choices,
         }
+        if stated.student.learned is not None:
+            own["learned"] = list(stated.student.learned)
         form = model.student.bundle.form
         if isinstance(form, (SchemaForm, ToolsForm)):
             own[form.name] = form.document

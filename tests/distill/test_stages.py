@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mmedge import Student
 from mmedge.distill.stages import STAGES, lessons_per_step, parts_of
 from mmedge.errors import MmedgeError
 from mmedge.recipe import MethodSection, Recipe, load_recipe, validate
@@ -41,9 +42,9 @@ def test_objectives_that_a_recipe_adds_take_their_share() -> None:
     ("objectives", "complaint"),
     [
         ({"nothing": {"share": 0.5}}, "unknown objective 'nothing'; known: reasoning"),
-        ({"self_evaluation": {}}, "self_evaluation.share: Field required"),
+        ({"self_evaluation": {}}, "field 'method.objectives.self_evaluation.share' is missing"),
         ({"self_evaluation": {"share": 0.5, "sharee": 1}}, "self_evaluation.sharee"),
-        ({"reasoning": {"share": 0.5, "stage": "stage1"}}, "may be part of stage2 and stage3, found 'stage1'"),
+        ({"reasoning": {"share": 0.5, "stage": "stage1"}}, "must be stage2 or stage3, found 'stage1'"),
         ({"self_evaluation": {"share": 0.9, "stage": "stage2"}}, "their shares of stage2 add up to more than 1"),
         ({"self_evaluation": {"share": 0.5, "weight": 0.9, "stage": "stage2"}}, "leave nothing for reasoning"),
         ({"self_evaluation": {"share": 0.5, "stage": "stage3"}}, "requires training.stage3"),
@@ -91,11 +92,18 @@ def test_task_and_student_alone_are_a_recipe_that_learns_from_labels(tmp_path: P
     assert "32 training questions, 8 for validation" in done.err
     metrics = json.loads((run / "metrics.json").read_text())
     assert list(metrics["stages"]) == ["stage2"] and metrics["stages"]["stage2"]["steps"] == 6  # three visits of 32 in 16
+    assert done.err.count("stage2 step") == 3  # not one line a step
     assert not (run / "annotations.sqlite").exists()
     again = mmedge("distill", run / "recipe.yaml", "--out", run)
     assert again.code == 0 and "already distilled" in again.err
-    exported = mmedge("export", run, "--fp32", "-q")
+    exported = mmedge("export", run, "--fp32")
     assert exported.code == 0, exported.err
+    assert exported.out.count("answers match") == 1 and "answers match" not in exported.err  # the result is said once
+    for option, complaint in (("--explain", "learned answers alone"), ("--evaluate", "did not learn to judge")):
+        refused = mmedge("run", run / "bundle-fp32", "What is 1 and 2?", option)
+        assert is_one_line_error(refused) and f"error: {option}: this student {complaint}" in refused.err
+    with pytest.raises(MmedgeError, match="explain: this student learned answers alone"):
+        Student.load(run / "bundle-fp32").answer("What is 1 and 2?", explain=True)
     for command in ("annotate", "ablate"):
         refused = mmedge(command, recipe, "--out", tmp_path / command, "-q")
         assert is_one_line_error(refused) and "has no teacher" in refused.err

@@ -54,6 +54,8 @@ def structured(tmp_path_factory: pytest.TempPathFactory, llama_run: Path) -> Ite
         shutil.copytree(llama_run / "bundle-int8", folder / name)
         (folder / name / f"{form}.json").write_text(json.dumps(document), encoding="utf-8")
         task = TaskPart(name, form, {"file": f"{form}.json", "spelling": "compact", "compare": {}}, (f"{form}.json",))
-        seal(folder / name, replace(read_manifest(folder / name), task=task, max_answer_tokens=64))
+        stated = read_manifest(folder / name)
+        learned = replace(stated.student, learned=())
+        seal(folder / name, replace(stated, task=task, student=learned, max_answer_tokens=64))
     with serving(folder, [folder / "calls", folder / "books"]) as running:
         yield running

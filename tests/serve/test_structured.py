@@ -141,6 +141,13 @@ def test_each_field_has_a_confidence_and_may_be_why_an_answer_is_withheld(struct
     assert "or that of" in reply.json["choices"][0]["message"]["refusal"]
 
 
+def test_a_rationale_that_was_never_learned_is_refused(structured: Running) -> None:
+    assert structured.get(f"/v1/models/{CALLS}").json["mmedge"]["learned"] == []
+    for wanted, complaint in (("explain", "learned answers alone"), ("evaluate", "did not learn to judge")):
+        reply = structured.post("/v1/answer", {"model": CALLS, "question": "Buy 3 pears.", wanted: True})
+        assert reply.status == 400 and complaint in reply.error["message"]
+
+
 def test_schema_and_tools_are_listed(structured: Running, server: Running) -> None:
     assert structured.get(f"/v1/models/{CALLS}").json["mmedge"]["tools"] == TOOLS
     assert structured.get(f"/v1/models/{BOOKS}").json["mmedge"]["schema"] == BOOK

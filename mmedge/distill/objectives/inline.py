@@ -47,6 +47,7 @@ class InlineVerdict(Reasoning):
     settings: ClassVar[type[ObjectiveSection]] = InlineVerdictSection
     parts: ClassVar[tuple[str, ...]] = ("predict", "explain", "verdict")
     judges: ClassVar[bool] = True
+    explains: ClassVar[bool] = True
     prompts: ClassVar[Mapping[str, str]] = {"verdict": VERDICT_MARK}
 
     def __init__(self, section: ObjectiveSection | None, source: LessonSource) -> None:
