@@ -19,6 +19,7 @@ from mmedge.engines.engine import Engine
 from mmedge.engines.entry import EngineEntry, OpenedVariant, OpenRequest
 from mmedge.engines.speaker import Speaker
 from mmedge.errors import MmedgeError
+from mmedge.folders import Kind
 from mmedge.machine import usable_cores
 from mmedge.manifest import Bundle, Manifest, open_bundle
 from mmedge.tasks.chat.template import ChatTemplate
@@ -124,5 +125,5 @@ def _open_native(request: OpenRequest) -> OpenedVariant:
     return _opened("native", open_bundle(Path(request.place)), request)
 
 
-ENTRY = EngineEntry("onnxruntime", "a bundle", _open, devices=("cuda",))
-NATIVE = EngineEntry("native", "a decoder-only bundle with a layer plan", _open_native)
+ENTRY = EngineEntry("onnxruntime", "a bundle", _open, devices=("cuda",), takes=(Kind.BUNDLE,))
+NATIVE = EngineEntry("native", "a decoder-only bundle with a layer plan", _open_native, takes=(Kind.BUNDLE,))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedge.engines.speaker import Speaker
+from mmedge.folders import Kind
 from mmedge.manifest import Bundle
 
 
@@ -65,6 +66,7 @@ class EngineEntry:
     Attributes:
         engine_name: What reports call it.
         opens: What it opens, for messages: `a bundle`, `a .gguf file of the same student`.
+        takes: The kinds of folder that this may be; empty where only opening it shows that.
         open: Opens a variant; raises MmedgeError where it cannot be opened here, with what to install where that is why.
         devices: Devices that a variant's name may ask for (`torch-cuda:…`); the first is the default where it leaves it out.
         dtypes: Dtypes that a variant's name may ask for (`torch-bf16:…`).
@@ -77,3 +79,4 @@ class EngineEntry:
     devices: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     extra: str = ""
+    takes: tuple[Kind, ...] = ()

@@ -12,6 +12,7 @@ from typing import Any
 
 from mmedge.engines.entry import EngineEntry, OpenedVariant, OpenRequest
 from mmedge.errors import MmedgeError, missing_extra
+from mmedge.folders import STUDENTS
 from mmedge.machine import usable_cores
 from mmedge.storage import folder_size
 from mmedge.tasks.evaluation_set import form_beside, task_beside
@@ -73,4 +74,4 @@ def _step_work(model: Any) -> dict[str, int]:
     return {"bytes": sum(weights.values()), "operations": 2 * sum(sizes), "table_bytes": picked}
 
 
-ENTRY = EngineEntry("torch", "a student", _open, devices=("cuda",), dtypes=("bf16", "fp16"), extra="distill")
+ENTRY = EngineEntry("torch", "a student", _open, devices=("cuda",), dtypes=("bf16", "fp16"), extra="distill", takes=STUDENTS)

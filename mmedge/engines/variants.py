@@ -20,8 +20,8 @@ from typing import Any
 
 from mmedge.engines import ENGINES
 from mmedge.engines.entry import EngineEntry, OpenedVariant, OpenRequest
-from mmedge.errors import MmedgeError
-from mmedge.folders import Kind, kind_of, variants_in
+from mmedge.errors import MmedgeError, nearest
+from mmedge.folders import Kind, Run, kind_of, variants_in
 from mmedge.manifest import read_manifest
 from mmedge.tasks.forms import AnswerForm, open_form
 
@@ -74,6 +74,36 @@ def kinds() -> list[str]:
     return [kind for name, entry in ENGINES.items() for kind, _, _ in _requests(name, entry)]
 
 
+def _unknown(kind: str) -> MmedgeError:
+    """Return the error for a kind that there is not, with what each kind opens."""
+    opened = ", ".join(f"{name} ({entry.opens})" for name, entry in ENGINES.items())
+    return MmedgeError(f"unknown kind of variant {kind!r}", f"{nearest(kind, kinds())}KIND:PLACE takes {opened}")
+
+
+def _named(kind: str, place: Path) -> VariantSpec:
+    """Return a variant whose kind was named.
+
+    Raises:
+        MmedgeError: There is no such file or folder, or it is not what that kind opens.
+    """
+    found = _request_of(kind)
+    assert found is not None
+    entry, is_ = found[0], kind_of(place)
+    if is_ is Kind.MISSING:
+        raise MmedgeError(f"{kind}:{place}: no such file or folder: {place}", f"{kind} opens {entry.opens}")
+    if entry.takes and is_ not in entry.takes:
+        hint = f"name one that it holds, such as {kind}:{variant}" if (variant := _inside(place, entry)) else "name one"
+        what = f"a {is_}" if is_ is not Kind.OTHER else "nothing that mmedge wrote"
+        raise MmedgeError(f"{kind} opens {entry.opens}, and {place} is {what}", hint)
+    return VariantSpec(kind, place)
+
+
+def _inside(place: Path, entry: EngineEntry) -> Path | None:
+    """Return what an engine opens in a run, or beside another variant; None where there is nothing."""
+    folders = Run(place).variants if kind_of(place) is Kind.RUN else Run(place.parent).variants
+    return next((folder for folder in folders if kind_of(folder) in entry.takes), None)
+
+
 def find_variants(place: str | Path) -> list[VariantSpec]:
     """Return the variants that a command-line argument names: a run's students and bundles, or one variant.
 
@@ -82,12 +112,10 @@ def find_variants(place: str | Path) -> list[VariantSpec]:
     """
     kind, colon, rest = str(place).partition(":")
     if colon and _request_of(kind) is not None:
-        if not Path(rest).exists():
-            raise MmedgeError(f"no such variant: {rest}", "name a run, a student folder or a bundle")
-        return [VariantSpec(kind, Path(rest))]
+        return [_named(kind, Path(rest))]
     folder = Path(place)
     if colon and kind_of(folder) is Kind.MISSING:
-        raise MmedgeError(f"no such variant: {place}", f"name a run, a student folder or a bundle; kinds are {', '.join(kinds())}")
+        raise _unknown(kind)
     return [VariantSpec("bundle" if kind_of(path) is Kind.BUNDLE else "torch", path) for path in variants_in(folder)]
 
 
@@ -99,7 +127,7 @@ def open_variant(spec: VariantSpec) -> OpenedVariant:
     """
     found = _request_of(spec.kind)
     if found is None:
-        raise MmedgeError(f"unknown kind of variant {spec.kind!r}", f"kinds are {', '.join(kinds())}")
+        raise _unknown(spec.kind)
     entry, device, dtype = found
     return entry.open(OpenRequest(spec.place, spec.threads, device, dtype))
 

@@ -370,8 +370,19 @@ def test_variants_are_found_by_kind_and_place(tiny_run: Path, tmp_path: Path) ->
         (tmp_path / name).symlink_to(tiny_run / name)
     assert [spec.kind for spec in find_variants(tmp_path)] == ["torch", "bundle"]
     assert find_variants(f"torch-bf16:{tiny_run / 'student'}")[0].kind == "torch-bf16"
-    with pytest.raises(MmedgeError, match="no such variant"):
-        find_variants("torch-int3:nowhere")
+
+
+def test_a_kind_that_does_not_open_what_is_named_says_what_it_opens(tiny_run: Path) -> None:
+    for variant, complaint in (
+        ("torch-int3:nowhere", r"unknown kind of variant 'torch-int3'.*\n.*torch \(a student\), .*llama.cpp \(a GGUF file\)"),
+        ("torhc:nowhere", "did you mean 'torch'?"),
+        ("torch:nowhere", "no such file or folder: nowhere\n.*torch opens a student"),
+        (f"torch:{tiny_run / 'bundle-int8'}", f"torch opens a student, and .* is a bundle\n.*torch:{tiny_run / 'student'}"),
+        (f"native:{tiny_run}", f"is a run\n.*native:{tiny_run / 'bundle-fp32'}"),
+        (f"bundle:{tiny_run / 'evaluation.jsonl'}", "is nothing that mmedge wrote"),
+    ):
+        with pytest.raises(MmedgeError, match=complaint):
+            find_variants(variant)
 
 
 def test_energy_is_metered_and_a_peer_that_cannot_be_opened_says_why(tiny_run: Path, tmp_path: Path) -> None:
