@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -14,6 +15,7 @@ from mmedge.cli.measuring import show_report
 
 if TYPE_CHECKING:
     from mmedge.distill.metrics import RunMetrics
+    from mmedge.manifest import Exported
     from mmedge.recipe import Recipe
 
 
@@ -34,10 +36,11 @@ def quickstart(
     recipe, _ = load(shipped_recipe("quickstart"), overrides, out)
     shown = progress(quiet)
     metrics = train(recipe, out, shown)
-    write(out, recipe.export.precisions, shown)
+    exports = write(out, recipe.export.precisions, shown)
     report = measure([out], settings_for(out, {}), shown, journal=out / BENCH_JOURNAL)
     save_report(report, out)
     _show_metrics(metrics)
+    _show_exports(exports, out)
     show_report(report)
     typer.echo(
         f'\nAsk it yourself:  mmedge run {out / "bundle-int8"} --explain "Mara has 6 boxes with 8 plums in each. '
@@ -135,7 +138,7 @@ class Precisions:
     int8: Annotated[bool, typer.Option("--int8", help="Write bundle-int8: 8-bit weights, int8 arithmetic.")] = False
     int4: Annotated[bool, typer.Option("--int4", help="Write bundle-int4: 4-bit weights, calibrated (GPTQ).")] = False
     int2: Annotated[
-        bool, typer.Option("--int2", help="Write bundle-int2: 2-bit weights, scales learned from the student; where that holds.")
+        bool, typer.Option("--int2", help="Write bundle-int2: 2-bit weights, scales learned from the student, if accuracy holds.")
     ] = False
     fp16: Annotated[bool, typer.Option("--fp16", help="Write bundle-fp16, for ONNX Runtime's CUDA provider.")] = False
     fp32: Annotated[bool, typer.Option("--fp32", help="Write bundle-fp32.")] = False
@@ -174,7 +177,7 @@ class Conversion:
     graphs: Annotated[
         Literal["auto", "fused", "transformers", "optimum"] | None,
         typer.Option(
-            help="What writes the graphs: mmedge (fused, fast), transformers or optimum (other models). Default: the recipe's."
+            help="Who writes the graphs: mmedge (fused, fast), transformers or optimum (other models). Default: the recipe's."
         ),
     ] = None
     trim_vocab: Annotated[
@@ -190,11 +193,11 @@ class Conversion:
         bool | None,
         typer.Option(
             "--recover/--no-recover",
-            help="Let quantized layers learn their scales from the float student. Default: the recipe's, which is where int4 loses"
-            " too much accuracy.",
+            help="Let quantized layers learn their scales from the float student. Default: the recipe's, or only if int4 or int2"
+            " loses too much accuracy.",
         ),
     ] = None
-    max_minutes: Annotated[float | None, typer.Option(min=0.01, help="The longest that --recover takes.")] = None
+    max_minutes: Annotated[float | None, typer.Option(min=0.01, help="Time limit of --recover, in minutes.")] = None
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Measure what quantizing each linear layer costs; shown in export.html.")
     ] = False
@@ -215,7 +218,6 @@ def export(
     for package in ("torch", "onnx"):
         need(package, "export")
     from mmedge.export.export import export as write
-    from mmedge.export.quantization.precisions import PRECISIONS
     from mmedge.folders import student_in
 
     student = student_in(place)
@@ -235,14 +237,17 @@ def export(
     if as_json:
         print_json({precision: asdict(manifest) for precision, manifest in found.items()})
         return
-    folder = out or student.parent
+    _show_exports(found, out or student.parent)
+
+
+def _show_exports(found: Mapping[str, Exported], folder: Path) -> None:
+    """Print where each export is, how large it is, and how it compares with the student."""
+    from mmedge.export.quantization.precisions import PRECISIONS
+    from mmedge.reports.formats import size
+
     for precision, manifest in found.items():
-        size = sum(file.bytes for file in manifest.files.values())
-        checked = manifest.verification
-        typer.echo(
-            f"{folder / PRECISIONS[precision].folder}  {size / 1e6:.1f} MB  {checked.same_answers}/{checked.questions} answers "
-            f"match the student's  top-1 agreement {100 * checked.top1_agreement:.2f} %"
-        )
+        bytes_ = sum(file.bytes for file in manifest.files.values())
+        typer.echo(f"{folder / PRECISIONS[precision].folder}: {size(bytes_)}, {manifest.verification}")
 
 
 def _show_metrics(metrics: RunMetrics) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable
 from copy import copy
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
+from typer.models import OptionInfo
 
-from mmedge.errors import missing_extra
+from mmedge.errors import MmedgeError, missing_extra
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,7 +77,8 @@ def console(least_width: int = 0) -> Console:
 def grouped(function: Callable[..., None]) -> Callable[..., None]:
     """Return the command of a function some of whose parameters are dataclasses: each of their fields becomes an option.
 
-    A dataclass's `panel` is the title of its options in `--help`. Every field has a default.
+    A dataclass's `panel` is the title of its options in `--help`. Every field has a default. Values are called N, NUMBER, TEXT and
+    PATH in `--help`, not by their Python types.
     """
     groups: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
@@ -83,18 +86,15 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
     for parameter in inspect.signature(function).parameters.values():
         annotation = hints[parameter.name]
         if not is_dataclass(annotation):
-            parameters.append(parameter.replace(annotation=annotation, kind=inspect.Parameter.KEYWORD_ONLY))
+            parameters.append(parameter.replace(annotation=_shown_as(annotation), kind=inspect.Parameter.KEYWORD_ONLY))
             continue
         groups[parameter.name] = annotation
         types = get_type_hints(annotation, include_extras=True)
         for field in fields(annotation):
-            type_ = _in_panel(types[field.name], annotation.panel)  # type: ignore[union-attr]
+            type_ = _shown_as(types[field.name], annotation.panel)  # type: ignore[union-attr]
             parameters.append(
                 inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=type_)
             )
-
-    if not groups:
-        return function
 
     def command(**given: Any) -> None:
         for name, group in groups.items():
@@ -107,11 +107,18 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _in_panel(type_: Any, title: str) -> Any:
-    """Return `Annotated[T, typer.Option(…)]` with the option under a title."""
+_VALUES: tuple[tuple[Any, str], ...] = ((int, "N"), (float, "NUMBER"), (str, "TEXT"), (Path, "PATH"), (bool, ""))
+
+
+def _shown_as(type_: Any, panel: str | None = None) -> Any:
+    """Return `Annotated[T, typer.Option(…)]` with the option under a title, and a word for its value; others as they are."""
+    if get_origin(type_) is not Annotated or not isinstance(get_args(type_)[1], OptionInfo):
+        return type_
     plain, option = get_args(type_)
     option = copy(option)
-    option.rich_help_panel = title
+    option.rich_help_panel = panel or option.rich_help_panel
+    kinds = {plain, *get_args(plain), *(inner for kind in get_args(plain) for inner in get_args(kind))}
+    option.metavar = option.metavar or next((word for kind, word in _VALUES if kind in kinds), None)
     return Annotated[plain, option]
 
 
@@ -134,6 +141,23 @@ class Command(TyperCommand):
                 _tell_new_name(name, new)
                 args[place] = new + equals + value
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; errors call its options by the names that they have on the command line."""
+        try:
+            return super().invoke(ctx)
+        except MmedgeError as error:
+            raise MmedgeError(self._as_typed(error.what), self._as_typed(error.hint)) from error
+
+    def _as_typed(self, text: str) -> str:
+        """Return a message whose `abstain_below`, and `explain: …` at its beginning, are `--abstain-below` and `--explain: …`."""
+        for parameter in self.params:
+            name, option = parameter.name or "", max(parameter.opts, key=len)
+            if not option.startswith("--"):
+                continue
+            where = rf"(?<![\w./-]){name}\b(?![./=-]\w)" if "_" in name else rf"^{name}(?=:| is | must )"
+            text = re.sub(where, option, text)
+        return text
 
 
 def _tell_new_name(old: str, new: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -18,13 +17,13 @@ def inspect(
     """Show what a folder is, whether its files match their hashes, and how good it is."""
     from mmedge.inspection import inspect as inspected
     from mmedge.inspection import to_json
+    from mmedge.inspection_table import table
 
-    found = to_json(*inspected(place))
+    kind, found = inspected(place)
     if as_json:
-        print_json(found)
+        print_json(to_json(kind, found))
         return
-    for name, value in found.items():
-        typer.echo(f"{name}: {json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value}")
+    console().print(table(kind, found).rich(grid=False))
 
 
 def doctor(

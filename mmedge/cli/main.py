@@ -33,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Distil a large teacher into a small student that knows when it is wrong, and run it at the edge.\n\n"
     "A recipe goes in; annotations, a student, int8 bundles and their measurements come out. "
-    "Every command continues where it was interrupted when you run it again.",
+    "Run an interrupted command again, and it continues where it stopped.",
 )
 
 VERBS: dict[str, dict[str, Callable[..., None]]] = {

@@ -36,7 +36,7 @@ class Questions:
         typer.Option(
             "--evaluation",
             "--data",
-            help="Evaluation set, or JSON lines of labelled questions. Default: beside the first variant.",
+            help="Evaluation set, or JSON lines of labelled questions. Default: the one beside the first variant.",
         ),
     ] = None
     ask: Annotated[str, typer.Option(help="What to ask for: answer, rationale or confidence.")] = "answer"
@@ -60,8 +60,8 @@ class Scenarios:
     within: Annotated[
         str | None, typer.Option(help="Repeat rounds until medians and ratios are known to within this, such as 3%.")
     ] = None
-    rounds: Annotated[int, typer.Option(min=1, help="Minimum rounds, each in new processes.")] = 1
-    max_rounds: Annotated[int, typer.Option(min=1, help="Maximum rounds with --within.")] = 50
+    rounds: Annotated[int, typer.Option(min=1, help="Fewest rounds, each in new processes.")] = 1
+    max_rounds: Annotated[int, typer.Option(min=1, help="Most rounds with --within.")] = 50
     warmup: Annotated[int | None, typer.Option(min=0, help="Questions in one warm-up pass. Default: the run's recipe, or 5.")] = (
         None
     )
@@ -104,9 +104,7 @@ class Servers:
     ] = None
     student: Annotated[
         Path | None,
-        typer.Option(
-            metavar="BUNDLE", help="Ask servers that are not mmedge's with this student's own prompts: they serve that student."
-        ),
+        typer.Option(metavar="BUNDLE", help="Send servers other than mmedge's the prompts of this student, which they must serve."),
     ] = None
     server_key: Annotated[
         str | None, typer.Option(metavar="VARIABLE", help="Environment variable that holds the servers' API key.")
@@ -129,7 +127,7 @@ def bench(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure accuracy, latency, memory, energy and size of variants on the same questions, taking turns."""
+    """Measure accuracy, latency, memory, energy and size of variants, which take turns on the same questions."""
     from mmedge.bench.bench import bench as measure
     from mmedge.bench.bench import first_folder
     from mmedge.bench.energy import EnergyMeter
@@ -255,7 +253,7 @@ def compare(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what changed between two reports of `mmedge bench`, beyond noise. Exit code 1: a bound is broken."""
+    """Show what changed between two reports of `mmedge bench`, beyond noise. Exit code 1: a bound is exceeded."""
     from mmedge.bench.compare import compare as compared
     from mmedge.bench.compare import read_bounds, text
 
@@ -286,7 +284,7 @@ def evaluate(
     timed: Annotated[int, typer.Option(min=0, help="Questions on which each strategy is timed; 0 for none.")] = 20,
     batch: Annotated[int, typer.Option(min=1, max=1024, help="Questions per batch.")] = 16,
     threads: Threads = None,
-    evaluation: Annotated[Path | None, typer.Option(help="Evaluation set. Default: beside the bundle.")] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="Evaluation set. Default: the one beside the bundle.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for evaluate-PRECISION.json, .md and .html. Default: beside the bundle.")
     ] = None,

@@ -23,7 +23,7 @@ class Access:
 
     panel: ClassVar[str] = "Access"
 
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1"
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses of this machine.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one.")] = 8080
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="API keys, one per line; only requests with one of them are answered.")
@@ -51,9 +51,9 @@ class Bounds:
         float, typer.Option(min=0.1, metavar="SECONDS", help="Longest time for a request to arrive; then 408.")
     ] = 10.0
     timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for an answer; then 503.")] = 60.0
-    drain: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Time to finish requests on SIGTERM.")] = 30.0
+    drain: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Time to finish requests after SIGTERM.")] = 30.0
     cache_memory: Annotated[
-        int, typer.Option(min=1, metavar="MB", help="Memory per bundle for keeping what its requests have read.")
+        int, typer.Option(min=1, metavar="MB", help="Memory per bundle for a cache of what its requests had it read.")
     ] = 512
 
 

@@ -25,10 +25,10 @@ def synthesize(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Let the teacher write new questions from the recipe's training questions; annotate and distill use them.
+    """Have the teacher write new questions like the recipe's training questions; annotate and distill use them too.
 
-    New ones differ from training and test questions and from each other, and are balanced over labels or functions. Run it again to
-    continue, or with a larger --count for more. Exit code 3: stopped at a limit, or something was left for the next run.
+    The new questions differ from training and test questions and from each other, and are balanced over labels or functions. Run it
+    again to continue, or with a larger --count for more. Exit code 3: stopped at a limit, or something was left for the next run.
     """
     loaded, folder = load(recipe, overrides, out)
     if preparation.wanted():

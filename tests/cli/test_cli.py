@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -78,6 +79,20 @@ def test_the_schema_of_recipes_is_for_editors() -> None:
     schema = json.loads(mmedge("schema").out)
     assert schema["$schema"].startswith("https://json-schema.org/")
     assert {"name", "task", "student"} <= schema["properties"].keys()
+    assert set(schema["required"]) == {"task", "student"}
+
+
+def test_errors_call_options_by_the_names_that_are_typed(tiny_run: Path) -> None:
+    for options, complaint in (
+        (
+            ("--abstain-below", 0.5, "--target-accuracy", 0.9),
+            "error: give one of --abstain-below, --target-accuracy and --max-withheld,",
+        ),
+        (("--choose-by", "majority"), "error: --choose-by is for the strategies samples and retry"),
+        (("--escalate-to", "http://127.0.0.1:1/v1", "--escalate-model", "m"), "give --abstain-below, --target-accuracy or"),
+    ):
+        found = mmedge("run", tiny_run / "bundle-int8", "How many?", *options)
+        assert is_one_line_error(found) and complaint in found.err
 
 
 def test_an_option_with_an_old_name_works_with_a_notice(tiny_run: Path) -> None:
@@ -123,7 +138,7 @@ def test_labels_that_the_form_cannot_read_and_missing_annotations(tmp_path: Path
     assert is_one_line_error(found) and "q.jsonl:1: the label 'a colour' is not an answer of the form 'expression'" in found.err
     questions.write_text("".join(f'{{"question": "Which {i}?", "label": "4"}}\n' for i in range(80)))
     found = mmedge("distill", recipe, "--out", tmp_path / "run")
-    assert is_one_line_error(found) and "no such file" in found.err and "c.jsonl" in found.err
+    assert is_one_line_error(found) and "teacher.cots: no such file" in found.err and "c.jsonl" in found.err
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
@@ -142,16 +157,16 @@ def test_annotate_counts_what_it_could_read(tmp_path: Path) -> None:
 
 
 def test_inspect_says_what_a_thing_is(tiny_run: Path, tmp_path: Path) -> None:
-    run = mmedge("inspect", tiny_run).out
-    assert "kind: run" in run and '"stage1", "stage2", "student"' in run
-    assert "kind: student" in mmedge("inspect", tiny_run / "student").out
-    assert "files match their hashes" in mmedge("inspect", tiny_run / "bundle-int8").out
+    run, student, bundle = (mmedge("inspect", tiny_run / name).out for name in ("", "student", "bundle-int8"))
+    assert re.search(r"^kind +run *.*^holds .*stage1, stage2, student,", run, re.DOTALL | re.MULTILINE)
+    assert re.search(r"^kind +student *.*^answers +\d+\.\d % \[.*right: validation", student, re.DOTALL | re.MULTILINE)
+    assert re.search(r"^kind +bundle *.*files match their hashes.*^matrices +\d+ in int8", bundle, re.DOTALL | re.MULTILINE)
+    assert not any(sign in run + student + bundle for sign in '{}"')
+    assert json.loads(mmedge("inspect", tiny_run / "bundle-int8", "--json").out)["kind"] == "bundle"
     assert is_one_line_error(mmedge("inspect", tmp_path))
 
 
 def test_the_source_executes_nothing_that_it_reads() -> None:
-    import re
-
     forbidden = re.compile(r"(?<![\w.])(?:eval|exec)\(|pickle\.load|torch\.load\(|trust_remote_code=True|shell=True|yaml\.load\(")
     for path in (REPOSITORY / "mmedge").rglob("*.py"):
         assert not forbidden.search(path.read_text(encoding="utf-8")), path

@@ -1,0 +1,101 @@
+"""What was found of a folder as a table that a person reads, without headings; scripts read `inspection.to_json` instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmedge.folders import Kind
+from mmedge.inspection import Inspected, InspectedBundle, InspectedPeer, InspectedRun, InspectedStudent
+from mmedge.manifest import Verification
+from mmedge.reports.formats import in_json, number, share, size
+from mmedge.reports.tables import Cell, Column, Table
+
+
+def table(kind: Kind, found: Inspected) -> Table:
+    """Return what `inspect` found, a row a fact."""
+    if isinstance(found, InspectedRun):
+        rows, problems = _run(found), found.problems
+    elif isinstance(found, InspectedPeer):
+        rows, problems = iter([("made for", found.engine), ("size", size(found.bytes))]), {}
+    else:
+        rows, problems = (_bundle if isinstance(found, InspectedBundle) else _student)(found), {}  # type: ignore[operator]
+    cells = [[Cell(name, "strong"), Cell(text)] for name, text in (("kind", str(kind)), *rows) if text]
+    cells += [[Cell("problem", "bad"), Cell(f"{name}: {text}")] for name, text in problems.items()]
+    return Table("", [Column(align="left", wraps=False), Column(align="left")], cells)
+
+
+def _run(found: InspectedRun) -> Iterator[tuple[str, str]]:
+    yield "holds", ", ".join(found.holds) or "nothing yet"
+    yield from _scores(found.metrics)
+
+
+def _student(found: InspectedStudent) -> Iterator[tuple[str, str]]:
+    yield "trusted", found.trusted or ""
+    yield from _model(found.family, found.model, found.parameters, found.bytes)
+    yield "recipe", found.recipe
+    yield "precision", found.precision or ""
+    yield "linear layers", _counted(found.linears or {})
+    yield "made with", ", ".join(f"{name} {version}" for name, version in (found.made_with or {}).items())
+    yield "saved by", "" if found.made_with else f"transformers {found.transformers}"
+    yield from _scores(found.metrics.get("after"))
+    yield "against student", _comparison(found.verification)
+
+
+def _bundle(found: InspectedBundle) -> Iterator[tuple[str, str]]:
+    yield "trusted", found.trusted
+    yield "precision", found.precision
+    yield from _model(found.family, found.model, found.parameters, found.bytes)
+    yield "matrices", _counted(found.matrices)
+    yield "task", found.task
+    yield "recipe", found.recipe
+    yield from _scores(found.student_metrics, "student's ")
+    yield "against student", _comparison(found.verification)
+    yield "confidence", _confidence(found.confidence)
+    yield "default answers", _answering(found.answering or {})
+    yield "runs on", f"ONNX Runtime {found.least_runtime} or newer" if found.least_runtime else ""
+
+
+def _model(family: str, model: Mapping[str, Any], parameters: int, bytes_: int) -> Iterator[tuple[str, str]]:
+    yield "model", f"{model['model_type']}, {family}" if "model_type" in model else family
+    yield "made from", model.get("source", "")
+    yield "its licence", model.get("licence", "")
+    yield "prompt", model.get("prompt", "")
+    yield "parameters", f"{parameters:,}"
+    yield "size", size(bytes_)
+
+
+def _scores(metrics: Mapping[str, Any] | None, whose: str = "") -> Iterator[tuple[str, str]]:
+    """Yield accuracies with their 95 % intervals."""
+    for split, found in ((metrics or {}).get("answer") or {}).items():
+        yield f"{whose}answers", f"{_share(found)} right: {split}"
+    if verdict := (metrics or {}).get("verdict"):
+        yield f"{whose}verdicts", f"{_share(verdict['accuracy'])} right; always 'correct': {_share(verdict['always_correct'])}"
+
+
+def _share(found: Mapping[str, Any]) -> str:
+    return f"{share(*in_json(found))} of {found['total']}" if "total" in found else share(*in_json(found))
+
+
+def _counted(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} in {name}" for name, count in found.items())
+
+
+def _comparison(found: Mapping[str, Any] | None) -> str:
+    return str(Verification(**found)) if found and found["questions"] else ""
+
+
+def _confidence(found: Mapping[str, Any]) -> str:
+    if not found.get("chosen"):
+        return "not calibrated" + (f": {found['why_not']}" if found.get("why_not") else "")
+    best = found["signals"].get(found["chosen"], {})
+    figures = f"AUROC {number(best.get('auroc'), 2)}, calibration error {number(best.get('calibration_error'), 3)}"
+    return f"calibrated on {found['calibrated_on']} validation questions; best signal: {found['chosen']} ({figures})"
+
+
+def _answering(found: Mapping[str, Any]) -> str:
+    words = [f"strategy {(found.get('strategy') or {}).get('kind', 'answer')}"]
+    words += ["constrained to the task's form"] if found.get("constrained") else []
+    if threshold := found.get("threshold"):
+        words.append(f"withholds answers below a confidence of {threshold['value']:.2f}")
+    return ", ".join(words)
