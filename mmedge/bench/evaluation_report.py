@@ -206,7 +206,9 @@ def page(report: EvaluationReport) -> Page:
         found.figure(risk_chart(result), "Wrong answers among those given, the most confident first. Lower is better.")
         caption = "Right answers among those of about the same confidence. Honest confidences are on the diagonal."
         found.figure(reliability_chart(result), caption)
-        found.figure(auroc_chart(result))
+        if any(signal.auroc and signal.auroc.interval_95 for signal in result.signals.values()):
+            caption = "How often a signal ranks a right answer above a wrong one; 0.5 is chance."
+            found.figure(auroc_chart(result), caption)
     for table in _decisions(report):
         add(table)
     if report.cascade:

@@ -30,8 +30,14 @@ _STYLE = "display:block;width:100%;max-width:37.5rem;height:auto"
 _FILE_WIDTH, _FILE_MARGIN = 720, 12
 
 _INK, _DIM, _GRID = "var(--ink, #1b1f24)", "var(--dim, #5a6572)", "var(--line, #d6dbe1)"
-# Okabe and Ito's colours, without yellow, which cannot be seen on white.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", _INK)
+# Okabe and Ito's colours, without yellow, which cannot be seen on white; a dark page has brighter ones.
+_COLOURS = (
+    *(
+        f"var(--series{number}, {colour})"
+        for number, colour in enumerate(("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"), 1)
+    ),
+    _INK,
+)
 _DASHES = ("", "2 3", "9 3 2 3")  # for the first seven series, the next seven, and all others
 
 _Point = tuple[float, float, float, float]  # x, y, low, high; NaN where there is no interval
@@ -439,7 +445,7 @@ def _line(runs: list[list[_Point]], x_axis: _Axis, y_axis: _Axis, colour: str, d
         return []
     places = "M".join(" ".join([f"{x_axis.place(x):.1f},{y_axis.place(y):.1f}" for x, y, _, _ in run]) for run in runs)
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
-    width = 2 if sum(map(len, runs)) < 150 else 1.3
+    width = 2.2 if sum(map(len, runs)) < 150 else 1.6
     return [
         f'<path class="line" d="M{places}" fill="none" stroke="{colour}" stroke-width="{width}" stroke-linejoin="round"{dashes}>'
         f"<title>{html.escape(name)}</title></path>"

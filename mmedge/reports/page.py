@@ -22,7 +22,8 @@ _STYLE = """
 :root { color-scheme: light dark;
         --ink: #1b1f24; --paper: #ffffff; --soft: #f2f4f7; --line: #d6dbe1; --mark: #2f6fdb; --dim: #5a6572; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ed; --paper: #14181d; --soft: #1e242b; --line: #343c46; --mark: #6ea0f5; --dim: #9aa5b1; }
+  :root { --ink: #e6e9ed; --paper: #14181d; --soft: #1e242b; --line: #343c46; --mark: #6ea0f5; --dim: #9aa5b1;
+          --series1: #5db2f0; --series2: #ff8f4d; --series3: #35cfa0; --series4: #eca3cd; --series5: #ffc04d; --series6: #a5dcff; }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
@@ -31,17 +32,23 @@ h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2r
 p { margin: .25rem 0 .75rem; max-width: 60rem; }
 .lead { font-size: 1.15rem; border-left: .3rem solid var(--mark); padding: .3rem 0 .3rem .9rem; margin: .75rem 0; }
 .dim { color: var(--dim); }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
+.scroll { overflow-x: auto; background:  /* a shade where there is more to scroll to */
+  linear-gradient(90deg, var(--paper) 50%, transparent) 0 0 / 2.5rem 100% no-repeat local,
+  linear-gradient(270deg, var(--paper) 50%, transparent) 100% 0 / 2.5rem 100% no-repeat local,
+  linear-gradient(90deg, var(--line), transparent) 0 0 / 1rem 100% no-repeat scroll,
+  linear-gradient(270deg, var(--line), transparent) 100% 0 / 1rem 100% no-repeat scroll; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
          overflow-wrap: break-word; }
 .left { text-align: left; } td.short { white-space: nowrap; } th { font-weight: 600; }
 .bars { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr max-content; gap: .3rem .8rem; align-items: center; }
 .bars i { display: block; height: .9rem; background: var(--mark); border-radius: 2px; min-width: 1px; }
-.bars .track { background: var(--soft); border-radius: 2px; }
+.bars .track { background: var(--soft); border-radius: 2px; } .bars > :nth-child(3n) { text-align: right; }
 .scroll + .bars, .scroll + .scroll { margin-top: 1rem; }
 @media (max-width: 40rem) {
   .bars { grid-template-columns: 1fr max-content; grid-auto-flow: row dense; }
   .bars .track { grid-column: 1 / -1; margin-bottom: .4rem; }
+  th, td { padding: .3rem .45rem; } td.left.short { white-space: normal; min-width: 7rem; }
 }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem 1.5rem; }
 .figures { margin: .75rem 0 1rem; } figure { margin: 0; min-width: 0; }

@@ -5,15 +5,17 @@
     found.markdown()
     page.table(found)
 
-All text is escaped when it is shown. The first column is aligned to the
-left, the others to the right, unless a column says otherwise.
+All text is escaped when it is shown. Columns of figures are aligned to the right, the first one and columns of text to the left,
+unless a column says otherwise.
 """
 
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from mmedge.errors import printable
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 Emphasis = Literal["plain", "strong", "good", "bad"]
 _STYLES: dict[Emphasis, str] = {"plain": "", "strong": "bold", "good": "green", "bad": "bold red"}
-_SHORT = 28  # characters of a cell that is not broken into lines on a page
+_SHORT, _SHORT_FIGURES = 28, 40  # characters of a cell, of text or figures, that is not broken into lines on a page
+_FIGURE = re.compile(r"[-+−±<>≤≥≈~]?\s?\d|–|∞")  # how a figure begins, or that there is none
 _LONGEST = 5000  # characters of one text that are shown on a page
 
 
@@ -67,13 +70,19 @@ class Table:
     rows: Sequence[Sequence[str | Cell]]
     caption: str = ""
 
-    @property
+    @cached_property
     def _columns(self) -> list[Column]:
         return [
-            one if isinstance(one, Column) else Column(one, "right" if place else "left") for place, one in enumerate(self.columns)
+            one if isinstance(one, Column) else Column(one, "right" if place and self._holds_figures(place) else "left")
+            for place, one in enumerate(self.columns)
         ]
 
-    @property
+    def _holds_figures(self, place: int) -> bool:
+        """Return whether most of a column's cells are figures; a remark may stand in the place of one."""
+        texts = [row[place].text for row in self._cells if row[place].text]
+        return 2 * sum(bool(_FIGURE.match(text)) for text in texts) >= len(texts)
+
+    @cached_property
     def _cells(self) -> list[list[Cell]]:
         return [[one if isinstance(one, Cell) else Cell(one) for one in row] for row in self.rows]
 
@@ -133,7 +142,8 @@ class Table:
         """Return the table as HTML, without title and caption; `Page` has the style for it."""
 
         def cell(kind: str, column: Column, one: Cell) -> str:
-            names = [name for name, holds in (("left", column.align == "left"), ("short", len(one.text) <= _SHORT)) if holds]
+            short = len(one.text) <= (_SHORT if column.align == "left" else _SHORT_FIGURES)
+            names = [name for name, holds in (("left", column.align == "left"), ("short", short)) if holds]
             classes = f' class="{" ".join(names)}"' if names else ""
             text = escaped(one.text) if one.emphasis == "plain" else f"<strong>{escaped(one.text)}</strong>"
             return f"<{kind}{classes}>{text}</{kind}>"

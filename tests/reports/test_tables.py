@@ -45,6 +45,8 @@ def test_columns_stand_where_they_say_and_can_be_left_out() -> None:
     table = Table("", ["", Column("why", "left"), "count"], [["a", "because", "1"]])
     assert table.take([0, 2]).headings == ["", "count"] and table.take([2]).rows == [["1"]]
     assert table.markdown().splitlines()[1] == "| --- | --- | --: |"
+    mixed = Table("", ["", "ms", "signal", "change"], [["a", "1.2 [1.0, 1.4]", "answer", "+1.2"], ["b", "–", "verdict", ""]])
+    assert mixed.markdown().splitlines()[1] == "| --- | --: | --- | --: |"  # text to the left, figures to the right
     assert "━" not in in_terminal(Table("", ["", ""], [["a", "1"]]))  # without headings there is no row of them
 
 
