@@ -73,7 +73,7 @@ def ablate(recipe: Recipe, out: Path, progress: Progress, workers: int | None = 
         What `ablation.json` says.
 
     Raises:
-        MmedgeError: Anything the user can mend; finished trainings are kept.
+        MmedgeError: Anything the user can fix; finished trainings are kept.
     """
     with _opened(recipe, out, progress) as found:
         if workers and found.devices.count > 1:
@@ -90,7 +90,7 @@ def forecast(recipe: Recipe, out: Path, progress: Progress) -> Forecast:
         progress: Where progress is shown.
 
     Raises:
-        MmedgeError: A row cannot be trained, or anything else that the user can mend.
+        MmedgeError: A row cannot be trained, or anything else that the user can fix.
     """
     with _opened(recipe, out, progress, Limits(max_requests=0)) as found:  # what a teacher writes may cost money
         return found.forecast()
@@ -105,7 +105,7 @@ def train_one(recipe: Recipe, out: Path, place: int) -> None:
         place: The training's number in the plan.
 
     Raises:
-        MmedgeError: Anything the user can mend.
+        MmedgeError: Anything the user can fix.
     """
     with Devices(recipe.training) as devices:
         _Ablation(recipe, Run(out), Session(devices, Progress(quiet=True), out)).train_one(place)

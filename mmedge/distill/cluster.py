@@ -109,7 +109,7 @@ def _gpu_share(ray: Any, recipe: Recipe, workers: int) -> float:
 
 
 def _train(values: str, out: str, place: int, after: Json | None) -> Json:
-    """Train one of a comparison's trainings; runs in a worker. What the user can mend is returned, not raised."""
+    """Train one of a comparison's trainings; runs in a worker. What the user can fix is returned, not raised."""
     from mmedge.distill.ablation import train_one
 
     if after:

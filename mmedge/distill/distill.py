@@ -37,7 +37,7 @@ def distill(recipe: Recipe, out: Path, progress: Progress) -> RunMetrics:
         The metrics as written to `metrics.json`.
 
     Raises:
-        MmedgeError: Anything the user can mend; what was finished is kept.
+        MmedgeError: Anything the user can fix; what was finished is kept.
     """
     with Devices(recipe.training) as devices:
         session = Session(devices, progress if devices.main else Progress(quiet=True), out)
