@@ -101,7 +101,8 @@ def test_what_a_student_knows_is_found(knowing: Student) -> None:
     assert "do not withhold or escalate by it" in decision(_surer(report, "answer", (0.45, 0.55)))
     shown = page(report).text()
     assert shown.index('class="lead"') < shown.index("<table") < shown.index("How it was measured")
-    assert shown.count("<svg") == 10 and "nan" not in shown.lower().replace("nancy", "")
+    assert shown.count("<svg") == 7  # AUROCs of so few questions have no interval, and no chart
+    assert "nan" not in shown.lower().replace("nancy", "")
     assert EvaluationReport.model_validate(report.to_json()) == report
 
 
