@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmedge.folders import Kind
-from mmedge.inspection import Inspected, InspectedBundle, InspectedPeer, InspectedRun, InspectedStudent
+from mmedge.inspection import Inspected, InspectedBundle, InspectedRun, InspectedStudent
 from mmedge.manifest import Verification
 from mmedge.reports.formats import in_json, number, share, size
 from mmedge.reports.tables import Cell, Column, Table
@@ -14,15 +14,20 @@ from mmedge.reports.tables import Cell, Column, Table
 
 def table(kind: Kind, found: Inspected) -> Table:
     """Return what `inspect` found, a row a fact."""
+    cells = [[Cell(name, "strong"), Cell(text)] for name, text in (("kind", str(kind)), *_rows(found)) if text]
     if isinstance(found, InspectedRun):
-        rows, problems = _run(found), found.problems
-    elif isinstance(found, InspectedPeer):
-        rows, problems = iter([("made for", found.engine), ("size", size(found.bytes))]), {}
-    else:
-        rows, problems = (_bundle if isinstance(found, InspectedBundle) else _student)(found), {}  # type: ignore[operator]
-    cells = [[Cell(name, "strong"), Cell(text)] for name, text in (("kind", str(kind)), *rows) if text]
-    cells += [[Cell("problem", "bad"), Cell(f"{name}: {text}")] for name, text in problems.items()]
+        cells += [[Cell("problem", "bad"), Cell(f"{name}: {text}")] for name, text in found.problems.items()]
     return Table("", [Column(align="left", wraps=False), Column(align="left")], cells)
+
+
+def _rows(found: Inspected) -> Iterator[tuple[str, str]]:
+    if isinstance(found, InspectedRun):
+        return _run(found)
+    if isinstance(found, InspectedStudent):
+        return _student(found)
+    if isinstance(found, InspectedBundle):
+        return _bundle(found)
+    return iter([("made for", found.engine), ("size", size(found.bytes))])
 
 
 def _run(found: InspectedRun) -> Iterator[tuple[str, str]]:

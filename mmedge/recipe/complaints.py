@@ -46,10 +46,10 @@ _MUST_BE = {
     "invalid-json-value": "a value that JSON has",
 }
 _PATTERNS = {
-    r"^[a-z0-9][a-z0-9._-]*$": "lower-case letters, digits and . _ -, and begin with a letter or a digit",
-    r"^[a-z0-9][a-z0-9_-]*$": "lower-case letters, digits and _ -, and begin with a letter or a digit",
-    r"^[A-Za-z_][A-Za-z0-9_]*$": "the name of an environment variable: letters, digits and _",
-    r"^\d{4}-\d{2}-\d{2}$": "a date such as 2025-01-31",
+    r"^[a-z0-9][a-z0-9._-]*$": "consist of lower-case letters, digits and . _ -, and begin with a letter or a digit",
+    r"^[a-z0-9][a-z0-9_-]*$": "consist of lower-case letters, digits and _ -, and begin with a letter or a digit",
+    r"^[A-Za-z_][A-Za-z0-9_]*$": "be the name of an environment variable: letters, digits and _",
+    r"^\d{4}-\d{2}-\d{2}$": "be a date such as 2025-01-31",
 }
 _BRANCH = re.compile(r"^(str|int|float|bool|.*\[.*\])$", re.DOTALL)  # how pydantic calls one of the types that a field may have
 
@@ -123,13 +123,13 @@ def _must(together: Sequence[_Problem]) -> str:
     details = together[0].details
     kind, context = details["type"], details.get("ctx") or {}
     if kind in ("string_too_short", "too_short"):
-        return f"must have at least {context['min_length']} items" if context["min_length"] > 1 else "must not be empty"
+        unit = "characters" if kind == "string_too_short" else "items"
+        return f"must have at least {context['min_length']} {unit}" if context["min_length"] > 1 else "must not be empty"
     if kind == "too_long":
         return f"must have at most {context['max_length']} items"
     if kind == "string_pattern_mismatch":
         pattern = str(context["pattern"])
-        words = _PATTERNS.get(pattern, f"what the pattern {pattern} matches")
-        return f"must {'consist of' if words.startswith('lower-case') else 'be'} {words}"
+        return f"must {_PATTERNS.get(pattern, f'match the pattern {pattern}')}"
     words = [_MUST_BE.get(one.details["type"], "").format(**(one.details.get("ctx") or {})) for one in together]
     if all(words):
         return f"must be {' or '.join(dict.fromkeys(words))}"
