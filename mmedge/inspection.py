@@ -62,6 +62,7 @@ class InspectedBundle:
 
     Attributes:
         model: Its student's kind of model, source, licence and prompt, as far as these are known.
+        learned: What its student learned to write besides answers; None where that is not known.
         matrices: How many matrices are stored in which format.
         least_runtime: The oldest ONNX Runtime that has its operators, where that is not the oldest that mmedge supports.
     """
@@ -80,6 +81,7 @@ class InspectedBundle:
     model: dict[str, Any]
     matrices: dict[str, int]
     least_runtime: str | None
+    learned: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,7 @@ def _bundle(folder: Path) -> InspectedBundle:
         model=dict(manifest.model),
         matrices=quantization_summary(manifest),
         least_runtime=manifest.least_runtime or None,
+        learned=manifest.student.learned,
     )
 
 

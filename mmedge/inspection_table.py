@@ -57,7 +57,8 @@ def _bundle(found: InspectedBundle) -> Iterator[tuple[str, str]]:
     yield from _scores(found.student_metrics, "student's ")
     yield "against student", _comparison(found.verification)
     yield "confidence", _confidence(found.confidence)
-    yield "default answers", _answering(found.answering or {})
+    yield "writes", "" if found.learned is None else ", ".join(["answers", *(f"{name}s" for name in found.learned)])
+    yield "answers", _answering(found.answering or {})
     yield "runs on", f"ONNX Runtime {found.least_runtime} or newer" if found.least_runtime else ""
 
 
@@ -99,7 +100,8 @@ def _confidence(found: Mapping[str, Any]) -> str:
 
 
 def _answering(found: Mapping[str, Any]) -> str:
-    words = [f"strategy {(found.get('strategy') or {}).get('kind', 'answer')}"]
+    kind = (found.get("strategy") or {}).get("kind", "answer")
+    words = ["at once" if kind == "answer" else f"by the strategy {kind}"]
     words += ["constrained to the task's form"] if found.get("constrained") else []
     if threshold := found.get("threshold"):
         words.append(f"withholds answers below a confidence of {threshold['value']:.2f}")

@@ -264,4 +264,4 @@ def _show_metrics(metrics: RunMetrics) -> None:
         rows.append(["verdicts, balanced", *(number(found.get("balanced_accuracy"), 3) for found in columns)])
         rows.append(["always saying 'correct'", *(share(*in_json(after.verdict["always_correct"])) for _ in columns)])
     shown = Table("distillation", ["", "untrained", "after stage 1", "distilled"], rows, "brackets are 95 % Wilson intervals")
-    console(120).print(shown.rich())
+    console(120).print((shown if middle is not None else shown.take([0, 1, 3])).rich())

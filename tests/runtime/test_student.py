@@ -237,9 +237,9 @@ def test_a_server_that_is_not_there_and_wrong_settings_are_one_line(tiny_run: Pa
 def test_options_that_would_change_nothing_are_refused(tiny_run: Path) -> None:
     question = ["run", tiny_run / "bundle-int8", "Ann has 3 apples."]
     for options, complaint in (
-        (["--samples", "3"], "samples is for the strategies"),
+        (["--samples", "3"], "--samples is for the strategies"),
         (["--temperature", "0.5", "--strategy", "confidence"], "not for confidence"),
-        (["--strategy", "samples", "--retry-below", "0.5"], "retry_below is for"),
+        (["--strategy", "samples", "--retry-below", "0.5"], "--retry-below is for"),
         (["--choice", "a", "--choice", "b"], "have no choices"),
         (["--stream", "--json"], "--stream"),
         (["--stream", "--strategy", "samples"], "outvoted"),
