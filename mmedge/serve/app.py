@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TextIO
@@ -28,7 +29,7 @@ from mmedge.serve.metrics import Metrics
 from mmedge.serve.models import Model, opened_again
 from mmedge.serve.page import PAGE, PAGE_POLICY
 from mmedge.serve.reload import Reloader
-from mmedge.serve.replies import Replied, Shape, answer_document, cut, event, replied
+from mmedge.serve.replies import Replied, Shape, answer_document, counted, cut, event, replied, usage
 from mmedge.serve.requests import Asked, read_answer, read_chat, read_completion
 from mmedge.serve.scheduler import Full, GivenUp, Job, Scheduler
 from mmedge.serve.settings import Settings
@@ -37,7 +38,7 @@ from mmedge.tasks.encoding import PromptEncoder
 from mmedge.tasks.forms.schema import SchemaForm
 from mmedge.tasks.forms.tools import ToolsForm
 
-Told = Callable[[int, str, str], None]  # row, part, text
+Told = Callable[[int, str, str, int], None]  # row, part, text, tokens that it took
 Read = Callable[[dict[str, Any], Mapping[str, Model], Any], Asked]
 _STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -123,10 +124,12 @@ class Served:
 def _growing(told: Told, encoder: PromptEncoder) -> Callable[[str, int, int], None]:
     """Return what is called with part, row and token, and tells of the text that each adds."""
     texts: dict[tuple[int, str], GrowingText] = {}
+    tokens: Counter[tuple[int, str]] = Counter()  # since something was told
 
     def written(part: str, row: int, token: int) -> None:
+        tokens[row, part] += 1
         if new := texts.setdefault((row, part), GrowingText(encoder)).with_token(token):
-            told(row, part, new)
+            told(row, part, new, tokens.pop((row, part)))
 
     return written
 
@@ -201,7 +204,7 @@ def _answer(served: Served) -> Callable[[Request], Any]:
 
 # ---------------------------------------------------------------------------------------------------------- streams
 
-Written = tuple[int, str, str]  # row, part, text
+Written = tuple[int, str, str, int]  # row, part, text, tokens
 Events = AsyncIterator[Written | list[Replied]]
 
 
@@ -219,8 +222,8 @@ async def _streamed(
         if not loop.is_closed():
             loop.call_soon_threadsafe(queue.put_nowait, item)
 
-    def told(row: int, part: str, text: str) -> None:
-        put((row, part, text))
+    def told(row: int, part: str, text: str, tokens: int) -> None:
+        put((row, part, text, tokens))
 
     job = served.begin(request, asked, settled, None if settled.decides_afterwards else told)
     job.done.add_done_callback(lambda _: put(None))
@@ -256,7 +259,8 @@ async def _streamed(
 async def _chunks(events: Events, asked: Asked, shape: Shape) -> AsyncIterator[bytes]:
     """Yield the events of a chat or of completions."""
     rows = len(asked.examples) * asked.samples
-    texts, sent = [""] * rows, [0] * rows
+    texts, sent, made = [""] * rows, [0] * rows, [0] * rows
+    read = await asyncio.to_thread(_read, asked) if asked.running_usage else []
     for row in range(rows):
         if (first := shape.begins(row)) is not None:
             yield event(first)
@@ -268,21 +272,29 @@ async def _chunks(events: Events, asked: Asked, shape: Shape) -> AsyncIterator[b
                     for part in shape.calls(row, call):
                         yield event(part)
                 elif rest := reply.text[sent[row] :] if reply.text.startswith(texts[row][: sent[row]]) else "":
-                    yield event(shape.text(row, rest))
+                    yield event(shape.text(row, rest, usage(item[row : row + 1], 1) if read else None))
                 yield event(shape.ends(row, reply))
             if asked.with_usage:
                 yield event(shape.counted(item))
             yield b"data: [DONE]\n\n"
             return
-        row, part_of, text = item
+        row, part_of, text, tokens = item
+        made[row] += tokens if part_of in ("answer", "rationale") else 0
         if part_of != "answer" or asked.model.writes_json:
             continue  # JSON comes when it is finished: what the student writes may be spelled otherwise
         texts[row] += text
         kept, stopped = cut(texts[row], asked.stop)
         until = len(kept) if stopped or not held else max(sent[row], len(kept) - held)
         if until > sent[row]:
-            yield event(shape.text(row, kept[sent[row] : until]))
+            yield event(shape.text(row, kept[sent[row] : until], counted(read[row], made[row]) if read else None))
             sent[row] = until
+
+
+def _read(asked: Asked) -> list[int]:
+    """Return how many tokens each row reads."""
+    speaker = asked.model.student.speaker
+    prompts = [speaker.prompt("predict", speaker.reasoning_context(example)) for example in asked.examples]
+    return [len(prompt.context) + len(prompt.begun) for prompt in prompts for _ in range(asked.samples)]
 
 
 async def _pieces(events: Events, asked: Asked, started: float) -> AsyncIterator[bytes]:
@@ -292,7 +304,7 @@ async def _pieces(events: Events, asked: Asked, started: float) -> AsyncIterator
         if isinstance(item, list):
             yield event(answer_document(asked.model, item[0], time.monotonic() - started), "answer")
             return
-        _, part, text = item
+        _, part, text, _ = item
         if part in parts:
             yield event({"part": part, "text": text}, "piece")
 

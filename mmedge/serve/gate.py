@@ -37,8 +37,8 @@ HEADERS = {
 }
 CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"
 _OURS = Path(__file__).parent.parent
-_DISCARDED = 32 << 20  # bytes of a body that is too large, read so that the client reads why
-_DISCARD_SECONDS = 1.0
+REST_BYTES = 32 << 20  # of a body that was refused, read so that the client reads why
+REST_SECONDS = 1.0
 HEADER_BYTES = 32 << 10  # of a request's line and headers
 _FRAMINGS = {b"content-length", b"transfer-encoding"}
 _GONE = 499  # what logs say where the client went away
@@ -249,9 +249,9 @@ def _too_large(most: int) -> ApiError:
 
 async def _discard(receive: Callable[[], Any]) -> None:
     """Read what a client still sends, for a while."""
-    left, more = _DISCARDED, True
+    left, more = REST_BYTES, True
     try:
-        async with asyncio.timeout(_DISCARD_SECONDS):
+        async with asyncio.timeout(REST_SECONDS):
             while more and left > 0:
                 message = await receive()
                 left -= len(message.get("body", b""))

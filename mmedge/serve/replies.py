@@ -78,12 +78,12 @@ def usage(replies: Sequence[Replied], samples: int) -> dict[str, Any]:
     read = sum(one.prompt_tokens for place, one in enumerate(written) if one is not None and place % samples == 0)
     reasoning = sum(one.rationale_tokens for one in written if one is not None)
     made = sum(len(one.tokens) for one in written if one is not None) + reasoning
-    return {
-        "prompt_tokens": read,
-        "completion_tokens": made,
-        "total_tokens": read + made,
-        "completion_tokens_details": {"reasoning_tokens": reasoning},
-    }
+    return counted(read, made) | {"completion_tokens_details": {"reasoning_tokens": reasoning}}
+
+
+def counted(read: int, made: int) -> dict[str, Any]:
+    """Return how many tokens were read and written."""
+    return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
 
 
 @dataclass(frozen=True)
@@ -195,9 +195,10 @@ class Shape:
         """Return what a row of a stream begins with."""
         return self._part(row, {"role": "assistant", "content": ""}, None) if self._chat else None
 
-    def text(self, row: int, text: str) -> dict[str, Any]:
-        """Return more of a row's text."""
-        return self._part(row, {"content": text}, None) if self._chat else self._part(row, {}, None, text=text)
+    def text(self, row: int, text: str, usage: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return more of a row's text, with how many tokens it has so far where that is asked for."""
+        found = self._part(row, {"content": text}, None) if self._chat else self._part(row, {}, None, text=text)
+        return found if usage is None else found | {"usage": usage}
 
     def calls(self, row: int, call: dict[str, Any]) -> list[dict[str, Any]]:
         """Return a tool call in parts: its name, and its arguments."""

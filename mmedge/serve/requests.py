@@ -70,6 +70,7 @@ class Asked:
         logprobs: Whether tokens and their log-probabilities are wanted.
         stream: Whether text is sent while it is written.
         with_usage: Whether a stream ends with how many tokens were read and written.
+        running_usage: Whether each part of a stream says how many there are so far, as vLLM's streams can.
         calls: Whether answers come as tool calls.
     """
 
@@ -82,6 +83,7 @@ class Asked:
     logprobs: bool = False
     stream: bool = False
     with_usage: bool = False
+    running_usage: bool = False
     calls: bool = False
 
     @property
@@ -148,11 +150,12 @@ def _rest(
     """Read what chat and completions have in common."""
     stream = fields.flag("stream") or False
     streaming = fields.object("stream_options")
-    with_usage = False
+    with_usage = running_usage = False
     if streaming is not None:
         if not stream:
             raise invalid("stream_options requires stream", "stream_options")
         with_usage = streaming.flag("include_usage") or False
+        running_usage = (streaming.flag("continuous_usage_stats") or False) and with_usage
         streaming.flag("include_obfuscation")
         streaming.finish()
     stop = fields.texts("stop", MOST_STOPS)
@@ -181,7 +184,7 @@ def _rest(
     examples = tuple(Example(f"question {place}", question, None, choices) for place, question in enumerate(questions))
     if len(examples) * (sampling.samples if sampling else 1) > MOST_CHOICES:
         raise invalid(f"at most {MOST_CHOICES} answers are written for one request", "n")
-    return Asked(model, examples, options, sampling, min(limits, default=None), stop, logprobs, stream, with_usage)
+    return Asked(model, examples, options, sampling, min(limits, default=None), stop, logprobs, stream, with_usage, running_usage)
 
 
 def _model(fields: Fields, models: Mapping[str, Model], needed: bool = True) -> Model:

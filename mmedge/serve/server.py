@@ -27,12 +27,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmedge.errors import MmedgeError
 from mmedge.serve.failures import ApiError
-from mmedge.serve.gate import HEADER_BYTES, HEADERS
+from mmedge.serve.gate import HEADER_BYTES, HEADERS, REST_BYTES, REST_SECONDS
 from mmedge.serve.settings import Limits
 
 _KEEP_ALIVE = 30  # seconds that an idle connection stays open
 _BACKLOG = 1024
-_REST_SECONDS = 1.0  # that a client may go on sending a body that was refused
 _BESIDE = 64  # connections beyond the limit of clients, which are told that there are too many
 _FILES = 128  # that are open besides connections to clients
 
@@ -108,23 +107,27 @@ def _protocol(seconds: float, most: int) -> type[H11Protocol]:
         _deadline: asyncio.TimerHandle | None = None
         _begun = False  # whether a byte has come
         _since = 0.0  # when it connected, or was answered last
+        _rest = 0  # bytes of bodies that were refused
         _stalled = False  # whether the client does not read what is written
 
         def _watch(self) -> None:
             """Begin to count the time where something is due, or stop."""
-            state = self.conn.their_state
-            answered = self.cycle is not None and self.cycle.response_complete
-            refused = state is h11.SEND_BODY and answered
-            head = state is h11.IDLE and (not self._begun or bool(self.conn.trailing_data[0]))
+            refused = self._is_refused
+            head = self.conn.their_state is h11.IDLE and (not self._begun or bool(self.conn.trailing_data[0]))
             if not (head or refused or self._stalled or self.transport.is_closing()):
                 self._unset()
             elif self._deadline is None:
-                self._deadline = self.loop.call_later(min(seconds, _REST_SECONDS) if refused else seconds, self.transport.abort)
+                self._deadline = self.loop.call_later(min(seconds, REST_SECONDS) if refused else seconds, self.transport.abort)
 
         def _unset(self) -> None:
             if self._deadline is not None:
                 self._deadline.cancel()
                 self._deadline = None
+
+        @property
+        def _is_refused(self) -> bool:
+            """Whether its request is answered, and its body goes on."""
+            return self.conn.their_state is h11.SEND_BODY and self.cycle is not None and self.cycle.response_complete
 
         @property
         def _is_free(self) -> bool:
@@ -143,8 +146,13 @@ def _protocol(seconds: float, most: int) -> type[H11Protocol]:
         def data_received(self, data: bytes) -> None:
             self._begun = True
             self.server_state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
-            super().data_received(data)
-            self._watch()
+            if self._is_refused:
+                self._rest += len(data)
+            if self._rest > REST_BYTES:
+                self.transport.abort()
+            else:
+                super().data_received(data)
+                self._watch()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
