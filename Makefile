@@ -59,12 +59,15 @@ test-native: $(READY)
 test-slow: $(READY) weights servers
 	$(BIN)/python -m pytest -m 'slow and not serve'
 
-test-serve: $(READY) .node/node_modules/openai
+test-serve: $(READY) .node/node_modules/openai .venv-load/bin/llama-benchy
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
 	$(BIN)/python -m pytest -m serve
 
 .node/node_modules/openai:
 	-npm install --prefix .node --no-audit --no-fund --silent openai@6
+
+.venv-load/bin/llama-benchy:
+	-$(PYTHON) -m venv .venv-load && .venv-load/bin/python -m pip install --quiet llama-benchy==0.4.0
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -98,4 +101,4 @@ peers: $(READY)
 	.venv-genai/bin/python -m pip install --quiet 'torch==2.13.0' 'transformers==5.17.0' 'onnxruntime-genai==0.18.0' onnx onnx-ir
 
 clean:
-	rm -rf $(VENV) $(OPTIMUM) .venv-genai .venv-servers .node .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OPTIMUM) .venv-genai .venv-servers .venv-load .node .mypy_cache .pytest_cache .ruff_cache

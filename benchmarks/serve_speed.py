@@ -1,13 +1,15 @@
 """What serving costs: one client against the same student in this process, and 8 and 200 clients at once.
 
     python benchmarks/serve_speed.py runs/quickstart/bundle-int8 [--questions 400] [--out serve-speed.json]
-    python benchmarks/serve_speed.py t5-small [--place FOLDER]       a student of that shape, with random weights
+    python benchmarks/serve_speed.py t5-small [--place FOLDER]       a student of that shape, or quickstart's, with random weights
     python benchmarks/serve_speed.py smollm2 --student FOLDER --llama llama-server --gguf Q8_0.gguf
     python benchmarks/serve_speed.py BUNDLE --processor              processor time alone, which a busy machine disturbs little
+    python benchmarks/serve_speed.py BUNDLE --start                  from the start to the first answer, and where the time goes
 
-Server and clients share the machine's cores, as on a device. Prints one JSON document: milliseconds for an answer (p50, p99) and
-answers a second. One client is alternated with the process's own answers, so that a busy machine slows both; crowds of two servers
-take turns. llama.cpp's server is given the same student and the student's own prompts, as tokens, and 8 slots.
+`--engine native` runs student and server on mmedge's own engine.
+Server and clients share the machine's cores, as on a device. Prints one JSON document: milliseconds for an answer (p50, p99),
+answers a second, and ratios of them. One client is alternated with the process's own answers, so that a busy machine slows both;
+crowds of two servers take turns. llama.cpp's server is given the same student and its own prompts, as tokens, and 8 slots.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -22,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -38,13 +42,25 @@ from mmedge.engines.joining import JoiningEngine
 from mmedge.machine import machine
 from mmedge.tasks.base import Example
 
-CLIENTS = (8, 200)
-SLOTS = 8  # of llama.cpp's server
+SLOTS = 8  # of llama.cpp's server, and clients of both
+MANY = 200  # clients of ours
 WARM = 20  # questions before anything is timed
 ROUNDS = 3  # that crowds take turns
-IDLE = 5.0  # seconds without a request
+IDLE = 10.0  # seconds without a request
+STARTS = 5
 TEMPLATE = "Ann has {} apples. Ben gives Ann {} more apples. How many are there now?"
-SHAPES = {"t5-small": {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_decoder_layers": 8, "num_heads": 6}}
+SHAPES = {
+    "t5-small": {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_decoder_layers": 8, "num_heads": 6},
+    "quickstart": {
+        "d_model": 128,
+        "d_kv": 16,
+        "d_ff": 384,
+        "num_layers": 3,
+        "num_decoder_layers": 2,
+        "num_heads": 8,
+        "vocab_size": 1200,
+    },
+}
 ANSWER = 12  # tokens of an answer of a shape
 
 
@@ -90,6 +106,7 @@ def alternated(student: Student, client: Client, asked: Sequence[str], bodies: S
     found: dict[str, Any] = {"in_process": times(inside), "one_client": times(outside)}
     found["one_client_per_second"] = round(len(asked) / sum(outside), 1)
     found["ratio_of_p50"] = round(statistics.median(outside) / statistics.median(inside), 3)
+    found["difference_of_p50_ms"] = round(1000 * (statistics.median(outside) - statistics.median(inside)), 3)
     return found
 
 
@@ -129,12 +146,30 @@ def crowds(servers: dict[str, tuple[int, str, list[bytes]]], clients: int) -> di
 
 
 def idle(pid: int) -> float:
-    """Return the share of one core that a server uses while nobody asks."""
-    process = psutil.Process(pid)
-    before = process.cpu_times()
+    """Return the milliseconds of one core that a server uses in `IDLE` seconds while nobody asks."""
+    before = _on_cores(pid)
     time.sleep(IDLE)
-    after = process.cpu_times()
-    return round((after.user + after.system - before.user - before.system) / IDLE, 4)
+    return round(1000 * (_on_cores(pid) - before), 2)
+
+
+def _on_cores(pid: int) -> float:
+    """Return the seconds that a process's threads have been on a core, finer than the ticks of its times (Linux)."""
+    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+
+
+def starts(bundle: Path) -> dict[str, Any]:
+    """Return seconds from a start to the first answer, several times, and what the imports of one more start take."""
+    found = []
+    for _ in range(STARTS):
+        with ours(bundle) as (_, _, pid, seconds):
+            found.append({"first_answer_seconds": round(seconds, 3), "processor_seconds": round(_on_cores(pid), 3)})
+    code = "import mmedge.cli, mmedge.serve.app, mmedge.serve.server, mmedge.serve.cascade, onnxruntime"
+    said = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True).stderr
+    packages: Counter[str] = Counter()
+    for own, name in re.findall(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)", said):
+        packages[name.partition(".")[0]] += int(own)
+    most = {name: round(time_ / 1000, 1) for name, time_ in packages.most_common(12)}
+    return {"starts": found, "import_ms": {"all": round(packages.total() / 1000, 1), **most}}
 
 
 def processor_time(bundle: Path, asked: Sequence[str]) -> dict[str, Any]:
@@ -163,7 +198,7 @@ def processor_time(bundle: Path, asked: Sequence[str]) -> dict[str, Any]:
             row[f"{threads} threads, joined"] = shared(JoiningEngine(engine, [engine.rows(16, 512 << 20)]), threads)
             row[f"{threads} threads, batched"] = shared(BatchingEngine(engine, 1, 16), threads)
         found.append(row)
-    return {"bundle": bundle.name, "questions": len(asked), "processor_ms_per_answer": found, "machine": machine()}
+    return {"bundle": bundle.name, "questions": len(asked), "processor_ms_per_answer": found}
 
 
 # ------------------------------------------------------------------------------------------------------------ servers
@@ -250,13 +285,19 @@ def _random(shape: str, folder: Path) -> Path:
 
     torch.manual_seed(0)
     special = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
-    shape_ = {"vocab_size": 32128, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, **SHAPES[shape], **special}
+    shape_: dict[str, Any] = {
+        "vocab_size": 32128,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        **SHAPES[shape],
+        **special,
+    }
     transformers.T5ForConditionalGeneration(transformers.T5Config(**shape_)).save_pretrained(folder)
     sentence = TEMPLATE.replace("{}", "").replace(".", " .").replace("?", " ?")
     words = ["<pad>", "</s>", "<unk>", *map(str, range(100)), *sentence.split()]
     words += ["predict", "explain", "question", "solution", "answer", "correct", "wrong", "uncertain", ":"]
     vocabulary = {word: number for number, word in enumerate(dict.fromkeys(words))}
-    vocabulary |= {f"w{number}": number for number in range(len(vocabulary), 32000)}
+    vocabulary |= {f"w{number}": number for number in range(len(vocabulary), shape_["vocab_size"] - 128)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -301,41 +342,77 @@ def main() -> None:
     parser.add_argument("--llama", type=Path, help="llama.cpp's server")
     parser.add_argument("--gguf", type=Path, help="the same student for it")
     parser.add_argument("--processor", action="store_true", help="measure processor time of the engines alone, without a server")
+    parser.add_argument("--start", action="store_true", help="measure starts alone")
+    parser.add_argument(
+        "--engine", choices=("onnx", "native"), help="what student and server run on; by default what MMEDGE_ENGINE says"
+    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     place = arguments.place or Path(tempfile.mkdtemp())
     named = arguments.bundle in (*SHAPES, "smollm2")
     bundle = shaped(arguments.bundle, place, arguments.student) if named else Path(arguments.bundle)
-    if arguments.processor:
-        print(json.dumps(processor_time(bundle, questions(arguments.questions)), indent=2))
-        return
+    if arguments.engine:
+        os.environ["MMEDGE_ENGINE"] = arguments.engine
+    if arguments.start:
+        found = {"bundle": bundle.name, **starts(bundle)}
+    elif arguments.processor:
+        found = processor_time(bundle, questions(arguments.questions))
+    else:
+        found = served(bundle, questions(arguments.questions), arguments.llama, arguments.gguf)
+    text = json.dumps(found | {"machine": machine()}, indent=2)
+    if arguments.out:
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def served(bundle: Path, asked: list[str], other: Path | None, gguf: Path | None) -> dict[str, Any]:
+    """Measure one client, crowds, and the server when nobody asks.
+
+    Args:
+        bundle: The student.
+        asked: The questions.
+        other: llama.cpp's server; None for none.
+        gguf: The same student for it.
+    """
     with ours(bundle) as (model, port, pid, started):
-        student, asked = Student.load(bundle), questions(arguments.questions)
+        student = Student.load(bundle)
         bodies = [body_for(model, question) for question in asked]
         client = Client(port, "/v1/chat/completions")
         for question, body in zip(asked[:WARM], bodies, strict=False):
             student.answer(question)
             client.ask(body)
-        found: dict[str, Any] = {"bundle": model, "first_answer_seconds": round(started, 2)}
-        found |= alternated(student, client, asked, bodies)
+        found: dict[str, Any] = {"bundle": model, "engine": type(student.speaker.engine).__name__}
+        found |= {"first_answer_seconds": round(started, 2)} | alternated(student, client, asked, bodies)
         began = time.perf_counter()
         student.answer_all(asked)
         found["offline_per_second"] = round(len(asked) / (time.perf_counter() - began), 1)
         servers = {"ours": (port, "/v1/chat/completions", bodies)}
-        if arguments.llama:
-            with llama(arguments.llama, arguments.gguf) as other:
-                servers["llama.cpp"] = (other, "/v1/completions", [tokens_for(student, question) for question in asked])
-                found["same_answers"] = _alike(student, Client(other, "/v1/completions"), asked[:50])
+        if other is not None and gguf is not None:
+            with llama(other, gguf) as at:
+                servers["llama.cpp"] = (at, "/v1/completions", [tokens_for(student, question) for question in asked])
+                found["same_answers"] = _alike(student, Client(at, "/v1/completions"), asked[:50])
                 found[f"{SLOTS}_clients"] = crowds(servers, SLOTS)
                 found["llama.cpp_one_client"] = crowds({"llama.cpp": servers["llama.cpp"]}, 1)["llama.cpp"]
+            del servers["llama.cpp"]
         else:
-            found |= {f"{clients}_clients": crowds(servers, clients)["ours"] for clients in CLIENTS}
-        found["idle_share_of_a_core"] = idle(pid)
-    found["machine"] = machine()
-    text = json.dumps(found, indent=2)
-    if arguments.out:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+            found[f"{SLOTS}_clients"] = crowds(servers, SLOTS)
+        found[f"{MANY}_clients"] = crowds(servers, MANY)
+        found["idle_ms_of_a_core"] = idle(pid)
+    return found | {"ratios": ratios(found)}
+
+
+def ratios(found: dict[str, Any]) -> dict[str, float]:
+    """Return what the figures are held to, as ratios."""
+    few, many = found[f"{SLOTS}_clients"], found[f"{MANY}_clients"]["ours"]
+    result = {
+        "p50 of one client to in-process": found["ratio_of_p50"],
+        f"rate of {SLOTS} clients to one": few["ours"]["per_second"] / found["one_client_per_second"],
+        f"rate of {MANY} clients to offline": many["per_second"] / found["offline_per_second"],
+        f"p99 of {MANY} clients to their p50": many["p99_ms"] / many["p50_ms"],
+    }
+    if "llama.cpp" in few:
+        result[f"rate of {SLOTS} clients to llama.cpp"] = few["ours"]["per_second"] / few["llama.cpp"]["per_second"]
+    return {name: round(value, 3) for name, value in result.items()}
 
 
 def _alike(student: Student, client: Client, asked: Sequence[str]) -> float:

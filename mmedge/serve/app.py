@@ -389,6 +389,7 @@ def make_app(
     routes = [
         Route("/", page),
         Route("/healthz", healthy),
+        Route("/health", healthy),
         Route("/readyz", ready),
         Route("/metrics", measured),
         Route("/v1/models", _models(served)),

@@ -28,7 +28,7 @@ from mmedge.serve.failures import ApiError
 from mmedge.serve.metrics import Metrics
 from mmedge.serve.settings import Settings
 
-HEALTH = ("/healthz", "/readyz")
+HEALTH = ("/healthz", "/health", "/readyz")  # the second is where vLLM and llama.cpp have it
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",

@@ -55,6 +55,19 @@ def test_a_stream_comes_to_the_same(server: Running, model: str) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("held", [False, True])
+def test_a_stream_can_count_its_tokens_as_they_come(server: Running, model: str, held: bool) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    more = {"mmedge": {"abstain_below": 0.0}} if held else {}
+    *chunks, (_, counted), _ = server.chat(model, stream=True, stream_options=options, **more).events()
+    running = [chunk["usage"] for _, chunk in chunks if chunk["choices"][0]["delta"].get("content")]
+    made = [one["completion_tokens"] for one in running]
+    assert made == sorted(made) and {one["prompt_tokens"] for one in running} == {counted["usage"]["prompt_tokens"]}
+    assert not made or made[0] >= 1 and made[-1] <= counted["usage"]["completion_tokens"]
+    assert all(one["total_tokens"] == one["prompt_tokens"] + one["completion_tokens"] for one in running)
+
+
+@BOTH
 def test_the_probabilities_of_tokens_come_where_they_are_asked_for(server: Running, alone: dict[str, Student], model: str) -> None:
     written = alone[model].answer(QUESTION).written
     assert written is not None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+
+from tests.commands import REPOSITORY
 
 HERE = Path(__file__).parent
 
@@ -20,7 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def needed(*names: str) -> str:
     """Return the path of the first of these programs that is installed; skip the test where none is."""
+    places = os.pathsep.join([os.environ.get("PATH", ""), str(REPOSITORY / ".venv-load" / "bin")])
     for name in names:
-        if found := shutil.which(name):
+        if found := shutil.which(name, path=places):
             return found
     pytest.skip(f"needs {names[0]}: make test-serve says how to install it")
