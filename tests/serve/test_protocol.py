@@ -63,7 +63,7 @@ def test_a_stream_can_count_its_tokens_as_they_come(server: Running, model: str,
     running = [chunk["usage"] for _, chunk in chunks if chunk["choices"][0]["delta"].get("content")]
     made = [one["completion_tokens"] for one in running]
     assert made == sorted(made) and {one["prompt_tokens"] for one in running} == {counted["usage"]["prompt_tokens"]}
-    assert not made or made[0] >= 1 and made[-1] <= counted["usage"]["completion_tokens"]
+    assert not made or (made[0] >= 1 and made[-1] <= counted["usage"]["completion_tokens"])
     assert all(one["total_tokens"] == one["prompt_tokens"] + one["completion_tokens"] for one in running)
 
 
