@@ -45,9 +45,9 @@ class Bounds:
 def read_bounds(slowdown: str | None, accuracy_drop: float | None, memory_growth: str | None) -> Bounds:
     """Return the bounds of a command line."""
     return Bounds(
-        None if slowdown is None else parse_share(slowdown),
+        None if slowdown is None else parse_share(slowdown, "--max-slowdown"),
         accuracy_drop,
-        None if memory_growth is None else parse_share(memory_growth),
+        None if memory_growth is None else parse_share(memory_growth, "--max-memory-growth"),
     )
 
 

@@ -86,15 +86,15 @@ def read_choices(scenarios: str, ask: str) -> dict[str, Any]:
     """
     wanted = [name.strip() for name in scenarios.split(",") if name.strip()]
     if unknown := [name for name in wanted if name not in SCENARIOS]:
-        raise MmedgeError(f"unknown scenario: {unknown[0]}", f"choose from {', '.join(SCENARIOS)}")
+        raise MmedgeError(f"--scenarios: unknown scenario {unknown[0]!r}", f"choose from {', '.join(SCENARIOS)}")
     if not wanted:
         raise MmedgeError("--scenarios is empty", f"choose from {', '.join(SCENARIOS)}")
     if ask not in ASKS:
-        raise MmedgeError(f"--ask {ask}: unknown", f"choose from {', '.join(ASKS)}")
+        raise MmedgeError(f"--ask: unknown choice {ask!r}", f"choose from {', '.join(ASKS)}")
     return {"scenarios": tuple(name for name in SCENARIOS if name in wanted), "ask": ask}
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, what: str) -> int:
     """Return a size such as `300M` (300 · 10⁶ bytes), `512MiB` or `1G` in bytes.
 
     Raises:
@@ -102,11 +102,13 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?)B?\s*", text.upper())
     if match is None or match[2] not in _UNITS or float(match[1]) * _UNITS[match[2]] < 1e6:
-        raise MmedgeError(f"invalid size {text!r}", "write a number with M, MiB, G or GiB, such as 300M; at least a megabyte")
+        raise MmedgeError(
+            f"{what}: invalid size {text!r}", "write a number with M, MiB, G or GiB, such as 300M; at least a megabyte"
+        )
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def parse_seconds(text: str) -> float:
+def parse_seconds(text: str, what: str) -> float:
     """Return a span of time such as `200ms` or `1.5s` in seconds.
 
     Raises:
@@ -114,11 +116,11 @@ def parse_seconds(text: str) -> float:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s)\s*", text)
     if match is None or not float(match[1]):
-        raise MmedgeError(f"invalid time {text!r}", "write a number with ms or s, such as 200ms")
+        raise MmedgeError(f"{what}: invalid time {text!r}", "write a number with ms or s, such as 200ms")
     return float(match[1]) / (1000 if match[2] == "ms" else 1)
 
 
-def parse_share(text: str) -> float:
+def parse_share(text: str, what: str) -> float:
     """Return a share such as `3%` or `0.03`.
 
     Raises:
@@ -127,7 +129,7 @@ def parse_share(text: str) -> float:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
     share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
     if not 0 < share < 1:
-        raise MmedgeError(f"invalid percentage {text!r}", "write a percentage between 0 and 100, such as 3%")
+        raise MmedgeError(f"{what}: invalid percentage {text!r}", "write a percentage between 0 and 100, such as 3%")
     return share
 
 

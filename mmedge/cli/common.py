@@ -128,6 +128,16 @@ RENAMED = {("run", "--max-handed-on"): "--max-withheld", ("bench", "--precision"
 RENAMED_VERBS = {"annotations": "review"}
 
 
+# What typer says of an option's value, and the same in plain words
+_PLAIN = (
+    (r"^Value error, ", ""),
+    (r"^Input should be a valid integer.*", "must be a whole number"),
+    (r"^Input should be a valid number.*", "must be a number"),
+    (r"^Input should be greater than or equal to ", "must be at least "),
+    (r"^Input should be less than or equal to ", "must be at most "),
+)
+
+
 class Command(TyperCommand):
     """A verb that understands its options' old names, and its own."""
 
@@ -140,7 +150,12 @@ class Command(TyperCommand):
             if (new := RENAMED.get((self.name or "", name))) is not None:
                 _tell_new_name(name, new)
                 args[place] = new + equals + value
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            for theirs, ours in _PLAIN:
+                error.message = re.sub(theirs, ours, error.message)
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb; errors call its options by the names that they have on the command line."""

@@ -179,7 +179,9 @@ def _bench_servers(
         asked = Student.load(servers.student)
         student = StudentPrompts(asked.speaker.encoder, asked.bundle.manifest.max_answer_tokens)
     examples, form = server_questions(questions.evaluation, servers.student, questions.questions)
-    settings = ServerBench(parse_seconds(scenarios.latency_bound), scenarios.server_seconds, scenarios.timed or 100)
+    settings = ServerBench(
+        parse_seconds(scenarios.latency_bound, "--latency-bound"), scenarios.server_seconds, scenarios.timed or 100
+    )
     urls, models = servers.server or [], servers.model or []
     measured = measure(urls, models, examples, form, settings, shown, student, servers.server_key)
     found = document(measured, examples, form, settings)
@@ -207,14 +209,14 @@ def _bench_settings(place: Path, questions: Questions, scenarios: Scenarios, dev
         settings_for(place, {name: value for name, value in given.items() if value is not None}),
         **read_choices(scenarios.scenarios, questions.ask),
         timed=scenarios.timed,
-        precision=None if scenarios.within is None else parse_share(scenarios.within),
+        precision=None if scenarios.within is None else parse_share(scenarios.within, "--within"),
         rounds=scenarios.rounds,
         max_rounds=scenarios.max_rounds,
         batches=parse_counts(scenarios.batches, "--batches"),
-        latency_bound=parse_seconds(scenarios.latency_bound),
+        latency_bound=parse_seconds(scenarios.latency_bound, "--latency-bound"),
         server_seconds=scenarios.server_seconds,
         cpus=device.cpus,
-        memory_limit=None if device.memory_limit is None else parse_size(device.memory_limit),
+        memory_limit=None if device.memory_limit is None else parse_size(device.memory_limit, "--memory-limit"),
         sweep_threads=() if device.sweep_threads is None else parse_counts(device.sweep_threads, "--sweep-threads"),
     )
 

@@ -92,7 +92,8 @@ def _named(kind: str, place: Path) -> VariantSpec:
     if is_ is Kind.MISSING:
         raise MmedgeError(f"{kind}:{place}: no such file or folder: {place}", f"{kind} opens {entry.opens}")
     if entry.takes and is_ not in entry.takes:
-        hint = f"name one that it holds, such as {kind}:{variant}" if (variant := _inside(place, entry)) else "name one"
+        variant = _inside(place, entry)
+        hint = f"name {entry.opens}" + (f", such as {kind}:{variant}" if variant else "")
         what = f"a {is_}" if is_ is not Kind.OTHER else "nothing that mmedge wrote"
         raise MmedgeError(f"{kind} opens {entry.opens}, and {place} is {what}", hint)
     return VariantSpec(kind, place)

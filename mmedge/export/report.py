@@ -11,7 +11,7 @@ from mmedge.manifest import Exported, LayerCost, Manifest, change_text
 from mmedge.reports.charts import Series, line_chart
 from mmedge.reports.formats import NOTHING, duration, number, share, size
 from mmedge.reports.page import Page
-from mmedge.reports.tables import Table
+from mmedge.reports.tables import Column, Table
 
 _LAYER = re.compile(r"^(?:(encoder|decoder)\.|layers\.)(\d+)\.(.+)$")
 
@@ -30,7 +30,7 @@ def write_report(path: Path, manifests: Mapping[str, Exported]) -> None:
         "Bundles",
         "Compared with the torch student on validation questions; agreement and divergence are over the tokens of its own answers.",
     )
-    headings = [
+    headings: list[str | Column] = [
         "bundle",
         "size",
         "same answers",
@@ -40,7 +40,7 @@ def write_report(path: Path, manifests: Mapping[str, Exported]) -> None:
         "change, points",
         "probability of the right answer",
         "change, points",
-        "dtypes",
+        Column("dtypes", "left"),
         "written in",
     ]
     page.table(Table("", headings, [_row(precision, manifest) for precision, manifest in manifests.items()]))

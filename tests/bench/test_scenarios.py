@@ -317,12 +317,17 @@ def test_a_process_that_dies_is_said_to_have(tiny_run: Path) -> None:
 
 
 def test_sizes_shares_and_times_are_read_as_people_write_them() -> None:
-    assert [parse_size(text) for text in ("300M", "1.5g", "512MiB", "64 MB")] == [300_000_000, 1_500_000_000, 512 << 20, 64_000_000]
-    assert (parse_share("3%"), parse_share("0.03")) == (0.03, 0.03)
-    assert (parse_seconds("200ms"), parse_seconds("1.5s"), parse_counts("1, 8,8", "x")) == (0.2, 1.5, (1, 8))
+    assert [parse_size(text, "x") for text in ("300M", "1.5g", "512MiB", "64 MB")] == [
+        300_000_000,
+        1_500_000_000,
+        512 << 20,
+        64_000_000,
+    ]
+    assert (parse_share("3%", "x"), parse_share("0.03", "x")) == (0.03, 0.03)
+    assert (parse_seconds("200ms", "x"), parse_seconds("1.5s", "x"), parse_counts("1, 8,8", "x")) == (0.2, 1.5, (1, 8))
     for wrong in ("0M", "M", "-3M", "1e9", "3 apples"):
         with pytest.raises(MmedgeError):
-            parse_size(wrong)
+            parse_size(wrong, "--memory-limit")
 
 
 def test_other_load_makes_a_run_noisy() -> None:

@@ -95,6 +95,17 @@ def test_errors_call_options_by_the_names_that_are_typed(tiny_run: Path) -> None
         assert is_one_line_error(found) and complaint in found.err
 
 
+def test_a_value_of_the_wrong_kind_is_told_in_plain_words(tiny_run: Path) -> None:
+    for option, value, complaint in (
+        ("--abstain-below", "2", "must be at most 1"),
+        ("--samples", "many", "must be a whole number"),
+        ("--temperature", "hot", "must be a number"),
+        ("--strategy", "best", "'best' is not one of"),
+    ):
+        refused = mmedge("run", tiny_run / "bundle-int8", "How many?", option, value)
+        assert refused.code == 2 and complaint in refused.err and not any(word in refused.err for word in ("Input", "Value error"))
+
+
 def test_an_option_with_an_old_name_works_with_a_notice(tiny_run: Path) -> None:
     old, new = (
         mmedge("run", tiny_run / "bundle-int8", f"{name}=0.3", "How many?") for name in ("--max-handed-on", "--max-withheld")
