@@ -207,16 +207,42 @@ class _Server(uvicorn.Server):
     """Ends with exit code 0 when it is told to end, and says so to the application."""
 
     def __init__(
-        self, config: uvicorn.Config, app: Application, ready: Callable[[], None], bug: Callable[[BaseException | None], None]
+        self,
+        config: uvicorn.Config,
+        app: Application,
+        ready: Callable[[], None],
+        bug: Callable[[BaseException | None], None],
+        handshake: float,
     ) -> None:
         super().__init__(config)
-        self._app, self._ready, self._bug = app, ready, bug
+        self._app, self._ready, self._bug, self._handshake = app, ready, bug, handshake
         self._told = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: self._bug(context.get("exception")))
-        await super().startup(sockets)
+        """Listen as uvicorn does, with a time for TLS's handshake, and without tracebacks in the log."""
+        loop, config = asyncio.get_running_loop(), self.config
+        loop.set_exception_handler(lambda _, context: self._bug(context.get("exception")))
+        await self.lifespan.startup()
+
+        def connected() -> asyncio.Protocol:
+            return config.http_protocol_class(  # type: ignore[call-arg]
+                config=config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        seconds = self._handshake if config.ssl else None  # asyncio would let it last a minute
+        self.servers = [
+            await loop.create_server(
+                connected,
+                sock=one,
+                ssl=config.ssl,
+                backlog=_BACKLOG,
+                ssl_handshake_timeout=seconds,
+                ssl_shutdown_timeout=seconds,
+            )
+            for one in sockets or []
+        ]
+        self.started = True
         self._ready()
 
     async def main_loop(self) -> None:
@@ -280,4 +306,4 @@ def serve(
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
-    _Server(config, gate, ready, bug).run([listener])
+    _Server(config, gate, ready, bug, limits.body_seconds).run([listener])

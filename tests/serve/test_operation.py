@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import json
@@ -200,6 +201,20 @@ def test_tls(tmp_path: Path, tiny_run: Path) -> None:
         connection.request("POST", "/v1/answer", json.dumps(ASKED), JSON)
         assert connection.getresponse().status == 200
         connection.close()
+
+
+def test_a_handshake_that_does_not_end_is_cut_off(tmp_path: Path, tiny_run: Path) -> None:
+    pair = certificate_in(tmp_path)
+    options = ["--certificate", pair, "--key", pair, "--body-timeout", 0.5]
+    with serving(tmp_path, [tiny_run / "bundle-int8"], *options) as running:
+        for sent in (b"", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/1.1\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", running.port), 5) as connection:
+                connection.sendall(sent)
+                with contextlib.suppress(ConnectionResetError):
+                    while connection.recv(1000):
+                        pass  # an alert, or nothing; then the end
+        running.stop()
+        assert running.err.read_text(encoding="utf-8").count("\n") == 1 and not running.log()
 
 
 def test_what_cannot_be_served_is_one_line(tmp_path: Path, tiny_run: Path) -> None:
