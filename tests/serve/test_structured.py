@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import time
 from typing import Any, Literal
 
 import openai
+import psutil
 import pydantic
 import pytest
 
@@ -152,3 +154,54 @@ def test_schema_and_tools_are_listed(structured: Running, server: Running) -> No
     assert structured.get(f"/v1/models/{CALLS}").json["mmedge"]["tools"] == TOOLS
     assert structured.get(f"/v1/models/{BOOKS}").json["mmedge"]["schema"] == BOOK
     assert server.get(f"/v1/models/{T5}").json["mmedge"].keys() & {"tools", "schema"} == set()
+
+
+def _mutated(chance: random.Random, value: Any) -> Any:
+    """Return a schema or definitions with parts that are something else."""
+    if chance.random() < 0.1:
+        return chance.choice([None, 1, "x", [], {}, -1, 1e308, 10**40, True, {"$ref": "#/x"}, {"$ref": "#"}, {"type": []}])
+    if isinstance(value, list):
+        return [_mutated(chance, one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: _mutated(chance, one) for key, one in value.items()}
+    if chance.random() < 0.2:
+        keyword = chance.choice(["$ref", "pattern", "enum", "minimum", "items", "format", "const", "minLength", "type", "required"])
+        found[keyword] = chance.choice([1, "x", "(", [], {}, -1, None, True, [[]], {"a": []}, "[" * 500, 2**70])
+    return found
+
+
+def test_whatever_a_schema_or_tools_hold_the_server_answers(structured: Running) -> None:
+    chance = random.Random(0)
+    for _ in range(150):
+        schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": _mutated(chance, BOOK)}}
+        for model, more in ((BOOKS, {"response_format": schema}), (CALLS, {"tools": _mutated(chance, TOOLS)})):
+            assert structured.post("/v1/chat/completions", {"model": model, "messages": ASKED, **more}).status in (200, 400), more
+    assert not any("error" in line for line in structured.log())
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"enum": list(range(100_000))},
+        {"type": "object", "properties": {f"k{n}": {"enum": list(range(50))} for n in range(3000)}},
+        {"const": "x" * 900_000},
+        {"$defs": {str(n): {"anyOf": [{"$ref": f"#/$defs/{n + 1}"}] * 2} for n in range(30)}, "$ref": "#/$defs/0"},
+    ],
+    ids=["values", "members", "text", "references"],
+)
+def test_a_huge_schema_is_refused_before_it_is_compared(structured: Running, schema: Any) -> None:
+    body = {
+        "model": BOOKS,
+        "messages": ASKED,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+    }
+    before = _processor(structured)
+    reply = structured.post("/v1/chat/completions", body)
+    assert reply.status == 400 and reply.error["code"] == "another_schema"
+    assert _processor(structured) - before < 0.5
+
+
+def _processor(running: Running) -> float:
+    times = psutil.Process(running.process.pid).cpu_times()
+    return float(times.user + times.system)

@@ -112,11 +112,13 @@ class StructuredForm(AnswerForm):
     def says_the_same(self, document: object) -> bool:
         """Return whether another document, read as JSON from anywhere, asks for the same answers."""
         try:
+            if len(values.to_json(document)) > self._longest:  # which may take seconds to compare
+                return False
             plain = values.plain_value(document)
             if not _patterns(plain) <= self._patterns:  # which may take long to read
                 return False
             return values.same(self.canonical_document(plain, self._size), self._canonical)
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
 
     @cached_property
@@ -131,6 +133,11 @@ class StructuredForm(AnswerForm):
     def _size(self) -> int:
         """The most schemas that a document which says the same can hold, about."""
         return 64 + 4 * values.to_json(self._canonical).count('"types"')
+
+    @cached_property
+    def _longest(self) -> int:
+        """The most characters of a document that says the same, descriptions included."""
+        return 16_384 + 16 * len(values.to_json(self.document))
 
     # ----------------------------------------------------------------------------------------------- one answer
 

@@ -173,7 +173,7 @@ class _Reader:
         if "pattern" in value:
             parts["pattern"] = self._pattern(value["pattern"], f"{place}/pattern"), value["pattern"]
         if "format" in value:
-            if value["format"] not in FORMATS:
+            if not isinstance(value["format"], str) or value["format"] not in FORMATS:
                 raise ValueError(f"{place}/format: {value['format']!r:.40} is not supported; known: {', '.join(FORMATS)}")
             parts["format"] = value["format"]
 

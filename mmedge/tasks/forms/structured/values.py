@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +28,8 @@ _STARTS = re.compile(r"[{\[\"]|-?\d|\b(?:true|false|null)\b")
 def _object(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r:.60} occurs twice")
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {key!r:.60} occurs twice")
     return found
 
 
@@ -89,7 +90,10 @@ def plain_value(value: object) -> Value:
     Raises:
         ValueError: As `parse`.
     """
-    return parse(json.dumps(value, ensure_ascii=True))
+    try:
+        return parse(json.dumps(value, ensure_ascii=True))
+    except RecursionError:
+        raise ValueError(f"more than {DEEPEST} levels of nesting") from None
 
 
 def to_json(value: Value) -> str:
