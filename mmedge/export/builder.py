@@ -299,6 +299,7 @@ class GraphBuilder:
         if not format_.block:
             matrix = self._quantizer.quantize(name, weight, format_)
             codes, scales = self.constant(f"{name}.codes", matrix.codes.T), self.constant(f"{name}.scales", matrix.scales)
+            self.matrices[name] = StoredMatrix(format_, len(matrix.codes), matrix.width, True, codes, scales, "".join(added))
             range_ = self._quantizer.input_range(name)
             if range_ is None:
                 return self.node("DynamicQuantizeMatMul", [x, codes, scales, "", *added], name, CONTRIB)

@@ -1,6 +1,7 @@
-"""The layer plan of a decoder: what an engine that interprets plans does, layer by layer, and where its weights lie.
+"""The layer plan of a student: what an engine that interprets plans does, layer by layer, and where its weights lie.
 
     decoder_plan(shape, weights, g)      → {"version": 1, "file": "weights.data", "matrices": […], "blocks": […], …}; or None
+    t5_plan(shape, head, encoder, decoder)  → the same with an encoder, version 2
 
 The plan is JSON, part of the manifest, and says the same as the graph beside it. `engines/native` reads it. A decoder that does
 what plans have no words for has none, and runs as a graph.
@@ -8,16 +9,22 @@ what plans have no words for has none, and runs as a graph.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnx import TensorProto
 
 from mmedge.export.architectures.decoder import EMBEDDING, Attention, DecoderShape
 from mmedge.export.builder import GraphBuilder, StoredMatrix
+from mmedge.export.quantization.formats import INT8_OUTPUTS
 from mmedge.export.weights import TABLE, Weights, has_own_head
 
-VERSION = 1
+if TYPE_CHECKING:
+    from mmedge.export.architectures.t5 import T5Shape
+
+VERSION, VERSION_WITH_ENCODER = 1, 2
 _BITS, _BLOCKS = (8, 4), (16, 32, 64)  # that kernels are there for
+CROSS = "cross.kv"
+T5_POSITIONS = 8192  # T5 has no limit of its own; the bias that distances give is spread out over as many as a text has
 
 
 def decoder_plan(shape: DecoderShape, weights: Weights, g: GraphBuilder) -> dict[str, Any] | None:
@@ -82,9 +89,88 @@ def _has_kernel(matrix: StoredMatrix) -> bool:
     return matrix.format.bits == 32 or (matrix.format.bits in _BITS and matrix.format.block in _BLOCKS)
 
 
+def t5_plan(shape: T5Shape, head: str, encoder: GraphBuilder, decoder: GraphBuilder) -> dict[str, Any] | None:
+    """Return the layer plan of a T5 whose two graphs have been written; None where a plan cannot say what it does.
+
+    Args:
+        shape: What the config says.
+        head: The name of the matrix that gives logits.
+        encoder: Its encoder's graph.
+        decoder: Its decoder's graph, whose weights are in the same file.
+    """
+    matrices = {**encoder.matrices, **decoder.matrices}
+    sides = (("encoder", encoder, shape.encoder_layers), ("decoder", decoder, shape.decoder_layers))
+    wanted = [TABLE, head, CROSS, *(name for side, _, layers in sides for name in _t5_linears(shape, side, layers))]
+    known = all(name in matrices and (_has_kernel(matrices[name]) or matrices[name].format == INT8_OUTPUTS) for name in wanted)
+    if not known or decoder.float_type != TensorProto.FLOAT or shape.head_width % 16:
+        return None
+    places = {name: place for place, name in enumerate(dict.fromkeys(wanted))}
+    (_, _, layers), (_, _, depth) = sides
+    return {
+        "version": VERSION_WITH_ENCODER,
+        "file": decoder.data_name,
+        "width": shape.width,
+        "heads": shape.heads,
+        "kv_heads": shape.heads,
+        "head_width": shape.head_width,
+        "vocabulary": matrices[TABLE].outputs,
+        "positions": T5_POSITIONS,
+        "epsilon": shape.epsilon,
+        "attention_scale": 1.0,
+        "table": places[TABLE],
+        "head": places[head],
+        "norm": decoder.floats_place(f"decoder.{depth}.norm.weight"),
+        "cosines": None,
+        "sines": None,
+        "matrices": [_matrix(encoder if name in encoder.matrices else decoder, name) for name in places],
+        "blocks": [block for index in range(depth) for block in _t5_blocks(shape, decoder, places, "decoder", index)],
+        "encoder": {
+            "blocks": [block for index in range(layers) for block in _t5_blocks(shape, encoder, places, "encoder", index)],
+            "norm": encoder.floats_place(f"encoder.{layers}.norm.weight"),
+            "cross": places[CROSS],
+            "farthest": shape.max_distance,
+            "bias": encoder.floats_place("encoder.position_bias"),
+            "decoder_bias": decoder.floats_place("decoder.position_bias"),
+        },
+    }
+
+
+def _t5_linears(shape: T5Shape, side: str, layers: int) -> list[str]:
+    """Return the names of a side's linear layers."""
+    cross = ("cross.q", "cross.o") if side == "decoder" else ()
+    wi = ("wi_0", "wi_1") if shape.gated else ("wi",)
+    parts = ("attention.qkv", "attention.o", *cross, *(f"feed_forward.{part}" for part in (*wi, "wo")))
+    return [f"{side}.{index}.{part}" for index in range(layers) for part in parts]
+
+
+def _t5_blocks(shape: T5Shape, g: GraphBuilder, places: dict[str, int], side: str, index: int) -> list[dict[str, Any]]:
+    """Return the sublayers of a layer, two in the encoder and three in the decoder."""
+    name = f"{side}.{index}"
+
+    def attention(kind: str, first: str, out: str, norm: str) -> dict[str, Any]:
+        where = {"first": places[f"{name}.{first}"], "out": places[f"{name}.{out}"]}
+        return {"kind": kind, **where, "norm": g.floats_place(f"{name}.{norm}.weight")}
+
+    found = [attention("self_attention", "attention.qkv", "attention.o", "norm")]
+    if side == "decoder":
+        found.append(attention("cross_attention", "cross.q", "cross.o", "cross.norm"))
+    wi = ("wi_0", "wi_1") if shape.gated else ("wi",)
+    fed = {key: places[f"{name}.feed_forward.{part}"] for key, part in zip(("first", "second"), wi, strict=False)}
+    return [
+        *found,
+        {
+            "kind": "feed_forward",
+            "activation": "gelu" if shape.activation == "gelu_new" else shape.activation,
+            **fed,
+            "out": places[f"{name}.feed_forward.wo"],
+            "norm": g.floats_place(f"{name}.feed_forward.norm.weight"),
+        },
+    ]
+
+
 def _matrix(g: GraphBuilder, name: str) -> dict[str, Any]:
     matrix = g.matrices[name]
-    storage = f"int{matrix.format.bits}_blocks"
+    storage = f"int{matrix.format.bits}_blocks" if matrix.format.block else "int8_columns"
     if matrix.format.is_float:
         storage = "float32_columns" if matrix.columns else "float32_rows"
     return {

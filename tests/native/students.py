@@ -38,6 +38,23 @@ _MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM, {"sliding_window": 7}),
 }
 KINDS = tuple(_MODELS)
+_T5: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "d_model": 96,
+    "d_kv": 16,
+    "d_ff": 200,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "relative_attention_max_distance": 20,
+    "decoder_start_token_id": 0,
+    "initializer_factor": 0.5,  # logits as large as those of a trained student
+}
+_ENCODER_DECODERS: dict[str, dict[str, Any]] = {
+    "t5": {"feed_forward_proj": "relu", "tie_word_embeddings": True},
+    "t5_v1_1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "d_model": 112},
+}
+ENCODER_DECODERS = tuple(_ENCODER_DECODERS)
 
 
 @dataclass(frozen=True)
@@ -47,11 +64,13 @@ class Exported:
     model: Any
     bundle: Bundle
 
-    def logits(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
-        """Return the torch student's logits behind every token, (tokens, vocabulary)."""
+    def logits(self, tokens: tuple[int, ...], context: tuple[int, ...] = ()) -> NDArray[np.float32]:
+        """Return the torch student's logits behind every token, (tokens, vocabulary); an encoder-decoder reads a context."""
         with torch.no_grad():
-            found: NDArray[np.float32] = self.model(torch.tensor([tokens])).logits[0].numpy()
-        return found
+            ids = torch.tensor([tokens])
+            found = self.model(torch.tensor([context]), decoder_input_ids=ids) if context else self.model(ids)
+            logits: NDArray[np.float32] = found.logits[0].numpy()
+        return logits
 
 
 _places: list[TemporaryDirectory[str]] = []
@@ -64,15 +83,18 @@ def exported(kind: str, precision: str) -> Exported:
     _places.append(TemporaryDirectory())
     folder = Path(_places[-1].name)
     written = write_fused(student, folder, BundleQuantizer(PRECISIONS[precision]))
-    bundle = bundle_of(folder, SpecialTokens(eos=1, pad=0))
+    bundle = bundle_of(folder, SpecialTokens(eos=1, pad=0), "encoder-decoder" if kind in _ENCODER_DECODERS else "decoder-only")
     return Exported(model, replace(bundle, manifest=replace(bundle.manifest, plan=written.plan, work=written.work)))
 
 
 @cache
 def _student(kind: str) -> tuple[Any, Path]:
-    configuration, of, more = _MODELS[kind]
     torch.manual_seed(0)
-    model = of(configuration(**SHAPE | more)).float().eval()
+    if kind in _ENCODER_DECODERS:
+        model = transformers.T5ForConditionalGeneration(transformers.T5Config(**_T5 | _ENCODER_DECODERS[kind])).float().eval()
+    else:
+        configuration, of, more = _MODELS[kind]
+        model = of(configuration(**SHAPE | more)).float().eval()
     for parameter in model.parameters():  # norms and biases too
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
     _places.append(TemporaryDirectory())

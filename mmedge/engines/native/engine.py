@@ -1,11 +1,13 @@
-"""Decoder-only students on the native library: what was read stays in its cache; which tokens are chosen is decided elsewhere.
+"""Students on the native library: what was read stays in its cache; which tokens are chosen is decided elsewhere.
 
 A row gives the same bits alone and in a batch, token by token and many at once, on one thread and on several.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from mmedge.machine import usable_cores
 from mmedge.manifest import Bundle, Manifest
 from mmedge.tasks.encoding import Prompt
 from mmedge.tasks.forms.constraints import Tokens
+
+ENCODED = "encoded"  # what `held` calls the contexts' caches
 
 
 def unsupported(manifest: Manifest) -> str | None:
@@ -55,26 +59,30 @@ class NativeEngine(Conversing):
             raise MmedgeError(f"the native engine cannot be used: {why}", "use ONNX Runtime: MMEDGE_ENGINE=onnx")
         weights = mapped(bundle.folder, stated.plan)
         self.decoder = library.Decoder(stated.plan, weights, threads or stated.threads or usable_cores(), kernels)
-        self.special = stated.special_tokens
+        self.special, self.family = stated.special_tokens, stated.family
         table = bundle.folder / FILE_NAME
         self.drafting = Drafting(PhraseTable.load(table) if table.is_file() else EMPTY, StepCosts(), HitRates())
         self.reads_ahead = self.rewinds = True
         self.drafts = table.is_file()
 
+    @property
+    def _encodes(self) -> bool:
+        return self.family == "encoder-decoder"
+
     def held(self, prompts: Sequence[Prompt]) -> Mapping[str, Any]:
-        return {}
+        return {ENCODED: self.decoder.encode([prompt.context for prompt in prompts])} if self._encodes else {}
 
     def sequence(self, prompt: Prompt) -> tuple[int, ...]:
-        return (*prompt.context, *prompt.begun)
+        return prompt.begun if self._encodes else (*prompt.context, *prompt.begun)
 
     def reading(self, rows: int, capacity: int, held: Mapping[str, Any]) -> Reading:
-        return NativeReading.new(self.decoder, rows, capacity)
+        return NativeReading.new(self.decoder, rows, capacity, held.get(ENCODED, ()))
 
     def rows(self, most: int, most_bytes: int) -> RowEngine:
         """See `HasRows`."""
         from mmedge.engines.native.slots import NativeSlots
 
-        return SlottedRows(self, NativeSlots(self.decoder, most + SPARE, most_bytes), most)
+        return SlottedRows(self, NativeSlots(self.decoder, most + SPARE, most_bytes, self._encodes), most)
 
 
 def mapped(folder: Path, plan: Mapping[str, Any]) -> NDArray[np.uint8]:
@@ -98,11 +106,14 @@ class NativeReading:
         cache: Holds what its rows have read.
         places: The rows of the cache that it has, (rows,).
         capacity: The most tokens of any.
+        encoded: What each row's context was encoded to; empty without an encoder.
     """
 
     rewinds = True
 
-    def __init__(self, decoder: library.Decoder, cache: library.Cache, places: Tokens, capacity: int) -> None:
+    def __init__(
+        self, decoder: library.Decoder, cache: library.Cache, places: Tokens, capacity: int, encoded: Sequence[library.Cache] = ()
+    ) -> None:
         self._decoder, self._cache, self._places, self.capacity = decoder, cache, places, capacity
         self._order = np.argsort(places)  # the library takes rows in the cache's order
         self._back = np.argsort(self._order)
@@ -111,15 +122,26 @@ class NativeReading:
         self.lengths: Tokens = np.zeros(len(places), dtype=np.int64)
         self._logits: Logits = np.empty((0, decoder.vocabulary), dtype=np.float32)
         self._everyone, self._one = np.arange(len(places), dtype=np.int64), np.ones(len(places), dtype=np.int64)
+        self._encoded: Sequence[library.Cache] = ()
+        self._pointers: Any = None
+        self.encode_with(encoded)
 
     @classmethod
-    def new(cls, decoder: library.Decoder, rows: int, capacity: int) -> NativeReading:
+    def new(cls, decoder: library.Decoder, rows: int, capacity: int, encoded: Sequence[library.Cache]) -> NativeReading:
         """Return rows of which nothing was read, in a cache of their own."""
-        return cls(decoder, library.Cache(decoder, rows, capacity), np.arange(rows, dtype=np.int64), capacity)
+        return cls(decoder, decoder.cache(rows, capacity), np.arange(rows, dtype=np.int64), capacity, encoded)
+
+    def encode_with(self, encoded: Sequence[library.Cache]) -> None:
+        """Give the rows what their contexts were encoded to; it is kept as long as they have it."""
+        if not encoded or (len(encoded) == len(self._encoded) and all(map(operator.is_, encoded, self._encoded))):
+            return
+        self._encoded, self._pointers = tuple(encoded), (ctypes.c_void_p * self._cache.rows)()
+        for place, cache in zip(self._places.tolist(), encoded, strict=True):
+            self._pointers[place] = cache.pointer
 
     @property
     def held(self) -> Mapping[str, Any]:
-        return {}
+        return {ENCODED: self._encoded} if self._encoded else {}
 
     def read(self, ids: Tokens, counts: Tokens, wanted: Tokens) -> Logits:
         real = (np.arange(ids.shape[1]) < counts[:, None])[self._order]
@@ -137,7 +159,7 @@ class NativeReading:
             self._logits = np.empty((len(wanted), self._decoder.vocabulary), dtype=np.float32)
         logits = self._logits[: len(wanted)]
         self._counts[self._places], self._starts[self._places] = counts, self.lengths
-        self._decoder.read(self._cache, ids, self._counts, self._starts, wanted, logits)
+        self._decoder.read(self._cache, ids, self._counts, self._starts, self._pointers, wanted, logits)
         self.lengths = self.lengths + counts
         return logits
 
@@ -151,7 +173,8 @@ class NativeReading:
         self.lengths = saved.copy()
 
     def rows(self, wanted: Tokens, capacity: int) -> NativeReading:
-        found = NativeReading.new(self._decoder, len(wanted), capacity)
+        encoded = [self._encoded[row] for row in wanted] if self._encoded else ()
+        found = NativeReading.new(self._decoder, len(wanted), capacity, encoded)
         found.lengths = np.ascontiguousarray(self.lengths[wanted])
         source = np.ascontiguousarray(self._places[wanted], dtype=np.int64)
         self._decoder.copy(self._cache, source, found.lengths, found._cache, found._places)

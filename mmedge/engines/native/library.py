@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from mmedge.engines.native.build import LIBRARY
 from mmedge.errors import MmedgeError
 
-ABI = 2
-PLAN_VERSION = 1
+ABI = 3
+PLAN_VERSIONS = (1, 2)  # 2 has encoders
+_PLAN_STRUCTURE = 1
 ABSENT = -1
 _ROOM = 256  # bytes for a message
-_STORAGES = {"float32_rows": 1, "float32_columns": 2, "int8_blocks": 3, "int4_blocks": 4}
+_STORAGES = {"float32_rows": 1, "float32_columns": 2, "int8_blocks": 3, "int4_blocks": 4, "int8_columns": 5}
 _SCALE_TYPES = {"float32": 1, "float16": 2}
-_KINDS = {"self_attention": 1, "feed_forward": 2}
+_KINDS = {"self_attention": 1, "feed_forward": 2, "cross_attention": 3}
+_ACTIVATIONS = {"silu": 0, "relu": 1, "gelu": 2}
 
 Integers = NDArray[np.int64]
 
@@ -41,7 +43,7 @@ class Block(ctypes.Structure):
     """`struct Block`."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("kind", "window", "first", "second", "out", "reserved")),
+        *((name, ctypes.c_int32) for name in ("kind", "window", "first", "second", "out", "activation")),
         *((name, ctypes.c_int64) for name in ("norm", "query_norm", "key_norm")),
     ]
 
@@ -52,8 +54,10 @@ class Plan(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("version", "width", "heads", "kv_heads", "head_width", "vocabulary", "positions")),
         *((name, ctypes.c_float) for name in ("epsilon", "attention_scale")),
-        *((name, ctypes.c_int32) for name in ("table", "head", "matrix_count", "block_count", "reserved")),
+        *((name, ctypes.c_int32) for name in ("table", "head", "matrix_count", "block_count", "encoder_blocks")),
         *((name, ctypes.c_int64) for name in ("norm", "cosines", "sines")),
+        *((name, ctypes.c_int32) for name in ("cross", "farthest")),
+        *((name, ctypes.c_int64) for name in ("encoder_norm", "bias", "encoder_bias")),
     ]
 
 
@@ -95,7 +99,8 @@ def _declare(library: ctypes.CDLL) -> None:
     ]
     library.mmedge_cache.argtypes = [pointer, integer, integer, ctypes.POINTER(pointer), *message]
     library.mmedge_cache_copy.argtypes = [pointer, pointer, pointer, pointer, integer, pointer, pointer, *message]
-    library.mmedge_read.argtypes = [pointer, pointer, pointer, pointer, pointer, pointer, integer, pointer, *message]
+    library.mmedge_encode.argtypes = [pointer, pointer, pointer, integer, pointer, *message]
+    library.mmedge_read.argtypes = [pointer, pointer, pointer, pointer, pointer, pointer, pointer, integer, pointer, *message]
     for name in ("mmedge_close", "mmedge_cache_close"):
         getattr(library, name).argtypes = [pointer]
         getattr(library, name).restype = None
@@ -117,11 +122,16 @@ def instruction_set(name: str | None = None) -> str | None:
 
 
 class Cache:
-    """Keys and values of rows in the library's memory."""
+    """Keys and values of rows in the library's memory.
 
-    def __init__(self, owner: Decoder, rows: int, capacity: int) -> None:
-        self.owner, self.rows, self.pointer = owner, rows, ctypes.c_void_p()
-        owner.call("mmedge_cache", owner.pointer, rows, capacity, ctypes.byref(self.pointer))
+    Args:
+        owner: Whose it is.
+        pointer: The library's name for it; it is freed with this object.
+        rows: How many.
+    """
+
+    def __init__(self, owner: Decoder, pointer: int | None, rows: int) -> None:
+        self.owner, self.pointer, self.rows = owner, ctypes.c_void_p(pointer), rows
 
     def __del__(self) -> None:
         if self.pointer:
@@ -156,7 +166,7 @@ class Decoder:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise MmedgeError(f"the bundle's layer plan is broken: {error!r}"[:200], "export the student again") from None
         self.vocabulary = int(stated.vocabulary)
-        attentions = sum(block.kind == _KINDS["self_attention"] for block in blocks)
+        attentions = sum(block.kind == _KINDS["self_attention"] for block in blocks[stated.encoder_blocks :])
         self.position_bytes: int = 8 * attentions * stated.kv_heads * stated.head_width  # keys and values, float32
         self.call(
             "mmedge_open",
@@ -185,8 +195,29 @@ class Decoder:
             said = message.value.decode(errors="replace")
             raise MmedgeError(f"the native engine refuses this: {said}", "export the student again, or use MMEDGE_ENGINE=onnx")
 
+    def cache(self, rows: int, capacity: int) -> Cache:
+        """Return a cache for so many rows of so many positions."""
+        found = ctypes.c_void_p()
+        self.call("mmedge_cache", self.pointer, rows, capacity, ctypes.byref(found))
+        return Cache(self, found.value, rows)
+
+    def encode(self, contexts: Sequence[Sequence[int]]) -> tuple[Cache, ...]:
+        """Return what contexts are encoded to, each on its own, whatever others there are."""
+        ids = np.array([token for context in contexts for token in context], dtype=np.int64)
+        counts = np.array([len(context) for context in contexts], dtype=np.int64)
+        found = (ctypes.c_void_p * len(contexts))()
+        self.call("mmedge_encode", self.pointer, ids.ctypes.data, counts.ctypes.data, len(contexts), found)
+        return tuple(Cache(self, pointer, 1) for pointer in found)
+
     def read(
-        self, cache: Cache, ids: Integers, counts: Integers, starts: Integers, wanted: Integers, logits: NDArray[np.float32]
+        self,
+        cache: Cache,
+        ids: Integers,
+        counts: Integers,
+        starts: Integers,
+        encoded: ctypes.Array[ctypes.c_void_p] | None,
+        wanted: Integers,
+        logits: NDArray[np.float32],
     ) -> None:
         """Read tokens of every row, and write the logits that are wanted.
 
@@ -195,11 +226,12 @@ class Decoder:
             ids: The rows' tokens, one row behind the other.
             counts: How many each row has, (rows,).
             starts: How many each row has read before, (rows,).
+            encoded: What each row's context was encoded to; None without an encoder.
             wanted: Places in `ids` whose logits are wanted, ascending, (n,).
             logits: (n, vocabulary), contiguous.
         """
-        arrays = (array.ctypes.data for array in (ids, counts, starts, wanted))
-        self.call("mmedge_read", self.pointer, cache.pointer, *arrays, len(wanted), logits.ctypes.data)
+        arrays = (array.ctypes.data for array in (ids, counts, starts))
+        self.call("mmedge_read", self.pointer, cache.pointer, *arrays, encoded, wanted.ctypes.data, len(wanted), logits.ctypes.data)
 
     def copy(self, source: Cache, rows: Integers, lengths: Integers, target: Cache, targets: Integers) -> None:
         """Copy the first positions of rows of one cache into rows of another, or of the same one."""
@@ -213,7 +245,7 @@ def structures(plan: Mapping[str, Any]) -> tuple[Plan, ctypes.Array[Matrix], cty
     Raises:
         KeyError, TypeError, ValueError, OverflowError: It is not a plan.
     """
-    if plan["version"] != PLAN_VERSION:
+    if plan["version"] not in PLAN_VERSIONS:
         raise ValueError(f"version {plan['version']!r}")
     matrices = [
         Matrix(
@@ -226,23 +258,29 @@ def structures(plan: Mapping[str, Any]) -> tuple[Plan, ctypes.Array[Matrix], cty
         )
         for m in _list(plan["matrices"])
     ]
-    blocks = [
-        Block(
-            _KINDS[b["kind"]],
-            *(_int(b.get(name, ABSENT if name == "second" else 0)) for name in ("window", "first", "second")),
-            _int(b["out"]),
-            0,
-            _int(b["norm"]),
-            *(_place(b.get(name)) for name in ("query_norm", "key_norm")),
-        )
-        for b in _list(plan["blocks"])
-    ]
+    encoder = plan.get("encoder")
+    encoding = [] if encoder is None else [_block(b) for b in _list(encoder["blocks"])]
+    blocks = [*encoding, *(_block(b) for b in _list(plan["blocks"]))]
     shape = [_int(plan[name]) for name in ("width", "heads", "kv_heads", "head_width", "vocabulary", "positions")]
     factors = [float(plan[name]) for name in ("epsilon", "attention_scale")]
     ends = [_int(plan[name]) for name in ("table", "head")]
-    places = [_int(plan[name]) for name in ("norm", "cosines", "sines")]
-    stated = Plan(PLAN_VERSION, *shape, *factors, *ends, len(matrices), len(blocks), 0, *places)
+    places = [_int(plan["norm"]), *(_place(plan[name]) for name in ("cosines", "sines"))]
+    more = [0, 0, ABSENT, ABSENT, ABSENT]
+    if encoder is not None:
+        more = [_int(encoder[name]) for name in ("cross", "farthest", "norm", "decoder_bias", "bias")]
+    stated = Plan(_PLAN_STRUCTURE, *shape, *factors, *ends, len(matrices), len(blocks), len(encoding), *places, *more)
     return stated, (Matrix * len(matrices))(*matrices), (Block * len(blocks))(*blocks)
+
+
+def _block(stated: Mapping[str, Any]) -> Block:
+    return Block(
+        _KINDS[stated["kind"]],
+        *(_int(stated.get(name, ABSENT if name == "second" else 0)) for name in ("window", "first", "second")),
+        _int(stated["out"]),
+        _ACTIVATIONS[stated.get("activation", "silu")],
+        _int(stated["norm"]),
+        *(_place(stated.get(name)) for name in ("query_norm", "key_norm")),
+    )
 
 
 def _int(value: Any) -> int:

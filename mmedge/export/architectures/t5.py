@@ -165,14 +165,21 @@ def write_graphs(shape: T5Shape, weights: Weights, out: Path, quantizer: Quantiz
         out: An existing folder.
         quantizer: How weights are stored; as float32 by default.
     """
+    from mmedge.export.plan import t5_plan  # which reads the classes of other architectures
+
     with DataFile(out / DATA) as data:
-        encoder_graph(shape, weights, data, quantizer).save(out / ENCODER)
-        return decoder_graph(shape, weights, data, quantizer).save(out / DECODER)
+        encoder, decoder = (write(shape, weights, data, quantizer) for write in (encoder_graph, decoder_graph))
+        encoder.save(out / ENCODER)
+        return decoder.save(out / DECODER, t5_plan(shape, _head_name(weights), encoder, decoder))
 
 
 def _embedding_name(weights: Weights) -> str:
     names = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
     return next((name for name in names if name in weights), names[0])
+
+
+def _head_name(weights: Weights) -> str:
+    return "head" if has_own_head(weights, _embedding_name(weights)) else TABLE
 
 
 def _embedding(weights: Weights) -> NDArray[np.float32]:
@@ -315,9 +322,9 @@ def decoder_graph(shape: T5Shape, weights: Weights, data: DataFile, quantizer: Q
         x, residual = _decoder_layer(g, x, residual, attending, index, shape, weights)
     flat = g.node("Reshape", [x, g.integers(-1, shape.width)], "flat")
     x = g.node("Gather", [flat, wanted], "wanted.states", axis=0)
-    untied = has_own_head(weights, _embedding_name(weights))
-    head = weights[HEAD if untied else _embedding_name(weights)]
-    g.head(x, head, "head" if untied else TABLE, "logits")
+    name = _head_name(weights)
+    head = weights[_embedding_name(weights) if name == TABLE else HEAD]
+    g.head(x, head, name, "logits")
     g.declare("logits", ("rows", len(head)))
     return g
 

@@ -20,7 +20,7 @@ using namespace mmedge;
 
 namespace {
 
-constexpr int ABI = 2;
+constexpr int ABI = 3;
 constexpr int64_t MOST_ROWS = 1 << 16;
 
 int refuse(char* message, int room, const std::string& what) {
@@ -103,19 +103,9 @@ EXPORTED void mmedge_close(Engine* engine) { delete engine; }
 
 EXPORTED int mmedge_cache(const Engine* engine, int64_t rows, int64_t capacity, Cache** cache, char* message, int room) {
     return guarded(message, room, [&]() -> std::string {
-        const Model& model = engine->model();
         if (rows < 1 || rows > MOST_ROWS || capacity < 1 || capacity > INT_MAX - 64) return "a cache has an impossible size";
-        auto found = std::make_unique<Cache>();
-        found->rows = static_cast<int>(rows);
-        found->capacity = static_cast<int>((capacity + 7) / 8 * 8);
-        found->of_head = static_cast<int64_t>(found->capacity) * model.plan.head_width;
-        found->of_layer = found->of_head * model.plan.kv_heads;
-        found->of_row = found->of_layer * model.layers;
-        const double bytes = 8.0 * static_cast<double>(found->of_row) * static_cast<double>(rows);
-        if (bytes > 1e15) return "a cache has an impossible size";
-        found->keys = zeros<float>(static_cast<uint64_t>(found->of_row) * rows);
-        found->values = zeros<float>(static_cast<uint64_t>(found->of_row) * rows);
-        if (!found->keys || !found->values) return "out of memory";
+        auto found = make_cache(engine->model(), rows, capacity, engine->model().layers);
+        if (!found) return "out of memory";
         *cache = found.release();
         return "";
     });
@@ -128,6 +118,7 @@ EXPORTED int mmedge_cache_copy(const Engine* engine, const Cache* from, const in
                                Cache* to, const int64_t* targets, char* message, int room) {
     return guarded(message, room, [&]() -> std::string {
         const Model& model = engine->model();
+        if (from->of != &model || to->of != &model) return "a cache is of another model";
         for (int64_t place = 0; place < count; ++place) {
             const int64_t row = rows[place], target = targets[place], length = lengths[place];
             if (row < 0 || row >= from->rows || target < 0 || target >= to->rows) return "a cache has no such row";
@@ -145,18 +136,51 @@ EXPORTED int mmedge_cache_copy(const Engine* engine, const Cache* from, const in
     });
 }
 
+// Encodes contexts, of `counts[n]` tokens each; `ids` holds them one behind the other. Each is kept in a cache of its own.
+EXPORTED int mmedge_encode(Engine* engine, const int64_t* ids, const int64_t* counts, int64_t count, Cache** encoded, char* message,
+                           int room) {
+    return guarded(message, room, [&]() -> std::string {
+        const Model& model = engine->model();
+        if (model.encoder.empty()) return "the model has no encoder";
+        if (count < 0 || count > MOST_ROWS) return "impossibly many contexts";
+        std::vector<std::unique_ptr<Cache>> found;
+        std::vector<int> tokens;
+        int64_t place = 0;
+        for (int64_t row = 0; row < count; ++row) {
+            if (counts[row] < 1 || counts[row] > model.plan.positions) return "a context is empty, or longer than the model has positions for";
+            for (int64_t end = place + counts[row]; place < end; ++place) {
+                if (ids[place] < 0 || ids[place] >= model.plan.vocabulary) return "a token is not in the vocabulary";
+                tokens.push_back(static_cast<int>(ids[place]));
+            }
+            found.push_back(make_cache(model, 1, counts[row], model.layers));
+            if (!found.back()) return "out of memory";
+            found.back()->length = static_cast<int>(counts[row]);
+        }
+        engine->encode(tokens, found);
+        for (int64_t row = 0; row < count; ++row) encoded[row] = found[static_cast<size_t>(row)].release();
+        return "";
+    });
+}
+
 // Reads `counts[row]` tokens of each row, from position `starts[row]` on; `ids` holds them one row behind the other.
+// `encoded` holds what each row's context was encoded to; it is null where the model has no encoder.
 // Writes logits, (wanted_count, vocabulary); `wanted` holds places in `ids`, in ascending order.
 EXPORTED int mmedge_read(Engine* engine, Cache* cache, const int64_t* ids, const int64_t* counts, const int64_t* starts,
-                         const int64_t* wanted, int64_t wanted_count, float* logits, char* message, int room) {
+                         const Cache* const* encoded, const int64_t* wanted, int64_t wanted_count, float* logits, char* message,
+                         int room) {
     return guarded(message, room, [&]() -> std::string {
-        const Plan& plan = engine->model().plan;
+        const Model& model = engine->model();
+        const Plan& plan = model.plan;
+        const bool encodes = !model.encoder.empty();
+        if (cache->of != &model || (encodes && !encoded)) return "a cache is of another model";
         std::vector<Token> tokens;
         int64_t place = 0;
         for (int row = 0; row < cache->rows; ++row) {
             const int64_t longest = cache->capacity < plan.positions ? cache->capacity : plan.positions;
             if (starts[row] < 0 || counts[row] < 0 || starts[row] > longest || counts[row] > longest - starts[row])
                 return "more tokens than the cache or the model has positions for";
+            if (encodes && counts[row] && (!encoded[row] || encoded[row]->of != &model || !encoded[row]->length))
+                return "a row has no encoded context";
             for (int64_t index = 0; index < counts[row]; ++index, ++place) {
                 if (ids[place] < 0 || ids[place] >= plan.vocabulary) return "a token is not in the vocabulary";
                 tokens.push_back({row, static_cast<int>(starts[row] + index), static_cast<int>(ids[place])});
@@ -168,7 +192,7 @@ EXPORTED int mmedge_read(Engine* engine, Cache* cache, const int64_t* ids, const
                 return "logits are wanted of a token that is not read";
             places.push_back(static_cast<int>(wanted[index]));
         }
-        engine->read(*cache, tokens, places, logits);
+        engine->read(*cache, encodes ? encoded : nullptr, tokens, places, logits);
         return "";
     });
 }

@@ -16,7 +16,7 @@ namespace mmedge {
 
 constexpr int CODE_BYTES = 2;  // room of an activation's code: instruction sets keep it in 8 or 16 bits
 constexpr int GROUP = 16;      // outputs that are computed together at most
-constexpr int CHUNK_ROWS = 256;
+constexpr int CHUNK_ROWS = 256;  // that are multiplied at once at most
 
 // A matrix whose places were checked.
 struct Weights {
@@ -24,6 +24,7 @@ struct Weights {
     int block, blocks;  // inputs = blocks · block at most
     int outputs, inputs;
     const uint8_t* codes;
+    const int8_t* columns;     // codes of an `int8_columns` matrix, which is an `int8_blocks` one but for where these lie
     const float* floats;
     const float* scales;       // one of these two
     const uint16_t* half_scales;
@@ -55,7 +56,8 @@ struct Attended {
     int count;             // queries that see the same positions
     const float* keys;
     const float* values;
-    int first, end;  // positions
+    const float* bias;  // added to scores, by position; null for none
+    int first, end;     // positions
     int head_width;
     float* scores;  // scratch, (count, positions rounded up to 8)
     int64_t score_stride;
@@ -65,7 +67,7 @@ struct Attended {
 struct Kernels {
     const char* name;
     void (*norm)(const float* x, const float* weight, int width, float epsilon, float* out);
-    void (*gate)(const float* opened, const float* up, int count, float* out);  // SiLU(opened) · up
+    void (*gate)(const float* opened, const float* up, int count, Activation how, float* out);  // how(opened) · up; `up` may be null
     // quantizes inputs from `first` to `end` - 1 of a row; `first` is a multiple of 64
     void (*quantize)(const float* x, int first, int end, const Weights& of, const Activations& out, int row);
     void (*multiply)(const Product& product, int first, int end, uint8_t* scratch);  // outputs from `first` to `end` - 1

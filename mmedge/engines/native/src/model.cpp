@@ -52,12 +52,24 @@ public:
                 return found;
             case Storage::int8_blocks:
             case Storage::int4_blocks: return blocks(m, found);
+            case Storage::int8_columns: return columns(m, found);
         }
         require(false, "a matrix is stored in an unknown way");
         return found;
     }
 
 private:
+    Weights columns(const Matrix& m, Weights found) {
+        found.storage = Storage::int8_blocks;
+        found.block = 64;
+        found.blocks = static_cast<int>((m.inputs + 63) / 64);
+        require(found.blocks <= MOST_BLOCKS, "a matrix has too many blocks");
+        found.columns = reinterpret_cast<const int8_t*>(
+            bytes(m.codes, m.outputs * m.inputs, 1, "a matrix's codes lie outside of the weights"));
+        found.scales = floats(m.scales, m.outputs, "a matrix's scales lie outside of the weights");
+        return found;
+    }
+
     Weights blocks(const Matrix& m, Weights found) {
         require(m.block == 16 || m.block == 32 || m.block == 64, "a matrix has blocks of an unknown size");
         if (!wrong.empty()) return found;
@@ -110,45 +122,87 @@ std::string read_model(const Plan& plan, const Matrix* matrices, const Block* bl
     };
     const int64_t attended = static_cast<int64_t>(plan.heads) * plan.head_width;
     const int64_t kept = static_cast<int64_t>(plan.kv_heads) * plan.head_width;
+    const bool encodes = plan.encoder_blocks > 0;
+    int crosses = 0;
     model.layers = model.hidden = 0;
     model.widest = static_cast<int>(attended > plan.width ? attended : plan.width);
     model.blocks.clear();
+    model.encoder.clear();
+    reader.require(plan.encoder_blocks >= 0 && plan.encoder_blocks < plan.block_count, "the plan has no decoder");
     for (int place = 0; place < plan.block_count && reader.wrong.empty(); ++place) {
         const Block& block = blocks[place];
+        const bool in_encoder = place < plan.encoder_blocks;
         ModelBlock found{};
         found.kind = block.kind;
         found.window = block.window;
+        found.activation = block.activation;
         found.norm = reader.floats(block.norm, plan.width, "a norm lies outside of the weights");
-        if (block.kind == Sublayer::self_attention) {
-            reader.require(block.window >= 0, "a window is negative");
-            found.first = matrix(block.first, attended + 2 * kept, plan.width);
-            found.out = matrix(block.out, plan.width, attended);
-            found.query_norm = reader.optional(block.query_norm, plan.head_width, "a norm lies outside of the weights");
-            found.key_norm = reader.optional(block.key_norm, plan.head_width, "a norm lies outside of the weights");
-            found.layer = model.layers++;
-        } else if (block.kind == Sublayer::feed_forward) {
-            found.first = matrix(block.first, 0, plan.width);
-            const int64_t hidden = found.first ? found.first->outputs : 0;
-            reader.require(hidden <= WIDEST, "a gate is too wide");
-            found.second = matrix(block.second, hidden, plan.width);
-            found.out = matrix(block.out, plan.width, hidden);
-            model.hidden = hidden > model.hidden ? static_cast<int>(hidden) : model.hidden;
-        } else {
-            reader.require(false, "the plan has an unknown kind of sublayer");
+        switch (block.kind) {
+            case Sublayer::self_attention:
+                reader.require(block.window >= 0 && (!encodes || block.window == 0), "a window is impossible");
+                found.first = matrix(block.first, attended + 2 * kept, plan.width);
+                found.out = matrix(block.out, plan.width, attended);
+                found.query_norm = reader.optional(block.query_norm, plan.head_width, "a norm lies outside of the weights");
+                found.key_norm = reader.optional(block.key_norm, plan.head_width, "a norm lies outside of the weights");
+                if (!in_encoder) found.layer = model.layers++;
+                break;
+            case Sublayer::cross_attention:
+                reader.require(encodes && !in_encoder, "there is no encoder that a cross-attention could attend to");
+                reader.require(model.layers > 0, "a cross-attention comes before all attention");
+                found.first = matrix(block.first, attended, plan.width);
+                found.out = matrix(block.out, plan.width, attended);
+                found.layer = crosses++;
+                break;
+            case Sublayer::feed_forward: {
+                found.first = matrix(block.first, 0, plan.width);
+                const int64_t hidden = found.first ? found.first->outputs : 0;
+                reader.require(hidden <= WIDEST, "a gate is too wide");
+                found.second = block.second == -1 ? nullptr : matrix(block.second, hidden, plan.width);
+                found.out = matrix(block.out, plan.width, hidden);
+                reader.require(block.activation >= Activation::silu && block.activation <= Activation::gelu, "an activation is unknown");
+                model.hidden = hidden > model.hidden ? static_cast<int>(hidden) : model.hidden;
+                break;
+            }
+            default: reader.require(false, "the plan has an unknown kind of sublayer");
         }
-        model.blocks.push_back(found);
+        (in_encoder ? model.encoder : model.blocks).push_back(found);
     }
     if (model.hidden > model.widest) model.widest = model.hidden;
     model.table = matrix(plan.table, plan.vocabulary, plan.width);
     model.head = matrix(plan.head, plan.vocabulary, plan.width);
-    reader.require(model.table && model.table->storage != Storage::float32_columns, "a table cannot be stored in columns");
+    const bool rows = model.table && !model.table->columns && model.table->storage != Storage::float32_columns;
+    reader.require(rows, "a table cannot be stored in columns");
     model.norm = reader.floats(plan.norm, plan.width, "a norm lies outside of the weights");
     const int64_t angles = static_cast<int64_t>(plan.positions) * (plan.head_width / 2);
-    model.cosines = reader.floats(plan.cosines, angles, "the rotary embedding lies outside of the weights");
-    model.sines = reader.floats(plan.sines, angles, "the rotary embedding lies outside of the weights");
+    model.cosines = reader.optional(plan.cosines, angles, "the rotary embedding lies outside of the weights");
+    model.sines = reader.optional(plan.sines, angles, "the rotary embedding lies outside of the weights");
+    reader.require(!model.cosines == encodes && !model.sines == encodes, "a decoder-only model has a rotary embedding, and no other");
     reader.require(model.layers > 0, "the plan has no attention");
+    if (encodes) {
+        reader.require(plan.heads == plan.kv_heads && crosses == model.layers, "not every attention has a cross-attention");
+        reader.require(is_count(plan.farthest, 1 << 16), "the plan has an impossible shape");
+        model.cross = matrix(plan.cross, 2 * crosses * attended, plan.width);
+        model.encoder_norm = reader.floats(plan.encoder_norm, plan.width, "a norm lies outside of the weights");
+        const int64_t far = plan.farthest, heads = plan.heads;
+        model.bias = reader.floats(plan.bias, heads * (far + 1), "a bias lies outside of the weights");
+        model.encoder_bias = reader.floats(plan.encoder_bias, heads * (2 * far + 1), "a bias lies outside of the weights");
+    }
     model.most_blocks = (model.widest + 15) / 16;
     return reader.wrong;
+}
+
+std::unique_ptr<Cache> make_cache(const Model& model, int64_t rows, int64_t capacity, int layers) {
+    auto found = std::make_unique<Cache>();
+    found->of = &model;
+    found->rows = static_cast<int>(rows);
+    found->capacity = static_cast<int>((capacity + 7) / 8 * 8);
+    found->of_head = static_cast<int64_t>(found->capacity) * model.plan.head_width;
+    found->of_layer = found->of_head * model.plan.kv_heads;
+    found->of_row = found->of_layer * layers;
+    if (8.0 * static_cast<double>(found->of_row) * static_cast<double>(rows) > 1e15) return nullptr;
+    found->keys = zeros<float>(static_cast<uint64_t>(found->of_row) * static_cast<uint64_t>(rows));
+    found->values = zeros<float>(static_cast<uint64_t>(found->of_row) * static_cast<uint64_t>(rows));
+    return found->keys && found->values ? std::move(found) : nullptr;
 }
 
 }  // namespace mmedge

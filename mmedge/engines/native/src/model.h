@@ -21,19 +21,25 @@ struct ModelBlock {
     const float* norm;
     const float* query_norm;
     const float* key_norm;
-    int layer;  // among attentions
+    Activation activation;
+    int layer;  // among attentions of its kind, whose keys and values have a place of their own; 0 in an encoder
 };
 
 struct Model {
     Plan plan;
     std::vector<Weights> weights;
-    std::vector<ModelBlock> blocks;
+    std::vector<ModelBlock> blocks;   // of the decoder
+    std::vector<ModelBlock> encoder;  // empty where there is none
     const Weights* table;
     const Weights* head;
     const float* norm;
     const float* cosines;
     const float* sines;
-    int layers;     // attentions
+    const Weights* cross;
+    const float* encoder_norm;
+    const float* bias;          // null in a decoder-only model
+    const float* encoder_bias;
+    int layers;     // self-attentions of the decoder, and its cross-attentions where there is an encoder
     int widest;     // the most inputs of a linear layer
     int hidden;     // the most outputs of a gate
     int most_blocks;  // of a row
@@ -58,13 +64,19 @@ Memory<Value> zeros(uint64_t count) {
 }
 
 // Keys and values of rows: keys as (row, layer, head, positions / 8, head_width, 8), values as (row, layer, head, position, head_width).
+// What a context was encoded to is kept so too, as one row of keys and values for each cross-attention.
 struct Cache {
     int rows, capacity;  // capacity is a multiple of 8
+    int length = 0;      // of an encoded context
     int64_t of_head, of_layer, of_row;
+    const Model* of;
     Memory<float> keys, values;
 
     float* keys_of(int row, int layer, int head) const { return keys.get() + row * of_row + layer * of_layer + head * of_head; }
     float* values_of(int row, int layer, int head) const { return values.get() + row * of_row + layer * of_layer + head * of_head; }
 };
+
+// A cache of zeros; null where there is no memory for it.
+std::unique_ptr<Cache> make_cache(const Model& model, int64_t rows, int64_t capacity, int layers);
 
 }  // namespace mmedge

@@ -17,6 +17,7 @@ enum class Storage : int32_t {
     float32_columns = 2,  // (inputs, outputs)
     int8_blocks = 3,      // codes of 8 bits around 128, (outputs, blocks, block), and a scale for each block
     int4_blocks = 4,      // codes of 4 bits around 8, two in a byte, the first in the low bits
+    int8_columns = 5,     // signed codes of 8 bits, (inputs, outputs), and a float32 scale for each output
 };
 
 enum class ScaleType : int32_t { float32 = 1, float16 = 2 };
@@ -30,16 +31,18 @@ struct Matrix {
     int64_t codes, scales, bias;
 };
 
-enum class Sublayer : int32_t { self_attention = 1, feed_forward = 2 };
+enum class Sublayer : int32_t { self_attention = 1, feed_forward = 2, cross_attention = 3 };
+
+enum class Activation : int32_t { silu = 0, relu = 1, gelu = 2 };  // GELU by its formula with a hyperbolic tangent
 
 // A sublayer: x + f(norm(x)). Matrices are named by their place in the list of matrices.
 struct Block {
     Sublayer kind;
     int32_t window;  // how many positions back a token sees, itself included; 0 for all
-    int32_t first;   // queries, keys and values; or the gate
-    int32_t second;  // or the up projection
+    int32_t first;   // queries, keys and values; the queries of cross-attention; or the gate
+    int32_t second;  // or the up projection; -1 where nothing is gated
     int32_t out;     // the attention's output projection, or the down projection
-    int32_t reserved;
+    Activation activation;
     int64_t norm, query_norm, key_norm;
 };
 
@@ -50,9 +53,15 @@ struct Plan {
     float epsilon, attention_scale;
     int32_t table, head;  // matrices: the embedding, and what gives logits
     int32_t matrix_count, block_count;
-    int32_t reserved;
+    int32_t encoder_blocks;    // the first ones; 0 where there is no encoder
     int64_t norm;              // the last
-    int64_t cosines, sines;    // of the rotary embedding, (positions, head_width / 2)
+    int64_t cosines, sines;    // of the rotary embedding, (positions, head_width / 2); ABSENT in an encoder-decoder
+
+    // An encoder-decoder has these too. What is added to a score depends on how far key and query are apart.
+    int32_t cross;               // a matrix: the keys and values of all cross-attentions, one behind the other
+    int32_t farthest;            // from here on all distances are alike
+    int64_t encoder_norm;        // the encoder's last
+    int64_t bias, encoder_bias;  // (heads, farthest + 1), by how far back the key is; (heads, 2 · farthest + 1), from far back to far ahead
 };
 
 }  // namespace mmedge

@@ -25,19 +25,35 @@ bool alike(const Weights& a, const Weights& b) {
 
 }  // namespace
 
+// What a step reads, and where it goes.
+struct Pass {
+    const std::vector<ModelBlock>& blocks;
+    Cache& cache;
+    const Cache* const* encoded;  // by row of the cache; null where there is no encoder
+    const Token* tokens;
+    int count;
+    const int* wanted;
+    int wanted_count;
+    const float* norm;      // the last
+    const Weights& head;    // what gives logits, or the keys and values of cross-attentions
+    float* out;             // (wanted, outputs of the head)
+    const Bias* bias;       // null where positions are told apart by rotation
+    const int* lengths;     // in an encoder, where a token sees those ahead of it: how many each row has; null in a decoder
+};
+
 class Step {
 public:
-    Step(Engine& engine, Cache& cache, const Token* tokens, int count, const int* wanted, int wanted_count, float* logits)
-        : e_(engine), m_(*engine.model_), k_(engine.kernels_), team_(engine.team_), cache_(cache), tokens_(tokens),
-          wanted_(wanted), wanted_count_(wanted_count), logits_(logits), n_(count) {}
+    Step(Engine& engine, const Pass& pass)
+        : e_(engine), m_(*engine.model_), k_(engine.kernels_), team_(engine.team_), pass_(pass), n_(pass.count) {}
 
     void run(int thread) {
-        const ModelBlock& first = m_.blocks.front();
-        team_.split(thread, n_, [&](int row) { k_.look_up(*m_.table, tokens_[row].id, x(row)); }, [&] { few(first); });
-        for (size_t place = 0; place < m_.blocks.size(); ++place) {
-            const ModelBlock& block = m_.blocks[place];
-            const ModelBlock* next = place + 1 < m_.blocks.size() ? &m_.blocks[place + 1] : nullptr;
+        const std::vector<ModelBlock>& blocks = pass_.blocks;
+        team_.split(thread, n_, [&](int row) { k_.look_up(*m_.table, pass_.tokens[row].id, x(row)); }, [&] { few(blocks.front()); });
+        for (size_t place = 0; place < blocks.size(); ++place) {
+            const ModelBlock& block = blocks[place];
+            const ModelBlock* next = place + 1 < blocks.size() ? &blocks[place + 1] : nullptr;
             if (block.kind == Sublayer::self_attention) self_attention(thread, block, next);
+            else if (block.kind == Sublayer::cross_attention) cross_attention(thread, block, next);
             else feed_forward(thread, block, next);
             if (n_ == 0) return;  // nothing is wanted of these tokens: behind the last attention all is done
         }
@@ -84,9 +100,12 @@ private:
     }
 
     void leave(int row) {
-        k_.norm(x(row), m_.norm, m_.plan.width, m_.plan.epsilon, normed(row));
-        quantize(normed(row), row, *m_.head, 0);
+        k_.norm(x(row), pass_.norm, m_.plan.width, m_.plan.epsilon, normed(row));
+        quantize(normed(row), row, pass_.head, 0);
     }
+
+    // The token of a row that goes on.
+    const Token& token_of(int row) const { return pass_.tokens[shortened_ ? pass_.wanted[row] : row]; }
 
     // Asks for the beginning of what a thread will read of the next linear layer, so that it need not wait for it then.
     void ahead(int thread, const Weights* weights, int each) {
@@ -102,13 +121,25 @@ private:
 
     // The same for what follows a sublayer.
     void ahead(int thread, const ModelBlock* next) {
-        if (!next) return ahead(thread, m_.head, OUTPUTS);
-        ahead(thread, next->first, next->second ? HIDDEN : OUTPUTS);
+        if (!next) return ahead(thread, &pass_.head, OUTPUTS);
+        ahead(thread, next->first, next->kind == Sublayer::feed_forward ? HIDDEN : OUTPUTS);
         ahead(thread, next->second, HIDDEN);
     }
 
     void multiply(int thread, const Product& product, int first, int end) {
-        k_.multiply(product, first, end, e_.scratch_.get() + thread * MULTIPLY_SCRATCH);
+        uint8_t* scratch = e_.scratch_.get() + thread * MULTIPLY_SCRATCH;
+        if (product.rows <= CHUNK_ROWS) return k_.multiply(product, first, end, scratch);
+        for (int row = 0; row < product.rows; row += CHUNK_ROWS) {
+            const Activations& all = *product.quantized;
+            const Activations some = {all.codes + row * all.code_stride, all.scales + row * all.block_stride,
+                                      all.sums + row * all.block_stride, all.code_stride, all.block_stride};
+            Product part = product;
+            part.quantized = &some;
+            part.floats += row * product.float_stride;
+            part.out += row * product.out_stride;
+            part.rows = std::min(CHUNK_ROWS, product.rows - row);
+            k_.multiply(part, first, end, scratch);
+        }
     }
 
     template <typename After>
@@ -141,28 +172,31 @@ private:
     void remember(const ModelBlock& block, int task) {
         const Plan& plan = m_.plan;
         const int row = task / plan.kv_heads, head = task % plan.kv_heads, width = plan.head_width, group = plan.heads / plan.kv_heads;
-        const Token& token = tokens_[row];
-        const float* cosines = m_.cosines + static_cast<int64_t>(token.position) * (width / 2);
-        const float* sines = m_.sines + static_cast<int64_t>(token.position) * (width / 2);
+        const Token& token = pass_.tokens[row];
+        const int64_t angles = m_.cosines ? static_cast<int64_t>(token.position) * (width / 2) : 0;
+        auto turn = [&](float* values) {
+            if (m_.cosines) k_.rotate(values, m_.cosines + angles, m_.sines + angles, width);
+        };
         for (int query = head * group; query < (head + 1) * group; ++query) {
             float* values = projected(row) + query * width;
             if (block.query_norm) k_.norm(values, block.query_norm, width, plan.epsilon, values);
-            k_.rotate(values, cosines, sines, width);
+            turn(values);
             for (int place = 0; place < width; ++place) values[place] *= plan.attention_scale;
         }
         float* key = projected(row) + (plan.heads + head) * width;
         if (block.key_norm) k_.norm(key, block.key_norm, width, plan.epsilon, key);
-        k_.rotate(key, cosines, sines, width);
-        float* keys = cache_.keys_of(token.row, block.layer, head) + static_cast<int64_t>(token.position / 8) * 8 * width;
+        turn(key);
+        Cache& cache = pass_.cache;
+        float* keys = cache.keys_of(token.row, block.layer, head) + static_cast<int64_t>(token.position / 8) * 8 * width;
         for (int place = 0; place < width; ++place) keys[8 * place + token.position % 8] = key[place];
-        std::memcpy(cache_.values_of(token.row, block.layer, head) + static_cast<int64_t>(token.position) * width,
+        std::memcpy(cache.values_of(token.row, block.layer, head) + static_cast<int64_t>(token.position) * width,
                     projected(row) + (plan.heads + plan.kv_heads + head) * width, width * sizeof(float));
     }
 
     void attend(int thread, const ModelBlock& block) {
         const int group = m_.plan.heads / m_.plan.kv_heads;
-        const bool last = block.layer == m_.layers - 1;
-        const int left = last ? wanted_count_ : n_;
+        const bool last = !pass_.lengths && block.layer == m_.layers - 1;
+        const int left = last ? pass_.wanted_count : n_;
         const bool apart = n_ * m_.plan.kv_heads < 4 * team_.size();  // then every query is a task of its own
         const int each = apart ? 1 : group, tasks = n_ * m_.plan.heads / each;
         team_.split(
@@ -177,29 +211,65 @@ private:
                     for (int row = 0; row < left; ++row) quantize(attended(row), row, *block.out, 0);
             });
         n_ = left;
+        shortened_ = last;
     }
 
     void attend_queries(int thread, const ModelBlock& block, int row, int query, int count) {
         const int width = m_.plan.head_width, head = query / (m_.plan.heads / m_.plan.kv_heads);
-        const Token& token = tokens_[row];
+        const Token& token = pass_.tokens[row];
         Attended a;
         a.queries = projected(row) + query * width;
         a.count = count;
-        a.keys = cache_.keys_of(token.row, block.layer, head);
-        a.values = cache_.values_of(token.row, block.layer, head);
-        a.end = token.position + 1;
+        a.keys = pass_.cache.keys_of(token.row, block.layer, head);
+        a.values = pass_.cache.values_of(token.row, block.layer, head);
+        a.bias = pass_.bias ? pass_.bias->of(query, token.position) : nullptr;
+        a.end = pass_.lengths ? pass_.lengths[token.row] : token.position + 1;
         a.first = block.window && a.end > block.window ? a.end - block.window : 0;
         a.head_width = width;
         a.scores = e_.scores_.get() + thread * e_.scores_each_;
-        a.score_stride = cache_.capacity + 8;
+        a.score_stride = e_.score_stride_;
         a.out = attended(row) + query * width;
         k_.attend(a);
     }
 
+    // Attends to what a row's context was encoded to.
+    void cross_attention(int thread, const ModelBlock& block, const ModelBlock* next) {
+        const int heads = m_.plan.heads, width = m_.plan.head_width;
+        many(thread, block);
+        ahead(thread, block.out, OUTPUTS);
+        linear(thread, *block.first, 0, e_.normed_.get(), m_.plan.width, e_.projected_.get(), false, [] {});
+        team_.split(
+            thread, n_ * heads,
+            [&](int task) {
+                const int row = task / heads, head = task % heads;
+                const Cache& context = *pass_.encoded[token_of(row).row];
+                Attended a;
+                a.queries = e_.projected_.get() + static_cast<int64_t>(task) * width;
+                a.count = 1;
+                a.keys = context.keys_of(0, block.layer, head);
+                a.values = context.values_of(0, block.layer, head);
+                a.bias = nullptr;
+                a.first = 0;
+                a.end = context.length;
+                a.head_width = width;
+                a.scores = e_.scores_.get() + thread * e_.scores_each_;
+                a.score_stride = e_.score_stride_;
+                a.out = attended(row) + head * width;
+                k_.attend(a);
+            },
+            [&] {
+                if (n_ <= FEW_ROWS)
+                    for (int row = 0; row < n_; ++row) quantize(attended(row), row, *block.out, 0);
+            });
+        if (n_ > FEW_ROWS) team_.split(thread, n_, [&](int row) { quantize(attended(row), row, *block.out, 0); });
+        ahead(thread, next);
+        linear(thread, *block.out, 0, e_.attended_.get(), attended_width(), e_.x_.get(), true, [&] { follow(next); });
+    }
+
     // Behind the last attention only rows go on whose logits are wanted.
     void keep_wanted() {
-        for (int place = 0; place < wanted_count_; ++place) {
-            const int row = wanted_[place];
+        for (int place = 0; place < pass_.wanted_count; ++place) {
+            const int row = pass_.wanted[place];
             if (row == place) continue;
             std::memcpy(x(place), x(row), m_.plan.width * sizeof(float));
             std::memcpy(attended(place), attended(row), attended_width() * sizeof(float));
@@ -211,18 +281,19 @@ private:
     void feed_forward(int thread, const ModelBlock& block, const ModelBlock* next) {
         many(thread, block);
         ahead(thread, block.out, OUTPUTS);
-        const Weights &opening = *block.first, &up = *block.second;
+        const Weights &opening = *block.first, *up = block.second;
         const int hidden = opening.outputs;
-        const Activations for_gate = codes(0), for_up = codes(alike(opening, up) ? 0 : 1), of_hidden = codes(2);
+        const Activations for_gate = codes(0), for_up = codes(up && !alike(opening, *up) ? 1 : 0), of_hidden = codes(2);
         const Product gate_product = {&opening, &for_gate, e_.normed_.get(), m_.plan.width, n_, e_.gate_.get(), hidden, false};
-        const Product up_product = {&up, &for_up, e_.normed_.get(), m_.plan.width, n_, e_.up_.get(), hidden, false};
+        const Product up_product = {up, &for_up, e_.normed_.get(), m_.plan.width, n_, e_.up_.get(), hidden, false};
         team_.split(thread, chunks_of(hidden, HIDDEN), [&](int chunk) {
             const int first = chunk * HIDDEN, end = std::min(hidden, first + HIDDEN);
             multiply(thread, gate_product, first, end);
-            multiply(thread, up_product, first, end);
+            if (up) multiply(thread, up_product, first, end);
             for (int row = 0; row < n_; ++row) {
                 float* values = e_.gate_.get() + static_cast<int64_t>(row) * hidden;
-                k_.gate(values + first, e_.up_.get() + static_cast<int64_t>(row) * hidden + first, end - first, values + first);
+                const float* factors = up ? e_.up_.get() + static_cast<int64_t>(row) * hidden + first : nullptr;
+                k_.gate(values + first, factors, end - first, block.activation, values + first);
                 if (!block.out->floats) k_.quantize(values, first, end, *block.out, of_hidden, row);
             }
         });
@@ -232,46 +303,90 @@ private:
 
     void head(int thread) {
         if (n_ > FEW_ROWS) team_.split(thread, n_, [&](int row) { leave(row); });
-        linear(thread, *m_.head, 0, e_.normed_.get(), m_.plan.width, logits_, false, [] {});
+        linear(thread, pass_.head, 0, e_.normed_.get(), m_.plan.width, pass_.out, false, [] {});
+        if (pass_.lengths) team_.split(thread, n_, [&](int row) { keep_encoded(row); });
+    }
+
+    // Puts the keys and values of a context's token where cross-attentions find them.
+    void keep_encoded(int row) {
+        const int heads = m_.plan.heads, width = m_.plan.head_width, position = pass_.tokens[row].position;
+        const float* from = pass_.out + static_cast<int64_t>(row) * pass_.head.outputs;
+        Cache& context = *e_.contexts_[pass_.tokens[row].row];
+        for (int layer = 0; layer < m_.layers; ++layer) {
+            for (int head = 0; head < heads; ++head, from += width) {
+                float* keys = context.keys_of(0, layer, head) + static_cast<int64_t>(position / 8) * 8 * width;
+                for (int place = 0; place < width; ++place) keys[8 * place + position % 8] = from[place];
+            }
+            for (int head = 0; head < heads; ++head, from += width)
+                std::memcpy(context.values_of(0, layer, head) + static_cast<int64_t>(position) * width, from, width * sizeof(float));
+        }
     }
 
     Engine& e_;
     const Model& m_;
     const Kernels& k_;
     Team& team_;
-    Cache& cache_;
-    const Token* tokens_;
-    const int* wanted_;
-    const int wanted_count_;
-    float* logits_;
-    int n_;  // rows that go on
+    const Pass& pass_;
+    int n_;                   // rows that go on
+    bool shortened_ = false;  // whether these are the wanted ones alone
 };
+
+void Bias::reach(const float* table, int heads, int farthest, int reach, bool both) {
+    if (reach <= reach_) return;
+    const int64_t count = (both ? 2 : 1) * static_cast<int64_t>(reach) + 16;
+    std::vector<float> values(static_cast<size_t>(count * heads), 0.0f);
+    const int of_head = both ? 2 * farthest + 1 : farthest + 1;
+    for (int head = 0; head < heads; ++head)
+        for (int64_t place = 0; place < count; ++place) {
+            const int64_t distance = place - reach;  // of the key from the query
+            if (distance > 0 && !both) break;
+            const int64_t clipped = std::max<int64_t>(-farthest, std::min<int64_t>(distance, farthest));
+            values[static_cast<size_t>(head * count + place)] = table[head * of_head + (both ? clipped + farthest : -clipped)];
+        }
+    values_.swap(values);
+    each_ = count;
+    reach_ = reach;
+}
 
 Engine::Engine(std::unique_ptr<Model> model, const Kernels& kernels, int threads)
     : model_(std::move(model)), kernels_(kernels), team_(threads) {
-    const Plan& plan = model_->plan;
-    const int64_t rows = CHUNK_ROWS, attended = static_cast<int64_t>(plan.heads) * plan.head_width;
-    x_ = zeros<float>(rows * plan.width);
-    normed_ = zeros<float>(rows * plan.width);
-    projected_ = zeros<float>(rows * (plan.heads + 2 * plan.kv_heads) * plan.head_width);
-    attended_ = zeros<float>(rows * attended);
-    gate_ = zeros<float>(rows * model_->hidden);
-    up_ = zeros<float>(rows * model_->hidden);
     code_stride_ = (static_cast<int64_t>(model_->widest) + 63) / 64 * 64 * CODE_BYTES + 64;  // rows that do not lie 4096 bytes apart
-    for (int buffer = 0; buffer < 3; ++buffer) {
-        codes_[buffer] = zeros<uint8_t>(rows * code_stride_);
-        scales_[buffer] = zeros<float>(rows * model_->most_blocks);
-        sums_[buffer] = zeros<int32_t>(rows * model_->most_blocks);
-    }
     scratch_ = zeros<uint8_t>(MULTIPLY_SCRATCH * threads);
+    make_room(CHUNK_ROWS);
 }
 
-void Engine::read(Cache& cache, const std::vector<Token>& tokens, const std::vector<int>& wanted, float* logits) {
+void Engine::make_room(int rows) {
+    if (rows <= rows_) return;
+    const Plan& plan = model_->plan;
+    x_ = zeros<float>(static_cast<int64_t>(rows) * plan.width);
+    normed_ = zeros<float>(static_cast<int64_t>(rows) * plan.width);
+    projected_ = zeros<float>(static_cast<int64_t>(rows) * (plan.heads + 2 * plan.kv_heads) * plan.head_width);
+    attended_ = zeros<float>(static_cast<int64_t>(rows) * plan.heads * plan.head_width);
+    gate_ = zeros<float>(static_cast<int64_t>(rows) * model_->hidden);
+    up_ = zeros<float>(static_cast<int64_t>(rows) * model_->hidden);
+    for (int buffer = 0; buffer < 3; ++buffer) {
+        codes_[buffer] = zeros<uint8_t>(rows * code_stride_);
+        scales_[buffer] = zeros<float>(static_cast<int64_t>(rows) * model_->most_blocks);
+        sums_[buffer] = zeros<int32_t>(static_cast<int64_t>(rows) * model_->most_blocks);
+    }
+    rows_ = rows;
+}
+
+void Engine::make_scores(int64_t positions) {
+    const int64_t each = static_cast<int64_t>(model_->plan.heads / model_->plan.kv_heads) * (positions + 8);
+    if (each <= scores_each_) return;
+    scores_ = zeros<float>(each * team_.size());
+    scores_each_ = each;
+    score_stride_ = positions + 8;
+}
+
+void Engine::read(Cache& cache, const Cache* const* encoded, const std::vector<Token>& tokens, const std::vector<int>& wanted, float* logits) {
     const std::lock_guard<std::mutex> turn(turn_);
-    const int64_t each = static_cast<int64_t>(model_->plan.heads / model_->plan.kv_heads) * (cache.capacity + 8);
-    if (each > scores_each_) {
-        scores_ = zeros<float>(each * team_.size());
-        scores_each_ = each;
+    const Plan& plan = model_->plan;
+    make_scores(cache.capacity);
+    if (encoded) {
+        for (const Token& token : tokens) make_scores(encoded[token.row]->capacity);
+        bias_.reach(model_->bias, plan.heads, plan.farthest, cache.capacity, false);
     }
     size_t place = 0;
     for (size_t first = 0; first < tokens.size(); first += CHUNK_ROWS) {
@@ -280,10 +395,40 @@ void Engine::read(Cache& cache, const std::vector<Token>& tokens, const std::vec
         const size_t before = place;
         for (; place < wanted.size() && wanted[place] < static_cast<int>(first) + count; ++place)
             here.push_back(wanted[place] - static_cast<int>(first));
-        float* out = logits + static_cast<int64_t>(before) * model_->plan.vocabulary;
-        team_.run([&](int thread) {
-            Step(*this, cache, tokens.data() + first, count, here.data(), static_cast<int>(here.size()), out).run(thread);
-        });
+        float* out = logits + static_cast<int64_t>(before) * plan.vocabulary;
+        const Pass pass = {model_->blocks, cache, encoded, tokens.data() + first, count, here.data(), static_cast<int>(here.size()),
+                           model_->norm, *model_->head, out, encoded ? &bias_ : nullptr, nullptr};
+        team_.run([&](int thread) { Step(*this, pass).run(thread); });
+    }
+}
+
+void Engine::encode(const std::vector<int>& tokens, const std::vector<std::unique_ptr<Cache>>& contexts) {
+    const std::lock_guard<std::mutex> turn(turn_);
+    const Plan& plan = model_->plan;
+    size_t place = 0;
+    for (size_t first = 0, end = 0; first < contexts.size(); first = end) {
+        std::vector<Token> some;
+        std::vector<int> lengths;
+        contexts_.clear();
+        int longest = 0;
+        do {  // contexts that are read together, or a long one
+            const int length = contexts[end]->length;
+            for (int position = 0; position < length; ++position, ++place)
+                some.push_back({static_cast<int>(end - first), position, tokens[place]});
+            lengths.push_back(length);
+            contexts_.push_back(contexts[end].get());
+            longest = std::max(longest, length);
+        } while (++end < contexts.size() && some.size() + static_cast<size_t>(contexts[end]->length) <= CHUNK_ROWS);
+        const int count = static_cast<int>(some.size());
+        const std::unique_ptr<Cache> own = make_cache(*model_, static_cast<int64_t>(end - first), longest, 1);
+        const Memory<float> out = zeros<float>(static_cast<int64_t>(count) * model_->cross->outputs);
+        if (!own || !out) throw std::bad_alloc();
+        make_room(count);
+        make_scores(own->capacity);
+        encoder_bias_.reach(model_->encoder_bias, plan.heads, plan.farthest, own->capacity, true);
+        const Pass pass = {model_->encoder, *own, nullptr, some.data(), count, nullptr, 0, model_->encoder_norm, *model_->cross,
+                           out.get(), &encoder_bias_, lengths.data()};
+        team_.run([&](int thread) { Step(*this, pass).run(thread); });
     }
 }
 
