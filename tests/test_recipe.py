@@ -11,6 +11,7 @@ import yaml
 
 from mmedge.errors import MmedgeError, Notice
 from mmedge.recipe import Recipe, load_recipe, recipe_values, validate
+from mmedge.recipe.ablation import AblationSection
 from tests.conftest import REPOSITORY, tiny_recipe, write_recipe
 
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
@@ -176,3 +177,10 @@ def test_older_names_are_read_with_a_notice() -> None:
     with pytest.warns(Notice, match="max_withheld"):
         recipe = validate(tiny_recipe(answering={"max_handed_on": 0.3}), "r.yaml")
     assert recipe.answering.max_withheld == 0.3
+
+
+def test_a_comparison_may_have_rows_of_its_own_alone() -> None:
+    more = {"filter_only": {"self_evaluation": False, "keep": "judged_correct"}}
+    assert AblationSection.model_validate({"rows": [], "more": more}).rows == ()
+    with pytest.raises(ValueError, match="rows: name at least one"):
+        AblationSection.model_validate({"rows": []})

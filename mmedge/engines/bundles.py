@@ -126,4 +126,4 @@ def _open_native(request: OpenRequest) -> OpenedVariant:
 
 
 ENTRY = EngineEntry("onnxruntime", "a bundle", _open, devices=("cuda",), takes=(Kind.BUNDLE,))
-NATIVE = EngineEntry("native", "a decoder-only bundle with a layer plan", _open_native, takes=(Kind.BUNDLE,))
+NATIVE = EngineEntry("native", "a bundle with a layer plan", _open_native, takes=(Kind.BUNDLE,))

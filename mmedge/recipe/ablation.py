@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from mmedge.sections import Section
 
@@ -19,9 +19,9 @@ class AblationSection(Section):
     No row stops early (`patience`), all validate equally often, and all end with their last weights (`training.keep`).
     """
 
-    rows: Annotated[tuple[RowName, ...], Field(min_length=1)] = Field(
+    rows: tuple[RowName, ...] = Field(
         default=ROWS,
-        description="The paper's methods: labels only; one chain of thought, without and with self-evaluation; all chains of"
+        description="The paper's methods, or none of them where `more` has rows: labels only; one chain of thought, without and with self-evaluation; all chains of"
         " thought, without and with self-evaluation. They use all of a question's chains of thought, whatever `method.keep` says."
         " With pseudo-labels `standard` has one of each question; `all_labels`, which the paper lacks, has those of all chains of"
         " thought and no rationale. With other labels the two are the same, and are trained once.",
@@ -59,3 +59,9 @@ class AblationSection(Section):
         " How often one of them is right is the most that choosing among samples could reach. 0: none.",
     )
     keep_students: bool = Field(default=False, description="Keep the student of every training.")
+
+    @model_validator(mode="after")
+    def _there_is_a_row(self) -> AblationSection:
+        if not self.rows and not self.more:
+            raise ValueError("rows: name at least one, or add one with `more`")
+        return self

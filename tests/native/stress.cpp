@@ -20,7 +20,9 @@ void mmedge_close(Engine*);
 int mmedge_cache(const Engine*, int64_t, int64_t, Cache**, char*, int);
 void mmedge_cache_close(Cache*);
 int mmedge_cache_copy(const Engine*, const Cache*, const int64_t*, const int64_t*, int64_t, Cache*, const int64_t*, char*, int);
-int mmedge_read(Engine*, Cache*, const int64_t*, const int64_t*, const int64_t*, const int64_t*, int64_t, float*, char*, int);
+int mmedge_encode(Engine*, const int64_t*, const int64_t*, int64_t, Cache**, char*, int);
+int mmedge_read(Engine*, Cache*, const int64_t*, const int64_t*, const int64_t*, const Cache* const*, const int64_t*, int64_t, float*, char*,
+                int);
 }
 
 namespace {
@@ -53,13 +55,18 @@ struct Made {
 
     int matrix(Random& random, int outputs, int inputs, bool table) {
         Matrix m{};
-        m.storage = static_cast<Storage>(between(random, 1, 4));
-        if (table && m.storage == Storage::float32_columns) m.storage = Storage::float32_rows;
+        m.storage = static_cast<Storage>(between(random, 1, 5));
+        if (table && (m.storage == Storage::float32_columns || m.storage == Storage::int8_columns)) m.storage = Storage::float32_rows;
         m.outputs = outputs, m.inputs = inputs;
         m.bias = between(random, 0, 2) ? ABSENT : floats(random, outputs, 0, 0.1f);
         m.scales = ABSENT;
         if (m.storage == Storage::float32_rows || m.storage == Storage::float32_columns) {
             m.codes = floats(random, static_cast<int64_t>(outputs) * inputs, 0, 0.1f);
+        } else if (m.storage == Storage::int8_columns) {
+            std::vector<uint8_t> codes(static_cast<size_t>(outputs) * static_cast<size_t>(inputs));
+            for (uint8_t& code : codes) code = static_cast<uint8_t>(between(random, 0, 255));
+            m.codes = add(codes.data(), codes.size(), 1);
+            m.scales = floats(random, outputs, 0.002f, 0.0005f);
         } else {
             m.block = 16 << between(random, 0, 2);
             const int64_t blocks = (inputs + m.block - 1) / m.block * static_cast<int64_t>(outputs);
@@ -79,13 +86,42 @@ struct Made {
     }
 };
 
+Block attention(Made& made, Random& random, bool cross, bool norms) {
+    const Plan& p = made.plan;
+    const int inner = p.heads * p.head_width;
+    Block found{};
+    found.kind = cross ? Sublayer::cross_attention : Sublayer::self_attention;
+    found.first = made.matrix(random, cross ? inner : inner + 2 * p.kv_heads * p.head_width, p.width, false);
+    found.second = -1;
+    found.out = made.matrix(random, p.width, inner, false);
+    found.norm = made.floats(random, p.width, 1, 0.1f);
+    found.query_norm = !norms || between(random, 0, 1) ? ABSENT : made.floats(random, p.head_width, 1, 0.1f);
+    found.key_norm = !norms || between(random, 0, 1) ? ABSENT : made.floats(random, p.head_width, 1, 0.1f);
+    return found;
+}
+
+Block feed_forward(Made& made, Random& random) {
+    const Plan& p = made.plan;
+    Block found{};
+    found.kind = Sublayer::feed_forward;
+    const int hidden = between(random, 1, 200);
+    found.first = made.matrix(random, hidden, p.width, false);
+    found.second = between(random, 0, 2) ? made.matrix(random, hidden, p.width, false) : -1;
+    found.out = made.matrix(random, p.width, hidden, false);
+    found.activation = static_cast<Activation>(between(random, 0, 2));
+    found.norm = made.floats(random, p.width, 1, 0.1f);
+    found.query_norm = found.key_norm = ABSENT;
+    return found;
+}
+
 Made make(Random& random) {
     Made made;
     Plan& p = made.plan;
+    const bool encodes = between(random, 0, 1);
     p.version = PLAN_VERSION;
     p.width = between(random, 1, 9) * 16 + (between(random, 0, 3) ? 0 : between(random, 1, 15));
     p.kv_heads = between(random, 1, 3);
-    p.heads = p.kv_heads * between(random, 1, 4);
+    p.heads = encodes ? p.kv_heads : p.kv_heads * between(random, 1, 4);
     p.head_width = 16 * between(random, 1, 4);
     p.vocabulary = between(random, 1, 90);
     p.positions = between(random, 30, 60);
@@ -93,30 +129,31 @@ Made make(Random& random) {
     p.table = made.matrix(random, p.vocabulary, p.width, true);
     p.head = between(random, 0, 1) ? p.table : made.matrix(random, p.vocabulary, p.width, false);
     const int layers = between(random, 1, 3);
+    if (encodes) {
+        for (int layer = between(random, 1, 2); layer > 0; --layer) {
+            made.blocks.push_back(attention(made, random, false, false));
+            made.blocks.push_back(feed_forward(made, random));
+        }
+        p.encoder_blocks = static_cast<int>(made.blocks.size());
+    }
     for (int layer = 0; layer < layers; ++layer) {
-        Block a{};
-        a.kind = Sublayer::self_attention;
-        a.window = between(random, 0, 1) ? 0 : between(random, 1, 20);
-        a.first = made.matrix(random, (p.heads + 2 * p.kv_heads) * p.head_width, p.width, false);
-        a.second = -1;
-        a.out = made.matrix(random, p.width, p.heads * p.head_width, false);
-        a.norm = made.floats(random, p.width, 1, 0.1f);
-        a.query_norm = between(random, 0, 1) ? ABSENT : made.floats(random, p.head_width, 1, 0.1f);
-        a.key_norm = between(random, 0, 1) ? ABSENT : made.floats(random, p.head_width, 1, 0.1f);
-        made.blocks.push_back(a);
-        Block f{};
-        f.kind = Sublayer::feed_forward;
-        const int hidden = between(random, 1, 200);
-        f.first = made.matrix(random, hidden, p.width, false);
-        f.second = made.matrix(random, hidden, p.width, false);
-        f.out = made.matrix(random, p.width, hidden, false);
-        f.norm = made.floats(random, p.width, 1, 0.1f);
-        f.query_norm = f.key_norm = ABSENT;
-        made.blocks.push_back(f);
+        made.blocks.push_back(attention(made, random, false, true));
+        if (!encodes && !between(random, 0, 1)) made.blocks.back().window = between(random, 1, 20);
+        if (encodes) made.blocks.push_back(attention(made, random, true, false));
+        made.blocks.push_back(feed_forward(made, random));
     }
     p.norm = made.floats(random, p.width, 1, 0.1f);
-    p.cosines = made.floats(random, static_cast<int64_t>(p.positions) * p.head_width / 2, 0, 0.7f);
-    p.sines = made.floats(random, static_cast<int64_t>(p.positions) * p.head_width / 2, 0, 0.7f);
+    p.cosines = p.sines = p.encoder_norm = p.bias = p.encoder_bias = ABSENT;
+    if (encodes) {
+        p.cross = made.matrix(random, 2 * layers * p.heads * p.head_width, p.width, false);
+        p.farthest = between(random, 1, 40);
+        p.encoder_norm = made.floats(random, p.width, 1, 0.1f);
+        p.bias = made.floats(random, static_cast<int64_t>(p.heads) * (p.farthest + 1), 0, 1);
+        p.encoder_bias = made.floats(random, static_cast<int64_t>(p.heads) * (2 * p.farthest + 1), 0, 1);
+    } else {
+        p.cosines = made.floats(random, static_cast<int64_t>(p.positions) * p.head_width / 2, 0, 0.7f);
+        p.sines = made.floats(random, static_cast<int64_t>(p.positions) * p.head_width / 2, 0, 0.7f);
+    }
     p.matrix_count = static_cast<int>(made.matrices.size());
     p.block_count = static_cast<int>(made.blocks.size());
     return made;
@@ -138,12 +175,34 @@ struct Opened {
     }
 };
 
+// What contexts are encoded to: where there is an encoder, each row's is the row from behind.
+struct Contexts {
+    std::vector<Cache*> found;
+    bool fine = true;
+
+    Contexts(Engine* engine, const std::vector<std::vector<int64_t>>& rows) {
+        if (engine->model().encoder.empty()) return;
+        std::vector<int64_t> ids, counts;
+        for (const auto& row : rows) {
+            ids.insert(ids.end(), row.rbegin(), row.rend());
+            counts.push_back(static_cast<int64_t>(row.size()));
+        }
+        found.resize(rows.size(), nullptr);
+        char message[ROOM];
+        fine = !mmedge_encode(engine, ids.data(), counts.data(), static_cast<int64_t>(rows.size()), found.data(), message, ROOM);
+    }
+    ~Contexts() {
+        for (Cache* cache : found) mmedge_cache_close(cache);
+    }
+};
+
 // The logits behind every token of some rows that are read together, `step` tokens of each at a time.
 std::vector<std::vector<float>> read(Engine* engine, const std::vector<std::vector<int64_t>>& rows, int step) {
     const int64_t count = static_cast<int64_t>(rows.size()), vocabulary = engine->model().plan.vocabulary;
     Cache* cache = nullptr;
     char message[ROOM];
-    if (mmedge_cache(engine, count, 40, &cache, message, ROOM)) return {};
+    const Contexts contexts(engine, rows);
+    if (!contexts.fine || mmedge_cache(engine, count, 40, &cache, message, ROOM)) return {};
     std::vector<std::vector<float>> found(rows.size());
     std::vector<int64_t> starts(rows.size(), 0);
     for (bool more = true; more;) {
@@ -157,8 +216,8 @@ std::vector<std::vector<float>> read(Engine* engine, const std::vector<std::vect
             }
         }
         std::vector<float> logits(ids.size() * static_cast<size_t>(vocabulary));
-        if (mmedge_read(engine, cache, ids.data(), counts.data(), starts.data(), wanted.data(), static_cast<int64_t>(wanted.size()),
-                        logits.data(), message, ROOM))
+        if (mmedge_read(engine, cache, ids.data(), counts.data(), starts.data(), contexts.found.data(), wanted.data(),
+                        static_cast<int64_t>(wanted.size()), logits.data(), message, ROOM))
             break;
         more = false;
         size_t place = 0;
@@ -220,14 +279,16 @@ bool copy(Random& random) {
     char message[ROOM];
     if (mmedge_cache(opened.engine, 3, 32, &cache, message, ROOM) || mmedge_cache(opened.engine, 4, 48, &larger, message, ROOM))
         return std::puts("there is no cache"), false;
-    bool fine = true;
+    const std::vector<std::vector<int64_t>> same_for_all(4, text);
+    const Contexts contexts(opened.engine, same_for_all);
+    bool fine = contexts.fine;
     auto go_on = [&](Cache* where, int row, int64_t first, int64_t end) {
         std::vector<int64_t> counts(4, 0), starts(4, 0), wanted;
         counts[static_cast<size_t>(row)] = end - first, starts[static_cast<size_t>(row)] = first;
         for (int64_t place = 0; place < end - first; ++place) wanted.push_back(place);
         std::vector<float> logits(static_cast<size_t>((end - first) * vocabulary));
-        fine = fine && !mmedge_read(opened.engine, where, text.data() + first, counts.data(), starts.data(), wanted.data(), end - first,
-                                    logits.data(), message, ROOM);
+        fine = fine && !mmedge_read(opened.engine, where, text.data() + first, counts.data(), starts.data(), contexts.found.data(),
+                                    wanted.data(), end - first, logits.data(), message, ROOM);
         fine = fine && !std::memcmp(logits.data(), whole.data() + first * vocabulary, logits.size() * sizeof(float));
     };
     const int64_t zero = 0, two = 2, three = 3, far = 33;

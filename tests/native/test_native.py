@@ -141,21 +141,20 @@ def test_tokens_and_positions_that_do_not_exist_are_refused() -> None:
             engine.next_logits([Prompt(tokens, ())], ())
 
 
-def test_a_bundle_without_a_plan_runs_on_onnxruntime_and_says_why(
-    llama_run: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decoder_only, encoder_decoder = (open_bundle(run / "bundle-int8") for run in (llama_run, tiny_run))
-    assert engine_of(decoder_only.manifest) == ("onnxruntime", "")
+def test_a_bundle_without_a_plan_runs_on_onnxruntime_and_says_why(llama_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = open_bundle(llama_run / "bundle-int8")
+    without = replace(bundle, manifest=replace(bundle.manifest, plan=None))
+    assert engine_of(bundle.manifest) == ("onnxruntime", "")
     monkeypatch.setenv("MMEDGE_ENGINE", "native")
-    assert engine_of(decoder_only.manifest) == ("native", "")
-    name, why = engine_of(encoder_decoder.manifest)
+    assert engine_of(bundle.manifest) == ("native", "")
+    name, why = engine_of(without.manifest)
     assert name == "onnxruntime" and "no layer plan" in why
-    assert isinstance(open_speaker(decoder_only).engine, NativeEngine)
-    assert not isinstance(open_speaker(encoder_decoder).engine, NativeEngine)
-    assert unsupported(encoder_decoder.manifest) is not None
+    assert isinstance(open_speaker(bundle).engine, NativeEngine)
+    assert not isinstance(open_speaker(without).engine, NativeEngine)
+    assert unsupported(without.manifest) is not None
     monkeypatch.setenv("MMEDGE_ENGINE", "other")
     with pytest.raises(MmedgeError, match="invalid engine 'other'"):
-        engine_of(decoder_only.manifest)
+        engine_of(bundle.manifest)
 
 
 def test_native_is_a_variant_of_the_bench(llama_run: Path) -> None:

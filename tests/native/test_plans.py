@@ -22,14 +22,14 @@ pytestmark = pytest.mark.skipif(library.problem() is not None, reason=f"the nati
 ODD: tuple[Any, ...] = (-1, 0, 1, 7, 2**31 - 1, 2**31, 2**40, 2**61, -(2**31), None, "x", 1.5, True, [])
 
 
-def stated(precision: str = "int8") -> dict[str, Any]:
-    plan = exported("qwen3", precision).bundle.manifest.plan
+def stated(precision: str = "int8", kind: str = "qwen3") -> dict[str, Any]:
+    plan = exported(kind, precision).bundle.manifest.plan
     assert plan is not None
     return copy.deepcopy(dict(plan))
 
 
-def opened(plan: dict[str, Any], precision: str = "int8") -> NativeEngine:
-    bundle = exported("qwen3", precision).bundle
+def opened(plan: dict[str, Any], precision: str = "int8", kind: str = "qwen3") -> NativeEngine:
+    bundle = exported(kind, precision).bundle
     return NativeEngine(replace(bundle, manifest=replace(bundle.manifest, plan=plan)), 2)
 
 
@@ -58,7 +58,7 @@ def put(plan: Any, path: tuple[Any, ...], value: Any) -> None:
         (("positions",), 4_000_000, "outside of the weights"),
         (("heads",), 5, "do not fit"),
         (("vocabulary",), 300, "does not fit"),
-        (("version",), 2, "version"),
+        (("version",), 3, "version"),
     ],
 )
 def test_a_lying_plan_is_refused_by_name(path: tuple[Any, ...], value: Any, said: str) -> None:
@@ -68,26 +68,51 @@ def test_a_lying_plan_is_refused_by_name(path: tuple[Any, ...], value: Any, said
         opened(plan)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("encoder", "bias"), 2**40, "outside of the weights"),
+        (("encoder", "farthest"), 30_000, "outside of the weights"),
+        (("encoder", "farthest"), 0, "impossible shape"),
+        (("encoder", "cross"), 0, "does not fit"),
+        (("encoder", "blocks"), [], "no encoder"),
+        (("encoder", "blocks", 0, "kind"), "cross_attention", "no encoder"),
+        (("blocks", 1, "kind"), "self_attention", "not"),
+        (("blocks", 2, "activation"), "tanh", "broken"),
+        (("encoder",), None, "no encoder"),
+        (("cosines",), 0, "rotary"),
+        (("kv_heads",), 2, "not"),
+    ],
+)
+def test_a_lying_plan_of_an_encoder_is_refused_by_name(path: tuple[Any, ...], value: Any, said: str) -> None:
+    plan = stated("int8", "t5")
+    put(plan, path, value)
+    with pytest.raises(MmedgeError, match=said):
+        opened(plan, "int8", "t5").next_logits([Prompt((3,), (5,))], ())
+
+
 def test_a_plan_may_not_name_a_file_elsewhere(tmp_path: Path) -> None:
     for name in ("../weights.data", "/etc/passwd", "", "other.data", None, 3):
         with pytest.raises(MmedgeError, match="names no file"):
             mapped(tmp_path, {"file": name})
 
 
+@pytest.mark.parametrize("kind", ["qwen3", "t5"])
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_spoiled_plans_are_refused_or_read_within_the_file(precision: str) -> None:
-    spoil(precision, 400, seed=0)
+def test_spoiled_plans_are_refused_or_read_within_the_file(precision: str, kind: str) -> None:
+    spoil(precision, kind, 400, seed=0)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["qwen3", "t5"])
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_many_spoiled_plans_are_refused_or_read_within_the_file(precision: str) -> None:
-    spoil(precision, 20_000, seed=1)
+def test_many_spoiled_plans_are_refused_or_read_within_the_file(precision: str, kind: str) -> None:
+    spoil(precision, kind, 10_000, seed=1)
 
 
-def spoil(precision: str, count: int, seed: int) -> None:
+def spoil(precision: str, kind: str, count: int, seed: int) -> None:
     """Change one to three values of a plan at random; what is accepted must compute something."""
-    chance, whole = random.Random(seed), stated(precision)
+    chance, whole = random.Random(seed), stated(precision, kind)
     paths = places(whole)
     for _ in range(count):
         plan = copy.deepcopy(whole)
@@ -95,8 +120,8 @@ def spoil(precision: str, count: int, seed: int) -> None:
             near = chance.choice(ODD) if chance.random() < 0.5 else chance.randint(0, 2000)
             put(plan, path, near)
         try:
-            engine = opened(plan, precision)
-            logits = engine.next_logits([Prompt((3, 5, 7, 11, 2), ()), Prompt((1,), ())], ())
+            engine = opened(plan, precision, kind)
+            logits = engine.next_logits([Prompt((3, 5, 7), (11, 2)), Prompt((1,), (4,))], ())
         except MmedgeError:
             continue
         assert logits.shape == (2, plan["vocabulary"])
@@ -111,6 +136,6 @@ def test_spoiled_weights_compute_something() -> None:
         weights = np.array(mapped(bundle.folder, plan))
         weights[chance.integers(0, len(weights), 1000)] = chance.integers(0, 256, 1000)
         decoder = library.Decoder(plan, weights, 1)
-        cache, logits = library.Cache(decoder, 1, 8), np.empty((1, decoder.vocabulary), dtype=np.float32)
+        cache, logits = decoder.cache(1, 8), np.empty((1, decoder.vocabulary), dtype=np.float32)
         counts, starts, wanted = np.array([3]), np.array([0]), np.array([2])
-        decoder.read(cache, np.array([5, 6, 7]), counts, starts, wanted, logits)
+        decoder.read(cache, np.array([5, 6, 7]), counts, starts, None, wanted, logits)
