@@ -21,10 +21,11 @@ class AblationSection(Section):
 
     rows: tuple[RowName, ...] = Field(
         default=ROWS,
-        description="The paper's methods, or none of them where `more` has rows: labels only; one chain of thought, without and with self-evaluation; all chains of"
-        " thought, without and with self-evaluation. They use all of a question's chains of thought, whatever `method.keep` says."
-        " With pseudo-labels `standard` has one of each question; `all_labels`, which the paper lacks, has those of all chains of"
-        " thought and no rationale. With other labels the two are the same, and are trained once.",
+        description="The paper's methods, or none of them where `more` has rows: labels only; one chain of thought, without and"
+        " with self-evaluation; all chains of thought, without and with self-evaluation. They use all of a question's chains of"
+        " thought, whatever `method.keep` says. With pseudo-labels `standard` has one of each question; `all_labels`, which the"
+        " paper lacks, has those of all chains of thought and no rationale. With other labels the two are the same, and are trained"
+        " once.",
     )
     more: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], dict[str, JsonValue]] = Field(
         default_factory=dict,
