@@ -198,6 +198,7 @@ def _confidence(stated: Mapping[str, Any]) -> dict[str, Any]:
     }
     return {
         "calibrated_on": stated.get("questions"),
+        "engine": stated.get("engine"),
         "chosen": stated.get("chosen"),
         "why_not": stated.get("why"),
         "signals": signals,

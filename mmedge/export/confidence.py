@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmedge.engines.speaker import Evidence, Wanted
+from mmedge.engines.bundles import engine_of
 from mmedge.progress import Progress
 from mmedge.runtime.confidence import (
     CHEAP,
@@ -38,7 +39,8 @@ BATCH = 16  # questions asked together
 
 
 def calibrated(student: Student, examples: Sequence[Example], progress: Progress) -> dict[str, Any]:
-    """Return what the manifest says about confidence: maps by signal, the chosen one, and what validation questions gave.
+    """Return what the manifest says about confidence: maps by signal, the chosen one, what validation questions gave, and which
+    engine gave it.
 
     Args:
         student: The bundle, opened.
@@ -57,7 +59,7 @@ def calibrated(student: Student, examples: Sequence[Example], progress: Progress
                 right.append(student.bundle.form.agrees(text, example.label or "", example.choices))
                 fields.append(student.bundle.form.fields_right(text, example.label or ""))
             step.advance(len(batch))
-    found = fitted(evidence, right, prices(student, labelled[:BATCH]))
+    found = fitted(evidence, right, prices(student, labelled[:BATCH])) | {"engine": engine_of(student.bundle.manifest)[0]}
     of_fields = fitted_fields(evidence, fields)
     return found | ({"fields": of_fields} if of_fields else {})
 
