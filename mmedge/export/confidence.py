@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmedge.engines.speaker import Evidence, Wanted
 from mmedge.engines.bundles import engine_of
+from mmedge.engines.speaker import Evidence, Wanted
 from mmedge.progress import Progress
 from mmedge.runtime.confidence import (
     CHEAP,
