@@ -122,7 +122,7 @@ class Native:
         bundle = bundle_of(folder, "fused")
         plan = json.loads(folder.with_suffix(".plan.json").read_text())
         self._engine = NativeEngine(replace(bundle, manifest=replace(bundle.manifest, plan=plan)), threads)
-        self._prompt = Prompt(tuple(prompt_ids()), ())
+        self._prompt = Prompt(tuple(prompt_ids()), (0,) if bundle.manifest.family == "encoder-decoder" else ())
 
     def run(self) -> tuple[float, float]:
         found = self._engine.generate([self._prompt], NEW)
