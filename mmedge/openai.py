@@ -25,7 +25,8 @@ LARGEST_REPLY = 32 << 20  # bytes; a reply of 100,000 tokens is far below
 _LONGEST_WAIT = 600.0  # seconds; an endpoint that asks for more is asked again after that
 _OPTIONAL = ("seed", "n", "top_p", "stop")
 _SECRET_PARAMETER = re.compile(r"(?:^|&)[^=&]*(?:key|token|secret|password|sig)[^=&]*=", re.IGNORECASE)
-_MASKED = re.compile(r"\S*(?:\*{2,}|\.{3,}|…)\S{2,}")
+_WORD = re.compile(r"\S+")
+_MASKED = re.compile(r"(?:\*{2,}|\.{3,}|…)\S{2,}")  # within a word
 _NO_MODEL = re.compile(
     r"model_not_found|(?:model|deployment)\b.{0,80}\b(?:not exist|not found|unknown|not supported|not available)"
 )
@@ -254,7 +255,8 @@ class ChatProtocol:
     def clean(self, text: str) -> str:
         """Return text from an endpoint without the key, and without characters that could write over a terminal."""
         key = self._key
-        hidden = _MASKED.sub("[key]", text.replace(key, "[key]") if key else text)  # some repeat the key's ends
+        hidden = text.replace(key, "[key]") if key else text
+        hidden = _WORD.sub(lambda word: "[key]" if _MASKED.search(word[0]) else word[0], hidden)  # some repeat the key's ends
         return "".join(character if character.isprintable() else " " for character in hidden)
 
     # ------------------------------------------------------------------------------------------- refusals

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -225,3 +226,17 @@ def test_the_proxy_of_the_environment_is_used_unless_it_cannot_be(monkeypatch: p
     with pytest.raises(MmedgeError, match="unsupported proxy in https_proxy: socks5") as caught:
         proxy_for("https://far.away/v1")
     assert "pass-word" not in str(caught.value)
+
+
+def test_half_a_character_is_replaced_and_two_halves_are_one() -> None:
+    for said, found in (("a\\ud800b", "a\ufffdb"), ("\\ud83c\\udf4e", "🍎"), ("\\udf4e\\ud83c", "\ufffd\ufffd")):
+        body = f'{{"choices": [{{"message": {{"content": "{said}"}}, "finish_reason": "stop"}}]}}'.encode()
+        assert read(200, body).completions[0].text == found
+
+
+def test_keys_are_hidden_in_an_endless_word_quickly() -> None:
+    before = time.process_time()
+    for word in ("9" * 500_000, "9" * 50_000 + "*" + "9" * 500_000, "." * 500_000, "*a" * 250_000):
+        protocol().clean(f"{word} {KEY} sk-***cdef {word}")
+    assert time.process_time() - before < 2
+    assert protocol().clean(f"not {KEY}, sk-s...cdef or **** and 1... 2") == "not [key], [key] or [key] and 1... 2"

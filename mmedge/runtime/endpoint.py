@@ -26,6 +26,7 @@ from mmedge.tasks.base import Example, Unparsed
 from mmedge.tasks.forms import AnswerForm
 
 ESCALATED = "X-Mmedge-Escalated"  # tells a student that serves there not to escalate the question once more
+_CHARACTERS = 32  # of a token, at most: endpoints may ignore the limit, and reading a text takes longer than its length
 _LONGEST_WAIT = 8.0  # seconds between attempts: a user waits for the answer
 
 
@@ -72,6 +73,8 @@ class Endpoint:
         reply = self._reply((("user", question_for(example, form)),))
         if reply.completions[0].finish == "refusal":
             raise MmedgeError(f"{self.name} refuses to answer")
+        if len(reply.completions[0].text) > _CHARACTERS * self.max_tokens:
+            raise MmedgeError(f"{self.name} replied with far more than {self.max_tokens} tokens")
         found = form.read(reply.completions[0].text, example)
         if isinstance(found, Unparsed):
             raise MmedgeError(f"{self.name} replied, but its reply could not be read: {found.value}")

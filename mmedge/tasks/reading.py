@@ -7,10 +7,11 @@ a sentence without a number, or in mid-sentence. Nothing here guesses: a text in
 from __future__ import annotations
 
 import re
+from collections import deque
 
 from mmedge.tasks.base import SelfEvaluation, Unparsed, Verdict
 
-_RUN_ON = re.compile(r"\n\s*(?:Q\s*:|Question\s*:|Problem\s*:|Premise\s*:|###)", re.IGNORECASE)
+_RUN_ON = re.compile(r"\n\s*+(?:Q\s*:|Question\s*:|Problem\s*:|Premise\s*:|###)", re.IGNORECASE)
 _HEAD = re.compile(r"^\s*(?:(?:rationale|explanation|reasoning|solution|a)\s*:\s*)+", re.IGNORECASE)
 MARKER = re.compile(
     r"(?:\b(?:so|hence|therefore|thus|and so)\b[,:]?\s*)?\b(?:the\s+)?(?:final\s+|correct\s+|best\s+)?answer"
@@ -24,6 +25,7 @@ _THINKING = re.compile(
     re.DOTALL,
 )
 _RESPONSE = re.compile(r"^\s*<response>(.*?)(?:</response>\s*|\Z)", re.DOTALL)  # around what follows a block (Granite 3)
+_SECTIONS = 32  # statements of an answer in one text
 _WHOLE_END = re.compile(r"[.!?)\]\"'”’]\s*$")
 
 
@@ -72,8 +74,8 @@ def ends_whole(text: str) -> bool:
 
 
 def answer_sections(text: str) -> list[tuple[str, str]]:
-    """Return the text (before, after) each statement of an answer, the last one first."""
-    return [(text[: match.start()], text[match.end() :]) for match in reversed(list(MARKER.finditer(text)))]
+    """Return the text (before, after) each statement of an answer, the last one first; of a text in circles only the last ones."""
+    return [(text[: match.start()], text[match.end() :]) for match in reversed(deque(MARKER.finditer(text), _SECTIONS))]
 
 
 def first_line(text: str) -> str:

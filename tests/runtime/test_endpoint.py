@@ -93,6 +93,7 @@ def test_an_endpoint_answers_in_the_tasks_form(
         ((200, b"<html>"), "not valid JSON"),
         ((200, b'{"choices": []}'), "no choices"),
         ((200, _completion("I do not know.")), "no answer found"),
+        ((200, _completion("The answer is: " * 2000)), "far more than 512 tokens"),
         ((200, json.dumps({"choices": [{"message": {"content": None}}]}).encode()), "empty"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mmedge.tasks import ChainOfThought, Example, Unparsed, Verdict
 from mmedge.tasks.files import FileTask, commonsenseqa, nli, svamp
 from mmedge.tasks.forms.choice import ChoiceForm
 from mmedge.tasks.forms.expression import ExpressionForm, read_arithmetic
+from mmedge.tasks.forms.schema import SchemaForm
 from mmedge.tasks.reading import lacks_verdict, read_self_evaluation
 from mmedge.teachers.recorded import RecordedTeacher
 from tests.small_data import write_small_data
@@ -236,3 +238,32 @@ def test_a_box_that_never_closes_is_cut_off() -> None:
 def test_a_boxed_letter_names_a_choice() -> None:
     found = ChoiceForm().read(r"It has numbers. \boxed{(d)}", Example("q", "Which?", None, CHOICES))
     assert isinstance(found, ChainOfThought) and found.pseudo_label == "math problem"
+
+
+HOSTILE = (
+    "[",
+    '{"a":',
+    "[1,",
+    "The answer is: ",
+    "Answer: 3\n",
+    "\\boxed{",
+    "\n",
+    " \n",
+    "(",
+    "-",
+    "1,",
+    '"',
+    "```json\n",
+    "<think>",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=repr)
+def test_a_text_in_circles_is_read_quickly(text: str) -> None:
+    forms = (ExpressionForm(), ChoiceForm(), SchemaForm({"type": "object", "properties": {"a": {"type": "integer"}}}))
+    whole = text * (4000 // len(text))
+    before = time.process_time()
+    for form in forms:
+        for one in (whole, f"The answer is: {whole}"):
+            form.read(one, Example("q", LUKE, None, CHOICES))
+    assert time.process_time() - before < 3

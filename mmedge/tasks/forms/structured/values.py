@@ -20,6 +20,7 @@ from typing import Any
 Value = Any  # None, bool, int, float, str, list or dict of these
 LARGEST = 2**53  # beyond it, programs that read numbers as doubles read another number
 DEEPEST = 64  # levels of nesting
+MOST_BROKEN = 100  # brackets of a text that begin no JSON
 CUT_OFF = "cut off"  # the problem of JSON that the end of a text breaks off
 _BRACKET = re.compile(r"[{\[]")
 _STARTS = re.compile(r"[{\[\"]|-?\d|\b(?:true|false|null)\b")
@@ -171,10 +172,14 @@ def _closed(text: str, start: int) -> int | None:
 
 
 def objects(text: str) -> Iterator[Found]:
-    """Yield the objects and arrays within a text, one after the other, and what begins like one and is broken."""
-    place = 0
-    while (begin := _BRACKET.search(text, place)) is not None:
+    """Yield the objects and arrays within a text, one after the other, and what begins like one and is broken.
+
+    After many that are broken, the rest of the text is left: each is read to its end, so that brackets alone would take for ever.
+    """
+    place, broken = 0, 0
+    while broken < MOST_BROKEN and (begin := _BRACKET.search(text, place)) is not None:
         found = find(text, begin.start())
         assert found is not None
         yield found
+        broken += bool(found.problem)
         place = max(found.end, begin.end()) if not found.problem or text[begin.start()] == "{" else begin.end()
