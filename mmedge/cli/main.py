@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -26,15 +27,6 @@ from mmedge.cli import asking, chain, collecting, looking, measuring, serving, s
 from mmedge.cli.common import RENAMED_VERBS, Command, grouped
 from mmedge.errors import MmedgeError, Notice, printable
 from mmedge.machine import wait_briefly
-
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    help="Distil a large teacher into a small student that knows when it is wrong, and run it at the edge.\n\n"
-    "A recipe goes in; annotations, a student, int8 bundles and their measurements come out. "
-    "Run an interrupted command again, and it continues where it stopped.",
-)
 
 VERBS: dict[str, dict[str, Callable[..., None]]] = {
     "Make a student": {
@@ -55,12 +47,6 @@ VERBS: dict[str, dict[str, Callable[..., None]]] = {
         "schema": looking.schema,
     },
 }
-for panel, verbs in VERBS.items():
-    for name, verb in verbs.items():
-        app.command(name, cls=Command, rich_help_panel=panel)(grouped(verb))
-for old, new in RENAMED_VERBS.items():
-    verb = next(verbs[new] for verbs in VERBS.values() if new in verbs)
-    app.command(old, cls=Command, hidden=True)(grouped(verb))
 
 
 def _version(wanted: bool) -> None:
@@ -69,12 +55,36 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     pass
+
+
+def app(words: Sequence[str]) -> typer.Typer:
+    """Return the command line: with every verb, or with the one that these words name, which begins sooner."""
+    found = typer.Typer(
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        help="Distil a large teacher into a small student that knows when it is wrong, and run it at the edge.\n\n"
+        "A recipe goes in; annotations, a student, int8 bundles and their measurements come out. "
+        "Run an interrupted command again, and it continues where it stopped.",
+    )
+    found.callback()(_options)
+    every = [*itertools.chain.from_iterable(VERBS.values()), *RENAMED_VERBS]
+    first = next((word for word in words if word != "--debug"), "")
+    wanted = {first} if first in every else set(every)
+    for panel, verbs in VERBS.items():
+        for name, verb in verbs.items():
+            if name in wanted:
+                found.command(name, cls=Command, rich_help_panel=panel)(grouped(verb))
+    for old, new in RENAMED_VERBS.items():
+        if old in wanted:
+            verb = next(verbs[new] for verbs in VERBS.values() if new in verbs)
+            found.command(old, cls=Command, hidden=True)(grouped(verb))
+    return found
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
@@ -91,7 +101,7 @@ def main() -> None:
     wait_briefly()
     warnings.showwarning = _show_warning
     try:
-        app()
+        app(sys.argv[1:])()
     except BrokenPipeError:
         _discard_output()
         sys.exit(1)

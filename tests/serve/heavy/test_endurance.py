@@ -46,6 +46,7 @@ def test_ten_thousand_malformed_requests(hardened: Running) -> None:
     assert not harmed and found.answered > 100, (found.answered, harmed[:3])
     assert sum(first.statuses.values()) + sum(found.statuses.values()) == REQUESTS
     grown = process.memory_info().rss - before
+    print(f"{found.statuses}, {found.answered} answers beside them, {before / 2**20:.1f} MB {grown / 2**20:+.1f} MB")
     assert grown <= MOST_GROWTH, f"{grown / 2**20:.1f} MB"
     logs = hardened.out.read_text(encoding="utf-8") + hardened.err.read_text(encoding="utf-8")
     assert not revealed(logs, "passwd", "apples")
