@@ -152,7 +152,10 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise MmedgeError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        raise MmedgeError(
+            f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}",
+            "check this line and the one above it; fields of one section begin in the same column, after spaces and not tabs",
+        ) from None
     except RecursionError:
         raise MmedgeError(f"{path}: YAML nested too deeply") from None
     if not isinstance(values, dict):

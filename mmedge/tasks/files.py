@@ -141,7 +141,7 @@ def _only_file(data: Path, name: str) -> Path:
     if not data.is_dir():
         raise MmedgeError(
             f"{_FOLDER}: no such folder: {data}",
-            "set it, or the environment variable MMEDGE_DATA if the recipe uses it, to the folder of the data",
+            "name the folder of the data in task.data, or in the environment variable MMEDGE_DATA if the recipe uses it",
         )
     return data / name
 

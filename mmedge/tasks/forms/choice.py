@@ -166,7 +166,7 @@ class LabelForm(_OneOfSeveral):
     templates: ClassVar[str] = "label"
 
     def expected(self) -> str:
-        return f"one of {list(self.labels)}"
+        return f"one of {', '.join(self.labels)}"
 
     @classmethod
     def settings_type(cls) -> type[FormSettings]:
