@@ -23,7 +23,7 @@ from mmedge.annotations.store import AnnotationStore
 from mmedge.progress import Progress
 from mmedge.recipe import Recipe
 from mmedge.statistics import ClusteredShare, Proportion
-from mmedge.storage import sha256_file, sha256_json
+from mmedge.storage import require_file, sha256_file, sha256_json
 from mmedge.tasks import Task, Verdict
 from mmedge.tasks.reading import plain
 
@@ -35,10 +35,10 @@ CHUNK = 1000  # questions read at a time
 def reading_key(recipe: Recipe, task: Task) -> str:
     """Return the hash of everything that decides what the texts of a store say: the questions, their labels, the reader."""
     values = recipe.task.model_dump(mode="json")
-    paths = [values[name] for name in ("train_file",) if name in values]
-    paths += [str(Path(values["data"]) / "train.jsonl")] if "data" in values else []
-    paths += [str(task.new_questions)] if isinstance(task, RunTask) and task.new_questions else []
-    return sha256_json([READER_VERSION, values, [sha256_file(Path(path)) for path in paths], reading_limits(recipe)])
+    paths = [require_file(Path(values["train_file"]), "task.train_file")] if "train_file" in values else []
+    paths += [require_file(Path(values["data"]) / "train.jsonl", "task.data")] if "data" in values else []
+    paths += [task.new_questions] if isinstance(task, RunTask) and task.new_questions else []
+    return sha256_json([READER_VERSION, values, [sha256_file(path) for path in paths], reading_limits(recipe)])
 
 
 def refresh(recipe: Recipe, task: Task, store: AnnotationStore, progress: Progress) -> int:

@@ -40,7 +40,7 @@ p { margin: .25rem 0 .75rem; max-width: 60rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
          overflow-wrap: break-word; }
-.left { text-align: left; } td.short { white-space: nowrap; } th { font-weight: 600; }
+.left { text-align: left; } td.left:not(.short) { min-width: 12rem; } td.short { white-space: nowrap; } th { font-weight: 600; }
 .bars { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr max-content; gap: .3rem .8rem; align-items: center; }
 .bars i { display: block; height: .9rem; background: var(--mark); border-radius: 2px; min-width: 1px; }
 .bars .track { background: var(--soft); border-radius: 2px; } .bars > :nth-child(3n) { text-align: right; }
