@@ -317,4 +317,8 @@ class Scheduler:
 
 def records(examples: Sequence[Example]) -> list[Json]:
     """Return questions as a worker reads them."""
-    return [{"id": one.id, "question": one.question, "choices": list(one.choices)} for one in examples]
+    before = [[[turn.role, turn.text] for turn in one.turns] for one in examples]
+    return [
+        {"id": one.id, "question": one.question, "choices": list(one.choices), "turns": turns}
+        for one, turns in zip(examples, before, strict=True)
+    ]

@@ -30,9 +30,9 @@ from mmedge.runtime.escalation import question_for
 from mmedge.statistics import percentile
 from mmedge.storage import Json
 from mmedge.tasks.base import Example, Unparsed
+from mmedge.tasks.dialogue import messages_of
 from mmedge.tasks.encoding import PromptEncoder
 from mmedge.tasks.forms import AnswerForm
-from mmedge.tasks.prompts import render_question
 
 AT_ONCE = 256  # questions that may be in flight; later ones wait, and their time counts
 CHAT_TOKENS = 512  # of an answer with its reasons
@@ -171,10 +171,10 @@ class Asking:
         if kind == "student":
             assert self._student is not None
             encoder = self._student.encoder
-            prompt = encoder.prompt("predict", encoder.prompts.reasoning_context(render_question(example)))
+            prompt = encoder.prompt("predict", encoder.prompts.reasoning_context(example))
             fields |= {"prompt": [*prompt.context, *prompt.begun], "max_tokens": self._student.max_answer_tokens, "temperature": 0}
         elif kind == "mmedge":
-            fields |= {"messages": [{"role": "user", "content": example.question}]}
+            fields |= {"messages": messages_of(example)}
             fields |= {"mmedge": {"choices": list(example.choices)}} if example.choices else {}
         else:
             content = question_for(example, self._form)

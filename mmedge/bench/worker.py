@@ -32,17 +32,19 @@ if TYPE_CHECKING:
 
 def _verdict(request: dict[str, Any], opened: OpenedVariant) -> dict[str, Any]:
     from mmedge.tasks.base import ChainOfThought
-    from mmedge.tasks.prompts import render_question
 
     (example,) = _examples(request)
     cot = ChainOfThought(request["cot"]["rationale"], request["cot"]["pseudo_label"])
-    return {"verdict": opened.speaker.judge([render_question(example)], [cot])[0].verdict}
+    return {"verdict": opened.speaker.judge([example], [cot])[0].verdict}
 
 
 def _examples(request: dict[str, Any]) -> list[Any]:
-    from mmedge.tasks.base import Example
+    from mmedge.tasks.base import Example, Turn
 
-    return [Example(record["id"], record["question"], None, tuple(record["choices"])) for record in request["examples"]]
+    return [
+        Example(one["id"], one["question"], None, tuple(one["choices"]), tuple(Turn(*turn) for turn in one["turns"]))
+        for one in request["examples"]
+    ]
 
 
 def _served(request: dict[str, Any], asker: Asker) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from mmedge.students.adapters import add_adapters
 from mmedge.students.loading import load_student
 from mmedge.students.sources import ModelSource
 from mmedge.students.student import TorchStudent
+from mmedge.tasks.prompts import CHAT_TURN, PLAIN_TURN
 
 LESSON_FORMAT = 5  # goes up when the same recipe would train differently
 
@@ -91,6 +92,8 @@ class StageChain:
         texts = list(tokenizer_texts(self.material)) if self.source.kind == "scratch" else []
         student = load_student(section, self.source, self.recipe.training.max_input_tokens, texts, seed)
         templates = {name: text for one in self.recipe.method.objectives for name, text in OBJECTIVES[one].prompts.items()}
+        if self.material.has_dialogues:
+            templates["turn"] = PLAIN_TURN if student.encoder.chat is None else CHAT_TURN
         if templates:
             student.encoder = replace(student.encoder, prompts=replace(student.encoder.prompts, **templates))
         if section.lora is not None:

@@ -7,13 +7,14 @@ see why it is bad.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from mmedge.distill.material import Material
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from mmedge.recipe import Recipe
 from mmedge.students.student import TorchStudent
-from mmedge.tasks.prompts import VERDICTS, render_question
+from mmedge.tasks.prompts import VERDICTS
 
 TOLERATED = 0.02  # share of targets that may be damaged, with a warning: a few odd characters in hundreds of texts
 
@@ -43,13 +44,31 @@ def check_targets(recipe: Recipe, material: Material, student: TorchStudent, pro
                 f"{what} {long[0]!r:.60} is longer than {limit} tokens ({len(long)} of {len(texts)})",
                 "raise training.max_target_tokens",
             )
-    contexts = [student.encoder.prompts.reasoning_context(render_question(a.example)) for a in material.train[:500]]
-    cut = sum(len(student.encoder.context(context)) >= student.encoder.max_input_tokens for context in contexts)
-    if cut:
-        progress.line(
-            f"warning: {cut} of {len(contexts)} questions are cut off at {student.encoder.max_input_tokens} tokens"
-            " (training.max_input_tokens)"
+    _check_lengths(material, student, progress)
+
+
+def _check_lengths(material: Material, student: TorchStudent, progress: Progress) -> None:
+    """Warn about questions that are cut off, and about dialogues that lose their oldest messages.
+
+    Raises:
+        MmedgeError: There is a system message, and the student reads none.
+    """
+    encoder, examples = student.encoder, [annotated.example for annotated in material.train]
+    system = [example for example in examples if example.turns and example.turns[0].role == "system"]
+    if system and encoder.chat is None:
+        raise MmedgeError(
+            f"the question {system[0].id!r:.60} begins with a system message, which only chat students read",
+            "set student.prompt: chat, or leave system messages out",
         )
+    limit = f"at {encoder.max_input_tokens} tokens (training.max_input_tokens)"
+    contexts = [encoder.prompts.reasoning_context(example) for example in examples[:500]]
+    cut = sum(len(encoder.context(replace(context, turns=()))) >= encoder.max_input_tokens for context in contexts)
+    if cut:
+        progress.line(f"warning: {cut} of {len(contexts)} questions are cut off {limit}")
+    dialogues = [context for example, context in zip(examples, contexts, strict=False) if example.turns]
+    shortened = sum(encoder.fitted(context)[1] > 0 for context in dialogues)
+    if shortened:
+        progress.line(f"warning: {shortened} of {len(dialogues)} dialogues lose their oldest messages {limit}")
 
 
 def _answers(recipe: Recipe, material: Material) -> Iterator[str]:

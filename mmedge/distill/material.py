@@ -17,7 +17,9 @@ from mmedge.progress import Progress
 from mmedge.recipe import Recipe
 from mmedge.storage import sha256_json
 from mmedge.tasks import Example, Splits, Task
+from mmedge.tasks.dialogue import opening
 from mmedge.tasks.prompts import render_question
+from mmedge.tasks.reading import plain
 from mmedge.teachers.collect import annotate
 from mmedge.teachers.plan import NO_LIMITS, Limits
 
@@ -46,6 +48,11 @@ class Material:
     report: ReadingReport
     hash: str
 
+    @property
+    def has_dialogues(self) -> bool:
+        """Whether there are training questions with earlier messages, so that the student reads dialogues."""
+        return any(example.turns for example in self.splits.train)
+
     def limited(self, most: int | None) -> Material:
         """Return the same with the first `most` chains of thought of every training question alone; all of them if None."""
         if most is None:
@@ -67,11 +74,35 @@ def split_examples(recipe: Recipe, examples: Sequence[Example]) -> tuple[list[Ex
             f"split: {held_out} questions held out of {len(examples)} leave too few for training",
             "lower split.validation or split.verdict_test",
         )
-    order = sorted(range(len(examples)), key=lambda index: examples[index].id)
-    random.Random(f"split/{recipe.split.seed}").shuffle(order)
-    validation, verdict_test = order[:validation_count], order[validation_count:held_out]
-    rest = sorted(order[held_out:])
-    return [examples[i] for i in rest], [examples[i] for i in sorted(validation)], [examples[i] for i in sorted(verdict_test)]
+    dialogues = _dialogues(examples)
+    random.Random(f"split/{recipe.split.seed}").shuffle(dialogues)
+    parts: tuple[list[int], list[int], list[int]] = ([], [], [])  # training, validation, verdicts
+    for places in dialogues:
+        part = 1 if len(parts[1]) < validation_count else 2 if len(parts[2]) < verdict_count else 0
+        parts[part].extend(places)
+    if len(parts[0]) < len(examples) // 2:
+        raise MmedgeError(
+            f"split: dialogues are never split, and {len(examples) - len(parts[0])} of {len(examples)} questions are held out with"
+            " theirs",
+            "give the records of each dialogue a 'dialogue' of its own; without one, those that begin with the same words are one",
+        )
+    trained, validated, tested = ([examples[place] for place in sorted(part)] for part in parts)
+    return trained, validated, tested
+
+
+def _dialogues(examples: Sequence[Example]) -> list[list[int]]:
+    """Return the places of the questions of each dialogue, ordered by ids; a question that stands alone is one by itself.
+
+    Where records do not name their dialogues, those that begin with the same message are one.
+    """
+    order = sorted(range(len(examples)), key=lambda place: examples[place].id)
+    if not any(example.turns or example.dialogue for example in examples):
+        return [[place] for place in order]
+    found: dict[tuple[str, str], list[int]] = {}
+    for place in order:
+        name = examples[place].dialogue
+        found.setdefault(("named", name) if name else ("begins", plain(opening(examples[place]))), []).append(place)
+    return list(found.values())
 
 
 def _held_out(recipe: Recipe, count: int) -> tuple[int, int]:
@@ -86,6 +117,7 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, limits: Limits = NO_LI
     """Load the task, collect what the teacher has not written yet, within limits, and read it."""
     task = task_of(recipe, run)
     splits = task.load()
+    _check_dialogues(splits)
     without = dropped(task.decisions)  # after the split, which must not depend on what is dropped
     parts = [[one for one in part if one.id not in without] for part in split_examples(recipe, splits.train)]
     if recipe.teacher is None:
@@ -98,6 +130,22 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, limits: Limits = NO_LI
     decided = [[*item, *decision.content()] for item, decision in sorted(task.decisions.items())]
     digest = sha256_json([repr([trained, validated, tested]), repr(splits.tests), *([decided] if decided else [])])
     return Material(task, splits, trained, validated, tested, report, digest)
+
+
+def _check_dialogues(splits: Splits) -> None:
+    """Refuse dialogues as test questions of a student that learns from single questions.
+
+    Raises:
+        MmedgeError: There is one.
+    """
+    if any(example.turns for example in splits.train):
+        return
+    for name, examples in splits.tests.items():
+        if found := next((example for example in examples if example.turns), None):
+            raise MmedgeError(
+                f"the question {found.id!r:.60} of the split {name!r} ends a dialogue, and the training questions all stand alone",
+                "give training questions with earlier messages too",
+            )
 
 
 def prepared(recipe: Recipe, run: Run, progress: Progress, devices: Devices, limits: Limits = NO_LIMITS) -> Material:
@@ -131,7 +179,11 @@ def tokenizer_texts(material: Material) -> Iterator[str]:
     """Yield the training texts that a tokenizer from scratch learns from."""
     labels_alone = not any(annotated.cots for annotated in material.train)
     for annotated in material.train[:4000]:
-        yield f"predict: explain: correct wrong uncertain {render_question(annotated.example)} solution: answer:"
+        example = annotated.example
+        said = [turn.text if turn.role == "assistant" else f"{turn.role}: {turn.text}" for turn in example.turns]
+        said += ["user:"] * bool(said)
+        question = " ".join([*said, render_question(example)])
+        yield f"predict: explain: correct wrong uncertain {question} solution: answer:"
         if labels_alone and annotated.example.label is not None:
             yield annotated.example.label
         for evaluated in annotated.cots:

@@ -21,7 +21,7 @@ from mmedge.statistics import Proportion, auroc, balanced_accuracy, proportion
 from mmedge.students.student import TorchStudent
 from mmedge.tasks import ChainOfThought, Example, Task, Verdict
 from mmedge.tasks.forms import AnswerForm
-from mmedge.tasks.prompts import VERDICTS, Kind, render_question
+from mmedge.tasks.prompts import VERDICTS, Kind
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def answer_verdicts(student: TorchStudent, examples: Sequence[Example], answers:
     """Return the log-odds of `correct` that a student gives bare answers."""
     speaker = torch_speaker(student)
     prompts = student.encoder.prompts
-    contexts = [prompts.answer_context(render_question(one), answer) for one, answer in zip(examples, answers, strict=True)]
+    contexts = [prompts.answer_context(one, answer) for one, answer in zip(examples, answers, strict=True)]
     found = np.zeros(len(contexts))
     for rows, asked in speaker.batches("predict", contexts, batch_rows(student)):
         chances = speaker.verdict_probabilities(asked).clip(1e-12)
@@ -318,7 +318,7 @@ def verdicts_of(student: TorchStudent, cots: Sequence[JudgedCot], max_evaluation
     if not cots:
         return None
     speaker = torch_speaker(student, max_rationale_tokens=max_evaluation_tokens)
-    questions = [render_question(judged.example) for judged in cots]
+    questions = [judged.example for judged in cots]
     contexts = speaker.judging_contexts(questions, [judged.cot for judged in cots], batch_rows(student))
     probabilities = np.zeros((len(cots), len(VERDICTS)))
     for rows, prompts in speaker.batches("predict", contexts, batch_rows(student)):

@@ -19,7 +19,7 @@ from mmedge.students.saved import save_student
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.encoding import PromptEncoder
 from mmedge.tasks.evaluation_set import FILE_NAME, HeldOutCot, evaluation_set_of, write_evaluation_set
-from mmedge.tasks.prompts import Context, render_question
+from mmedge.tasks.prompts import Context
 
 CALIBRATION_QUESTIONS = 64
 RECOVERY_QUESTIONS = 256
@@ -94,11 +94,10 @@ def task_tokens(examples: Sequence[AnnotatedExample], encoder: PromptEncoder, ma
     for text in encoder.prompts.marks():
         found.update(encoder.target(text, max_target_tokens))
     for annotated in examples:
-        question = render_question(annotated.example)
-        contexts = [encoder.prompts.reasoning_context(question)]
+        contexts = [encoder.prompts.reasoning_context(annotated.example)]
         texts = [text for text in (annotated.example.label, *annotated.example.choices) if text]
         for evaluated in annotated.cots:
-            contexts.append(encoder.prompts.evaluation_context(question, evaluated.cot))
+            contexts.append(encoder.prompts.evaluation_context(annotated.example, evaluated.cot))
             texts += [evaluated.cot.rationale, evaluated.cot.pseudo_label]
             texts += [text for evaluation in evaluated.evaluations for text in (evaluation.rationale, evaluation.verdict.value)]
         for context in contexts:

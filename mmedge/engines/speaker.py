@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from mmedge.engines.engine import Engine
 from mmedge.engines.generation import Decoding, Logits
-from mmedge.tasks.base import ChainOfThought, Example
+from mmedge.tasks.base import ChainOfThought, Example, Turn
 from mmedge.tasks.encoding import Prompt, PromptEncoder
 from mmedge.tasks.forms.constraints import Constrainer
 from mmedge.tasks.forms.form import AnswerForm
-from mmedge.tasks.prompts import VERDICTS, Context, Kind, render_question
+from mmedge.tasks.prompts import VERDICTS, Context, Kind
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Written:
         log_probabilities: Of each, in nats, the end token's last where it ended by itself; empty where the engine gives none.
         ended: Whether it ended by itself, not at the limit.
         rationale_tokens: How many the rationale has.
+        left_out: How many of the oldest messages before the question were not read, since there was no room.
     """
 
     prompt_tokens: int
@@ -81,6 +82,7 @@ class Written:
     log_probabilities: tuple[float, ...]
     ended: bool
     rationale_tokens: int = 0
+    left_out: int = 0
 
 
 @dataclass
@@ -197,10 +199,10 @@ class Speaker:
 
     def reasoning_context(self, example: Example) -> Context:
         """Return what comes before an answer's and a rationale's task word."""
-        return self.encoder.prompts.reasoning_context(render_question(example))
+        return self.encoder.prompts.reasoning_context(example)
 
-    def evaluation_context(self, question: str, cot: ChainOfThought) -> Context:
-        """Return what comes before a verdict's and an evaluation's task word, for a rendered question."""
+    def evaluation_context(self, question: Example | str, cot: ChainOfThought) -> Context:
+        """Return what comes before a verdict's and an evaluation's task word."""
         return self.encoder.prompts.evaluation_context(question, cot)
 
     def prompt(self, kind: Kind, context: Context) -> Prompt:
@@ -255,7 +257,7 @@ class Speaker:
         asked = _Asked(self, [self.reasoning_context(example) for example in examples])
         thoughts = asked.answers(examples, wanted)
         if wanted.answer_verdict:
-            asked.answer_verdicts([render_question(example) for example in examples], thoughts)
+            asked.answer_verdicts(examples, thoughts)
         if wanted.rationale or wanted.judgement:
             asked.rationales(thoughts, wanted)
         if wanted.judgement:
@@ -263,14 +265,15 @@ class Speaker:
                 for thought, example in zip(thoughts, examples, strict=True):
                     thought.conclusion = thought.conclusion or self.form.conclusion(thought.rationale or "", example)
             cots = [ChainOfThought(thought.rationale or "", thought.conclusion or thought.text) for thought in thoughts]
-            questions = [render_question(example) for example in examples]
-            found = asked.judgements(questions, cots, wanted.evaluation, wanted.on_token("evaluation"))
+            found = asked.judgements(examples, cots, wanted.evaluation, wanted.on_token("evaluation"))
             for thought, judgement in zip(thoughts, found, strict=True):
                 thought.judgement = judgement
         return thoughts
 
-    def judge(self, questions: Sequence[str], cots: Sequence[ChainOfThought], *, explain: bool = False) -> list[Judgement]:
-        """Evaluate chains of thought in one batch, each on its rendered question."""
+    def judge(
+        self, questions: Sequence[Example | str], cots: Sequence[ChainOfThought], *, explain: bool = False
+    ) -> list[Judgement]:
+        """Evaluate chains of thought in one batch, each on its question."""
         return _Asked(self, []).judgements(questions, cots, explain, None)
 
     def evidence(self, example: Example, thought: Thought) -> Evidence:
@@ -296,7 +299,7 @@ class Speaker:
         tokens = list(zip(starts, ends, written.log_probabilities, strict=True))
         return {path: sum(score for a, b, score in tokens if a <= end and b > start) for path, (start, end) in spans.items()}
 
-    def judging_contexts(self, questions: Sequence[str], cots: Sequence[ChainOfThought], rows: int) -> list[Context]:
+    def judging_contexts(self, questions: Sequence[Example | str], cots: Sequence[ChainOfThought], rows: int) -> list[Context]:
         """Return what comes before verdicts; a student that evaluates first writes its evaluations for them, `rows` together."""
         contexts = [self.evaluation_context(question, cot) for question, cot in zip(questions, cots, strict=True)]
         prompts = self.encoder.prompts
@@ -324,13 +327,20 @@ def _log_odds(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return found
 
 
+_Read = tuple[str, tuple[Turn, ...]]
+
+
+def _read(context: Context) -> _Read:
+    return context.read, context.turns
+
+
 @dataclass
 class _Asked:
     """One batch of questions being asked: the engine's conversation, and the tokens of contexts, each encoded once."""
 
     speaker: Speaker
     contexts: Sequence[Context]
-    read: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    read: dict[_Read, tuple[tuple[int, ...], int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.conversation = self.speaker.engine.conversation()
@@ -338,12 +348,12 @@ class _Asked:
     def prompts(self, kind: Kind, contexts: Sequence[Context]) -> list[Prompt]:
         """Return prompts, what they read encoded once."""
         encoder = self.speaker.encoder
-        new = {context.read: context for context in contexts if context.read not in self.read}
-        if len(new) == 1:
-            self.read |= {text: encoder.context(context) for text, context in new.items()}
-        elif new:
-            self.read |= zip(new, encoder.contexts(list(new.values())), strict=True)
-        return [Prompt(self.read[context.read], encoder.begun(kind, context)) for context in contexts]
+        new = {_read(context): context for context in contexts if _read(context) not in self.read}
+        alone = {read: context for read, context in new.items() if not context.turns}
+        if len(alone) > 1:
+            self.read |= {read: (ids, 0) for read, ids in zip(alone, encoder.contexts(list(alone.values())), strict=True)}
+        self.read |= {read: encoder.fitted(context) for read, context in new.items() if read not in self.read}
+        return [Prompt(self.read[_read(context)][0], encoder.begun(kind, context)) for context in contexts]
 
     def answers(self, examples: Sequence[Example], wanted: Wanted) -> list[Thought]:
         speaker, limit = self.speaker, self.speaker.max_answer_tokens
@@ -355,16 +365,17 @@ class _Asked:
         written = self.conversation.generate(prompts, limit, how)
         scores = written.log_probabilities or [[]] * len(written.tokens)
         ends = written.ended or [len(row) < limit for row in written.tokens]
+        left_out = [self.read[_read(context)][1] for context in self.contexts]
         return [
             Thought(
                 speaker.encoder.text(row),
                 sum(scored),
-                written=Written(len(prompt.context) + len(prompt.begun), tuple(row), tuple(scored), ended),
+                written=Written(len(prompt.context) + len(prompt.begun), tuple(row), tuple(scored), ended, left_out=out),
             )
-            for prompt, row, scored, ended in zip(prompts, written.tokens, scores, ends, strict=True)
+            for prompt, row, scored, ended, out in zip(prompts, written.tokens, scores, ends, left_out, strict=True)
         ]
 
-    def answer_verdicts(self, questions: Sequence[str], thoughts: Sequence[Thought]) -> None:
+    def answer_verdicts(self, questions: Sequence[Example], thoughts: Sequence[Thought]) -> None:
         """Add the verdict after the bare answer to thoughts: a few tokens after what was just written."""
         prompts = self.speaker.encoder.prompts
         contexts = [prompts.answer_context(question, one.text) for question, one in zip(questions, thoughts, strict=True)]
@@ -391,7 +402,7 @@ class _Asked:
                 thought.written = replace(thought.written, rationale_tokens=len(tokens))
 
     def judgements(
-        self, questions: Sequence[str], cots: Sequence[ChainOfThought], explain: bool, on_token: OnToken | None
+        self, questions: Sequence[Example | str], cots: Sequence[ChainOfThought], explain: bool, on_token: OnToken | None
     ) -> list[Judgement]:
         speaker = self.speaker
         contexts = [speaker.evaluation_context(question, cot) for question, cot in zip(questions, cots, strict=True)]

@@ -21,7 +21,7 @@ from mmedge.progress import Progress
 from mmedge.students.passes import EncodedLesson, EncodedSegment, EncodedTarget, LossPass
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.base import Example
-from mmedge.tasks.prompts import Context, Kind, render_question
+from mmedge.tasks.prompts import Context, Kind
 
 COARSEST = 2.0  # times the median range of single questions; beyond it, static ranges cost what half a bit of weights would
 MARGIN = 0.05  # by which a range is widened on both sides, for questions other than the calibration questions
@@ -202,7 +202,7 @@ def input_ranges(
     try:
         with torch.inference_mode():
             for example in questions:
-                context = student.encoder.context(student.encoder.prompts.reasoning_context(render_question(example)))
+                context = student.encoder.context(student.encoder.prompts.reasoning_context(example))
                 states = model.get_encoder()(input_ids=torch.tensor([context], device=device)).last_hidden_state
                 watch("cross.kv")(None, (states,))
     finally:

@@ -32,7 +32,6 @@ from mmedge.students.saved import open_student, student_details, task_tokens
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, RECOVERY, VALIDATION, read_evaluation_set
-from mmedge.tasks.prompts import render_question
 
 GRAPH_FORMAT = 6  # goes up when the same student would give different graphs
 RECOVERY_FORMAT = 1  # the same for scales that are learned from the student
@@ -150,7 +149,7 @@ class Source:
             return None
         encoder, used = self.student.encoder, set(task_tokens(self.folder))
         for example in (example for examples in self.questions.questions.values() for example in examples):
-            used.update(encoder.context(encoder.prompts.reasoning_context(render_question(example))))
+            used.update(encoder.context(encoder.prompts.reasoning_context(example)))
             for text in (example.label, *example.choices):
                 used.update(encoder.target(text, self.details["max_input_tokens"]) if text else ())
         for target, _ in self.reference.forced:

@@ -1,14 +1,19 @@
 """What tasks are made of: examples, chains of thought, self-evaluations, and why a text could not be read.
 
-An example of SVAMP, as every task holds it:
+An example of SVAMP, as every task holds it, and one that ends a dialogue:
 
     Example(id="svamp-train-0000", question="Luke scored 84 points after playing 2 rounds …", label="84 / 2")
+    Example(id="7", question="and the kitchen too", label="lights; room: kitchen", turns=(
+        Turn("user", "lights on in the hall"), Turn("assistant", "lights; room: hall")))
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 class Verdict(StrEnum):
@@ -31,20 +36,41 @@ class Unparsed(StrEnum):
 
 
 @dataclass(frozen=True)
+class Turn:
+    """What was said before a question.
+
+    Attributes:
+        role: Who said it; `system` only of the first turn.
+        text: In one paragraph; an earlier answer as the student would write it.
+    """
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True)
 class Example:
     """One question of a task.
 
     Attributes:
         id: Unique over all splits of the task.
-        question: The text that is asked, without choices.
+        question: The text that is asked, without choices; of a dialogue, the last message.
         label: The human label in the task's canonical form, or None.
         choices: The texts to choose from, in order; empty where the answer is open.
+        turns: What was said before, oldest first; empty where the question stands alone.
+        dialogue: The dialogue that the question is a part of; questions of one dialogue are never split. Empty where it is alone.
     """
 
     id: str
     question: str
     label: str | None = None
     choices: tuple[str, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    dialogue: str = ""
+
+    def __repr__(self) -> str:  # hashes of what was made before there were dialogues come from it
+        shown = [one for one in fields(self) if one.name not in ("turns", "dialogue") or getattr(self, one.name)]
+        return f"Example({', '.join(f'{one.name}={getattr(self, one.name)!r}' for one in shown)})"
 
 
 @dataclass(frozen=True)

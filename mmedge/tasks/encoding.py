@@ -8,19 +8,28 @@ In a chat:        reads and continues  the template's text up to where the assis
 Encoder-decoder:  reads  context [eos],  writes  [start] predict: | 84 / 2 [eos]
                                           or     [start] solution: … | predict: | correct [eos]
 
+What was said before a question is encoded message by message, each answer behind its task word as the student wrote it:
+
+                  user: book a table … | predict: |  restaurant; number: two | \n | user: and for eight people too | predict: | …
+
+Where that is too long, the oldest messages are left out, each user's with the answers to it; never the question.
+
 Control tokens come from prompts alone: where a text has the same characters, these are encoded as ordinary text.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Literal, Protocol
 
 from mmedge.errors import MmedgeError
+from mmedge.tasks.base import Turn
 from mmedge.tasks.chat.template import ChatTemplate, control_tokens, encode_text
 from mmedge.tasks.prompts import VERDICTS, Context, Kind, StudentPrompts
 
@@ -84,7 +93,7 @@ class PromptEncoder:
         family: How prompts are laid out.
         prompts: The templates.
         special: Ids of special tokens.
-        max_input_tokens: Longer contexts are cut at their end; in a chat, at the end of the question.
+        max_input_tokens: Of longer contexts, the oldest messages are left out; a question that is longer alone is cut at its end.
         chat: The chat that contexts are the user's message of; None where they are read as they are.
     """
 
@@ -109,25 +118,74 @@ class PromptEncoder:
         return encode_text(self.tokenizer, _clean(text), self._control_tokens)
 
     def context(self, context: Context) -> tuple[int, ...]:
-        """Return the tokens that both tasks share, cut to the longest input."""
-        if self.chat is not None:
-            return self._in_chat(self.chat, _clean(context.read))
-        return self._cut(self._ids(context.read))
+        """Return the tokens that both tasks share, cut to the longest input.
 
-    def _in_chat(self, chat: ChatTemplate, text: str) -> tuple[int, ...]:
-        """Return the tokens of a chat up to where the assistant writes; of a text that is too long, the first tokens."""
-        found = chat.question(self.tokenizer, text)
+        Raises:
+            MmedgeError: There is a system message, and the student reads none, or it leaves no room for the question.
+        """
+        return self.fitted(context)[0]
+
+    def fitted(self, context: Context) -> tuple[tuple[int, ...], int]:
+        """Return the same, and how many of the oldest earlier messages are left out, since all of it would be too long."""
+        if self.chat is not None:
+            return self._in_chat(self.chat, _clean(context.read), context.turns)
+        ids, left_out = self._ids(context.read), 0
+        if context.turns:
+            before, left_out = self._before(context.turns, self.max_input_tokens - len(self._cut([])) - len(ids))
+            ids = before + ids
+        return self._cut(ids), left_out
+
+    def _before(self, turns: Sequence[Turn], room: int) -> tuple[list[int], int]:
+        """Return the tokens of earlier messages, as many of the newest as there is room for, and how many are left out."""
+        if turns[0].role == "system":
+            raise MmedgeError("there is a system message, and this student reads none", "leave it out")
+        found: list[int] = []
+        end = len(turns)
+        for start in reversed(_exchanges(turns)):
+            ids = [token for turn in turns[start:end] for token in self._turn(turn)]
+            if len(found) + len(ids) > room:
+                return found, end
+            found, end = ids + found, start
+        return found, end
+
+    def _turn(self, turn: Turn) -> list[int]:
+        ids = self._ids(self.prompts.before(turn))
+        if turn.role != "assistant":
+            return ids
+        end = self.prompts.question.partition("{question}")[2]
+        return [*self._words["predict"], *self._control(self.prompts.control), *ids, *(self._ids(end) if end else ())]
+
+    def _in_chat(self, chat: ChatTemplate, text: str, turns: tuple[Turn, ...] = ()) -> tuple[tuple[int, ...], int]:
+        """Return the tokens of a chat up to where the assistant writes, and how many turns are left out.
+
+        The newest turns that there is room for are kept, and a system message; of a question that is too long, the first tokens.
+        """
+        first = turns[:1] if turns and turns[0].role == "system" else ()
+        turns = turns[len(first) :]
+        starts = [*_exchanges(turns)[-self.max_input_tokens :], len(turns)]  # each takes a token at least
+
+        def asked(start: int) -> list[int]:
+            said = groupby((*first, *turns[start:]), key=lambda turn: turn.role)  # templates want roles in turn
+            return chat.question(
+                self.tokenizer, text, [(role, _clean("\n".join(one.text for one in found))) for role, found in said]
+            )
+
+        longest = bisect_left(starts[:-1], True, key=lambda start: len(asked(start)) <= self.max_input_tokens)
+        found = asked(starts[longest])
         while text and (more := len(found) - self.max_input_tokens) > 0:
             kept = self._ids(text)[:-more]
             shorter = self.tokenizer.decode(kept, skip_special_tokens=False).rstrip("\ufffd")  # half a character at the cut
             text = shorter if len(shorter) < len(text) else text[:-1]
-            found = chat.question(self.tokenizer, text)
-        return tuple(found)
+            found = asked(len(turns))
+        if first and len(found) > self.max_input_tokens:
+            raise MmedgeError(f"the system message leaves no room within {self.max_input_tokens} tokens", "shorten it")
+        return tuple(found), starts[longest]
 
     def contexts(self, contexts: Sequence[Context]) -> list[tuple[int, ...]]:
         """Return the same of several contexts; releases Python's lock."""
         texts = [_clean(context.read) for context in contexts]
-        if self.chat is not None or any(self._control_tokens.search(text) for text in texts):
+        dialogues = any(context.turns for context in contexts)
+        if self.chat is not None or dialogues or any(self._control_tokens.search(text) for text in texts):
             return [self.context(context) for context in contexts]
         return [self._cut(found.ids) for found in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
@@ -182,6 +240,11 @@ class PromptEncoder:
         while len({tuple(ids[: common + 1]) for ids in encoded}) == 1:
             common += 1
         return encoded[0][:common], [ids[common] for ids in encoded]
+
+
+def _exchanges(turns: Sequence[Turn]) -> list[int]:
+    """Return where each user's message with what follows it begins; what comes before the first is a part of its own."""
+    return [place for place, turn in enumerate(turns) if turn.role == "user" or place == 0]
 
 
 def load_tokenizer(path: Path) -> TextTokenizer:

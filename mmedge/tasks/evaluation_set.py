@@ -18,7 +18,8 @@ from pathlib import Path
 
 from mmedge.errors import MmedgeError
 from mmedge.storage import Json, iterate_jsonl, text_field, write_bytes, write_text
-from mmedge.tasks.base import ChainOfThought, Example
+from mmedge.tasks.base import ChainOfThought, Example, Turn
+from mmedge.tasks.dialogue import WrongMessage, messages_of, read_messages
 from mmedge.tasks.forms import AnswerForm, open_form
 
 FILE_NAME = "evaluation.jsonl"
@@ -52,21 +53,23 @@ class EvaluationSet:
         return {split: examples for split, examples in self.questions.items() if split not in (VALIDATION, CALIBRATION, RECOVERY)}
 
 
-def _example_json(example: Example) -> Json:
-    return {"id": example.id, "question": example.question, "choices": list(example.choices), "label": example.label}
+def example_record(example: Example) -> Json:
+    """Return a question as `read_example` reads it."""
+    asked: Json = {"messages": messages_of(example)} if example.turns else {"question": example.question}
+    return {"id": example.id, **asked, "choices": list(example.choices), "label": example.label}
 
 
 def write_evaluation_set(path: Path, evaluation: EvaluationSet) -> None:
     """Write an evaluation set, atomically."""
     lines: list[Json] = [{"kind": "task", "name": evaluation.task, **evaluation.form.to_json()}]
     for split, examples in evaluation.questions.items():
-        lines += [{"kind": "question", "split": split, **_example_json(example)} for example in examples]
+        lines += [{"kind": "question", "split": split, **example_record(example)} for example in examples]
     for split, cots in evaluation.cots.items():
         lines += [
             {
                 "kind": "cot",
                 "split": split,
-                **_example_json(held.example),
+                **example_record(held.example),
                 "sample": held.sample,
                 "rationale": held.cot.rationale,
                 "pseudo_label": held.cot.pseudo_label,
@@ -100,7 +103,7 @@ def read_evaluation_set(path: Path) -> EvaluationSet:
             form = open_form(record, path.parent, f"{path}:{number}")
             continue
         split = text_field(record, "split", path, number)
-        example = read_example(record, path, number)
+        example = read_example(record, path, number, form)
         if kind == "question":
             questions.setdefault(split, []).append(example)
         elif kind == "cot":
@@ -144,20 +147,36 @@ def form_beside(student: Path) -> AnswerForm | None:
     return open_form(first, student.resolve().parent) if first else None
 
 
-def read_example(record: Json, path: Path | str, number: int) -> Example:
-    """Read a question from a JSON-lines record: `question`, and optional `id`, `choices`, `label`."""
+def read_example(record: Json, path: Path | str, number: int, form: AnswerForm | None = None) -> Example:
+    """Read a question from a JSON-lines record: `question` or `messages`, and optional `id`, `choices`, `label`.
+
+    Args:
+        record: The record.
+        path: The file, for errors.
+        number: The line, for errors.
+        form: What answers look like; earlier ones among messages are spelled as the student writes them.
+
+    Raises:
+        MmedgeError: The record is broken; the message names file and line.
+    """
     choices = record.get("choices") or []
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise MmedgeError(f"{path}:{number}: field 'choices' must be a list of texts")
     label = record.get("label")
-    if record.get("premise") is not None:
+    turns: tuple[Turn, ...] = ()
+    if record.get("messages") is not None:
+        try:
+            turns, question = read_messages(record["messages"], form)
+        except WrongMessage as error:
+            raise MmedgeError(f"{path}:{number}: {error}") from None
+    elif record.get("premise") is not None:
         premise, hypothesis = (text_field(record, name, path, number) for name in ("premise", "hypothesis"))
         question = f"Premise: {premise} Hypothesis: {hypothesis}"
     else:
         question = text_field(record, "question", path, number)
     if isinstance(label, (dict, list)):
         label = json.dumps(label, ensure_ascii=False)
-    return Example(str(record.get("id", number)), question, None if label is None else str(label), tuple(choices))
+    return Example(str(record.get("id", number)), question, None if label is None else str(label), tuple(choices), turns)
 
 
 def evaluation_set_of(

@@ -4,6 +4,7 @@
     {"id": "cqa-train-0001", "question": "…", "choices": ["bus depot", …], "label": "bridge"}
     {"id": "anli-7", "premise": "…", "hypothesis": "…", "label": "entailment"}
     {"id": "snips-2", "question": "play Hardcore music", "label": {"name": "PlayMusic", "arguments": {"genre": "Hardcore"}}}
+    {"id": "7", "messages": [{"role": "user", "content": "lights on in the hall"}, …], "label": "lights on"}
 
 The task's answer form reads every label when the file is loaded; a label that it cannot read is an error with file and line.
 """
@@ -11,18 +12,19 @@ The task's answer form reads every label when the file is loaded; a label that i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmedge.errors import MmedgeError
 from mmedge.storage import Json, iterate_jsonl, read_text, require_file, text_field
-from mmedge.tasks.base import Example
+from mmedge.tasks.base import Example, Turn
+from mmedge.tasks.dialogue import WrongMessage, read_messages
 from mmedge.tasks.forms.choice import ChoiceForm, LabelForm
 from mmedge.tasks.forms.expression import ExpressionForm
 from mmedge.tasks.forms.form import AnswerForm
 from mmedge.tasks.forms.structured.values import parse
-from mmedge.tasks.reading import one_paragraph
+from mmedge.tasks.reading import one_paragraph, plain
 from mmedge.tasks.task import Splits
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
@@ -58,7 +60,8 @@ class FileTask:
         """Read all files.
 
         Raises:
-            MmedgeError: A file is missing or empty, a record is broken, an id occurs twice, or a label is not an answer.
+            MmedgeError: A file is missing or empty, a record is broken, an id occurs twice, a label is not an answer, or a dialogue
+                is among both training and test questions.
         """
         seen: dict[str, str] = {}
         train = self._read(require_file(self.train, self.folder_field or "task.train_file"), seen)
@@ -66,6 +69,7 @@ class FileTask:
             name: self._read(require_file(path, self.folder_field or f"task.test_files.{name}"), seen)
             for name, path in self.tests.items()
         }
+        _check_dialogues(train, tests)
         return Splits(train[: self.limit], tests)
 
     def _read(self, path: Path, seen: dict[str, str]) -> tuple[Example, ...]:
@@ -80,11 +84,14 @@ class FileTask:
             seen[example.id] = f"{path}:{number}"
             examples.append(example)
         if not examples:
-            raise MmedgeError(f"{path} holds no examples", "each line must be a JSON object with a question")
+            raise MmedgeError(f"{path} holds no examples", "each line must be a JSON object with a question or messages")
         return tuple(examples)
 
     def _example(self, record: Json, path: Path, number: int) -> Example:
-        if self.has_premise:
+        turns: tuple[Turn, ...] = ()
+        if "messages" in record:
+            turns, question = _messages(record, self.form, path, number)
+        elif self.has_premise:
             premise, hypothesis = (text_field(record, name, path, number) for name in ("premise", "hypothesis"))
             question = f"Premise: {one_paragraph(premise)} Hypothesis: {one_paragraph(hypothesis)}"
         else:
@@ -96,6 +103,8 @@ class FileTask:
             question=question,
             label=self._label(record.get("label"), choices, path, number),
             choices=choices,
+            turns=turns,
+            dialogue="" if record.get("dialogue") is None else str(record["dialogue"]),
         )
 
     def _choices(self, record: Json, path: Path, number: int) -> tuple[str, ...]:
@@ -124,6 +133,39 @@ class FileTask:
                 f"it must be {self.form.expected()}",
             )
         return canonical
+
+
+def _messages(record: Json, form: AnswerForm, path: Path, number: int) -> tuple[tuple[Turn, ...], str]:
+    if record.get("question") is not None:
+        raise MmedgeError(f"{path}:{number}: a record has either 'question' or 'messages', not both")
+    try:
+        return read_messages(record["messages"], form)
+    except WrongMessage as error:
+        raise MmedgeError(f"{path}:{number}: {error}", "docs/data.md shows a record with messages") from None
+
+
+def _check_dialogues(train: Sequence[Example], tests: Mapping[str, Sequence[Example]]) -> None:
+    """Refuse test questions of dialogues that the student is trained on.
+
+    Raises:
+        MmedgeError: There is one; the message names both.
+    """
+    known = {key: example.id for example in train if (key := _dialogue_key(example))}
+    for name, examples in tests.items():
+        for example in examples:
+            if same := known.get(_dialogue_key(example)):
+                raise MmedgeError(
+                    f"the training question {same!r:.60} and the question {example.id!r:.60} of {name!r} are of one dialogue",
+                    "leave it out of one; where they are different dialogues, say so: give each record a 'dialogue' of its own",
+                )
+
+
+def _dialogue_key(example: Example) -> tuple[str, ...]:
+    """Return what tells an example's dialogue: the name of it, or else its first two messages of the user."""
+    if example.dialogue:
+        return (example.dialogue,)
+    said = [*(turn.text for turn in example.turns if turn.role == "user"), example.question]
+    return tuple(map(plain, said[:2])) if len(said) > 1 else ()
 
 
 def _read_strictly(line: str, path: Path, number: int) -> None:

@@ -10,6 +10,13 @@ A student that learned to judge inline reads no chain of thought again, it goes 
 
     Luke scored 84 points …                                         explain:   →  Luke … answer: 84 / 2 verdict: correct
 
+Where a question ends a dialogue, what was said before comes first. Earlier answers stand behind the task word, token by token as
+the student wrote them, so a follow-up reads only what is new:
+
+    user: book a table for two at the bar
+    predict: restaurant; number: two; type: bar
+    user: and for eight people too                                  predict:   →  restaurant; number: eight; type: bar
+
 The paper puts the task word in front of the question. Here it comes after it (for an encoder-decoder: in what the decoder
 writes), so that the context is read once and shared by both tasks: in training, where that saves half of the tokens, and on
 the device, where answer, rationale and judgement follow from one reading. An encoder-decoder has the chain of thought that it
@@ -23,18 +30,22 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from mmedge.tasks.base import ChainOfThought, Example, Verdict
+from mmedge.errors import MmedgeError
+from mmedge.tasks.base import ChainOfThought, Example, Turn, Verdict
 
 VERDICTS = tuple(verdict.value for verdict in Verdict)
 
 Kind = Literal["predict", "explain"]
 
-_OPTIONAL = ("verdict", "answer_verdict", "reasoned", "control")
+_OPTIONAL = ("verdict", "answer_verdict", "reasoned", "control", "turn")
 _PLACE = re.compile(r"\{(question|cot)\}")
 
 
 def render_question(example: Example) -> str:
-    """Return the question as the student sees it, with lettered choices where there are any, in one paragraph."""
+    """Return the question as the student sees it, with lettered choices where there are any, in one paragraph.
+
+    What was said before it is not part of it.
+    """
     question = re.sub(r"\s+", " ", example.question).strip()
     if not example.choices:
         return question
@@ -61,12 +72,14 @@ class Context:
         behind: Texts after the task word `begun`, as if the student had written them; the verdict follows. They replace the task
             word that is asked for. The first one is cut where all of it would be too long.
         begun: That task word, where there are such texts.
+        turns: What was said before, which is read first; the oldest turns are left out where all of it would be too long.
     """
 
     read: str
     written: str = ""
     behind: tuple[str, ...] = ()
     begun: Kind = "explain"
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,8 @@ class StudentPrompts:
         reasoned: What comes between an evaluation and its verdict where the student writes the evaluation first; mostly empty.
         control: What follows the task word, such as `right:`, where the student has learned wrong answers and rationales
             behind another word; mostly empty.
+        turn: What a message of a dialogue becomes, the question included, where the student reads dialogues; has the placeholders
+            `{role}` and `{text}`. Empty where it reads single questions.
     """
 
     question: str
@@ -98,19 +113,48 @@ class StudentPrompts:
     answer_verdict: str = ""
     reasoned: str = ""
     control: str = ""
+    turn: str = ""
 
-    def reasoning_context(self, question: str) -> Context:
-        """Return the context that answer and rationale share."""
-        return Context(_fill(self.question, question=question, cot=""))
+    def reasoning_context(self, question: Example | str) -> Context:
+        """Return the context that answer and rationale share.
 
-    def evaluation_context(self, question: str, cot: ChainOfThought) -> Context:
-        """Return the context that verdict and evaluation share."""
+        Args:
+            question: An example, or the text of a question that stands alone.
+
+        Raises:
+            MmedgeError: It is part of a dialogue, and the student reads single questions.
+        """
+        text, turns = self._asked(question)
+        return Context(_fill(self.question, question=text, cot=""), turns=turns)
+
+    def evaluation_context(self, question: Example | str, cot: ChainOfThought) -> Context:
+        """Return the context that verdict and evaluation share; see `reasoning_context`."""
         if self.verdict:
             return replace(self.reasoning_context(question), behind=self.inline(cot))
-        places = {"question": question, "cot": render_chain_of_thought(cot)}
-        return Context(_fill(self.solution, **places), _fill(self.judged, **places))
+        text, turns = self._asked(question)
+        places = {"question": text, "cot": render_chain_of_thought(cot)}
+        return Context(_fill(self.solution, **places), _fill(self.judged, **places), turns=turns)
 
-    def answer_context(self, question: str, answer: str) -> Context:
+    def _asked(self, question: Example | str) -> tuple[str, tuple[Turn, ...]]:
+        """Return the text of a question, and what was said before it."""
+        text, turns = (question, ()) if isinstance(question, str) else (render_question(question), question.turns)
+        if turns and not self.turn:
+            raise MmedgeError(
+                "this student was trained on single questions, and reads no earlier messages",
+                "send the last message alone, or distil with dialogues among the training questions",
+            )
+        return self._said("user", text) if self.turn else text, turns
+
+    def _said(self, role: str, text: str) -> str:
+        return self.turn.replace("{role}", role).replace("{text}", text)
+
+    def before(self, turn: Turn) -> str:
+        """Return an earlier message as it is read in front of the question; of an answer, what follows the task word."""
+        if turn.role == "assistant":
+            return self.target + turn.text
+        return _fill(self.question, question=self._said(turn.role, turn.text), cot="")
+
+    def answer_context(self, question: Example | str, answer: str) -> Context:
         """Return the context of the verdict on a bare answer."""
         return replace(self.reasoning_context(question), behind=(answer, self.answer_verdict), begun="predict")
 
@@ -158,6 +202,8 @@ ENCODER_DECODER_PROMPTS = StudentPrompts(
     target="",
     judged="solution: {cot}",
 )
+
+PLAIN_TURN, CHAT_TURN = "{role}: {text}", "{text}"  # a chat's roles are its template's
 
 # the assistant's first words in a chat; a model that reasons in a block of its own has an empty one in front of an answer, and a
 # rationale is that block

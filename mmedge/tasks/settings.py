@@ -42,7 +42,7 @@ class DataFolderSection(Section):
 
 
 class JsonlSection(Section):
-    """A task of your own: JSON lines with `question`, `label`, optional `choices` and `id`."""
+    """A task of your own: JSON lines with `question` or `messages`, `label`, optional `choices` and `id`."""
 
     kind: Literal["jsonl"] = Field(description="A task of your own.")
     name: str = Field("jsonl", description="Name of the task in reports.")

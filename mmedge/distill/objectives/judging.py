@@ -14,7 +14,7 @@ from mmedge.distill.objectives.objective import LessonSource, Objective
 from mmedge.errors import MmedgeError
 from mmedge.recipe.method import ObjectiveSection
 from mmedge.tasks.base import Example
-from mmedge.tasks.prompts import VERDICT_MARK, render_question
+from mmedge.tasks.prompts import VERDICT_MARK
 
 LARGEST_FACTOR = 4.0  # the largest weight of a verdict where verdicts are balanced: a handful of rare ones must not dominate
 
@@ -59,7 +59,7 @@ class Judging(Objective):
             weights = {verdict: count / len(evaluated.evaluations) for verdict, count in shares.items()}
             verdicts = [Target.verdict(verdict, share * factors[verdict], share) for verdict, share in weights.items()]
             texts = [evaluation.rationale for evaluation in evaluated.evaluations if evaluation.rationale]
-            context = prompts.evaluation_context(render_question(example), evaluated.cot)
+            context = prompts.evaluation_context(example, evaluated.cot)
             targets = self._reasoned(evaluated, factors) if prompts.reasoned else (*verdicts, *by_share(texts, "explain"))
             lessons.append(Lesson(context, tuple(targets)))
         return lessons

@@ -14,7 +14,6 @@ from mmedge.distill.objectives.objective import LessonSource, Objective
 from mmedge.errors import MmedgeError
 from mmedge.recipe.method import ObjectiveSection
 from mmedge.tasks.base import ChainOfThought
-from mmedge.tasks.prompts import render_question
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +63,7 @@ class Preference(Objective):
         right = [evaluated.cot for evaluated in judged if judged_correct(evaluated)]
         wrong = [evaluated.cot for evaluated in judged if not judged_correct(evaluated)]
         agrees, choices = self.source.form.agrees, annotated.example.choices
-        context = self.source.encoder.prompts.reasoning_context(render_question(annotated.example))
+        context = self.source.encoder.prompts.reasoning_context(annotated.example)
         pairs = [(right[number % len(right)], worse) for number, worse in enumerate(wrong)] if right else []
         return [
             Lesson(context, (self._target(cot),))

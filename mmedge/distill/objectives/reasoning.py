@@ -14,7 +14,7 @@ from mmedge.distill.objectives.objective import LessonSource, Objective
 from mmedge.errors import MmedgeError
 from mmedge.recipe.method import ObjectiveSection
 from mmedge.tasks.base import Verdict
-from mmedge.tasks.prompts import Context, render_question
+from mmedge.tasks.prompts import Context
 from mmedge.tasks.synthesized import is_synthesized
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Reasoning(Objective):
         return Lesson(self._context(annotated), tuple(targets))
 
     def _context(self, annotated: AnnotatedExample) -> Context:
-        return self.source.encoder.prompts.reasoning_context(render_question(annotated.example))
+        return self.source.encoder.prompts.reasoning_context(annotated.example)
 
     def _turn(self, cots: Sequence[T], epoch: int) -> list[T]:
         """Return the chains of thought of a question whose turn it is."""

@@ -140,18 +140,28 @@ class ChatTemplate:
         marked, tools = _marked(messages, control), _marked(settings.pop("tools", None), control)
         return encode_rendered(tokenizer, self.render(marked, tools=tools, **settings), control)
 
-    def question(self, tokenizer: Any, text: str) -> list[int]:
-        """Return the tokens of a question, up to where the assistant begins to write; a reasoning block is not begun."""
+    def question(self, tokenizer: Any, text: str, before: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """Return the tokens of a question, up to where the assistant begins to write; a reasoning block is not begun.
+
+        Args:
+            tokenizer: The student's, as `tokenizers` has it.
+            text: The question.
+            before: Role and text of what was said before; a system message takes the place of the student's own.
+
+        Raises:
+            MmedgeError: The template refuses these messages.
+        """
         control = control_tokens(tokenizer, self.template)
-        rendered = self.render(_marked(self._messages(text), control))
-        before, found, behind = rendered.rpartition(REASONING[0])
+        rendered = self.render(_marked(self._messages(text, before), control))
+        until, found, behind = rendered.rpartition(REASONING[0])
         if found and not behind.replace(REASONING[1], "").strip():
-            rendered = before
+            rendered = until
         return encode_rendered(tokenizer, rendered, control)
 
-    def _messages(self, text: str) -> list[dict[str, str]]:
-        first = [{"role": "system", "content": self.system}] if self.system else []
-        return [*first, {"role": "user", "content": text}]
+    def _messages(self, text: str, before: Sequence[tuple[str, str]] = ()) -> list[dict[str, str]]:
+        own = self.system and not (before and before[0][0] == "system")
+        said = [*([("system", self.system)] if own else []), *before, ("user", text)]
+        return [{"role": role, "content": content} for role, content in said]
 
     def ends(self, tokenizer: Any) -> int | None:
         """Return the control token with which the assistant's message ends; None where it ends without one."""

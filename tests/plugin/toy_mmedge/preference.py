@@ -10,7 +10,6 @@ from pydantic import Field
 from mmedge.distill.lessons import Lesson, Target
 from mmedge.distill.objectives import LessonSource, Objective, ObjectiveSection
 from mmedge.tasks.base import Verdict
-from mmedge.tasks.prompts import render_question
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +37,7 @@ class Preference(Objective):
         for annotated in source.examples:
             judged = {found.evaluations[0].verdict: found.cot for found in annotated.cots if found.evaluations}
             if Verdict.CORRECT in judged and Verdict.WRONG in judged:
-                context = source.encoder.prompts.reasoning_context(render_question(annotated.example))
+                context = source.encoder.prompts.reasoning_context(annotated.example)
                 for verdict in (Verdict.CORRECT, Verdict.WRONG):
                     self._lessons.append(Lesson(context, (Target.of("explain", judged[verdict].rationale),)))
 
