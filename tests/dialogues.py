@@ -9,6 +9,7 @@ from typing import Any
 
 ROOMS = ("kitchen", "hall", "attic", "cellar", "garage", "study")
 STATES = ("on", "off", "dim", "red")
+MINUTES = ("five", "ten", "ninety")
 TOOLS: list[dict[str, Any]] = [
     {
         "type": "function",
@@ -16,7 +17,11 @@ TOOLS: list[dict[str, Any]] = [
             "name": "SetLights",
             "parameters": {
                 "type": "object",
-                "properties": {"room": {"type": "string", "enum": list(ROOMS)}, "state": {"type": "string", "enum": list(STATES)}},
+                "properties": {
+                    "room": {"type": "string", "enum": list(ROOMS)},
+                    "state": {"type": "string", "enum": list(STATES)},
+                    "minutes": {"type": "string", "enum": list(MINUTES)},
+                },
                 "required": ["room", "state"],
                 "additionalProperties": False,
             },
@@ -24,12 +29,12 @@ TOOLS: list[dict[str, Any]] = [
     }
 ]
 ASKED = ("lights {state} in the {room}", "turn the {room} lights {state}", "I want it {state} in the {room}")
-FOLLOW_UPS = ("and the {room} too", "the same in the {room}")
+FOLLOW_UPS = ("for {minutes} minutes", "only {minutes} minutes please")
 
 
-def call(room: str, state: str) -> dict[str, Any]:
-    """Return a call as data and clients have it."""
-    return {"name": "SetLights", "arguments": {"room": room, "state": state}}
+def call(room: str, state: str, **more: str) -> dict[str, Any]:
+    """Return a call as data have it."""
+    return {"name": "SetLights", "arguments": {"room": room, "state": state, **more}}
 
 
 def called(room: str, state: str) -> dict[str, Any]:
@@ -44,16 +49,16 @@ def user(text: str) -> dict[str, Any]:
 
 
 def dialogue(draw: random.Random, number: int) -> list[dict[str, Any]]:
-    """Return the records of a question, and of one that follows it and says nothing of the lights' state."""
-    (room, other), state = draw.sample(ROOMS, 2), draw.choice(STATES)
-    first, second = draw.choice(ASKED).format(room=room, state=state), draw.choice(FOLLOW_UPS).format(room=other)
+    """Return the records of a question, and of one that follows it and says neither which room nor what."""
+    room, state, minutes = draw.choice(ROOMS), draw.choice(STATES), draw.choice(MINUTES)
+    first, second = draw.choice(ASKED).format(room=room, state=state), draw.choice(FOLLOW_UPS).format(minutes=minutes)
     same = {"dialogue": str(number)}
     asked = {"id": f"{number}-1", "question": first, "label": call(room, state), **same}
     messages = [user(first), called(room, state), user(second)]
-    return [asked, {"id": f"{number}-2", "messages": messages, "label": call(other, state), **same}]
+    return [asked, {"id": f"{number}-2", "messages": messages, "label": call(room, state, minutes=minutes), **same}]
 
 
-def write_dialogues(folder: Path, train: int = 400, test: int = 80) -> Path:
+def write_dialogues(folder: Path, train: int = 800, test: int = 80) -> Path:
     """Write training and test dialogues, the test's follow-ups once more without what they refer to, and a recipe's files."""
     draw = random.Random(5)
     made = [dialogue(draw, number) for number in range(train + test)]
@@ -66,7 +71,7 @@ def write_dialogues(folder: Path, train: int = 400, test: int = 80) -> Path:
     return folder
 
 
-def dialogue_recipe(folder: Path, steps: int = 260, **changes: Any) -> dict[str, Any]:
+def dialogue_recipe(folder: Path, steps: int = 150, **changes: Any) -> dict[str, Any]:
     """Return the values of a recipe for these files, with a student from scratch."""
     values: dict[str, Any] = {
         "name": "lights",
@@ -79,14 +84,15 @@ def dialogue_recipe(folder: Path, steps: int = 260, **changes: Any) -> dict[str,
         },
         "student": {
             "source": "scratch",
-            "scratch": {"d_model": 96, "d_ff": 192, "heads": 6, "encoder_layers": 2, "decoder_layers": 1, "vocabulary": 400},
+            "scratch": {"d_model": 64, "d_ff": 96, "heads": 8, "encoder_layers": 1, "decoder_layers": 1, "vocabulary": 400},
         },
         "training": {
-            "stage2": {"max_steps": steps, "batch_size": 32, "learning_rate": 3e-3, "evaluate_every": steps},
+            "stage2": {"max_steps": steps, "batch_size": 32, "learning_rate": 5e-3, "evaluate_every": steps},
             "max_input_tokens": 64,
             "max_target_tokens": 24,
         },
         "split": {"validation": 40},
+        "export": {"recover": "never"},
         "generation": {"max_answer_tokens": 20, "max_rationale_tokens": 8},
     }
     return values | changes

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mmedge.runtime import Answer, AnswerOptions, Endpoint, Student
     from mmedge.runtime.options import SettledOptions
     from mmedge.tasks import Example
+    from mmedge.tasks.forms import AnswerForm
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,14 @@ class Lines:
 
     panel: ClassVar[str] = "Files and pipes"
 
-    input_: Annotated[Path | None, typer.Option("--input", help="JSON lines with questions; - for standard input.")] = None
+    messages: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON file with the messages of a dialogue; the last one is the question."),
+    ] = None
+
+    input_: Annotated[Path | None, typer.Option("--input", help="JSON lines with questions or messages; - for standard input.")] = (
+        None
+    )
     output: Annotated[Path | None, typer.Option("--output", help="JSON lines for the answers; - for standard output.")] = None
     batch: Annotated[int, typer.Option(min=1, max=1024, help="Questions per batch.")] = 8
 
@@ -142,8 +150,11 @@ def run(
             "--stream cannot show an answer that may still be withheld or outvoted",
             "leave it out, or add --strategy answer --abstain-below 0",
         )
+    choices = tuple(wanted.choices or ())
     if question is not None:
-        say(asking, Example("question", question, None, tuple(wanted.choices or ())), as_json=as_json, stream=stream)
+        say(asking, Example("question", question, None, choices), as_json=as_json, stream=stream)
+    elif lines.messages is not None:
+        say(asking, _read_messages(lines.messages, choices, asking), as_json=as_json, stream=stream)
     elif lines.input_ is None and sys.stdin.isatty():
         dialogue(asking, stream=stream)
     else:
@@ -157,9 +168,11 @@ def _check_use(question: str | None, wanted: AnswerContents, lines: Lines, *, st
         MmedgeError: They do.
     """
     source, target = lines.input_, lines.output
+    if lines.messages is not None and (question is not None or source is not None):
+        raise MmedgeError("give one of a question, --messages and --input", "leave the others out")
     if question is not None and source is not None:
         raise MmedgeError("give either a question or --input, not both", "leave one out")
-    if question is not None and target is not None:
+    if (question is not None or lines.messages is not None) and target is not None:
         raise MmedgeError("--output is for the answers to --input or a pipe", "redirect the output of one question, or use --json")
     if question is not None and not question.strip():
         raise MmedgeError("the question is empty", "write it in quotes after the bundle")
@@ -167,7 +180,7 @@ def _check_use(question: str | None, wanted: AnswerContents, lines: Lines, *, st
         raise MmedgeError(f"no such file: {source}", 'name a file with one JSON object per line, such as {"question": "…"}')
     if source is not None and target is not None and target.exists() and source.exists() and source.samefile(target):
         raise MmedgeError("--input and --output are the same file", "name another output")
-    if wanted.choices and question is None:
+    if wanted.choices and question is None and lines.messages is None:
         raise MmedgeError("--choice is for one question on the command line", "give `choices` in the lines of --input")
     if stream and (as_json or source is not None):
         raise MmedgeError(
@@ -255,22 +268,23 @@ class Asking:
         return [self.student.bundle.manifest.identity(), *self.settled.key()]
 
 
-def say(asking: Asking, example: Example, *, as_json: bool = False, stream: bool = False) -> None:
-    """Answer one question on the terminal."""
+def say(asking: Asking, example: Example, *, as_json: bool = False, stream: bool = False) -> Answer:
+    """Answer one question on the terminal, and return the answer."""
     if stream and not asking.settled.decides_afterwards:  # an answer that may yet be withheld is not shown
         answer = _streamed(asking, example)
         _say_rest(answer, shown=True)
-        return
+        return answer
     answer = asking.answers([example], 1)[0]
     if as_json:
         typer.echo(json.dumps(answer.to_json(), ensure_ascii=False))
-        return
+        return answer
     if answer.withheld:
         typer.echo(f"no answer: confidence {answer.confidence or 0:.2f} is below the threshold")
     else:
         said = answer.text if answer.value is None or answer.value == answer.text else f"{answer.text} = {answer.value}"
         typer.echo(printable(said if answer.source == "student" else f"{said}  (by {answer.source})"))
     _say_rest(answer, shown=False)
+    return answer
 
 
 def _streamed(asking: Asking, example: Example) -> Answer:
@@ -310,10 +324,15 @@ def _say_rest(answer: Answer, *, shown: bool) -> None:
 
 
 def dialogue(asking: Asking, *, stream: bool = False) -> None:
-    """Answer typed questions until an empty line or the end of input."""
+    """Answer typed questions until an empty line or the end of input; a student that reads dialogues remembers what was said."""
     from mmedge.tasks import Example
+    from mmedge.tasks.base import Turn
+    from mmedge.tasks.reading import one_paragraph
 
-    typer.echo("Type a question; an empty line or Ctrl-D ends the dialogue.", err=True)
+    remembers = asking.student.reads_dialogues
+    more = ", then others that refer back to it" if remembers else ""
+    typer.echo(f"Type a question{more}; an empty line or Ctrl-D ends the dialogue.", err=True)
+    turns: tuple[Turn, ...] = ()
     while True:
         try:
             question = input("? ")
@@ -322,10 +341,30 @@ def dialogue(asking: Asking, *, stream: bool = False) -> None:
             return
         if not question.strip():
             return
-        say(asking, Example("question", question), stream=stream)
+        answer = say(asking, Example("question", question, turns=turns), stream=stream)
+        said = answer.text or answer.guess or ""
+        if remembers and said:
+            turns = (*turns, Turn("user", one_paragraph(question)), Turn("assistant", said))
 
 
-def _read_lines(source: Path | None) -> Iterator[Example]:
+def _read_messages(path: Path, choices: tuple[str, ...], asking: Asking) -> Example:
+    """Return the question of a file of messages.
+
+    Raises:
+        MmedgeError: It cannot be read, or holds no messages.
+    """
+    from mmedge.storage import read_json
+    from mmedge.tasks import Example
+    from mmedge.tasks.dialogue import WrongMessage, read_messages
+
+    try:
+        turns, question = read_messages(read_json(path), asking.student.bundle.form)
+    except WrongMessage as error:
+        raise MmedgeError(f"{path}: {error}", 'write a list of messages, such as [{"role": "user", "content": "…"}]') from None
+    return Example("question", question, None, choices, turns)
+
+
+def _read_lines(source: Path | None, form: AnswerForm) -> Iterator[Example]:
     from mmedge.storage import parse_json_line
     from mmedge.tasks.evaluation_set import read_example
 
@@ -334,7 +373,7 @@ def _read_lines(source: Path | None) -> Iterator[Example]:
     try:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield read_example(parse_json_line(line, name, number), name, number)
+                yield read_example(parse_json_line(line, name, number), name, number, form)
     except UnicodeDecodeError as error:
         raise MmedgeError(f"{name} is not valid UTF-8 (byte {error.start})", "save it as UTF-8") from None
 
@@ -359,7 +398,7 @@ def answer_lines(asking: Asking, source: Path | None, target: Path | None, batch
         ]
         return lines, not any(answer.problem for answer in found)
 
-    examples = _read_lines(source)
+    examples = _read_lines(source, asking.student.bundle.form)
     batches = iter(lambda: list(islice(examples, batch)), [])
     if target is None or str(target) == "-":
         for questions in batches:

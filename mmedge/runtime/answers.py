@@ -34,7 +34,8 @@ class Answer:
         escalation: What the bigger model's answer cost.
         problem: Why a bigger model could not be asked.
         samples: The chains of thought that were sampled.
-        written: The tokens that the student wrote; they are no part of what answers are compared by.
+        written: The tokens that the student wrote, and how many of the oldest messages it did not read (`left_out` in JSON);
+            no part of what answers are compared by.
     """
 
     text: str
@@ -72,6 +73,8 @@ class Answer:
             found["source"] = self.source
         if self.escalation is not None:
             found["escalation"] = self.escalation.to_json()
+        if self.written is not None and self.written.left_out:
+            found["left_out"] = self.written.left_out
         if self.samples:
             found["samples"] = [sample.text for sample in self.samples]
         return found

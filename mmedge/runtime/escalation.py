@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from mmedge.errors import MmedgeError
 from mmedge.tasks.base import Example
+from mmedge.tasks.dialogue import asked_dialogue
 from mmedge.tasks.forms import AnswerForm
 from mmedge.tasks.prompts import render_question
 
@@ -59,10 +60,10 @@ class BiggerModel(Protocol):
 
 
 def question_for(example: Example, form: AnswerForm) -> str:
-    """Return the prompt for a bigger model."""
+    """Return the prompt for a bigger model; a dialogue is there as a whole, earlier structured answers as JSON."""
     return (
-        f"{render_question(example)}\n\nReason in one or two sentences. Then end with a line of its own: "
-        f"'The answer is: ' and {form.instruction()}."
+        f"{asked_dialogue(example, form, render_question(example))}\n\n"
+        f"Reason in one or two sentences. Then end with a line of its own: 'The answer is: ' and {form.instruction()}."
     )
 
 

@@ -4,6 +4,8 @@
     answer = student.answer("Ann has 3 apples and buys 4. How many does she have now?", explain=True)
     answer.text, answer.value, answer.confidence, answer.rationale
 
+    student.answer([{"role": "user", "content": "lights on in the hall"}, …])      a dialogue, where it was trained with dialogues
+
 Answering is one short `predict:`. Explanations, self-evaluation, sampling several chains of thought, abstaining and escalating are
 optional. A student may be used from several threads at once: calls share no state.
 """
@@ -11,7 +13,7 @@ optional. A student may be used from several threads at once: calls share no sta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
@@ -30,10 +32,13 @@ from mmedge.runtime.options import AnswerOptions, OptionChanges, SettledOptions,
 from mmedge.runtime.strategies import Sample, Strategy, StrategyKind, vote
 from mmedge.runtime.streaming import OnPartToken, streamed
 from mmedge.tasks.base import ChainOfThought, Example
+from mmedge.tasks.dialogue import WrongMessage, characters, read_messages
+from mmedge.tasks.forms.form import AnswerForm
 
 MAX_QUESTION_CHARACTERS = 1_000_000  # only the first few hundred tokens are read; anything this long is not a question
 BATCH = 16  # questions answered together
 DEFAULT = AnswerOptions()
+Question = Example | str | Sequence[Mapping[str, Any]]  # messages, as OpenAI's API has them
 
 
 class Student:
@@ -71,7 +76,7 @@ class Student:
 
     def answer(
         self,
-        question: Example | str,
+        question: Question,
         options: AnswerOptions = DEFAULT,
         *,
         choices: Sequence[str] = (),
@@ -80,19 +85,19 @@ class Student:
         """Answer one question.
 
         Args:
-            question: Text, or an example of the task.
+            question: Text, an example of the task, or the messages of a dialogue, whose last one is the question.
             options: What is asked for.
-            choices: What to choose from, where the question is text and the task has choices.
+            choices: What to choose from, where the question is no example and the task has choices.
             **changes: Fields of the options, as keywords.
 
         Raises:
-            MmedgeError: The question is too long, or an option does not fit.
+            MmedgeError: The question is too long, it has earlier messages and the student reads none, or an option does not fit.
         """
-        return self.answer_all([_as_example(question, choices)], options, **changes)[0]
+        return self.answer_all([_as_example(question, self.bundle.form, choices)], options, **changes)[0]
 
     def answer_all(
         self,
-        questions: Iterable[Example | str],
+        questions: Iterable[Question],
         options: AnswerOptions = DEFAULT,
         *,
         batch: int = BATCH,
@@ -104,7 +109,7 @@ class Student:
             One answer for each question, in their order. See `answer` for the arguments.
         """
         settled = self.settled(options, **changes)
-        examples = _checked(questions)
+        examples = self._checked(questions)
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise MmedgeError(f"batch must be a whole number of at least 1, got {batch!r}")
         size = max(1, batch // settled.strategy.samples) if settled.strategy.kind == "samples" else batch
@@ -121,7 +126,7 @@ class Student:
 
     def stream(
         self,
-        question: Example | str,
+        question: Question,
         options: AnswerOptions = DEFAULT,
         *,
         choices: Sequence[str] = (),
@@ -133,12 +138,22 @@ class Student:
         chosen among several, nothing is yielded before that is decided. See `answer` for the arguments.
         """
         settled = self.settled(options, **changes)
-        examples = _checked([_as_example(question, choices)])
+        examples = self._checked([_as_example(question, self.bundle.form, choices)])
 
         def answered(told: OnPartToken) -> Answer:
             return self.answered(examples, settled, None if settled.decides_afterwards else told)[0]
 
         return streamed(answered, self.speaker.encoder)
+
+    @property
+    def reads_dialogues(self) -> bool:
+        """Whether it was trained with dialogues, and so reads earlier messages."""
+        return bool(self.speaker.encoder.prompts.turn)
+
+    @property
+    def reads_system_messages(self) -> bool:
+        """Whether a dialogue may begin with a system message."""
+        return self.reads_dialogues and self.speaker.encoder.chat is not None
 
     def settled(self, options: AnswerOptions = DEFAULT, **changes: Unpack[OptionChanges]) -> SettledOptions:
         """Return options completed from the bundle's settings; see `AnswerOptions.settled`."""
@@ -176,8 +191,10 @@ class Student:
         """Sample chains of thought for questions, all in one batch, and let the student judge each."""
         return [_samples(thoughts) for thoughts in self._sampled(questions, strategy, constrained=False)]
 
-    def judge(self, questions: Sequence[str], cots: Sequence[ChainOfThought], *, explain: bool = False) -> list[Judgement]:
-        """Evaluate chains of thought, each on its rendered question; P(correct) comes from the verdict tokens' logits.
+    def judge(
+        self, questions: Sequence[Example | str], cots: Sequence[ChainOfThought], *, explain: bool = False
+    ) -> list[Judgement]:
+        """Evaluate chains of thought, each on its question; P(correct) comes from the verdict tokens' logits.
 
         Raises:
             MmedgeError: There is not one chain of thought for each question.
@@ -211,6 +228,35 @@ class Student:
             return answers
         withheld = [_withheld(one) if settled.doubts(one.confidence, one.fields) else one for one in answers]
         return self._escalated(examples, withheld, settled.escalate_to)
+
+    def _checked(self, questions: Iterable[Question]) -> list[Example]:
+        """Return questions as examples.
+
+        Raises:
+            MmedgeError: They are not a list of questions, one is too long, or one has earlier messages and the student reads none.
+        """
+        if isinstance(questions, (str, Example)):
+            raise MmedgeError("answer_all takes a list of questions", "ask one question with answer")
+        if not isinstance(questions, Iterable):
+            raise MmedgeError(f"answer_all takes a list of questions, got {type(questions).__name__}")
+        examples = [_as_example(one, self.bundle.form, name=str(place)) for place, one in enumerate(questions)]
+        for example in examples:
+            self.check(example)
+        return examples
+
+    def check(self, example: Example) -> None:
+        """Refuse what the student cannot read.
+
+        Raises:
+            MmedgeError: The question is too long, or has earlier messages and the student reads none.
+        """
+        if (length := characters(example)) > MAX_QUESTION_CHARACTERS:
+            raise MmedgeError(
+                f"a question of {length:,} characters is too long", f"shorten it to {MAX_QUESTION_CHARACTERS:,} characters at most"
+            )
+        self.speaker.reasoning_context(example)
+        if example.turns and example.turns[0].role == "system" and not self.reads_system_messages:
+            raise MmedgeError("there is a system message, and this student was trained without any", "leave it out")
 
     def limited(self, max_answer_tokens: int) -> Student:
         """Return the same student, whose answers have at most so many tokens."""
@@ -333,31 +379,23 @@ def _withheld(answer: Answer) -> Answer:
     return replace(answer, text="", value=None, withheld=True, guess=answer.text)
 
 
-def _as_example(question: Example | str, choices: Sequence[str]) -> Example:
-    return Example("question", question, None, tuple(choices)) if isinstance(question, str) else question
-
-
-def _checked(questions: Iterable[Example | str]) -> list[Example]:
-    """Return questions as examples.
+def _as_example(question: Question, form: AnswerForm, choices: Sequence[str] = (), name: str = "question") -> Example:
+    """Return a question as an example.
 
     Raises:
-        MmedgeError: They are not a list of questions, or one is too long.
+        MmedgeError: It is no question.
     """
-    if isinstance(questions, (str, Example)):
-        raise MmedgeError("answer_all takes a list of questions", "ask one question with answer")
-    if not isinstance(questions, Iterable):
-        raise MmedgeError(f"answer_all takes a list of questions, got {type(questions).__name__}")
-    items = list(questions)
-    if wrong := [item for item in items if not isinstance(item, (str, Example))]:
-        raise MmedgeError(f"a question must be text or an Example, got {type(wrong[0]).__name__}")
-    examples = [Example(str(index), item) if isinstance(item, str) else item for index, item in enumerate(items)]
-    for example in examples:
-        if len(example.question) + sum(map(len, example.choices)) > MAX_QUESTION_CHARACTERS:
-            raise MmedgeError(
-                f"a question of {len(example.question):,} characters is too long",
-                f"shorten it to {MAX_QUESTION_CHARACTERS:,} characters at most",
-            )
-    return examples
+    if isinstance(question, Example):
+        return question
+    if isinstance(question, str):
+        return Example(name, question, None, tuple(choices))
+    if not isinstance(question, (list, tuple)):
+        raise MmedgeError(f"a question must be text, an Example or a list of messages, got {type(question).__name__}")
+    try:
+        turns, last = read_messages(question, form)
+    except WrongMessage as error:
+        raise MmedgeError(str(error), 'a message is such as {"role": "user", "content": "…"}') from None
+    return Example(name, last, None, tuple(choices), turns)
 
 
 def _samples(thoughts: Sequence[Thought]) -> list[Sample]:
