@@ -322,6 +322,7 @@ def _models(served: Served) -> Callable[[Request], Any]:
             "max_answer_tokens": stated.max_answer_tokens,
             "calibrated": model.student.confidence is not None,
             "takes_choices": model.student.bundle.form.takes_choices,
+            "reads_dialogues": model.student.reads_dialogues,
         }
         if stated.student.learned is not None:
             own["learned"] = list(stated.student.learned)

@@ -16,7 +16,8 @@ from mmedge.runtime.strategies import COLDEST
 from mmedge.serve.failures import ApiError, invalid, unsupported
 from mmedge.serve.fields import SHOWN, Fields
 from mmedge.serve.models import Model
-from mmedge.tasks.base import Example
+from mmedge.tasks.base import Example, Turn
+from mmedge.tasks.dialogue import WrongMessage, read_messages
 from mmedge.tasks.forms.schema import SchemaForm
 from mmedge.tasks.forms.structured.form import StructuredForm
 from mmedge.tasks.forms.structured.values import to_json
@@ -54,6 +55,9 @@ WHY = {
     "response_format": "this student answers {form}; leave it out, or ask for text",
 }
 STATED = 2000  # characters of a schema or of definitions that an error repeats
+
+
+_Said = tuple[str, tuple[Turn, ...]]  # a question, and what was said before it
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def read_chat(document: dict[str, Any], models: Mapping[str, Model], defaults: A
     """
     fields = Fields(document)
     model = _model(fields, models)
-    question = _question(fields.take("messages"))
+    said = _messages(fields.take("messages"), model)
     logprobs = fields.flag("logprobs") or False
     limits = [fields.whole(name, 1, 10**9) for name in ("max_tokens", "max_completion_tokens")]
     calls = _calls(fields, model)
@@ -113,7 +117,7 @@ def read_chat(document: dict[str, Any], models: Mapping[str, Model], defaults: A
     own = document.get("mmedge")
     if structured and isinstance(own, dict) and own.get("constrained") is False:
         raise invalid("answers of a schema or of tools that a request names are constrained", "mmedge.constrained")
-    asked = _rest(fields, model, (question,), defaults, logprobs, [limit for limit in limits if limit is not None])
+    asked = _rest(fields, model, (said,), defaults, logprobs, [limit for limit in limits if limit is not None])
     return replace(asked, calls=calls, options=replace(asked.options, constrained=True)) if structured else asked
 
 
@@ -128,24 +132,36 @@ def read_completion(document: dict[str, Any], models: Mapping[str, Model], defau
     if logprobs is not None and (logprobs not in (0, 1) or isinstance(logprobs, float)):
         raise unsupported("logprobs", WHY["logprobs"])
     limit = fields.whole("max_tokens", 1, 10**9)
-    return _rest(fields, model, questions, defaults, logprobs is not None and logprobs is not False, [limit] if limit else [])
+    return _rest(
+        fields,
+        model,
+        tuple((one, ()) for one in questions),
+        defaults,
+        logprobs is not None and logprobs is not False,
+        [limit] if limit else [],
+    )
 
 
 def read_answer(document: dict[str, Any], models: Mapping[str, Model], defaults: AnswerOptions) -> Asked:
     """Read the body of `/v1/answer`, whose fields are those of `AnswerOptions`. See `read_chat`."""
     fields = Fields(document)
     model = _model(fields, models, needed=len(models) > 1)
-    question = fields.text("question")
+    question, messages = fields.text("question"), fields.take("messages")
+    turns: tuple[Turn, ...] = ()
+    if messages is not None:
+        if question is not None:
+            raise invalid("give either question or messages", "messages")
+        question, turns = _messages(messages, model)
     if question is None or not question.strip():
-        raise invalid("question must be the question, as text", "question")
+        raise invalid("question must be the question, as text, or messages a dialogue that ends in it", "question")
     stream = fields.flag("stream") or False
     choices, options = _own(fields, model, defaults)
     fields.finish()
-    return Asked(model, (Example("question", question, None, choices),), options, stream=stream)
+    return Asked(model, (Example("question", question, None, choices, turns),), options, stream=stream)
 
 
 def _rest(
-    fields: Fields, model: Model, questions: tuple[str, ...], defaults: AnswerOptions, logprobs: bool, limits: list[int]
+    fields: Fields, model: Model, questions: tuple[_Said, ...], defaults: AnswerOptions, logprobs: bool, limits: list[int]
 ) -> Asked:
     """Read what chat and completions have in common."""
     stream = fields.flag("stream") or False
@@ -181,7 +197,7 @@ def _rest(
     fields.finish()
     if sampling is not None and model.decides_by_samples(options):
         raise unsupported("temperature", "this bundle's strategy samples by itself")
-    examples = tuple(Example(f"question {place}", question, None, choices) for place, question in enumerate(questions))
+    examples = tuple(Example(f"question {place}", text, None, choices, turns) for place, (text, turns) in enumerate(questions))
     if len(examples) * (sampling.samples if sampling else 1) > MOST_CHOICES:
         raise invalid(f"at most {MOST_CHOICES} answers are written for one request", "n")
     return Asked(model, examples, options, sampling, min(limits, default=None), stop, logprobs, stream, with_usage, running_usage)
@@ -198,8 +214,25 @@ def _model(fields: Fields, models: Mapping[str, Model], needed: bool = True) -> 
     return models[name]
 
 
+def _messages(messages: Any, model: Model) -> _Said:
+    """Return the question of a chat, and what was said before it.
+
+    Raises:
+        ApiError: It is no chat, or has messages that the student does not read.
+    """
+    if not model.student.reads_dialogues:
+        return _question(messages), ()
+    try:
+        turns, question = read_messages(messages, model.student.bundle.form)
+    except WrongMessage as error:
+        raise invalid(str(error), error.place) from None
+    if turns and turns[0].role == "system" and not model.student.reads_system_messages:
+        raise unsupported("messages[0]", "this student was not trained with system messages; leave it out")
+    return question, turns
+
+
 def _question(messages: Any) -> str:
-    """Return the question of a chat.
+    """Return the question of a chat for a student that reads single questions.
 
     Raises:
         ApiError: The chat is more than one question.

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from mmedge.manifest import TaskPart, read_manifest, seal
+from mmedge.tasks.prompts import PLAIN_TURN
 from tests.serve.running import Running, serving
 
 T5, LLAMA = "tiny/bundle-int8", "own/bundle-int8"
-CALLS, BOOKS = "own/calls", "own/books"
+CALLS, BOOKS, TALKS = "own/calls", "own/books", "own/talks"
 TOOLS = [
     {
         "type": "function",
@@ -48,14 +49,16 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path, llama_run: 
 
 @pytest.fixture(scope="session")
 def structured(tmp_path_factory: pytest.TempPathFactory, llama_run: Path) -> Iterator[Running]:
-    """A server of students that write calls and books; they have learned neither, and are constrained."""
+    """A server of students that write calls, books, and calls in dialogues; they have learned none of it, and are constrained."""
     folder = tmp_path_factory.mktemp("structured")
-    for name, form, document in (("calls", "tools", TOOLS), ("books", "schema", BOOK)):
+    for name, form, document in (("calls", "tools", TOOLS), ("books", "schema", BOOK), ("talks", "tools", TOOLS)):
         shutil.copytree(llama_run / "bundle-int8", folder / name)
         (folder / name / f"{form}.json").write_text(json.dumps(document), encoding="utf-8")
         task = TaskPart(name, form, {"file": f"{form}.json", "spelling": "compact", "compare": {}}, (f"{form}.json",))
         stated = read_manifest(folder / name)
         learned = replace(stated.student, learned=())
-        seal(folder / name, replace(stated, task=task, student=learned, max_answer_tokens=64))
-    with serving(folder, [folder / "calls", folder / "books"]) as running:
+        stated = replace(stated, task=task, student=learned, max_answer_tokens=64)
+        turn = PLAIN_TURN if name == "talks" else ""
+        seal(folder / name, replace(stated, prompts=replace(stated.prompts, turn=turn)))
+    with serving(folder, [folder / "calls", folder / "books", folder / "talks"]) as running:
         yield running
