@@ -122,7 +122,8 @@ def page(found: AnnotationReport, shown: Sequence[AnnotatedExample]) -> Page:
                 texts.append((f"evaluation of {evaluated.sample}: {evaluation.verdict.value}", evaluation.rationale))
         label = f"  [label: {example.label}]" if example.label is not None else ""
         choices = "  " + " ".join(f"({chr(ord('a') + i)}) {choice}" for i, choice in enumerate(example.choices))
-        made.details(f"{example.question}{choices if example.choices else ''}{label}", texts)
+        before = "".join(f"{turn.role}: {turn.text}  " for turn in example.turns)
+        made.details(f"{before}{example.question}{choices if example.choices else ''}{label}", texts)
     return made
 
 

@@ -50,7 +50,7 @@ def export_records(desk: Desk, path: Path, which: str) -> int:
 
 
 def _record(question: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {"question": question["question"]}
+    fields = {"question": question["question"]} | ({"before": "\n".join(question["before"])} if question["before"] else {})
     if question["choices"]:
         fields["choices"] = "\n".join(f"({chr(ord('a') + place)}) {text}" for place, text in enumerate(question["choices"]))
     fields["texts"] = "\n\n".join(

@@ -90,6 +90,7 @@ class Desk:
         most = max(answers, key=answers.count, default=None)
         return {
             "id": example.id,
+            "before": [f"{turn.role}: {self.readable(turn.text)}" for turn in example.turns],
             "question": example.question,
             "choices": list(example.choices),
             "label": None if example.label is None else self.readable(example.label),

@@ -31,13 +31,13 @@ class Sieve:
 
     def __init__(self, splits: Splits, threshold: float, shares: dict[str, int], taken: Sequence[NewQuestion] = ()) -> None:
         tests = dict(splits.tests) | {"validation": splits.validation}
-        common = [example.question for example in (*splits.train[:2000], *chain(*tests.values()))]
+        common = [_whole(example) for example in (*splits.train[:2000], *chain(*tests.values()))]
         self._seeds, self._tests, self._new = (SimilarTexts(threshold, common[:4000]) for _ in range(3))
         for example in splits.train:
-            self._seeds.add(_text(example.question, example.choices), example.id)
+            self._seeds.add(_whole(example), example.id)
         for examples in tests.values():
             for example in examples:
-                self._tests.add(_text(example.question, example.choices), example.id)
+                self._tests.add(_whole(example), example.id)
         self._shares = shares
         self.taken: list[NewQuestion] = []
         self.counts: Counter[str] = Counter()
@@ -60,7 +60,7 @@ class Sieve:
 
     def like_test(self, example: Example) -> bool:
         """Whether a question is similar to a test or validation question."""
-        return self._tests.nearest(_text(example.question, example.choices)) is not None
+        return self._tests.nearest(_whole(example)) is not None
 
     def missing(self) -> dict[str, int]:
         """Return how many questions of each kind are still wanted; kinds that have enough are left out."""
@@ -80,13 +80,9 @@ def check_seeds(splits: Splits) -> None:
         MmedgeError: There is one; the message names both.
     """
     named = dict(splits.tests) | {"validation": splits.validation}
-    held_out = {
-        words_of(_text(example.question, example.choices)): (name, example)
-        for name, examples in named.items()
-        for example in examples
-    }
+    held_out = {words_of(_whole(example)): (name, example) for name, examples in named.items() for example in examples}
     for example in splits.train:
-        if same := held_out.get(words_of(_text(example.question, example.choices))):
+        if same := held_out.get(words_of(_whole(example))):
             name, other = same
             raise MmedgeError(
                 f"the training question {example.id!r:.60} is also the question {other.id!r:.60} of the split {name!r}",
@@ -98,6 +94,11 @@ def unlike_tests(examples: Sequence[Example], splits: Splits, threshold: float) 
     """Return the questions that are not similar to a test question: those that a teacher may be shown."""
     sieve = Sieve(Splits((), splits.tests, splits.validation), threshold, {})
     return tuple(each for each in examples if not sieve.like_test(each))
+
+
+def _whole(example: Example) -> str:
+    """Return all texts of a question, what was said before it included."""
+    return " ".join((*(turn.text for turn in example.turns), _text(example.question, example.choices)))
 
 
 def _text(question: str, choices: Sequence[str]) -> str:

@@ -109,7 +109,13 @@ def prepare(recipe: Recipe, count: int | None) -> Synthesis:
     task = build_task(recipe.task.model_dump())
     splits = task.load()
     check_seeds(splits)
-    seeds = unlike_tests(splits.train, splits, recipe.synthesis.similarity)
+    alone = tuple(example for example in splits.train if not example.turns)  # a teacher writes single questions
+    if not alone:
+        raise MmedgeError(
+            "new questions are written after questions that stand alone, and every training question ends a dialogue",
+            "give some training questions without earlier messages",
+        )
+    seeds = unlike_tests(alone, splits, recipe.synthesis.similarity)
     if not seeds:
         raise MmedgeError(
             "every training question is similar to a test question, so none can be shown to the teacher",

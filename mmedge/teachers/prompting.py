@@ -28,6 +28,8 @@ from mmedge.errors import MmedgeError
 from mmedge.openai import Message
 from mmedge.storage import read_text, require_file, write_text
 from mmedge.tasks import Example, Task
+from mmedge.tasks.dialogue import asked_dialogue
+from mmedge.tasks.forms import AnswerForm
 from mmedge.tasks.reading import trim
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -49,20 +51,19 @@ class Template:
     source: str
     messages: tuple[Message, ...]
 
-    def fill(self, example: Example, labels: Sequence[str] = (), cot: str = "", form: str = "") -> tuple[Message, ...]:
-        """Return the messages about a question.
+    def fill(self, example: Example, form: AnswerForm, cot: str = "") -> tuple[Message, ...]:
+        """Return the messages about a question; a dialogue takes the question's place as a whole.
 
         Args:
             example: The question.
-            labels: The labels of the task, where it has any.
+            form: What answers look like.
             cot: The chain of thought that is to be judged.
-            form: What an answer must be, in words.
         """
         values = {
-            "question": example.question,
+            "question": asked_dialogue(example, form, example.question),
             "choices": " ".join(f"({chr(ord('a') + index)}) {choice}" for index, choice in enumerate(example.choices)),
-            "labels": ", ".join(labels),
-            "form": form,
+            "labels": ", ".join(form.labels),
+            "form": form.instruction(),
             "cot": cot,
         }
         return self.filled(values)
@@ -110,16 +111,15 @@ class Prompts:
 
     cot: Template
     evaluation: Template
-    labels: tuple[str, ...] = ()
-    form: str = ""
+    form: AnswerForm
 
     def about_question(self, example: Example) -> tuple[Message, ...]:
         """Return what asks for a chain of thought."""
-        return self.cot.fill(example, self.labels, form=self.form)
+        return self.cot.fill(example, self.form)
 
     def about_cot(self, example: Example, text: str) -> tuple[Message, ...]:
         """Return what asks for an evaluation of a chain of thought, given its raw text."""
-        return self.evaluation.fill(example, self.labels, trim(text), self.form)
+        return self.evaluation.fill(example, self.form, trim(text))
 
     def typical_lengths(self) -> tuple[float, float]:
         """Return the mean lengths of the answers that the prompts show as examples, in characters."""
@@ -127,7 +127,7 @@ class Prompts:
 
     def to_json(self) -> dict[str, object]:
         """Return the templates, and the labels."""
-        return {"cot": self.cot.messages, "evaluation": self.evaluation.messages, "labels": self.labels}
+        return {"cot": self.cot.messages, "evaluation": self.evaluation.messages, "labels": tuple(self.form.labels)}
 
 
 def read_template(path: Path, needs: Sequence[str], places: Sequence[str] = PLACES) -> Template:
@@ -203,8 +203,7 @@ def load_prompts(task: Task, cot: Path | None, evaluation: Path | None) -> Promp
     return Prompts(
         read_template(cot or built_in["cot"], ("question",)),
         read_template(evaluation or built_in["evaluation"], ("question", "cot")),
-        tuple(task.form.labels),
-        task.form.instruction(),
+        task.form,
     )
 
 
