@@ -195,6 +195,7 @@ def _tool(name: str, description: str, **arguments: str) -> Record:
 TOOLS = [
     _tool("SetTimer", "Start a timer.", duration="how long, as said", purpose="what it is for"),
     _tool("SwitchLight", "Switch a light on or off.", room="where the light is", state="on or off, as said"),
+    _tool("BookRestaurant", "Book a table.", party_size_number="how many, as said", restaurant_type="the kind of place"),
     _tool("OrderDrink", "Order something to drink.", drink="the kind of drink", size="how large", party_size="how many, as said"),
 ]
 
@@ -211,6 +212,7 @@ def _request(draw: random.Random) -> Record:
             (f"set a timer for {minutes}", "SetTimer", {"duration": minutes}),
             (f"Time {minutes} for the eggs please", "SetTimer", {"duration": minutes, "purpose": "eggs"}),
             (f"turn the light in the {room} off", "SwitchLight", {"room": room, "state": "off"}),
+            (f"a table for {count} at a café", "BookRestaurant", {"party_size_number": count, "restaurant_type": "café"}),
             (f"I'd like {count} large cups of {drink}", "OrderDrink", {"party_size": count, "size": "large", "drink": drink}),
         ]
     )

@@ -106,11 +106,14 @@ def place(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Plac
     shutil.copytree(REPOSITORY / "tests" / "docs", folder, dirs_exist_ok=True)
     for name, text in FILES.items():
         (folder / name).write_text(text, encoding="utf-8")
+    dialogues = ["build", "--out", "runs/snips-dialogues-data"]
     rigged = write_rigged_model(folder / "rigged")
     counts = ("teacher.cots_per_question=3", "teacher.evaluations_per_cot=1", "task.limit=6")
     with Endpoint() as endpoint:
         own = {"endpoint": f"teacher.base_url={endpoint.url}", "local": f"teacher.source={rigged}"}
-        yield Place(folder, data, {name: (setting, *counts) for name, setting in own.items()})
+        place = Place(folder, data, {name: (setting, *counts) for name, setting in own.items()})
+        finished([sys.executable, str(REPOSITORY / "benchmarks" / "dialogues.py"), *dialogues], place)
+        yield place
 
 
 def small(command: str, asked: dict[str, tuple[str, ...]]) -> list[str]:
@@ -218,7 +221,7 @@ def environment(place: Place) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(REPOSITORY), "OPENAI_API_KEY": "for-the-check", "MMEDGE_DATA": str(place.data)}
 
 
-def finished(words: list[str], place: Place, given: str) -> None:
+def finished(words: list[str], place: Place, given: str = "") -> None:
     """Run words with this standard input; they must succeed."""
     done = subprocess.run(
         words,
