@@ -99,8 +99,10 @@ def card(manifest: Manifest) -> str:
 
 def _prompt(manifest: Manifest) -> str:
     if manifest.model.get("prompt") != "chat":
-        return "plain: questions are read as they are"
-    return f"the source's chat template, sha256 {manifest.model['template_sha256'][:12]}"
+        turns = f"; dialogues one message a line, {manifest.prompts.turn!r}" if manifest.prompts.turn else ""
+        return f"plain: questions are read as they are{turns}"
+    turns = ", dialogues too" if manifest.prompts.turn else ""
+    return f"the source's chat template, sha256 {manifest.model['template_sha256'][:12]}{turns}"
 
 
 def _stored(manifest: Manifest) -> str:
