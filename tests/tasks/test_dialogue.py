@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from mmedge.tasks.prompts import CHAT_PROMPTS, CHAT_TURN, DECODER_ONLY_PROMPTS, 
 from mmedge.tasks.synthesized import NewQuestion
 from mmedge.teachers.prompting import load_prompts
 from tests.chat_templates import CHATML, GEMMA
-from tests.conftest import tiny_recipe
+from tests.conftest import REPOSITORY, tiny_recipe
 from tests.dialogues import called, dialogue_recipe, user, write_dialogues
 
 LIGHTS = [user("lights on in the  hall"), called("hall", "on"), user("and the\nkitchen too")]
@@ -286,3 +287,21 @@ def test_new_questions_are_compared_with_whole_dialogues() -> None:
     sieve = Sieve(splits, 0.7, {"": 2})
     assert not sieve.like_test(Example("c", "and the kitchen too")) and sieve.like_test(replace(test, id="d"))
     assert sieve.offer(NewQuestion("synthesized-1", "dim the garage"))
+
+
+def test_the_dialogues_of_snips_are_whole_calls_that_keep_something(real_data: Path, tmp_path: Path) -> None:
+    build = runpy.run_path(str(REPOSITORY / "benchmarks" / "dialogues.py"))["build"]
+    counts = build(tmp_path / "a", 1, 0)
+    assert (counts["test"], counts["new_wordings"], counts["alone"]) == (100, 100, 100) and counts["train"] > 8_000
+    assert counts == build(tmp_path / "b", 1, 0)
+    for name in counts:
+        assert (tmp_path / "a" / f"{name}.jsonl").read_bytes() == (tmp_path / "b" / f"{name}.jsonl").read_bytes()
+    tests = {name: str(tmp_path / "a" / f"{name}.jsonl") for name in counts if name != "train"}
+    form = {"kind": "tools", "file": str(real_data / "snips" / "tools.json")}
+    task = {"kind": "jsonl", "train_file": str(tmp_path / "a" / "train.jsonl"), "test_files": tests, "form": form}
+    splits = build_task(task).load()  # which reads every label
+    assert {one.dialogue for one in splits.train} == {one.id for one in splits.train if not one.turns}
+    assert all(one.id.startswith("snips-test") and len(one.turns) == 2 for one in splits.tests["test"])
+    for one in splits.tests["test"]:
+        said = set(str(one.label).split("; ")) & set(one.turns[1].text.split("; "))
+        assert len(said) >= 2 and one.label != one.turns[1].text, "the function and an argument stay, and something changes"
