@@ -52,11 +52,14 @@ class SamplingOptions:
 
     strategy: Annotated[
         Literal["answer", "confidence", "samples", "retry"] | None,
-        typer.Option(help="How to find the answer. Default: the bundle's, or answer at once."),
+        typer.Option(
+            metavar="NAME", help="How to find the answer: answer, confidence, samples or retry. Default: the bundle's, or answer."
+        ),
     ] = None
     samples: Annotated[int | None, typer.Option(min=1, max=64, help="Chains of thought to sample.")] = None
     choose_by: Annotated[
-        Literal["majority", "self_evaluation", "both"] | None, typer.Option(help="How the sampled answers vote.")
+        Literal["majority", "self_evaluation", "both"] | None,
+        typer.Option(metavar="NAME", help="How the sampled answers vote: majority, self_evaluation or both."),
     ] = None
     temperature: Annotated[float | None, typer.Option(help="Sampling temperature.")] = None
     seed: Annotated[int | None, typer.Option(min=0, help="Sampling seed.")] = None

@@ -177,7 +177,9 @@ class Conversion:
     graphs: Annotated[
         Literal["auto", "fused", "transformers", "optimum"] | None,
         typer.Option(
-            help="Who writes the graphs: mmedge (fused, fast), transformers or optimum (other models). Default: the recipe's."
+            metavar="NAME",
+            help="Who writes the graphs: fused (mmedge itself; fast), transformers or optimum (other models), or auto. Default: the"
+            " recipe's.",
         ),
     ] = None
     trim_vocab: Annotated[
