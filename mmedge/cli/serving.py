@@ -12,6 +12,7 @@ import typer
 from mmedge.cli.asking import Abstention, Escalation, bigger_model
 from mmedge.cli.common import Threads, need
 from mmedge.errors import MmedgeError
+from mmedge.machine import share_memory
 
 _ATTEMPTS = 2  # of the bigger model: a client waits
 _LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -87,6 +88,7 @@ def serve(
         raise MmedgeError("--certificate and --key go together", "give both")
     if access.certificate is not None and access.key is not None:
         check_certificate(access.certificate, access.key)
+    share_memory()
     keys = read_keys(access.api_key_file) if access.api_key_file else ()
     endpoint = bigger_model(escalation)
     bigger = Cascade(replace(endpoint, timeout=escalate_timeout, attempts=_ATTEMPTS)) if endpoint else None

@@ -24,7 +24,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -33,6 +33,7 @@ from mmedge.tasks.base import Turn
 from mmedge.tasks.chat.template import ChatTemplate, control_tokens, encode_text
 from mmedge.tasks.prompts import VERDICTS, Context, Kind, StudentPrompts
 
+CHARACTERS = 64  # of a token, on average over a whole input, at most; more only where white space or unknown signs become one token
 Family = Literal["encoder-decoder", "decoder-only"]
 
 
@@ -94,6 +95,7 @@ class PromptEncoder:
         prompts: The templates.
         special: Ids of special tokens.
         max_input_tokens: Of longer contexts, the oldest messages are left out; a question that is longer alone is cut at its end.
+            Texts of more than `CHARACTERS` for each of these tokens are cut, or left out, before they are encoded.
         chat: The chat that contexts are the user's message of; None where they are read as they are.
     """
 
@@ -128,12 +130,16 @@ class PromptEncoder:
     def fitted(self, context: Context) -> tuple[tuple[int, ...], int]:
         """Return the same, and how many of the oldest earlier messages are left out, since all of it would be too long."""
         if self.chat is not None:
-            return self._in_chat(self.chat, _clean(context.read), context.turns)
-        ids, left_out = self._ids(context.read), 0
+            return self._in_chat(self.chat, _clean(self._head(context.read)), context.turns)
+        ids, left_out = self._ids(self._head(context.read)), 0
         if context.turns:
             before, left_out = self._before(context.turns, self.max_input_tokens - len(self._cut([])) - len(ids))
             ids = before + ids
         return self._cut(ids), left_out
+
+    def _head(self, text: str) -> str:
+        """Return as much of a text as can matter: what is encoded and then cut off takes memory, seconds and Python's lock."""
+        return text[: CHARACTERS * self.max_input_tokens]
 
     def _before(self, turns: Sequence[Turn], room: int) -> tuple[list[int], int]:
         """Return the tokens of earlier messages, as many of the newest as there is room for, and how many are left out."""
@@ -142,6 +148,8 @@ class PromptEncoder:
         found: list[int] = []
         end = len(turns)
         for start in reversed(_exchanges(turns)):
+            if sum(len(turn.text) for turn in turns[start:end]) > CHARACTERS * room:
+                return found, end
             ids = [token for turn in turns[start:end] for token in self._turn(turn)]
             if len(found) + len(ids) > room:
                 return found, end
@@ -162,12 +170,15 @@ class PromptEncoder:
         """
         first = turns[:1] if turns and turns[0].role == "system" else ()
         turns = turns[len(first) :]
-        starts = [*_exchanges(turns)[-self.max_input_tokens :], len(turns)]  # each takes a token at least
+        most = CHARACTERS * self.max_input_tokens
+        after = list(accumulate(len(turn.text) for turn in reversed(turns)))[::-1]  # characters from each turn on
+        begins = _exchanges(turns)[-self.max_input_tokens :]  # each takes a token at least
+        starts = [*(start for start in begins if after[start] <= most), len(turns)]
 
         def asked(start: int) -> list[int]:
             said = groupby((*first, *turns[start:]), key=lambda turn: turn.role)  # templates want roles in turn
             return chat.question(
-                self.tokenizer, text, [(role, _clean("\n".join(one.text for one in found))) for role, found in said]
+                self.tokenizer, text, [(role, _clean(self._head("\n".join(one.text for one in found)))) for role, found in said]
             )
 
         longest = bisect_left(starts[:-1], True, key=lambda start: len(asked(start)) <= self.max_input_tokens)
@@ -183,7 +194,7 @@ class PromptEncoder:
 
     def contexts(self, contexts: Sequence[Context]) -> list[tuple[int, ...]]:
         """Return the same of several contexts; releases Python's lock."""
-        texts = [_clean(context.read) for context in contexts]
+        texts = [_clean(self._head(context.read)) for context in contexts]
         dialogues = any(context.turns for context in contexts)
         if self.chat is not None or dialogues or any(self._control_tokens.search(text) for text in texts):
             return [self.context(context) for context in contexts]
@@ -204,9 +215,9 @@ class PromptEncoder:
             control: The word behind it; the prompts' own by default.
         """
         start = [self.special.start or 0] if self.family == "encoder-decoder" else []
-        written = self._ids(context.written)[: self.max_input_tokens] if context.written else []
+        written = self._ids(self._head(context.written))[: self.max_input_tokens] if context.written else []
         if context.behind:
-            first, *rest = (self._ids(self.prompts.target + text) for text in context.behind)
+            first, *rest = (self._ids(self.prompts.target + self._head(text)) for text in context.behind)
             end = [token for ids in rest for token in ids]
             words = (*written, *self._words[context.begun], *self._control(self.prompts.control))
             return (*start, *words, *first[: max(0, self.max_input_tokens - len(end))], *end)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.serve.assault import assault, revealed
@@ -228,3 +229,15 @@ def test_a_crowd_of_idle_connections_keeps_nobody_out(tmp_path: Path, tiny_run: 
         assert _closed_within(idle[0], 2) and not _closed_within(idle[-1], 0.1)
         for one in idle:
             one.close()
+
+
+@pytest.mark.parametrize("text", ["x", "a b ", "9", "Ann has 3 apples. ", "<|endoftext|>", " "], ids=repr)
+def test_questions_of_a_megabyte_take_neither_memory_nor_time(attacked: Running, text: str) -> None:
+    process, body = psutil.Process(attacked.process.pid), text * (900_000 // len(text))
+    used, memory = process.cpu_times(), process.memory_info().rss
+    for place in range(6):
+        document = {"model": (T5, LLAMA)[place % 2], "question": f"How many? {body}", "explain": True}
+        assert attacked.post("/v1/answer", document).status == 200
+    now = process.cpu_times()
+    assert now.user + now.system - used.user - used.system < 3
+    assert process.memory_info().rss - memory < 60 << 20
