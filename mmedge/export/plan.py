@@ -9,6 +9,7 @@ what plans have no words for has none, and runs as a graph.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from onnx import TensorProto
@@ -21,7 +22,7 @@ from mmedge.export.weights import TABLE, Weights, has_own_head
 if TYPE_CHECKING:
     from mmedge.export.architectures.t5 import T5Shape
 
-VERSION, VERSION_WITH_ENCODER = 1, 2
+VERSION, VERSION_WITH_ENCODER, VERSION_WITH_LAYERS = 1, 2, 3
 _BITS, _BLOCKS = (8, 4), (16, 32, 64)  # that kernels are there for
 CROSS = "cross.kv"
 T5_POSITIONS = 8192  # T5 has no limit of its own; the bias that distances give is spread out over as many as a text has
@@ -36,20 +37,25 @@ def decoder_plan(shape: DecoderShape, weights: Weights, g: GraphBuilder) -> dict
         g: The graph; small weights that plans refer to are written to its data file.
     """
     attentions = [mixer for mixer in shape.mixers if type(mixer) is Attention]
-    if len(attentions) != len(shape.mixers) or not _has_words(shape, attentions[0]) or g.float_type != TensorProto.FLOAT:
+    if len(attentions) != len(shape.mixers) or shape.logits_cap or g.float_type != TensorProto.FLOAT:
         return None
     first = attentions[0]
-    if any((a.heads, a.kv_heads, a.head_width, a.scale, a.rotary) != _common(first) for a in attentions):
+    if any(_common(attention) != _common(first) for attention in attentions):
         return None
     head = "head" if has_own_head(weights, EMBEDDING) else TABLE
     names = [TABLE, *([head] if head != TABLE else [])]
-    parts = ("attention.qkv", "attention.o", "feed_forward.gate", "feed_forward.up", "feed_forward.down")
+    packed = len(shape.names.gate_up) == 1
+    opening = ("feed_forward.gate_up",) if packed else ("feed_forward.gate", "feed_forward.up")
+    parts = ("attention.qkv", "attention.o", *opening, "feed_forward.down")
     names += [f"layers.{index}.{part}" for index in range(len(attentions)) for part in parts]
     if any(name not in g.matrices or not _has_kernel(g.matrices[name]) for name in names):
         return None
-    places = {name: place for place, name in enumerate(names)}
+    matrices = [part for name in names for part in _matrices(g, name)]
+    places = {matrix["name"]: place for place, matrix in enumerate(matrices)}
+    plain = _is_plain(shape, attentions)
+    turns = (g.floats_place("rotary.cos"), g.floats_place("rotary.sin")) if plain else (None, None)
     return {
-        "version": VERSION,
+        "version": VERSION if plain else VERSION_WITH_LAYERS,
         "file": g.data_name,
         "width": shape.width,
         "heads": first.heads,
@@ -59,30 +65,31 @@ def decoder_plan(shape: DecoderShape, weights: Weights, g: GraphBuilder) -> dict
         "positions": shape.positions,
         "epsilon": shape.epsilon,
         "attention_scale": first.scale,
+        **({} if plain else {"embedding_multiplier": shape.embedding_multiplier}),
         "table": places[TABLE],
         "head": places[head],
         "norm": g.floats_place("norm.weight"),
-        "cosines": g.floats_place("rotary.cos"),
-        "sines": g.floats_place("rotary.sin"),
-        "matrices": [_matrix(g, name) for name in names],
-        "blocks": [block for index, mixer in enumerate(attentions) for block in _blocks(g, places, index, mixer)],
+        "cosines": turns[0],
+        "sines": turns[1],
+        "matrices": matrices,
+        "blocks": [
+            block for index, mixer in enumerate(attentions) for block in _blocks(shape, g, places, index, mixer, plain=plain)
+        ],
     }
+
+
+def _is_plain(shape: DecoderShape, attentions: Sequence[Attention]) -> bool:
+    """Whether version 1 says all: layers that turn all of every head alike, without norms behind them, and no factors."""
+    rotary = attentions[0].rotary
+    alike = rotary is not None and all(attention.rotary == rotary for attention in attentions)
+    whole = rotary is not None and 2 * len(rotary.frequencies) == attentions[0].head_width
+    after = shape.names.after_mixer is None and shape.names.after_feed_forward is None
+    return alike and whole and after and shape.activation == "silu" and shape.embedding_multiplier == 1
 
 
 def _common(attention: Attention) -> tuple[Any, ...]:
     """Return what all layers of a plan have in common."""
-    a = attention
-    return a.heads, a.kv_heads, a.head_width, a.scale, a.rotary
-
-
-def _has_words(shape: DecoderShape, attention: Attention) -> bool:
-    """Whether plans can say all of a decoder's shape."""
-    plain = shape.activation == "silu" and shape.embedding_multiplier == 1 and shape.logits_cap == 0
-    names = shape.names
-    plain = plain and len(names.gate_up) == 2 and names.after_mixer is None and names.after_feed_forward is None
-    rotary = attention.rotary
-    whole = rotary is not None and 2 * len(rotary.frequencies) == attention.head_width
-    return plain and whole
+    return attention.heads, attention.kv_heads, attention.head_width, attention.scale
 
 
 def _has_kernel(matrix: StoredMatrix) -> bool:
@@ -168,6 +175,33 @@ def _t5_blocks(shape: T5Shape, g: GraphBuilder, places: dict[str, int], side: st
     ]
 
 
+def _matrices(g: GraphBuilder, name: str) -> list[dict[str, Any]]:
+    """Return a matrix, or the two that one of gate and up consists of."""
+    whole = _matrix(g, name)
+    if not name.endswith(".gate_up"):
+        return [whole]
+    outputs, inputs, format_ = whole["outputs"] // 2, whole["inputs"], g.matrices[name].format
+    if format_.is_float:
+        codes, scales = 4 * outputs, 0
+    else:
+        blocks = -(-inputs // format_.block)
+        codes = outputs * blocks * format_.block * format_.bits // 8
+        scales = outputs * blocks * (2 if whole["scale_type"] == "float16" else 4)
+    stride = {"stride": whole["outputs"]} if whole["storage"] == "float32_columns" else {}
+    return [
+        {
+            **whole,
+            **stride,
+            "name": f"{name.removesuffix('gate_up')}{part}",
+            "outputs": outputs,
+            "codes": whole["codes"] + place * codes,
+            "scales": None if whole["scales"] is None else whole["scales"] + place * scales,
+            "bias": None if whole["bias"] is None else whole["bias"] + 4 * place * outputs,
+        }
+        for place, part in enumerate(("gate", "up"))
+    ]
+
+
 def _matrix(g: GraphBuilder, name: str) -> dict[str, Any]:
     matrix = g.matrices[name]
     storage = f"int{matrix.format.bits}_blocks" if matrix.format.block else "int8_columns"
@@ -186,11 +220,13 @@ def _matrix(g: GraphBuilder, name: str) -> dict[str, Any]:
     }
 
 
-def _blocks(g: GraphBuilder, places: dict[str, int], index: int, attention: Attention) -> list[dict[str, Any]]:
+def _blocks(
+    shape: DecoderShape, g: GraphBuilder, places: dict[str, int], index: int, attention: Attention, *, plain: bool
+) -> list[dict[str, Any]]:
     """Return the two sublayers of a layer."""
     name = f"layers.{index}"
     norms = [g.floats_place(f"{name}.attention.{part}.norm.weight") if attention.norms else None for part in ("queries", "keys")]
-    return [
+    found: list[dict[str, Any]] = [
         {
             "kind": "self_attention",
             "window": attention.window or 0,
@@ -208,3 +244,20 @@ def _blocks(g: GraphBuilder, places: dict[str, int], index: int, attention: Atte
             "norm": g.floats_place(f"{name}.feed_forward.norm.weight"),
         },
     ]
+    if plain:
+        return found
+    rotaries = list(dict.fromkeys(mixer.rotary for mixer in shape.mixers if isinstance(mixer, Attention) and mixer.rotary))
+    if attention.rotary is None:
+        found[0]["rotary_width"] = 0
+    else:
+        place = rotaries.index(attention.rotary)
+        called = f"rotary.{place}" if place else "rotary"
+        turns = {key: g.floats_place(f"{called}.{short}") for key, short in (("cosines", "cos"), ("sines", "sin"))}
+        found[0] |= {**turns, "rotary_width": 2 * len(attention.rotary.frequencies)}
+    found[1]["activation"] = "gelu" if shape.activation == "gelu_tanh" else shape.activation
+    for block, part, after in zip(
+        found, ("attention", "feed_forward"), (shape.names.after_mixer, shape.names.after_feed_forward), strict=True
+    ):
+        if after:
+            block["after_norm"] = g.floats_place(f"{name}.{part}.norm_after.weight")
+    return found

@@ -61,7 +61,9 @@ struct Made {
         m.bias = between(random, 0, 2) ? ABSENT : floats(random, outputs, 0, 0.1f);
         m.scales = ABSENT;
         if (m.storage == Storage::float32_rows || m.storage == Storage::float32_columns) {
-            m.codes = floats(random, static_cast<int64_t>(outputs) * inputs, 0, 0.1f);
+            const int beside = m.storage == Storage::float32_columns && between(random, 0, 1) ? between(random, 1, 20) : 0;
+            m.stride = beside ? outputs + beside : 0;
+            m.codes = floats(random, static_cast<int64_t>(outputs + beside) * inputs - beside, 0, 0.1f);
         } else if (m.storage == Storage::int8_columns) {
             std::vector<uint8_t> codes(static_cast<size_t>(outputs) * static_cast<size_t>(inputs));
             for (uint8_t& code : codes) code = static_cast<uint8_t>(between(random, 0, 255));
@@ -95,6 +97,8 @@ Block attention(Made& made, Random& random, bool cross, bool norms) {
     found.second = -1;
     found.out = made.matrix(random, p.width, inner, false);
     found.norm = made.floats(random, p.width, 1, 0.1f);
+    found.after_norm = between(random, 0, 2) ? ABSENT : made.floats(random, p.width, 1, 0.1f);
+    found.cosines = found.sines = ABSENT;
     found.query_norm = !norms || between(random, 0, 1) ? ABSENT : made.floats(random, p.head_width, 1, 0.1f);
     found.key_norm = !norms || between(random, 0, 1) ? ABSENT : made.floats(random, p.head_width, 1, 0.1f);
     return found;
@@ -110,7 +114,8 @@ Block feed_forward(Made& made, Random& random) {
     found.out = made.matrix(random, p.width, hidden, false);
     found.activation = static_cast<Activation>(between(random, 0, 2));
     found.norm = made.floats(random, p.width, 1, 0.1f);
-    found.query_norm = found.key_norm = ABSENT;
+    found.after_norm = between(random, 0, 2) ? ABSENT : made.floats(random, p.width, 1, 0.1f);
+    found.query_norm = found.key_norm = found.cosines = found.sines = ABSENT;
     return found;
 }
 
@@ -125,7 +130,7 @@ Made make(Random& random) {
     p.head_width = 16 * between(random, 1, 4);
     p.vocabulary = between(random, 1, 90);
     p.positions = between(random, 30, 60);
-    p.epsilon = 1e-5f, p.attention_scale = 0.2f;
+    p.epsilon = 1e-5f, p.attention_scale = 0.2f, p.embedding_multiplier = between(random, 0, 1) ? 1.0f : 3.0f;
     p.table = made.matrix(random, p.vocabulary, p.width, true);
     p.head = between(random, 0, 1) ? p.table : made.matrix(random, p.vocabulary, p.width, false);
     const int layers = between(random, 1, 3);
@@ -138,21 +143,24 @@ Made make(Random& random) {
     }
     for (int layer = 0; layer < layers; ++layer) {
         made.blocks.push_back(attention(made, random, false, true));
-        if (!encodes && !between(random, 0, 1)) made.blocks.back().window = between(random, 1, 20);
+        Block& block = made.blocks.back();
+        if (!encodes && !between(random, 0, 1)) block.window = between(random, 1, 20);
+        if (!encodes && between(random, 0, 3)) {
+            block.rotary_width = between(random, 0, 1) ? p.head_width : 2 * between(random, 1, p.head_width / 2);
+            for (int64_t* turns : {&block.cosines, &block.sines})
+                *turns = made.floats(random, static_cast<int64_t>(p.positions) * block.rotary_width / 2, 0, 0.7f);
+        }
         if (encodes) made.blocks.push_back(attention(made, random, true, false));
         made.blocks.push_back(feed_forward(made, random));
     }
     p.norm = made.floats(random, p.width, 1, 0.1f);
-    p.cosines = p.sines = p.encoder_norm = p.bias = p.encoder_bias = ABSENT;
+    p.encoder_norm = p.bias = p.encoder_bias = ABSENT;
     if (encodes) {
         p.cross = made.matrix(random, 2 * layers * p.heads * p.head_width, p.width, false);
         p.farthest = between(random, 1, 40);
         p.encoder_norm = made.floats(random, p.width, 1, 0.1f);
         p.bias = made.floats(random, static_cast<int64_t>(p.heads) * (p.farthest + 1), 0, 1);
         p.encoder_bias = made.floats(random, static_cast<int64_t>(p.heads) * (2 * p.farthest + 1), 0, 1);
-    } else {
-        p.cosines = made.floats(random, static_cast<int64_t>(p.positions) * p.head_width / 2, 0, 0.7f);
-        p.sines = made.floats(random, static_cast<int64_t>(p.positions) * p.head_width / 2, 0, 0.7f);
     }
     p.matrix_count = static_cast<int>(made.matrices.size());
     p.block_count = static_cast<int>(made.blocks.size());

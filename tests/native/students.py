@@ -36,6 +36,22 @@ _MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {"tie_word_embeddings": False}),  # with biases
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, {"head_dim": 32, "tie_word_embeddings": True}),
     "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM, {"sliding_window": 7}),
+    "gemma3": (  # norms behind layers, two rotary embeddings, windows, gates that are GELUs
+        transformers.Gemma3TextConfig,
+        transformers.Gemma3ForCausalLM,
+        {"head_dim": 32, "num_hidden_layers": 6, "sliding_window": 7, "query_pre_attn_scalar": 32},
+    ),
+    "smollm3": (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM, {"num_hidden_layers": 4, "pad_token_id": 0}),
+    "phi3": (  # gate and up in one, a rotary embedding of half a head
+        transformers.Phi3Config,
+        transformers.Phi3ForCausalLM,
+        {"head_dim": 32, "hidden_size": 192, "partial_rotary_factor": 0.5, "pad_token_id": 0},
+    ),
+    "granite": (
+        transformers.GraniteConfig,
+        transformers.GraniteForCausalLM,
+        {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2, "logits_scaling": 2.0},
+    ),
 }
 KINDS = tuple(_MODELS)
 _T5: dict[str, Any] = {

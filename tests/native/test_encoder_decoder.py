@@ -48,7 +48,7 @@ def test_quantized_logits_are_as_near_to_torch_as_those_of_onnxruntime(kind: str
     student = exported(kind, precision)
     native, onnx = NativeEngine(student.bundle, 1), open_engine(student.bundle, 1)
     far: list[tuple[float, float]] = []
-    for context, tokens in pairs(1, 50):
+    for context, tokens in pairs(1, 25):
         right = student.logits(tokens, context)
         far.append((divergence(right, forced(native, context, tokens)), divergence(right, forced(onnx, context, tokens))))
     ours, theirs = np.mean(far, axis=0)

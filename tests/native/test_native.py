@@ -52,7 +52,7 @@ def test_quantized_logits_are_as_near_to_torch_as_those_of_onnxruntime(kind: str
     student = exported(kind, precision)
     native, onnx = NativeEngine(student.bundle, 1), open_engine(student.bundle, 1)
     far: list[tuple[float, float]] = []
-    for tokens in sequences(1, 50):
+    for tokens in sequences(1, 25):
         right = student.logits(tokens)
         far.append((divergence(right, forced(native, tokens)), divergence(right, forced(onnx, tokens))))
     ours, theirs = np.mean(far, axis=0)

@@ -58,7 +58,7 @@ def put(plan: Any, path: tuple[Any, ...], value: Any) -> None:
         (("positions",), 4_000_000, "outside of the weights"),
         (("heads",), 5, "do not fit"),
         (("vocabulary",), 300, "does not fit"),
-        (("version",), 3, "version"),
+        (("version",), 4, "version"),
     ],
 )
 def test_a_lying_plan_is_refused_by_name(path: tuple[Any, ...], value: Any, said: str) -> None:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from mmedge.engines.native.build import LIBRARY
 from mmedge.errors import MmedgeError
 
-ABI = 3
-PLAN_VERSIONS = (1, 2)  # 2 has encoders
+ABI = 4
+PLAN_VERSIONS = (1, 2, 3)  # 2 has encoders; 3 rotary embeddings, norms and factors of a layer's own
 _PLAN_STRUCTURE = 1
 ABSENT = -1
 _ROOM = 256  # bytes for a message
@@ -34,7 +34,7 @@ class Matrix(ctypes.Structure):
     """`struct Matrix`."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("storage", "block", "scale_type", "reserved")),
+        *((name, ctypes.c_int32) for name in ("storage", "block", "scale_type", "stride")),
         *((name, ctypes.c_int64) for name in ("outputs", "inputs", "codes", "scales", "bias")),
     ]
 
@@ -44,7 +44,8 @@ class Block(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("kind", "window", "first", "second", "out", "activation")),
-        *((name, ctypes.c_int64) for name in ("norm", "query_norm", "key_norm")),
+        *((name, ctypes.c_int64) for name in ("norm", "query_norm", "key_norm", "after_norm", "cosines", "sines")),
+        *((name, ctypes.c_int32) for name in ("rotary_width", "reserved")),
     ]
 
 
@@ -53,9 +54,9 @@ class Plan(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("version", "width", "heads", "kv_heads", "head_width", "vocabulary", "positions")),
-        *((name, ctypes.c_float) for name in ("epsilon", "attention_scale")),
-        *((name, ctypes.c_int32) for name in ("table", "head", "matrix_count", "block_count", "encoder_blocks")),
-        *((name, ctypes.c_int64) for name in ("norm", "cosines", "sines")),
+        *((name, ctypes.c_float) for name in ("epsilon", "attention_scale", "embedding_multiplier")),
+        *((name, ctypes.c_int32) for name in ("table", "head", "matrix_count", "block_count", "encoder_blocks", "reserved")),
+        ("norm", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("cross", "farthest")),
         *((name, ctypes.c_int64) for name in ("encoder_norm", "bias", "encoder_bias")),
     ]
@@ -252,34 +253,40 @@ def structures(plan: Mapping[str, Any]) -> tuple[Plan, ctypes.Array[Matrix], cty
             _STORAGES[m["storage"]],
             _int(m["block"]),
             _SCALE_TYPES[m["scale_type"]],
-            0,
+            _int(m.get("stride", 0)),
             *(_int(m[name]) for name in ("outputs", "inputs", "codes")),
             *(_place(m[name]) for name in ("scales", "bias")),
         )
         for m in _list(plan["matrices"])
     ]
     encoder = plan.get("encoder")
-    encoding = [] if encoder is None else [_block(b) for b in _list(encoder["blocks"])]
-    blocks = [*encoding, *(_block(b) for b in _list(plan["blocks"]))]
+    encoding = [] if encoder is None else [_block(b, plan) for b in _list(encoder["blocks"])]
+    blocks = [*encoding, *(_block(b, plan) for b in _list(plan["blocks"]))]
     shape = [_int(plan[name]) for name in ("width", "heads", "kv_heads", "head_width", "vocabulary", "positions")]
-    factors = [float(plan[name]) for name in ("epsilon", "attention_scale")]
+    factors = [*(float(plan[name]) for name in ("epsilon", "attention_scale")), float(plan.get("embedding_multiplier", 1.0))]
     ends = [_int(plan[name]) for name in ("table", "head")]
-    places = [_int(plan["norm"]), *(_place(plan[name]) for name in ("cosines", "sines"))]
     more = [0, 0, ABSENT, ABSENT, ABSENT]
     if encoder is not None:
         more = [_int(encoder[name]) for name in ("cross", "farthest", "norm", "decoder_bias", "bias")]
-    stated = Plan(_PLAN_STRUCTURE, *shape, *factors, *ends, len(matrices), len(blocks), len(encoding), *places, *more)
+    counts = (len(matrices), len(blocks), len(encoding), 0)
+    stated = Plan(_PLAN_STRUCTURE, *shape, *factors, *ends, *counts, _int(plan["norm"]), *more)
     return stated, (Matrix * len(matrices))(*matrices), (Block * len(blocks))(*blocks)
 
 
-def _block(stated: Mapping[str, Any]) -> Block:
+def _block(stated: Mapping[str, Any], plan: Mapping[str, Any]) -> Block:
+    """Return a sublayer; where it does not say how queries and keys are turned, the plan says it for all."""
+    turns = stated if "rotary_width" in stated else plan
+    whole = 0 if turns.get("cosines") is None or stated["kind"] != "self_attention" else plan["head_width"]
     return Block(
         _KINDS[stated["kind"]],
         *(_int(stated.get(name, ABSENT if name == "second" else 0)) for name in ("window", "first", "second")),
         _int(stated["out"]),
         _ACTIVATIONS[stated.get("activation", "silu")],
         _int(stated["norm"]),
-        *(_place(stated.get(name)) for name in ("query_norm", "key_norm")),
+        *(_place(stated.get(name)) for name in ("query_norm", "key_norm", "after_norm")),
+        *(_place(turns.get(name)) for name in ("cosines", "sines")),
+        _int(turns.get("rotary_width", whole)),
+        0,
     )
 
 

@@ -20,7 +20,7 @@ using namespace mmedge;
 
 namespace {
 
-constexpr int ABI = 3;
+constexpr int ABI = 4;
 constexpr int64_t MOST_ROWS = 1 << 16;
 
 int refuse(char* message, int room, const std::string& what) {

@@ -23,6 +23,7 @@ struct Weights {
     Storage storage;
     int block, blocks;  // inputs = blocks · block at most
     int outputs, inputs;
+    int64_t stride;  // of float32 columns
     const uint8_t* codes;
     const int8_t* columns;     // codes of an `int8_columns` matrix, which is an `int8_blocks` one but for where these lie
     const float* floats;

@@ -46,10 +46,15 @@ public:
         found.bias = optional(m.bias, m.outputs, "a bias lies outside of the weights");
         switch (m.storage) {
             case Storage::float32_rows:
-            case Storage::float32_columns:
+            case Storage::float32_columns: {
                 found.block = 64;  // nothing is quantized
-                found.floats = floats(m.codes, m.outputs * m.inputs, "a float32 matrix lies outside of the weights");
+                const bool rows = m.storage == Storage::float32_rows;
+                found.stride = rows ? m.inputs : m.stride ? m.stride : m.outputs;
+                require(rows || (found.stride >= m.outputs && found.stride <= LONGEST), "a matrix has an impossible shape");
+                const int64_t count = rows ? m.outputs * m.inputs : (m.inputs - 1) * found.stride + m.outputs;
+                found.floats = floats(m.codes, count, "a float32 matrix lies outside of the weights");
                 return found;
+            }
             case Storage::int8_blocks:
             case Storage::int4_blocks: return blocks(m, found);
             case Storage::int8_columns: return columns(m, found);
@@ -106,7 +111,8 @@ std::string read_model(const Plan& plan, const Matrix* matrices, const Block* bl
     reader.require(is_count(plan.matrix_count, 1 << 16) && is_count(plan.block_count, 1 << 14), "the plan is empty, or too long");
     if (!reader.wrong.empty()) return reader.wrong;
     reader.require(plan.heads % plan.kv_heads == 0 && plan.head_width % 16 == 0, "the plan's heads do not fit");
-    reader.require(std::isfinite(plan.epsilon) && std::isfinite(plan.attention_scale), "the plan's factors are not numbers");
+    const bool numbers = std::isfinite(plan.epsilon) && std::isfinite(plan.attention_scale) && std::isfinite(plan.embedding_multiplier);
+    reader.require(numbers, "the plan's factors are not numbers");
     model.plan = plan;
     model.weights.clear();
     for (int place = 0; place < plan.matrix_count; ++place) model.weights.push_back(reader.matrix(matrices[place]));
@@ -137,6 +143,7 @@ std::string read_model(const Plan& plan, const Matrix* matrices, const Block* bl
         found.window = block.window;
         found.activation = block.activation;
         found.norm = reader.floats(block.norm, plan.width, "a norm lies outside of the weights");
+        found.after_norm = reader.optional(block.after_norm, plan.width, "a norm lies outside of the weights");
         switch (block.kind) {
             case Sublayer::self_attention:
                 reader.require(block.window >= 0 && (!encodes || block.window == 0), "a window is impossible");
@@ -145,6 +152,14 @@ std::string read_model(const Plan& plan, const Matrix* matrices, const Block* bl
                 found.query_norm = reader.optional(block.query_norm, plan.head_width, "a norm lies outside of the weights");
                 found.key_norm = reader.optional(block.key_norm, plan.head_width, "a norm lies outside of the weights");
                 if (!in_encoder) found.layer = model.layers++;
+                found.rotary_width = block.rotary_width;
+                if (block.rotary_width) {
+                    const bool fits = block.rotary_width > 0 && block.rotary_width <= plan.head_width && block.rotary_width % 2 == 0;
+                    reader.require(fits && !encodes, "a rotary embedding does not fit");
+                    const int64_t angles = static_cast<int64_t>(plan.positions) * (block.rotary_width / 2);
+                    found.cosines = reader.floats(block.cosines, angles, "the rotary embedding lies outside of the weights");
+                    found.sines = reader.floats(block.sines, angles, "the rotary embedding lies outside of the weights");
+                }
                 break;
             case Sublayer::cross_attention:
                 reader.require(encodes && !in_encoder, "there is no encoder that a cross-attention could attend to");
@@ -173,10 +188,6 @@ std::string read_model(const Plan& plan, const Matrix* matrices, const Block* bl
     const bool rows = model.table && !model.table->columns && model.table->storage != Storage::float32_columns;
     reader.require(rows, "a table cannot be stored in columns");
     model.norm = reader.floats(plan.norm, plan.width, "a norm lies outside of the weights");
-    const int64_t angles = static_cast<int64_t>(plan.positions) * (plan.head_width / 2);
-    model.cosines = reader.optional(plan.cosines, angles, "the rotary embedding lies outside of the weights");
-    model.sines = reader.optional(plan.sines, angles, "the rotary embedding lies outside of the weights");
-    reader.require(!model.cosines == encodes && !model.sines == encodes, "a decoder-only model has a rotary embedding, and no other");
     reader.require(model.layers > 0, "the plan has no attention");
     if (encodes) {
         reader.require(plan.heads == plan.kv_heads && crosses == model.layers, "not every attention has a cross-attention");

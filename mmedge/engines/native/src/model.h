@@ -21,6 +21,10 @@ struct ModelBlock {
     const float* norm;
     const float* query_norm;
     const float* key_norm;
+    const float* after_norm;
+    const float* cosines;
+    const float* sines;
+    int rotary_width;
     Activation activation;
     int layer;  // among attentions of its kind, whose keys and values have a place of their own; 0 in an encoder
 };
@@ -33,8 +37,6 @@ struct Model {
     const Weights* table;
     const Weights* head;
     const float* norm;
-    const float* cosines;
-    const float* sines;
     const Weights* cross;
     const float* encoder_norm;
     const float* bias;          // null in a decoder-only model

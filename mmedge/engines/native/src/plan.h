@@ -26,7 +26,7 @@ struct Matrix {
     Storage storage;
     int32_t block;  // weights that share a scale
     ScaleType scale_type;
-    int32_t reserved;
+    int32_t stride;  // of float32 columns: from one input to the next; 0 for as many as there are outputs
     int64_t outputs, inputs;
     int64_t codes, scales, bias;
 };
@@ -35,7 +35,7 @@ enum class Sublayer : int32_t { self_attention = 1, feed_forward = 2, cross_atte
 
 enum class Activation : int32_t { silu = 0, relu = 1, gelu = 2 };  // GELU by its formula with a hyperbolic tangent
 
-// A sublayer: x + f(norm(x)). Matrices are named by their place in the list of matrices.
+// A sublayer: x + f(norm(x)), or x + after_norm(f(norm(x))). Matrices are named by their place in the list of matrices.
 struct Block {
     Sublayer kind;
     int32_t window;  // how many positions back a token sees, itself included; 0 for all
@@ -43,19 +43,22 @@ struct Block {
     int32_t second;  // or the up projection; -1 where nothing is gated
     int32_t out;     // the attention's output projection, or the down projection
     Activation activation;
-    int64_t norm, query_norm, key_norm;
+    int64_t norm, query_norm, key_norm, after_norm;
+    int64_t cosines, sines;  // of a self-attention's rotary embedding, (positions, rotary_width / 2)
+    int32_t rotary_width;    // how many of a head's values are turned, the first ones; 0 for none
+    int32_t reserved;
 };
 
 struct Plan {
     int32_t version;
     int32_t width, heads, kv_heads, head_width;
     int32_t vocabulary, positions;
-    float epsilon, attention_scale;
+    float epsilon, attention_scale, embedding_multiplier;
     int32_t table, head;  // matrices: the embedding, and what gives logits
     int32_t matrix_count, block_count;
     int32_t encoder_blocks;    // the first ones; 0 where there is no encoder
+    int32_t reserved;
     int64_t norm;              // the last
-    int64_t cosines, sines;    // of the rotary embedding, (positions, head_width / 2); ABSENT in an encoder-decoder
 
     // An encoder-decoder has these too. What is added to a score depends on how far key and query are apart.
     int32_t cross;               // a matrix: the keys and values of all cross-attentions, one behind the other

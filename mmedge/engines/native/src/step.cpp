@@ -48,7 +48,7 @@ public:
 
     void run(int thread) {
         const std::vector<ModelBlock>& blocks = pass_.blocks;
-        team_.split(thread, n_, [&](int row) { k_.look_up(*m_.table, pass_.tokens[row].id, x(row)); }, [&] { few(blocks.front()); });
+        team_.split(thread, n_, [&](int row) { look_up(row); }, [&] { few(blocks.front()); });
         for (size_t place = 0; place < blocks.size(); ++place) {
             const ModelBlock& block = blocks[place];
             const ModelBlock* next = place + 1 < blocks.size() ? &blocks[place + 1] : nullptr;
@@ -70,6 +70,12 @@ private:
 
     Activations codes(int buffer) const {
         return {e_.codes_[buffer].get(), e_.scales_[buffer].get(), e_.sums_[buffer].get(), e_.code_stride_, m_.most_blocks};
+    }
+
+    void look_up(int row) {
+        k_.look_up(*m_.table, pass_.tokens[row].id, x(row));
+        if (m_.plan.embedding_multiplier != 1.0f)
+            for (int place = 0; place < m_.plan.width; ++place) x(row)[place] *= m_.plan.embedding_multiplier;
     }
 
     void quantize(const float* from, int row, const Weights& of, int buffer) {
@@ -151,6 +157,22 @@ private:
             [&](int chunk) { multiply(thread, product, chunk * OUTPUTS, std::min(weights.outputs, (chunk + 1) * OUTPUTS)); }, after);
     }
 
+    // A sublayer's last linear layer, whose result is added to the states, normed before where the plan says so.
+    void finish(int thread, const ModelBlock& block, const ModelBlock* next, int buffer, const float* from, int64_t stride) {
+        if (!block.after_norm) return linear(thread, *block.out, buffer, from, stride, e_.x_.get(), true, [&] { follow(next); });
+        linear(thread, *block.out, buffer, from, stride, e_.normed_.get(), false, [&] {
+            if (n_ > FEW_ROWS) return;
+            for (int row = 0; row < n_; ++row) add_normed(block, row);
+            follow(next);
+        });
+        if (n_ > FEW_ROWS) team_.split(thread, n_, [&](int row) { add_normed(block, row); });
+    }
+
+    void add_normed(const ModelBlock& block, int row) {
+        k_.norm(normed(row), block.after_norm, m_.plan.width, m_.plan.epsilon, normed(row));
+        for (int place = 0; place < m_.plan.width; ++place) x(row)[place] += normed(row)[place];
+    }
+
     // ---------------------------------------------------------------------------------------------- attention
 
     void self_attention(int thread, const ModelBlock& block, const ModelBlock* next) {
@@ -165,7 +187,7 @@ private:
         if (n_ == 0) return;
         if (n_ > FEW_ROWS) team_.split(thread, n_, [&](int row) { quantize(attended(row), row, *block.out, 0); });
         ahead(thread, next);
-        linear(thread, *block.out, 0, e_.attended_.get(), attended_width(), e_.x_.get(), true, [&] { follow(next); });
+        finish(thread, block, next, 0, e_.attended_.get(), attended_width());
     }
 
     // Rotates one head of keys and the queries that see it, and keeps keys and values.
@@ -173,9 +195,9 @@ private:
         const Plan& plan = m_.plan;
         const int row = task / plan.kv_heads, head = task % plan.kv_heads, width = plan.head_width, group = plan.heads / plan.kv_heads;
         const Token& token = pass_.tokens[row];
-        const int64_t angles = m_.cosines ? static_cast<int64_t>(token.position) * (width / 2) : 0;
+        const int64_t angles = static_cast<int64_t>(token.position) * (block.rotary_width / 2);
         auto turn = [&](float* values) {
-            if (m_.cosines) k_.rotate(values, m_.cosines + angles, m_.sines + angles, width);
+            if (block.rotary_width) k_.rotate(values, block.cosines + angles, block.sines + angles, block.rotary_width);
         };
         for (int query = head * group; query < (head + 1) * group; ++query) {
             float* values = projected(row) + query * width;
@@ -263,7 +285,7 @@ private:
             });
         if (n_ > FEW_ROWS) team_.split(thread, n_, [&](int row) { quantize(attended(row), row, *block.out, 0); });
         ahead(thread, next);
-        linear(thread, *block.out, 0, e_.attended_.get(), attended_width(), e_.x_.get(), true, [&] { follow(next); });
+        finish(thread, block, next, 0, e_.attended_.get(), attended_width());
     }
 
     // Behind the last attention only rows go on whose logits are wanted.
@@ -298,7 +320,7 @@ private:
             }
         });
         ahead(thread, next);
-        linear(thread, *block.out, 2, e_.gate_.get(), hidden, e_.x_.get(), true, [&] { follow(next); });
+        finish(thread, block, next, 2, e_.gate_.get(), hidden);
     }
 
     void head(int thread) {
