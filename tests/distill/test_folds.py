@@ -137,4 +137,5 @@ def test_killed_while_a_fold_trains_it_ends_with_the_same_student(tmp_path: Path
     given = bundle.answer_all(examples)
     assert [answer.signal for answer in given] == ["answer_verdict"] * 2
     assert [answer.confidence for answer in given] == bundle.confidence.of([shown for _, shown in found], "answer_verdict")
-    assert bundle.answer(examples[0], evaluate=True).signal == "answer"  # the best one, where judging is paid for anyhow
+    with pytest.raises(MmedgeError, match="did not learn to judge"):  # verdicts on answers are not verdicts on chains of thought
+        bundle.answer(examples[0], evaluate=True)
