@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
@@ -270,10 +270,10 @@ def shaped(shape: str, place: Path, student: Path | None) -> Path:
     bundle.mkdir(parents=True, exist_ok=True)
     source = student or _random(shape, place / shape)
     static = [] if student else [name for name in fused_linears(source) if name.startswith(("encoder.", "cross.kv"))]
-    write_fused(source, bundle, BundleQuantizer(PRECISIONS["int8"], ranges=dict.fromkeys(static, (-4.0, 4.5))))
+    written = write_fused(source, bundle, BundleQuantizer(PRECISIONS["int8"], ranges=dict.fromkeys(static, (-4.0, 4.5))))
     (bundle / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
     eos = json.loads((source / "config.json").read_text())["eos_token_id"]
-    _seal(bundle, "decoder-only" if student else "encoder-decoder", eos)
+    _seal(bundle, "decoder-only" if student else "encoder-decoder", eos, written.plan)
     return bundle
 
 
@@ -304,7 +304,7 @@ def _random(shape: str, folder: Path) -> Path:
     return folder
 
 
-def _seal(bundle: Path, family: Any, eos: int) -> None:
+def _seal(bundle: Path, family: Any, eos: int, plan: Mapping[str, Any] | None) -> None:
     from mmedge.manifest import Manifest, QuantizationPart, StudentPart, TaskPart, WrittenPart, seal
     from mmedge.tasks.encoding import SpecialTokens
     from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, ENCODER_DECODER_PROMPTS
@@ -329,6 +329,7 @@ def _seal(bundle: Path, family: Any, eos: int) -> None:
         max_input_tokens=256,
         max_answer_tokens=ANSWER,
         max_rationale_tokens=64,
+        plan=plan,
     )
     seal(bundle, manifest)
 
