@@ -15,7 +15,7 @@ using namespace mmedge;
 
 extern "C" {
 const char* mmedge_kernels(const char* name);
-int mmedge_open(const Plan*, const Matrix*, const Block*, const uint8_t*, uint64_t, int, const char*, Engine**, char*, int);
+int mmedge_open(const Plan*, const Matrix*, const Block*, const uint8_t*, uint64_t, int, int, const char*, Engine**, char*, int);
 void mmedge_close(Engine*);
 int mmedge_cache(const Engine*, int64_t, int64_t, Cache**, char*, int);
 void mmedge_cache_close(Cache*);
@@ -172,11 +172,11 @@ struct Opened {
     std::unique_ptr<uint8_t[]> weights;
     Engine* engine = nullptr;
 
-    Opened(const Made& made, int threads, const char* kernels) : weights(new uint8_t[made.weights.size()]) {
+    Opened(const Made& made, int threads, const char* kernels, int callers = 1) : weights(new uint8_t[made.weights.size()]) {
         std::memcpy(weights.get(), made.weights.data(), made.weights.size());
         char message[ROOM];
-        mmedge_open(&made.plan, made.matrices.data(), made.blocks.data(), weights.get(), made.weights.size(), threads, kernels, &engine,
-                    message, ROOM);
+        mmedge_open(&made.plan, made.matrices.data(), made.blocks.data(), weights.get(), made.weights.size(), threads, callers, kernels,
+                    &engine, message, ROOM);
     }
     ~Opened() {
         if (engine) mmedge_close(engine);
@@ -315,11 +315,11 @@ bool copy(Random& random) {
     return fine || (std::puts("a copied row goes on differently"), false);
 }
 
-// Two callers at once, each with a cache of its own.
+// Two callers at once, each with a cache of its own, in turns or each in a workspace.
 bool share(Random& random) {
     const Made made = make(random);
     const auto one = texts(random, made.plan.vocabulary), other = texts(random, made.plan.vocabulary);
-    Opened opened(made, 2, "");
+    Opened opened(made, 2, "", between(random, 1, 2));
     const auto right = read(opened.engine, one, 5), also = read(opened.engine, other, 3);
     std::vector<std::vector<float>> found;
     std::thread beside([&] { found = read(opened.engine, one, 2); });

@@ -58,7 +58,9 @@ class NativeEngine(Conversing):
         if why is not None or stated.plan is None:
             raise MmedgeError(f"the native engine cannot be used: {why}", "use ONNX Runtime: MMEDGE_ENGINE=onnx")
         weights = mapped(bundle.folder, stated.plan)
-        self.decoder = library.Decoder(stated.plan, weights, threads or stated.threads or usable_cores(), kernels)
+        cores = usable_cores()
+        threads = threads or stated.threads or cores
+        self.decoder = library.Decoder(stated.plan, weights, threads, kernels, max(1, cores // threads))
         self.special, self.family = stated.special_tokens, stated.family
         table = bundle.folder / FILE_NAME
         self.drafting = Drafting(PhraseTable.load(table) if table.is_file() else EMPTY, StepCosts(), HitRates())

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mmedge.engines.native.build import LIBRARY
 from mmedge.errors import MmedgeError
 
-ABI = 4
+ABI = 5
 PLAN_VERSIONS = (1, 2, 3)  # 2 has encoders; 3 rotary embeddings, norms and factors of a layer's own
 _PLAN_STRUCTURE = 1
 ABSENT = -1
@@ -94,6 +94,7 @@ def _declare(library: ctypes.CDLL) -> None:
         pointer,
         ctypes.c_uint64,
         ctypes.c_int,
+        ctypes.c_int,
         ctypes.c_char_p,
         ctypes.POINTER(pointer),
         *message,
@@ -147,12 +148,15 @@ class Decoder:
         weights: The data file's bytes, mapped; kept as long as the decoder.
         threads: Threads of a step.
         kernels: The instruction set; what `MMEDGE_ISA` says or the fastest by default.
+        callers: How many steps are computed at a time, each on threads of its own; further callers wait.
 
     Raises:
         MmedgeError: There is no library here, or it refuses the plan.
     """
 
-    def __init__(self, plan: Mapping[str, Any], weights: NDArray[np.uint8], threads: int, kernels: str | None = None) -> None:
+    def __init__(
+        self, plan: Mapping[str, Any], weights: NDArray[np.uint8], threads: int, kernels: str | None = None, callers: int = 1
+    ) -> None:
         found = _library()
         if isinstance(found, str):
             raise MmedgeError(f"the native engine cannot be used: {found}", "use ONNX Runtime: MMEDGE_ENGINE=onnx")
@@ -177,6 +181,7 @@ class Decoder:
             weights.ctypes.data,
             weights.nbytes,
             threads,
+            callers,
             name.encode(),
             ctypes.byref(self.pointer),
         )

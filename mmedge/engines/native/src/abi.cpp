@@ -20,7 +20,7 @@ using namespace mmedge;
 
 namespace {
 
-constexpr int ABI = 4;
+constexpr int ABI = 5;
 constexpr int64_t MOST_ROWS = 1 << 16;
 
 int refuse(char* message, int room, const std::string& what) {
@@ -87,14 +87,14 @@ EXPORTED const char* mmedge_kernels(const char* name) {
 }
 
 EXPORTED int mmedge_open(const Plan* plan, const Matrix* matrices, const Block* blocks, const uint8_t* weights, uint64_t size,
-                         int threads, const char* kernels, Engine** engine, char* message, int room) {
+                         int threads, int callers, const char* kernels, Engine** engine, char* message, int room) {
     return guarded(message, room, [&]() -> std::string {
         const Kernels* found = kernels_named(kernels);
         if (!found) return "this processor or this library has no such kernels";
-        if (threads < 1 || threads > 1024) return "threads must be from 1 to 1024";
+        if (threads < 1 || threads > 1024 || callers < 1 || callers > 1024) return "threads and callers must be from 1 to 1024";
         auto model = std::make_unique<Model>();
         std::string wrong = read_model(*plan, matrices, blocks, weights, size, *model);
-        if (wrong.empty()) *engine = new Engine(std::move(model), *found, threads);
+        if (wrong.empty()) *engine = new Engine(std::move(model), *found, threads, callers);
         return wrong;
     });
 }

@@ -43,8 +43,8 @@ struct Pass {
 
 class Step {
 public:
-    Step(Engine& engine, const Pass& pass)
-        : e_(engine), m_(*engine.model_), k_(engine.kernels_), team_(engine.team_), pass_(pass), n_(pass.count) {}
+    Step(Workspace& workspace, const Pass& pass)
+        : e_(workspace), m_(workspace.model_), k_(workspace.kernels_), team_(workspace.team_), pass_(pass), n_(pass.count) {}
 
     void run(int thread) {
         const std::vector<ModelBlock>& blocks = pass_.blocks;
@@ -344,7 +344,7 @@ private:
         }
     }
 
-    Engine& e_;
+    Workspace& e_;
     const Model& m_;
     const Kernels& k_;
     Team& team_;
@@ -370,45 +370,50 @@ void Bias::reach(const float* table, int heads, int farthest, int reach, bool bo
     reach_ = reach;
 }
 
-Engine::Engine(std::unique_ptr<Model> model, const Kernels& kernels, int threads)
-    : model_(std::move(model)), kernels_(kernels), team_(threads) {
-    code_stride_ = (static_cast<int64_t>(model_->widest) + 63) / 64 * 64 * CODE_BYTES + 64;  // rows that do not lie 4096 bytes apart
+Engine::Engine(std::unique_ptr<Model> model, const Kernels& kernels, int threads, int callers) : model_(std::move(model)) {
+    for (int caller = 0; caller < callers; ++caller) {
+        workspaces_.push_back(std::make_unique<Workspace>(*model_, kernels, threads));
+        free_.push_back(workspaces_.back().get());
+    }
+}
+
+Workspace::Workspace(const Model& model, const Kernels& kernels, int threads) : model_(model), kernels_(kernels), team_(threads) {
+    code_stride_ = (static_cast<int64_t>(model_.widest) + 63) / 64 * 64 * CODE_BYTES + 64;  // rows that do not lie 4096 bytes apart
     scratch_ = zeros<uint8_t>(MULTIPLY_SCRATCH * threads);
     make_room(CHUNK_ROWS);
 }
 
-void Engine::make_room(int rows) {
+void Workspace::make_room(int rows) {
     if (rows <= rows_) return;
-    const Plan& plan = model_->plan;
+    const Plan& plan = model_.plan;
     x_ = zeros<float>(static_cast<int64_t>(rows) * plan.width);
     normed_ = zeros<float>(static_cast<int64_t>(rows) * plan.width);
     projected_ = zeros<float>(static_cast<int64_t>(rows) * (plan.heads + 2 * plan.kv_heads) * plan.head_width);
     attended_ = zeros<float>(static_cast<int64_t>(rows) * plan.heads * plan.head_width);
-    gate_ = zeros<float>(static_cast<int64_t>(rows) * model_->hidden);
-    up_ = zeros<float>(static_cast<int64_t>(rows) * model_->hidden);
+    gate_ = zeros<float>(static_cast<int64_t>(rows) * model_.hidden);
+    up_ = zeros<float>(static_cast<int64_t>(rows) * model_.hidden);
     for (int buffer = 0; buffer < 3; ++buffer) {
         codes_[buffer] = zeros<uint8_t>(rows * code_stride_);
-        scales_[buffer] = zeros<float>(static_cast<int64_t>(rows) * model_->most_blocks);
-        sums_[buffer] = zeros<int32_t>(static_cast<int64_t>(rows) * model_->most_blocks);
+        scales_[buffer] = zeros<float>(static_cast<int64_t>(rows) * model_.most_blocks);
+        sums_[buffer] = zeros<int32_t>(static_cast<int64_t>(rows) * model_.most_blocks);
     }
     rows_ = rows;
 }
 
-void Engine::make_scores(int64_t positions) {
-    const int64_t each = static_cast<int64_t>(model_->plan.heads / model_->plan.kv_heads) * (positions + 8);
+void Workspace::make_scores(int64_t positions) {
+    const int64_t each = static_cast<int64_t>(model_.plan.heads / model_.plan.kv_heads) * (positions + 8);
     if (each <= scores_each_) return;
     scores_ = zeros<float>(each * team_.size());
     scores_each_ = each;
     score_stride_ = positions + 8;
 }
 
-void Engine::read(Cache& cache, const Cache* const* encoded, const std::vector<Token>& tokens, const std::vector<int>& wanted, float* logits) {
-    const std::lock_guard<std::mutex> turn(turn_);
-    const Plan& plan = model_->plan;
+void Workspace::read(Cache& cache, const Cache* const* encoded, const std::vector<Token>& tokens, const std::vector<int>& wanted, float* logits) {
+    const Plan& plan = model_.plan;
     make_scores(cache.capacity);
     if (encoded) {
         for (const Token& token : tokens) make_scores(encoded[token.row]->capacity);
-        bias_.reach(model_->bias, plan.heads, plan.farthest, cache.capacity, false);
+        bias_.reach(model_.bias, plan.heads, plan.farthest, cache.capacity, false);
     }
     size_t place = 0;
     for (size_t first = 0; first < tokens.size(); first += CHUNK_ROWS) {
@@ -418,15 +423,14 @@ void Engine::read(Cache& cache, const Cache* const* encoded, const std::vector<T
         for (; place < wanted.size() && wanted[place] < static_cast<int>(first) + count; ++place)
             here.push_back(wanted[place] - static_cast<int>(first));
         float* out = logits + static_cast<int64_t>(before) * plan.vocabulary;
-        const Pass pass = {model_->blocks, cache, encoded, tokens.data() + first, count, here.data(), static_cast<int>(here.size()),
-                           model_->norm, *model_->head, out, encoded ? &bias_ : nullptr, nullptr};
+        const Pass pass = {model_.blocks, cache, encoded, tokens.data() + first, count, here.data(), static_cast<int>(here.size()),
+                           model_.norm, *model_.head, out, encoded ? &bias_ : nullptr, nullptr};
         team_.run([&](int thread) { Step(*this, pass).run(thread); });
     }
 }
 
-void Engine::encode(const std::vector<int>& tokens, const std::vector<std::unique_ptr<Cache>>& contexts) {
-    const std::lock_guard<std::mutex> turn(turn_);
-    const Plan& plan = model_->plan;
+void Workspace::encode(const std::vector<int>& tokens, const std::vector<std::unique_ptr<Cache>>& contexts) {
+    const Plan& plan = model_.plan;
     size_t place = 0;
     for (size_t first = 0, end = 0; first < contexts.size(); first = end) {
         std::vector<Token> some;
@@ -442,13 +446,13 @@ void Engine::encode(const std::vector<int>& tokens, const std::vector<std::uniqu
             longest = std::max(longest, length);
         } while (++end < contexts.size() && some.size() + static_cast<size_t>(contexts[end]->length) <= CHUNK_ROWS);
         const int count = static_cast<int>(some.size());
-        const std::unique_ptr<Cache> own = make_cache(*model_, static_cast<int64_t>(end - first), longest, 1);
-        const Memory<float> out = zeros<float>(static_cast<int64_t>(count) * model_->cross->outputs);
+        const std::unique_ptr<Cache> own = make_cache(model_, static_cast<int64_t>(end - first), longest, 1);
+        const Memory<float> out = zeros<float>(static_cast<int64_t>(count) * model_.cross->outputs);
         if (!own || !out) throw std::bad_alloc();
         make_room(count);
         make_scores(own->capacity);
-        encoder_bias_.reach(model_->encoder_bias, plan.heads, plan.farthest, own->capacity, true);
-        const Pass pass = {model_->encoder, *own, nullptr, some.data(), count, nullptr, 0, model_->encoder_norm, *model_->cross,
+        encoder_bias_.reach(model_.encoder_bias, plan.heads, plan.farthest, own->capacity, true);
+        const Pass pass = {model_.encoder, *own, nullptr, some.data(), count, nullptr, 0, model_.encoder_norm, *model_.cross,
                            out.get(), &encoder_bias_, lengths.data()};
         team_.run([&](int thread) { Step(*this, pass).run(thread); });
     }

@@ -2,6 +2,7 @@
 // step of an encoder-decoder, the rows' contexts are encoded.
 #pragma once
 
+#include <condition_variable>
 #include <mutex>
 #include <vector>
 
@@ -29,20 +30,12 @@ private:
     int reach_ = 0;
 };
 
-class Engine {
+// What one caller's steps need at a time: threads, and room for the states of rows.
+class Workspace {
 public:
-    Engine(std::unique_ptr<Model> model, const Kernels& kernels, int threads);
+    Workspace(const Model& model, const Kernels& kernels, int threads);
 
-    const Model& model() const { return *model_; }
-    const Kernels& kernels() const { return kernels_; }
-    int threads() const { return team_.size(); }
-
-    // Reads tokens, in which those of a row follow each other, and writes logits, (wanted, vocabulary). Callers on several threads
-    // take turns.
-    // `wanted` holds places among the tokens, in ascending order; `encoded` each row's context where there is an encoder.
     void read(Cache& cache, const Cache* const* encoded, const std::vector<Token>& tokens, const std::vector<int>& wanted, float* logits);
-
-    // Encodes contexts of as many tokens as their caches say; their tokens lie one behind the other.
     void encode(const std::vector<int>& tokens, const std::vector<std::unique_ptr<Cache>>& contexts);
 
 private:
@@ -51,9 +44,8 @@ private:
     void make_room(int rows);
     void make_scores(int64_t positions);
 
-    std::unique_ptr<Model> model_;
+    const Model& model_;
     const Kernels& kernels_;
-    std::mutex turn_;
     Team team_;
     int64_t code_stride_;
     int rows_ = 0;  // that the buffers have room for
@@ -65,6 +57,55 @@ private:
     int64_t scores_each_ = 0, score_stride_ = 0;
     Bias bias_, encoder_bias_;
     std::vector<Cache*> contexts_;  // that are being encoded
+};
+
+// A model, and a workspace for each of so many callers at once; further ones wait.
+class Engine {
+public:
+    Engine(std::unique_ptr<Model> model, const Kernels& kernels, int threads, int callers);
+
+    const Model& model() const { return *model_; }
+
+    // Reads tokens, in which those of a row follow each other, and writes logits, (wanted, vocabulary). `wanted` holds places among the
+    // tokens, in ascending order; `encoded` each row's context where there is an encoder.
+    void read(Cache& cache, const Cache* const* encoded, const std::vector<Token>& tokens, const std::vector<int>& wanted, float* logits) {
+        in_workspace([&](Workspace& some) { some.read(cache, encoded, tokens, wanted, logits); });
+    }
+
+    // Encodes contexts of as many tokens as their caches say; their tokens lie one behind the other.
+    void encode(const std::vector<int>& tokens, const std::vector<std::unique_ptr<Cache>>& contexts) {
+        in_workspace([&](Workspace& some) { some.encode(tokens, contexts); });
+    }
+
+private:
+    template <typename Work>
+    void in_workspace(Work work) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        freed_.wait(lock, [&] { return !free_.empty(); });
+        Workspace* const found = free_.back();
+        free_.pop_back();
+        lock.unlock();
+        const Returned back{*this, found};
+        work(*found);
+    }
+
+    struct Returned {
+        Engine& engine;
+        Workspace* workspace;
+        ~Returned() {
+            {
+                const std::lock_guard<std::mutex> lock(engine.mutex_);
+                engine.free_.push_back(workspace);
+            }
+            engine.freed_.notify_one();
+        }
+    };
+
+    std::unique_ptr<Model> model_;
+    std::vector<std::unique_ptr<Workspace>> workspaces_;
+    std::mutex mutex_;
+    std::condition_variable freed_;
+    std::vector<Workspace*> free_;
 };
 
 }  // namespace mmedge
