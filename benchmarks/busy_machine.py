@@ -1,7 +1,7 @@
 """How training, export and answering slow down on a busy machine: a loop pinned to each core, medians of several rounds.
 
     python -m benchmarks.busy_machine                       both students, five rounds each way
-    python -m benchmarks.busy_machine --rounds 3 --out busy.json
+    python -m benchmarks.busy_machine --rounds 3 --only answers --out busy.json
 
 With one other process on every core, half of each core is left: twice the idle time is the fair share. Threads that spin while they
 wait for each other take far more. Idle and busy rounds alternate, so that a drifting machine slows both.
@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="training steps of each stage")
     parser.add_argument("--questions", type=int, default=60, help="answered with a rationale in each round")
     parser.add_argument("--bundle", type=Path, help="answer with this bundle too, such as a large student's")
+    parser.add_argument("--only", default="", help="work whose name has this in it; all by default")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -120,6 +121,7 @@ def main() -> None:
         }
         if given.bundle:
             works["answers, given bundle"] = lambda: float(_run("-c", ANSWERING, "bundle", given.bundle, given.questions))
+        works = {work: measure for work, measure in works.items() if given.only in work}
         seconds: dict[str, dict[bool, list[float]]] = {work: {False: [], True: []} for work in works}
         for _ in range(given.rounds):
             for work, measure in works.items():
