@@ -42,7 +42,7 @@ def _examples(request: dict[str, Any]) -> list[Any]:
     from mmedge.tasks.base import Example, Turn
 
     return [
-        Example(one["id"], one["question"], None, tuple(one["choices"]), tuple(Turn(*turn) for turn in one["turns"]))
+        Example(one["id"], one["question"], None, tuple(one["choices"]), tuple(Turn(*turn) for turn in one.get("turns", ())))
         for one in request["examples"]
     ]
 

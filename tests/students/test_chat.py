@@ -149,7 +149,7 @@ def test_what_has_no_chat_template_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(MmedgeError, match="a student from scratch has no chat template"):
         scratch = StudentSection(source="scratch", prompt="chat")
         load_student(scratch, resolve_source(scratch), 200, ["a"], 0)
-    with pytest.raises(ValueError, match=r"student\.system: requires student\.prompt: chat"):
+    with pytest.raises(ValueError, match=r"system: requires student\.prompt: chat"):
         StudentSection(source="scratch", system="Be brief.")
 
 
