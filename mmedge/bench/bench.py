@@ -17,7 +17,7 @@ from mmedge.bench.decision import decide
 from mmedge.bench.energy import EnergyMeter
 from mmedge.bench.results import BenchReport
 from mmedge.bench.scenarios import measure
-from mmedge.bench.scheduler import BenchQuestion, Row, Scheduler, find_rows, journal_key
+from mmedge.bench.scheduler import BenchQuestion, Row, VariantScheduler, find_rows, journal_key
 from mmedge.bench.settings import BenchSettings
 from mmedge.engines.variants import VariantSpec, find_variants, form_of
 from mmedge.errors import MmedgeError
@@ -84,7 +84,7 @@ def bench(
     continued = len(kept) if kept is not None else 0
     if continued:
         progress.line(f"continuing: {continued} answers and verdicts are already there")
-    scheduler = Scheduler(rows, settings, progress, kept)
+    scheduler = VariantScheduler(rows, settings, progress, kept)
     try:
         with scheduler.opened(questions.task):
             reached = measure(scheduler, asked, cots, energy)
@@ -145,7 +145,7 @@ def _questions(source: Path, specs: Sequence[VariantSpec]) -> EvaluationSet:
 
 
 def _report(
-    scheduler: Scheduler, questions: EvaluationSet, cots: Sequence[HeldOutCot], reached: bool | None, continued: int
+    scheduler: VariantScheduler, questions: EvaluationSet, cots: Sequence[HeldOutCot], reached: bool | None, continued: int
 ) -> BenchReport:
     settings, base = scheduler.settings, scheduler.running[0]
     whole = questions.tests()

@@ -14,17 +14,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmedge.bench.compare import accuracy_change, time_change
-from mmedge.bench.results import BenchReport, Decision, MeasuredVariant
+from mmedge.bench.results import BenchReport, MeasuredVariant, ShippingDecision
 from mmedge.reports.formats import points, share, significant, size
 
 HIDDEN = 0.02  # a loss of accuracy that could be there unseen, from which on it is worth a caveat
 
 
-def decide(report: BenchReport) -> Decision:
+def decide(report: BenchReport) -> ShippingDecision:
     """Return which variant to ship."""
     variants = report.measured
     if not variants:
-        return Decision(ship=None, sentence="No variant could be measured, so there is nothing to ship yet.", caveats=[])
+        return ShippingDecision(ship=None, sentence="No variant could be measured, so there is nothing to ship yet.", caveats=[])
     caveats = [f"The machine was noisy ({'; '.join(report.noisy)}): measure again before relying on times."] if report.noisy else []
     if report.failed:
         caveats.append(f"Not measured, and so not considered: {', '.join(one.shown for one in report.failed)}.")
@@ -32,11 +32,11 @@ def decide(report: BenchReport) -> Decision:
     if len(variants) == 1:
         only = variants[0]
         said = f"Only {only.shown} was measured: {_accuracy(only)}{_cost(only, only)}. Measure others beside it to choose."
-        return Decision(ship=only.shown, sentence=said, caveats=caveats)
+        return ShippingDecision(ship=only.shown, sentence=said, caveats=caveats)
     if not scored:
         ship, why = _cheapest(variants, "variants")
         caveats.append("No question has a label, so nothing says how often a variant is right.")
-        return Decision(ship=ship.shown, sentence=f"Ship {ship.shown}: {why}{_cost(ship, variants[0])}.", caveats=caveats)
+        return ShippingDecision(ship=ship.shown, sentence=f"Ship {ship.shown}: {why}{_cost(ship, variants[0])}.", caveats=caveats)
     best = max(scored, key=lambda one: one.overall.value)
     kept = [one for one in scored if one is best or not _is_worse(best, one)]
     ship, why = _cheapest(kept, "equally accurate variants")
@@ -45,7 +45,7 @@ def decide(report: BenchReport) -> Decision:
         said += f" {_list(faster)} {'is' if len(faster) == 1 else 'are'} faster, but less accurate."
     if ship is not best:
         caveats += _hidden_loss(ship, best)
-    return Decision(ship=ship.shown, sentence=said, caveats=caveats)
+    return ShippingDecision(ship=ship.shown, sentence=said, caveats=caveats)
 
 
 # ------------------------------------------------------------------------------------------------------- the rule

@@ -19,8 +19,8 @@ from mmedge.bench.evaluation_results import (
     AnsweredRecord,
     Auroc,
     CalibrationError,
-    Cascade,
     CascadePoint,
+    EscalationCurve,
     FieldQuality,
     OnValidation,
     PairedDifference,
@@ -288,7 +288,7 @@ def _greedy(one: AnsweredQuestion) -> Sample:
     return Sample(one.text, "", float(1 / (1 + np.exp(-odds))))
 
 
-def cascade_of(student: Student, answered: Sequence[AnsweredQuestion], teacher: TeacherAnswers) -> Cascade | None:
+def cascade_of(student: Student, answered: Sequence[AnsweredQuestion], teacher: TeacherAnswers) -> EscalationCurve | None:
     """Return what escalating the least confident questions to the recorded teacher gains, by the share escalated.
 
     Where the teacher answered a question several times, the mean over its answers counts.
@@ -329,7 +329,7 @@ def cascade_of(student: Student, answered: Sequence[AnsweredQuestion], teacher: 
                 teacher_characters_per_question=float((characters * doubtful).mean()),
             )
         )
-    return Cascade(
+    return EscalationCurve(
         questions=len(answered),
         signal=signal,
         student=Interval.of(mean_of(own)),

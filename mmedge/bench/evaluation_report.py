@@ -7,7 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmedge.bench.evaluation import ALL
-from mmedge.bench.evaluation_results import Auroc, Cascade, EvaluationReport, FieldQuality, PairedDifference, Price, SplitResult
+from mmedge.bench.evaluation_results import (
+    Auroc,
+    EscalationCurve,
+    EvaluationReport,
+    FieldQuality,
+    PairedDifference,
+    Price,
+    SplitResult,
+)
 from mmedge.reports.charts import IntervalRow, Series, interval_chart, line_chart
 from mmedge.reports.formats import NOTHING, estimate, number, points, share, share_of
 from mmedge.reports.page import Page
@@ -90,7 +98,7 @@ def _abstaining(split: str, result: SplitResult) -> Table:
     return Table(f"abstaining, {split}", headings, rows)
 
 
-def _cascade(found: Cascade) -> Table:
+def _cascade(found: EscalationCurve) -> Table:
     rows = [["student alone", "0", share_of(found.student), NOTHING, "0"]]
     for point in found.points:
         characters = number(point.teacher_characters_per_question, 0)
@@ -248,7 +256,7 @@ def reliability_chart(result: SplitResult) -> str:
     return line_chart(series, x_label="confidence, %", y_label="right answers", percent=True, zero=True, markers=True)
 
 
-def cascade_chart(cascade: Cascade) -> str:
+def cascade_chart(cascade: EscalationCurve) -> str:
     """Return accuracy against the share escalated, as SVG."""
     curve: Sequence[tuple[float, float]] = [(100 * escalated, accuracy) for escalated, accuracy in cascade.curve]
     series = [

@@ -119,7 +119,7 @@ class CascadePoint(ReportPart):
     teacher_characters_per_question: float
 
 
-class Cascade(ReportPart):
+class EscalationCurve(ReportPart):
     """What escalating the least confident questions to the recorded teacher gives; the curve is (share escalated, accuracy)."""
 
     questions: int
@@ -162,7 +162,7 @@ class EvaluationReport(ReportPart):
     confidence: CalibrationFacts
     prices: dict[str, Price]
     splits: dict[str, SplitResult]
-    cascade: Cascade | None
+    cascade: EscalationCurve | None
 
     def to_json(self) -> Json:
         return self.model_dump(mode="json")

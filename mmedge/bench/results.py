@@ -141,7 +141,7 @@ class Probe(ReportPart):
     latencies: list[float]
 
 
-class Served(ReportPart):
+class ServerResult(ReportPart):
     """The server scenario; `answers_per_second` is the highest rate that was held."""
 
     latency_bound_ms: float
@@ -256,7 +256,7 @@ class MeasuredVariant(VariantResult):
     tokens_per_second: float | None
     reached: Reached | None
     offline: list[Throughput]
-    server: Served | None
+    server: ServerResult | None
     load_seconds: float
     peak_memory_bytes: PositiveInt
     steady_memory_bytes: int
@@ -279,7 +279,7 @@ class RemoteFacts(ReportPart):
     packages: str
 
 
-class Decision(ReportPart):
+class ShippingDecision(ReportPart):
     """Which variant to ship, why, and what to keep in mind; `ship` is None where no variant could be measured."""
 
     ship: str | None
@@ -305,7 +305,7 @@ class BenchReport(ReportPart):
     ceilings: list[Ceilings]
     batch: int = 1
     variants: list[MeasuredVariant | FailedVariant]
-    decision: Decision | None = None
+    decision: ShippingDecision | None = None
     remote: RemoteFacts | None = None
 
     @property

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmedge.bench.energy import EnergyMeter
-from mmedge.bench.scheduler import BenchQuestion, Row, Said, Scheduler, records
+from mmedge.bench.scheduler import BenchQuestion, Row, Said, VariantScheduler, records
 from mmedge.bench.timing import precise
 from mmedge.statistics import percentile
 from mmedge.storage import Json
@@ -30,7 +30,7 @@ PERCENTILES = (50, 90, 99)
 
 
 def measure(
-    scheduler: Scheduler, questions: Sequence[BenchQuestion], cots: Sequence[HeldOutCot], energy: EnergyMeter | None
+    scheduler: VariantScheduler, questions: Sequence[BenchQuestion], cots: Sequence[HeldOutCot], energy: EnergyMeter | None
 ) -> bool | None:
     """Go through all scenarios.
 
@@ -71,7 +71,7 @@ def seconds_of(rounds: Sequence[Sequence[Json]]) -> list[list[float]]:
 # ------------------------------------------------------------------------------------------------------ one at a time
 
 
-def _single(scheduler: Scheduler, timed: Sequence[BenchQuestion]) -> bool | None:
+def _single(scheduler: VariantScheduler, timed: Sequence[BenchQuestion]) -> bool | None:
     """Ask round after round, each of new processes; return whether the wanted precision was reached."""
     settings = scheduler.settings
     done = 0
@@ -101,7 +101,7 @@ def _single(scheduler: Scheduler, timed: Sequence[BenchQuestion]) -> bool | None
             scheduler.renew_before_next(timed)
 
 
-def _accuracy(scheduler: Scheduler, questions: Sequence[BenchQuestion]) -> None:
+def _accuracy(scheduler: VariantScheduler, questions: Sequence[BenchQuestion]) -> None:
     for row in scheduler.rows:
         row.said.clear()
     # one by one, as on a device, unless no CPU is measured: a batch would need more memory than what it is asked for
@@ -116,7 +116,7 @@ def _accuracy(scheduler: Scheduler, questions: Sequence[BenchQuestion]) -> None:
             step.advance(len(some))
 
 
-def _verdicts(scheduler: Scheduler, cots: Sequence[HeldOutCot]) -> None:
+def _verdicts(scheduler: VariantScheduler, cots: Sequence[HeldOutCot]) -> None:
     with scheduler.progress.task("verdicts", total=len(cots)) as step:
         for number, held in enumerate(cots):
             cot = {"rationale": held.cot.rationale, "pseudo_label": held.cot.pseudo_label}
@@ -129,7 +129,7 @@ def _verdicts(scheduler: Scheduler, cots: Sequence[HeldOutCot]) -> None:
 # ------------------------------------------------------------------------------------------------------ offline
 
 
-def _offline(scheduler: Scheduler, questions: Sequence[BenchQuestion], energy: EnergyMeter | None) -> None:
+def _offline(scheduler: VariantScheduler, questions: Sequence[BenchQuestion], energy: EnergyMeter | None) -> None:
     settings = scheduler.settings
     largest = max(settings.batches)
     count = largest * math.ceil(OFFLINE_LEAST / largest)
@@ -149,7 +149,7 @@ def _offline(scheduler: Scheduler, questions: Sequence[BenchQuestion], energy: E
 # ------------------------------------------------------------------------------------------------------ server
 
 
-def _server(scheduler: Scheduler, timed: Sequence[BenchQuestion]) -> None:
+def _server(scheduler: VariantScheduler, timed: Sequence[BenchQuestion]) -> None:
     with scheduler.progress.task("server", total=PROBES * len(scheduler.rows)) as step:
         examples = [one.example for one in timed][:256]
         searches = [_hold_bound(scheduler, place, row, examples) for place, row in enumerate(scheduler.rows) if row.problem is None]
@@ -159,7 +159,7 @@ def _server(scheduler: Scheduler, timed: Sequence[BenchQuestion]) -> None:
                 step.advance(1)
 
 
-def _hold_bound(scheduler: Scheduler, place: int, row: Row, examples: Sequence[Example]) -> Iterator[None]:
+def _hold_bound(scheduler: VariantScheduler, place: int, row: Row, examples: Sequence[Example]) -> Iterator[None]:
     """Raise the rate until p99 breaks its bound, then halve what is not known; one probe at a time."""
     settings = scheduler.settings
     warm = row.ask(scheduler.request(examples[:8]))

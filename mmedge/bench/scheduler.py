@@ -165,7 +165,7 @@ def journal_key(rows: Sequence[Row], settings: BenchSettings, evaluation: Path) 
     return sha256_json({"variants": variants, "settings": asdict(settings), "questions": sha256_file(evaluation), "on": machine()})
 
 
-class Scheduler:
+class VariantScheduler:
     """Asks variants in turn while they are measured.
 
     Args:

@@ -46,7 +46,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class StudentPrompts:
+class ServedPrompts:
     """How a student is prompted where another engine serves it.
 
     Attributes:
@@ -134,7 +134,7 @@ class Client:
         return found
 
 
-def find_server(client: Client, url: str, model: str | None, student: StudentPrompts | None) -> Server:
+def find_server(client: Client, url: str, model: str | None, student: ServedPrompts | None) -> Server:
     """Return a server with the model that it is asked for: the first that it lists where none is named.
 
     Raises:
@@ -151,7 +151,7 @@ def find_server(client: Client, url: str, model: str | None, student: StudentPro
     return Server(url, name, "mmedge" if owners[name] == "mmedge" else "student" if student is not None else "chat")
 
 
-class Asking:
+class ServerRequests:
     """Requests for one server's answers, and what is read of the replies.
 
     Args:
@@ -161,7 +161,7 @@ class Asking:
         student: How the student is prompted; for the kind `student`.
     """
 
-    def __init__(self, server: Server, client: Client, form: AnswerForm, student: StudentPrompts | None) -> None:
+    def __init__(self, server: Server, client: Client, form: AnswerForm, student: ServedPrompts | None) -> None:
         self._server, self._client, self._form, self._student = server, client, form, student
         self.path = "/completions" if server.kind == "student" else "/chat/completions"
 
@@ -232,7 +232,7 @@ def measure(
     form: AnswerForm,
     settings: ServerBench,
     progress: Progress,
-    student: StudentPrompts | None = None,
+    student: ServedPrompts | None = None,
     key_env: str | None = None,
 ) -> list[Server]:
     """Measure servers on the same questions, in turn.
@@ -257,7 +257,7 @@ def measure(
     clients = [Client(url, os.environ.get(key_env, "") if key_env else "", settings.timeout) for url in urls]
     named = [models[place % len(models)] if models else None for place in range(len(urls))]
     servers = [find_server(client, url, model, student) for client, url, model in zip(clients, urls, named, strict=True)]
-    askings = [Asking(server, client, form, student) for server, client in zip(servers, clients, strict=True)]
+    askings = [ServerRequests(server, client, form, student) for server, client in zip(servers, clients, strict=True)]
     with progress.task("one at a time", total=len(examples)) as step:
         for number, example in enumerate(examples):
             for server, asking in zip(servers, askings, strict=True):
@@ -272,7 +272,7 @@ def measure(
     return servers
 
 
-def _one(server: Server, asking: Asking, example: Example, timed: bool) -> None:
+def _one(server: Server, asking: ServerRequests, example: Example, timed: bool) -> None:
     """Ask one question, and keep its answer."""
     body = asking.body(example)
     started = time.perf_counter()
@@ -288,7 +288,7 @@ def _one(server: Server, asking: Asking, example: Example, timed: bool) -> None:
             raise MmedgeError(f"{server.url} does not answer: {error}", "check the model, and --student for a student") from None
 
 
-def _hold_bound(server: Server, asking: Asking, examples: Sequence[Example], settings: ServerBench) -> Iterator[None]:
+def _hold_bound(server: Server, asking: ServerRequests, examples: Sequence[Example], settings: ServerBench) -> Iterator[None]:
     """Double the rate until p99 breaks its bound, then halve what is not known; one probe at a time."""
     if not server.single:
         return
@@ -302,7 +302,7 @@ def _hold_bound(server: Server, asking: Asking, examples: Sequence[Example], set
         yield
 
 
-def probe(asking: Asking, bodies: Sequence[bytes], rate: float, arrivals: Sequence[float], settings: ServerBench) -> Probe:
+def probe(asking: ServerRequests, bodies: Sequence[bytes], rate: float, arrivals: Sequence[float], settings: ServerBench) -> Probe:
     """Ask questions at their moments; each in a thread of its own, as far as `AT_ONCE` goes.
 
     Args:

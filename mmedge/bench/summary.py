@@ -18,7 +18,7 @@ from mmedge.bench.results import (
     Percentiles,
     Probe,
     Reached,
-    Served,
+    ServerResult,
     Share,
     Throughput,
     VariantSamples,
@@ -186,10 +186,10 @@ def _throughput(batch: int, blocks: list[OfflineBlock]) -> Throughput:
     )
 
 
-def _served(row: Row, settings: BenchSettings) -> Served:
+def _served(row: Row, settings: BenchSettings) -> ServerResult:
     probes = [Probe(**one) for one in row.server]
     held = max((probe.rate for probe in probes if probe.held), default=None)
-    return Served(latency_bound_ms=1000 * settings.latency_bound, answers_per_second=held, probes=probes)
+    return ServerResult(latency_bound_ms=1000 * settings.latency_bound, answers_per_second=held, probes=probes)
 
 
 def _samples(row: Row, right: dict[str, list[bool | None]], resident: list[int]) -> VariantSamples:

@@ -219,7 +219,7 @@ def bigger_model(escalation: Escalation) -> Endpoint | None:
 
 def _asking(
     student: Student, wanted: AnswerContents, sampling: SamplingOptions, abstention: Abstention, bigger: Endpoint | None
-) -> Asking:
+) -> AskedStudent:
     """Return how the student is asked, and print its threshold if one was chosen.
 
     Raises:
@@ -249,14 +249,14 @@ def _asking(
             f"questions; of the others {100 * found.accuracy:.0f} % [{low:.0f}, {high:.0f}] were right",
             err=True,
         )
-    return Asking(student, options, settled)
+    return AskedStudent(student, options, settled)
 
 
 # ------------------------------------------------------------------------------------------------------ in a terminal
 
 
 @dataclass(frozen=True)
-class Asking:
+class AskedStudent:
     """The student that is asked, and what it is asked for; see `Student.answer`."""
 
     student: Student
@@ -271,7 +271,7 @@ class Asking:
         return [self.student.bundle.manifest.identity(), *self.settled.key()]
 
 
-def say(asking: Asking, example: Example, *, as_json: bool = False, stream: bool = False) -> Answer:
+def say(asking: AskedStudent, example: Example, *, as_json: bool = False, stream: bool = False) -> Answer:
     """Answer one question on the terminal, and return the answer."""
     if stream and not asking.settled.decides_afterwards:  # an answer that may yet be withheld is not shown
         answer = _streamed(asking, example)
@@ -290,7 +290,7 @@ def say(asking: Asking, example: Example, *, as_json: bool = False, stream: bool
     return answer
 
 
-def _streamed(asking: Asking, example: Example) -> Answer:
+def _streamed(asking: AskedStudent, example: Example) -> Answer:
     from mmedge.runtime import Answer, Piece
 
     part = ""
@@ -326,7 +326,7 @@ def _say_rest(answer: Answer, *, shown: bool) -> None:
         typer.echo(f"cost: {answer.escalation.cost:.6f}")
 
 
-def dialogue(asking: Asking, *, stream: bool = False) -> None:
+def dialogue(asking: AskedStudent, *, stream: bool = False) -> None:
     """Answer typed questions until an empty line or the end of input; a student that reads dialogues remembers what was said."""
     from mmedge.tasks import Example
     from mmedge.tasks.base import Turn
@@ -350,7 +350,7 @@ def dialogue(asking: Asking, *, stream: bool = False) -> None:
             turns = (*turns, Turn("user", one_paragraph(question)), Turn("assistant", said))
 
 
-def _read_messages(path: Path, choices: tuple[str, ...], asking: Asking) -> Example:
+def _read_messages(path: Path, choices: tuple[str, ...], asking: AskedStudent) -> Example:
     """Return the question of a file of messages.
 
     Raises:
@@ -381,7 +381,7 @@ def _read_lines(source: Path | None, form: AnswerForm) -> Iterator[Example]:
         raise MmedgeError(f"{name} is not valid UTF-8 (byte {error.start})", "save it as UTF-8") from None
 
 
-def answer_lines(asking: Asking, source: Path | None, target: Path | None, batch: int, progress: Progress) -> None:
+def answer_lines(asking: AskedStudent, source: Path | None, target: Path | None, batch: int, progress: Progress) -> None:
     """Answer JSON lines, batch by batch.
 
     Args:

@@ -279,7 +279,7 @@ def _decide(recipe: Recipe, run: Run, deciding: Deciding) -> None:
 def _show_page(desk: Desk, port: int) -> None:
     from mmedge.review.app import ReviewApp
     from mmedge.serve.server import listening, serve
-    from mmedge.serve.settings import Limits
+    from mmedge.serve.settings import ServerLimits
 
     listener = listening("127.0.0.1", port)
     port = listener.getsockname()[1]
@@ -288,4 +288,4 @@ def _show_page(desk: Desk, port: int) -> None:
     def ready() -> None:
         typer.echo(f"review at http://127.0.0.1:{port}/{app.token}/   (Ctrl-C ends it; every decision is stored at once)", err=True)
 
-    serve(app, listener, Limits(clients=32, drain=2.0), ready)
+    serve(app, listener, ServerLimits(clients=32, drain=2.0), ready)

@@ -168,7 +168,7 @@ def _bench_servers(
 ) -> None:
     """Measure servers."""
     from mmedge.bench.bench import server_questions
-    from mmedge.bench.servers import ServerBench, StudentPrompts, measure
+    from mmedge.bench.servers import ServedPrompts, ServerBench, measure
     from mmedge.bench.servers_report import document, table, write
     from mmedge.bench.settings import parse_seconds
 
@@ -177,7 +177,7 @@ def _bench_servers(
         from mmedge.runtime import Student
 
         asked = Student.load(servers.student)
-        student = StudentPrompts(asked.speaker.encoder, asked.bundle.manifest.max_answer_tokens)
+        student = ServedPrompts(asked.speaker.encoder, asked.bundle.manifest.max_answer_tokens)
     examples, form = server_questions(questions.evaluation, servers.student, questions.questions)
     settings = ServerBench(
         parse_seconds(scenarios.latency_bound, "--latency-bound"), scenarios.server_seconds, scenarios.timed or 100

@@ -39,7 +39,7 @@ class Access:
 
 
 @dataclass(frozen=True)
-class Bounds:
+class ServerBounds:
     """What the server accepts at most."""
 
     panel: ClassVar[str] = "Limits"
@@ -61,7 +61,7 @@ class Bounds:
 def serve(
     bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE…", help="Bundle folders; clients call them RECIPE/BUNDLE.")],
     access: Access,
-    bounds: Bounds,
+    bounds: ServerBounds,
     abstention: Abstention,
     escalation: Escalation,
     constrained: Annotated[
@@ -82,7 +82,7 @@ def serve(
     from mmedge.serve.models import open_models
     from mmedge.serve.server import check_certificate, listening
     from mmedge.serve.server import serve as serve_until_told
-    from mmedge.serve.settings import Limits, Settings, read_keys
+    from mmedge.serve.settings import ServerLimits, Settings, read_keys
 
     if (access.certificate is None) != (access.key is None):
         raise MmedgeError("--certificate and --key go together", "give both")
@@ -94,7 +94,7 @@ def serve(
     bigger = Cascade(replace(endpoint, timeout=escalate_timeout, attempts=_ATTEMPTS)) if endpoint else None
     models = open_models(bundles, threads)
     options = AnswerOptions(constrained=constrained, escalate_to=bigger, **asdict(abstention))
-    limits = Limits(
+    limits = ServerLimits(
         bounds.max_body,
         bounds.body_timeout,
         bounds.timeout,

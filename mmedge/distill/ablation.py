@@ -36,7 +36,7 @@ from mmedge.distill.ablation_summary import (
     title_of,
 )
 from mmedge.distill.chain import StageChain
-from mmedge.distill.cluster import Job, train_side_by_side
+from mmedge.distill.cluster import TrainingJob, train_side_by_side
 from mmedge.distill.curves import write_training_page
 from mmedge.distill.devices import Devices
 from mmedge.distill.durable import StageResult, once
@@ -230,11 +230,11 @@ class _Ablation:
         for seed in dict.fromkeys(unit.seed for unit in self.units):
             known |= self._known(seed)
         yield from ((place, done, False) for place, done in known.items() if done is not None)
-        jobs, first = list[Job](), dict[str, int]()
+        jobs, first = list[TrainingJob](), dict[str, int]()
         for place in sorted(place for place, done in known.items() if done is None):
             unit, chain = self.units[place], self._chain(self.units[place])
             shared = next((chain.key(stage) for stage in chain.stages if stage.judged), None)
-            jobs.append(Job(place, self._words(unit), None if shared is None else first.get(shared)))
+            jobs.append(TrainingJob(place, self._words(unit), None if shared is None else first.get(shared)))
             if shared is not None:
                 first.setdefault(shared, place)
         started = time.monotonic()

@@ -25,7 +25,7 @@ REPEATS = 20  # how often a training is begun again whose worker was killed
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """One training.
 
     Attributes:
@@ -39,7 +39,7 @@ class Job:
     after: int | None = None
 
 
-def train_side_by_side(recipe: Recipe, out: Path, jobs: Sequence[Job], workers: int) -> Iterator[int]:
+def train_side_by_side(recipe: Recipe, out: Path, jobs: Sequence[TrainingJob], workers: int) -> Iterator[int]:
     """Train on Ray's workers, and yield the number of each training that has ended, in the order in which they do.
 
     Args:
@@ -60,7 +60,7 @@ def train_side_by_side(recipe: Recipe, out: Path, jobs: Sequence[Job], workers: 
     try:
         _start(ray, workers)
         train = ray.remote(max_retries=REPEATS, num_cpus=1, num_gpus=_gpu_share(ray, recipe, workers))(_train)
-        waiting, running, refs = list(jobs), dict[Any, Job](), dict[int, Any]()
+        waiting, running, refs = list(jobs), dict[Any, TrainingJob](), dict[int, Any]()
         while waiting or running:
             while waiting and len(running) < workers:
                 job = waiting.pop(0)
@@ -121,7 +121,7 @@ def _train(values: str, out: str, place: int, after: Json | None) -> Json:
     return {}
 
 
-def _raise_refusal(ray: Any, ended: Any, job: Job) -> None:
+def _raise_refusal(ray: Any, ended: Any, job: TrainingJob) -> None:
     try:
         refused: Json = ray.get(ended)
     except ray.exceptions.RayTaskError as error:

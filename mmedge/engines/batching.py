@@ -18,7 +18,7 @@ from mmedge.tasks.encoding import Prompt
 
 
 @dataclass(eq=False)
-class _Call:
+class _BatchCall:
     """One call of `generate` that waits or is written."""
 
     prompts: Sequence[Prompt]
@@ -30,7 +30,7 @@ class _Call:
     found: Generation | None = None
     failure: BaseException | None = None
 
-    def suits(self, other: _Call) -> bool:
+    def suits(self, other: _BatchCall) -> bool:
         """Whether both can be written in one batch."""
         mine, its = self.how, other.how
         same = (self.limit, mine.temperature, mine.top_p, mine.scored) == (other.limit, its.temperature, its.top_p, its.scored)
@@ -57,11 +57,11 @@ class BatchingEngine:
         self.inner = inner
         self._workers, self._most, self._told = workers, most, told
         self._lock = threading.Lock()
-        self._waiting: list[_Call] = []
+        self._waiting: list[_BatchCall] = []
         self._active = 0
 
     def conversation(self) -> Engine:
-        return _Conversation(self)
+        return _BatchConversation(self)
 
     def asked_by(self, check: Callable[[], None]) -> Engine:
         """Return the engine for one caller, for one thread at a time.
@@ -69,7 +69,7 @@ class BatchingEngine:
         Args:
             check: Called before anything is read and for every token; where it raises, the caller's rows leave, and that is raised.
         """
-        return _Conversation(self, check)
+        return _BatchConversation(self, check)
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
         return self.conversation().generate(prompts, max_new_tokens, how)
@@ -80,7 +80,7 @@ class BatchingEngine:
     def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:
         return self.inner.forced_logits(prompt, target)
 
-    def write(self, call: _Call) -> Generation:
+    def write(self, call: _BatchCall) -> Generation:
         """Write what a call asks for, with others that wait, or wait for another call to do so."""
         with self._lock:
             call.leads = self._active < self._workers
@@ -97,7 +97,7 @@ class BatchingEngine:
             self._pass_on()
         return call.result()
 
-    def _together(self, first: _Call) -> list[_Call]:
+    def _together(self, first: _BatchCall) -> list[_BatchCall]:
         """Return a call and those that wait and suit it, the oldest first."""
         with self._lock:
             batch, rows = [first], len(first.prompts)
@@ -118,7 +118,7 @@ class BatchingEngine:
             following.leads = True
         following.turn.set()
 
-    def _run(self, batch: list[_Call]) -> None:
+    def _run(self, batch: list[_BatchCall]) -> None:
         if self._told is not None:
             self._told(sum(len(call.prompts) for call in batch))
         try:
@@ -134,7 +134,7 @@ class BatchingEngine:
             for call in batch[1:]:
                 call.turn.set()
 
-    def _merged(self, batch: list[_Call]) -> None:
+    def _merged(self, batch: list[_BatchCall]) -> None:
         """Write several calls in one batch."""
         owners = [(call, row) for call in batch for row in range(len(call.prompts))]
         last = 0
@@ -171,7 +171,7 @@ class BatchingEngine:
             )
 
 
-class _Conversation:
+class _BatchConversation:
     """What one caller has asked so far; remembered while it is written alone."""
 
     def __init__(self, engine: BatchingEngine, check: Callable[[], None] | None = None) -> None:
@@ -182,7 +182,7 @@ class _Conversation:
         return self
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
-        return self._engine.write(_Call(prompts, max_new_tokens, self._checked(how), self._own))
+        return self._engine.write(_BatchCall(prompts, max_new_tokens, self._checked(how), self._own))
 
     def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
         self._checked(GREEDY)

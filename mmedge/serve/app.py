@@ -44,7 +44,7 @@ _STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 @dataclass
-class Served:
+class SharedState:
     """What the routes share.
 
     Attributes:
@@ -172,7 +172,7 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _openai(served: Served, read: Read, chat: bool) -> Callable[[Request], Any]:
+def _openai(served: SharedState, read: Read, chat: bool) -> Callable[[Request], Any]:
     """Return the route of chats or of completions."""
 
     async def route(request: Request) -> Response:
@@ -187,7 +187,7 @@ def _openai(served: Served, read: Read, chat: bool) -> Callable[[Request], Any]:
     return route
 
 
-def _answer(served: Served) -> Callable[[Request], Any]:
+def _answer(served: SharedState) -> Callable[[Request], Any]:
     """Return the route of answers."""
 
     async def route(request: Request) -> Response:
@@ -209,7 +209,7 @@ Events = AsyncIterator[Written | list[Replied]]
 
 
 async def _streamed(
-    served: Served,
+    served: SharedState,
     request: Request,
     asked: Asked,
     settled: SettledOptions,
@@ -312,7 +312,7 @@ async def _pieces(events: Events, asked: Asked, started: float) -> AsyncIterator
 # ----------------------------------------------------------------------------------------------------------- others
 
 
-def _models(served: Served) -> Callable[[Request], Any]:
+def _models(served: SharedState) -> Callable[[Request], Any]:
     def described(model: Model) -> dict[str, Any]:
         stated = model.student.bundle.manifest
         own = {
@@ -368,7 +368,7 @@ def make_app(
 
     for model in models.values():
         prepared(model)
-    served = Served(models, settings, metrics, Scheduler(settings.limits.rows, settings.limits.waiting))
+    served = SharedState(models, settings, metrics, Scheduler(settings.limits.rows, settings.limits.waiting))
     Reloader(models, lambda model: prepared(opened_again(model)), told).start()
 
     async def healthy(_: Request) -> Response:

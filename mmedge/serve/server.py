@@ -28,7 +28,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from mmedge.errors import MmedgeError
 from mmedge.serve.failures import ApiError
 from mmedge.serve.gate import HEADER_BYTES, HEADERS, REST_BYTES, REST_SECONDS
-from mmedge.serve.settings import Limits
+from mmedge.serve.settings import ServerLimits
 
 _KEEP_ALIVE = 30  # seconds that an idle connection stays open
 _BACKLOG = 1024
@@ -271,7 +271,7 @@ class _Server(uvicorn.Server):
 def serve(
     gate: Application,
     listener: socket.socket,
-    limits: Limits,
+    limits: ServerLimits,
     ready: Callable[[], None],
     certificate: Path | None = None,
     key: Path | None = None,

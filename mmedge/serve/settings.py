@@ -10,7 +10,7 @@ from mmedge.runtime import AnswerOptions
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """The limits of a server.
 
     Attributes:
@@ -47,7 +47,7 @@ class Settings:
     """
 
     keys: tuple[str, ...] = ()
-    limits: Limits = field(default_factory=Limits)
+    limits: ServerLimits = field(default_factory=ServerLimits)
     options: AnswerOptions = field(default_factory=AnswerOptions)
     hosts: frozenset[str] | None = None
 

@@ -63,7 +63,7 @@ class Rows:
         starts = [0, *accumulate(lengths)]
         widest = WIDEST.get(device.type, 2.0)
         self.tokens = starts[-1]
-        self.blocks: list[Block] = []
+        self.blocks: list[RowBlock] = []
         first = 0
         for row in range(1, len(lengths) + 1):
             inside = lengths[first:row]
@@ -71,7 +71,7 @@ class Rows:
                 width = max(inside)
                 places = [at * width + position for at, length in enumerate(inside) for position in range(length)]
                 self.blocks.append(
-                    Block(
+                    RowBlock(
                         slice(first, row),
                         slice(starts[first], starts[row]),
                         torch.tensor(places, device=device),
@@ -97,7 +97,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Block:
+class RowBlock:
     """Rows of similar length that share a block in attention.
 
     Attributes:

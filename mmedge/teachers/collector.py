@@ -33,7 +33,7 @@ from mmedge.teachers.pace import Pace
 from mmedge.teachers.plan import CollectionPlan
 from mmedge.teachers.prompting import Asking, sha256_messages
 from mmedge.teachers.sampling import Reader
-from mmedge.teachers.waves import Job, OpenSubject, WaveQueue
+from mmedge.teachers.waves import OpenSubject, TeacherRequest, WaveQueue
 
 T = TypeVar("T")
 
@@ -259,7 +259,7 @@ class Collector:
 
     # ---------------------------------------------------------------------------------------------- requests
 
-    async def _perform(self, job: Job) -> None:
+    async def _perform(self, job: TeacherRequest) -> None:
         request = self._queue.request(job)
         full = len(self._tasks) >= self._pace.room - 1
         started, begun = time.time(), time.monotonic()
@@ -304,7 +304,7 @@ class Collector:
             while self._rejected_early:
                 self._queue.give_up(self._rejected_early.pop())
 
-    def _maybe_billed(self, job: Job, failure: ChatFailure) -> dict[str, Any]:
+    def _maybe_billed(self, job: TeacherRequest, failure: ChatFailure) -> dict[str, Any]:
         """Return the tokens and the cost, at worst, of a request that the endpoint may have worked on though no answer came."""
         if failure.status not in MAYBE_BILLED or not self._plan.prices.known:
             return {}
@@ -312,7 +312,7 @@ class Collector:
         cost = self._plan.prices.cost(prompt, completion)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "tokens_estimated": True, "cost": cost}
 
-    def _failed(self, job: Job, failure: ChatFailure, begun: float) -> None:
+    def _failed(self, job: TeacherRequest, failure: ChatFailure, begun: float) -> None:
         """Decide what becomes of a request that failed: it is tried again, left for the next run, or given up."""
         work, answers_others = job.work, self._pace.successes > 0
         if (error := self._pace.failed(failure, begun, time.monotonic())) is not None:
@@ -335,7 +335,7 @@ class Collector:
             self._retrying += 1
             self._loop.call_later(self._pace.delay(failure, job.attempts), self._retry, job)
 
-    def _retry(self, job: Job) -> None:
+    def _retry(self, job: TeacherRequest) -> None:
         self._retrying -= 1
         self._queue.retry(job)
         self._wake.set()

@@ -42,7 +42,7 @@ class OpenSubject:
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class TeacherRequest:
     """One request to send.
 
     Attributes:
@@ -80,7 +80,7 @@ class WaveQueue:
     ) -> None:
         self._plan, self._prompts, self._teacher, self._form, self._settle = plan, prompts, teacher, form, settle
         self._per_request = plan.per_request
-        self._jobs: deque[Job] = deque()
+        self._jobs: deque[TeacherRequest] = deque()
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -96,13 +96,13 @@ class WaveQueue:
         jobs = []
         for start, count in runs_of(state.missing):
             step = self._per_request or count
-            jobs += [Job(work, at, min(step, start + count - at)) for at in range(start, start + count, step)]
+            jobs += [TeacherRequest(work, at, min(step, start + count - at)) for at in range(start, start + count, step)]
         if first:
             self._jobs.extendleft(reversed(jobs))
         else:
             self._jobs.extend(jobs)
 
-    def next(self) -> Job | None:
+    def next(self) -> TeacherRequest | None:
         """Return the request that is to be sent next, ready to be sent; it stays in the queue until `pop`."""
         while self._jobs and self._jobs[0].work.closed:
             self._jobs.popleft()
@@ -110,7 +110,7 @@ class WaveQueue:
             return None
         job = self._jobs[0]
         if self._per_request is not None and job.count > self._per_request:  # queued before that was known
-            self._jobs.insert(1, Job(job.work, job.first + self._per_request, job.count - self._per_request))
+            self._jobs.insert(1, TeacherRequest(job.work, job.first + self._per_request, job.count - self._per_request))
             job.count, job.messages = self._per_request, ()
         if not job.messages:
             work = job.work
@@ -123,21 +123,21 @@ class WaveQueue:
         """Remove the request that `next` returned."""
         self._jobs.popleft()
 
-    def retry(self, job: Job) -> None:
+    def retry(self, job: TeacherRequest) -> None:
         """Queue a request that failed before all others."""
         self._jobs.appendleft(job)
 
-    def most_tokens(self, job: Job) -> tuple[int, int]:
+    def most_tokens(self, job: TeacherRequest) -> tuple[int, int]:
         """Return how many tokens a request may make the teacher read and write."""
         return self._teacher.most_tokens(job.messages), job.count * self._plan.max_tokens(job.work.subject.kind)
 
-    def request(self, job: Job) -> SampleRequest:
+    def request(self, job: TeacherRequest) -> SampleRequest:
         """Return what is asked of the teacher."""
         subject = job.work.subject
         seed = seed_for(self._plan.seed, subject.example_id, subject.kind, subject.sample, job.first)
         return SampleRequest(job.messages, job.count, seed, self._plan.max_tokens(subject.kind))
 
-    def answered(self, job: Job, reply: ChatReply) -> tuple[Response, ...]:
+    def answered(self, job: TeacherRequest, reply: ChatReply) -> tuple[Response, ...]:
         """Take in a reply, queue what it left out, and judge the wave if it is the last of it; return the responses."""
         work = job.work
         kind, example = work.subject.kind, work.example
@@ -153,7 +153,7 @@ class WaveQueue:
             return responses
         step, end = self._per_request or job.count, job.first + job.count
         for at in range(job.first + len(responses), end, step):
-            self._jobs.appendleft(Job(work, at, min(step, end - at)))
+            self._jobs.appendleft(TeacherRequest(work, at, min(step, end - at)))
         if not work.pending:
             self.add(work, first=True)
         return responses

@@ -8,11 +8,11 @@ import pytest
 
 from mmedge.bench.decision import decide
 from mmedge.bench.report import markdown, page
-from mmedge.bench.results import BenchReport, Decision
+from mmedge.bench.results import BenchReport, ShippingDecision
 from tests.bench.test_compare import QUESTIONS, Report, failed, report, variant
 
 
-def _decided(*variants: Report, **changes: Any) -> Decision:
+def _decided(*variants: Report, **changes: Any) -> ShippingDecision:
     return decide(BenchReport.from_json({**report(0), "variants": list(variants), **changes}, "test"))
 
 

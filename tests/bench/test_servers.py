@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mmedge.bench.scenarios import poisson_arrivals
-from mmedge.bench.servers import Asking, Client, Server, ServerBench, probe
+from mmedge.bench.servers import Client, Server, ServerBench, ServerRequests, probe
 from mmedge.runtime import Student
 from mmedge.tasks.evaluation_set import read_evaluation_set
 from tests.conftest import is_one_line_error, mmedge
@@ -106,7 +106,7 @@ def test_time_counts_from_the_moment_of_arrival() -> None:
     """A server that takes 20 ms, one at a time, holds 25 questions a second and not 100."""
     settings = ServerBench(latency_bound=0.25, seconds=1.0)
     with endpoint("1", seconds=0.02, at_once=1) as (url, _):
-        asking = Asking(Server(url, "big", "mmedge"), Client(url, "", 10), None, None)  # type: ignore[arg-type]
+        asking = ServerRequests(Server(url, "big", "mmedge"), Client(url, "", 10), None, None)  # type: ignore[arg-type]
         for rate, held in ((25.0, True), (150.0, False)):
             found = probe(asking, [b"{}"], rate, poisson_arrivals(rate, 1.0, 0), settings)
             assert found.held is held, found

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from mmedge.distill.cluster import Job, train_side_by_side
+from mmedge.distill.cluster import TrainingJob, train_side_by_side
 from mmedge.errors import MmedgeError
 from mmedge.recipe import validate
 from tests.conftest import is_one_line_error, mmedge, tiny_recipe, write_recipe
@@ -105,7 +105,7 @@ def test_what_a_training_refuses_is_one_line(tmp_path: Path) -> None:
 
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    jobs = [Job(0, "a training")]
+    jobs = [TrainingJob(0, "a training")]
     with pytest.raises(MmedgeError, match=r"cannot connect to the Ray cluster at 127\.0\.0\.1:1"):
         list(train_side_by_side(validate(_recipe(), "test"), tmp_path, jobs, 1))
 

@@ -13,7 +13,7 @@ from mmedge.engines.ahead import Drafting
 from mmedge.engines.drafting import Drafter, HitRates, PhraseTable, StepCosts
 from mmedge.engines.generation import Decoding
 from mmedge.engines.onnx.decoding import open_engine
-from mmedge.engines.onnx.graphs import Reading
+from mmedge.engines.onnx.graphs import FusedReading
 from mmedge.errors import MmedgeError
 from mmedge.manifest import open_bundle
 from mmedge.tasks.encoding import Prompt, PromptEncoder, load_tokenizer
@@ -124,7 +124,7 @@ def test_int8_steps_of_decoder_only_students_are_alike_to_the_bit(llama_run: Pat
     size = tokens.shape[1]
 
     def read(cuts: Sequence[int]) -> np.ndarray:
-        reading, found = Reading(engine.decoder, 1, size), []
+        reading, found = FusedReading(engine.decoder, 1, size), []
         for start, end in zip([0, *cuts], [*cuts, size], strict=True):
             part = tokens[:, start:end]
             found.append(np.array(reading.read(part, np.array([end - start]), np.arange(end - start))))

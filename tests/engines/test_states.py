@@ -12,7 +12,7 @@ from onnx import TensorProto
 from mmedge.engines.conversation import Conversation
 from mmedge.engines.generation import Decoding
 from mmedge.engines.onnx.decoding import FusedDecoderOnlyEngine
-from mmedge.engines.onnx.graphs import Reading
+from mmedge.engines.onnx.graphs import FusedReading
 from mmedge.export.builder import DataFile, GraphBuilder
 from mmedge.tasks.encoding import Prompt, SpecialTokens
 from tests.bundles import bundle_of
@@ -102,7 +102,7 @@ def test_another_prompt_of_the_same_contexts_goes_on_behind_them(engine: FusedDe
 
 
 def test_what_was_read_cannot_be_taken_back(engine: FusedDecoderOnlyEngine) -> None:
-    reading = Reading(engine.decoder, 1, 8)
+    reading = FusedReading(engine.decoder, 1, 8)
     reading.read(np.array([[1, 2]]), np.array([2]), np.array([1]))
     reading.rewind(2)
     with pytest.raises(ValueError, match="cannot be rewound"):

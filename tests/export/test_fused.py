@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from mmedge.engines.onnx.decoding import FusedDecoderOnlyEngine, FusedEncoderDecoderEngine
-from mmedge.engines.onnx.graphs import Place, Reading
+from mmedge.engines.onnx.graphs import FusedReading, Place
 from mmedge.errors import MmedgeError
 from mmedge.export.architectures import ARCHITECTURES
 from mmedge.export.graphs import choose_graphs, fused_linears, write_fused
@@ -179,7 +179,7 @@ def test_a_cache_serves_several_calls(pair: tuple[Any, Any]) -> None:
     model, engine = pair
     prompt = prompts()[1]
     ids = np.array([engine.sequence(prompt)])
-    reading = Reading(engine.decoder, 1, ids.shape[1] + 20, engine.held([prompt]))
+    reading = FusedReading(engine.decoder, 1, ids.shape[1] + 20, engine.held([prompt]))
     target = np.random.default_rng(2).integers(3, 100, 13).tolist()
     expected = expected_logits(model, prompt, [*target, 0])[1:]
     reading.read(ids, np.array([ids.shape[1]]), np.array([0]))
@@ -193,7 +193,7 @@ def test_a_cache_serves_several_calls(pair: tuple[Any, Any]) -> None:
         again = reading.read(np.array([target[2:9]]), np.array([7]), np.arange(7))
         assert np.abs(again - expected[2:9]).max() < 1e-4
     else:  # a state is what was read up to its last token: go on from a copy of what it was before the last one
-        reading = Reading(engine.decoder, 1, ids.shape[1] + 20)
+        reading = FusedReading(engine.decoder, 1, ids.shape[1] + 20)
         reading.read(np.array([[*ids[0], *target[:9]]]), np.array([ids.shape[1] + 9]), np.array([0]))
     twice = reading.rows(np.array([0, 0]), reading.capacity)
     both = twice.step(np.array(target[9:10] * 2))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmedge.engines.onnx.graphs import CUDA, Graph, Place, Reading, choose_device
+from mmedge.engines.onnx.graphs import CUDA, FusedReading, Graph, Place, choose_device
 from mmedge.errors import MmedgeError
 from mmedge.export.export import export
 from mmedge.export.graphs import write_fused
@@ -81,7 +81,7 @@ def test_a_t5_asks_of_cuda_only_what_it_has(tmp_path: Path) -> None:
 def check_that_the_cache_is_taken_back_continued_and_doubled(model: Any, engine: Any, tolerance: float) -> None:
     prompt, target = prompts()[1], np.random.default_rng(2).integers(3, 100, 10).tolist()
     ids = np.array([engine.sequence(prompt)])
-    reading = Reading(engine.decoder, 1, ids.shape[1] + 16, engine.held([prompt]))
+    reading = FusedReading(engine.decoder, 1, ids.shape[1] + 16, engine.held([prompt]))
     reading.read(ids, np.array([ids.shape[1]]), np.array([0]))
     expected = expected_logits(model, prompt, [*target, 0])[1:]
     near = tolerance * expected.std()

@@ -13,7 +13,7 @@ import pytest
 
 import mmedge as package
 from mmedge import Answer, AnswerOptions, Piece, Strategy, Student
-from mmedge.cli.asking import Asking, say
+from mmedge.cli.asking import AskedStudent, say
 from mmedge.errors import MmedgeError
 from mmedge.manifest import AnsweringPart, ThresholdPart
 from mmedge.runtime.confidence import Confidence, LinearMap
@@ -183,7 +183,7 @@ def test_a_stream_does_not_show_what_the_bundle_withholds(
     student, questions = opened
     for threshold, withheld in ((None, False), (EVERYTHING_WITHHELD, True)):
         _answers(student, AnsweringPart(threshold=threshold))
-        asking = Asking(student, AnswerOptions(), student.settled())
+        asking = AskedStudent(student, AnswerOptions(), student.settled())
         say(asking, questions[0], stream=True)
         assert capsys.readouterr().out.startswith("no answer: ") == withheld
 

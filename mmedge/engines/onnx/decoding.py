@@ -30,7 +30,7 @@ from mmedge.engines.generation import (
     left_padded,
     right_padded,
 )
-from mmedge.engines.onnx.graphs import Device, Graph, Place, Reading, bound, check_runtime, choose_device
+from mmedge.engines.onnx.graphs import Device, FusedReading, Graph, Place, bound, check_runtime, choose_device
 from mmedge.engines.onnx.slots import FILLED_UP_TO, FusedSlots
 from mmedge.engines.slotted import SPARE, SlottedRows
 from mmedge.manifest import Bundle
@@ -117,9 +117,9 @@ class FusedEngine(Conversing, ABC):
         """Whether what its decoder has read can be rewound."""
         return not self.decoder.states
 
-    def reading(self, rows: int, capacity: int, held: Mapping[str, Any]) -> Reading:
+    def reading(self, rows: int, capacity: int, held: Mapping[str, Any]) -> FusedReading:
         """Return rows of which nothing was read."""
-        return Reading(self.decoder, rows, capacity, dict(held))
+        return FusedReading(self.decoder, rows, capacity, dict(held))
 
     def rows(self, most: int, most_bytes: int) -> RowEngine | None:
         """See `HasRows`; a graph on another device, or with recurrent states, has none."""

@@ -200,7 +200,7 @@ class Saved:
     states: Mapping[str, NDArray[Any]]
 
 
-class Reading:
+class FusedReading:
     """A batch of token sequences that a fused decoder has read so far, their cache in one place from first to last.
 
     What was read can be rewound from the end (`rewind`), so that several continuations follow one beginning, and rows
@@ -327,10 +327,10 @@ class Reading:
         for name, values in saved.states.items():
             self._put(self._states[name][0], (slice(None),), values)
 
-    def rows(self, wanted: Tokens, capacity: int) -> Reading:
+    def rows(self, wanted: Tokens, capacity: int) -> FusedReading:
         """Return some of the rows, in any order and number, as a reading of their own; this one stays as it is."""
         held = {name: bound(self._picked(value.numpy(), wanted)) for name, value in self.held.items()}
-        found = Reading(self._graph, len(wanted), capacity, held)
+        found = FusedReading(self._graph, len(wanted), capacity, held)
         found.lengths = self.lengths[wanted]
         longest = int(found.lengths.max())
         for name, value in self._cache.items():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmedge.engines.onnx.graphs import Graph, Places, Reading, bound
+from mmedge.engines.onnx.graphs import FusedReading, Graph, Places, bound
 from mmedge.engines.slots import Slot, Slots
 
 MASK = "encoder_attention_mask"
@@ -33,7 +33,7 @@ class FusedSlots(Slots):
         self._graph, self._held_names, self.hold_contexts = graph, tuple(held), bool(held)
         self._own: dict[str, NDArray[Any]] = {}
         self._held: dict[str, NDArray[Any]] = {}
-        self._readings: dict[tuple[int, int], Reading] = {}
+        self._readings: dict[tuple[int, int], FusedReading] = {}
         self._places = Places(graph)
 
     def width_of(self, context: Sequence[int]) -> int:
@@ -69,13 +69,13 @@ class FusedSlots(Slots):
     def _filled(self, slot: Slot, is_held: bool, room: int) -> int:
         return min(room, self.width if is_held else len(slot.tokens))
 
-    def reading(self, first: int, rows: int) -> Reading:
+    def reading(self, first: int, rows: int) -> FusedReading:
         key = first, rows
         if key not in self._readings:
             part = slice(first, first + rows)
             own = {name: bound(array[part]) for name, array in self._own.items()}
             held = {name: bound(array[part]) for name, array in self._held.items()}
-            self._readings[key] = Reading(self._graph, rows, self.capacity, held, own, self._places)
+            self._readings[key] = FusedReading(self._graph, rows, self.capacity, held, own, self._places)
         found = self._readings[key]
         found.lengths = np.array([len(slot.tokens) for slot in self.slots[first : first + rows]], dtype=np.int64)
         return found

@@ -101,7 +101,7 @@ class Mixer(Protocol):
         """Return its linear layers but the output's: the weights that each multiplies by, below the layer, by its name."""
         ...
 
-    def write(self, decoder: Decoder, x: str, index: int) -> str:
+    def write(self, decoder: DecoderGraph, x: str, index: int) -> str:
         """Add its nodes, and return what goes into the output's linear layer, (batch, new, inner).
 
         Args:
@@ -214,13 +214,13 @@ def write_graphs(shape: DecoderShape, weights: Weights, out: Path, quantizer: Qu
     from mmedge.export.plan import decoder_plan  # which reads the classes of this file
 
     with DataFile(out / DATA) as data:
-        g = Decoder(shape, weights, data, quantizer).write()
+        g = DecoderGraph(shape, weights, data, quantizer).write()
         written = g.save(out / DECODER, decoder_plan(shape, weights, g))
     return replace(written, least_runtime=max(mixer.least_runtime for mixer in shape.mixers))
 
 
 @dataclass
-class Decoder:
+class DecoderGraph:
     """The graph while it is written: one for the prompt and for every later step, with a cache that may be empty.
 
     Attributes:
@@ -441,13 +441,13 @@ class Attention:
         """Return queries, keys and values, which are one linear layer."""
         return {"qkv": self.parts}
 
-    def write(self, decoder: Decoder, x: str, index: int) -> str:
+    def write(self, decoder: DecoderGraph, x: str, index: int) -> str:
         """Add its nodes, and return what the heads attend to, (batch, new, heads · head_width)."""
         prefix, name = f"model.layers.{index}", f"layers.{index}.{self.name}"
         packed = decoder.joined(x, [f"{prefix}.{part}" for part in self.parts], f"{name}.qkv")
         return self.attend(decoder, packed, index)
 
-    def attend(self, decoder: Decoder, packed: str, index: int) -> str:
+    def attend(self, decoder: DecoderGraph, packed: str, index: int) -> str:
         """Return what the heads attend to, for queries, keys and values side by side, (batch, new, …)."""
         g, prefix, name = decoder.g, f"model.layers.{index}", f"layers.{index}.{self.name}"
         past = [

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmedge.export.architectures.decoder import Attention, Decoder, DecoderShape, Mixer, Names, decoder_only, head_width_of
+from mmedge.export.architectures.decoder import Attention, DecoderGraph, DecoderShape, Mixer, Names, decoder_only, head_width_of
 from mmedge.export.architectures.recurrent import causal_convolution
 from mmedge.export.architectures.refusal import refuse_others, refuse_unless, refused
 from mmedge.export.architectures.rotary import longest_text, rotary_of
@@ -51,7 +51,7 @@ class ShortConvolution:
         """Return B, C and x, which are one linear layer."""
         return {"in": ("conv.in_proj",)}
 
-    def write(self, decoder: Decoder, x: str, index: int) -> str:
+    def write(self, decoder: DecoderGraph, x: str, index: int) -> str:
         """Add its nodes, and return its gated output, (batch, new, width)."""
         g, prefix, name = decoder.g, f"model.layers.{index}.conv", f"layers.{index}.{self.name}"
         packed = decoder.linear(x, f"{prefix}.in_proj", f"{name}.in")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mmedge.export.architectures.decoder import Attention, Decoder, DecoderShape, Mixer, decoder_only, head_width_of
+from mmedge.export.architectures.decoder import Attention, DecoderGraph, DecoderShape, Mixer, decoder_only, head_width_of
 from mmedge.export.architectures.recurrent import causal_convolution, is_token
 from mmedge.export.architectures.refusal import refuse_others, refuse_unless, refused
 from mmedge.export.architectures.rotary import longest_text, rotary_of
@@ -38,7 +38,7 @@ _DEFAULTS = {
 class GatedAttention(Attention):
     """Attention whose result is multiplied by gates; a head's queries and gates stand below each other in one matrix."""
 
-    def write(self, decoder: Decoder, x: str, index: int) -> str:
+    def write(self, decoder: DecoderGraph, x: str, index: int) -> str:
         """Add its nodes, and return the gated result, (batch, new, heads · head_width)."""
         g, name = decoder.g, f"layers.{index}.{self.name}"
         matrices, biases = [], []
@@ -99,7 +99,7 @@ class GatedDelta:
             "rates": ("linear_attn.in_proj_b", "linear_attn.in_proj_a"),
         }
 
-    def write(self, decoder: Decoder, x: str, index: int) -> str:
+    def write(self, decoder: DecoderGraph, x: str, index: int) -> str:
         """Add its nodes, and return its gated output, (batch, new, value heads · value width)."""
         g, prefix, name = decoder.g, f"model.layers.{index}.linear_attn", f"layers.{index}.{self.name}"
         keys = self.key_heads * self.key_width
@@ -128,7 +128,7 @@ class GatedDelta:
         together = g.node("Reshape", [normed, g.integers(0, 0, self.inner)], f"{name}.together")
         return g.node("Mul", [together, decoder.silu(gate, f"{name}.gate")], name)
 
-    def _rates(self, decoder: Decoder, x: str, prefix: str, name: str) -> tuple[str, str]:
+    def _rates(self, decoder: DecoderGraph, x: str, prefix: str, name: str) -> tuple[str, str]:
         """Return the decay's logarithm and the update's rate, (batch, new, value heads), both 0 where there is no token."""
         g, read = decoder.g, is_token(decoder)
         rates = decoder.joined(x, [f"{prefix}.in_proj_b", f"{prefix}.in_proj_a"], f"{name}.rates")
@@ -139,7 +139,7 @@ class GatedDelta:
         decay = g.node("Mul", [g.node("Softplus", [step], f"{name}.step"), slope], f"{name}.decay.all")
         return g.node("Mul", [decay, read], f"{name}.decay"), update
 
-    def _unit(self, decoder: Decoder, x: str, name: str) -> str:
+    def _unit(self, decoder: DecoderGraph, x: str, name: str) -> str:
         """Return queries or keys with every head of length 1, one for each head of values.
 
         x / √(Σ x² + ε) is the root-mean-square norm with ε / width, times width^-½.

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from mmedge.export.architectures.decoder import Decoder
+from mmedge.export.architectures.decoder import DecoderGraph
 
 
 def causal_convolution(
-    decoder: Decoder, x: str, kernel: NDArray[np.float32], state: str, name: str, bias: NDArray[np.float32] | None = None
+    decoder: DecoderGraph, x: str, kernel: NDArray[np.float32], state: str, name: str, bias: NDArray[np.float32] | None = None
 ) -> str:
     """Return a convolution over time in which a token sees itself and those before it, channel by channel, (batch, new, width).
 
@@ -42,7 +42,7 @@ def causal_convolution(
     return total
 
 
-def _last_places(decoder: Decoder, kept: int) -> str:
+def _last_places(decoder: DecoderGraph, kept: int) -> str:
     """Return where each row's last inputs stand behind those that were kept, (batch, kept, 1)."""
     g = decoder.g
 
@@ -55,7 +55,7 @@ def _last_places(decoder: Decoder, kept: int) -> str:
     return decoder.once(f"kept.{kept}", write)
 
 
-def is_token(decoder: Decoder) -> str:
+def is_token(decoder: DecoderGraph) -> str:
     """Return 1 where a new token is one and 0 where it is padding, (batch, new, 1), in what the graph computes in."""
     g = decoder.g
 

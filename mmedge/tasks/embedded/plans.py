@@ -60,7 +60,7 @@ _KIND_WEIGHTS = {"goods": 34, "crowd": 9, "money": 11, "length": 6, "stuff": 7, 
 
 
 @dataclass(frozen=True)
-class Plan:
+class StoryPlan:
     """What a problem says: its kind of story, and the meanings of its sentences."""
 
     kind: str
@@ -79,7 +79,7 @@ class Plan:
         return sum(meaning in _OPERATIONS for meaning in self.meanings) + ("purchase" in self.events)
 
 
-def _sensible(plan: Plan) -> bool:
+def _sensible(plan: StoryPlan) -> bool:
     """Whether people would ask this question after these sentences."""
     source, events, question = plan.source, plan.events, plan.question
     if not 1 <= plan.operations <= 3 or events.count("halved") > 1:
@@ -105,22 +105,22 @@ def _sensible(plan: Plan) -> bool:
 
 
 @cache
-def plans(kind: str) -> dict[int, tuple[Plan, ...]]:
+def plans(kind: str) -> dict[int, tuple[StoryPlan, ...]]:
     """Return every sensible plan of a kind of story, by its number of operations."""
     meanings = KINDS[kind]
     sources = [name for name in _SOURCES if name in meanings]
     events = [name for name in _EVENTS if name in meanings]
     questions = [name for name in meanings if name not in (*sources, *events)]
-    found: dict[int, list[Plan]] = {1: [], 2: [], 3: []}
+    found: dict[int, list[StoryPlan]] = {1: [], 2: [], 3: []}
     for source, question in itertools.product(sources, questions):
         for happened in ((), *itertools.product(events), *itertools.product(events, events)):
-            plan = Plan(kind, source, happened, question)
+            plan = StoryPlan(kind, source, happened, question)
             if _sensible(plan):
                 found[plan.operations].append(plan)
     return {operations: tuple(made) for operations, made in found.items()}
 
 
-def draw_plan(rng: random.Random) -> Plan:
+def draw_plan(rng: random.Random) -> StoryPlan:
     """Return what a problem says."""
     kind = rng.choices(tuple(_KIND_WEIGHTS), tuple(_KIND_WEIGHTS.values()))[0]
     by_operations = plans(kind)
@@ -166,7 +166,7 @@ def _amount(rng: random.Random, *, money: bool = False) -> int:
     return rng.randint(3, 99)
 
 
-def _draw_source(plan: Plan, numbers: Numbers) -> None:
+def _draw_source(plan: StoryPlan, numbers: Numbers) -> None:
     rng, source, kind = numbers.rng, plan.source, plan.kind
     given: dict[str, int] = {}
     if source in ("product", "times_as_many", "two_times", "rate", "each"):
@@ -210,7 +210,7 @@ def _draw_event(event: str, numbers: Numbers) -> None:
     numbers.given.append(given)
 
 
-def _draw_question(plan: Plan, numbers: Numbers) -> None:
+def _draw_question(plan: StoryPlan, numbers: Numbers) -> None:
     rng, question, quantity = numbers.rng, plan.question, numbers.quantity
     given: dict[str, int] = {}
     if question in ("together", "difference", "difference_back"):
@@ -239,7 +239,7 @@ def _draw_question(plan: Plan, numbers: Numbers) -> None:
     numbers.given.append(given)
 
 
-def draw_numbers(plan: Plan, rng: random.Random) -> Numbers | None:
+def draw_numbers(plan: StoryPlan, rng: random.Random) -> Numbers | None:
     """Return numbers for a plan, or None where results are not whole, positive, small and told from all that is given."""
     numbers = Numbers(rng)
     _draw_source(plan, numbers)

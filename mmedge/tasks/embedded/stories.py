@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from mmedge.tasks.embedded import frames, words
 from mmedge.tasks.embedded.patterns import Group, Pattern, grouped
-from mmedge.tasks.embedded.plans import COMPARED, KINDS, Plan, draw_numbers, draw_plan
+from mmedge.tasks.embedded.plans import COMPARED, KINDS, StoryPlan, draw_numbers, draw_plan
 from mmedge.tasks.embedded.problem import DISTRACTOR_SHARE, Problem, SolutionStep
 
 FILLER_SHARE = 0.15
@@ -137,7 +137,7 @@ class Teller:
         return self.rng.choice(choices + ([f"{number} of them", number] if self.clear else []))
 
 
-def _slots(plan: Plan, rng: random.Random) -> tuple[dict[str, str], tuple[tuple[str, str], ...], str]:
+def _slots(plan: StoryPlan, rng: random.Random) -> tuple[dict[str, str], tuple[tuple[str, str], ...], str]:
     """Return the words of a story, what the frames' capitals stand for, and of whom the thing is, if not of A."""
     goods_name = rng.choices(tuple(words.GOODS), (3, 2, 6, 1))[0] if plan.kind in ("goods", "pair") else "things"
     if plan.kind == "unit":
@@ -176,7 +176,9 @@ def _slots(plan: Plan, rng: random.Random) -> tuple[dict[str, str], tuple[tuple[
     return slots, (("GAIN", goods.gains), ("LOSS", goods.losses)), whose
 
 
-def _choose(plan: Plan, meaning: str, capitals: tuple[tuple[str, str], ...], group: Group, rng: random.Random) -> Pattern | None:
+def _choose(
+    plan: StoryPlan, meaning: str, capitals: tuple[tuple[str, str], ...], group: Group, rng: random.Random
+) -> Pattern | None:
     """Return a pattern of a group for a meaning; None where the group has none."""
     listed = KINDS[plan.kind][meaning]
     by_frame = grouped(listed, capitals if plan.kind in ("goods", "pair") else ())[group]

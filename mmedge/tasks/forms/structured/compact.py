@@ -200,7 +200,7 @@ def read(place: Place, text: str) -> Value:
     Raises:
         ValueError: It is not one; the message is one line.
     """
-    reader = _Reader(text)
+    reader = _CompactReader(text)
     whole = place.only_objects and not text.lstrip().startswith("(")
     value = reader.members(place, "") if whole else reader.value(place)
     reader.end()
@@ -221,13 +221,13 @@ def read_call(text: str, functions: Mapping[str, tuple[str, Place]]) -> tuple[st
     if name.strip() not in functions:
         raise ValueError(f"there is no function {name.strip()!r:.40}")
     full, place = functions[name.strip()]
-    reader = _Reader(rest)
+    reader = _CompactReader(rest)
     arguments = reader.members(place, "") if rest.strip() else {}
     reader.end()
     return full, arguments
 
 
-class _Reader:
+class _CompactReader:
     def __init__(self, text: str) -> None:
         self._text, self._place, self._depth = text, 0, 0
 

@@ -74,7 +74,7 @@ class Vocabulary:
         self.longest = max(map(len, self.ids))
         self.llguidance: Any = llguidance
         slices = [*llguidance.LLTokenizer.general_slices(), *_SLICES]
-        self.tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Encoding(self, tokenizer)), slices=slices)
+        self.tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_GuidedEncoding(self, tokenizer)), slices=slices)
 
     def matcher(self, regex: str) -> Any:
         """Return what masks the tokens of one text."""
@@ -84,7 +84,7 @@ class Vocabulary:
         return found
 
 
-class _Encoding:
+class _GuidedEncoding:
     """A tokenizer as llguidance asks for it: what is forced is written in the tokens that the student was taught."""
 
     bos_token_id = None

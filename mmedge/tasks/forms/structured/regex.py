@@ -147,7 +147,7 @@ _DOT = without(ANY, of("\n\r\u2028\u2029"))
 _MOST_REPEATS = 1000
 
 
-class _Reader:
+class _RegexReader:
     """Reads one expression, character by character."""
 
     def __init__(self, text: str) -> None:
@@ -329,7 +329,7 @@ def parse(text: str, *, whole: bool = False) -> Regex:
     Raises:
         ValueError: It is invalid or not regular; the message says why, in one line.
     """
-    reader = _Reader(text)
+    reader = _RegexReader(text)
     found = reader.alternatives()
     if reader.peek():
         raise ValueError("unmatched closing parenthesis")
