@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
+pytest.importorskip("starlette")
+
 from mmedge.engines.engine import Engine
 from mmedge.engines.generation import GREEDY, Decoding, Generation, Logits
 from mmedge.serve.app import make_app
