@@ -160,6 +160,11 @@ def judges(method: MethodSection) -> bool:
     return method.self_evaluation or any(OBJECTIVES[name].judges for name in method.objectives)
 
 
+def learns_evaluations(method: MethodSection) -> bool:
+    """Whether a student learns from evaluations, verdicts or texts."""
+    return judges(method) or any(OBJECTIVES[name].evaluations for name in method.objectives)
+
+
 def learned_texts(method: MethodSection) -> list[str]:
     """Return what a student learns to write besides answers: `rationale`, `verdict`."""
     explains = method.rationales or any(OBJECTIVES[name].explains for name in method.objectives)

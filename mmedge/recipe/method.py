@@ -67,7 +67,7 @@ class MethodSection(Section):
     )
     shuffle_evaluations: bool = Field(
         default=False,
-        description="Learn to judge from evaluations that were exchanged at random between chains of thought: the control of a"
+        description="Learn from evaluations that were exchanged at random between chains of thought: the control of a"
         " comparison, which shows what the teacher's verdicts are worth. `keep` and the weights of rationales still read the true"
         " ones.",
     )
@@ -146,8 +146,8 @@ class MethodSection(Section):
 
             stages_of(self)
         if self.shuffle_evaluations:
-            from mmedge.distill.stages import judges
+            from mmedge.distill.stages import learns_evaluations
 
-            if not judges(self):
-                raise ValueError("shuffle_evaluations: requires self_evaluation or an objective that learns to judge")
+            if not learns_evaluations(self):
+                raise ValueError("shuffle_evaluations: requires self_evaluation or an objective that learns from evaluations")
         return self

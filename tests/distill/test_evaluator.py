@@ -95,3 +95,22 @@ def test_they_train(objectives: dict[str, object], tmp_path: Path) -> None:
         question = "Ann has 6 boxes with 8 plums in each. How many plums?"
         asked = mmedge("run", tmp_path / "run" / "bundle-fp32", question, "--evaluate", "--explain", "--json")
         assert asked.code == 0 and json.loads(asked.out)["verdict"], asked.err
+
+
+def test_shuffled_evaluations_explain_other_questions(encoder: PromptEncoder) -> None:
+    questions = [
+        replace(one, example=replace(one.example, id=str(number)))
+        for number in range(8)
+        for one in [_question(_cot(0, "6 * 8", Verdict.CORRECT, f"Right, as in {number}."))]
+    ]
+
+    def explained(**settings: bool) -> list[list[str]]:
+        added = {"evaluator": {"share": 1.0}}
+        method = MethodSection.model_validate({"self_evaluation": False, "objectives": added, **settings})
+        source = LessonSource(questions, method, ExpressionForm(), encoder)
+        lessons = OBJECTIVES["evaluator"](method.objectives["evaluator"], source).lessons(0)
+        return [[target.segments[0].text for target in lesson.targets] for lesson in lessons]
+
+    true, exchanged = explained(), explained(shuffle_evaluations=True)
+    assert exchanged != true
+    assert sorted(map(tuple, exchanged)) == sorted(map(tuple, true))

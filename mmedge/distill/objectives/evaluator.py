@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from mmedge.annotations.reading import AnnotatedExample
-from mmedge.annotations.selection import judged_correct
+from mmedge.annotations.selection import judged_correct, with_shuffled_evaluations
 from mmedge.distill.lessons import Lesson, Segment, by_share
 from mmedge.distill.objectives.objective import LessonSource
 from mmedge.distill.objectives.reasoning import Reasoning
@@ -41,17 +41,20 @@ class Evaluator(Reasoning):
     """
 
     settings: ClassVar[type[ObjectiveSection]] = EvaluatorSection
+    evaluations: ClassVar[bool] = True
     words: ClassVar[Mapping[str, str]] = {**Reasoning.words, "explain": "rationale and evaluation"}
 
     def __init__(self, section: ObjectiveSection | None, source: LessonSource) -> None:
         super().__init__(section, source)
         assert isinstance(section, EvaluatorSection)
         self._settings = section
+        cots = [evaluated for one in source.examples for evaluated in one.cots]
+        learned = iter(with_shuffled_evaluations(cots) if source.method.shuffle_evaluations else cots)
+        self._learned = {one.example.id: [next(learned).evaluations for _ in one.cots] for one in source.examples}
 
     def _lesson(self, annotated: AnnotatedExample, epoch: int) -> Lesson:
         lesson = super()._lesson(annotated, epoch)
-        cots = self._every[annotated.example.id].cots
-        texts = [found.rationale for evaluated in cots for found in evaluated.evaluations if found.rationale]
+        texts = [found.rationale for each in self._learned[annotated.example.id] for found in each if found.rationale]
         if not texts or not self._settings.evaluations:
             return lesson
         turn = by_share([texts[epoch % len(texts)]], "explain")
@@ -78,8 +81,8 @@ class Evaluator(Reasoning):
             return None
         stated = [
             answer
-            for evaluated in judged
-            for found in evaluated.evaluations
+            for evaluated, learned in zip(annotated.cots, self._learned[example.id], strict=True)
+            for found in learned
             if found.verdict is not Verdict.CORRECT and (answer := form.conclusion(found.rationale, example)) is not None
             if not form.agrees(answer, evaluated.cot.pseudo_label, example.choices)
         ]

@@ -70,6 +70,7 @@ class Objective(ABC):
         metrics     further figures that are logged, divided by their `totals` too, and not learned
         words       what a reader calls parts and metrics, where their names do not say it
         judges      whether a student learns verdicts on chains of thought from it
+        evaluations whether it learns from evaluations, which `method.shuffle_evaluations` then exchanges; all that judge do
         explains    whether a student learns rationales from it even where `method.rationales` is false
         unseen      whether it learns from answers to questions that their writers had not seen; its settings are an `UnseenSection`
         prompts     templates of `StudentPrompts` that a student who learns it has
@@ -92,6 +93,7 @@ class Objective(ABC):
     words: ClassVar[Mapping[str, str]] = {}
     log_name: ClassVar[str] = ""
     judges: ClassVar[bool] = False
+    evaluations: ClassVar[bool] = False
     explains: ClassVar[bool] = False
     unseen: ClassVar[bool] = False
     prompts: ClassVar[Mapping[str, str]] = {}
