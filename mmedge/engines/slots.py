@@ -69,13 +69,13 @@ class Slots(ABC):
     def reading(self, first: int, rows: int) -> Reading:
         """Return the reading of some slots side by side, with the lengths that they have now."""
 
+    @abstractmethod
     def put(self, place: int, context: tuple[int, ...], encoded: Mapping[str, Any], row: int) -> None:
         """Write what a context was encoded to: a row of what the engine's `held` returned."""
-        raise NotImplementedError("its slots hold no contexts")
 
+    @abstractmethod
     def width_of(self, context: Sequence[int]) -> int:
         """Return how wide an encoded context is; 0 where none is held."""
-        return 0
 
     def fits(self, active: int, capacity: int, width: int) -> bool:
         """Whether a row can be added to so many, where one needs this many positions and its context has this width."""

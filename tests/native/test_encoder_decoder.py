@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from mmedge.engines.engine import Engine
 from mmedge.engines.generation import Decoding, Logits
 from mmedge.engines.native import library
-from mmedge.engines.native.engine import NativeEngine
+from mmedge.engines.native.engine import NativeEngine, unsupported
 from mmedge.engines.onnx.decoding import open_engine
 from mmedge.errors import MmedgeError
 from mmedge.runtime import Student
@@ -128,3 +129,9 @@ def test_a_trained_student_answers_the_same_on_both_engines(tiny_run: Path, monk
     assert isinstance(native.speaker.engine, NativeEngine)
     left, right = ([student.answer(question) for question in questions] for student in (onnx, native))
     assert sum(one.text == other.text for one, other in zip(left, right, strict=True)) >= 7
+
+
+def test_a_bundle_whose_questions_may_be_longer_than_its_plan_runs_on_onnxruntime() -> None:
+    bundle = exported("t5", "int8").bundle
+    assert unsupported(bundle.manifest) is None
+    assert "has 8192 positions" in str(unsupported(replace(bundle.manifest, max_input_tokens=10_000)))

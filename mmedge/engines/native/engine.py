@@ -37,6 +37,9 @@ def unsupported(manifest: Manifest) -> str | None:
     if manifest.plan is None:
         exported = "exported earlier" if manifest.work is None else "none is written for its architecture or precision"
         return f"the bundle has no layer plan ({exported})"
+    longest = manifest.plan.get("positions")
+    if isinstance(longest, int) and manifest.max_input_tokens > longest:
+        return f"its questions may have {manifest.max_input_tokens} tokens, and its layer plan has {longest} positions"
     return library.problem()
 
 
