@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import models
 
 from mmedge.errors import MmedgeError
 from mmedge.tasks.chat.template import ChatTemplate, control_tokens
 from mmedge.tasks.encoding import PromptEncoder, SpecialTokens
 from mmedge.tasks.prompts import CHAT_PROMPTS, DECODER_ONLY_PROMPTS, REASONING_CHAT_PROMPTS, Context, Kind
-from tests.chat_templates import ADDED, CHATML, GEMMA, LLAMA3, MISTRAL, QWEN3, TOKENS
+from tests.chat_templates import ADDED, CHATML, GEMMA, LLAMA3, MISTRAL, QWEN3, TOKENS, byte_level
 
 KINDS: tuple[Kind, ...] = ("predict", "explain")
 USER = [{"role": "user", "content": "Turn off the lights"}]
@@ -23,10 +23,7 @@ USER = [{"role": "user", "content": "Turn off the lights"}]
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     """A byte-level tokenizer that knows the control tokens of all templates."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = tokenizers.Tokenizer(models.BPE({letter: place for place, letter in enumerate(alphabet)}, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
+    made = byte_level()
     made.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text in TOKENS])
     made.add_tokens([tokenizers.AddedToken(text, special=False, normalized=False) for text in ADDED])
     return made

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
 
 from mmedge.distill.material import split_examples
 from mmedge.errors import MmedgeError
@@ -28,7 +26,7 @@ from mmedge.tasks.forms.choice import LabelForm
 from mmedge.tasks.prompts import CHAT_PROMPTS, CHAT_TURN, DECODER_ONLY_PROMPTS, PLAIN_TURN, StudentPrompts
 from mmedge.tasks.synthesized import NewQuestion
 from mmedge.teachers.prompting import load_prompts
-from tests.chat_templates import CHATML, GEMMA
+from tests.chat_templates import CHATML, GEMMA, byte_level
 from tests.conftest import REPOSITORY, tiny_recipe
 from tests.dialogues import called, dialogue_recipe, user, write_dialogues
 
@@ -50,10 +48,7 @@ def form(files: Path) -> AnswerForm:
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     """A tokenizer with one token a byte."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = tokenizers.Tokenizer(models.BPE({letter: place for place, letter in enumerate(alphabet)}, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
+    made = byte_level()
     made.add_special_tokens(["<|im_start|>", "<|im_end|>", "<end>"])
     return made
 
