@@ -50,7 +50,7 @@ _CHOSEN = "{inline_verdict: {share: 0.5}, evaluator: {share: 0.5, evaluations: 0
 _LABELS = ["teacher=null", "method={labels: human, rationales: false, self_evaluation: false}"]
 _COTS = "labels: {labels}, keep: {keep}, alpha: 0.8, self_evaluation: false, cots_per_visit: 1"
 _ALL = ["task.train_file={place}/all.jsonl", "split={validation: 160, verdict_test: 0}"]
-_FEW, _MANY = 220, 1000  # steps of 16 questions
+_FEW, _MANY = 220, 640  # steps of 16 questions
 
 ROWS: dict[str, tuple[int, list[str]]] = {
     "labels_700": (_FEW, _LABELS),
@@ -86,7 +86,7 @@ def mmedge(*arguments: str | Path) -> None:
 def train(row: str, place: Path, more: Sequence[str]) -> None:
     """Train a row's student, or go on with it."""
     steps, changes = ROWS[row]
-    stage = f"training.stage2={{max_steps: {steps}, batch_size: 16, learning_rate: 2.0e-4, evaluate_every: {steps // 4}}}"
+    stage = f"training.stage2={{max_steps: {steps}, batch_size: 16, learning_rate: 3.0e-4, evaluate_every: {steps // 4}}}"
     everything = ["split={validation: 80, verdict_test: 0}", stage, *(one.replace("{place}", str(place)) for one in changes), *more]
     mmedge("distill", RECIPE, "--out", place / row, *(part for one in everything for part in ("--set", one)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from random import Random
@@ -10,6 +11,7 @@ from random import Random
 import pytest
 import tokenizers
 
+from benchmarks.validity import judged
 from mmedge.errors import MmedgeError
 from mmedge.manifest import open_bundle
 from mmedge.tasks.base import Example
@@ -20,6 +22,7 @@ from mmedge.tasks.forms.schema import SchemaForm
 from mmedge.tasks.forms.structured.guided import GuidedConstrainer, GuidedConstraint, Language, Vocabulary
 from mmedge.tasks.forms.structured.regex import parse
 from mmedge.tasks.forms.tools import ToolsForm
+from tests.conftest import REPOSITORY
 from tests.tasks.structured import schemas_at_random
 from tests.tasks.structured.test_answers import TOOLS
 
@@ -157,3 +160,29 @@ def test_numbers_stay_within_their_bounds(llama: PromptEncoder) -> None:
         _assert_valid(form, llama, Random(5), 20)
         assert json.dumps(low).rstrip("0").rstrip(".") and form.language().matches(json.dumps(low).removesuffix(".0"))
         assert not form.language().matches(json.dumps(high))
+
+
+def test_answers_of_schemas_of_real_shapes_are_valid_by_another_judge(tiny_run: Path, llama_run: Path, tmp_path: Path) -> None:
+    for run in (tiny_run, llama_run):
+        asked = [
+            "benchmarks/validity.py",
+            str(run / "bundle-int8"),
+            "--schemas",
+            "4",
+            "--answers",
+            "32",
+            "--out",
+            str(tmp_path / "out.json"),
+        ]
+        ended = subprocess.run([sys.executable, *asked], cwd=REPOSITORY, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        found = json.loads((tmp_path / "out.json").read_text())
+        assert (found["answers"], found["valid"]) == (32, 32)
+
+
+def test_the_other_judge_refuses() -> None:
+    document = {"type": "object", "properties": {"due": {"type": "string", "format": "date"}}, "required": ["due"]}
+    form = SchemaForm(document, "json")
+    assert judged(document, form, '{"due":"2024-02-29"}') is None
+    assert "required" in str(judged(document, SchemaForm({"type": "object"}, "json"), "{}"))
+    assert "not a 'date'" in str(judged(document, SchemaForm({"type": "object"}, "json"), '{"due":"2023-02-29"}'))
