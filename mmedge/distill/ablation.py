@@ -54,7 +54,7 @@ from mmedge.recipe import Recipe
 from mmedge.reports.formats import duration
 from mmedge.statistics import proportion
 from mmedge.storage import Json, locked, read_json, write_json
-from mmedge.students.adapters import merge_adapters
+from mmedge.students.adapters import finish_training
 from mmedge.students.loading import resolve_source
 from mmedge.students.student import TorchStudent
 from mmedge.teachers.plan import NO_LIMITS, Limits
@@ -306,7 +306,7 @@ class _Ablation:
             chain.session.observe = lambda: write_training_page(folder, title=title, finished=False)
         student = chain.student()
         stages, middle = self._stages(chain, student, folder)
-        merge_adapters(student)
+        finish_training(student)
 
         def outcomes() -> tuple[dict[str, list[int]], dict[str, list[int]], dict[str, Signals], Judgements | None]:
             found = measure.tests(student, "at the end")

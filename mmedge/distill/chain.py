@@ -24,6 +24,7 @@ from mmedge.progress import Progress
 from mmedge.recipe import COMPUTE_ONLY, Recipe, StageSection, recipe_values
 from mmedge.storage import sha256_json
 from mmedge.students.adapters import add_adapters
+from mmedge.students.frozen import freeze_layers
 from mmedge.students.loading import load_student
 from mmedge.students.sources import ModelSource
 from mmedge.students.student import TorchStudent
@@ -64,6 +65,7 @@ class StageChain:
         values, student = recipe_values(self.recipe), self.recipe.student
         lora = student.lora.model_dump() if student.lora else None
         start = [LESSON_FORMAT, self.material.hash, self.recipe.seed, self.source.fingerprint, lora]
+        start += [{"frozen_layers": student.frozen_layers}] if student.frozen_layers else []
         key = sha256_json(start if student.prompt == "plain" else [*start, student.prompt, student.system, student.date])
         own = (*COMPUTE_ONLY, "select_by", *(one.name for one in STAGES))
         shared = {name: value for name, value in values["training"].items() if name not in own}
@@ -97,7 +99,9 @@ class StageChain:
         if templates:
             student.encoder = replace(student.encoder, prompts=replace(student.encoder.prompts, **templates))
         if section.lora is not None:
-            add_adapters(student, section.lora, seed)
+            add_adapters(student, section.lora, seed, section.frozen_layers)
+        elif section.frozen_layers:
+            freeze_layers(student, section.frozen_layers)
         student.model.to(self.session.devices.device)
         return student
 

@@ -20,7 +20,7 @@ from mmedge.progress import Progress
 from mmedge.recipe import Recipe
 from mmedge.reports.formats import duration
 from mmedge.storage import read_json, write_json
-from mmedge.students.adapters import merge_adapters
+from mmedge.students.adapters import finish_training
 from mmedge.students.loading import resolve_source
 from mmedge.students.student import TorchStudent
 
@@ -81,7 +81,7 @@ def _distill(recipe: Recipe, run: Run, session: Session) -> RunMetrics:
         )
     )
     stages, after_stage1 = _train(chain, student, run)
-    merge_adapters(student)
+    finish_training(student)
     after = devices.from_main(lambda: measure.everything(student, "distilled"))
     metrics = RunMetrics(
         key=key,

@@ -63,6 +63,12 @@ class StudentSection(Section):
     )
     scratch: ScratchSection = Field(default=ScratchSection(), description="Shape of a student from scratch.")
     lora: LoraSection | None = Field(default=None, description="Train adapters. Default: train all weights.")
+    frozen_layers: int = Field(
+        default=0,
+        ge=0,
+        description="First layers of a decoder-only student that are not trained, nor the embeddings; what they make of each"
+        " lesson is computed once, so that a step takes little more than the share of the other layers.",
+    )
 
     @model_validator(mode="after")
     def _system_is_read(self) -> StudentSection:

@@ -169,6 +169,10 @@ def decoder_only_states(
     positions: Sequence[int],
     rows: Rows,
     masks: Mapping[int | None, Sequence[torch.Tensor]],
+    *,
+    below: torch.Tensor | None = None,
+    first: int = 0,
+    last: int | None = None,
 ) -> torch.Tensor:
     """Return a decoder's states for every token, (tokens, width).
 
@@ -179,12 +183,17 @@ def decoder_only_states(
         positions: Where each stands, for the rotary embedding.
         rows: Where a row begins.
         masks: What is added to the scores of each block of rows, (rows, 1, width, width), by the layers' windows.
+        below: States before the layer `first`, (tokens, width); those of the embeddings where None.
+        first: The first layer that is computed.
+        last: The layer before which it ends; behind all of them, and the last norm, where None.
     """
     decoder, names = model.get_decoder(), shape.names
     device = decoder.embed_tokens.weight.device
-    hidden = decoder.embed_tokens(torch.tensor(tokens, device=device)) * getattr(decoder, "embedding_multiplier", 1.0)
+    if below is None:
+        below = decoder.embed_tokens(torch.tensor(tokens, device=device)) * getattr(decoder, "embedding_multiplier", 1.0)
+    hidden: torch.Tensor = below
     turns = _turns(shape, torch.tensor(positions, device=device))
-    for layer, mixer in zip(decoder.layers, shape.mixers, strict=True):
+    for layer, mixer in list(zip(decoder.layers, shape.mixers, strict=True))[first:last]:
         assert isinstance(mixer, Attention)
         normed = layer.get_submodule(names.before_mixer)(hidden)
         query, key, value = _heads(layer, mixer, normed)
@@ -196,8 +205,7 @@ def decoder_only_states(
         feed_forward = layer.get_submodule(names.down.partition(".")[0])
         fed = feed_forward(layer.get_submodule(names.before_feed_forward)(hidden))
         hidden = hidden + shape.residual_multiplier * _normed(layer, names.after_feed_forward, fed)
-    found: torch.Tensor = decoder.norm(hidden)
-    return found
+    return hidden if last is not None else decoder.norm(hidden)
 
 
 def _heads(layer: Any, mixer: Attention, normed: torch.Tensor) -> list[torch.Tensor]:

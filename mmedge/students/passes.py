@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, get_args
 
 import torch
 
 from mmedge.export.architectures.decoder import DecoderShape
 from mmedge.students.dialects import scales_outputs
+from mmedge.students.frozen import FrozenStates, frozen_layers
 from mmedge.students.packed import Rows, can_pack, decoder_only_states, encoder_decoder_states, shape_of
 from mmedge.students.windows import config_windows, is_recurrent, window_mask, windows_of
 from mmedge.tasks.encoding import Family, PromptEncoder
@@ -217,6 +218,8 @@ class LossPass(torch.nn.Module):  # type: ignore[misc]
         self._encoder = encoder
         self.packs = packs and not compiled and can_pack(model)
         self._shape = shape_of(model) if self.packs and encoder.family == "decoder-only" else None
+        frozen = frozen_layers(model) if self._shape is not None else 0
+        self._frozen = FrozenStates(frozen) if frozen else None
         self._branches = not is_recurrent(model)
         parts = [model.get_decoder()] if encoder.family == "decoder-only" else [model.get_decoder(), model.get_encoder()]
         # in a list, so that a compiled part is no module of this one: its parameters would be there twice
@@ -234,7 +237,7 @@ class LossPass(torch.nn.Module):  # type: ignore[misc]
         numbered = _number_targets(lessons)
         if self._encoder.family == "decoder-only":
             if self._shape is not None:
-                return _packed_decoder_only_losses(self.model, self._shape, lessons, numbered, device, last)
+                return _packed_decoder_only_losses(self.model, self._shape, lessons, numbered, device, last, self._frozen)
             if not self._branches:
                 return _separate_losses(self.model, self._parts[0][0], lessons, numbered, self._encoder, device, last)
             return _decoder_only_losses(self.model, self._parts[0][0], lessons, numbered, self._encoder, device, last)
@@ -347,6 +350,11 @@ class _Tree:
     labels: list[int]
     segments: list[int]
 
+    @property
+    def read(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What its states depend on."""
+        return tuple(self.tokens), tuple(self.branches)
+
 
 def _tree(lesson: EncodedLesson, numbered: list[list[int]]) -> _Tree:
     length = len(lesson.context)
@@ -368,26 +376,32 @@ def _packed_decoder_only_losses(
     numbered: list[list[list[int]]],
     device: torch.device,
     head: Head,
+    frozen: FrozenStates | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     trees = sorted(map(_tree, lessons, numbered), key=lambda tree: len(tree.tokens))
+    below = None
+    if frozen is not None:
+        below = torch.cat(
+            [frozen.of(tree.read, partial(_tree_states, model, shape, [tree], device, last=frozen.count)) for tree in trees]
+        )
+    hidden = _tree_states(model, shape, trees, device, below=below, first=0 if frozen is None else frozen.count)
+    label = torch.tensor([label for tree in trees for label in tree.labels], device=device)
+    learned = label != IGNORED
+    segments = torch.tensor([number for tree in trees for number in tree.segments], dtype=torch.long, device=device)
+    return head(model, hidden[learned], label[learned]), segments
+
+
+def _tree_states(model: Any, shape: DecoderShape, trees: Sequence[_Tree], device: torch.device, **layers: Any) -> torch.Tensor:
+    """Return a decoder's states for every token of some trees, one after the other; which layers: see `decoder_only_states`."""
     rows = Rows([len(tree.tokens) for tree in trees], device)
     masks: dict[int | None, list[torch.Tensor]] = {window: [] for window in windows_of(shape)}
     for block in rows.blocks:
         found = _branch_masks(trees[block.rows], torch.float32, device, tuple(masks))
         for window, mask in found.items():
             masks[window].append(mask)
-    hidden = decoder_only_states(
-        model,
-        shape,
-        [token for tree in trees for token in tree.tokens],
-        [position for tree in trees for position in tree.positions],
-        rows,
-        masks,
-    )
-    label = torch.tensor([label for tree in trees for label in tree.labels], device=device)
-    learned = label != IGNORED
-    segments = torch.tensor([number for tree in trees for number in tree.segments], dtype=torch.long, device=device)
-    return head(model, hidden[learned], label[learned]), segments
+    tokens = [token for tree in trees for token in tree.tokens]
+    positions = [position for tree in trees for position in tree.positions]
+    return decoder_only_states(model, shape, tokens, positions, rows, masks, **layers)
 
 
 def _branch_masks(
