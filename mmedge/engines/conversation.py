@@ -143,7 +143,7 @@ class Conversation:
         self._contexts, self._read = contexts, [list(sequence) for sequence in sequences]
         if reading is not None and same:
             shared = [_shared(old, new) for old, new in zip(before, sequences, strict=True)]
-            kept = reading.rewinds or all(count == len(old) for count, old in zip(shared, before, strict=True))
+            kept = reading.rewinds or self._all_follow(shared, sequences)
             if not kept and self._saved is not None and self._saved[0] == contexts and self._branches(prompts):
                 reading.back(self._saved[1])
                 shared, kept = [len(context) for context in contexts], True
@@ -158,6 +158,12 @@ class Conversation:
             self._reading = None  # its memory is given back first
             self._reading = self._fresh_of(prompts, sequences, capacity)
         return self._logits
+
+    def _all_follow(self, shared: Sequence[int], sequences: Sequence[tuple[int, ...]]) -> bool:
+        """Whether every sequence goes on behind all that was read of it, by as many tokens as the others: nothing is rewound."""
+        assert self._reading is not None
+        new = {len(sequence) - count for sequence, count in zip(sequences, shared, strict=True)}
+        return len(new) == 1 and list(shared) == self._reading.lengths.tolist()
 
     def _branches(self, prompts: Sequence[Prompt]) -> bool:
         """Whether prompts are read in two parts, so that others of the same contexts may follow states that cannot be rewound."""

@@ -69,7 +69,7 @@ class SlottedRows:
     """See `RowEngine`.
 
     Args:
-        engine: Its decoder has no recurrent states.
+        engine: Whose decoder reads; where that cannot be rewound, a prompt goes on behind whole texts alone.
         slots: Its cache; at least `most` of them, and better `SPARE` more.
         most: Rows that are written at once.
     """
@@ -177,12 +177,17 @@ class SlottedRows:
         for place, slot in enumerate(self._slots.slots):
             if self._slots.hold_contexts and slot.context != row.prompt.context:
                 continue
-            shared = _shared(slot.tokens, row.sequence)
+            shared = self._shared(slot, row)
             free = place >= writing
             worth = shared + self._slots.hold_contexts * len(row.prompt.context) - (0 if free else COPIED)
             if worth > most:
                 best, most = place, worth
-        return (None, 0) if best is None else (best, _shared(self._slots.slots[best].tokens, row.sequence))
+        return (None, 0) if best is None else (best, self._shared(self._slots.slots[best], row))
+
+    def _shared(self, slot: Slot, row: _Row) -> int:
+        """Return how many tokens of a slot a row may go on behind."""
+        shared = _shared(slot.tokens, row.sequence)
+        return shared if self._engine.rewinds or shared == len(slot.tokens) else 0
 
     # ----------------------------------------------------------------------------------------------------- reading
 

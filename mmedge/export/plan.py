@@ -9,12 +9,12 @@ what plans have no words for has none, and runs as a graph.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from onnx import TensorProto
 
-from mmedge.export.architectures.decoder import EMBEDDING, Attention, DecoderShape
+from mmedge.export.architectures.decoder import EMBEDDING, Attention, DecoderShape, Mixer
+from mmedge.export.architectures.lfm2 import ShortConvolution
 from mmedge.export.builder import GraphBuilder, StoredMatrix
 from mmedge.export.quantization.formats import INT8_OUTPUTS
 from mmedge.export.weights import TABLE, Weights, has_own_head
@@ -22,8 +22,9 @@ from mmedge.export.weights import TABLE, Weights, has_own_head
 if TYPE_CHECKING:
     from mmedge.export.architectures.t5 import T5Shape
 
-VERSION, VERSION_WITH_ENCODER, VERSION_WITH_LAYERS = 1, 2, 3
+VERSION, VERSION_WITH_ENCODER, VERSION_WITH_LAYERS, VERSION_WITH_STATES = 1, 2, 3, 4
 _BITS, _BLOCKS = (8, 4), (16, 32, 64)  # that kernels are there for
+CHANNELS, TAPS = 16, 16  # a convolution's channels are computed by so many, and it sees so many tokens at most
 CROSS = "cross.kv"
 T5_POSITIONS = 8192  # T5 has no limit of its own; the bias that distances give is spread out over as many as a text has
 
@@ -36,26 +37,27 @@ def decoder_plan(shape: DecoderShape, weights: Weights, g: GraphBuilder) -> dict
         weights: The student's.
         g: The graph; small weights that plans refer to are written to its data file.
     """
-    attentions = [mixer for mixer in shape.mixers if type(mixer) is Attention]
-    if len(attentions) != len(shape.mixers) or shape.logits_cap or g.float_type != TensorProto.FLOAT:
+    attentions = [mixer for mixer in shape.mixers if isinstance(mixer, Attention)]
+    if not attentions or shape.logits_cap or g.float_type != TensorProto.FLOAT:
         return None
     first = attentions[0]
-    if any(_common(attention) != _common(first) for attention in attentions):
+    if not all(map(_has_words, shape.mixers)) or any(_common(attention) != _common(first) for attention in attentions):
         return None
     head = "head" if has_own_head(weights, EMBEDDING) else TABLE
     names = [TABLE, *([head] if head != TABLE else [])]
     packed = len(shape.names.gate_up) == 1
     opening = ("feed_forward.gate_up",) if packed else ("feed_forward.gate", "feed_forward.up")
-    parts = ("attention.qkv", "attention.o", *opening, "feed_forward.down")
-    names += [f"layers.{index}.{part}" for index in range(len(attentions)) for part in parts]
+    for index, mixer in enumerate(shape.mixers):
+        own = (f"{mixer.name}.{part}" for part in (*mixer.linears(), "o"))
+        names += [f"layers.{index}.{part}" for part in (*own, *opening, "feed_forward.down")]
     if any(name not in g.matrices or not _has_kernel(g.matrices[name]) for name in names):
         return None
     matrices = [part for name in names for part in _matrices(g, name)]
     places = {matrix["name"]: place for place, matrix in enumerate(matrices)}
-    plain = _is_plain(shape, attentions)
+    plain = _is_plain(shape)
     turns = (g.floats_place("rotary.cos"), g.floats_place("rotary.sin")) if plain else (None, None)
     return {
-        "version": VERSION if plain else VERSION_WITH_LAYERS,
+        "version": VERSION_WITH_STATES if shape.recurrent else VERSION if plain else VERSION_WITH_LAYERS,
         "file": g.data_name,
         "width": shape.width,
         "heads": first.heads,
@@ -73,15 +75,23 @@ def decoder_plan(shape: DecoderShape, weights: Weights, g: GraphBuilder) -> dict
         "sines": turns[1],
         "matrices": matrices,
         "blocks": [
-            block for index, mixer in enumerate(attentions) for block in _blocks(shape, g, places, index, mixer, plain=plain)
+            block
+            for index, mixer in enumerate(shape.mixers)
+            for block in _blocks(shape, weights, g, places, index, mixer, plain=plain)
         ],
     }
 
 
-def _is_plain(shape: DecoderShape, attentions: Sequence[Attention]) -> bool:
-    """Whether version 1 says all: layers that turn all of every head alike, without norms behind them, and no factors."""
+def _has_words(mixer: Mixer) -> bool:
+    """Whether a plan can say what a mixer does: of these very classes, since others of their kind may do more."""
+    return type(mixer) is Attention or (type(mixer) is ShortConvolution and mixer.width % CHANNELS == 0 and mixer.taps <= TAPS)
+
+
+def _is_plain(shape: DecoderShape) -> bool:
+    """Whether version 1 says all: attentions that turn all of every head alike, without norms behind them, and no factors."""
+    attentions = [mixer for mixer in shape.mixers if isinstance(mixer, Attention)]
     rotary = attentions[0].rotary
-    alike = rotary is not None and all(attention.rotary == rotary for attention in attentions)
+    alike = rotary is not None and all(isinstance(mixer, Attention) and mixer.rotary == rotary for mixer in shape.mixers)
     whole = rotary is not None and 2 * len(rotary.frequencies) == attentions[0].head_width
     after = shape.names.after_mixer is None and shape.names.after_feed_forward is None
     return alike and whole and after and shape.activation == "silu" and shape.embedding_multiplier == 1
@@ -221,43 +231,61 @@ def _matrix(g: GraphBuilder, name: str) -> dict[str, Any]:
 
 
 def _blocks(
-    shape: DecoderShape, g: GraphBuilder, places: dict[str, int], index: int, attention: Attention, *, plain: bool
+    shape: DecoderShape, weights: Weights, g: GraphBuilder, places: dict[str, int], index: int, mixer: Mixer, *, plain: bool
 ) -> list[dict[str, Any]]:
     """Return the two sublayers of a layer."""
     name = f"layers.{index}"
-    norms = [g.floats_place(f"{name}.attention.{part}.norm.weight") if attention.norms else None for part in ("queries", "keys")]
-    found: list[dict[str, Any]] = [
-        {
-            "kind": "self_attention",
-            "window": attention.window or 0,
-            "first": places[f"{name}.attention.qkv"],
-            "out": places[f"{name}.attention.o"],
-            "norm": g.floats_place(f"{name}.norm.weight"),
-            "query_norm": norms[0],
-            "key_norm": norms[1],
-        },
-        {
-            "kind": "feed_forward",
-            "first": places[f"{name}.feed_forward.gate"],
-            "second": places[f"{name}.feed_forward.up"],
-            "out": places[f"{name}.feed_forward.down"],
-            "norm": g.floats_place(f"{name}.feed_forward.norm.weight"),
-        },
-    ]
+    mixed = {
+        **_mixer(shape, weights, g, index, mixer, plain=plain),
+        "first": places[f"{name}.{mixer.name}.{next(iter(mixer.linears()))}"],
+        "out": places[f"{name}.{mixer.name}.o"],
+        "norm": g.floats_place(f"{name}.norm.weight"),
+    }
+    fed = {
+        "kind": "feed_forward",
+        "first": places[f"{name}.feed_forward.gate"],
+        "second": places[f"{name}.feed_forward.up"],
+        "out": places[f"{name}.feed_forward.down"],
+        "norm": g.floats_place(f"{name}.feed_forward.norm.weight"),
+    }
+    if plain:
+        return [mixed, fed]
+    fed["activation"] = "gelu" if shape.activation == "gelu_tanh" else shape.activation
+    if shape.names.after_mixer:
+        mixed["after_norm"] = g.floats_place(f"{name}.{mixer.name}.norm_after.weight")
+    if shape.names.after_feed_forward:
+        fed["after_norm"] = g.floats_place(f"{name}.feed_forward.norm_after.weight")
+    return [mixed, fed]
+
+
+def _mixer(shape: DecoderShape, weights: Weights, g: GraphBuilder, index: int, mixer: Mixer, *, plain: bool) -> dict[str, Any]:
+    """Return what a mixer is beside its linear layers."""
+    if isinstance(mixer, Attention):
+        return _attention(shape, g, index, mixer, plain=plain)
+    assert isinstance(mixer, ShortConvolution)  # `_has_words` knows no others
+    bias = f"model.layers.{index}.conv.conv.bias" in weights
+    return {"kind": "convolution", **_convolution(g, f"layers.{index}.{mixer.name}", mixer.taps, bias=bias)}
+
+
+def _attention(shape: DecoderShape, g: GraphBuilder, index: int, attention: Attention, *, plain: bool) -> dict[str, Any]:
+    """Return what an attention is beside its linear layers."""
+    name = f"layers.{index}.{attention.name}"
+    norms = [g.floats_place(f"{name}.{part}.norm.weight") if attention.norms else None for part in ("queries", "keys")]
+    found = {"kind": "self_attention", "window": attention.window or 0, "query_norm": norms[0], "key_norm": norms[1]}
     if plain:
         return found
-    rotaries = list(dict.fromkeys(mixer.rotary for mixer in shape.mixers if isinstance(mixer, Attention) and mixer.rotary))
     if attention.rotary is None:
-        found[0]["rotary_width"] = 0
-    else:
-        place = rotaries.index(attention.rotary)
-        called = f"rotary.{place}" if place else "rotary"
-        turns = {key: g.floats_place(f"{called}.{short}") for key, short in (("cosines", "cos"), ("sines", "sin"))}
-        found[0] |= {**turns, "rotary_width": 2 * len(attention.rotary.frequencies)}
-    found[1]["activation"] = "gelu" if shape.activation == "gelu_tanh" else shape.activation
-    for block, part, after in zip(
-        found, ("attention", "feed_forward"), (shape.names.after_mixer, shape.names.after_feed_forward), strict=True
-    ):
-        if after:
-            block["after_norm"] = g.floats_place(f"{name}.{part}.norm_after.weight")
-    return found
+        return {**found, "rotary_width": 0}
+    rotaries = list(dict.fromkeys(mixer.rotary for mixer in shape.mixers if isinstance(mixer, Attention) and mixer.rotary))
+    place = rotaries.index(attention.rotary)
+    called = f"rotary.{place}" if place else "rotary"
+    turns = {key: g.floats_place(f"{called}.{short}") for key, short in (("cosines", "cos"), ("sines", "sin"))}
+    return {**found, **turns, "rotary_width": 2 * len(attention.rotary.frequencies)}
+
+
+def _convolution(g: GraphBuilder, name: str, taps: int, *, bias: bool) -> dict[str, Any]:
+    """Return where a convolution's taps lie, the last one that for the token itself, and its bias."""
+    return {
+        "taps": [g.floats_place(f"{name}.kernel.{tap}") for tap in range(taps)],
+        "kernel_bias": g.floats_place(f"{name}.bias") if bias else None,
+    }

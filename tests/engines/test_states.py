@@ -101,6 +101,13 @@ def test_another_prompt_of_the_same_contexts_goes_on_behind_them(engine: FusedDe
         assert conversation.generate(other, 5).tokens == [expected([*p.context, *p.begun], 5) for p in other]
 
 
+def test_prompts_that_grow_by_unequal_parts_are_read_anew(engine: FusedDecoderOnlyEngine) -> None:
+    conversation = engine.conversation()
+    assert conversation.generate(PROMPTS, 1).tokens == [expected([*p.context, *p.begun], 1) for p in PROMPTS]
+    longer = [Prompt(prompt.context, (*prompt.begun, *[4] * (1 + row % 2))) for row, prompt in enumerate(PROMPTS)]
+    assert conversation.generate(longer, 5).tokens == [expected([*p.context, *p.begun], 5) for p in longer]
+
+
 def test_what_was_read_cannot_be_taken_back(engine: FusedDecoderOnlyEngine) -> None:
     reading = FusedReading(engine.decoder, 1, 8)
     reading.read(np.array([[1, 2]]), np.array([2]), np.array([1]))

@@ -20,6 +20,8 @@ void mmedge_close(Engine*);
 int mmedge_cache(const Engine*, int64_t, int64_t, Cache**, char*, int);
 void mmedge_cache_close(Cache*);
 int mmedge_cache_copy(const Engine*, const Cache*, const int64_t*, const int64_t*, int64_t, Cache*, const int64_t*, char*, int);
+int mmedge_state_copy(const Engine*, const Cache*, const int64_t*, int64_t, Cache*, const int64_t*, char*, int);
+int64_t mmedge_state_bytes(const Engine*);
 int mmedge_encode(Engine*, const int64_t*, const int64_t*, int64_t, Cache**, char*, int);
 int mmedge_read(Engine*, Cache*, const int64_t*, const int64_t*, const int64_t*, const Cache* const*, const int64_t*, int64_t, float*, char*,
                 int);
@@ -104,6 +106,22 @@ Block attention(Made& made, Random& random, bool cross, bool norms) {
     return found;
 }
 
+Block convolution(Made& made, Random& random) {
+    const Plan& p = made.plan;
+    Block found{};
+    found.kind = Sublayer::convolution;
+    found.first = made.matrix(random, 3 * p.width, p.width, false);
+    found.second = -1;
+    found.out = made.matrix(random, p.width, p.width, false);
+    found.norm = made.floats(random, p.width, 1, 0.1f);
+    found.after_norm = between(random, 0, 2) ? ABSENT : made.floats(random, p.width, 1, 0.1f);
+    found.query_norm = found.key_norm = found.cosines = found.sines = ABSENT;
+    found.taps = between(random, 1, 5);
+    for (int tap = 0; tap < found.taps; ++tap) found.kernel[tap] = made.floats(random, p.width, 0, 0.5f);
+    found.kernel_bias = between(random, 0, 1) ? ABSENT : made.floats(random, p.width, 0, 0.1f);
+    return found;
+}
+
 Block feed_forward(Made& made, Random& random) {
     const Plan& p = made.plan;
     Block found{};
@@ -122,9 +140,9 @@ Block feed_forward(Made& made, Random& random) {
 Made make(Random& random) {
     Made made;
     Plan& p = made.plan;
-    const bool encodes = between(random, 0, 1);
+    const bool encodes = between(random, 0, 1), recurrent = !encodes && between(random, 0, 1);
     p.version = PLAN_VERSION;
-    p.width = between(random, 1, 9) * 16 + (between(random, 0, 3) ? 0 : between(random, 1, 15));
+    p.width = between(random, 1, 9) * 16 + (recurrent || between(random, 0, 3) ? 0 : between(random, 1, 15));
     p.kv_heads = between(random, 1, 3);
     p.heads = encodes ? p.kv_heads : p.kv_heads * between(random, 1, 4);
     p.head_width = 16 * between(random, 1, 4);
@@ -152,6 +170,10 @@ Made make(Random& random) {
         }
         if (encodes) made.blocks.push_back(attention(made, random, true, false));
         made.blocks.push_back(feed_forward(made, random));
+        for (int more = recurrent ? between(random, 0, 2) : 0; more > 0; --more) {
+            made.blocks.insert(made.blocks.end() - (between(random, 0, 1) ? 2 : 0), convolution(made, random));
+            if (between(random, 0, 1)) made.blocks.push_back(feed_forward(made, random));
+        }
     }
     p.norm = made.floats(random, p.width, 1, 0.1f);
     p.encoder_norm = p.bias = p.encoder_bias = ABSENT;
@@ -299,14 +321,25 @@ bool copy(Random& random) {
                                     wanted.data(), end - first, logits.data(), message, ROOM);
         fine = fine && !std::memcmp(logits.data(), whole.data() + first * vocabulary, logits.size() * sizeof(float));
     };
-    const int64_t zero = 0, two = 2, three = 3, far = 33;
+    const int64_t zero = 0, one = 1, two = 2, three = 3, far = 33;
     go_on(cache, 0, 0, begun);
+    fine = fine && !mmedge_state_copy(opened.engine, cache, &zero, 1, larger, &one, message, ROOM);
+    go_on(cache, 0, begun, total);
+    fine = fine && !mmedge_state_copy(opened.engine, larger, &one, 1, cache, &zero, message, ROOM);
+    fine = fine && mmedge_state_copy(opened.engine, larger, &one, 1, cache, &three, message, ROOM);
     fine = fine && !mmedge_cache_copy(opened.engine, cache, &zero, &begun, 1, cache, &two, message, ROOM);
     fine = fine && !mmedge_cache_copy(opened.engine, cache, &zero, &begun, 1, larger, &three, message, ROOM);
     fine = fine && !mmedge_cache_copy(opened.engine, cache, &zero, &begun, 1, cache, &zero, message, ROOM);
     go_on(cache, 2, begun, total);
     go_on(larger, 3, begun, total);
     go_on(cache, 0, begun, total);
+    if (mmedge_state_bytes(opened.engine)) {  // nothing can be taken back but all
+        const int64_t counts[4] = {1}, starts[4] = {begun - 1 ? begun - 1 : begun};
+        float unused[90];
+        fine = fine && total > begun && mmedge_read(opened.engine, cache, text.data(), counts, starts, nullptr, &zero, 1, unused, message, ROOM);
+        fine = fine && mmedge_cache_copy(opened.engine, cache, &zero, &begun, 1, larger, &zero, message, ROOM);
+        go_on(cache, 0, 0, begun);
+    }
     fine = fine && mmedge_cache_copy(opened.engine, cache, &three, &begun, 1, larger, &zero, message, ROOM);
     fine = fine && mmedge_cache_copy(opened.engine, cache, &zero, &begun, 1, cache, &three, message, ROOM);
     fine = fine && mmedge_cache_copy(opened.engine, cache, &zero, &far, 1, larger, &zero, message, ROOM);

@@ -18,8 +18,10 @@ from mmedge.export.graphs import write_fused
 from mmedge.export.quantization.precisions import PRECISIONS
 from mmedge.export.quantization.quantizer import BundleQuantizer
 from mmedge.manifest import Bundle
+from mmedge.students import dialects
 from mmedge.tasks.encoding import SpecialTokens
 from tests.bundles import bundle_of
+from tests.export.published import CONFIGS, small
 
 VOCABULARY = 301  # no multiple of what kernels take at once
 SHAPE: dict[str, Any] = {
@@ -53,7 +55,15 @@ _MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2, "logits_scaling": 2.0},
     ),
 }
+if dialects.MAJOR >= 5:  # 4.57 writes other names
+    _MODELS["lfm2"] = (  # convolutions before, between and behind attention, with biases; states of two tokens
+        transformers.Lfm2Config,
+        transformers.Lfm2ForCausalLM,
+        {"layer_types": ["conv", "conv", "full_attention", "conv"], "num_hidden_layers": 4, "conv_bias": True,
+         "block_auto_adjust_ff_dim": False},
+    )  # fmt: skip
 KINDS = tuple(_MODELS)
+RECURRENT = tuple(kind for kind in ("lfm2",) if kind in KINDS)
 _T5: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "d_model": 96,
@@ -94,7 +104,12 @@ _places: list[TemporaryDirectory[str]] = []
 
 @cache
 def exported(kind: str, precision: str) -> Exported:
-    """Return a student and its bundle; made once."""
+    """Return a student and its bundle, made once.
+
+    Args:
+        kind: One of `KINDS` or `ENCODER_DECODERS`, or a published model, whose config is taken at a small size.
+        precision: How its weights are stored.
+    """
     model, student = _student(kind)
     _places.append(TemporaryDirectory())
     folder = Path(_places[-1].name)
@@ -108,9 +123,12 @@ def _student(kind: str) -> tuple[Any, Path]:
     torch.manual_seed(0)
     if kind in _ENCODER_DECODERS:
         model = transformers.T5ForConditionalGeneration(transformers.T5Config(**_T5 | _ENCODER_DECODERS[kind])).float().eval()
-    else:
+    elif kind in _MODELS:
         configuration, of, more = _MODELS[kind]
         model = of(configuration(**SHAPE | more)).float().eval()
+    else:
+        config = transformers.AutoConfig.for_model(**{**small(CONFIGS[kind]), "vocab_size": VOCABULARY})
+        model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     for parameter in model.parameters():  # norms and biases too
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
     _places.append(TemporaryDirectory())

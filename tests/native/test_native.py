@@ -18,7 +18,7 @@ from mmedge.engines.variants import find_variants, open_variant
 from mmedge.errors import MmedgeError
 from mmedge.manifest import open_bundle
 from mmedge.tasks.encoding import Prompt
-from tests.native.students import KINDS, VOCABULARY, exported, sequences
+from tests.native.students import KINDS, RECURRENT, VOCABULARY, exported, sequences
 
 pytestmark = pytest.mark.skipif(library.problem() is not None, reason=f"the native engine: {library.problem()}")
 
@@ -80,7 +80,7 @@ def conversations(bundle_kind: str, precision: str, seed: int, count: int) -> No
     """Assert that random conversations write the same in batches, alone, on two threads, and drafted."""
     bundle = exported(bundle_kind, precision).bundle
     one, two = NativeEngine(bundle, 1), NativeEngine(bundle, 2)
-    one.drafts = True
+    one.drafts = one.rewinds
     random = np.random.default_rng(seed)
     shared = two.conversation()
     for number in range(count):
@@ -98,7 +98,7 @@ def conversations(bundle_kind: str, precision: str, seed: int, count: int) -> No
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", *RECURRENT])
 def test_conversations_write_the_same_in_a_batch_alone_drafted_and_on_two_threads(kind: str, precision: str) -> None:
     conversations(kind, precision, 1, 25)
 

@@ -15,7 +15,7 @@ from mmedge.engines.native import library
 from mmedge.engines.native.engine import NativeEngine, mapped
 from mmedge.errors import MmedgeError
 from mmedge.tasks.encoding import Prompt
-from tests.native.students import exported
+from tests.native.students import KINDS, RECURRENT, exported
 
 pytestmark = pytest.mark.skipif(library.problem() is not None, reason=f"the native engine: {library.problem()}")
 
@@ -58,7 +58,7 @@ def put(plan: Any, path: tuple[Any, ...], value: Any) -> None:
         (("positions",), 4_000_000, "outside of the weights"),
         (("heads",), 5, "do not fit"),
         (("vocabulary",), 300, "does not fit"),
-        (("version",), 4, "version"),
+        (("version",), 5, "version"),
     ],
 )
 def test_a_lying_plan_is_refused_by_name(path: tuple[Any, ...], value: Any, said: str) -> None:
@@ -91,20 +91,43 @@ def test_a_lying_plan_of_an_encoder_is_refused_by_name(path: tuple[Any, ...], va
         opened(plan, "int8", "t5").next_logits([Prompt((3,), (5,))], ())
 
 
+@pytest.mark.skipif("lfm2" not in KINDS, reason="needs transformers 5")
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("blocks", 0, "taps"), [], "a convolution does not fit"),
+        (("blocks", 0, "taps"), [0] * 17, "17 taps"),
+        (("blocks", 0, "taps", 1), 2**40, "a convolution lies outside of the weights"),
+        (("blocks", 0, "taps", 0), -4, "a convolution lies outside of the weights"),
+        (("blocks", 0, "taps"), 3, "broken"),
+        (("blocks", 0, "kernel_bias"), 2**61, "a convolution lies outside of the weights"),
+        (("blocks", 0, "first"), 0, "does not fit"),
+        (("blocks", 0, "kind"), "self_attention", "does not fit"),
+        (("blocks", 4, "kind"), "convolution", "does not fit"),
+        (("width",), 97, "does not fit"),
+    ],
+)
+def test_a_lying_plan_of_layers_with_states_is_refused_by_name(path: tuple[Any, ...], value: Any, said: str) -> None:
+    plan = stated("int8", "lfm2")
+    put(plan, path, value)
+    with pytest.raises(MmedgeError, match=said):
+        opened(plan, "int8", "lfm2")
+
+
 def test_a_plan_may_not_name_a_file_elsewhere(tmp_path: Path) -> None:
     for name in ("../weights.data", "/etc/passwd", "", "other.data", None, 3):
         with pytest.raises(MmedgeError, match="names no file"):
             mapped(tmp_path, {"file": name})
 
 
-@pytest.mark.parametrize("kind", ["qwen3", "t5"])
+@pytest.mark.parametrize("kind", ["qwen3", "t5", *RECURRENT])
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 def test_spoiled_plans_are_refused_or_read_within_the_file(precision: str, kind: str) -> None:
     spoil(precision, kind, 400, seed=0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["qwen3", "t5"])
+@pytest.mark.parametrize("kind", ["qwen3", "t5", *RECURRENT])
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 def test_many_spoiled_plans_are_refused_or_read_within_the_file(precision: str, kind: str) -> None:
     spoil(precision, kind, 10_000, seed=1)

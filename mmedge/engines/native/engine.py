@@ -9,6 +9,7 @@ import ctypes
 import mmap
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,8 @@ class NativeEngine(Conversing):
         self.special, self.family = stated.special_tokens, stated.family
         table = bundle.folder / FILE_NAME
         self.drafting = Drafting(PhraseTable.load(table) if table.is_file() else EMPTY, StepCosts(), HitRates())
-        self.reads_ahead = self.rewinds = True
-        self.drafts = table.is_file()
+        self.reads_ahead = self.rewinds = not self.decoder.state_bytes  # recurrent states cannot be rewound
+        self.drafts = table.is_file() and self.rewinds
 
     @property
     def _encodes(self) -> bool:
@@ -103,6 +104,14 @@ def mapped(folder: Path, plan: Mapping[str, Any]) -> NDArray[np.uint8]:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
 
 
+@dataclass(frozen=True)
+class Saved:
+    """How many tokens of each row were read, (rows,), and a copy of their recurrent states, where there are any."""
+
+    lengths: Tokens
+    states: library.Cache | None = None
+
+
 class NativeReading:
     """See `reading.Reading`.
 
@@ -113,8 +122,6 @@ class NativeReading:
         capacity: The most tokens of any.
         encoded: What each row's context was encoded to; empty without an encoder.
     """
-
-    rewinds = True
 
     def __init__(
         self, decoder: library.Decoder, cache: library.Cache, places: Tokens, capacity: int, encoded: Sequence[library.Cache] = ()
@@ -148,6 +155,11 @@ class NativeReading:
     def held(self) -> Mapping[str, Any]:
         return {ENCODED: self._encoded} if self._encoded else {}
 
+    @property
+    def rewinds(self) -> bool:
+        """Whether what was read can be rewound."""
+        return not self._decoder.state_bytes
+
     def read(self, ids: Tokens, counts: Tokens, wanted: Tokens) -> Logits:
         real = (np.arange(ids.shape[1]) < counts[:, None])[self._order]
         numbers = (np.cumsum(real.ravel()) - 1).reshape(real.shape)[self._back].ravel()[wanted]  # among tokens without padding
@@ -169,13 +181,22 @@ class NativeReading:
         return logits
 
     def rewind(self, lengths: Tokens | int) -> None:
-        self.lengths = np.minimum(self.lengths, lengths)
+        shorter = np.minimum(self.lengths, lengths)
+        if not self.rewinds and not np.array_equal(shorter, self.lengths):
+            raise ValueError("recurrent states cannot be rewound")
+        self.lengths = shorter
 
-    def saved(self) -> Tokens:
-        return self.lengths.copy()
+    def saved(self) -> Saved:
+        if self.rewinds:
+            return Saved(self.lengths.copy())
+        states = self._decoder.cache(len(self._places), 1)
+        self._decoder.copy_states(self._cache, self._places, states, self._everyone)
+        return Saved(self.lengths.copy(), states)
 
-    def back(self, saved: Tokens) -> None:
-        self.lengths = saved.copy()
+    def back(self, saved: Saved) -> None:
+        self.lengths = saved.lengths.copy()
+        if saved.states is not None:
+            self._decoder.copy_states(saved.states, self._everyone, self._cache, self._places)
 
     def rows(self, wanted: Tokens, capacity: int) -> NativeReading:
         encoded = [self._encoded[row] for row in wanted] if self._encoded else ()

@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from mmedge.engines.native.build import LIBRARY
 from mmedge.errors import MmedgeError
 
-ABI = 5
-PLAN_VERSIONS = (1, 2, 3)  # 2 has encoders; 3 rotary embeddings, norms and factors of a layer's own
+ABI = 6
+PLAN_VERSIONS = (1, 2, 3, 4)  # 2 has encoders; 3 rotary embeddings, norms and factors of a layer's own; 4 layers with states
 _PLAN_STRUCTURE = 1
 ABSENT = -1
 _ROOM = 256  # bytes for a message
+_MOST_TAPS = 16  # tokens that a convolution sees
 _STORAGES = {"float32_rows": 1, "float32_columns": 2, "int8_blocks": 3, "int4_blocks": 4, "int8_columns": 5}
 _SCALE_TYPES = {"float32": 1, "float16": 2}
-_KINDS = {"self_attention": 1, "feed_forward": 2, "cross_attention": 3}
+_KINDS = {"self_attention": 1, "feed_forward": 2, "cross_attention": 3, "convolution": 4}
 _ACTIVATIONS = {"silu": 0, "relu": 1, "gelu": 2}
 
 Integers = NDArray[np.int64]
@@ -45,7 +46,9 @@ class Block(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("kind", "window", "first", "second", "out", "activation")),
         *((name, ctypes.c_int64) for name in ("norm", "query_norm", "key_norm", "after_norm", "cosines", "sines")),
-        *((name, ctypes.c_int32) for name in ("rotary_width", "reserved")),
+        *((name, ctypes.c_int32) for name in ("rotary_width", "taps")),
+        ("kernel_bias", ctypes.c_int64),
+        ("kernel", ctypes.c_int64 * _MOST_TAPS),
     ]
 
 
@@ -101,6 +104,9 @@ def _declare(library: ctypes.CDLL) -> None:
     ]
     library.mmedge_cache.argtypes = [pointer, integer, integer, ctypes.POINTER(pointer), *message]
     library.mmedge_cache_copy.argtypes = [pointer, pointer, pointer, pointer, integer, pointer, pointer, *message]
+    library.mmedge_state_copy.argtypes = [pointer, pointer, pointer, integer, pointer, pointer, *message]
+    library.mmedge_state_bytes.argtypes = [pointer]
+    library.mmedge_state_bytes.restype = integer
     library.mmedge_encode.argtypes = [pointer, pointer, pointer, integer, pointer, *message]
     library.mmedge_read.argtypes = [pointer, pointer, pointer, pointer, pointer, pointer, pointer, integer, pointer, *message]
     for name in ("mmedge_close", "mmedge_cache_close"):
@@ -185,6 +191,7 @@ class Decoder:
             name.encode(),
             ctypes.byref(self.pointer),
         )
+        self.state_bytes: int = found.mmedge_state_bytes(self.pointer)  # of a row's recurrent states; 0 where it has none
 
     def __del__(self) -> None:
         if getattr(self, "pointer", None):
@@ -240,9 +247,18 @@ class Decoder:
         self.call("mmedge_read", self.pointer, cache.pointer, *arrays, encoded, wanted.ctypes.data, len(wanted), logits.ctypes.data)
 
     def copy(self, source: Cache, rows: Integers, lengths: Integers, target: Cache, targets: Integers) -> None:
-        """Copy the first positions of rows of one cache into rows of another, or of the same one."""
+        """Copy the first positions of rows of one cache into rows of another, or of the same one.
+
+        With recurrent states, these must be all positions that a row has read, or none.
+        """
         arrays = (array.ctypes.data for array in (rows, lengths))
         self.call("mmedge_cache_copy", self.pointer, source.pointer, *arrays, len(rows), target.pointer, targets.ctypes.data)
+
+    def copy_states(self, source: Cache, rows: Integers, target: Cache, targets: Integers) -> None:
+        """Copy the recurrent states of rows of one cache, and nothing else, into rows of another."""
+        self.call(
+            "mmedge_state_copy", self.pointer, source.pointer, rows.ctypes.data, len(rows), target.pointer, targets.ctypes.data
+        )
 
 
 def structures(plan: Mapping[str, Any]) -> tuple[Plan, ctypes.Array[Matrix], ctypes.Array[Block]]:
@@ -281,6 +297,9 @@ def structures(plan: Mapping[str, Any]) -> tuple[Plan, ctypes.Array[Matrix], cty
 def _block(stated: Mapping[str, Any], plan: Mapping[str, Any]) -> Block:
     """Return a sublayer; where it does not say how queries and keys are turned, the plan says it for all."""
     turns = stated if "rotary_width" in stated else plan
+    taps = [_int(place) for place in _list(stated.get("taps", ()))]
+    if len(taps) > _MOST_TAPS:
+        raise ValueError(f"{len(taps)} taps")
     whole = 0 if turns.get("cosines") is None or stated["kind"] != "self_attention" else plan["head_width"]
     return Block(
         _KINDS[stated["kind"]],
@@ -291,7 +310,9 @@ def _block(stated: Mapping[str, Any], plan: Mapping[str, Any]) -> Block:
         *(_place(stated.get(name)) for name in ("query_norm", "key_norm", "after_norm")),
         *(_place(turns.get(name)) for name in ("cosines", "sines")),
         _int(turns.get("rotary_width", whole)),
-        0,
+        len(taps),
+        _place(stated.get("kernel_bias")),
+        (ctypes.c_int64 * _MOST_TAPS)(*taps),
     )
 
 

@@ -31,7 +31,7 @@ class NativeSlots(Slots):
         self._readings: dict[tuple[int, ...], NativeReading] = {}
 
     def _bytes(self, capacity: int, width: int) -> int:
-        return self._decoder.position_bytes * (capacity + width)
+        return self._decoder.position_bytes * (capacity + width) + self._decoder.state_bytes
 
     def width_of(self, context: Sequence[int]) -> int:
         return len(context) if self.hold_contexts else 0
@@ -40,10 +40,15 @@ class NativeSlots(Slots):
         fresh = self._decoder.cache(len(self.slots), capacity)
         if self._cache is not None and kept:
             rows = np.array([self._rows[place] for place in kept], dtype=np.int64)
-            lengths = np.array([min(capacity, len(before[place].tokens)) for place in kept], dtype=np.int64)
+            lengths = np.array([self._filled(before[place], capacity) for place in kept], dtype=np.int64)
             self._decoder.copy(self._cache, rows, lengths, fresh, np.arange(len(kept), dtype=np.int64))
         self._cache, self._rows, self._readings = fresh, list(range(len(self.slots))), {}
         self._encoded = {slot: self._encoded[slot] for slot in self.slots if slot in self._encoded}
+
+    def _filled(self, slot: Slot, capacity: int) -> int:
+        """Return how many tokens of a slot a cache has room for; recurrent states hold all or nothing."""
+        count = len(slot.tokens)
+        return min(capacity, count) if not self._decoder.state_bytes or count <= capacity else 0
 
     def reading(self, first: int, rows: int) -> NativeReading:
         assert self._cache is not None

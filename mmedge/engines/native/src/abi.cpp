@@ -20,7 +20,7 @@ using namespace mmedge;
 
 namespace {
 
-constexpr int ABI = 5;
+constexpr int ABI = 6;
 constexpr int64_t MOST_ROWS = 1 << 16;
 
 int refuse(char* message, int room, const std::string& what) {
@@ -76,6 +76,23 @@ const Kernels* kernels_named(const char* name) {
     return nullptr;
 }
 
+void copy_states(const Cache& from, int row, Cache& to, int target) {
+    std::memcpy(to.states_of(target), from.states_of(row), static_cast<size_t>(from.of->states) * sizeof(float));
+    to.read[static_cast<size_t>(target)] = from.read[static_cast<size_t>(row)];
+}
+
+void forget_states(Cache& cache, int row) {
+    int& read = cache.read[static_cast<size_t>(row)];
+    if (read) std::memset(cache.states_of(row), 0, static_cast<size_t>(cache.of->states) * sizeof(float));
+    read = 0;
+}
+
+// Until a row has been read, its states are good for nothing but to be forgotten.
+void begin_reading(Cache& cache, int row, int64_t start) {
+    if (!start) forget_states(cache, row);
+    cache.read[static_cast<size_t>(row)] = -1;
+}
+
 }  // namespace
 
 EXPORTED int mmedge_abi() { return ABI; }
@@ -113,7 +130,24 @@ EXPORTED int mmedge_cache(const Engine* engine, int64_t rows, int64_t capacity, 
 
 EXPORTED void mmedge_cache_close(Cache* cache) { delete cache; }
 
-// Copies the first `lengths[n]` positions of row `rows[n]` of one cache into row `targets[n]` of another, or of the same one.
+// The bytes of a row's states; 0 where the model has none, so that what was read can be taken back.
+EXPORTED int64_t mmedge_state_bytes(const Engine* engine) { return engine->model().states * static_cast<int64_t>(sizeof(float)); }
+
+// Copies the states of rows of one cache, and nothing else, into rows of another.
+EXPORTED int mmedge_state_copy(const Engine* engine, const Cache* from, const int64_t* rows, int64_t count, Cache* to,
+                               const int64_t* targets, char* message, int room) {
+    return guarded(message, room, [&]() -> std::string {
+        if (from->of != &engine->model() || to->of != &engine->model()) return "a cache is of another model";
+        for (int64_t place = 0; place < count; ++place) {
+            if (rows[place] < 0 || rows[place] >= from->rows || targets[place] < 0 || targets[place] >= to->rows) return "a cache has no such row";
+            if (from != to || rows[place] != targets[place]) copy_states(*from, static_cast<int>(rows[place]), *to, static_cast<int>(targets[place]));
+        }
+        return "";
+    });
+}
+
+// Copies the first `lengths[n]` positions of row `rows[n]` of one cache into row `targets[n]` of another, or of the same one; where there
+// are states, these are all positions or none.
 EXPORTED int mmedge_cache_copy(const Engine* engine, const Cache* from, const int64_t* rows, const int64_t* lengths, int64_t count,
                                Cache* to, const int64_t* targets, char* message, int room) {
     return guarded(message, room, [&]() -> std::string {
@@ -123,7 +157,10 @@ EXPORTED int mmedge_cache_copy(const Engine* engine, const Cache* from, const in
             const int64_t row = rows[place], target = targets[place], length = lengths[place];
             if (row < 0 || row >= from->rows || target < 0 || target >= to->rows) return "a cache has no such row";
             if (length < 0 || length > from->capacity || length > to->capacity) return "a cache is too small";
+            if (model.states && length && length != from->read[static_cast<size_t>(row)]) return "a row's states hold another number of tokens";
             if (from == to && row == target) continue;
+            if (length) copy_states(*from, static_cast<int>(row), *to, static_cast<int>(target));
+            else forget_states(*to, static_cast<int>(target));
             const uint64_t bytes = static_cast<uint64_t>((length + 7) / 8 * 8) * model.plan.head_width * sizeof(float);
             for (int layer = 0; layer < model.layers; ++layer)
                 for (int head = 0; head < model.plan.kv_heads; ++head) {
@@ -179,6 +216,8 @@ EXPORTED int mmedge_read(Engine* engine, Cache* cache, const int64_t* ids, const
             const int64_t longest = cache->capacity < plan.positions ? cache->capacity : plan.positions;
             if (starts[row] < 0 || counts[row] < 0 || starts[row] > longest || counts[row] > longest - starts[row])
                 return "more tokens than the cache or the model has positions for";
+            if (model.states && counts[row] && starts[row] && starts[row] != cache->read[static_cast<size_t>(row)])
+                return "a row's states hold another number of tokens";
             if (encodes && counts[row] && (!encoded[row] || encoded[row]->of != &model || !encoded[row]->length))
                 return "a row has no encoded context";
             for (int64_t index = 0; index < counts[row]; ++index, ++place) {
@@ -192,7 +231,11 @@ EXPORTED int mmedge_read(Engine* engine, Cache* cache, const int64_t* ids, const
                 return "logits are wanted of a token that is not read";
             places.push_back(static_cast<int>(wanted[index]));
         }
+        for (int row = 0; row < cache->rows; ++row)
+            if (counts[row]) begin_reading(*cache, row, starts[row]);
         engine->read(*cache, encodes ? encoded : nullptr, tokens, places, logits);
+        for (int row = 0; row < cache->rows; ++row)
+            if (counts[row]) cache->read[static_cast<size_t>(row)] = static_cast<int>(starts[row] + counts[row]);
         return "";
     });
 }

@@ -7,6 +7,7 @@
 //                   place modulo 8, that are added in the order of `sum` (rows)
 //   attention       a score is one fused multiply-add for each component, from the first to the last, and a weighted sum one for each
 //                   position; exponentials are added in eight sums, one for each position modulo 8
+//   convolutions    one fused multiply-add for each token that is seen, from the oldest to the token itself
 // So results are the same for one row and for many, for one thread and for several, and for several tokens at once.
 #pragma once
 
@@ -65,6 +66,16 @@ struct Attended {
     float* out;  // (count, head_width)
 };
 
+// What a convolution over time gives for one token, channel by channel.
+struct Convolved {
+    const float* seen[MOST_TAPS];  // the inputs of the tokens that it sees, the oldest first, (channels) each
+    const float* const* kernel;    // what each of them is multiplied by, (channels)
+    const float* bias;             // (channels); null for none
+    int taps;
+    int first, end;                // channels that are computed
+    float* out;                    // (channels)
+};
+
 struct Kernels {
     const char* name;
     void (*norm)(const float* x, const float* weight, int width, float epsilon, float* out);
@@ -75,6 +86,7 @@ struct Kernels {
     void (*rotate)(float* head, const float* cosines, const float* sines, int head_width);
     void (*attend)(const Attended& attended);
     void (*look_up)(const Weights& table, int entry, float* out);
+    void (*convolve)(const Convolved& convolved);
 };
 
 constexpr int64_t MULTIPLY_SCRATCH = 256 * 1024;  // bytes for each thread

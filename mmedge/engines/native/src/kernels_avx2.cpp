@@ -8,11 +8,12 @@ inline __m256i dots(__m256i sums, __m256i, __m256i) { return sums; }  // never c
 }  // namespace
 
 #include "kernels_x86.inc"
+#include "convolution.inc"
 
 namespace mmedge {
 
 const Kernels& avx2_kernels() {
-    static constexpr Kernels found = {"avx2", norm, gate, quantize, multiply, rotate, attend, look_up};
+    static constexpr Kernels found = {"avx2", norm, gate, quantize, multiply, rotate, attend, look_up, convolve};
     return found;
 }
 

@@ -4,11 +4,12 @@
 
 #include "common.inc"
 #include "plain.inc"
+#include "convolution.inc"
 
 namespace mmedge {
 
 const Kernels& portable_kernels() {
-    static constexpr Kernels found = {"portable", norm, gate, quantize_plain, multiply_plain, rotate, attend, look_up};
+    static constexpr Kernels found = {"portable", norm, gate, quantize_plain, multiply_plain, rotate, attend, look_up, convolve};
     return found;
 }
 

@@ -1,6 +1,7 @@
 // Reading a plan: nothing in it is believed before it was checked.
 #include "model.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace mmedge {
@@ -10,6 +11,7 @@ namespace {
 constexpr int64_t WIDEST = 1 << 16;      // inputs of a linear layer
 constexpr int64_t LONGEST = 1 << 22;     // outputs, entries of a vocabulary, positions
 constexpr int MOST_BLOCKS = 4096;        // of a row of a matrix: what the kernels have room for
+constexpr int64_t MOST_STATES = 1 << 28; // floats of a row's states
 
 class Reader {
 public:
@@ -129,9 +131,23 @@ std::string read_model(const Plan& plan, const Matrix* matrices, const Block* bl
     const int64_t attended = static_cast<int64_t>(plan.heads) * plan.head_width;
     const int64_t kept = static_cast<int64_t>(plan.kv_heads) * plan.head_width;
     const bool encodes = plan.encoder_blocks > 0;
+    // What all convolutions over time have, and a state that holds their last inputs. Channels are computed by whole sixteens.
+    auto convolution = [&](const Block& block, int64_t channels, ModelBlock& found) {
+        reader.require(is_count(block.taps, MOST_TAPS) && channels % GROUP == 0, "a convolution does not fit");
+        if (!reader.wrong.empty()) return;
+        found.taps = block.taps;
+        found.channels = static_cast<int>(channels);
+        for (int tap = 0; tap < block.taps; ++tap)
+            found.kernel[tap] = reader.floats(block.kernel[tap], channels, "a convolution lies outside of the weights");
+        found.kernel_bias = reader.optional(block.kernel_bias, channels, "a convolution lies outside of the weights");
+        found.state = model.states;
+        model.states += (block.taps - 1) * channels;
+        reader.require(model.states <= MOST_STATES, "the states are too large");
+    };
     int crosses = 0;
-    model.layers = model.hidden = 0;
-    model.widest = static_cast<int>(attended > plan.width ? attended : plan.width);
+    model.layers = model.hidden = model.opened = model.mixed = 0;
+    model.states = 0;
+    model.widest = plan.width;
     model.blocks.clear();
     model.encoder.clear();
     reader.require(plan.encoder_blocks >= 0 && plan.encoder_blocks < plan.block_count, "the plan has no decoder");
@@ -175,14 +191,29 @@ std::string read_model(const Plan& plan, const Matrix* matrices, const Block* bl
                 found.second = block.second == -1 ? nullptr : matrix(block.second, hidden, plan.width);
                 found.out = matrix(block.out, plan.width, hidden);
                 reader.require(block.activation >= Activation::silu && block.activation <= Activation::gelu, "an activation is unknown");
-                model.hidden = hidden > model.hidden ? static_cast<int>(hidden) : model.hidden;
+                model.hidden = std::max(model.hidden, static_cast<int>(hidden));
                 break;
             }
+            case Sublayer::convolution:
+                reader.require(!encodes, "an encoder-decoder has no convolutions");
+                found.first = matrix(block.first, 3 * static_cast<int64_t>(plan.width), plan.width);
+                found.out = matrix(block.out, plan.width, plan.width);
+                convolution(block, plan.width, found);
+                break;
             default: reader.require(false, "the plan has an unknown kind of sublayer");
         }
+        if (!reader.wrong.empty()) break;
+        if (block.kind != Sublayer::feed_forward) {
+            model.opened = std::max(model.opened, found.first->outputs);
+            model.mixed = std::max(model.mixed, found.out->inputs);
+        }
+        model.widest = std::max(model.widest, found.out->inputs);
         (in_encoder ? model.encoder : model.blocks).push_back(found);
     }
-    if (model.hidden > model.widest) model.widest = model.hidden;
+    const auto last = std::find_if(model.blocks.rbegin(), model.blocks.rend(), [](const ModelBlock& block) {
+        return block.kind != Sublayer::feed_forward && block.kind != Sublayer::cross_attention;
+    });
+    if (last != model.blocks.rend()) last->last = true;
     model.table = matrix(plan.table, plan.vocabulary, plan.width);
     model.head = matrix(plan.head, plan.vocabulary, plan.width);
     const bool rows = model.table && !model.table->columns && model.table->storage != Storage::float32_columns;
@@ -210,10 +241,12 @@ std::unique_ptr<Cache> make_cache(const Model& model, int64_t rows, int64_t capa
     found->of_head = static_cast<int64_t>(found->capacity) * model.plan.head_width;
     found->of_layer = found->of_head * model.plan.kv_heads;
     found->of_row = found->of_layer * layers;
-    if (8.0 * static_cast<double>(found->of_row) * static_cast<double>(rows) > 1e15) return nullptr;
+    if (8.0 * static_cast<double>(found->of_row + model.states) * static_cast<double>(rows) > 1e15) return nullptr;
     found->keys = zeros<float>(static_cast<uint64_t>(found->of_row) * static_cast<uint64_t>(rows));
     found->values = zeros<float>(static_cast<uint64_t>(found->of_row) * static_cast<uint64_t>(rows));
-    return found->keys && found->values ? std::move(found) : nullptr;
+    found->states = zeros<float>(static_cast<uint64_t>(model.states) * static_cast<uint64_t>(rows));
+    found->read.assign(static_cast<size_t>(rows), 0);
+    return found->keys && found->values && found->states ? std::move(found) : nullptr;
 }
 
 }  // namespace mmedge

@@ -25,8 +25,13 @@ struct ModelBlock {
     const float* cosines;
     const float* sines;
     int rotary_width;
+    const float* kernel[MOST_TAPS];
+    const float* kernel_bias;
+    int taps, channels;
+    int64_t state;  // where it lies among a row's states
     Activation activation;
     int layer;  // among attentions of its kind, whose keys and values have a place of their own; 0 in an encoder
+    bool last;  // in a decoder: behind it no token sees another
 };
 
 struct Model {
@@ -42,7 +47,10 @@ struct Model {
     const float* bias;          // null in a decoder-only model
     const float* encoder_bias;
     int layers;     // self-attentions of the decoder, and its cross-attentions where there is an encoder
+    int64_t states; // floats of a row's states; 0 where no layer has one
     int widest;     // the most inputs of a linear layer
+    int opened;     // the most outputs of what tokens are mixed by, and
+    int mixed;      // the most inputs of the linear layer behind that
     int hidden;     // the most outputs of a gate
     int most_blocks;  // of a row
 };
@@ -66,16 +74,19 @@ Memory<Value> zeros(uint64_t count) {
 }
 
 // Keys and values of rows: keys as (row, layer, head, positions / 8, head_width, 8), values as (row, layer, head, position, head_width).
-// What a context was encoded to is kept so too, as one row of keys and values for each cross-attention.
+// What a context was encoded to is kept so too, as one row of keys and values for each cross-attention. The states of recurrent
+// layers hold all that a row has read, as (row, states); what of it came last cannot be taken back.
 struct Cache {
     int rows, capacity;  // capacity is a multiple of 8
     int length = 0;      // of an encoded context
     int64_t of_head, of_layer, of_row;
     const Model* of;
-    Memory<float> keys, values;
+    Memory<float> keys, values, states;
+    std::vector<int> read;  // how many tokens a row's states hold; -1 where reading them failed
 
     float* keys_of(int row, int layer, int head) const { return keys.get() + row * of_row + layer * of_layer + head * of_head; }
     float* values_of(int row, int layer, int head) const { return values.get() + row * of_row + layer * of_layer + head * of_head; }
+    float* states_of(int row) const { return states.get() + row * of->states; }
 };
 
 // A cache of zeros; null where there is no memory for it.

@@ -10,6 +10,7 @@ namespace mmedge {
 
 constexpr int32_t PLAN_VERSION = 1;
 constexpr int64_t ABSENT = -1;
+constexpr int MOST_TAPS = 16;  // tokens that a convolution sees
 
 // How a matrix, (outputs, inputs), is stored.
 enum class Storage : int32_t {
@@ -31,7 +32,7 @@ struct Matrix {
     int64_t codes, scales, bias;
 };
 
-enum class Sublayer : int32_t { self_attention = 1, feed_forward = 2, cross_attention = 3 };
+enum class Sublayer : int32_t { self_attention = 1, feed_forward = 2, cross_attention = 3, convolution = 4 };
 
 enum class Activation : int32_t { silu = 0, relu = 1, gelu = 2 };  // GELU by its formula with a hyperbolic tangent
 
@@ -39,14 +40,17 @@ enum class Activation : int32_t { silu = 0, relu = 1, gelu = 2 };  // GELU by it
 struct Block {
     Sublayer kind;
     int32_t window;  // how many positions back a token sees, itself included; 0 for all
-    int32_t first;   // queries, keys and values; the queries of cross-attention; or the gate
+    int32_t first;   // queries, keys and values; the queries of cross-attention; a convolution's gate, its output's gate and its
+                     // values; or the gate of a feed-forward layer
     int32_t second;  // or the up projection; -1 where nothing is gated
-    int32_t out;     // the attention's output projection, or the down projection
+    int32_t out;     // the output projection, or the down projection
     Activation activation;
     int64_t norm, query_norm, key_norm, after_norm;
     int64_t cosines, sines;  // of a self-attention's rotary embedding, (positions, rotary_width / 2)
     int32_t rotary_width;    // how many of a head's values are turned, the first ones; 0 for none
-    int32_t reserved;
+    int32_t taps;            // of a convolution over time: how many tokens it sees, its own included
+    int64_t kernel_bias;          // (channels)
+    int64_t kernel[MOST_TAPS];    // (channels) each, the last one for the token itself
 };
 
 struct Plan {

@@ -39,6 +39,8 @@ struct Pass {
     float* out;             // (wanted, outputs of the head)
     const Bias* bias;       // null where positions are told apart by rotation
     const int* lengths;     // in an encoder, where a token sees those ahead of it: how many each row has; null in a decoder
+    const int* begins;      // the first token of each row that is read, and how many tokens there are; null in an encoder
+    int rows;
 };
 
 class Step {
@@ -54,8 +56,9 @@ public:
             const ModelBlock* next = place + 1 < blocks.size() ? &blocks[place + 1] : nullptr;
             if (block.kind == Sublayer::self_attention) self_attention(thread, block, next);
             else if (block.kind == Sublayer::cross_attention) cross_attention(thread, block, next);
+            else if (block.kind == Sublayer::convolution) convolution(thread, block, next);
             else feed_forward(thread, block, next);
-            if (n_ == 0) return;  // nothing is wanted of these tokens: behind the last attention all is done
+            if (n_ == 0) return;  // nothing is wanted of these tokens, and the last sublayer that keeps something of them is done
         }
         head(thread);
     }
@@ -63,10 +66,9 @@ public:
 private:
     float* x(int row) const { return e_.x_.get() + static_cast<int64_t>(row) * m_.plan.width; }
     float* normed(int row) const { return e_.normed_.get() + static_cast<int64_t>(row) * m_.plan.width; }
-    int attended_width() const { return m_.plan.heads * m_.plan.head_width; }
-    int projected_width() const { return (m_.plan.heads + 2 * m_.plan.kv_heads) * m_.plan.head_width; }
-    float* projected(int row) const { return e_.projected_.get() + static_cast<int64_t>(row) * projected_width(); }
-    float* attended(int row) const { return e_.attended_.get() + static_cast<int64_t>(row) * attended_width(); }
+    // What a sublayer's first linear layer gives of a row, and what its last one is given.
+    float* projected(const ModelBlock& block, int row) const { return e_.projected_.get() + static_cast<int64_t>(row) * block.first->outputs; }
+    float* mixed(const ModelBlock& block, int row) const { return e_.mixed_.get() + static_cast<int64_t>(row) * block.out->inputs; }
 
     Activations codes(int buffer) const {
         return {e_.codes_[buffer].get(), e_.scales_[buffer].get(), e_.sums_[buffer].get(), e_.code_stride_, m_.most_blocks};
@@ -128,7 +130,7 @@ private:
     // The same for what follows a sublayer.
     void ahead(int thread, const ModelBlock* next) {
         if (!next) return ahead(thread, &pass_.head, OUTPUTS);
-        ahead(thread, next->first, next->kind == Sublayer::feed_forward ? HIDDEN : OUTPUTS);
+        ahead(thread, next->first, next->kind == Sublayer::feed_forward || next->kind == Sublayer::convolution ? HIDDEN : OUTPUTS);
         ahead(thread, next->second, HIDDEN);
     }
 
@@ -173,6 +175,33 @@ private:
         for (int place = 0; place < m_.plan.width; ++place) x(row)[place] += normed(row)[place];
     }
 
+    // A phase in which tokens see others, and the linear layer behind it. Behind the last such phase only rows go on whose logits are
+    // wanted.
+    template <typename Work>
+    void mix(int thread, const ModelBlock& block, const ModelBlock* next, int tasks, Work work) {
+        const int left = block.last ? pass_.wanted_count : n_;
+        team_.split(thread, tasks, work, [&] {
+            if (block.last) keep_wanted(block);
+            if (left <= FEW_ROWS)
+                for (int row = 0; row < left; ++row) quantize(mixed(block, row), row, *block.out, 0);
+        });
+        n_ = left;
+        shortened_ = shortened_ || block.last;
+        if (n_ == 0) return;
+        if (n_ > FEW_ROWS) team_.split(thread, n_, [&](int row) { quantize(mixed(block, row), row, *block.out, 0); });
+        ahead(thread, next);
+        finish(thread, block, next, 0, e_.mixed_.get(), block.out->inputs);
+    }
+
+    void keep_wanted(const ModelBlock& block) {
+        for (int place = 0; place < pass_.wanted_count; ++place) {
+            const int row = pass_.wanted[place];
+            if (row == place) continue;
+            std::memcpy(x(place), x(row), m_.plan.width * sizeof(float));
+            std::memcpy(mixed(block, place), mixed(block, row), static_cast<size_t>(block.out->inputs) * sizeof(float));
+        }
+    }
+
     // ---------------------------------------------------------------------------------------------- attention
 
     void self_attention(int thread, const ModelBlock& block, const ModelBlock* next) {
@@ -183,11 +212,10 @@ private:
                 for (int task = 0; task < n_ * m_.plan.kv_heads; ++task) remember(block, task);
         });
         if (n_ > FEW_ROWS) team_.split(thread, n_ * m_.plan.kv_heads, [&](int task) { remember(block, task); });
-        attend(thread, block);
-        if (n_ == 0) return;
-        if (n_ > FEW_ROWS) team_.split(thread, n_, [&](int row) { quantize(attended(row), row, *block.out, 0); });
-        ahead(thread, next);
-        finish(thread, block, next, 0, e_.attended_.get(), attended_width());
+        const int group = m_.plan.heads / m_.plan.kv_heads;
+        const bool apart = n_ * m_.plan.kv_heads < 4 * team_.size();  // then every query is a task of its own
+        const int each = apart ? 1 : group, of_row = m_.plan.heads / each;
+        mix(thread, block, next, n_ * of_row, [&](int task) { attend(thread, block, task / of_row, task % of_row * each, each); });
     }
 
     // Rotates one head of keys and the queries that see it, and keeps keys and values.
@@ -200,47 +228,26 @@ private:
             if (block.rotary_width) k_.rotate(values, block.cosines + angles, block.sines + angles, block.rotary_width);
         };
         for (int query = head * group; query < (head + 1) * group; ++query) {
-            float* values = projected(row) + query * width;
+            float* values = projected(block, row) + query * width;
             if (block.query_norm) k_.norm(values, block.query_norm, width, plan.epsilon, values);
             turn(values);
             for (int place = 0; place < width; ++place) values[place] *= plan.attention_scale;
         }
-        float* key = projected(row) + (plan.heads + head) * width;
+        float* key = projected(block, row) + (plan.heads + head) * width;
         if (block.key_norm) k_.norm(key, block.key_norm, width, plan.epsilon, key);
         turn(key);
         Cache& cache = pass_.cache;
         float* keys = cache.keys_of(token.row, block.layer, head) + static_cast<int64_t>(token.position / 8) * 8 * width;
         for (int place = 0; place < width; ++place) keys[8 * place + token.position % 8] = key[place];
         std::memcpy(cache.values_of(token.row, block.layer, head) + static_cast<int64_t>(token.position) * width,
-                    projected(row) + (plan.heads + plan.kv_heads + head) * width, width * sizeof(float));
+                    projected(block, row) + (plan.heads + plan.kv_heads + head) * width, width * sizeof(float));
     }
 
-    void attend(int thread, const ModelBlock& block) {
-        const int group = m_.plan.heads / m_.plan.kv_heads;
-        const bool last = !pass_.lengths && block.layer == m_.layers - 1;
-        const int left = last ? pass_.wanted_count : n_;
-        const bool apart = n_ * m_.plan.kv_heads < 4 * team_.size();  // then every query is a task of its own
-        const int each = apart ? 1 : group, tasks = n_ * m_.plan.heads / each;
-        team_.split(
-            thread, tasks,
-            [&](int task) {
-                const int row = task / (m_.plan.heads / each), query = task % (m_.plan.heads / each) * each;
-                attend_queries(thread, block, row, query, each);
-            },
-            [&] {
-                if (last) keep_wanted();
-                if (left <= FEW_ROWS)
-                    for (int row = 0; row < left; ++row) quantize(attended(row), row, *block.out, 0);
-            });
-        n_ = left;
-        shortened_ = last;
-    }
-
-    void attend_queries(int thread, const ModelBlock& block, int row, int query, int count) {
+    void attend(int thread, const ModelBlock& block, int row, int query, int count) {
         const int width = m_.plan.head_width, head = query / (m_.plan.heads / m_.plan.kv_heads);
         const Token& token = pass_.tokens[row];
         Attended a;
-        a.queries = projected(row) + query * width;
+        a.queries = projected(block, row) + query * width;
         a.count = count;
         a.keys = pass_.cache.keys_of(token.row, block.layer, head);
         a.values = pass_.cache.values_of(token.row, block.layer, head);
@@ -250,7 +257,7 @@ private:
         a.head_width = width;
         a.scores = e_.scores_.get() + thread * e_.scores_each_;
         a.score_stride = e_.score_stride_;
-        a.out = attended(row) + query * width;
+        a.out = mixed(block, row) + query * width;
         k_.attend(a);
     }
 
@@ -260,41 +267,61 @@ private:
         many(thread, block);
         ahead(thread, block.out, OUTPUTS);
         linear(thread, *block.first, 0, e_.normed_.get(), m_.plan.width, e_.projected_.get(), false, [] {});
-        team_.split(
-            thread, n_ * heads,
-            [&](int task) {
-                const int row = task / heads, head = task % heads;
-                const Cache& context = *pass_.encoded[token_of(row).row];
-                Attended a;
-                a.queries = e_.projected_.get() + static_cast<int64_t>(task) * width;
-                a.count = 1;
-                a.keys = context.keys_of(0, block.layer, head);
-                a.values = context.values_of(0, block.layer, head);
-                a.bias = nullptr;
-                a.first = 0;
-                a.end = context.length;
-                a.head_width = width;
-                a.scores = e_.scores_.get() + thread * e_.scores_each_;
-                a.score_stride = e_.score_stride_;
-                a.out = attended(row) + head * width;
-                k_.attend(a);
-            },
-            [&] {
-                if (n_ <= FEW_ROWS)
-                    for (int row = 0; row < n_; ++row) quantize(attended(row), row, *block.out, 0);
-            });
-        if (n_ > FEW_ROWS) team_.split(thread, n_, [&](int row) { quantize(attended(row), row, *block.out, 0); });
-        ahead(thread, next);
-        finish(thread, block, next, 0, e_.attended_.get(), attended_width());
+        mix(thread, block, next, n_ * heads, [&](int task) {
+            const int row = task / heads, head = task % heads;
+            const Cache& context = *pass_.encoded[token_of(row).row];
+            Attended a;
+            a.queries = e_.projected_.get() + static_cast<int64_t>(task) * width;
+            a.count = 1;
+            a.keys = context.keys_of(0, block.layer, head);
+            a.values = context.values_of(0, block.layer, head);
+            a.bias = nullptr;
+            a.first = 0;
+            a.end = context.length;
+            a.head_width = width;
+            a.scores = e_.scores_.get() + thread * e_.scores_each_;
+            a.score_stride = e_.score_stride_;
+            a.out = mixed(block, row) + head * width;
+            k_.attend(a);
+        });
     }
 
-    // Behind the last attention only rows go on whose logits are wanted.
-    void keep_wanted() {
-        for (int place = 0; place < pass_.wanted_count; ++place) {
-            const int row = pass_.wanted[place];
-            if (row == place) continue;
-            std::memcpy(x(place), x(row), m_.plan.width * sizeof(float));
-            std::memcpy(attended(place), attended(row), attended_width() * sizeof(float));
+    // ---------------------------------------------------------------------------------------------- convolutions
+
+    // A gated convolution: of three parts side by side, the first times the last is convolved, and that times the second goes on.
+    void convolution(int thread, const ModelBlock& block, const ModelBlock* next) {
+        const int width = block.channels;
+        many(thread, block);
+        ahead(thread, block.out, OUTPUTS);
+        const Activations quantized = codes(0);
+        const Product opened = {block.first, &quantized, e_.normed_.get(), m_.plan.width, n_, e_.projected_.get(), block.first->outputs, false};
+        mix(thread, block, next, chunks_of(width, HIDDEN), [&](int chunk) {
+            const int first = chunk * HIDDEN, end = std::min(width, first + HIDDEN);
+            for (int part = 0; part < 3; ++part) multiply(thread, opened, part * width + first, part * width + end);
+            for (int row = 0; row < pass_.count; ++row)
+                for (int place = first; place < end; ++place) projected(block, row)[place] *= projected(block, row)[2 * width + place];
+            convolve(block, first, end, e_.mixed_.get(), width);
+            for (int row = 0; row < pass_.count; ++row)
+                for (int place = first; place < end; ++place) mixed(block, row)[place] *= projected(block, row)[width + place];
+        });
+    }
+
+    // Convolves channels of what the first linear layer gives, row after row, and keeps the row's last inputs.
+    void convolve(const ModelBlock& block, int first, int end, float* out, int64_t stride) {
+        const int kept = block.taps - 1;
+        for (int which = 0; which < pass_.rows; ++which) {
+            const int begin = pass_.begins[which], behind = pass_.begins[which + 1];
+            float* state = pass_.cache.states_of(pass_.tokens[begin].row) + block.state;
+            auto input = [&](int place) {  // what is kept of the row, and then what is new
+                return place < kept ? state + place * block.channels : projected(block, begin + place - kept);
+            };
+            for (int row = begin; row < behind; ++row) {
+                Convolved some = {{}, block.kernel, block.kernel_bias, block.taps, first, end, out + row * stride};
+                for (int tap = 0; tap < block.taps; ++tap) some.seen[tap] = input(row - begin + tap);
+                k_.convolve(some);
+            }
+            for (int place = 0; place < kept; ++place)
+                std::memcpy(state + place * block.channels + first, input(behind - begin + place) + first, static_cast<size_t>(end - first) * sizeof(float));
         }
     }
 
@@ -388,8 +415,8 @@ void Workspace::make_room(int rows) {
     const Plan& plan = model_.plan;
     x_ = zeros<float>(static_cast<int64_t>(rows) * plan.width);
     normed_ = zeros<float>(static_cast<int64_t>(rows) * plan.width);
-    projected_ = zeros<float>(static_cast<int64_t>(rows) * (plan.heads + 2 * plan.kv_heads) * plan.head_width);
-    attended_ = zeros<float>(static_cast<int64_t>(rows) * plan.heads * plan.head_width);
+    projected_ = zeros<float>(static_cast<int64_t>(rows) * model_.opened);
+    mixed_ = zeros<float>(static_cast<int64_t>(rows) * model_.mixed);
     gate_ = zeros<float>(static_cast<int64_t>(rows) * model_.hidden);
     up_ = zeros<float>(static_cast<int64_t>(rows) * model_.hidden);
     for (int buffer = 0; buffer < 3; ++buffer) {
@@ -423,8 +450,13 @@ void Workspace::read(Cache& cache, const Cache* const* encoded, const std::vecto
         for (; place < wanted.size() && wanted[place] < static_cast<int>(first) + count; ++place)
             here.push_back(wanted[place] - static_cast<int>(first));
         float* out = logits + static_cast<int64_t>(before) * plan.vocabulary;
+        std::vector<int> begins;
+        for (int row = 0; row < count; ++row)
+            if (!row || tokens[first + row].row != tokens[first + row - 1].row) begins.push_back(row);
+        const int rows = static_cast<int>(begins.size());
+        begins.push_back(count);
         const Pass pass = {model_.blocks, cache, encoded, tokens.data() + first, count, here.data(), static_cast<int>(here.size()),
-                           model_.norm, *model_.head, out, encoded ? &bias_ : nullptr, nullptr};
+                           model_.norm, *model_.head, out, encoded ? &bias_ : nullptr, nullptr, begins.data(), rows};
         team_.run([&](int thread) { Step(*this, pass).run(thread); });
     }
 }
@@ -453,7 +485,7 @@ void Workspace::encode(const std::vector<int>& tokens, const std::vector<std::un
         make_scores(own->capacity);
         encoder_bias_.reach(model_.encoder_bias, plan.heads, plan.farthest, own->capacity, true);
         const Pass pass = {model_.encoder, *own, nullptr, some.data(), count, nullptr, 0, model_.encoder_norm, *model_.cross,
-                           out.get(), &encoder_bias_, lengths.data()};
+                           out.get(), &encoder_bias_, lengths.data(), nullptr, 0};
         team_.run([&](int thread) { Step(*this, pass).run(thread); });
     }
 }
