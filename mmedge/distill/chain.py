@@ -67,7 +67,7 @@ class StageChain:
         start = [LESSON_FORMAT, self.material.hash, self.recipe.seed, self.source.fingerprint, lora]
         start += [{"frozen_layers": student.frozen_layers}] if student.frozen_layers else []
         key = sha256_json(start if student.prompt == "plain" else [*start, student.prompt, student.system, student.date])
-        own = (*COMPUTE_ONLY, "select_by", *(one.name for one in STAGES))
+        own = (*COMPUTE_ONLY, "select_by", "quantize", "quantize_share", *(one.name for one in STAGES))
         shared = {name: value for name, value in values["training"].items() if name not in own}
         for one in self.stages:
             names = [each.name for each in STAGES[: STAGES.index(one) + 1]]
@@ -80,6 +80,7 @@ class StageChain:
                     "objectives": {
                         name: added for name, added in values["method"]["objectives"].items() if added["stage"] in names
                     },
+                    **({"quantize": rounds} if (rounds := self._rounds(one)) else {}),
                 }
             )
             if one is stage:
@@ -130,6 +131,11 @@ class StageChain:
         streams = self.streams(stage, student, own, unseen[0] if unseen else ())
         return self.trainer(stage, student, folder, streams).run()
 
+    def _rounds(self, stage: Stage) -> tuple[str, float] | None:
+        """Return the precision that a stage's weights are rounded to, and in how much of its steps; None where they are not."""
+        training = self.recipe.training
+        return (training.quantize, training.quantize_share) if training.quantize and stage is self.stages[-1] else None
+
     def trainer(self, stage: Stage, student: TorchStudent, folder: Path, streams: list[LessonStream]) -> StageTrainer:
         """Return what trains a stage on these streams."""
         plan = StagePlan(
@@ -140,6 +146,7 @@ class StageChain:
             streams=streams,
             section=self.section(stage),
             training=self.recipe.training,
+            rounds=self._rounds(stage),
             validate=lambda: stage.validate(self.measure, student),
         )
         return StageTrainer(student, plan, self.session)

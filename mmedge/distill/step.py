@@ -51,6 +51,7 @@ class StagePlan:
         section: Length, rate and batch of the stage.
         training: What all stages share.
         validate: Measures the student on validation data.
+        rounds: The precision that weights are rounded to at the end, and in how much of the steps; None where they are not.
     """
 
     name: str
@@ -61,6 +62,7 @@ class StagePlan:
     section: StageSection
     training: TrainingSection
     validate: Callable[[], Validation]
+    rounds: tuple[str, float] | None = None
 
 
 def step_seed(seed: int, stage: str, step: int) -> int:

@@ -20,8 +20,10 @@ from mmedge.distill.step import StagePlan, StepRunner
 from mmedge.distill.streams import EncodedStream
 from mmedge.distill.trackers import StageTracker
 from mmedge.distill.validation import Validated, selectable
+from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from mmedge.storage import Json
+from mmedge.students.rounding import Rounding
 from mmedge.students.student import TorchStudent
 
 LOG_EVERY = 10
@@ -78,6 +80,8 @@ class StageTrainer:
         self.evaluate_every = section.evaluate_every or _between_validations(self.steps, per_epoch)
         self.runner = StepRunner(student, plan, self.streams, self.steps, session.devices, session.progress)
         self.at = Position()
+        self._rounding: Rounding | None = None
+        self._rounds_from = self.steps if plan.rounds is None else self.steps - max(1, round(plan.rounds[1] * self.steps))
         self._tracker: StageTracker | None = None
         self._observed = 0.0
 
@@ -89,13 +93,15 @@ class StageTrainer:
                 holds another stage.
         """
         devices, name = self.session.devices, self.plan.name
+        if self.plan.rounds is not None and devices.sharded:
+            raise MmedgeError("training.quantize: weights that are spread over processes (FSDP) cannot be rounded", "use DDP")
         if devices.main:
             self.files.open()
         devices.wait()
         finished = self.files.result()
         if finished is not None:
             self.session.progress.line(f"{name}: already done ({finished.steps} steps), kept")
-            self.files.load_best(self.student.model)
+            self._end()
             return finished
         if (self.plan.folder / "done.json").is_file():
             self.session.progress.line(f"{name}: its weights are missing from {self.plan.folder}, so it is trained again")
@@ -104,8 +110,12 @@ class StageTrainer:
         torch.set_grad_enabled(True)
         with self.session.progress.task(name.replace("stage", "stage "), self.steps, self.at.step) as shown:
             while self.at.step < self.steps and not self._stops_early():
+                if self.at.step >= self._rounds_from:
+                    self._round()
                 losses, tokens = self.runner.take(self.at.step)
                 self.at.step += 1
+                if self._rounding is not None:
+                    self._rounding.refresh()
                 self.at.tokens += tokens
                 self.at.seconds = time.monotonic() - started
                 rate = f"{self.at.tokens / max(self.at.seconds, 1e-9):.0f} tokens/s"
@@ -172,7 +182,8 @@ class StageTrainer:
             self.session.progress.line(
                 f"{name}: {found.items} validation items are too few to choose a checkpoint by, so the last one is taken"
             )
-        if self.at.best is None or not (best and enough) or entry.score > self.at.best.score:
+        chosen = self.at.best if self.at.best is not None and self._counts(self.at.best) == self._counts(entry) else None
+        if chosen is None or not (best and enough) or entry.score > chosen.score:
             self.at.best = entry
             if devices.main:
                 self.files.save_best(self.student.model)
@@ -191,7 +202,8 @@ class StageTrainer:
         return devices.from_main(lambda: time.monotonic() - last > 60 * self.plan.training.checkpoint_minutes)
 
     def _stops_early(self) -> bool:
-        history, patience = self.at.history, self.plan.section.patience
+        history = [entry for entry in self.at.history if self._counts(entry)]
+        patience = self.plan.section.patience
         if patience is None or not history or not selectable(history):
             return False
         scores = [entry.score for entry in history]
@@ -213,10 +225,27 @@ class StageTrainer:
             self.files.finish(result)
         self.session.devices.wait()
         self.runner.release()
-        self.files.load_best(self.student.model)
+        self._end()
         if self._tracker is not None:
             self._tracker.close()
         return result
+
+    def _counts(self, entry: Validated) -> bool:
+        """Whether a validation is of weights as the stage ends with them: rounded, where they are rounded at the end."""
+        return self.plan.rounds is None or entry.step > self._rounds_from
+
+    def _round(self) -> None:
+        """Compute with rounded weights from now on."""
+        if self._rounding is None and self.plan.rounds is not None:
+            precision, _ = self.plan.rounds
+            self.session.progress.line(f"{self.plan.name}: weights are rounded to {precision} from step {self._rounds_from} on")
+            self._rounding = Rounding(self.student.model, precision)
+
+    def _end(self) -> None:
+        """Leave the best weights in the student, rounded where they were learned so."""
+        self.files.load_best(self.student.model)
+        if self.plan.rounds is not None:
+            (self._rounding or Rounding(self.student.model, self.plan.rounds[0])).settle()
 
     def _log(self, entry: Json) -> None:
         if not self.session.devices.main:

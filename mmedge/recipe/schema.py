@@ -93,6 +93,18 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _rounded_weights_are_trained(self) -> Recipe:
+        if self.training.quantize is not None:
+            given = {
+                "student.lora": self.student.lora is not None,
+                "student.frozen_layers": self.student.frozen_layers > 0,
+                "training.compile": self.training.compile,
+            }
+            if name := next((name for name, wanted in given.items() if wanted), None):
+                raise ValueError(f"training.quantize: cannot be combined with {name}")
+        return self
+
+    @model_validator(mode="after")
     def _stage_3_has_a_length(self) -> Recipe:
         if (needed_by := _needs_stage3(self.method)) and self.training.stage3 is None:
             raise ValueError(f"method.{needed_by}: requires training.stage3, which says how long stage 3 trains")

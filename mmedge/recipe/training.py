@@ -111,6 +111,12 @@ class TrainingSection(Section):
     compile: bool = Field(
         default=False, description="Compile passes with torch.compile, which pays off in long trainings on a GPU."
     )
+    quantize: Literal["int4", "int2"] | None = Field(
+        default=None,
+        description="In the last part of the last stage, learn with weights rounded as export will round them, and end with these"
+        " (quantization-aware training). Default: export rounds a float student.",
+    )
+    quantize_share: float = Field(default=0.3, gt=0, le=1, description="How much of the stage's steps that is.")
     tracker: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] = Field(
         default="none",
         description="Experiment tracker that also gets all metrics. Its files stay in the run's folder and nothing leaves the"

@@ -105,7 +105,7 @@ def mapped(folder: Path, plan: Mapping[str, Any]) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class Saved:
+class NativeSnapshot:
     """How many tokens of each row were read, (rows,), and a copy of their recurrent states, where there are any."""
 
     lengths: Tokens
@@ -186,14 +186,14 @@ class NativeReading:
             raise ValueError("recurrent states cannot be rewound")
         self.lengths = shorter
 
-    def saved(self) -> Saved:
+    def saved(self) -> NativeSnapshot:
         if self.rewinds:
-            return Saved(self.lengths.copy())
+            return NativeSnapshot(self.lengths.copy())
         states = self._decoder.cache(len(self._places), 1)
         self._decoder.copy_states(self._cache, self._places, states, self._everyone)
-        return Saved(self.lengths.copy(), states)
+        return NativeSnapshot(self.lengths.copy(), states)
 
-    def back(self, saved: Saved) -> None:
+    def back(self, saved: NativeSnapshot) -> None:
         self.lengths = saved.lengths.copy()
         if saved.states is not None:
             self._decoder.copy_states(saved.states, self._everyone, self._cache, self._places)
