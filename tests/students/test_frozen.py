@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from mmedge.students import frozen
 from mmedge.students.adapters import add_adapters, finish_training
 from mmedge.students.frozen import FrozenStates, freeze_layers, frozen_layers
 from mmedge.students.passes import LossPass
-from tests.commands import kill_when
 from tests.conftest import mmedge, own_recipe, write_recipe
 from tests.students.test_packed import RECURRENT, figures, learned, lessons, student_of
 
@@ -85,25 +83,15 @@ def test_what_cannot_be_frozen_is_one_line() -> None:
     assert not LossPass(recurrent.model, recurrent.encoder).packs
 
 
-def test_a_killed_run_continues_and_frozen_weights_stay(own_task: dict[str, Path], tiny_llama: Path, tmp_path: Path) -> None:
-    values = own_recipe(own_task, tiny_llama)
-    training = {**values["training"], "checkpoint_minutes": 0}  # type: ignore[dict-item]
-    changed = {"student": {"source": str(tiny_llama), "frozen_layers": 1}, "training": training}
-    recipe = write_recipe(tmp_path / "r.yaml", values | changed)
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+def test_frozen_weights_stay_what_they_were(own_task: dict[str, Path], tiny_llama: Path, tmp_path: Path) -> None:
+    changed = {"student": {"source": str(tiny_llama), "frozen_layers": 1}}
+    recipe, whole = write_recipe(tmp_path / "r.yaml", own_recipe(own_task, tiny_llama) | changed), tmp_path / "whole"
     done = mmedge("distill", recipe, "--out", whole, "-q")
     assert done.code == 0, done.err
-    metrics = cut / "stage2" / "metrics.jsonl"
-    kill_when(["distill", str(recipe), "--out", str(cut), "-q"], lambda: metrics.is_file() and metrics.stat().st_size > 0)
-    again = mmedge("distill", recipe, "--out", cut)
-    assert again.code == 0, again.err
-    weights = "student/model.safetensors"
-    assert (cut / weights).read_bytes() == (whole / weights).read_bytes()
     before, after = (_weights(folder) for folder in (tiny_llama, whole / "student"))
     same = {name: torch.equal(before[name], after[name]) for name in before}
     assert same["model.embed_tokens.weight"] and all(same[name] for name in same if ".layers.0." in name)
     assert not all(same.values())
-    assert json.loads((whole / "metrics.json").read_text())
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
