@@ -4,6 +4,7 @@
 # make test-optimum what needs optimum or transformers 4.57, in an environment of its own (.venv-optimum)
 # make test-cluster what needs ray, which it installs into the same environment
 # make test-native  the native engine under sanitizers: random models, threads, plans that lie
+# make test-arm     the native engine's ARM64 kernels, cross-compiled, on qemu's processors
 # make test-slow    the heavyweight checks: real weights, the quickstart at full size
 # make test-serve   the server under the official clients, in a real Chromium, under load and under attack
 # make lint         ruff, mypy, spelling
@@ -22,7 +23,7 @@ CHAIN := $(VENV)/.chain
 OPTIMUM := .venv-optimum
 PYTEST := python -m pytest --numprocesses $(JOBS) --dist loadfile
 
-.PHONY: quickstart test test-data test-optimum test-cluster test-native test-slow test-serve lint format docs docs-check weights peers servers clean
+.PHONY: quickstart test test-data test-optimum test-cluster test-native test-arm test-slow test-serve lint format docs docs-check weights peers servers clean
 
 # what the quickstart needs alone; bytecode is left to the first import, which halves the time
 $(CHAIN): pyproject.toml constraints.txt
@@ -63,6 +64,9 @@ test-cluster: $(READY)
 
 test-native: $(READY)
 	$(BIN)/python -m tests.native.sanitized
+
+test-arm: $(READY)
+	$(BIN)/python -m tests.native.arm
 
 test-slow: $(READY) weights servers
 	$(BIN)/python -m pytest -m 'slow and not serve'

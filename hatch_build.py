@@ -8,12 +8,21 @@ MMEDGE_NATIVE=1 pip wheel .                fails if it does not compile
 from __future__ import annotations
 
 import os
+import platform
 import runpy
 import sysconfig
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+def library_platform() -> str:
+    """Return the platform that the library is for, as wheels name it; a Mac's Python of two architectures compiles it for one."""
+    name = sysconfig.get_platform()
+    if name.endswith("universal2"):
+        name = f"macosx-11.0-{platform.machine()}"
+    return name.replace("-", "_").replace(".", "_")
 
 
 class NativeEngineHook(BuildHookInterface[Any]):
@@ -37,5 +46,5 @@ class NativeEngineHook(BuildHookInterface[Any]):
         if version == "editable":
             return
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        build_data["tag"] = f"py3-none-{library_platform()}"
         build_data["force_include"][str(library)] = f"mmedge/engines/native/compiled/{library.name}"

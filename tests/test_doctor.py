@@ -6,11 +6,12 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mmedge.doctor import examine, extras_here, gpu_precision, onnxruntime_of, rows, suitable_precision
+from mmedge.doctor import examine, extras_here, gpu_precision, native_library, onnxruntime_of, rows, suitable_precision
 from mmedge.machine import Gpu, read_processor
 from tests.conftest import mmedge
 from tests.machines import BEAGLE, GRAVITON_3, OLD_PC, PI_4, RK3588, VISION_FIVE, XEON, recorded
@@ -88,6 +89,25 @@ def test_an_onnx_runtime_that_does_not_load_is_said_so(body: str, expected: str,
     program(tmp_path, "python", body)
     found = onnxruntime_of(str(tmp_path / "python"))
     assert found.problem is not None and expected in found.problem and found.providers == ()
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("echo '[\"i8mm\", null]'", "i8mm kernels; bundles run on ONNX Runtime unless MMEDGE_ENGINE=native"),
+        ("echo '[null, \"it was installed without a C++ compiler\"]'", "cannot be used: it was installed without a C++ compiler"),
+        ("echo '[null, null]'", "cannot be used: MMEDGE_ISA=sve: there are no such kernels here"),
+        ("kill -ILL $$", "cannot be used: its library cannot be loaded"),
+    ],
+)
+def test_the_native_engines_instruction_set_is_named(
+    body: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMEDGE_ISA", "sve")
+    monkeypatch.delenv("MMEDGE_ENGINE", raising=False)
+    program(tmp_path, "python", body)
+    found = replace(examine(tmp_path, "aarch64"), native=native_library(str(tmp_path / "python")))
+    assert expected in dict(rows(found))["native engine"]
 
 
 def test_extras_are_those_of_the_package_with_what_they_lack() -> None:

@@ -24,6 +24,7 @@ from packaging.specifiers import SpecifierSet
 from mmedge.bench.remote.agent import satisfies
 from mmedge.bench.remote.core_wheel import write_core_wheel
 from mmedge.bench.remote.session import agent_command, bundles_of, run_remote
+from mmedge.engines.native.build import LIBRARY
 from mmedge.errors import MmedgeError
 from mmedge.installation import requirements
 from mmedge.progress import Progress
@@ -344,6 +345,20 @@ def test_the_wheel_is_one_that_pip_installs_and_holds_every_module(tmp_path: Pat
     assert modules == {file.relative_to(tmp_path / "there") for file in (tmp_path / "there" / "mmedge").rglob("*.py")}
     with zipfile.ZipFile(wheel) as archive:
         assert archive.testzip() is None
+
+
+def test_no_library_is_sent_that_was_compiled_for_another_machine(tmp_path: Path) -> None:
+    foreign = LIBRARY.parent / "libmmedge-native-foreign.so"
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.write_bytes(b"\x7fELF")
+    try:
+        wheel = write_core_wheel(tmp_path)
+    finally:
+        foreign.unlink()
+    compiled = (b"\x7fELF", b"MZ", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")  # Linux, Windows, macOS
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if "compiled/" in name or archive.read(name).startswith(compiled)]
+        assert b"Tag: py3-none-any\n" in archive.read(next(name for name in archive.namelist() if name.endswith("/WHEEL")))
 
 
 def test_what_the_core_requires_is_read_from_its_metadata() -> None:

@@ -23,7 +23,7 @@ from tests.native.students import KINDS, RECURRENT, VOCABULARY, exported, sequen
 pytestmark = pytest.mark.skipif(library.problem() is not None, reason=f"the native engine: {library.problem()}")
 
 PRECISIONS = ("fp32", "int8", "int4")
-ISAS = [name for name in ("portable", "avx2") if library.instruction_set(name)]
+ISAS = [name for name in ("portable", "avx2", "neon", "dotprod", "i8mm") if library.instruction_set(name)]
 
 
 def forced(engine: Engine, tokens: tuple[int, ...]) -> Logits:

@@ -1,7 +1,8 @@
 """The core as a wheel, made from the package that is running, without a network and without a build tool.
 
 A wheel is a zip of the package's files with three text files beside them (PyPA, "Binary distribution format"). What runs here, an
-installed package or a checkout, is all that there is to pack, but for the native engine's library: it is for this machine alone.
+installed package or a checkout, is all that there is to pack, but for what the native engine was compiled to: that is for this
+machine's architecture alone.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def write_core_wheel(folder: Path) -> Path:
     contents = {
         f"mmedge/{file.relative_to(package).as_posix()}": file.read_bytes()
         for file in sorted(package.rglob("*"))
-        if file.is_file() and "__pycache__" not in file.parts and file != LIBRARY
+        if file.is_file() and "__pycache__" not in file.parts and LIBRARY.parent not in file.parents
     }
     contents[f"{info}/METADATA"] = about.encode()
     contents[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: mmedge\nRoot-Is-Purelib: true\nTag: py3-none-any\n"

@@ -28,6 +28,15 @@ _X86 = (  # files with their own flags, one of them twice
     ("kernels_vnni.cpp", (*_AVX2, "-mavxvnni")),
     ("kernels_vnni.cpp", (*_AVX2, "-mavx512vnni", "-mavx512vl")),
 )
+_ARM64 = (  # one file three times
+    ("kernels_arm.cpp", ()),
+    ("kernels_arm.cpp", ("-march=armv8.2-a+dotprod",)),
+    ("kernels_arm.cpp", ("-march=armv8.2-a+dotprod+i8mm",)),
+)
+_OF_MACHINE: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    **dict.fromkeys(("x86_64", "amd64"), _X86),
+    **dict.fromkeys(("aarch64", "arm64"), _ARM64),
+}
 EMULATED = ("kernels_vnni.cpp", (*_AVX2, "-DMMEDGE_EMULATED"))  # for tests on processors without VNNI
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 LIBRARY = Path(__file__).parent / "compiled" / f"libmmedge-native{_SUFFIX}"  # where Python looks for no modules
@@ -44,18 +53,20 @@ def compiler() -> str | None:
 
 
 def sources(machine: str = "") -> list[tuple[str, tuple[str, ...]]]:
-    """Return the files to compile for an architecture, each with its own flags."""
-    shared: list[tuple[str, tuple[str, ...]]] = [(name, ()) for name in SHARED]
-    return [*shared, *_X86] if (machine or platform.machine()).lower() in ("x86_64", "amd64") else shared
+    """Return the files to compile for an architecture, each with its own flags; by default for that of this Python."""
+    if not machine and sys.maxsize > 2**32:  # a Python of 32 bits may run on a processor of 64
+        machine = platform.machine()
+    return [*((name, ()) for name in SHARED), *_OF_MACHINE.get(machine.lower(), ())]
 
 
-def build(library: Path = LIBRARY, flags: tuple[str, ...] = (), cxx: str | None = None) -> Path:
+def build(library: Path = LIBRARY, flags: tuple[str, ...] = (), cxx: str | None = None, machine: str = "") -> Path:
     """Compile the library.
 
     Args:
         library: Where it goes; replaced whole, or not at all.
         flags: Flags beside the usual ones, such as a sanitizer's.
         cxx: The compiler; the one at hand by default.
+        machine: The architecture that it compiles for; this one by default.
 
     Raises:
         CannotCompile: There is no compiler, or it fails.
@@ -65,7 +76,7 @@ def build(library: Path = LIBRARY, flags: tuple[str, ...] = (), cxx: str | None 
         raise CannotCompile("no C++ compiler is installed")
     with tempfile.TemporaryDirectory() as temporary:
         objects: list[str] = []
-        for name, own in sources():
+        for name, own in sources(machine):
             objects.append(str(Path(temporary) / f"{len(objects)}.o"))
             _run([cxx, *FLAGS, *own, *flags, "-c", str(SOURCES / name), "-o", objects[-1]])
         made = Path(temporary) / library.name

@@ -6,6 +6,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 #include "step.h"
@@ -51,6 +55,21 @@ bool has_avxvnni() {
     unsigned a, b, c, d;
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
+#elif defined(__aarch64__) && defined(__linux__)
+// The kernel's bits, by their numbers: older headers have no names for them.
+bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
+bool has_i8mm() { return getauxval(AT_HWCAP2) >> 13 & 1; }
+#elif defined(__aarch64__) && defined(__APPLE__)
+bool has(const char* feature) {
+    int32_t found = 0;
+    size_t size = sizeof found;
+    return !sysctlbyname(feature, &found, &size, nullptr, 0) && found;
+}
+bool has_dotprod() { return has("hw.optional.arm.FEAT_DotProd"); }
+bool has_i8mm() { return has("hw.optional.arm.FEAT_I8MM"); }
+#elif defined(__aarch64__)
+bool has_dotprod() { return false; }
+bool has_i8mm() { return false; }
 #endif
 
 // The kernels of a name, or the first that can be used where it is empty; null where there are none.
@@ -68,6 +87,10 @@ const Kernels* kernels_named(const char* name) {
 #if defined(MMEDGE_EMULATED)
         {avx2, emulated_vnni_kernels},
 #endif
+#elif defined(__aarch64__)
+        {has_dotprod() && has_i8mm(), i8mm_kernels},
+        {has_dotprod(), dotprod_kernels},
+        {true, neon_kernels},
 #endif
         {true, portable_kernels},
     };
