@@ -7,6 +7,8 @@
 
 namespace {
 
+constexpr int ABREAST = 4;  // how many eights of positions or components three queries have registers for
+
 struct F8 {
     __m256 v;
     static F8 load(const float* from) { return {_mm256_loadu_ps(from)}; }

@@ -8,6 +8,8 @@
 
 namespace {
 
+constexpr int ABREAST = 2;  // how many eights of positions or components three queries have registers for
+
 struct F8 {
     float32x4_t low, high;
     static F8 load(const float* from) { return {vld1q_f32(from), vld1q_f32(from + 4)}; }
