@@ -1,9 +1,7 @@
-// Conversations that another machine has had with the same models: the same tokens and logits, to the bit, on every instruction set
-// of this processor, alone and together, with prompts that are read in pieces, on one thread and on two.
+// Conversations that another machine has had with the same models: the same tokens and logits, to the bit, alone and together, with
+// prompts that are read in pieces, on one thread and on two.
 //
-//     conversations MODEL…            files that `tests/native/arm.py` writes
-//
-// Prints the name of the fastest kernels first.
+//     conversations KERNELS MODEL…    the kernels' name, or nothing for the fastest; files that `tests/native/arm.py` writes
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -163,21 +161,16 @@ bool agree(const char* path, const Recorded& model, const char* kernels) {
 
 }  // namespace
 
-int main(int count, char** paths) try {
-    std::printf("%s\n", mmedge_kernels(""));
+int main(int count, char** arguments) try {
+    const char* kernels = count > 1 ? mmedge_kernels(arguments[1]) : nullptr;
+    if (!kernels) return std::puts("there are no such kernels here"), 1;
     size_t conversations = 0;
-    int sets = 0;
-    for (int place = 1; place < count; ++place) {
-        const Recorded model(paths[place]);
-        sets = 0;
-        for (const char* kernels : {"portable", "avx2", "neon", "dotprod", "i8mm"}) {
-            if (!mmedge_kernels(kernels)) continue;
-            ++sets;
-            if (!agree(paths[place], model, kernels)) return 1;
-        }
+    for (int place = 2; place < count; ++place) {
+        const Recorded model(arguments[place]);
+        if (!agree(arguments[place], model, kernels)) return 1;
         conversations += model.conversations.size();
     }
-    std::printf("%zu conversations agree on %d instruction sets\n", conversations, sets);
+    std::printf("%s: %zu conversations agree\n", kernels, conversations);
 } catch (const std::exception& error) {
     std::printf("%s\n", error.what());
     return 1;
