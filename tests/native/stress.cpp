@@ -55,7 +55,8 @@ struct Made {
             m.codes = floats(random, static_cast<int64_t>(outputs + beside) * inputs - beside, 0, 0.1f);
         } else if (m.storage == Storage::int8_columns) {
             std::vector<uint8_t> codes(static_cast<size_t>(outputs) * static_cast<size_t>(inputs));
-            for (uint8_t& code : codes) code = static_cast<uint8_t>(between(random, 0, 255));
+            const int most = between(random, 0, 2) ? 63 : 127;  // codes of 7 bits are packed on every processor
+            for (uint8_t& code : codes) code = static_cast<uint8_t>(between(random, -most - 1, most));
             m.codes = add(codes.data(), codes.size(), 1);
             m.scales = floats(random, outputs, 0.002f, 0.0005f);
         } else {

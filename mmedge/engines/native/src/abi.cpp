@@ -26,6 +26,7 @@ namespace {
 
 constexpr int ABI = 6;
 constexpr int64_t MOST_ROWS = 1 << 16;
+constexpr int64_t MOST_PANELS = 48'000'000;  // bytes beside the file
 
 int refuse(char* message, int room, const std::string& what) {
     if (room > 0) std::snprintf(message, static_cast<size_t>(room), "%s", what.c_str());
@@ -134,8 +135,10 @@ EXPORTED int mmedge_open(const Plan* plan, const Matrix* matrices, const Block* 
         if (threads < 1 || threads > 1024 || callers < 1 || callers > 1024) return "threads and callers must be from 1 to 1024";
         auto model = std::make_unique<Model>();
         std::string wrong = read_model(*plan, matrices, blocks, weights, size, *model);
-        if (wrong.empty()) *engine = new Engine(std::move(model), *found, threads, callers);
-        return wrong;
+        if (!wrong.empty()) return wrong;
+        pack_columns(*model, *found, MOST_PANELS);
+        *engine = new Engine(std::move(model), *found, threads, callers);
+        return "";
     });
 }
 

@@ -27,6 +27,7 @@ struct Weights {
     int64_t stride;  // of float32 columns
     const uint8_t* codes;
     const int8_t* columns;     // codes of an `int8_columns` matrix, which is an `int8_blocks` one but for where these lie
+    const uint8_t* panels;     // the same as the kernels multiply them; null where they are not packed
     const float* floats;
     const float* scales;       // one of these two
     const uint16_t* half_scales;
@@ -83,11 +84,17 @@ struct Kernels {
     // quantizes inputs from `first` to `end` - 1 of a row; `first` is a multiple of 64
     void (*quantize)(const float* x, int first, int end, const Weights& of, const Activations& out, int row);
     void (*multiply)(const Product& product, int first, int end, uint8_t* scratch);  // outputs from `first` to `end` - 1
+    // Packs columns into panels, `panel_bytes` of them; returns false where they cannot be. Null where they are multiplied as they lie.
+    bool (*pack)(const Weights& columns, uint8_t* panels);
     void (*rotate)(float* head, const float* cosines, const float* sines, int head_width);
     void (*attend)(const Attended& attended);
     void (*look_up)(const Weights& table, int entry, float* out);
     void (*convolve)(const Convolved& convolved);
 };
+
+inline int64_t panel_bytes(const Weights& columns) {
+    return static_cast<int64_t>(columns.outputs + GROUP - 1) / GROUP * GROUP * columns.blocks * columns.block;
+}
 
 constexpr int64_t MULTIPLY_SCRATCH = 256 * 1024;  // bytes for each thread
 

@@ -58,17 +58,17 @@ namespace mmedge {
 
 #if defined(__ARM_FEATURE_MATMUL_INT8)
 const Kernels& i8mm_kernels() {
-    static constexpr Kernels found = {"i8mm", norm, gate, quantize, multiply, rotate, attend, look_up, convolve};
+    static constexpr Kernels found = {"i8mm", norm, gate, quantize, multiply, pack, rotate, attend, look_up, convolve};
     return found;
 }
 #elif defined(__ARM_FEATURE_DOTPROD)
 const Kernels& dotprod_kernels() {
-    static constexpr Kernels found = {"dotprod", norm, gate, quantize, multiply, rotate, attend, look_up, convolve};
+    static constexpr Kernels found = {"dotprod", norm, gate, quantize, multiply, pack, rotate, attend, look_up, convolve};
     return found;
 }
 #else
 const Kernels& neon_kernels() {
-    static constexpr Kernels found = {"neon", norm, gate, quantize, multiply, rotate, attend, look_up, convolve};
+    static constexpr Kernels found = {"neon", norm, gate, quantize, multiply, pack, rotate, attend, look_up, convolve};
     return found;
 }
 #endif

@@ -9,7 +9,7 @@
 namespace mmedge {
 
 const Kernels& portable_kernels() {
-    static constexpr Kernels found = {"portable", norm, gate, quantize_plain, multiply_plain, rotate, attend, look_up, convolve};
+    static constexpr Kernels found = {"portable", norm, gate, quantize_plain, multiply_plain, nullptr, rotate, attend, look_up, convolve};
     return found;
 }
 

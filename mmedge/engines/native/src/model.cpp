@@ -233,6 +233,17 @@ std::string read_model(const Plan& plan, const Matrix* matrices, const Block* bl
     return reader.wrong;
 }
 
+void pack_columns(Model& model, const Kernels& kernels, int64_t most) {
+    for (Weights& weights : model.weights) {
+        if (!kernels.pack || !weights.columns || panel_bytes(weights) > most) continue;
+        auto panels = zeros<uint8_t>(static_cast<uint64_t>(panel_bytes(weights)));
+        if (!panels || !kernels.pack(weights, panels.get())) continue;
+        most -= panel_bytes(weights);
+        weights.panels = panels.get();
+        model.panels.push_back(std::move(panels));
+    }
+}
+
 std::unique_ptr<Cache> make_cache(const Model& model, int64_t rows, int64_t capacity, int layers) {
     auto found = std::make_unique<Cache>();
     found->of = &model;

@@ -12,6 +12,19 @@
 
 namespace mmedge {
 
+struct Freed {
+    void operator()(void* memory) const { std::free(memory); }
+};
+
+template <typename Value>
+using Memory = std::unique_ptr<Value[], Freed>;
+
+// Zeros; pages come into being when they are written.
+template <typename Value>
+Memory<Value> zeros(uint64_t count) {
+    return Memory<Value>(static_cast<Value*>(std::calloc(count ? count : 1, sizeof(Value))));
+}
+
 struct ModelBlock {
     Sublayer kind;
     int window;
@@ -53,6 +66,7 @@ struct Model {
     int mixed;      // the most inputs of the linear layer behind that
     int hidden;     // the most outputs of a gate
     int most_blocks;  // of a row
+    std::vector<Memory<uint8_t>> panels;  // that matrices in columns were packed into
 };
 
 // Checks a plan against the weights' size, and every count, shape and offset against each other.
@@ -60,18 +74,8 @@ struct Model {
 std::string read_model(const Plan& plan, const Matrix* matrices, const Block* blocks, const uint8_t* weights, uint64_t size,
                        Model& model);
 
-struct Freed {
-    void operator()(void* memory) const { std::free(memory); }
-};
-
-template <typename Value>
-using Memory = std::unique_ptr<Value[], Freed>;
-
-// Zeros; pages come into being when they are written.
-template <typename Value>
-Memory<Value> zeros(uint64_t count) {
-    return Memory<Value>(static_cast<Value*>(std::calloc(count ? count : 1, sizeof(Value))));
-}
+// Packs the matrices in columns, as many as `most` bytes have room for.
+void pack_columns(Model& model, const Kernels& kernels, int64_t most);
 
 // Keys and values of rows: keys as (row, layer, head, positions / 8, head_width, 8), values as (row, layer, head, position, head_width).
 // What a context was encoded to is kept so too, as one row of keys and values for each cross-attention. The states of recurrent

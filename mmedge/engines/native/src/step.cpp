@@ -20,7 +20,7 @@ constexpr int AHEAD = 96;  // lines of 64 bytes
 int chunks_of(int count, int each) { return (count + each - 1) / each; }
 
 bool alike(const Weights& a, const Weights& b) {
-    return (a.floats && b.floats) || (!a.floats && !b.floats && a.storage == b.storage && a.block == b.block);
+    return (a.floats && b.floats) || (!a.floats && !b.floats && a.storage == b.storage && a.block == b.block && !a.panels == !b.panels);
 }
 
 }  // namespace
