@@ -2,7 +2,8 @@
 
     python benchmarks/decode_speed.py                    SmolLM2-135M (needs `make weights`): 80-token prompt, 64 new tokens
     python benchmarks/decode_speed.py --model t5-small   T5 v1.1 small's shape with random weights; also t5-base
-    python benchmarks/decode_speed.py --model gemma3-270m        Gemma 3 270M's shape with random weights; also qwen3-0.6b
+    python benchmarks/decode_speed.py --model gemma3-270m        Gemma 3 270M's shape with random weights; also qwen3-0.6b,
+                                                         lfm2-350m, qwen3.5-0.8b
     python benchmarks/decode_speed.py --peers genai=.venv-genai/bin/python llama=.venv-servers/bin/python
 
 mmedge's bundles run on ONNX Runtime and on its native engine. Peers are optimum's export, as it is and with `quantize_dynamic`;
@@ -45,6 +46,15 @@ DECODERS: dict[str, dict[str, Any]] = {  # of the published models' configs, wha
     "qwen3-0.6b": {
         "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
         "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
+    },
+    "lfm2-350m": {
+        "model_type": "lfm2", "vocab_size": 65536, "hidden_size": 1024, "intermediate_size": 6656, "num_hidden_layers": 16,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+    },
+    "qwen3.5-0.8b": {
+        "model_type": "qwen3_5_text", "vocab_size": 248320, "hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 24,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 256, "linear_num_value_heads": 16,
+        "tie_word_embeddings": True,
     },
 }  # fmt: skip
 PROMPT, NEW = 80, 64

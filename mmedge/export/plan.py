@@ -15,6 +15,7 @@ from onnx import TensorProto
 
 from mmedge.export.architectures.decoder import EMBEDDING, Attention, DecoderShape, Mixer
 from mmedge.export.architectures.lfm2 import ShortConvolution
+from mmedge.export.architectures.qwen3_5 import GatedAttention, GatedDelta
 from mmedge.export.builder import GraphBuilder, StoredMatrix
 from mmedge.export.quantization.formats import INT8_OUTPUTS
 from mmedge.export.weights import TABLE, Weights, has_own_head
@@ -41,7 +42,8 @@ def decoder_plan(shape: DecoderShape, weights: Weights, g: GraphBuilder) -> dict
     if not attentions or shape.logits_cap or g.float_type != TensorProto.FLOAT:
         return None
     first = attentions[0]
-    if not all(map(_has_words, shape.mixers)) or any(_common(attention) != _common(first) for attention in attentions):
+    known = all(_has_words(mixer, shape) for mixer in shape.mixers)
+    if not known or any(_common(attention) != _common(first) for attention in attentions):
         return None
     head = "head" if has_own_head(weights, EMBEDDING) else TABLE
     names = [TABLE, *([head] if head != TABLE else [])]
@@ -82,9 +84,13 @@ def decoder_plan(shape: DecoderShape, weights: Weights, g: GraphBuilder) -> dict
     }
 
 
-def _has_words(mixer: Mixer) -> bool:
+def _has_words(mixer: Mixer, shape: DecoderShape) -> bool:
     """Whether a plan can say what a mixer does: of these very classes, since others of their kind may do more."""
-    return type(mixer) is Attention or (type(mixer) is ShortConvolution and mixer.width % CHANNELS == 0 and mixer.taps <= TAPS)
+    if type(mixer) is GatedDelta and mixer.epsilon == shape.epsilon:
+        return mixer.channels % CHANNELS == 0 and mixer.taps <= TAPS
+    if type(mixer) is ShortConvolution:
+        return mixer.width % CHANNELS == 0 and mixer.taps <= TAPS
+    return type(mixer) in (Attention, GatedAttention)
 
 
 def _is_plain(shape: DecoderShape) -> bool:
@@ -237,7 +243,7 @@ def _blocks(
     name = f"layers.{index}"
     mixed = {
         **_mixer(shape, weights, g, index, mixer, plain=plain),
-        "first": places[f"{name}.{mixer.name}.{next(iter(mixer.linears()))}"],
+        **{key: places[f"{name}.{mixer.name}.{part}"] for key, part in zip(("first", "second"), mixer.linears(), strict=False)},
         "out": places[f"{name}.{mixer.name}.o"],
         "norm": g.floats_place(f"{name}.norm.weight"),
     }
@@ -262,9 +268,12 @@ def _mixer(shape: DecoderShape, weights: Weights, g: GraphBuilder, index: int, m
     """Return what a mixer is beside its linear layers."""
     if isinstance(mixer, Attention):
         return _attention(shape, g, index, mixer, plain=plain)
+    name = f"layers.{index}.{mixer.name}"
+    if isinstance(mixer, GatedDelta):
+        return {"kind": "gated_delta", **_convolution(g, f"{name}.convolution", mixer.taps), **_delta(g, name, mixer)}
     assert isinstance(mixer, ShortConvolution)  # `_has_words` knows no others
     bias = f"model.layers.{index}.conv.conv.bias" in weights
-    return {"kind": "convolution", **_convolution(g, f"layers.{index}.{mixer.name}", mixer.taps, bias=bias)}
+    return {"kind": "convolution", **_convolution(g, name, mixer.taps, bias=bias)}
 
 
 def _attention(shape: DecoderShape, g: GraphBuilder, index: int, attention: Attention, *, plain: bool) -> dict[str, Any]:
@@ -274,6 +283,8 @@ def _attention(shape: DecoderShape, g: GraphBuilder, index: int, attention: Atte
     found = {"kind": "self_attention", "window": attention.window or 0, "query_norm": norms[0], "key_norm": norms[1]}
     if plain:
         return found
+    if isinstance(attention, GatedAttention):
+        found["gated"] = 1
     if attention.rotary is None:
         return {**found, "rotary_width": 0}
     rotaries = list(dict.fromkeys(mixer.rotary for mixer in shape.mixers if isinstance(mixer, Attention) and mixer.rotary))
@@ -283,7 +294,20 @@ def _attention(shape: DecoderShape, g: GraphBuilder, index: int, attention: Atte
     return {**found, **turns, "rotary_width": 2 * len(attention.rotary.frequencies)}
 
 
-def _convolution(g: GraphBuilder, name: str, taps: int, *, bias: bool) -> dict[str, Any]:
+def _delta(g: GraphBuilder, name: str, delta: GatedDelta) -> dict[str, Any]:
+    """Return what a gated delta layer is beside its linear layers and its convolution."""
+    return {
+        "key_heads": delta.key_heads,
+        "value_heads": delta.value_heads,
+        "key_width": delta.key_width,
+        "value_width": delta.value_width,
+        "head_norm": g.floats_place(f"{name}.norm.weight"),
+        "step_bias": g.floats_place(f"{name}.step.bias"),
+        "slope": g.floats_place(f"{name}.slope"),
+    }
+
+
+def _convolution(g: GraphBuilder, name: str, taps: int, *, bias: bool = False) -> dict[str, Any]:
     """Return where a convolution's taps lie, the last one that for the token itself, and its bias."""
     return {
         "taps": [g.floats_place(f"{name}.kernel.{tap}") for tap in range(taps)],

@@ -83,7 +83,8 @@ Block attention(Made& made, Random& random, bool cross, bool norms) {
     const int inner = p.heads * p.head_width;
     Block found{};
     found.kind = cross ? Sublayer::cross_attention : Sublayer::self_attention;
-    found.first = made.matrix(random, cross ? inner : inner + 2 * p.kv_heads * p.head_width, p.width, false);
+    found.gated = norms && !p.encoder_blocks && !between(random, 0, 2);
+    found.first = made.matrix(random, cross ? inner : (found.gated ? 2 : 1) * inner + 2 * p.kv_heads * p.head_width, p.width, false);
     found.second = -1;
     found.out = made.matrix(random, p.width, inner, false);
     found.norm = made.floats(random, p.width, 1, 0.1f);
@@ -107,6 +108,25 @@ Block convolution(Made& made, Random& random) {
     found.taps = between(random, 1, 5);
     for (int tap = 0; tap < found.taps; ++tap) found.kernel[tap] = made.floats(random, p.width, 0, 0.5f);
     found.kernel_bias = between(random, 0, 1) ? ABSENT : made.floats(random, p.width, 0, 0.1f);
+    return found;
+}
+
+Block gated_delta(Made& made, Random& random) {
+    const Plan& p = made.plan;
+    Block found = convolution(made, random);
+    found.kind = Sublayer::gated_delta;
+    found.key_heads = between(random, 1, 3), found.value_heads = found.key_heads * between(random, 1, 2);
+    do found.key_width = between(random, 1, 40), found.value_width = between(random, 1, 70);
+    while ((2 * found.key_heads * found.key_width + found.value_heads * found.value_width) % 16);
+    const int inner = found.value_heads * found.value_width, channels = 2 * found.key_heads * found.key_width + inner;
+    found.first = made.matrix(random, channels + inner, p.width, false);
+    found.second = made.matrix(random, 2 * found.value_heads, p.width, false);
+    found.out = made.matrix(random, p.width, inner, false);
+    for (int tap = 0; tap < found.taps; ++tap) found.kernel[tap] = made.floats(random, channels, 0, 0.5f);
+    found.kernel_bias = ABSENT;
+    found.head_norm = made.floats(random, found.value_width, 1, 0.1f);
+    found.step_bias = made.floats(random, found.value_heads, 0, 3);
+    found.slope = made.floats(random, found.value_heads, -1, 0.5f);
     return found;
 }
 
@@ -159,7 +179,8 @@ Made make(Random& random) {
         if (encodes) made.blocks.push_back(attention(made, random, true, false));
         made.blocks.push_back(feed_forward(made, random));
         for (int more = recurrent ? between(random, 0, 2) : 0; more > 0; --more) {
-            made.blocks.insert(made.blocks.end() - (between(random, 0, 1) ? 2 : 0), convolution(made, random));
+            const Block block = between(random, 0, 1) ? convolution(made, random) : gated_delta(made, random);
+            made.blocks.insert(made.blocks.end() - (between(random, 0, 1) ? 2 : 0), block);
             if (between(random, 0, 1)) made.blocks.push_back(feed_forward(made, random));
         }
     }

@@ -62,8 +62,14 @@ if dialects.MAJOR >= 5:  # 4.57 writes other names
         {"layer_types": ["conv", "conv", "full_attention", "conv"], "num_hidden_layers": 4, "conv_bias": True,
          "block_auto_adjust_ff_dim": False},
     )  # fmt: skip
+    _MODELS["qwen3_5"] = (  # heads of odd widths, of which two share one of keys, behind the last attention too
+        transformers.Qwen3_5TextConfig,
+        transformers.Qwen3_5ForCausalLM,
+        {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "head_dim": 64, "linear_num_key_heads": 2,
+         "linear_num_value_heads": 4, "linear_key_head_dim": 20, "linear_value_head_dim": 44, "tie_word_embeddings": True},
+    )  # fmt: skip
 KINDS = tuple(_MODELS)
-RECURRENT = tuple(kind for kind in ("lfm2",) if kind in KINDS)
+RECURRENT = tuple(kind for kind in ("lfm2", "qwen3_5") if kind in KINDS)
 _T5: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "d_model": 96,

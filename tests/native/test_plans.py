@@ -114,6 +114,33 @@ def test_a_lying_plan_of_layers_with_states_is_refused_by_name(path: tuple[Any, 
         opened(plan, "int8", "lfm2")
 
 
+@pytest.mark.skipif("qwen3_5" not in KINDS, reason="needs transformers 5")
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("blocks", 0, "key_heads"), 3, "a gated delta layer does not fit"),
+        (("blocks", 0, "key_heads"), 0, "a gated delta layer does not fit"),
+        (("blocks", 0, "value_heads"), 2048, "a gated delta layer does not fit"),
+        (("blocks", 0, "value_heads"), 8, "does not fit"),
+        (("blocks", 0, "key_width"), 24, "does not fit"),
+        (("blocks", 0, "value_width"), -44, "a gated delta layer does not fit"),
+        (("blocks", 0, "second"), 0, "does not fit"),
+        (("blocks", 0, "second"), -1, "not there"),
+        (("blocks", 0, "taps"), [], "a convolution does not fit"),
+        (("blocks", 0, "step_bias"), 2**40, "a decay lies outside of the weights"),
+        (("blocks", 0, "slope"), None, "a decay lies outside of the weights"),
+        (("blocks", 0, "head_norm"), 2**31, "a norm lies outside of the weights"),
+        (("blocks", 2, "gated"), 0, "does not fit"),
+        (("blocks", 2, "kind"), "gated_delta", "a gated delta layer does not fit"),
+    ],
+)
+def test_a_lying_plan_of_gated_delta_layers_is_refused_by_name(path: tuple[Any, ...], value: Any, said: str) -> None:
+    plan = stated("int8", "qwen3_5")
+    put(plan, path, value)
+    with pytest.raises(MmedgeError, match=said):
+        opened(plan, "int8", "qwen3_5")
+
+
 def test_a_plan_may_not_name_a_file_elsewhere(tmp_path: Path) -> None:
     for name in ("../weights.data", "/etc/passwd", "", "other.data", None, 3):
         with pytest.raises(MmedgeError, match="names no file"):

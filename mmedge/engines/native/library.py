@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mmedge.engines.native.build import LIBRARY
 from mmedge.errors import MmedgeError
 
-ABI = 6
+ABI = 7
 PLAN_VERSIONS = (1, 2, 3, 4)  # 2 has encoders; 3 rotary embeddings, norms and factors of a layer's own; 4 layers with states
 _PLAN_STRUCTURE = 1
 ABSENT = -1
@@ -25,7 +25,8 @@ _ROOM = 256  # bytes for a message
 _MOST_TAPS = 16  # tokens that a convolution sees
 _STORAGES = {"float32_rows": 1, "float32_columns": 2, "int8_blocks": 3, "int4_blocks": 4, "int8_columns": 5}
 _SCALE_TYPES = {"float32": 1, "float16": 2}
-_KINDS = {"self_attention": 1, "feed_forward": 2, "cross_attention": 3, "convolution": 4}
+_KINDS = {"self_attention": 1, "feed_forward": 2, "cross_attention": 3, "convolution": 4, "gated_delta": 5}
+_DELTA = ("key_heads", "value_heads", "key_width", "value_width")
 _ACTIVATIONS = {"silu": 0, "relu": 1, "gelu": 2}
 
 Integers = NDArray[np.int64]
@@ -45,10 +46,12 @@ class Block(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("kind", "window", "first", "second", "out", "activation")),
-        *((name, ctypes.c_int64) for name in ("norm", "query_norm", "key_norm", "after_norm", "cosines", "sines")),
+        *((name, ctypes.c_int64) for name in ("norm", "query_norm", "key_norm", "after_norm", "head_norm", "cosines", "sines")),
         *((name, ctypes.c_int32) for name in ("rotary_width", "taps")),
         ("kernel_bias", ctypes.c_int64),
         ("kernel", ctypes.c_int64 * _MOST_TAPS),
+        *((name, ctypes.c_int32) for name in ("gated", *_DELTA, "reserved")),
+        *((name, ctypes.c_int64) for name in ("step_bias", "slope")),
     ]
 
 
@@ -307,12 +310,15 @@ def _block(stated: Mapping[str, Any], plan: Mapping[str, Any]) -> Block:
         _int(stated["out"]),
         _ACTIVATIONS[stated.get("activation", "silu")],
         _int(stated["norm"]),
-        *(_place(stated.get(name)) for name in ("query_norm", "key_norm", "after_norm")),
+        *(_place(stated.get(name)) for name in ("query_norm", "key_norm", "after_norm", "head_norm")),
         *(_place(turns.get(name)) for name in ("cosines", "sines")),
         _int(turns.get("rotary_width", whole)),
         len(taps),
         _place(stated.get("kernel_bias")),
         (ctypes.c_int64 * _MOST_TAPS)(*taps),
+        *(_int(stated.get(name, 0)) for name in ("gated", *_DELTA)),
+        0,
+        *(_place(stated.get(name)) for name in ("step_bias", "slope")),
     )
 
 

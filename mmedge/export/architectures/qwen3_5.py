@@ -92,6 +92,11 @@ class GatedDelta:
         """The width of all heads of values together."""
         return self.value_heads * self.value_width
 
+    @property
+    def channels(self) -> int:
+        """Of what is convolved: queries, keys and values."""
+        return 2 * self.key_heads * self.key_width + self.inner
+
     def linears(self) -> dict[str, tuple[str, ...]]:
         """Return what the convolution reads with the output's gates, and what decides decay and update."""
         return {
@@ -104,7 +109,7 @@ class GatedDelta:
         g, prefix, name = decoder.g, f"model.layers.{index}.linear_attn", f"layers.{index}.{self.name}"
         keys = self.key_heads * self.key_width
         packed = decoder.joined(x, [f"{prefix}.in_proj_qkv", f"{prefix}.in_proj_z"], f"{name}.in")
-        packed, gate = g.nodes("Split", [packed, g.integers(2 * keys + self.inner, self.inner)], 2, f"{name}.split", axis=-1)
+        packed, gate = g.nodes("Split", [packed, g.integers(self.channels, self.inner)], 2, f"{name}.split", axis=-1)
         kernel = decoder.weights[f"{prefix}.conv1d.weight"][:, 0]
         seen = causal_convolution(decoder, packed, kernel, f"{index}.convolution", f"{name}.convolution")
         seen = decoder.silu(seen, f"{name}.convolution")

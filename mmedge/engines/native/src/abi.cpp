@@ -24,7 +24,7 @@ using namespace mmedge;
 
 namespace {
 
-constexpr int ABI = 6;
+constexpr int ABI = 7;
 constexpr int64_t MOST_ROWS = 1 << 16;
 constexpr int64_t MOST_PANELS = 48'000'000;  // bytes beside the file
 

@@ -8,6 +8,7 @@
 //   attention       a score is one fused multiply-add for each component, from the first to the last, and a weighted sum one for each
 //                   position; exponentials are added in eight sums, one for each position modulo 8
 //   convolutions    one fused multiply-add for each token that is seen, from the oldest to the token itself
+//   gated delta     a state's sums over keys are one fused multiply-add for each, from the first to the last; tokens one by one
 // So results are the same for one row and for many, for one thread and for several, and for several tokens at once.
 #pragma once
 
@@ -77,6 +78,17 @@ struct Convolved {
     float* out;                    // (channels)
 };
 
+// A step of one head of a gated delta layer (Yang et al. 2024): its state decays, and what it says of the key is moved towards the value.
+struct Delta {
+    const float* query;  // (key_width), scaled
+    const float* key;    // (key_width), of length 1
+    const float* value;  // (value_width)
+    float decay, update;
+    float* state;  // (key_width, value_width)
+    int key_width, value_width;
+    float* out;  // (value_width), what the new state says of the query
+};
+
 struct Kernels {
     const char* name;
     void (*norm)(const float* x, const float* weight, int width, float epsilon, float* out);
@@ -90,6 +102,10 @@ struct Kernels {
     void (*attend)(const Attended& attended);
     void (*look_up)(const Weights& table, int entry, float* out);
     void (*convolve)(const Convolved& convolved);
+    void (*unit)(const float* x, int width, float length, float* out);  // x / |x| · length
+    // What a head's update and decay are of their rates, for so many heads.
+    void (*rates)(const float* update, const float* step, const float* step_bias, const float* slope, int heads, float* updates, float* decays);
+    void (*move)(const Delta& delta);
 };
 
 inline int64_t panel_bytes(const Weights& columns) {

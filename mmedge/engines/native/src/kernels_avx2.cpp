@@ -9,11 +9,12 @@ inline __m256i dots(__m256i sums, __m256i, __m256i) { return sums; }  // never c
 
 #include "kernels_x86.inc"
 #include "convolution.inc"
+#include "delta.inc"
 
 namespace mmedge {
 
 const Kernels& avx2_kernels() {
-    static constexpr Kernels found = {"avx2", norm, gate, quantize, multiply, pack, rotate, attend, look_up, convolve};
+    static constexpr Kernels found = {"avx2", norm, gate, quantize, multiply, pack, rotate, attend, look_up, convolve, unit, rates, move};
     return found;
 }
 

@@ -5,11 +5,12 @@
 #include "common.inc"
 #include "plain.inc"
 #include "convolution.inc"
+#include "delta.inc"
 
 namespace mmedge {
 
 const Kernels& portable_kernels() {
-    static constexpr Kernels found = {"portable", norm, gate, quantize_plain, multiply_plain, nullptr, rotate, attend, look_up, convolve};
+    static constexpr Kernels found = {"portable", norm, gate, quantize_plain, multiply_plain, nullptr, rotate, attend, look_up, convolve, unit, rates, move};
     return found;
 }
 

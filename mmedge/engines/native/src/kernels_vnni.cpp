@@ -26,22 +26,23 @@ inline __m256i dots(__m256i sums, __m256i weights, __m256i codes) {
 
 #include "kernels_x86.inc"
 #include "convolution.inc"
+#include "delta.inc"
 
 namespace mmedge {
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
 const Kernels& avx512vnni_kernels() {
-    static constexpr Kernels found = {"avx512vnni", norm, gate, quantize, multiply, pack, rotate, attend, look_up, convolve};
+    static constexpr Kernels found = {"avx512vnni", norm, gate, quantize, multiply, pack, rotate, attend, look_up, convolve, unit, rates, move};
     return found;
 }
 #elif defined(__AVXVNNI__)
 const Kernels& avxvnni_kernels() {
-    static constexpr Kernels found = {"avxvnni", norm, gate, quantize, multiply, pack, rotate, attend, look_up, convolve};
+    static constexpr Kernels found = {"avxvnni", norm, gate, quantize, multiply, pack, rotate, attend, look_up, convolve, unit, rates, move};
     return found;
 }
 #else
 const Kernels& emulated_vnni_kernels() {
-    static constexpr Kernels found = {"emulated", norm, gate, quantize, multiply, pack, rotate, attend, look_up, convolve};
+    static constexpr Kernels found = {"emulated", norm, gate, quantize, multiply, pack, rotate, attend, look_up, convolve, unit, rates, move};
     return found;
 }
 #endif

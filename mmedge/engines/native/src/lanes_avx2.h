@@ -32,6 +32,9 @@ inline F8 scaled(F8 a, F8 n) {
     return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(power))};
 }
 
+// 1 where a ≥ b, and 0 elsewhere
+inline F8 at_least(F8 a, F8 b) { return {_mm256_and_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ), _mm256_set1_ps(1.0f))}; }
+
 // a in lanes from `first` to `end` - 1, b elsewhere
 inline F8 between(F8 a, F8 b, int32_t first, int32_t end) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

@@ -41,6 +41,12 @@ inline float32x4_t scaled(float32x4_t a, float32x4_t n) {
 }
 inline F8 scaled(F8 a, F8 n) { return {scaled(a.low, n.low), scaled(a.high, n.high)}; }
 
+// 1 where a ≥ b, and 0 elsewhere
+inline float32x4_t at_least(float32x4_t a, float32x4_t b) {
+    return vreinterpretq_f32_u32(vandq_u32(vcgeq_f32(a, b), vreinterpretq_u32_f32(vdupq_n_f32(1.0f))));
+}
+inline F8 at_least(F8 a, F8 b) { return {at_least(a.low, b.low), at_least(a.high, b.high)}; }
+
 // a in lanes from `first` to `end` - 1, b elsewhere
 inline F8 between(F8 a, F8 b, int32_t first, int32_t end) {
     static constexpr int32_t LANES[8] = {0, 1, 2, 3, 4, 5, 6, 7};

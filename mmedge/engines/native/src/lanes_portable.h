@@ -65,6 +65,9 @@ inline F8 scaled(F8 a, F8 n) {
     return a;
 }
 
+// 1 where a ≥ b, and 0 elsewhere
+inline F8 at_least(F8 a, F8 b) { return by_lane(a, b, [](float x, float y) { return x >= y ? 1.0f : 0.0f; }); }
+
 // a in lanes from `first` to `end` - 1, b elsewhere
 inline F8 between(F8 a, F8 b, int32_t first, int32_t end) {
     for (int lane = 0; lane < 8; ++lane)

@@ -101,129 +101,182 @@ private:
 
 bool is_count(int64_t value, int64_t most) { return value >= 1 && value <= most; }
 
-}  // namespace
+// Reads the sublayers of a plan whose own numbers and matrices were checked.
+class Sublayers {
+public:
+    Sublayers(Reader& reader, Model& model)
+        : reader_(reader), model_(model), plan_(model.plan), attended_(int64_t{plan_.heads} * plan_.head_width),
+          kept_(int64_t{plan_.kv_heads} * plan_.head_width), encodes_(plan_.encoder_blocks > 0) {}
 
-std::string read_model(const Plan& plan, const Matrix* matrices, const Block* blocks, const uint8_t* weights, uint64_t size,
-                       Model& model) {
-    Reader reader(weights, size);
+    int crosses = 0;
+
+    const Weights* matrix(int place, int64_t outputs, int64_t inputs) {
+        const bool known = place >= 0 && place < plan_.matrix_count;
+        reader_.require(known, "the plan names a matrix that is not there");
+        if (!known) return nullptr;
+        const Weights* found = &model_.weights[place];
+        reader_.require(found->inputs == inputs && (outputs == 0 || found->outputs == outputs), "a matrix's shape does not fit the plan");
+        return found;
+    }
+
+    void add(const Block& block, bool in_encoder) {
+        ModelBlock found{};
+        found.kind = block.kind;
+        found.window = block.window;
+        found.activation = block.activation;
+        found.norm = reader_.floats(block.norm, plan_.width, "a norm lies outside of the weights");
+        found.after_norm = reader_.optional(block.after_norm, plan_.width, "a norm lies outside of the weights");
+        switch (block.kind) {
+            case Sublayer::self_attention: self_attention(block, in_encoder, found); break;
+            case Sublayer::cross_attention: cross_attention(block, in_encoder, found); break;
+            case Sublayer::feed_forward: feed_forward(block, found); break;
+            case Sublayer::convolution: convolution(block, found); break;
+            case Sublayer::gated_delta: gated_delta(block, found); break;
+            default: reader_.require(false, "the plan has an unknown kind of sublayer");
+        }
+        if (!reader_.wrong.empty()) return;
+        if (block.kind != Sublayer::feed_forward) {
+            model_.opened = std::max(model_.opened, found.first->outputs);
+            model_.mixed = std::max(model_.mixed, found.out->inputs);
+        }
+        model_.widest = std::max(model_.widest, found.out->inputs);
+        (in_encoder ? model_.encoder : model_.blocks).push_back(found);
+    }
+
+private:
+    void self_attention(const Block& block, bool in_encoder, ModelBlock& found) {
+        reader_.require(block.window >= 0 && (!encodes_ || block.window == 0), "a window is impossible");
+        found.gated = block.gated != 0;
+        reader_.require(!found.gated || !encodes_, "an encoder-decoder has no gates");
+        found.first = matrix(block.first, (found.gated ? 2 : 1) * attended_ + 2 * kept_, plan_.width);
+        found.out = matrix(block.out, plan_.width, attended_);
+        found.query_norm = reader_.optional(block.query_norm, plan_.head_width, "a norm lies outside of the weights");
+        found.key_norm = reader_.optional(block.key_norm, plan_.head_width, "a norm lies outside of the weights");
+        if (!in_encoder) found.layer = model_.layers++;
+        found.rotary_width = block.rotary_width;
+        if (!block.rotary_width) return;
+        const bool fits = block.rotary_width > 0 && block.rotary_width <= plan_.head_width && block.rotary_width % 2 == 0;
+        reader_.require(fits && !encodes_, "a rotary embedding does not fit");
+        const int64_t angles = static_cast<int64_t>(plan_.positions) * (block.rotary_width / 2);
+        found.cosines = reader_.floats(block.cosines, angles, "the rotary embedding lies outside of the weights");
+        found.sines = reader_.floats(block.sines, angles, "the rotary embedding lies outside of the weights");
+    }
+
+    void cross_attention(const Block& block, bool in_encoder, ModelBlock& found) {
+        reader_.require(encodes_ && !in_encoder, "there is no encoder that a cross-attention could attend to");
+        reader_.require(model_.layers > 0, "a cross-attention comes before all attention");
+        found.first = matrix(block.first, attended_, plan_.width);
+        found.out = matrix(block.out, plan_.width, attended_);
+        found.layer = crosses++;
+    }
+
+    void feed_forward(const Block& block, ModelBlock& found) {
+        found.first = matrix(block.first, 0, plan_.width);
+        const int64_t hidden = found.first ? found.first->outputs : 0;
+        reader_.require(hidden <= WIDEST, "a gate is too wide");
+        found.second = block.second == -1 ? nullptr : matrix(block.second, hidden, plan_.width);
+        found.out = matrix(block.out, plan_.width, hidden);
+        reader_.require(block.activation >= Activation::silu && block.activation <= Activation::gelu, "an activation is unknown");
+        model_.hidden = std::max(model_.hidden, static_cast<int>(hidden));
+    }
+
+    void convolution(const Block& block, ModelBlock& found) {
+        found.first = matrix(block.first, 3 * int64_t{plan_.width}, plan_.width);
+        found.out = matrix(block.out, plan_.width, plan_.width);
+        convolve(block, plan_.width, found);
+    }
+
+    void gated_delta(const Block& block, ModelBlock& found) {
+        const bool heads = is_count(block.key_heads, 1024) && is_count(block.value_heads, 1024) && block.value_heads % block.key_heads == 0;
+        reader_.require(heads && is_count(block.key_width, 1024) && is_count(block.value_width, 1024), "a gated delta layer does not fit");
+        if (!reader_.wrong.empty()) return;
+        found.key_heads = block.key_heads, found.value_heads = block.value_heads;
+        found.key_width = block.key_width, found.value_width = block.value_width;
+        const int64_t keys = found.key_heads * found.key_width, values = found.value_heads * found.value_width;
+        reader_.require(2 * keys + values <= WIDEST, "a gated delta layer does not fit");
+        found.first = matrix(block.first, 2 * keys + 2 * values, plan_.width);
+        found.second = matrix(block.second, 2 * found.value_heads, plan_.width);
+        found.out = matrix(block.out, plan_.width, values);
+        convolve(block, 2 * keys + values, found);
+        found.matrices = state(values * found.key_width);
+        found.head_norm = reader_.floats(block.head_norm, found.value_width, "a norm lies outside of the weights");
+        found.step_bias = reader_.floats(block.step_bias, found.value_heads, "a decay lies outside of the weights");
+        found.slope = reader_.floats(block.slope, found.value_heads, "a decay lies outside of the weights");
+        model_.hidden = std::max(model_.hidden, found.channels);
+        model_.rates = std::max(model_.rates, 2 * found.value_heads);
+    }
+
+    // A convolution over time, and the state that holds its last inputs. Channels are computed by whole sixteens.
+    void convolve(const Block& block, int64_t channels, ModelBlock& found) {
+        reader_.require(!encodes_, "an encoder-decoder has no states");
+        reader_.require(is_count(block.taps, MOST_TAPS) && channels % GROUP == 0, "a convolution does not fit");
+        if (!reader_.wrong.empty()) return;
+        found.taps = block.taps;
+        found.channels = static_cast<int>(channels);
+        for (int tap = 0; tap < block.taps; ++tap)
+            found.kernel[tap] = reader_.floats(block.kernel[tap], channels, "a convolution lies outside of the weights");
+        found.kernel_bias = reader_.optional(block.kernel_bias, channels, "a convolution lies outside of the weights");
+        found.state = state((block.taps - 1) * channels);
+    }
+
+    // Adds so many floats to a row's states, and returns where they begin.
+    int64_t state(int64_t count) {
+        const int64_t place = model_.states;
+        model_.states += count;
+        reader_.require(model_.states <= MOST_STATES, "the states are too large");
+        return place;
+    }
+
+    Reader& reader_;
+    Model& model_;
+    const Plan& plan_;
+    const int64_t attended_, kept_;  // widths of all heads' queries, and of all their keys
+    const bool encodes_;
+};
+
+// Checks the numbers that everything else is measured by.
+void check_shape(const Plan& plan, Reader& reader) {
     reader.require(plan.version == PLAN_VERSION, "the plan is of another version");
     reader.require(is_count(plan.width, WIDEST) && is_count(plan.heads, 1024) && is_count(plan.kv_heads, plan.heads) &&
                        is_count(plan.head_width, 1024) && is_count(plan.vocabulary, LONGEST) && is_count(plan.positions, LONGEST),
                    "the plan has an impossible shape");
     reader.require(is_count(plan.matrix_count, 1 << 16) && is_count(plan.block_count, 1 << 14), "the plan is empty, or too long");
-    if (!reader.wrong.empty()) return reader.wrong;
+    if (!reader.wrong.empty()) return;
     reader.require(plan.heads % plan.kv_heads == 0 && plan.head_width % 16 == 0, "the plan's heads do not fit");
     const bool numbers = std::isfinite(plan.epsilon) && std::isfinite(plan.attention_scale) && std::isfinite(plan.embedding_multiplier);
     reader.require(numbers, "the plan's factors are not numbers");
+}
+
+}  // namespace
+
+std::string read_model(const Plan& plan, const Matrix* matrices, const Block* blocks, const uint8_t* weights, uint64_t size,
+                       Model& model) {
+    Reader reader(weights, size);
+    check_shape(plan, reader);
+    model = Model{};
     model.plan = plan;
-    model.weights.clear();
-    for (int place = 0; place < plan.matrix_count; ++place) model.weights.push_back(reader.matrix(matrices[place]));
+    for (int place = 0; place < plan.matrix_count && reader.wrong.empty(); ++place) model.weights.push_back(reader.matrix(matrices[place]));
     if (!reader.wrong.empty()) return reader.wrong;
 
-    auto matrix = [&](int place, int64_t outputs, int64_t inputs) -> const Weights* {
-        const bool known = place >= 0 && place < plan.matrix_count;
-        reader.require(known, "the plan names a matrix that is not there");
-        if (!known) return nullptr;
-        const Weights* found = &model.weights[place];
-        reader.require(found->inputs == inputs && (outputs == 0 || found->outputs == outputs), "a matrix's shape does not fit the plan");
-        return found;
-    };
-    const int64_t attended = static_cast<int64_t>(plan.heads) * plan.head_width;
-    const int64_t kept = static_cast<int64_t>(plan.kv_heads) * plan.head_width;
-    const bool encodes = plan.encoder_blocks > 0;
-    // What all convolutions over time have, and a state that holds their last inputs. Channels are computed by whole sixteens.
-    auto convolution = [&](const Block& block, int64_t channels, ModelBlock& found) {
-        reader.require(is_count(block.taps, MOST_TAPS) && channels % GROUP == 0, "a convolution does not fit");
-        if (!reader.wrong.empty()) return;
-        found.taps = block.taps;
-        found.channels = static_cast<int>(channels);
-        for (int tap = 0; tap < block.taps; ++tap)
-            found.kernel[tap] = reader.floats(block.kernel[tap], channels, "a convolution lies outside of the weights");
-        found.kernel_bias = reader.optional(block.kernel_bias, channels, "a convolution lies outside of the weights");
-        found.state = model.states;
-        model.states += (block.taps - 1) * channels;
-        reader.require(model.states <= MOST_STATES, "the states are too large");
-    };
-    int crosses = 0;
-    model.layers = model.hidden = model.opened = model.mixed = 0;
-    model.states = 0;
+    Sublayers sublayers(reader, model);
     model.widest = plan.width;
-    model.blocks.clear();
-    model.encoder.clear();
     reader.require(plan.encoder_blocks >= 0 && plan.encoder_blocks < plan.block_count, "the plan has no decoder");
-    for (int place = 0; place < plan.block_count && reader.wrong.empty(); ++place) {
-        const Block& block = blocks[place];
-        const bool in_encoder = place < plan.encoder_blocks;
-        ModelBlock found{};
-        found.kind = block.kind;
-        found.window = block.window;
-        found.activation = block.activation;
-        found.norm = reader.floats(block.norm, plan.width, "a norm lies outside of the weights");
-        found.after_norm = reader.optional(block.after_norm, plan.width, "a norm lies outside of the weights");
-        switch (block.kind) {
-            case Sublayer::self_attention:
-                reader.require(block.window >= 0 && (!encodes || block.window == 0), "a window is impossible");
-                found.first = matrix(block.first, attended + 2 * kept, plan.width);
-                found.out = matrix(block.out, plan.width, attended);
-                found.query_norm = reader.optional(block.query_norm, plan.head_width, "a norm lies outside of the weights");
-                found.key_norm = reader.optional(block.key_norm, plan.head_width, "a norm lies outside of the weights");
-                if (!in_encoder) found.layer = model.layers++;
-                found.rotary_width = block.rotary_width;
-                if (block.rotary_width) {
-                    const bool fits = block.rotary_width > 0 && block.rotary_width <= plan.head_width && block.rotary_width % 2 == 0;
-                    reader.require(fits && !encodes, "a rotary embedding does not fit");
-                    const int64_t angles = static_cast<int64_t>(plan.positions) * (block.rotary_width / 2);
-                    found.cosines = reader.floats(block.cosines, angles, "the rotary embedding lies outside of the weights");
-                    found.sines = reader.floats(block.sines, angles, "the rotary embedding lies outside of the weights");
-                }
-                break;
-            case Sublayer::cross_attention:
-                reader.require(encodes && !in_encoder, "there is no encoder that a cross-attention could attend to");
-                reader.require(model.layers > 0, "a cross-attention comes before all attention");
-                found.first = matrix(block.first, attended, plan.width);
-                found.out = matrix(block.out, plan.width, attended);
-                found.layer = crosses++;
-                break;
-            case Sublayer::feed_forward: {
-                found.first = matrix(block.first, 0, plan.width);
-                const int64_t hidden = found.first ? found.first->outputs : 0;
-                reader.require(hidden <= WIDEST, "a gate is too wide");
-                found.second = block.second == -1 ? nullptr : matrix(block.second, hidden, plan.width);
-                found.out = matrix(block.out, plan.width, hidden);
-                reader.require(block.activation >= Activation::silu && block.activation <= Activation::gelu, "an activation is unknown");
-                model.hidden = std::max(model.hidden, static_cast<int>(hidden));
-                break;
-            }
-            case Sublayer::convolution:
-                reader.require(!encodes, "an encoder-decoder has no convolutions");
-                found.first = matrix(block.first, 3 * static_cast<int64_t>(plan.width), plan.width);
-                found.out = matrix(block.out, plan.width, plan.width);
-                convolution(block, plan.width, found);
-                break;
-            default: reader.require(false, "the plan has an unknown kind of sublayer");
-        }
-        if (!reader.wrong.empty()) break;
-        if (block.kind != Sublayer::feed_forward) {
-            model.opened = std::max(model.opened, found.first->outputs);
-            model.mixed = std::max(model.mixed, found.out->inputs);
-        }
-        model.widest = std::max(model.widest, found.out->inputs);
-        (in_encoder ? model.encoder : model.blocks).push_back(found);
-    }
+    for (int place = 0; place < plan.block_count && reader.wrong.empty(); ++place) sublayers.add(blocks[place], place < plan.encoder_blocks);
     const auto last = std::find_if(model.blocks.rbegin(), model.blocks.rend(), [](const ModelBlock& block) {
         return block.kind != Sublayer::feed_forward && block.kind != Sublayer::cross_attention;
     });
     if (last != model.blocks.rend()) last->last = true;
-    model.table = matrix(plan.table, plan.vocabulary, plan.width);
-    model.head = matrix(plan.head, plan.vocabulary, plan.width);
+    model.table = sublayers.matrix(plan.table, plan.vocabulary, plan.width);
+    model.head = sublayers.matrix(plan.head, plan.vocabulary, plan.width);
     const bool rows = model.table && !model.table->columns && model.table->storage != Storage::float32_columns;
     reader.require(rows, "a table cannot be stored in columns");
     model.norm = reader.floats(plan.norm, plan.width, "a norm lies outside of the weights");
     reader.require(model.layers > 0, "the plan has no attention");
-    if (encodes) {
+    if (plan.encoder_blocks > 0) {
+        const int crosses = sublayers.crosses;
         reader.require(plan.heads == plan.kv_heads && crosses == model.layers, "not every attention has a cross-attention");
         reader.require(is_count(plan.farthest, 1 << 16), "the plan has an impossible shape");
-        model.cross = matrix(plan.cross, 2 * crosses * attended, plan.width);
+        model.cross = sublayers.matrix(plan.cross, int64_t{2} * crosses * plan.heads * plan.head_width, plan.width);
         model.encoder_norm = reader.floats(plan.encoder_norm, plan.width, "a norm lies outside of the weights");
         const int64_t far = plan.farthest, heads = plan.heads;
         model.bias = reader.floats(plan.bias, heads * (far + 1), "a bias lies outside of the weights");

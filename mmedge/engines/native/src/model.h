@@ -35,13 +35,18 @@ struct ModelBlock {
     const float* query_norm;
     const float* key_norm;
     const float* after_norm;
+    const float* head_norm;
     const float* cosines;
     const float* sines;
     int rotary_width;
     const float* kernel[MOST_TAPS];
     const float* kernel_bias;
     int taps, channels;
-    int64_t state;  // where it lies among a row's states
+    bool gated;
+    int key_heads, value_heads, key_width, value_width;
+    const float* step_bias;
+    const float* slope;
+    int64_t state, matrices;  // where they lie among a row's states: a convolution's last inputs, a gated delta layer's matrices
     Activation activation;
     int layer;  // among attentions of its kind, whose keys and values have a place of their own; 0 in an encoder
     bool last;  // in a decoder: behind it no token sees another
@@ -64,7 +69,8 @@ struct Model {
     int widest;     // the most inputs of a linear layer
     int opened;     // the most outputs of what tokens are mixed by, and
     int mixed;      // the most inputs of the linear layer behind that
-    int hidden;     // the most outputs of a gate
+    int hidden;     // the most outputs of a gate, or channels of what a gated delta layer convolves
+    int rates;      // the most outputs of a gated delta layer's rates
     int most_blocks;  // of a row
     std::vector<Memory<uint8_t>> panels;  // that matrices in columns were packed into
 };

@@ -32,25 +32,31 @@ struct Matrix {
     int64_t codes, scales, bias;
 };
 
-enum class Sublayer : int32_t { self_attention = 1, feed_forward = 2, cross_attention = 3, convolution = 4 };
+enum class Sublayer : int32_t { self_attention = 1, feed_forward = 2, cross_attention = 3, convolution = 4, gated_delta = 5 };
 
-enum class Activation : int32_t { silu = 0, relu = 1, gelu = 2 };  // GELU by its formula with a hyperbolic tangent
+enum class Activation : int32_t { silu = 0, relu = 1, gelu = 2, sigmoid = 3 };  // GELU by its formula with a hyperbolic tangent
 
 // A sublayer: x + f(norm(x)), or x + after_norm(f(norm(x))). Matrices are named by their place in the list of matrices.
 struct Block {
     Sublayer kind;
     int32_t window;  // how many positions back a token sees, itself included; 0 for all
-    int32_t first;   // queries, keys and values; the queries of cross-attention; a convolution's gate, its output's gate and its
-                     // values; or the gate of a feed-forward layer
-    int32_t second;  // or the up projection; -1 where nothing is gated
+    int32_t first;   // queries, keys, values, and gates of what is attended to where it is gated; the queries of cross-attention; a
+                     // convolution's gate, its output's gate and its values; queries, keys, values and gates of a gated delta layer;
+                     // or the gate of a feed-forward layer
+    int32_t second;  // the update's and the decay's rates of a gated delta layer; or the up projection; -1 where nothing is gated
     int32_t out;     // the output projection, or the down projection
     Activation activation;
     int64_t norm, query_norm, key_norm, after_norm;
+    int64_t head_norm;       // of what a head of a gated delta layer gives
     int64_t cosines, sines;  // of a self-attention's rotary embedding, (positions, rotary_width / 2)
     int32_t rotary_width;    // how many of a head's values are turned, the first ones; 0 for none
     int32_t taps;            // of a convolution over time: how many tokens it sees, its own included
     int64_t kernel_bias;          // (channels)
     int64_t kernel[MOST_TAPS];    // (channels) each, the last one for the token itself
+    int32_t gated;                // whether what a self-attention gives is multiplied by gates
+    int32_t key_heads, value_heads, key_width, value_width;  // of a gated delta layer; a head of keys serves several of values
+    int32_t reserved;
+    int64_t step_bias, slope;     // of its decay, e^(slope · softplus(rate + bias)), (value_heads)
 };
 
 struct Plan {

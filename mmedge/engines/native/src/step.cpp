@@ -6,6 +6,7 @@
 #include "step.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace mmedge {
@@ -57,6 +58,7 @@ public:
             if (block.kind == Sublayer::self_attention) self_attention(thread, block, next);
             else if (block.kind == Sublayer::cross_attention) cross_attention(thread, block, next);
             else if (block.kind == Sublayer::convolution) convolution(thread, block, next);
+            else if (block.kind == Sublayer::gated_delta) gated_delta(thread, block, next);
             else feed_forward(thread, block, next);
             if (n_ == 0) return;  // nothing is wanted of these tokens, and the last sublayer that keeps something of them is done
         }
@@ -130,7 +132,8 @@ private:
     // The same for what follows a sublayer.
     void ahead(int thread, const ModelBlock* next) {
         if (!next) return ahead(thread, &pass_.head, OUTPUTS);
-        ahead(thread, next->first, next->kind == Sublayer::feed_forward || next->kind == Sublayer::convolution ? HIDDEN : OUTPUTS);
+        const bool attends = next->kind == Sublayer::self_attention || next->kind == Sublayer::cross_attention;
+        ahead(thread, next->first, attends ? OUTPUTS : HIDDEN);
         ahead(thread, next->second, HIDDEN);
     }
 
@@ -259,6 +262,9 @@ private:
         a.score_stride = e_.score_stride_;
         a.out = mixed(block, row) + query * width;
         k_.attend(a);
+        if (!block.gated) return;
+        const float* gates = projected(block, row) + (m_.plan.heads + 2 * m_.plan.kv_heads + query) * width;
+        k_.gate(gates, a.out, count * width, Activation::sigmoid, a.out);
     }
 
     // Attends to what a row's context was encoded to.
@@ -322,6 +328,67 @@ private:
             }
             for (int place = 0; place < kept; ++place)
                 std::memcpy(state + place * block.channels + first, input(behind - begin + place) + first, static_cast<size_t>(end - first) * sizeof(float));
+        }
+    }
+
+    // ---------------------------------------------------------------------------------------------- gated delta layers
+
+    float* rates(int row) const { return e_.rates_.get() + static_cast<int64_t>(row) * m_.rates; }
+
+    // Queries, keys and values are convolved and activated; heads then read token after token, each into its own matrix.
+    void gated_delta(int thread, const ModelBlock& block, const ModelBlock* next) {
+        const int channels = block.channels, inner = block.out->inputs, heads = block.value_heads;
+        many(thread, block);
+        ahead(thread, block.out, OUTPUTS);
+        const Activations for_first = codes(0), for_second = codes(alike(*block.first, *block.second) ? 0 : 1);
+        const Product opened = {block.first, &for_first, e_.normed_.get(), m_.plan.width, n_, e_.projected_.get(), block.first->outputs, false};
+        const Product rated = {block.second, &for_second, e_.normed_.get(), m_.plan.width, n_, e_.rates_.get(), m_.rates, false};
+        const int convolved = chunks_of(channels, HIDDEN), gates = chunks_of(inner, HIDDEN);
+        team_.split(thread, convolved + gates + 1, [&](int chunk) {
+            if (chunk < convolved) open(thread, block, opened, chunk * HIDDEN, std::min(channels, (chunk + 1) * HIDDEN));
+            else if (chunk == convolved + gates) rate(thread, block, rated);
+            else {
+                const int first = channels + (chunk - convolved) * HIDDEN;
+                multiply(thread, opened, first, std::min(channels + inner, first + HIDDEN));
+            }
+        });
+        mix(thread, block, next, pass_.rows * heads, [&](int task) { read(thread, block, task / heads, task % heads); });
+    }
+
+    // Computes channels of queries, keys and values.
+    void open(int thread, const ModelBlock& block, const Product& product, int first, int end) {
+        multiply(thread, product, first, end);
+        convolve(block, first, end, e_.gate_.get(), block.channels);
+        for (int row = 0; row < pass_.count; ++row) {
+            float* values = e_.gate_.get() + static_cast<int64_t>(row) * block.channels + first;
+            k_.gate(values, nullptr, end - first, Activation::silu, values);
+        }
+    }
+
+    // Computes how far each head's state is moved at each token, and what is left of it before.
+    void rate(int thread, const ModelBlock& block, const Product& product) {
+        const int heads = block.value_heads;
+        multiply(thread, product, 0, 2 * heads);
+        for (int row = 0; row < pass_.count; ++row)
+            k_.rates(rates(row), rates(row) + heads, block.step_bias, block.slope, heads, rates(row), rates(row) + heads);
+    }
+
+    // Lets a head read the tokens of a row.
+    void read(int thread, const ModelBlock& block, int which, int head) {
+        const int keys = block.key_heads * block.key_width, group = block.value_heads / block.key_heads;
+        float* query = reinterpret_cast<float*>(e_.scratch_.get() + thread * MULTIPLY_SCRATCH);
+        float* key = query + block.key_width;
+        float* state = pass_.cache.states_of(pass_.tokens[pass_.begins[which]].row) + block.matrices;
+        state += static_cast<int64_t>(head) * block.key_width * block.value_width;
+        for (int row = pass_.begins[which]; row < pass_.begins[which + 1]; ++row) {
+            const float* from = e_.gate_.get() + static_cast<int64_t>(row) * block.channels;
+            float* out = mixed(block, row) + head * block.value_width;
+            k_.unit(from + head / group * block.key_width, block.key_width, 1.0f / std::sqrt(static_cast<float>(block.key_width)), query);
+            k_.unit(from + keys + head / group * block.key_width, block.key_width, 1.0f, key);
+            k_.move({query, key, from + 2 * keys + head * block.value_width, rates(row)[block.value_heads + head], rates(row)[head], state,
+                     block.key_width, block.value_width, out});
+            k_.norm(out, block.head_norm, block.value_width, m_.plan.epsilon, out);
+            k_.gate(projected(block, row) + block.channels + head * block.value_width, out, block.value_width, Activation::silu, out);
         }
     }
 
@@ -418,6 +485,7 @@ void Workspace::make_room(int rows) {
     projected_ = zeros<float>(static_cast<int64_t>(rows) * model_.opened);
     mixed_ = zeros<float>(static_cast<int64_t>(rows) * model_.mixed);
     gate_ = zeros<float>(static_cast<int64_t>(rows) * model_.hidden);
+    rates_ = zeros<float>(static_cast<int64_t>(rows) * model_.rates);
     up_ = zeros<float>(static_cast<int64_t>(rows) * model_.hidden);
     for (int buffer = 0; buffer < 3; ++buffer) {
         codes_[buffer] = zeros<uint8_t>(rows * code_stride_);

@@ -49,7 +49,7 @@ private:
     Team team_;
     int64_t code_stride_;
     int rows_ = 0;  // that the buffers have room for
-    Memory<float> x_, normed_, projected_, mixed_, gate_, up_;
+    Memory<float> x_, normed_, projected_, mixed_, gate_, up_, rates_;
     Memory<uint8_t> codes_[3], scratch_;
     Memory<float> scales_[3];
     Memory<int32_t> sums_[3];
