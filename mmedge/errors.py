@@ -40,6 +40,10 @@ class MmedgeError(Exception):
         self.hint = hint
 
 
+class TooLong(MmedgeError):
+    """What a student is to read is longer than it can read."""
+
+
 def missing_extra(package: str, extra: str) -> MmedgeError:
     """Return the error for an optional package that is needed and not installed."""
     return MmedgeError(f"this needs the package {package!r}, which is not installed", f"pip install 'mmedge[{extra}]'")

@@ -18,6 +18,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mmedge.errors import MmedgeError
 from mmedge.folders import DETAILS, QUANTIZED
 from mmedge.folders import MANIFEST as MANIFEST
@@ -401,20 +404,22 @@ class Bundle:
         folder: Where it lies.
         manifest: What it says of itself.
         form: What answers of its task look like.
+        held: What the files of weights hold, by name, where they were read into memory.
     """
 
     folder: Path
     manifest: Manifest
     form: AnswerForm
+    held: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: Path, manifest: Manifest) -> Bundle:
+    def of(cls, folder: Path, manifest: Manifest, held: Mapping[str, NDArray[np.uint8]] | None = None) -> Bundle:
         """Return the bundle in a folder whose files are known to be right.
 
         Raises:
             MmedgeError: This version does not know the form of its answers.
         """
-        return cls(folder, manifest, open_form(asdict(manifest.task), folder, f"{folder / MANIFEST}: task"))
+        return cls(folder, manifest, open_form(asdict(manifest.task), folder, f"{folder / MANIFEST}: task"), held or {})
 
     def graph(self, part: str) -> Path:
         """Return the path of a graph: `decoder`, or `encoder`."""
@@ -478,15 +483,20 @@ def read_manifest(folder: Path) -> Manifest:
     return read_as(Manifest, _upgraded(stated, path) if format_ < FORMAT else stated, str(path), RENEW)
 
 
-def open_bundle(folder: Path) -> Bundle:
+def open_bundle(folder: Path, hold: bool = False) -> Bundle:
     """Open a bundle and check every file.
+
+    Args:
+        folder: Where it lies.
+        hold: Read its weights into memory, so that nothing that happens to the files matters any more.
 
     Raises:
         MmedgeError: A file is missing, was added, or differs from its hash; the message names it.
     """
     manifest = read_manifest(folder)
-    check_files(folder, {name: asdict(part) for name, part in manifest.files.items()}, MANIFEST)
-    return Bundle.of(folder, manifest)
+    weights = [name for name in manifest.files if name.endswith("data")] if hold else []  # weights.data, model.onnx_data
+    held = check_files(folder, {name: asdict(part) for name, part in manifest.files.items()}, MANIFEST, weights)
+    return Bundle.of(folder, manifest, held)
 
 
 def seal_student(folder: Path, details: Mapping[str, Any], manifest: QuantizedStudent) -> QuantizedStudent:

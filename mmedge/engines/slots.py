@@ -39,6 +39,7 @@ class Slots(ABC):
         most_bytes: The most memory; one slot is always there.
     """
 
+    mixes = False  # whether rows that read several tokens and rows that read one have the same bits in one run as each alone
     hold_contexts = False  # whether a slot holds what a context was encoded to, beside the decoder's cache
 
     def __init__(self, most: int, most_bytes: int) -> None:

@@ -4,9 +4,10 @@
     number = rows.join(prompt, 40)
     rows.step()        [(number, 84)]
 
-At a step, every row that writes is given one token in one run. Who joins is read beforehand, so many tokens at a time that the
-others are not held up for long; from where another prompt with the same beginning has been read. A row that is alone is read and
-written as in a conversation, several tokens a step where they are known. For one thread at a time.
+At a step, every row that writes is given one token in one run. Who joins is read in the same run where the bits allow it, or else
+beforehand: so many tokens at a time that the others are not held up for long, and from where another prompt with the same beginning
+has been read. A row that is alone is read and written as in a conversation, several tokens a step where they are known. For one
+thread at a time.
 """
 
 from __future__ import annotations
@@ -100,11 +101,14 @@ class SlottedRows:
         try:
             if self._slots.hold_contexts:
                 self._encode(ENCODED_BETWEEN if self._writing else ENCODED_AT_ONCE)
+            if len(self._all) == 1 and self._waiting and not self._slots.hold_contexts:
+                self._read_alone()
+            elif self._slots.mixes:
+                self._read_and_write()
+            elif self._slots.hold_contexts:
                 while self._read_begun():
                     pass
                 self._write()
-            elif len(self._all) == 1 and self._waiting:
-                self._read_alone()
             else:
                 self._read_some()
                 self._write()
@@ -279,6 +283,51 @@ class SlottedRows:
         return logits
 
     # ----------------------------------------------------------------------------------------------------- writing
+
+    def _read_and_write(self) -> None:
+        """Let every row that writes read its token, and those that wait as much as the others can wait for, in one run."""
+        if len(self._all) == 1 and self._writing:
+            self._write()
+            return
+        left = READ_BETWEEN if self._writing else READ_AT_ONCE
+        parts = [(row, [row.token]) for row in self._writing]  # in the order of their slots
+        writing = len(parts)
+        while left > 0 and (self._reading is not None or (self._may_join([row for row, _ in parts[writing:]]) and self._admit())):
+            row = self._reading
+            assert row is not None
+            parts.append((row, [row.unread.popleft() for _ in range(min(left, len(row.unread)))]))
+            left -= len(parts[-1][1])
+            if not row.unread:
+                self._begin_writing()
+        if not parts:
+            return
+        counts = np.array([len(tokens) for _, tokens in parts], dtype=np.int64)
+        ids = np.zeros((len(parts), counts.max()), dtype=np.int64)
+        for place, (_, tokens) in enumerate(parts):
+            ids[place, : len(tokens)] = tokens
+        ready = [place for place, (row, _) in enumerate(parts) if not row.unread]
+        wanted = np.array([place * ids.shape[1] + counts[place] - 1 for place in ready], dtype=np.int64)
+        logits = self._slots.reading(0, len(parts)).read(ids, counts, wanted)
+        for place, (row, tokens) in enumerate(parts):  # before a row leaves and others change places
+            assert row.slot is not None
+            row.slot.tokens += tokens
+            if row.ahead is not None and place < writing:
+                row.ahead.saw(row.token)
+        for number, place in enumerate(ready):
+            self._take(parts[place][0], logits[number : number + 1])
+
+    def _may_join(self, joining: Sequence[_Row]) -> bool:
+        """Whether the first that waits is read in the same run as others that join.
+
+        Not where it begins as one of them does: then it is copied at the next step rather than read twice.
+        """
+        if not self._waiting or not self._is_encoded(self._waiting[0]):
+            return False
+        if not self._engine.rewinds:
+            return True  # nothing is copied of one that has read on
+        row = self._waiting[0]
+        shared = max((_shared(other.sequence, row.sequence) for other in joining), default=0)
+        return shared < COPIED or shared < self._best(row)[1] + COPIED
 
     def _write(self) -> None:
         """Let every row that writes read one token, and choose the next."""

@@ -22,7 +22,7 @@ from typing import Any, Literal, Unpack
 
 from mmedge.engines.bundles import open_speaker
 from mmedge.engines.speaker import Evidence, Judgement, OnToken, Sampling, Speaker, Thought, Wanted
-from mmedge.errors import MmedgeError
+from mmedge.errors import MmedgeError, TooLong
 from mmedge.machine import usable_cores
 from mmedge.manifest import Bundle, open_bundle
 from mmedge.runtime.answers import Answer, Piece
@@ -58,19 +58,29 @@ class Student:
         self.confidence = Confidence.from_manifest(bundle.manifest.confidence)
 
     @classmethod
-    def load(cls, folder: str | Path, threads: int | None = None, device: Literal["auto", "cpu", "cuda"] = "auto") -> Student:
+    def load(
+        cls,
+        folder: str | Path,
+        threads: int | None = None,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        *,
+        hold: bool = False,
+    ) -> Student:
         """Open a bundle folder, checking every file against its hash.
 
         Args:
             folder: What `mmedge export` wrote.
             threads: See the class.
             device: Where it computes; `auto` takes a CUDA device where there is one and the bundle is meant for it (fp16).
+            hold: Read the weights into memory of this process's own, rather than map a file that others may share: nothing that
+                happens to the bundle's files matters any more.
 
         Raises:
             MmedgeError: It is not a bundle, a file is missing or damaged, or CUDA is asked for and cannot be had.
         """
-        bundle = open_bundle(Path(folder))
-        return cls(bundle, open_speaker(bundle, threads, device), threads)
+        bundle = open_bundle(Path(folder), hold)
+        speaker = open_speaker(bundle, threads, device)  # what it needs of the weights is its own now
+        return cls(replace(bundle, held={}), speaker, threads)
 
     # ------------------------------------------------------------------------------------------------------- asking
 
@@ -251,7 +261,7 @@ class Student:
             MmedgeError: The question is too long, or has earlier messages and the student reads none.
         """
         if (length := characters(example)) > MAX_QUESTION_CHARACTERS:
-            raise MmedgeError(
+            raise TooLong(
                 f"a question of {length:,} characters is too long", f"shorten it to {MAX_QUESTION_CHARACTERS:,} characters at most"
             )
         self.speaker.reasoning_context(example)

@@ -22,7 +22,7 @@ from mmedge.errors import MmedgeError
 from mmedge.runtime.endpoint import ESCALATED
 from mmedge.runtime.options import SettledOptions
 from mmedge.runtime.streaming import GrowingText
-from mmedge.serve.failures import ApiError, invalid
+from mmedge.serve.failures import ApiError, refused
 from mmedge.serve.fields import parsed
 from mmedge.serve.gate import Gate, body_of, failure_of
 from mmedge.serve.metrics import Metrics
@@ -34,12 +34,14 @@ from mmedge.serve.requests import Asked, read_answer, read_chat, read_completion
 from mmedge.serve.scheduler import Full, GivenUp, Job, Scheduler
 from mmedge.serve.settings import Settings
 from mmedge.tasks.base import Example
+from mmedge.tasks.dialogue import characters
 from mmedge.tasks.encoding import PromptEncoder
 from mmedge.tasks.forms.schema import SchemaForm
 from mmedge.tasks.forms.tools import ToolsForm
 
 Told = Callable[[int, str, str, int], None]  # row, part, text, tokens that it took
 Read = Callable[[dict[str, Any], Mapping[str, Model], Any], Asked]
+_LONG = 4000  # characters of questions that are not counted while other requests wait
 _STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -71,8 +73,12 @@ class SharedState:
         request.state.facts["model"] = asked.model.name
         try:
             settled = asked.model.settled(asked.options)
+            if sum(characters(example) for example in asked.examples) > _LONG:
+                await asyncio.to_thread(asked.check_lengths)
+            else:
+                asked.check_lengths()
         except MmedgeError as error:
-            raise invalid(error.what) from None
+            raise refused(error) from None
         if settled.escalate_to is not None and ESCALATED.lower() in request.headers:
             settled = replace(settled, escalate_to=None)  # another student has escalated it: it may be this one
         return asked, settled
@@ -163,7 +169,7 @@ def _result(job: Job) -> list[Replied]:
     except GivenUp:
         raise ClientDisconnect from None
     except MmedgeError as error:
-        raise invalid(error.what) from None
+        raise refused(error) from None
 
 
 async def _gone(request: Request) -> None:

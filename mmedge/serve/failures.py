@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmedge.errors import MmedgeError, TooLong
+
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -37,6 +39,11 @@ class ApiError(Exception):
 def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """Return the error of a request that is wrong."""
     return ApiError(400, message, code, param)
+
+
+def refused(error: MmedgeError) -> ApiError:
+    """Return the error of a request that the student refuses."""
+    return invalid(error.what, code="context_length_exceeded" if isinstance(error, TooLong) else "invalid_value")
 
 
 def unsupported(param: str, why: str) -> ApiError:

@@ -125,7 +125,7 @@ def open_models(folders: Iterable[Path], threads: int | None = None) -> dict[str
     """
     found: dict[str, Model] = {}
     for folder in folders:
-        student = Student.load(folder, threads)
+        student = Student.load(folder, threads, hold=True)
         name = f"{student.bundle.manifest.recipe or 'student'}/{folder.resolve().name}"
         if name in found:
             raise MmedgeError(f"two bundles are called {name}", "serve one of them, or rename a folder")
@@ -139,5 +139,5 @@ def opened_again(model: Model) -> Model:
     Raises:
         MmedgeError: It cannot be opened.
     """
-    student = Student.load(model.folder, model.threads)
+    student = Student.load(model.folder, model.threads, hold=True)
     return Model(model.name, student, int((model.folder / MANIFEST).stat().st_mtime), model.folder, model.threads)

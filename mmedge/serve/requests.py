@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmedge.engines.speaker import Sampling
+from mmedge.errors import TooLong
 from mmedge.runtime import AnswerOptions
 from mmedge.runtime.strategies import COLDEST
 from mmedge.serve.failures import ApiError, invalid, unsupported
@@ -76,6 +77,7 @@ class Asked:
         with_usage: Whether a stream ends with how many tokens were read and written.
         running_usage: Whether each part of a stream says how many there are so far, as vLLM's streams can.
         calls: Whether answers come as tool calls.
+        cut: Whether a question may be cut that is longer than the student reads.
     """
 
     model: Model
@@ -89,6 +91,21 @@ class Asked:
     with_usage: bool = False
     running_usage: bool = False
     calls: bool = False
+    cut: bool = False
+
+    def check_lengths(self) -> None:
+        """Refuse questions of which the student would not read all, where they may not be cut.
+
+        Raises:
+            TooLong: One is longer than that.
+        """
+        speaker = self.model.student.speaker
+        for example in () if self.cut else self.examples:
+            self.model.student.check(example)
+            if over := speaker.encoder.surplus(speaker.reasoning_context(example)):
+                most = speaker.encoder.max_input_tokens
+                said = f"the question is at least {over:,} tokens too long, since this student reads {most:,}"
+                raise TooLong(f"{said}; shorten it, or have its end left out with mmedge.cut")
 
     @property
     def samples(self) -> int:
@@ -156,8 +173,9 @@ def read_answer(document: dict[str, Any], models: Mapping[str, Model], defaults:
         raise invalid("question must be the question, as text, or messages a dialogue that ends in it", "question")
     stream = fields.flag("stream") or False
     choices, options = _own(fields, model, defaults)
+    cut = fields.flag("cut") or False
     fields.finish()
-    return Asked(model, (Example("question", question, None, choices, turns),), options, stream=stream)
+    return Asked(model, (Example("question", question, None, choices, turns),), options, stream=stream, cut=cut)
 
 
 def _rest(
@@ -193,6 +211,7 @@ def _rest(
     own = fields.object("mmedge")
     own = own or Fields({}, "mmedge")
     choices, options = _own(own, model, defaults)
+    cut = own.flag("cut") or False
     own.finish()
     fields.finish()
     if sampling is not None and model.decides_by_samples(options):
@@ -200,7 +219,8 @@ def _rest(
     examples = tuple(Example(f"question {place}", text, None, choices, turns) for place, (text, turns) in enumerate(questions))
     if len(examples) * (sampling.samples if sampling else 1) > MOST_CHOICES:
         raise invalid(f"at most {MOST_CHOICES} answers are written for one request", "n")
-    return Asked(model, examples, options, sampling, min(limits, default=None), stop, logprobs, stream, with_usage, running_usage)
+    limit = min(limits, default=None)
+    return Asked(model, examples, options, sampling, limit, stop, logprobs, stream, with_usage, running_usage, cut=cut)
 
 
 def _model(fields: Fields, models: Mapping[str, Model], needed: bool = True) -> Model:

@@ -28,7 +28,7 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Literal, Protocol
 
-from mmedge.errors import MmedgeError
+from mmedge.errors import MmedgeError, TooLong
 from mmedge.tasks.base import Turn
 from mmedge.tasks.chat.template import ChatTemplate, control_tokens, encode_text
 from mmedge.tasks.prompts import VERDICTS, Context, Kind, StudentPrompts
@@ -137,6 +137,24 @@ class PromptEncoder:
             ids = before + ids
         return self._cut(ids), left_out
 
+    def surplus(self, context: Context) -> int:
+        """Return how many tokens of a question are cut off, as far as they are counted: 0 where all of it is read.
+
+        Earlier messages do not count: they are left out first.
+
+        Raises:
+            TooLong: There is a system message, and it leaves no room for the question.
+        """
+        head = self._head(context.read)
+        if self.chat is None:
+            return max(len(self._ids(head)) + len(self._cut([])) - self.max_input_tokens, int(len(head) < len(context.read)))
+        system = [(turn.role, _clean(self._head(turn.text))) for turn in context.turns[:1] if turn.role == "system"]
+        whole = len(self.chat.question(self.tokenizer, _clean(head), system))
+        empty = len(self.chat.question(self.tokenizer, "", system)) if system and whole > self.max_input_tokens else 0
+        if empty > self.max_input_tokens:
+            raise TooLong(f"the system message leaves no room within {self.max_input_tokens} tokens", "shorten it")
+        return max(whole - self.max_input_tokens, int(len(head) < len(context.read)))
+
     def _head(self, text: str) -> str:
         """Return as much of a text as can matter: what is encoded and then cut off takes memory, seconds and Python's lock."""
         return text[: CHARACTERS * self.max_input_tokens]
@@ -189,7 +207,7 @@ class PromptEncoder:
             text = shorter if len(shorter) < len(text) else text[:-1]
             found = asked(len(turns))
         if first and len(found) > self.max_input_tokens:
-            raise MmedgeError(f"the system message leaves no room within {self.max_input_tokens} tokens", "shorten it")
+            raise TooLong(f"the system message leaves no room within {self.max_input_tokens} tokens", "shorten it")
         return tuple(found), starts[longest]
 
     def contexts(self, contexts: Sequence[Context]) -> list[tuple[int, ...]]:

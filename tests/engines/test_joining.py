@@ -17,7 +17,8 @@ from mmedge.engines.engine import Engine, RowEngine
 from mmedge.engines.generation import GREEDY, Decoding, Generation
 from mmedge.engines.joining import JoiningEngine
 from mmedge.engines.native import library
-from mmedge.engines.slotted import READ_BETWEEN
+from mmedge.engines.native.slots import NativeSlots
+from mmedge.engines.slotted import READ_BETWEEN, SlottedRows
 from mmedge.engines.variants import VariantSpec, open_variant
 from mmedge.runtime import Student
 from mmedge.tasks.encoding import Prompt
@@ -48,7 +49,7 @@ class Opened:
         return found.tokens == alone.tokens and found.ended == alone.ended and worst <= (0 if self.exact else 2e-3)
 
 
-RUNS = [("tiny_run", "onnxruntime"), ("llama_run", "onnxruntime"), ("llama_run", "native")]
+RUNS = [("tiny_run", "onnxruntime"), ("tiny_run", "native"), ("llama_run", "onnxruntime"), ("llama_run", "native")]
 
 
 @pytest.fixture(params=[(*run, precision) for run in RUNS for precision in ("int8", "fp32")], ids="-".join)
@@ -89,6 +90,46 @@ def test_whoever_comes_and_goes_each_row_writes_what_it_writes_alone(opened: Ope
                 if token is None:
                     assert opened.like(rows.leave(number), alone[there.pop(number)])
         assert not rows.step()
+
+
+class Counted:
+    """A decoder of the native engine, and how many tokens each of its runs has read."""
+
+    def __init__(self, decoder: library.Decoder) -> None:
+        self._decoder, self.runs = decoder, list[int]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder, name)
+
+    def read(self, cache: library.Cache, ids: library.Integers, *rest: Any) -> None:
+        self.runs.append(len(ids))
+        self._decoder.read(cache, ids, *rest)
+
+
+@pytest.mark.skipif(library.problem() is not None, reason="the native engine cannot be used here")
+@pytest.mark.parametrize("run", ["tiny_run", "llama_run"])
+def test_rows_are_read_and_written_in_one_run_and_what_they_share_is_read_once(run: str, request: pytest.FixtureRequest) -> None:
+    opened = Opened(request.getfixturevalue(run) / "bundle-int8", "native")
+    encodes, counted = run == "tiny_run", Counted(opened.engine.decoder)
+    rows = SlottedRows(opened.engine, NativeSlots(counted, 8, 512 * MB, encodes), 8)  # type: ignore[arg-type]
+    first, other = (rows.join(opened.prompts[place], 20) for place in (0, 1))
+    rows.step()
+    rows.step()
+    assert len(counted.runs) == 2, "the others may begin as the first one does"
+    alike = [rows.join(opened.prompts[3], 20) for _ in range(3)]
+    length = len(opened.engine.sequence(opened.prompts[3]))
+    before = sum(counted.runs)
+    rows.step()
+    rows.step()
+    assert len(counted.runs) == 4, "whoever joins is read while the others write"
+    assert sum(counted.runs) - before <= length + 2 * 2 + 5 + (encodes * 2 * length), (
+        "of three prompts that are alike, two are copied"
+    )
+    expected = [opened.engine.generate([opened.prompts[place]], 20).tokens for place in (0, 3)]
+    while rows.step():
+        pass
+    assert rows.leave(first).tokens == expected[0] and [rows.leave(one).tokens for one in alike] == [expected[1]] * 3
+    assert rows.leave(other).tokens
 
 
 def test_a_row_alone_has_the_bits_of_a_conversation(opened: Opened) -> None:

@@ -92,7 +92,7 @@ def _head(path: str, length: int) -> bytes:
 
 
 def test_slow_and_vanishing_clients_harm_nobody(server: Running) -> None:
-    whole = json.dumps({"model": LLAMA, "question": QUESTION * 20, "explain": True, "stream": True}).encode()
+    whole = json.dumps({"model": LLAMA, "question": QUESTION * 20, "cut": True, "explain": True, "stream": True}).encode()
 
     def half(connection: socket.socket) -> None:
         connection.sendall(_head("/v1/answer", 1000) + b'{"model": ')
@@ -140,7 +140,7 @@ def test_slow_and_vanishing_clients_harm_nobody(server: Running) -> None:
 
 def test_a_vanished_client_is_not_waited_for(server: Running) -> None:
     before = server.metric("mmedge_vanished_total")
-    body = json.dumps({"model": LLAMA, "prompt": [QUESTION * 20] * 16}).encode()
+    body = json.dumps({"model": LLAMA, "prompt": [QUESTION * 20] * 16, "mmedge": {"cut": True}}).encode()
     for _ in range(4):
         with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
             connection.sendall(_head("/v1/completions", len(body)) + body)

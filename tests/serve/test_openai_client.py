@@ -45,6 +45,20 @@ def test_errors_are_its_own_exceptions(client: openai.OpenAI) -> None:
     assert refused.value.param == "response_format" and refused.value.code == "unsupported_parameter"
 
 
+@pytest.mark.parametrize("model", [T5, LLAMA])
+def test_a_question_longer_than_the_student_reads_is_refused_unless_it_may_be_cut(client: openai.OpenAI, model: str) -> None:
+    long = [{"role": "user", "content": QUESTION * 20}]
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.chat.completions.create(model=model, messages=long, stream=stream)
+        assert refused.value.code == "context_length_exceeded" and refused.value.type == "invalid_request_error"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model=model, prompt=[QUESTION, "a " * 600_000], extra_body={"mmedge": {"cut": True}})
+    assert refused.value.code == "context_length_exceeded", "which nothing cuts"
+    cut = client.chat.completions.create(model=model, messages=long, extra_body={"mmedge": {"cut": True}})
+    assert cut.usage is not None and cut.usage.prompt_tokens > 100
+
+
 def test_an_aborted_stream_harms_nobody(client: openai.OpenAI, server: Running) -> None:
     for _ in range(5):
         stream = client.chat.completions.create(model=T5, messages=ASKED, stream=True)

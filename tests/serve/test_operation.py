@@ -103,13 +103,11 @@ def test_a_full_queue_is_429(tmp_path: Path, tiny_run: Path) -> None:
 
 def test_an_answer_that_takes_too_long_is_503(tmp_path: Path, tiny_run: Path) -> None:
     with serving(tmp_path, [tiny_run / "bundle-int8"], "--timeout", 0.1, "--max-rows", 1) as running:
-        slow = [QUESTION * 20] * 16
-        threads = [
-            threading.Thread(target=running.post, args=("/v1/completions", {"model": T5, "prompt": slow})) for _ in range(20)
-        ]
+        slow = {"model": T5, "prompt": [QUESTION * 20] * 16, "mmedge": {"cut": True}}
+        threads = [threading.Thread(target=running.post, args=("/v1/completions", slow)) for _ in range(20)]
         for thread in threads:
             thread.start()
-        reply = running.post("/v1/completions", {"model": T5, "prompt": slow})
+        reply = running.post("/v1/completions", slow)
         assert reply.status == 503 and reply.error["code"] == "timeout" and "retry-after" in reply.headers
         for thread in threads:
             thread.join()
@@ -177,7 +175,7 @@ def test_on_sigterm_what_is_being_answered_is_answered(tmp_path: Path, tiny_run:
         statuses: list[int] = []
 
         def ask() -> None:
-            asked = {"model": T5, "prompt": [QUESTION * 10] * 16}
+            asked = {"model": T5, "prompt": [QUESTION * 10] * 16, "mmedge": {"cut": True}}
             statuses.append(running.post("/v1/completions", asked).status)
 
         threads = [threading.Thread(target=ask) for _ in range(6)]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mmedge.engines.native.library import problem
 from mmedge.serve.models import open_models, opened_again
 from mmedge.serve.reload import Reloader
 from tests.serve.running import QUESTION, Running, serving
@@ -138,3 +139,32 @@ def test_whatever_is_damaged_the_old_bundle_goes_on(damage: str, tmp_path: Path,
     for _ in range(3):
         reloader.look()
     assert told[1:] == [None] and models[name] is not model and models[name].student.answer(QUESTION).text == answer
+
+
+@pytest.mark.parametrize("engine", ["onnx", "native"])
+def test_files_that_are_overwritten_in_place_harm_nobody(
+    engine: str, tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their weights would otherwise be mapped, and a mapped file that shrinks ends the process."""
+    if engine == "native" and (why := problem()) is not None:
+        pytest.skip(why)
+    monkeypatch.setenv("MMEDGE_ENGINE", engine)
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_run / "bundle-int8", folder)
+    weights = folder / "weights.data"
+    size = weights.stat().st_size
+    with serving(tmp_path, [folder]) as running:
+
+        def answer() -> tuple[object, object]:
+            found = running.post("/v1/completions", {**ASKED, "logprobs": 0, "n": 1}).json
+            return found["system_fingerprint"], found["choices"]
+
+        first = answer()
+        for refused, wrong in enumerate((weights.read_bytes()[: size // 2], b"", bytes(size)), start=1):
+            weights.write_bytes(wrong)
+            assert answer() == first
+            _until(lambda refused=refused: running.metric("mmedge_reloads_total") == refused)  # type: ignore[misc]
+            assert answer() == first
+        shutil.copytree(tiny_run / "bundle-fp32", folder, dirs_exist_ok=True)  # file by file, into the files that are there
+        _until(lambda: answer()[0] != first[0])
+        assert running.process.poll() is None

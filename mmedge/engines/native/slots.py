@@ -22,6 +22,8 @@ class NativeSlots(Slots):
         encodes: Whether there is an encoder; what it makes of a context is not copied, and belongs to whoever holds it.
     """
 
+    mixes = True
+
     def __init__(self, decoder: library.Decoder, most: int, most_bytes: int, encodes: bool) -> None:
         super().__init__(most, most_bytes)
         self._decoder, self.hold_contexts = decoder, encodes

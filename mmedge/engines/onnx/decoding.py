@@ -44,7 +44,7 @@ class DecoderOnlyEngine:
     """Decodes `model.onnx`."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: Place = "cpu") -> None:
-        self._graph = Graph(bundle.graph("decoder"), threads, device)
+        self._graph = Graph(bundle.graph("decoder"), threads, device, bundle.held)
         self._special = bundle.manifest.special_tokens
 
     def _run(
@@ -91,7 +91,7 @@ class FusedEngine(Conversing, ABC):
     """Decodes a decoder as mmedge writes it; subclasses say what it is given at the beginning."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: Place = "cpu") -> None:
-        self.decoder = Graph(bundle.graph("decoder"), threads, device)
+        self.decoder = Graph(bundle.graph("decoder"), threads, device, bundle.held)
         self.special = bundle.manifest.special_tokens
         table = bundle.folder / FILE_NAME
         self.drafting = Drafting(PhraseTable.load(table) if table.is_file() else EMPTY, StepCosts(), HitRates())
@@ -143,7 +143,7 @@ class FusedEncoderDecoderEngine(FusedEngine):
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: Place = "cpu") -> None:
         super().__init__(bundle, threads, device)
-        self._encoder = Graph(bundle.graph("encoder"), threads, device)
+        self._encoder = Graph(bundle.graph("encoder"), threads, device, bundle.held)
         self._held = [name.replace("present", "past_key_values") for name in self._encoder.outputs]
 
     @property
@@ -196,8 +196,8 @@ class EncoderDecoderEngine:
     """Decodes `encoder_model.onnx` and `decoder_model_merged.onnx` as optimum writes them."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: Place = "cpu") -> None:
-        self._encoder = Graph(bundle.graph("encoder"), threads, device)
-        self._decoder = Graph(bundle.graph("decoder"), threads, device)
+        self._encoder = Graph(bundle.graph("encoder"), threads, device, bundle.held)
+        self._decoder = Graph(bundle.graph("decoder"), threads, device, bundle.held)
         self._special = bundle.manifest.special_tokens
 
     def _encode(self, prompts: Sequence[Prompt]) -> dict[str, ort.OrtValue]:

@@ -24,6 +24,9 @@ from mmedge.tasks.forms.constraints import Tokens
 
 Device = Literal["auto", "cpu", "cuda"]
 Place = Literal["cpu", "cuda"]
+Held = Mapping[str, NDArray[np.uint8]]  # contents of files, by name
+_NOTHING: Held = {}
+_IN_MEMORY = "add_external_initializers_from_files_in_memory"  # not every version has it; others read the files
 CUDA = "CUDAExecutionProvider"
 ROWS_ALIKE = "mmedge.rows_alike"  # a graph's metadata key: what it computes for a row never depends on other rows
 
@@ -64,13 +67,14 @@ def check_runtime(least: str, folder: Path) -> None:
         raise MmedgeError(f"{folder} needs ONNX Runtime {least}, and this is {ort.__version__}", "pip install -U onnxruntime")
 
 
-def open_session(path: Path, threads: int | None, device: Place = "cpu") -> ort.InferenceSession:
+def open_session(path: Path, threads: int | None, device: Place = "cpu", held: Held = _NOTHING) -> ort.InferenceSession:
     """Open a graph.
 
     Args:
         path: Its file.
         threads: Threads within one operation on the CPU; None for all cores.
         device: Where it runs.
+        held: What files of weights beside it hold, where they were read into memory; ONNX Runtime copies what it needs.
 
     Raises:
         MmedgeError: ONNX Runtime cannot read it, or not start on that device.
@@ -82,6 +86,9 @@ def open_session(path: Path, threads: int | None, device: Place = "cpu") -> ort.
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
+    if held and hasattr(options, _IN_MEMORY):
+        sizes = [array.nbytes for array in held.values()]
+        getattr(options, _IN_MEMORY)(list(held), [array.data for array in held.values()], sizes)
     providers = [*([CUDA] if device == "cuda" else []), "CPUExecutionProvider"]
     try:
         if device == "cuda" and CUDA in ort.get_available_providers():
@@ -106,13 +113,14 @@ class Graph:
         path: The graph's file.
         threads: Threads within one operation.
         device: Where it runs, and where its cache lies.
+        held: See `open_session`.
     """
 
-    def __init__(self, path: Path, threads: int | None, device: Place = "cpu") -> None:
+    def __init__(self, path: Path, threads: int | None, device: Place = "cpu", held: Held = _NOTHING) -> None:
         self.device: Place = device
         self.shares_memory = device == "cpu"  # values made of arrays are those arrays
         self.scratch = Scratch()
-        self.session = open_session(path, threads, device)
+        self.session = open_session(path, threads, device, held)
         self.inputs = {item.name: item for item in self.session.get_inputs()}
         self.past = [name for name in self.inputs if name.startswith("past_key_values.")]
         self.states = [name for name in self.inputs if name.startswith("past_states.")]
