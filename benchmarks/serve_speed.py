@@ -229,19 +229,26 @@ def llama(program: Path, gguf: Path, port: int = 18173) -> Iterator[int]:
     server = subprocess.Popen([str(one) for one in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
-        while True:
-            try:
-                http.client.HTTPConnection("127.0.0.1", port, timeout=5).request("GET", "/health")
-                break
-            except OSError:
-                if time.monotonic() > deadline or server.poll() is not None:
-                    raise RuntimeError("llama.cpp's server did not start") from None
-                time.sleep(0.1)
-        time.sleep(1)
+        while not _is_healthy(port):
+            if time.monotonic() > deadline or server.poll() is not None:
+                raise RuntimeError("llama.cpp's server did not start")
+            time.sleep(0.1)
         yield port
     finally:
         server.terminate()
         server.wait()
+
+
+def _is_healthy(port: int) -> bool:
+    """Whether a server says that it is ready: it answers before it has loaded its model, with 503."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 def body_for(model: str, question: str) -> bytes:
