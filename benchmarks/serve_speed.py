@@ -9,7 +9,8 @@
 `--engine native` runs student and server on mmedge's own engine.
 Server and clients share the machine's cores, as on a device. Prints one JSON document: milliseconds for an answer (p50, p99),
 answers a second, and ratios of them. One client is alternated with the process's own answers, so that a busy machine slows both;
-crowds of two servers take turns. llama.cpp's server is given the same student and its own prompts, as tokens, and 8 slots.
+crowds of two servers take turns. llama.cpp's server is given the same student and its own prompts, as tokens, and 8 slots. Both
+keep what they have read: every crowd asks questions that are new, and those of 8 clients are then asked again (`8_clients_again`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,25 @@ class Client:
         return seconds, json.loads(text)
 
 
-def questions(count: int) -> list[str]:
-    return [TEMPLATE.format(3 + number % 90, 4 + number * 7 % 80) for number in range(count)]
+def questions(count: int, first: int = 0) -> list[str]:
+    """Return so many questions from the n-th on; 7,200 are different."""
+    return [TEMPLATE.format(3 + number % 90, 4 + (number // 90 + 7 * number) % 80) for number in range(first, first + count)]
+
+
+class Fresh:
+    """Questions that nobody has asked before: servers keep what they have read.
+
+    Args:
+        first: How many have been asked.
+    """
+
+    def __init__(self, first: int) -> None:
+        self._next = first
+
+    def take(self, count: int) -> list[str]:
+        found = questions(count, self._next)
+        self._next += count
+        return found
 
 
 def times(seconds: Sequence[float]) -> dict[str, float]:
@@ -133,13 +151,16 @@ def crowded(port: int, path: str, clients: int, bodies: Sequence[bytes]) -> tupl
     return found, time.perf_counter() - started
 
 
-def crowds(servers: dict[str, tuple[int, str, list[bytes]]], clients: int) -> dict[str, Any]:
-    """Let crowds ask the servers in turn."""
+Asking = tuple[int, str, Callable[[str], bytes]]  # a server's port and path, and what makes a body of a question
+
+
+def crowds(servers: Mapping[str, Asking], clients: int, asked: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Let crowds ask the servers in turn, the same questions in each of several rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in servers}
     rates: dict[str, list[float]] = {name: [] for name in servers}
-    for _ in range(ROUNDS):
-        for name, (port, path, bodies) in servers.items():
-            found, whole = crowded(port, path, clients, bodies)
+    for some in asked:
+        for name, (port, path, body) in servers.items():
+            found, whole = crowded(port, path, clients, [body(question) for question in some])
             seconds[name] += found
             rates[name].append(len(found) / whole)
     return {name: times(seconds[name]) | {"per_second": round(statistics.median(rates[name]), 1)} for name in servers}
@@ -386,25 +407,30 @@ def served(bundle: Path, asked: list[str], other: Path | None, gguf: Path | None
         student = Student.load(bundle)
         bodies = [body_for(model, question) for question in asked]
         client = Client(port, "/v1/chat/completions")
-        for question, body in zip(asked[:WARM], bodies, strict=False):
+        fresh = Fresh(len(asked))
+        for question in fresh.take(WARM):
             student.answer(question)
-            client.ask(body)
+            client.ask(body_for(model, question))
         found: dict[str, Any] = {"bundle": model, "engine": type(student.speaker.engine).__name__}
         found |= {"first_answer_seconds": round(started, 2)} | alternated(student, client, asked, bodies)
         began = time.perf_counter()
         student.answer_all(asked)
         found["offline_per_second"] = round(len(asked) / (time.perf_counter() - began), 1)
-        servers = {"ours": (port, "/v1/chat/completions", bodies)}
-        if other is not None and gguf is not None:
-            with llama(other, gguf) as at:
-                servers["llama.cpp"] = (at, "/v1/completions", [tokens_for(student, question) for question in asked])
-                found["same_answers"] = _alike(student, Client(at, "/v1/completions"), asked[:50])
-                found[f"{SLOTS}_clients"] = crowds(servers, SLOTS)
-                found["llama.cpp_one_client"] = crowds({"llama.cpp": servers["llama.cpp"]}, 1)["llama.cpp"]
-            del servers["llama.cpp"]
-        else:
-            found[f"{SLOTS}_clients"] = crowds(servers, SLOTS)
-        found[f"{MANY}_clients"] = crowds(servers, MANY)
+        ours_: Asking = (port, "/v1/chat/completions", lambda question: body_for(model, question))
+        servers: dict[str, Asking] = {"ours": ours_}
+        with ExitStack() as stack:
+            if other is not None and gguf is not None:
+                at = stack.enter_context(llama(other, gguf))
+                servers["llama.cpp"] = (at, "/v1/completions", lambda question: tokens_for(student, question))
+                found["same_answers"] = _alike(student, Client(at, "/v1/completions"), fresh.take(50))
+            rounds = [fresh.take(len(asked)) for _ in range(ROUNDS)]
+            found[f"{SLOTS}_clients"] = crowds(servers, SLOTS, rounds)
+            found[f"{SLOTS}_clients_again"] = crowds(servers, SLOTS, rounds[-1:] * ROUNDS)
+            if "llama.cpp" in servers:
+                theirs = {"llama.cpp": servers["llama.cpp"]}
+                found["llama.cpp_one_client"] = crowds(theirs, 1, [fresh.take(len(asked)) for _ in range(ROUNDS)])["llama.cpp"]
+        many = [fresh.take(max(2 * MANY, len(asked))) for _ in range(ROUNDS)]
+        found[f"{MANY}_clients"] = crowds({"ours": ours_}, MANY, many)
         found["idle_ms_of_a_core"] = idle(pid)
     return found | {"ratios": ratios(found)}
 
@@ -419,7 +445,9 @@ def ratios(found: dict[str, Any]) -> dict[str, float]:
         f"p99 of {MANY} clients to their p50": many["p99_ms"] / many["p50_ms"],
     }
     if "llama.cpp" in few:
+        again = found[f"{SLOTS}_clients_again"]
         result[f"rate of {SLOTS} clients to llama.cpp"] = few["ours"]["per_second"] / few["llama.cpp"]["per_second"]
+        result["the same, asked again"] = again["ours"]["per_second"] / again["llama.cpp"]["per_second"]
     return {name: round(value, 3) for name, value in result.items()}
 
 

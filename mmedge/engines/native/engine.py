@@ -23,13 +23,14 @@ from mmedge.engines.engine import RowEngine
 from mmedge.engines.generation import Logits
 from mmedge.engines.native import library
 from mmedge.engines.reading import Reading
-from mmedge.engines.slotted import SPARE, SlottedRows
+from mmedge.engines.slotted import SlottedRows
 from mmedge.errors import MmedgeError
 from mmedge.machine import usable_cores
 from mmedge.manifest import Bundle, Manifest
 from mmedge.tasks.encoding import Prompt
 from mmedge.tasks.forms.constraints import Tokens
 
+KEPT = 48  # slots beyond the rows, as far as there is memory: what was read last, for prompts that begin alike
 ENCODED = "encoded"  # what `held` calls the contexts' caches
 
 
@@ -88,7 +89,7 @@ class NativeEngine(Conversing):
         """See `HasRows`."""
         from mmedge.engines.native.slots import NativeSlots
 
-        return SlottedRows(self, NativeSlots(self.decoder, most + SPARE, most_bytes, self._encodes), most)
+        return SlottedRows(self, NativeSlots(self.decoder, most + KEPT, most_bytes, self._encodes), most)
 
 
 def weights_of(bundle: Bundle, plan: Mapping[str, Any]) -> NDArray[np.uint8]:
