@@ -62,7 +62,8 @@ class NativeEngine(Conversing):
         why = unsupported(stated)
         if why is not None or stated.plan is None:
             raise MmedgeError(f"the native engine cannot be used: {why}", "use ONNX Runtime: MMEDGE_ENGINE=onnx")
-        weights = weights_of(bundle, stated.plan)
+        held = bundle.held.get(str(stated.plan.get("file")))
+        weights = mapped(bundle.folder, stated.plan) if held is None else held
         cores = usable_cores()
         threads = threads or stated.threads or cores
         self.decoder = library.Decoder(stated.plan, weights, threads, kernels, max(1, cores // threads))
@@ -92,15 +93,13 @@ class NativeEngine(Conversing):
         return SlottedRows(self, NativeSlots(self.decoder, most + KEPT, most_bytes, self._encodes), most)
 
 
-def weights_of(bundle: Bundle, plan: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """Return a plan's data file: what the bundle holds of it, or mapped into memory that other processes with the bundle share.
+def mapped(folder: Path, plan: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Return a plan's data file, mapped into memory that other processes with the same bundle share.
 
     Raises:
         MmedgeError: The plan names no file of the bundle.
     """
-    name, folder = plan.get("file"), bundle.folder
-    if isinstance(name, str) and name in bundle.held:
-        return bundle.held[name]
+    name = plan.get("file")
     if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
         raise MmedgeError(f"{folder}: the layer plan names no file of the bundle", "export the student again")
     with open(folder / name, "rb") as file:
