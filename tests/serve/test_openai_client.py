@@ -53,8 +53,8 @@ def test_a_question_longer_than_the_student_reads_is_refused_unless_it_may_be_cu
             client.chat.completions.create(model=model, messages=long, stream=stream)
         assert refused.value.code == "context_length_exceeded" and refused.value.type == "invalid_request_error"
     with pytest.raises(openai.BadRequestError) as refused:
-        client.completions.create(model=model, prompt=[QUESTION, "a " * 600_000], extra_body={"mmedge": {"cut": True}})
-    assert refused.value.code == "context_length_exceeded", "which nothing cuts"
+        client.completions.create(model=model, prompt=[QUESTION, "a " * 500_000])
+    assert refused.value.code == "context_length_exceeded"
     cut = client.chat.completions.create(model=model, messages=long, extra_body={"mmedge": {"cut": True}})
     assert cut.usage is not None and cut.usage.prompt_tokens > 100
 
