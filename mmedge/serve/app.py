@@ -73,9 +73,9 @@ class SharedState:
         request.state.facts["model"] = asked.model.name
         try:
             settled = asked.model.settled(asked.options)
-            if sum(characters(example) for example in asked.examples) > _LONG:
+            if not asked.cut and sum(characters(example) for example in asked.examples) > _LONG:
                 await asyncio.to_thread(asked.check_lengths)
-            else:
+            elif not asked.cut:
                 asked.check_lengths()
         except MmedgeError as error:
             raise refused(error) from None

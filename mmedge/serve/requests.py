@@ -94,13 +94,13 @@ class Asked:
     cut: bool = False
 
     def check_lengths(self) -> None:
-        """Refuse questions of which the student would not read all, where they may not be cut.
+        """Refuse questions of which the student would not read all.
 
         Raises:
             TooLong: One is longer than that.
         """
         speaker = self.model.student.speaker
-        for example in () if self.cut else self.examples:
+        for example in self.examples:
             self.model.student.check(example)
             if over := speaker.encoder.surplus(speaker.reasoning_context(example)):
                 most = speaker.encoder.max_input_tokens
