@@ -66,8 +66,15 @@ ROWS: dict[str, tuple[int, list[str]]] = {
 
 
 def data() -> Path:
-    """Return the folder of SNIPS's files."""
-    return Path(os.environ["MMEDGE_DATA"]) / "snips"
+    """Return the folder of SNIPS's files.
+
+    Raises:
+        SystemExit: It is not there.
+    """
+    found = Path(os.environ.get("MMEDGE_DATA", "")) / "snips"
+    if not (found / "tools.json").is_file():
+        raise SystemExit(f"no tools.json in {found}: set MMEDGE_DATA to the folder that holds snips (docs/data.md)")
+    return found
 
 
 def mmedge(*arguments: str | Path) -> None:
@@ -321,13 +328,19 @@ def main() -> None:
             train(row, given.place, given.set)
         return
     if given.verb == "peer":
-        if not given.llama:
-            parser.error("peer needs --llama")
+        if not given.llama or not Path(given.llama).is_file():
+            parser.error("peer needs --llama, the path of llama-server")
+        if missing := [row for row in ("labels_4200", "json_4200") if not (given.place / row / "bundle-int8").is_dir()]:
+            raise SystemExit(f"{given.place / missing[0]} has no bundle-int8; train and measure that row first")
         found = peer(given.place, given.llama, given.engine)
         write_json(given.place / "peer.json", found)
         print(json.dumps(found, indent=1))
         return
     rows = [measure(row, given.place) for row in given.rows if (given.place / row / "student").is_dir()]
+    if not rows:
+        raise SystemExit(
+            f"no row is trained in {given.place}; train some first: python benchmarks/structured.py train --rows labels_700"
+        )
     write_json(given.place / "structured.json", {"machine": machine(), "rows": rows})
     text = "\n\n".join(table.markdown() for table in tables(rows))
     write_text(given.place / "structured.md", text)

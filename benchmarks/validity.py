@@ -20,10 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-
 from mmedge import Student
 from mmedge.engines.speaker import Sampling, Wanted
+from mmedge.errors import MmedgeError
 from mmedge.machine import machine
 from mmedge.progress import Progress
 from mmedge.storage import write_json
@@ -31,6 +30,11 @@ from mmedge.tasks.base import Example
 from mmedge.tasks.forms.schema import SchemaForm
 from mmedge.tasks.forms.structured import values
 from mmedge.tasks.forms.structured.guided import GuidedConstrainer
+
+try:
+    import jsonschema
+except ImportError:
+    sys.exit("this needs the package jsonschema: pip install '.[dev]'")
 
 Schema = dict[str, Any]
 BATCH = 16
@@ -129,7 +133,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="file for the figures, as JSON")
     given = parser.parse_args()
-    student = Student.load(given.bundle, threads=given.threads)
+    try:
+        student = Student.load(given.bundle, threads=given.threads)
+    except MmedgeError as error:
+        sys.exit(f"error: {error}\n  → {error.hint}")
     draw, started = random.Random(given.seed), time.monotonic()
     documents = [schema(draw) for _ in range(given.schemas)]
     ways = list(itertools.product(documents, ("json", "compact"), (0.0, 1.0)))

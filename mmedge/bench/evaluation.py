@@ -192,6 +192,9 @@ def _prices(student: Student, examples: Sequence[Example], settings: EvaluationS
         f"{samples.samples} samples": lambda example: student.answer(example, strategy=samples),
         "retry": lambda example: student.answer(example, strategy=retry),
     }
+    learned = student.bundle.manifest.student.learned
+    if learned is not None and "rationale" not in learned:  # all others write rationales
+        ways = {"answer": ways["answer"]}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         way(examples[0])
