@@ -3,14 +3,16 @@
     python -m mmedge.export.gguf runs/svamp-smollm2/student runs/svamp-smollm2/model-q8.gguf --format Q8_0
     mmedge bench runs/svamp-smollm2 llama.cpp:runs/svamp-smollm2/model-q8.gguf
 
-Llama-type students (Llama, SmolLM2, TinyLlama, Mistral without a window) with a byte-level BPE tokenizer. Prompts go to llama.cpp
-as token ids, so that its own splitting of texts is not used; the file says `default` for it, which is not every tokenizer's.
+Students of Llama's kind (Llama, SmolLM2, TinyLlama, Mistral without a window), Qwen 2, 2.5 and 3, and Gemma 3, with a byte-level
+BPE tokenizer. Prompts go to llama.cpp as token ids, so that its own splitting of texts is not used; the file says `default` for
+it, which is not every tokenizer's. A student without a tokenizer becomes a file without a vocabulary: enough to be timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from mmedge.errors import MmedgeError, missing_extra
 from mmedge.export.architectures.decoder import EMBEDDING, Attention, DecoderShape
+from mmedge.export.architectures.gemma3 import GEMMA3
 from mmedge.export.architectures.llama import LLAMA
 from mmedge.export.weights import HEAD, WeightFiles, has_own_head
 from mmedge.storage import atomic_file, read_json
@@ -26,16 +29,48 @@ from mmedge.storage import atomic_file, read_json
 GgufFormat = Literal["F32", "F16", "Q8_0", "Q4_0"]
 _BLOCK = 32  # weights that share a scale in Q8_0 and Q4_0
 _LAYER = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj.weight": "attn_q.weight",
+    "self_attn.k_proj.weight": "attn_k.weight",
+    "self_attn.v_proj.weight": "attn_v.weight",
+    "self_attn.o_proj.weight": "attn_output.weight",
+    "mlp.gate_proj.weight": "ffn_gate.weight",
+    "mlp.up_proj.weight": "ffn_up.weight",
+    "mlp.down_proj.weight": "ffn_down.weight",
+    "input_layernorm.weight": "attn_norm.weight",
+    "post_attention_layernorm.weight": "ffn_norm.weight",
 }
+_BIASES = {f"self_attn.{name}_proj.bias": f"attn_{name}.bias" for name in "qkv"}
+_HEAD_NORMS = {f"self_attn.{name}_norm.weight": f"attn_{name}_norm.weight" for name in "qk"}
+_FOUR_NORMS = {
+    "post_attention_layernorm.weight": "post_attention_norm.weight",
+    "pre_feedforward_layernorm.weight": "ffn_norm.weight",
+    "post_feedforward_layernorm.weight": "post_ffw_norm.weight",
+}
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How llama.cpp stores a kind of model.
+
+    Attributes:
+        name: What llama.cpp calls it.
+        layer: Our name of each of a layer's weights, and its own.
+        interleaved: Whether values that are rotated together are neighbours, not half a head apart.
+    """
+
+    name: str
+    layer: dict[str, str] = field(default_factory=lambda: _LAYER)
+    interleaved: bool = False
+
+
+_KINDS = {
+    "llama": _Kind("llama", interleaved=True),
+    "mistral": _Kind("llama", interleaved=True),
+    "qwen2": _Kind("qwen2", _LAYER | _BIASES),
+    "qwen3": _Kind("qwen3", _LAYER | _HEAD_NORMS),
+    "gemma3_text": _Kind("gemma3", _LAYER | _FOUR_NORMS | _HEAD_NORMS),
+}
+_GEMMA_BASE, _GEMMA_WINDOW_BASE = 1e6, 1e4  # of the rotary embeddings; the second one is in llama.cpp's code
 _NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # llama.cpp's kinds of tokens
 
 
@@ -55,48 +90,74 @@ def write_gguf(student: Path, path: Path, format_: GgufFormat = "Q8_0") -> None:
     except ImportError:
         raise missing_extra("gguf", "distill") from None
     config = read_json(student / "config.json")
-    shape = LLAMA.read_shape(config)
-    attention = shape.mixers[0]
-    assert isinstance(attention, Attention)
-    windows = any(isinstance(mixer, Attention) and mixer.window for mixer in shape.mixers)
-    if config["model_type"] not in ("llama", "mistral") or windows:
-        what = "sliding windows" if windows else f"model_type {config['model_type']!r}"
-        raise MmedgeError(
-            f"{student}: {what} cannot be written as GGUF by mmedge", "convert it with llama.cpp's convert_hf_to_gguf.py"
-        )
+    kind = _KINDS.get(config["model_type"])
+    if kind is None:
+        raise _refused(student, f"model_type {config['model_type']!r}")
+    shape = (GEMMA3 if kind.name == "gemma3" else LLAMA).read_shape(config)
+    attention = _attention(student, kind, shape)
     weights = WeightFiles(student)
-    own_head = has_own_head(weights, EMBEDDING)
-    names = _names(len(shape.mixers), own_head)
+    names = _names(kind, len(shape.mixers), has_own_head(weights, EMBEDDING))
     if unknown := sorted(set(weights) - names.keys() - {HEAD}):
-        raise MmedgeError(
-            f"{student}: the weight {unknown[0]} cannot be written as GGUF by mmedge", "convert it with llama.cpp's own script"
-        )
+        raise _refused(student, f"the weight {unknown[0]}")
     with atomic_file(path) as temporary:
-        writer = gguf.GGUFWriter(temporary, "llama")
+        writer = gguf.GGUFWriter(temporary, kind.name)
         _describe(writer, config, shape, attention)
-        _vocabulary(writer, student, int(config["vocab_size"]))
-        if (factors := _rotary_factors(config, attention)) is not None:
+        if (student / "tokenizer.json").is_file():
+            _vocabulary(writer, student, int(config["vocab_size"]))
+        else:
+            writer.add_tokenizer_model("no_vocab")
+        if (factors := _rotary_factors(_base(config), attention)) is not None:
             writer.add_tensor("rope_freqs.weight", factors)
         for theirs, ours in names.items():
             weight = weights[theirs]
-            if ours.endswith(("attn_q.weight", "attn_k.weight")):
+            if kind.interleaved and ours.endswith(("attn_q.weight", "attn_k.weight")):
                 weight = _interleaved(weight, attention.heads if ours.endswith("attn_q.weight") else attention.kv_heads)
+            if shape.zero_centred and ours.endswith("norm.weight"):
+                weight = weight + 1.0
             whole = weight.ndim == 1 or (format_ in ("Q8_0", "Q4_0") and weight.shape[1] % _BLOCK)
-            kind = gguf.GGMLQuantizationType["F32" if whole else format_]
-            writer.add_tensor(ours, gguf.quants.quantize(weight, kind), raw_dtype=kind)
+            stored = gguf.GGMLQuantizationType["F32" if whole else format_]
+            writer.add_tensor(ours, gguf.quants.quantize(weight, stored), raw_dtype=stored)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
 
 
-def _names(layers: int, own_head: bool) -> dict[str, str]:
+def _refused(student: Path, what: str) -> MmedgeError:
+    return MmedgeError(
+        f"{student}: {what} cannot be written as GGUF by mmedge", "convert it with llama.cpp's convert_hf_to_gguf.py"
+    )
+
+
+def _attention(student: Path, kind: _Kind, shape: DecoderShape) -> Attention:
+    """Return a layer's attention that sees all of the text, where llama.cpp's code computes what the student does.
+
+    Raises:
+        MmedgeError: It computes something else.
+    """
+    layers = [mixer for mixer in shape.mixers if isinstance(mixer, Attention)]
+    every_sixth = [bool(layer.window) == bool((place + 1) % 6) for place, layer in enumerate(layers)]
+    if kind.name != "gemma3":
+        if any(layer.window for layer in layers):
+            raise _refused(student, "sliding windows")
+        return layers[0]
+    whole = next((layer for layer in layers if not layer.window), None)
+    if not all(every_sixth) or whole is None:
+        raise _refused(student, "layers of another order than five with a window and one without")
+    if any(layer.scale != layer.head_width**-0.5 for layer in layers) or shape.logits_cap:
+        raise _refused(student, "another scale of the attention, or a cap of the logits")
+    if any(_rotary_factors(base, layer) is not None for layer, base in ((whole, _GEMMA_BASE), (layers[0], _GEMMA_WINDOW_BASE))):
+        raise _refused(student, "a scaled rotary embedding, or one of another base")
+    return whole
+
+
+def _names(kind: _Kind, layers: int, own_head: bool) -> dict[str, str]:
     """Return our name of each weight, and llama.cpp's."""
     found = {EMBEDDING: "token_embd.weight", "model.norm.weight": "output_norm.weight"}
     if own_head:
         found[HEAD] = "output.weight"
     for layer in range(layers):
-        found |= {f"model.layers.{layer}.{ours}.weight": f"blk.{layer}.{theirs}.weight" for ours, theirs in _LAYER.items()}
+        found |= {f"model.layers.{layer}.{ours}": f"blk.{layer}.{theirs}" for ours, theirs in kind.layer.items()}
     return found
 
 
@@ -107,14 +168,16 @@ def _interleaved(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]
 
 
 def _base(config: dict[str, Any]) -> float:
+    if config["model_type"] == "gemma3_text":
+        return _GEMMA_BASE
     rotary = config.get("rope_parameters") or {}
     return float(rotary.get("rope_theta") or config.get("rope_theta") or 10000.0)
 
 
-def _rotary_factors(config: dict[str, Any], attention: Attention) -> NDArray[np.float32] | None:
+def _rotary_factors(base: float, attention: Attention) -> NDArray[np.float32] | None:
     """Return what llama.cpp divides the plain rotary frequencies by, (head_width / 2,); None where they are the plain ones."""
     assert attention.rotary is not None
-    plain = _base(config) ** (-np.arange(0, attention.head_width, 2) / attention.head_width)
+    plain = base ** (-np.arange(0, attention.head_width, 2) / attention.head_width)
     factors = (plain / np.array(attention.rotary.frequencies)).astype(np.float32)
     return None if np.allclose(factors, 1.0, rtol=1e-4) else factors
 
@@ -132,6 +195,8 @@ def _describe(writer: Any, config: dict[str, Any], shape: DecoderShape, attentio
     writer.add_rope_dimension_count(attention.head_width)
     writer.add_rope_freq_base(_base(config))
     writer.add_vocab_size(int(config["vocab_size"]))
+    if windows := {mixer.window for mixer in shape.mixers if isinstance(mixer, Attention) and mixer.window}:
+        writer.add_sliding_window(max(windows))
 
 
 def _vocabulary(writer: Any, student: Path, size: int) -> None:

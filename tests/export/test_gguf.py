@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ from mmedge.errors import MmedgeError
 from mmedge.export.gguf import GgufFormat, write_gguf
 
 
-def logits(folder: Path, file: str | None = None) -> np.ndarray:
-    """Return the logits of a few tokens, (tokens, vocabulary), by transformers."""
+def logits(folder: Path, file: str | None = None, config: Path | None = None) -> np.ndarray:
+    """Return the logits of a few tokens, (tokens, vocabulary), by transformers; with another folder's config, where one is given."""
     import torch
     import transformers
 
-    more = {"gguf_file": file} if file else {}
+    more: dict[str, Any] = {"gguf_file": file} if file else {}
+    if config:  # transformers reads Gemma's second rotary base out of no GGUF
+        more["config"] = transformers.AutoConfig.from_pretrained(config)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **more).eval()
     with torch.inference_mode():
         return np.asarray(model(torch.tensor([[5, 9, 3, 100, 7]])).logits[0].numpy())
@@ -31,6 +34,47 @@ def test_what_is_read_back_is_the_student(format_: GgufFormat, tolerance: float,
     write_gguf(tiny_llama, tmp_path / "student.gguf", format_)
     expected, found = logits(tiny_llama), logits(tmp_path, "student.gguf")
     np.testing.assert_allclose(found, expected, atol=tolerance * float(np.abs(expected).max()))
+
+
+SMALL: dict[str, object] = {
+    "vocab_size": 407, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "tie_word_embeddings": True,
+}  # fmt: skip
+GEMMA = SMALL | {
+    "model_type": "gemma3_text",
+    "num_hidden_layers": 6,
+    "head_dim": 32,
+    "query_pre_attn_scalar": 32,
+    "sliding_window": 8,
+}
+
+
+def other_kind(tiny_llama: Path, folder: Path, config: dict[str, object]) -> Path:
+    """Write a small student of another kind, with no weight at the value that it begins with, and the same tokenizer."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_llama / name, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "config",
+    [SMALL | {"model_type": "qwen2"}, SMALL | {"model_type": "qwen3", "head_dim": 128}, GEMMA],
+    ids=lambda one: str(one["model_type"]),
+)
+def test_other_kinds_are_read_back_too(config: dict[str, object], tiny_llama: Path, tmp_path: Path) -> None:
+    student = other_kind(tiny_llama, tmp_path / "student", config)
+    write_gguf(student, tmp_path / "student.gguf", "F32")
+    expected, found = logits(student), logits(tmp_path, "student.gguf", student)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * float(np.abs(expected).max()))
 
 
 def test_rounded_files_are_smaller(tiny_llama: Path, tmp_path: Path) -> None:
@@ -67,8 +111,10 @@ def test_what_cannot_be_written_is_one_line(tiny_llama: Path, tmp_path: Path) ->
     windowed = changed(tiny_llama, tmp_path / "windowed", model_type="mistral", sliding_window=128)
     with pytest.raises(MmedgeError, match="sliding windows cannot be written as GGUF"):
         write_gguf(windowed, tmp_path / "a.gguf")
-    with pytest.raises(MmedgeError, match="model_type 'qwen2'"):
-        write_gguf(changed(tiny_llama, tmp_path / "qwen", model_type="qwen2"), tmp_path / "a.gguf")
+    with pytest.raises(MmedgeError, match="model_type 'granite'"):
+        write_gguf(changed(tiny_llama, tmp_path / "granite", model_type="granite"), tmp_path / "a.gguf")
+    with pytest.raises(MmedgeError, match="layers of another order"):
+        write_gguf(other_kind(tiny_llama, tmp_path / "gemma", GEMMA | {"layer_types": ["full_attention"] * 6}), tmp_path / "a.gguf")
     other = changed(tiny_llama, tmp_path / "other")
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     (other / "tokenizer.json").write_text(json.dumps(tokenizer | {"decoder": {"type": "Metaspace"}}))
