@@ -159,6 +159,18 @@ def _write_tiny_run(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
+def labels_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a student that learned labels alone, distilled and exported in float32."""
+    return made_once(tmp_path_factory, "labels", _write_labels_run) / "run"
+
+
+def _write_labels_run(folder: Path) -> None:
+    values = tiny_recipe(method={"labels": "human", "rationales": False, "self_evaluation": False}, split={"validation": 16})
+    recipe = {name: value for name, value in values.items() if name != "teacher"}
+    distilled(write_recipe(folder / "labels.yaml", recipe), folder / "run", "--fp32")
+
+
+@pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small random Llama: grouped attention, tied head, byte-level tokenizer."""
     return made_once(tmp_path_factory, "llama", _write_tiny_llama)

@@ -129,6 +129,14 @@ def test_the_command_writes_and_continues(tiny_run: Path, tmp_path: Path) -> Non
     assert none.code == 0, none.err
 
 
+def test_a_student_that_learned_labels_alone_is_timed_answering(labels_run: Path, tmp_path: Path) -> None:
+    bundle = labels_run / "bundle-fp32"
+    assert open_bundle(bundle).manifest.student.learned == ()
+    done = mmedge("evaluate", bundle, "--samples", "2", "--timed", "1", "--questions", "4", "--out", tmp_path, "--json", "-q")
+    assert done.code == 0, done.err
+    assert set(json.loads(done.out)["prices"]) == {"answer"}
+
+
 def test_what_cannot_be_evaluated_is_one_line(tiny_run: Path, tmp_path: Path) -> None:
     found = mmedge("evaluate", tmp_path)
     assert is_one_line_error(found) and "is not a bundle" in found.err
