@@ -17,7 +17,7 @@ from mmedge.export.gguf import GgufFormat, write_gguf
 
 
 def logits(folder: Path, file: str | None = None, config: Path | None = None) -> np.ndarray:
-    """Return the logits of a few tokens, (tokens, vocabulary), by transformers; with another folder's config, where one is given."""
+    """Return the logits of a few tokens, (tokens, vocabulary), by transformers; with another folder's config if given."""
     import torch
     import transformers
 
