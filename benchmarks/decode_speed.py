@@ -61,15 +61,15 @@ DECODERS: dict[str, dict[str, Any]] = {  # of the published models' configs, wha
         "tie_word_embeddings": True,
     },
 }  # fmt: skip
-PROMPT, NEW = 80, 64
+NEW = 64
 
 
 # ------------------------------------------------------------------------------------------- one variant, in its own process
 
 
-def prompt_ids() -> list[int]:
+def prompt_ids(length: int) -> list[int]:
     """Return a prompt; which tokens they are is no matter."""
-    return [100 + 37 * place % 20_000 for place in range(PROMPT)]
+    return [100 + 37 * place % 20_000 for place in range(length)]
 
 
 class Engine(Protocol):
@@ -82,20 +82,20 @@ class Engine(Protocol):
 class Graphs:
     """mmedge's graphs, or optimum's, driven by mmedge's runtime (IO binding, nothing copied)."""
 
-    def __init__(self, writer: Literal["fused", "optimum"], folder: Path, threads: int) -> None:
+    def __init__(self, writer: Literal["fused", "optimum"], folder: Path, threads: int, prompt: int) -> None:
         from mmedge.engines.onnx.decoding import open_engine
         from mmedge.tasks.encoding import Prompt
 
-        bundle = bundle_of(folder, writer)
+        bundle = bundle_of(folder, writer, prompt)
         self._engine = open_engine(bundle, threads, "cpu")
-        self._prompt = Prompt(tuple(prompt_ids()), (0,) if bundle.manifest.family == "encoder-decoder" else ())
+        self._prompt = Prompt(tuple(prompt_ids(prompt)), (0,) if bundle.manifest.family == "encoder-decoder" else ())
 
     def run(self) -> tuple[float, float]:
         found = self._engine.generate([self._prompt], NEW)
         return found.time_to_first_token, (found.seconds - found.time_to_first_token) / (found.steps - 1)
 
 
-def bundle_of(folder: Path, graphs: Literal["fused", "optimum"]) -> Bundle:
+def bundle_of(folder: Path, graphs: Literal["fused", "optimum"], prompt: int) -> Bundle:
     """Return a bundle of graphs alone, without the end token that would end a text early; what else it says means nothing."""
     from mmedge.manifest import Bundle, Manifest, QuantizationPart, StudentPart, TaskPart, WrittenPart
     from mmedge.tasks.encoding import SpecialTokens
@@ -117,7 +117,7 @@ def bundle_of(folder: Path, graphs: Literal["fused", "optimum"]) -> Bundle:
         task=TaskPart("", "exact"),
         prompts=DECODER_ONLY_PROMPTS,
         special_tokens=SpecialTokens(eos=-1, pad=0),
-        max_input_tokens=PROMPT,
+        max_input_tokens=prompt,
         max_answer_tokens=NEW,
         max_rationale_tokens=NEW,
     )
@@ -127,16 +127,16 @@ def bundle_of(folder: Path, graphs: Literal["fused", "optimum"]) -> Bundle:
 class Native:
     """mmedge's native engine on the same bundle, whose layer plan lies beside it."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, prompt: int) -> None:
         from dataclasses import replace
 
         from mmedge.engines.native.engine import NativeEngine
         from mmedge.tasks.encoding import Prompt
 
-        bundle = bundle_of(folder, "fused")
+        bundle = bundle_of(folder, "fused", prompt)
         plan = json.loads(folder.with_suffix(".plan.json").read_text())
         self._engine = NativeEngine(replace(bundle, manifest=replace(bundle.manifest, plan=plan)), threads)
-        self._prompt = Prompt(tuple(prompt_ids()), (0,) if bundle.manifest.family == "encoder-decoder" else ())
+        self._prompt = Prompt(tuple(prompt_ids(prompt)), (0,) if bundle.manifest.family == "encoder-decoder" else ())
 
     def run(self) -> tuple[float, float]:
         found = self._engine.generate([self._prompt], NEW)
@@ -146,35 +146,42 @@ class Native:
 class LlamaBench:
     """llama.cpp's own `llama-bench`, a process for each round: its build is the machine's, its loop C++."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, prompt: int) -> None:
         program, _, model = str(path).partition(":")
-        sizes = ["-p", str(PROMPT), "-n", str(NEW), "-r", "1", "-fa", "1", "-o", "json"]
-        self._command = [program, "-m", model, "-t", str(threads), *sizes]
+        common = [program, "-m", model, "-t", str(threads), "-r", "1", "-fa", "1", "-o", "json"]
+        self._read = [*common, "-p", str(prompt), "-n", "0"]
+        self._write = [*common, "-p", "0", "-n", str(NEW), "-d", str(prompt)]  # behind a prompt, as the others
 
     def run(self) -> tuple[float, float]:
-        done = subprocess.run(self._command, check=True, capture_output=True, text=True)
-        prefill, decode = (row["avg_ns"] / 1e9 for row in json.loads(done.stdout))
-        return prefill, decode / NEW
+        return self._seconds(self._read), self._seconds(self._write) / NEW
+
+    def _seconds(self, command: list[str]) -> float:
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        (row,) = json.loads(done.stdout)
+        return float(row["avg_ns"]) / 1e9
 
 
 class Genai:
     """onnxruntime-genai with its own loop."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, prompt: int) -> None:
         import onnxruntime_genai as genai
 
         config = json.loads((folder / "genai_config.json").read_text())
         options = config["model"]["decoder"].setdefault("session_options", {})
         options["intra_op_num_threads"] = threads
         (folder / "genai_config.json").write_text(json.dumps(config))
+        window = config["model"]["decoder"].get("sliding_window") or {}
+        self._prompt = prompt_ids(prompt)
+        self._room = max(prompt + NEW, window.get("window_size", 0))  # a cache is as long as a window, or refused
         self._genai, self._model = genai, genai.Model(str(folder))
 
     def run(self) -> tuple[float, float]:
         parameters = self._genai.GeneratorParams(self._model)
-        parameters.set_search_options(max_length=PROMPT + NEW, min_length=PROMPT + NEW, do_sample=False)
+        parameters.set_search_options(max_length=self._room, min_length=len(self._prompt) + NEW, do_sample=False)
         generator = self._genai.Generator(self._model, parameters)
         started = time.perf_counter()
-        generator.append_tokens(prompt_ids())
+        generator.append_tokens(self._prompt)
         generator.generate_next_token()
         first = time.perf_counter()
         for _ in range(NEW - 1):
@@ -185,15 +192,17 @@ class Genai:
 class Llama:
     """llama.cpp through its Python binding's low level: evaluate, take the best, evaluate."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, prompt: int) -> None:
         import llama_cpp
 
-        self._llama = llama_cpp.Llama(str(path), n_ctx=PROMPT + NEW + 8, n_threads=threads, n_threads_batch=threads, verbose=False)
+        self._prompt = prompt_ids(prompt)
+
+        self._llama = llama_cpp.Llama(str(path), n_ctx=prompt + NEW + 8, n_threads=threads, n_threads_batch=threads, verbose=False)
 
     def run(self) -> tuple[float, float]:
         self._llama.reset()
         started = time.perf_counter()
-        self._llama.eval(prompt_ids())
+        self._llama.eval(self._prompt)
         token = self._llama.sample(temp=0.0)
         first = time.perf_counter()
         for _ in range(NEW - 1):
@@ -202,7 +211,7 @@ class Llama:
         return first - started, (time.perf_counter() - first) / (NEW - 1)
 
 
-ENGINES: dict[str, Callable[[Path, int], Engine]] = {
+ENGINES: dict[str, Callable[[Path, int, int], Engine]] = {
     "fused": partial(Graphs, "fused"),
     "native": Native,
     "llama-bench": LlamaBench,
@@ -212,10 +221,10 @@ ENGINES: dict[str, Callable[[Path, int], Engine]] = {
 }
 
 
-def serve(kind: str, path: Path, threads: int) -> None:
+def serve(kind: str, path: Path, threads: int, prompt: int) -> None:
     """Open a model, say how long that took, then decode once for every line that comes in."""
     started = time.perf_counter()
-    engine = ENGINES[kind](path, threads)
+    engine = ENGINES[kind](path, threads, prompt)
     print(json.dumps({"load": time.perf_counter() - started}), flush=True)
     for _ in sys.stdin:
         first, each = engine.run()
@@ -393,16 +402,17 @@ def read_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def measure(variants: dict[str, tuple[str, Path]], pythons: dict[str, str], threads: int, rounds: int) -> dict[str, Any]:
+def measure(
+    variants: dict[str, tuple[str, Path]], pythons: dict[str, str], threads: int, rounds: int, prompt: int
+) -> dict[str, Any]:
     """Let all variants decode in turn, and return every sample."""
     workers: dict[str, subprocess.Popen[str]] = {}
     samples: dict[str, Any] = {}
     try:
         for name, (kind, path) in variants.items():
             command = [pythons.get(kind, sys.executable), str(Path(__file__).resolve()), "--serve", kind]
-            worker = subprocess.Popen(
-                [*command, str(path), "--threads", str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
+            sizes = ["--threads", str(threads), "--prompt", str(prompt)]
+            worker = subprocess.Popen([*command, str(path), *sizes], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             line = worker.stdout.readline() if worker.stdout else ""
             if not line:
                 print(f"{name}: cannot be opened, left out", file=sys.stderr)
@@ -442,6 +452,7 @@ def main() -> None:
     parser.add_argument("--model", choices=["smollm2", *T5, *DECODERS], default="smollm2")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--prompt", type=int, default=80, metavar="TOKENS", help="length of the prompt (80)")
     helped = "interpreters of genai and llama; llama-bench=PROGRAM"
     parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=PROGRAM", help=helped)
     parser.add_argument("--only", nargs="*", metavar="TEXT", help="variants whose name has one of these in it; all by default")
@@ -450,7 +461,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="every sample, as JSON")
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve[0], Path(options.serve[1]), options.threads)
+        serve(options.serve[0], Path(options.serve[1]), options.threads, options.prompt)
         return
     import numpy as np
 
@@ -482,7 +493,7 @@ def main() -> None:
         if options.only:
             variants = {name: value for name, value in variants.items() if any(text in name for text in options.only)}
         before = bandwidth(options.threads)
-        samples = measure(variants, pythons, options.threads, options.rounds)
+        samples = measure(variants, pythons, options.threads, options.rounds, options.prompt)
         top = max(before, bandwidth(options.threads))
     result = {"model": options.model, "threads": options.threads, "bandwidth": top, "machine": machine(), "variants": samples}
     if options.out:
