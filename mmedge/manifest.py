@@ -499,6 +499,11 @@ def open_bundle(folder: Path, hold: bool = False) -> Bundle:
     return Bundle.of(folder, manifest, held)
 
 
+def learned_of(details: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return what a student learned to write besides answers, by its details; None for a student of an older version."""
+    return None if details.get("learned") is None else tuple(details["learned"])
+
+
 def seal_student(folder: Path, details: Mapping[str, Any], manifest: QuantizedStudent) -> QuantizedStudent:
     """Write the `mmedge.json` of a quantized student whose other files are complete, and return its account with their hashes.
 

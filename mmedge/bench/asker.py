@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mmedge.bench.settings import Ask
+from mmedge.bench.settings import ASKS, Ask
 from mmedge.engines.engine import Engine
 from mmedge.engines.entry import OpenedVariant
 from mmedge.engines.generation import GREEDY, Decoding, Generation, Logits
@@ -78,9 +78,20 @@ class Asker:
     def __init__(self, opened: OpenedVariant) -> None:
         self._written: list[tuple[float, Generation]] = []
         self._speaker = opened.speaker.on(_RecordingEngine(opened.speaker.engine, self._written))
-        self._student = None
+        self._student, self._learned = None, opened.learned
         if opened.bundle is not None:
             self._student = Student(opened.bundle, self._speaker, opened.threads)
+
+    def asks(self) -> list[Ask]:
+        """Return what it can be asked for: no student is asked for what it never learned to write.
+
+        A bundle always has a confidence: where its student learned no verdicts, the probability of the answer.
+        """
+        if self._learned is None:
+            return list(ASKS)
+        lacks = {"rationale": "rationale" not in self._learned}
+        lacks["confidence"] = self._student is None and "verdict" not in self._learned
+        return [ask for ask in ASKS if not lacks.get(ask)]
 
     def ask(self, examples: Sequence[Example], ask: Ask, batch: int) -> TimedAnswers:
         """Ask several questions, `batch` of them together."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmedge.bench.energy import EnergyMeter
 from mmedge.bench.process import Variant
-from mmedge.bench.settings import BenchSettings
+from mmedge.bench.settings import Ask, BenchSettings
 from mmedge.bench.timing import settled
 from mmedge.bench.watch import Watch
 from mmedge.engines.variants import VariantSpec, find_variants
@@ -215,6 +215,8 @@ class VariantScheduler:
         row.opened, row.name = row.variant.opened, row.variant.name
         if task and row.opened["task"] not in (None, task):
             row.fails(MmedgeError(f"is for the task {row.opened['task']}, not {task}", "measure it with its own evaluation set"))
+        elif self.settings.ask not in row.opened["asks"]:
+            row.fails(_not_learned(self.settings.ask))
 
     def _start(self, row: Row) -> None:
         try:
@@ -313,6 +315,19 @@ class VariantScheduler:
             reply = row.ask({"memory": True})
             if row.problem is None:
                 row.memory.append(reply)
+
+
+def _not_learned(ask: Ask) -> MmedgeError:
+    """Return the error of a student that would only pretend to write what is asked for."""
+    if ask == "rationale":
+        return MmedgeError(
+            "--ask rationale: this student learned no rationales",
+            "leave it out, or distil from chains of thought: a teacher, and method.rationales: true",
+        )
+    return MmedgeError(
+        f"--ask {ask}: this student did not learn to judge its answers",
+        "bench its bundles, which know how probable an answer is, or distil with method.self_evaluation: true",
+    )
 
 
 def records(examples: Sequence[Example]) -> list[Json]:

@@ -121,6 +121,7 @@ def serve(
             "load_seconds": time.perf_counter() - begun,
             "bytes_on_disk": opened.bytes_on_disk,
             "work": opened.work,
+            "asks": asker.asks(),
         }
     )
     for line in requests:

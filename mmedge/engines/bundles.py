@@ -113,6 +113,7 @@ def _opened(name: EngineName, bundle: Bundle, request: OpenRequest) -> OpenedVar
         stated.task.name,
         bundle,
         asdict(stated.work) if stated.work else None,
+        stated.student.learned,
     )
 
 

@@ -46,6 +46,7 @@ class OpenedVariant:
         task: The task it was made for; None where it does not say.
         bundle: The bundle, if it is one: it knows how its student answers and how confidence is calibrated.
         work: What one decoding step does with its weights, as `manifest.Work` has it; None where that is not known.
+        learned: What its student learned to write besides answers (`rationale`, `verdict`); None where that is not known.
     """
 
     engine_name: str
@@ -57,6 +58,7 @@ class OpenedVariant:
     task: str | None = None
     bundle: Bundle | None = None
     work: dict[str, Any] | None = None
+    learned: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

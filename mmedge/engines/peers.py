@@ -28,7 +28,7 @@ from mmedge.engines.speaker import Speaker
 from mmedge.errors import MmedgeError
 from mmedge.folders import DETAILS
 from mmedge.machine import usable_cores
-from mmedge.manifest import MANIFEST, read_manifest
+from mmedge.manifest import MANIFEST, learned_of, read_manifest
 from mmedge.storage import folder_size, read_json
 from mmedge.tasks.chat.template import ChatTemplate
 from mmedge.tasks.encoding import Prompt, PromptEncoder, SpecialTokens, load_tokenizer
@@ -112,7 +112,8 @@ def _open_variant(peer: Peer, request: OpenRequest) -> OpenedVariant:
     encoder, answers, rationales = asked_as(student)
     engine = peer.open(place, encoder, used)
     speaker = Speaker(engine, encoder, None, answers, rationales)
-    return OpenedVariant(peer.name, place.name, used, speaker, folder_size(place), task=task_beside(student))
+    task, learned = task_beside(student), _learned(student)
+    return OpenedVariant(peer.name, place.name, used, speaker, folder_size(place), task=task, learned=learned)
 
 
 def asked_as(folder: Path) -> tuple[PromptEncoder, int, int]:
@@ -137,6 +138,11 @@ def asked_as(folder: Path) -> tuple[PromptEncoder, int, int]:
         chat,
     )
     return encoder, int(limits["max_answer_tokens"]), int(limits["max_rationale_tokens"])
+
+
+def _learned(folder: Path) -> tuple[str, ...] | None:
+    """Return what a student or bundle learned to write besides answers; None where that is not known."""
+    return read_manifest(folder).student.learned if (folder / MANIFEST).is_file() else learned_of(read_json(folder / DETAILS))
 
 
 def student_beside(engine: str, place: Path, among: Sequence[Path] = ()) -> Path:

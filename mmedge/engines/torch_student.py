@@ -14,6 +14,7 @@ from mmedge.engines.entry import EngineEntry, OpenedVariant, OpenRequest
 from mmedge.errors import MmedgeError, missing_extra
 from mmedge.folders import STUDENTS
 from mmedge.machine import usable_cores
+from mmedge.manifest import learned_of
 from mmedge.storage import folder_size
 from mmedge.tasks.evaluation_set import form_beside, task_beside
 
@@ -56,6 +57,7 @@ def _open(request: OpenRequest) -> OpenedVariant:
         device,
         task_beside(place),
         work=_step_work(student.model),
+        learned=learned_of(details),
     )
 
 

@@ -44,6 +44,7 @@ from mmedge.manifest import (
     Verification,
     VocabularyPart,
     WrittenPart,
+    learned_of,
     open_bundle,
     read_manifest,
     seal,
@@ -299,7 +300,7 @@ def _described(source: Source, precision: Precision, graphs: WrittenGraphs, writ
         max_answer_tokens=source.limits.max_answer_tokens,
         max_rationale_tokens=source.limits.max_rationale_tokens,
         threads=1 if details["parameters"] < SMALL_PARAMETERS else None,
-        student=StudentPart(details["parameters"], details["origin"], details["metrics"], _learned(details)),
+        student=StudentPart(details["parameters"], details["origin"], details["metrics"], learned_of(details)),
         key=source.key,
         verified_on=source.verified_on,
         max_accuracy_drop=source.max_accuracy_drop,
@@ -311,11 +312,6 @@ def _described(source: Source, precision: Precision, graphs: WrittenGraphs, writ
         least_runtime=graphs.least_runtime,
         model=describe_model(source.folder, details),
     )
-
-
-def _learned(details: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return what a student learned to write besides answers; None for a student of an older version."""
-    return None if details.get("learned") is None else tuple(details["learned"])
 
 
 def _answering(section: AnsweringSection, confidence: dict[str, Any]) -> AnsweringPart:

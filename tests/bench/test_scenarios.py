@@ -241,6 +241,16 @@ def test_what_a_command_line_cannot_mean_is_said_in_one_line(tiny_run: Path) -> 
     assert is_one_line_error(cpus) and "--cpus 4096" in cpus.err
 
 
+def test_no_student_is_measured_at_what_it_never_learned(labels_run: Path, tmp_path: Path) -> None:
+    student = mmedge("bench", labels_run / "student", "--ask", "rationale", "--out", tmp_path)
+    assert is_one_line_error(student) and "--ask rationale: this student learned no rationales" in student.err
+    few = ("--questions", "1", "--ask", "confidence", "--scenarios", "single")
+    both = mmedge("bench", labels_run, *few, "--out", tmp_path, "--json", "-q")
+    assert both.code == 0, both.err
+    torch_, bundle = json.loads(both.out)["variants"]  # a bundle knows how probable its answers are
+    assert "did not learn to judge" in torch_["problem"] and bundle["confidence"]["questions"] == 2
+
+
 # ------------------------------------------------------------------------------------------------------ limits
 
 
