@@ -62,6 +62,7 @@ DECODERS: dict[str, dict[str, Any]] = {  # of the published models' configs, wha
     },
 }  # fmt: skip
 NEW = 64
+PAUSE = 0.3  # seconds between two variants: threads of the one before may spin for a while
 
 
 # ------------------------------------------------------------------------------------------- one variant, in its own process
@@ -425,6 +426,7 @@ def measure(
                 worker.stdin.write("\n")
                 worker.stdin.flush()
                 found = json.loads(worker.stdout.readline())
+                time.sleep(PAUSE)
                 if number:  # the first round warms up
                     samples[name]["prefill"].append(found["prefill"])
                     samples[name]["token"].append(found["token"])
