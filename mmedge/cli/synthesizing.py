@@ -101,5 +101,8 @@ def _look_first(given: Synthesis, folder: Path, preparation: Preparation, as_jso
         return
     kinds = [kind for kind in given.briefs.kinds if kind]
     over = f", balanced over {len(kinds)} {'labels' if given.task.form.labels else 'kinds'}" if kinds else ""
-    typer.echo(f"{len(given.splits.train)} training questions; new questions: {len(taken)} of {given.recipe.synthesis.count}{over}")
+    aside = f" (with messages, and so not shown: {given.dialogues})" if given.dialogues else ""
+    typer.echo(
+        f"{len(given.splits.train)} training questions{aside}; new questions: {len(taken)} of {given.recipe.synthesis.count}{over}"
+    )
     show_cost(given.recipe, found)

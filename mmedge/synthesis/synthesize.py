@@ -59,6 +59,11 @@ class Synthesis:
     briefs: Briefs
 
     @property
+    def dialogues(self) -> int:
+        """Training questions that end a dialogue: the teacher is not shown these."""
+        return sum(bool(example.turns) for example in self.splits.train)
+
+    @property
     def shares(self) -> dict[str, int]:
         return self.briefs.shares(self.recipe.synthesis.count)
 
@@ -112,8 +117,8 @@ def prepare(recipe: Recipe, count: int | None) -> Synthesis:
     alone = tuple(example for example in splits.train if not example.turns)  # a teacher writes single questions
     if not alone:
         raise MmedgeError(
-            "new questions are written after questions that stand alone, and every training question ends a dialogue",
-            "give some training questions without earlier messages",
+            "every training question ends a dialogue (messages), and synthesize writes questions that stand alone, after others",
+            "give some training questions with question in place of messages",
         )
     seeds = unlike_tests(alone, splits, recipe.synthesis.similarity)
     if not seeds:
@@ -140,6 +145,11 @@ def synthesize(
         MmedgeError: See `prepare` and `work_on`; the teacher fails, or nothing that it writes is a new question.
     """
     given = prepare(recipe, count)
+    if given.dialogues:
+        progress.line(
+            f"{given.dialogues} of {len(given.splits.train)} training questions end a dialogue; the teacher is not shown these, "
+            "and writes questions that stand alone"
+        )
     with work_on(folder, recipe, shared=True) as run:
         taken = read_questions(run.synthesized) if run.synthesized.is_file() else ()
         sieve = Sieve(given.splits, recipe.synthesis.similarity, given.shares, taken)

@@ -171,6 +171,23 @@ def test_a_dry_run_and_the_prompts_send_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_dialogues_are_not_shown_and_refused_where_there_is_nothing_else(tmp_path: Path) -> None:
+    recipe, train = values(tmp_path), tmp_path / "train.jsonl"
+    said = [("user", "Put on the radio"), ("assistant", "music"), ("user", "and now the porch")]
+    talk = {"messages": [{"role": role, "content": text} for role, text in said], "label": "lights"}
+    train.write_text(train.read_text() + f"{json.dumps(talk)}\n")
+    path = write_recipe(tmp_path / "r.yaml", recipe)
+    dry = mmedge("synthesize", path, "--out", tmp_path / "run", "--dry-run")
+    assert dry.out.startswith("5 training questions (with messages, and so not shown: 1); new questions: 0 of 30")
+    with Endpoint() as endpoint:
+        recipe["teacher"]["base_url"] = endpoint.url
+        assert made(tmp_path / "run", recipe).taken == 30
+        assert not any(text in json.dumps(request) for request in endpoint.served for text in ("radio", "porch"))
+    train.write_text(f"{json.dumps(talk)}\n")
+    found = mmedge("synthesize", path, "--out", tmp_path / "all")
+    assert is_one_line_error(found) and "every training question ends a dialogue (messages)" in found.err
+
+
 def test_a_prompt_of_ones_own_is_checked(tmp_path: Path) -> None:
     own = tmp_path / "own.txt"
     own.write_text("=== user\nLike {seeds}: {reply} {question}\n")
