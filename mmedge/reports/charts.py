@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mmedge.errors import printable
+from mmedge.reports.axes import Axis, linear_axis, log_axis, number_text
 
 _WIDTH = 480  # units of every viewBox; a page shows one as 0.7 to 1.25 CSS pixels
 _PLOT_HEIGHT = 220
@@ -132,11 +133,11 @@ def line_chart(
     ends = [end for point in measured for end in point[1:] if -_LARGEST < end < _LARGEST and (end > _SMALLEST or not log_y)]
     low, high = min(ends), max(ends)
     if log_y:
-        y_axis = _log_axis(low, high, bottom, top, percent)
+        y_axis = log_axis(low, high, bottom, top, percent)
     else:
         if zero:
             low, high = min(low, 0.0), max(high, 0.0)
-        y_axis = _linear_axis(low, high, bottom, top, 5, percent=percent)
+        y_axis = linear_axis(low, high, bottom, top, 5, percent=percent)
     left = max(_width(text, _SMALL) for _, text in y_axis.ticks) + 10
     x_axis = _x_axis([point[0] for point in measured], left, log_x)
     parts = [_text(0, _SMALL + 1, y_label, _WIDTH, colour=_DIM), *above, *_frame(x_axis, y_axis, left, bottom, x_label)]
@@ -156,14 +157,14 @@ def line_chart(
     return _svg(bottom + 44, label, parts + bands + lines + dots)
 
 
-def _x_axis(steps: Sequence[float], left: float, log: bool) -> _Axis:
+def _x_axis(steps: Sequence[float], left: float, log: bool) -> Axis:
     if log and min(steps) > _SMALLEST:
-        return _log_axis(min(steps), max(steps), left, _WIDTH - 24.0, False)
+        return log_axis(min(steps), max(steps), left, _WIDTH - 24.0, False)
     whole = all(step == math.floor(step) for step in steps)
-    return _linear_axis(min(steps), max(steps), left, _WIDTH - 24.0, 6, snug=True, least_step=1.0 if whole else 0.0)
+    return linear_axis(min(steps), max(steps), left, _WIDTH - 24.0, 6, snug=True, least_step=1.0 if whole else 0.0)
 
 
-def _frame(x_axis: _Axis, y_axis: _Axis, left: float, bottom: float, x_label: str) -> list[str]:
+def _frame(x_axis: Axis, y_axis: Axis, left: float, bottom: float, x_label: str) -> list[str]:
     """Return the grid, the ticks with their texts, and what x is."""
     parts = []
     for value, text in y_axis.ticks:
@@ -205,7 +206,7 @@ def interval_chart(rows: Sequence[IntervalRow], *, x_label: str, percent: bool =
     height = _ROW if beside else _TALL_ROW
     top = legend_height + 4.0
     bottom = top + height * len(rows)
-    axis = _linear_axis(min(ends), max(ends), left, right, max(2, int((right - left) / 70)), percent=percent)
+    axis = linear_axis(min(ends), max(ends), left, right, max(2, int((right - left) / 70)), percent=percent)
 
     for value, text in axis.ticks:
         x = axis.place(value)
@@ -258,110 +259,6 @@ def standalone(svg: str) -> str:
 
 def _fixed(svg: str) -> str:
     return re.sub(r'"var\(--\w+, (#\w+)\)"', r'"\1"', svg)  # quotes in text are escaped, so that text is never changed
-
-
-# ------------------------------------------------------------------------------------------------- axes
-
-
-class _Axis:
-    """A scale on which `low` lies at `start` and `high` at `end`, in units of the viewBox."""
-
-    def __init__(
-        self, low: float, high: float, start: float, end: float, ticks: list[tuple[float, str]], log: bool = False
-    ) -> None:
-        self.low, self.ticks, self._log = low, ticks, log
-        if log:
-            low, high = math.log(low), math.log(high)
-        self._scale = (end - start) / (high - low)
-        self._offset = start - self._scale * low
-
-    def place(self, value: float) -> float:
-        """Return where a value lies."""
-        return self._offset + self._scale * (math.log(value) if self._log else value)
-
-
-def _linear_axis(
-    low: float,
-    high: float,
-    start: float,
-    end: float,
-    count: int,
-    *,
-    percent: bool = False,
-    snug: bool = False,
-    least_step: float = 0.0,
-) -> _Axis:
-    """Return an axis with about `count` round ticks; it ends at ticks, or, where it is `snug`, where the data ends."""
-    floor, ceiling = (0.0, 1.0) if percent and low >= 0 and high <= 1 else (-math.inf, math.inf)
-    if high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-90):
-        pad = 0.05 if percent else 0.1 * abs(high) if abs(high) > 1e-80 else 0.5
-        low, high = max(low - pad, floor), min(high + pad, ceiling)
-    step = max(_round_step((high - low) / count), least_step)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    if snug:
-        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    else:
-        low, high = min(first * step, low), max(last * step, high)
-    values = [index * step for index in range(first, last + 1)]
-    return _Axis(low, high, start, end, _tick_texts(values, step, percent))
-
-
-def _log_axis(low: float, high: float, start: float, end: float, percent: bool) -> _Axis:
-    """Return a logarithmic axis for positive values, with ticks at 1, 2 and 5 or at powers of ten."""
-    if high / low < 1.0001:
-        low, high = low / 2, high * 2
-    pad = (high / low) ** 0.02
-    low, high = low / pad, high * pad
-    decades = math.log10(high / low)
-    digits = (1, 2, 5) if decades < 2.5 else (1,)
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1, max(1, math.ceil(decades / 6)))
-    values = [digit * 10.0**exponent for exponent in exponents for digit in digits]
-    values = [value for value in values if low <= value <= high]
-    if len(values) < 2:
-        linear = _linear_axis(low, high, start, end, 4, percent=percent, snug=True)
-        return _Axis(low, high, start, end, linear.ticks, log=True)
-    texts = [f"{100 * value:g} %" if percent else _short(value) for value in values]
-    return _Axis(low, high, start, end, list(zip(values, texts, strict=True)), log=True)
-
-
-def _round_step(least: float) -> float:
-    """Return the smallest of 1, 2 and 5 times a power of ten that is not below `least`, but for rounding."""
-    power = 10.0 ** math.floor(math.log10(least))
-    return next((digit * power for digit in (1, 2, 5) if digit * power >= least * 0.999), 10 * power)
-
-
-def _tick_texts(values: list[float], step: float, percent: bool) -> list[tuple[float, str]]:
-    """Return values with their texts, all with as many digits after the point as the step needs."""
-    largest = max(map(abs, values), default=0.0)
-    unit, suffix = 1.0, ""
-    if percent:
-        unit, suffix = 0.01, " %"
-    elif 2e4 <= largest < 1e15:
-        unit, suffix = next((unit, suffix) for unit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if largest >= 2 * unit)
-    digits = max(0, -math.floor(math.log10(step / unit) + 1e-6))
-    if digits > 6 or largest / unit >= 1e15:
-        return [(value, _signed(f"{value / unit:.3g}{suffix}")) for value in values]
-    texts = [f"{round(value / unit, digits) + 0.0:,.{digits}f}{suffix}" for value in values]  # + 0.0 makes −0 a 0
-    return [(value, _signed(text) if value or percent else "0") for value, text in zip(values, texts, strict=True)]
-
-
-def _short(value: float) -> str:
-    """Return a positive number with no more characters than it needs."""
-    for unit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if max(unit, 1e4) <= value < 1e4 * unit:
-            return f"{value / unit:g}{suffix}"
-    return _signed(f"{value:g}")
-
-
-def _signed(text: str) -> str:
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-def _number(value: float, percent: bool) -> str:
-    """Return a number as tooltips show it."""
-    if percent:
-        return f"{100 * value:.1f} %" if abs(value) < 1e9 else f"{100 * value:.4g} %"
-    return _signed(f"{value:,.0f}" if 1000 <= abs(value) < 1e12 or value == 0 else f"{value:.4g}")
 
 
 # ----------------------------------------------------------------------------------------------- points
@@ -439,7 +336,7 @@ def _look(index: int, dashed: bool) -> tuple[str, str]:
     return _COLOURS[index % len(_COLOURS)], "7 4" if dashed else _DASHES[turn]
 
 
-def _line(runs: list[list[_Point]], x_axis: _Axis, y_axis: _Axis, colour: str, dash: str, name: str) -> list[str]:
+def _line(runs: list[list[_Point]], x_axis: Axis, y_axis: Axis, colour: str, dash: str, name: str) -> list[str]:
     """Return the line of a series, interrupted between its runs."""
     if not runs:
         return []
@@ -452,7 +349,7 @@ def _line(runs: list[list[_Point]], x_axis: _Axis, y_axis: _Axis, colour: str, d
     ]
 
 
-def _bands(run: list[_Point], x_axis: _Axis, y_axis: _Axis, colour: str) -> list[str]:
+def _bands(run: list[_Point], x_axis: Axis, y_axis: Axis, colour: str) -> list[str]:
     """Return the shaded intervals of a run; the interval of a point alone is a whisker."""
     parts = []
     for band in _runs(run, lambda point: _is_measured(point[2]) and _is_measured(point[3])):
@@ -480,10 +377,10 @@ def _dot(x: float, y: float, colour: str, told: str, radius: float = 3.5) -> str
 def _told(name: str, point: _Point, percent: bool, with_x: bool = True) -> str:
     """Return the tooltip of a dot."""
     x, y, low, high = point
-    told = _number(y, percent)
+    told = number_text(y, percent)
     if _is_measured(low) and _is_measured(high):
-        told += f" [{_number(low, percent)}, {_number(high, percent)}]"
-    at = f"{_number(x, False)}: " if with_x else ""
+        told += f" [{number_text(low, percent)}, {number_text(high, percent)}]"
+    at = f"{number_text(x, False)}: " if with_x else ""
     return f"{name}, {at}{told}" if name and with_x else f"{name}: {told}" if name else f"{at}{told}"
 
 
