@@ -144,7 +144,7 @@ def onnxruntime_of(python: str = sys.executable) -> OnnxRuntime:
 def native_library(python: str = sys.executable) -> NativeLibrary:
     """Ask the native engine's library in a process of its own."""
     script = "import json; from mmedge.engines.native import library as l; print(json.dumps([l.instruction_set(), l.problem()]))"
-    wanted = os.environ.get("MMEDGE_ENGINE") == "native"
+    wanted = os.environ.get("MMEDGE_ENGINE") != "onnx"
     try:
         done = subprocess.run([python, "-c", script], capture_output=True, text=True, errors="replace", timeout=60, check=False)
         kernels, problem = json.loads(done.stdout.strip().splitlines()[-1])
@@ -294,7 +294,7 @@ def _binary(count: int) -> str:
 def _native(native: NativeLibrary) -> str:
     if native.problem:
         return f"cannot be used: {native.problem}; bundles run on ONNX Runtime"
-    used = "bundles with a layer plan run on it" if native.wanted else "bundles run on ONNX Runtime unless MMEDGE_ENGINE=native"
+    used = "quantized bundles run on it" if native.wanted else "bundles run on ONNX Runtime (MMEDGE_ENGINE=onnx)"
     return f"{native.kernels} kernels; {used}"
 
 

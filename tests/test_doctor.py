@@ -94,7 +94,7 @@ def test_an_onnx_runtime_that_does_not_load_is_said_so(body: str, expected: str,
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ("echo '[\"i8mm\", null]'", "i8mm kernels; bundles run on ONNX Runtime unless MMEDGE_ENGINE=native"),
+        ("echo '[\"i8mm\", null]'", "i8mm kernels; quantized bundles run on it"),
         ("echo '[null, \"it was installed without a C++ compiler\"]'", "cannot be used: it was installed without a C++ compiler"),
         ("echo '[null, null]'", "cannot be used: MMEDGE_ISA=sve: there are no such kernels here"),
         ("kill -ILL $$", "cannot be used: its library cannot be loaded"),

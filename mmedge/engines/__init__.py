@@ -16,6 +16,7 @@ ENGINES: Registry[EngineEntry] = Registry(
     {
         "bundle": "mmedge.engines.bundles:ENTRY",
         "native": "mmedge.engines.bundles:NATIVE",
+        "onnxruntime": "mmedge.engines.bundles:ONNX",
         "torch": "mmedge.engines.torch_student:ENTRY",
         "optimum": "mmedge.engines.optimum:ENTRY",
         "llama.cpp": "mmedge.engines.llama_cpp:ENTRY",

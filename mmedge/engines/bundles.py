@@ -1,10 +1,11 @@
 """Bundles: which engine runs one, and the speaker that asks it.
 
-    open_speaker(bundle)                    ONNX Runtime, or the native engine where MMEDGE_ENGINE=native asks for it
+    open_speaker(bundle)                    the engine that the bundle was verified on, where that can run it here
     engine_of(bundle.manifest, "auto")      ("native", "") or ("onnxruntime", why it is not native)
 
-`MMEDGE_ENGINE` is `onnx` (the default) or `native`. A bundle that the native engine cannot run here runs on ONNX Runtime all the
-same. Knows no graph and no plan.
+Quantized bundles are verified, and their confidence is calibrated, on the native engine, others on ONNX Runtime, which is faster in
+float32. `MMEDGE_ENGINE=onnx` or `native` asks for one of them. A bundle that the native engine cannot run here runs on ONNX Runtime
+all the same. Knows no graph and no plan.
 """
 
 from __future__ import annotations
@@ -26,30 +27,43 @@ from mmedge.tasks.chat.template import ChatTemplate
 from mmedge.tasks.encoding import PromptEncoder, load_tokenizer
 
 ENVIRONMENT = "MMEDGE_ENGINE"
+FLOATS = ("fp32", "fp16")  # precisions that ONNX Runtime multiplies faster
 Device = Literal["auto", "cpu", "cuda"]
 EngineName = Literal["onnxruntime", "native"]
 
 
-def wanted_engine() -> EngineName:
-    """Return the engine that `MMEDGE_ENGINE` asks for.
+def wanted_engine() -> EngineName | None:
+    """Return the engine that `MMEDGE_ENGINE` asks for; None where it leaves that to the bundle.
 
     Raises:
         MmedgeError: It names none.
     """
-    wanted = os.environ.get(ENVIRONMENT, "") or "onnx"
-    if wanted not in ("onnx", "native"):
-        raise MmedgeError(f"{ENVIRONMENT}: invalid engine {wanted!r}", "set it to onnx or native")
-    return "native" if wanted == "native" else "onnxruntime"
+    wanted = os.environ.get(ENVIRONMENT, "") or "auto"
+    if wanted not in ("auto", "onnx", "native"):
+        raise MmedgeError(f"{ENVIRONMENT}: invalid engine {wanted!r}", "set it to onnx or native, or leave it out")
+    return {"auto": None, "onnx": "onnxruntime", "native": "native"}[wanted]
 
 
 def engine_of(manifest: Manifest, device: Device = "auto") -> tuple[EngineName, str]:
     """Return the engine that runs a bundle, and why it is not the native one where that was asked for."""
-    if wanted_engine() == "onnxruntime":
+    wanted = wanted_engine()
+    if (wanted or suited_engine(manifest)) == "onnxruntime":
         return "onnxruntime", ""
+    from mmedge.engines.native import library
     from mmedge.engines.native.engine import unsupported
 
     why = "it runs on CPUs alone" if device == "cuda" else unsupported(manifest)
+    if why is None and wanted is None and library.instruction_set() == "portable":
+        why = "it has no fast kernels for this processor"
     return ("native", "") if why is None else ("onnxruntime", why)
+
+
+def suited_engine(manifest: Manifest) -> EngineName:
+    """Return the engine that a bundle's confidence was calibrated on; where it was not, the native one for quantized weights."""
+    calibrated = manifest.confidence.get("engine")
+    if calibrated in ("native", "onnxruntime"):
+        return "native" if calibrated == "native" else "onnxruntime"
+    return "onnxruntime" if manifest.precision in FLOATS else "native"
 
 
 def open_speaker(bundle: Bundle, threads: int | None = None, device: Device = "auto") -> Speaker:
@@ -122,9 +136,14 @@ def _open(request: OpenRequest) -> OpenedVariant:
     return _opened(engine_of(bundle.manifest, "cuda" if request.device == "cuda" else "auto")[0], bundle, request)
 
 
+def _open_onnx(request: OpenRequest) -> OpenedVariant:
+    return _opened("onnxruntime", open_bundle(Path(request.place)), request)
+
+
 def _open_native(request: OpenRequest) -> OpenedVariant:
     return _opened("native", open_bundle(Path(request.place)), request)
 
 
 ENTRY = EngineEntry("onnxruntime", "a bundle", _open, devices=("cuda",), takes=(Kind.BUNDLE,))
+ONNX = EngineEntry("onnxruntime", "a bundle", _open_onnx, takes=(Kind.BUNDLE,))
 NATIVE = EngineEntry("native", "a bundle with a layer plan", _open_native, takes=(Kind.BUNDLE,))

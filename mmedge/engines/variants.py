@@ -1,6 +1,7 @@
 """Variants: how one is named on the command line, and opened.
 
-    runs/quickstart/bundle-int8               a bundle, on ONNX Runtime
+    runs/quickstart/bundle-int8               a bundle, on the engine that it was verified on
+    native:runs/quickstart/bundle-int8        on the native engine; onnxruntime:… on ONNX Runtime
     runs/quickstart/student                   a student, in torch, float32
     runs/quickstart/student-bnb-nf4           a student quantized by bitsandbytes, on a GPU where there is one
     torch-bf16:runs/quickstart/student        a student in another dtype; torch-cuda-fp16: on a GPU

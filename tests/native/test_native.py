@@ -144,6 +144,7 @@ def test_tokens_and_positions_that_do_not_exist_are_refused() -> None:
 def test_a_bundle_without_a_plan_runs_on_onnxruntime_and_says_why(llama_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = open_bundle(llama_run / "bundle-int8")
     without = replace(bundle, manifest=replace(bundle.manifest, plan=None))
+    monkeypatch.setenv("MMEDGE_ENGINE", "onnx")
     assert engine_of(bundle.manifest) == ("onnxruntime", "")
     monkeypatch.setenv("MMEDGE_ENGINE", "native")
     assert engine_of(bundle.manifest) == ("native", "")
@@ -155,6 +156,19 @@ def test_a_bundle_without_a_plan_runs_on_onnxruntime_and_says_why(llama_run: Pat
     monkeypatch.setenv("MMEDGE_ENGINE", "other")
     with pytest.raises(MmedgeError, match="invalid engine 'other'"):
         engine_of(bundle.manifest)
+
+
+def test_a_bundle_runs_on_the_engine_that_it_was_verified_on(llama_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MMEDGE_ENGINE", raising=False)
+    stated = open_bundle(llama_run / "bundle-int8").manifest
+    uncalibrated = replace(stated, confidence={})
+    assert engine_of(uncalibrated) == ("native", "")
+    assert engine_of(replace(uncalibrated, precision="fp32")) == ("onnxruntime", "")
+    for engine in ("native", "onnxruntime"):
+        assert engine_of(replace(stated, confidence={"engine": engine}))[0] == engine
+    assert engine_of(uncalibrated, "cuda") == ("onnxruntime", "it runs on CPUs alone")
+    name, why = engine_of(replace(uncalibrated, plan=None))
+    assert name == "onnxruntime" and "no layer plan" in why
 
 
 def test_native_is_a_variant_of_the_bench(llama_run: Path) -> None:
