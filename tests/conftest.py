@@ -275,3 +275,10 @@ if __name__ == "__main__":
     _write_tiny_llama(made / "llama")
     _write_own_task(made / "own")
     _write_llama_run(made / "llama_run", {path.stem: path for path in (made / "own").glob("*.jsonl")}, made / "llama")
+
+
+def engine_of_int8() -> str:
+    """Return what reports call the engine that quantized bundles run on here."""
+    from mmedge.engines.native import library
+
+    return "native" if library.instruction_set() not in (None, "portable") else "onnxruntime"

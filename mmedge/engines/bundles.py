@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from mmedge.engines.engine import Engine
 from mmedge.engines.entry import EngineEntry, OpenedVariant, OpenRequest
@@ -45,7 +45,13 @@ def wanted_engine() -> EngineName | None:
 
 
 def engine_of(manifest: Manifest, device: Device = "auto") -> tuple[EngineName, str]:
-    """Return the engine that runs a bundle, and why it is not the native one where that was asked for."""
+    """Return the engine that runs a bundle, and why it is not the native one where that was asked for.
+
+    Raises:
+        MmedgeError: `MMEDGE_ENGINE` or the device names none.
+    """
+    if device not in get_args(Device):
+        raise MmedgeError(f"invalid device {device!r}; it must be one of {', '.join(get_args(Device))}")
     wanted = wanted_engine()
     if (wanted or suited_engine(manifest)) == "onnxruntime":
         return "onnxruntime", ""

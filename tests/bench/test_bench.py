@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY, is_one_line_error, killed_when_lines_are_there, mmedge
+from tests.conftest import REPOSITORY, engine_of_int8, is_one_line_error, killed_when_lines_are_there, mmedge
 
 
 @pytest.fixture(scope="module", params=["tiny_run", "llama_run"])
@@ -26,7 +26,7 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def test_student_fp32_and_int8_stand_side_by_side(report: tuple[Path, dict[str, Any]]) -> None:
     variants = report[1]["variants"]
-    assert [variant["name"] for variant in variants] == ["torch fp32", "onnxruntime fp32", "onnxruntime int8"]
+    assert [variant["name"] for variant in variants] == ["torch fp32", "onnxruntime fp32", f"{engine_of_int8()} int8"]
     for variant in variants:
         assert all(split["total"] == 6 and len(split["interval_95"]) == 2 for split in variant["answer_accuracy"].values())
         latency = variant["latency_ms"]
@@ -47,7 +47,7 @@ def test_each_variant_has_a_memory_of_its_own(report: tuple[Path, dict[str, Any]
 
 def test_the_table_says_machine_and_conditions(report: tuple[Path, dict[str, Any]]) -> None:
     text = (report[0] / "bench.md").read_text()
-    assert "onnxruntime int8" in text and "95 % Wilson" in text and "threads" in text
+    assert f"{engine_of_int8()} int8" in text and "95 % Wilson" in text and "threads" in text
 
 
 def test_shares_of_the_machines_ceilings_stand_with_every_variant_whose_work_is_known(
@@ -59,7 +59,7 @@ def test_shares_of_the_machines_ceilings_stand_with_every_variant_whose_work_is_
         stated = variant["engine"] == "torch" or json.loads((Path(variant["place"]) / "manifest.json").read_text()).get("work")
         assert (variant["reached"] is not None) == bool(stated)
     assert all(0 < one["bandwidth_share"] < 10 and 0 < one["arithmetic_share"] < 10 for one in reached.values() if one)
-    torch_fp32, fp32, int8 = (reached[key] for key in (("torch", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8")))
+    torch_fp32, fp32, int8 = (reached[key] for key in (("torch", "fp32"), ("onnxruntime", "fp32"), (engine_of_int8(), "int8")))
     if fp32 and int8:
         # the same student multiplies by the same weights whoever computes, in a quarter of the bytes where they are int8
         assert torch_fp32["operations_per_token"] == pytest.approx(fp32["operations_per_token"], rel=0.02)
@@ -85,7 +85,7 @@ def test_a_bundle_alone_is_measured_where_its_evaluation_set_is_named(tiny_run: 
         "-q",
     )
     assert done.code == 0, done.err
-    assert json.loads(done.out)["variants"][0]["name"] == "onnxruntime int8"
+    assert json.loads(done.out)["variants"][0]["name"] == f"{engine_of_int8()} int8"
 
 
 def test_a_damaged_variant_and_a_wrong_place_are_one_line(tiny_run: Path, tmp_path: Path) -> None:
