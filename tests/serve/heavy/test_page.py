@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.serve.conftest import LLAMA
+from tests.serve.conftest import CALLS, LLAMA, TALKS
 from tests.serve.heavy.conftest import needed
 from tests.serve.running import QUESTION, Running, serving
 
@@ -32,7 +32,16 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(params=itertools.product(SIZES, ("light", "dark")), ids="-".join)
 def page(request: pytest.FixtureRequest, browser: Any, server: Running) -> Iterator[Any]:
     """The page, opened; whatever it complains of fails the test."""
-    size, scheme = request.param
+    yield from _opened(browser, server, *request.param)
+
+
+@pytest.fixture(params=itertools.product(SIZES, ("light", "dark")), ids="-".join)
+def talking(request: pytest.FixtureRequest, browser: Any, structured: Running) -> Iterator[Any]:
+    """The same of a server with a student that reads dialogues; `asked` has what was sent to it."""
+    yield from _opened(browser, structured, *request.param)
+
+
+def _opened(browser: Any, server: Running, size: str, scheme: str) -> Iterator[Any]:
     width, height = SIZES[size]
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     context.set_default_timeout(20_000)
@@ -40,6 +49,8 @@ def page(request: pytest.FixtureRequest, browser: Any, server: Running) -> Itera
     complaints: list[str] = []
     found.on("pageerror", lambda error: complaints.append(str(error)))
     found.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    found.asked = []
+    found.on("request", lambda request: found.asked.append(request.post_data_json) if request.method == "POST" else None)
     found.goto(f"http://127.0.0.1:{server.port}/")
     found.wait_for_selector("#model option", state="attached")
     found.complaints = complaints
@@ -113,7 +124,7 @@ def test_by_keyboard_alone(page: Any) -> None:
 
 def test_an_answer_streams_in_and_can_be_stopped(page: Any) -> None:
     page.select_option("#model", LLAMA)
-    page.fill("#question", QUESTION * 5)
+    page.fill("#question", QUESTION)
     page.check("#evaluate")
     page.evaluate(
         """() => { window.seen = []; new MutationObserver(() => window.seen.push(document.querySelector("#result").innerText))
@@ -126,6 +137,67 @@ def test_an_answer_streams_in_and_can_be_stopped(page: Any) -> None:
     page.wait_for_selector("#ask:enabled")
     assert not page.is_visible("#result")
     assert page.inner_text("#error") == "" and page.complaints == []
+
+
+def _messages(talking: Any) -> list[str]:
+    found: list[str] = talking.get_by_role("region", name="Conversation").get_by_role("listitem").all_text_contents()
+    return found
+
+
+def test_a_conversation_is_kept_shown_and_sent(talking: Any, tmp_path: Path) -> None:
+    talking.select_option("#model", TALKS)
+    anew, status = talking.get_by_role("button", name="New conversation"), talking.locator("#kept[role=status]")
+    assert anew.is_disabled() and _messages(talking) == [] and "Later questions" in status.inner_text()
+    answers: list[str] = []
+    for question in (QUESTION, "and for Ben?"):
+        talking.focus("#question")
+        talking.keyboard.type(question)
+        talking.keyboard.press("Control+Enter")
+        talking.locator("#turns li").nth(2 * len(answers) + 1).wait_for()
+        talking.wait_for_selector(DONE)
+        answers.append(_messages(talking)[-1].removeprefix("Answer:"))
+        assert talking.input_value("#question") == "" and talking.evaluate("document.activeElement.id") == "question"
+    first, second = talking.asked
+    assert first["question"] == QUESTION and "messages" not in first and "question" not in second
+    said = [("user", QUESTION), ("assistant", answers[0]), ("user", "and for Ben?")]
+    assert [(one["role"], one["content"]) for one in second["messages"]] == said
+    assert _messages(talking)[0].startswith("You:") and "these 4 messages" in status.inner_text()
+    _shot(talking, "conversation", tmp_path)
+    for selector in ("#turns li", ".who", "#kept"):
+        assert _contrast(talking, selector) >= 4.5, selector
+    anew.focus()
+    talking.keyboard.press("Enter")
+    assert _messages(talking) == [] and not talking.is_visible("#result") and anew.is_disabled()
+    assert talking.evaluate("document.activeElement.id") == "question"
+    talking.keyboard.type("pears")
+    talking.keyboard.press("Control+Enter")
+    talking.wait_for_selector("#turns li")
+    assert talking.asked[-1]["question"] == "pears" and talking.complaints == []
+
+
+def test_each_bundle_has_a_conversation_of_its_own(talking: Any) -> None:
+    talking.select_option("#model", TALKS)
+    talking.fill("#question", "Buy 3 pears.")
+    talking.click("#ask")
+    talking.wait_for_selector("#turns li")
+    talking.wait_for_selector(DONE)
+    kept = _messages(talking)
+    talking.select_option("#model", CALLS)
+    assert not talking.is_visible("#conversation") and not talking.is_visible("#fresh")
+    talking.fill("#question", "Buy 4 apples.")
+    talking.click("#ask")
+    talking.wait_for_selector("#ask:enabled")
+    assert talking.asked[-1]["question"] == talking.input_value("#question") == "Buy 4 apples."
+    talking.select_option("#model", TALKS)
+    assert _messages(talking) == kept and talking.complaints == []
+
+
+def test_a_question_that_was_stopped_is_not_remembered(talking: Any) -> None:
+    talking.select_option("#model", TALKS)
+    talking.fill("#question", "Buy 3 pears.")
+    talking.evaluate("() => { document.querySelector('#ask').click(); document.querySelector('#stop').click(); }")
+    talking.wait_for_selector("#ask:enabled")
+    assert _messages(talking) == [] and talking.input_value("#question") == "Buy 3 pears." and talking.complaints == []
 
 
 def test_what_goes_wrong_is_said(browser: Any, tmp_path: Path, tiny_run: Path) -> None:
