@@ -87,7 +87,7 @@ class Graphs:
         from mmedge.engines.onnx.decoding import open_engine
         from mmedge.tasks.encoding import Prompt
 
-        bundle = bundle_of(folder, writer, prompt)
+        bundle = graphs_alone(folder, writer, prompt)
         self._engine = open_engine(bundle, threads, "cpu")
         self._prompt = Prompt(tuple(prompt_ids(prompt)), (0,) if bundle.manifest.family == "encoder-decoder" else ())
 
@@ -96,33 +96,15 @@ class Graphs:
         return found.time_to_first_token, (found.seconds - found.time_to_first_token) / (found.steps - 1)
 
 
-def bundle_of(folder: Path, graphs: Literal["fused", "optimum"], prompt: int) -> Bundle:
-    """Return a bundle of graphs alone, without the end token that would end a text early; what else it says means nothing."""
-    from mmedge.manifest import Bundle, Manifest, QuantizationPart, StudentPart, TaskPart, WrittenPart
-    from mmedge.tasks.encoding import SpecialTokens
-    from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS
+def graphs_alone(folder: Path, graphs: Literal["fused", "optimum"], prompt: int) -> Bundle:
+    """Return the bundle of graphs, without the end token that would end a text early."""
+    from bare_bundle import bundle_of  # peers' interpreters have no mmedge
 
-    manifest = Manifest(
-        mmedge="",
-        recipe="",
-        precision="",
-        student=StudentPart(0),
-        key="",
-        verified_on="",
-        max_accuracy_drop=0.0,
-        written=WrittenPart(0.0, 0),
-        quantization=QuantizationPart({}, {}),
-        device="cpu",
-        family="encoder-decoder" if (folder / "encoder_model.onnx").is_file() else "decoder-only",
-        graphs=graphs,
-        task=TaskPart("", "exact"),
-        prompts=DECODER_ONLY_PROMPTS,
-        special_tokens=SpecialTokens(eos=-1, pad=0),
-        max_input_tokens=prompt,
-        max_answer_tokens=NEW,
-        max_rationale_tokens=NEW,
-    )
-    return Bundle.of(folder, manifest)
+    from mmedge.tasks.encoding import SpecialTokens
+
+    is_two = (folder / "encoder_model.onnx").is_file()
+    special = SpecialTokens(eos=-1, pad=0)
+    return bundle_of(folder, special, "encoder-decoder" if is_two else "decoder-only", graphs, prompt)
 
 
 class Native:
@@ -134,7 +116,7 @@ class Native:
         from mmedge.engines.native.engine import NativeEngine
         from mmedge.tasks.encoding import Prompt
 
-        bundle = bundle_of(folder, "fused", prompt)
+        bundle = graphs_alone(folder, "fused", prompt)
         plan = json.loads(folder.with_suffix(".plan.json").read_text())
         self._engine = NativeEngine(replace(bundle, manifest=replace(bundle.manifest, plan=plan)), threads)
         self._prompt = Prompt(tuple(prompt_ids(prompt)), (0,) if bundle.manifest.family == "encoder-decoder" else ())

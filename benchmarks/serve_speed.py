@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -333,33 +334,14 @@ def _random(shape: str, folder: Path) -> Path:
 
 
 def _seal(bundle: Path, family: Any, eos: int, plan: Mapping[str, Any] | None) -> None:
-    from mmedge.manifest import Manifest, QuantizationPart, StudentPart, TaskPart, WrittenPart, seal
-    from mmedge.tasks.encoding import SpecialTokens
-    from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, ENCODER_DECODER_PROMPTS
+    from bare_bundle import bundle_of
 
-    encoder_decoder = family == "encoder-decoder"
-    manifest = Manifest(
-        mmedge="",
-        recipe="shape",
-        precision="int8",
-        student=StudentPart(0),
-        key="",
-        verified_on="",
-        max_accuracy_drop=0.0,
-        written=WrittenPart(0.0, 0),
-        quantization=QuantizationPart({}, {}),
-        device="cpu",
-        family=family,
-        graphs="fused",
-        task=TaskPart("shape", "exact"),
-        prompts=ENCODER_DECODER_PROMPTS if encoder_decoder else DECODER_ONLY_PROMPTS,
-        special_tokens=SpecialTokens(eos=eos, pad=0, start=0 if encoder_decoder else None),
-        max_input_tokens=256,
-        max_answer_tokens=ANSWER,
-        max_rationale_tokens=64,
-        plan=plan,
-    )
-    seal(bundle, manifest)
+    from mmedge.manifest import seal
+    from mmedge.tasks.encoding import SpecialTokens
+
+    special = SpecialTokens(eos=eos, pad=0, start=0 if family == "encoder-decoder" else None)
+    bare = bundle_of(bundle, special, family, longest=256).manifest
+    seal(bundle, replace(bare, recipe="shape", precision="int8", plan=plan, max_answer_tokens=ANSWER, max_rationale_tokens=64))
 
 
 def main() -> None:
