@@ -6,9 +6,10 @@
                                                          qwen2.5-0.5b, lfm2-350m, qwen3.5-0.8b
     python benchmarks/decode_speed.py --peers genai=.venv-genai/bin/python llama=.venv-servers/bin/python
 
-mmedge's bundles run on ONNX Runtime and on its native engine. Peers are optimum's export, as it is and with `quantize_dynamic`;
-with an interpreter for them, the graphs of onnxruntime-genai's model builder (int4; `make peers`) and llama.cpp (`make servers`) at
-8 and 4 bits; with the program, `llama-bench` of a llama.cpp compiled for this machine. What a peer does not do is left out.
+mmedge's bundles run on ONNX Runtime and on its native engine; `--caches float32 int8` adds the native engine with keys and values
+kept so, which the others are compared with. Peers are optimum's export, as it is and with `quantize_dynamic`; with an interpreter
+for them, the graphs of onnxruntime-genai's model builder (int4; `make peers`) and llama.cpp (`make servers`) at 8 and 4 bits; with
+the program, `llama-bench` of a llama.cpp compiled for this machine. What a peer does not do is left out.
 
 Every variant is a process of its own that has its model open; they take turns round by round, so that what disturbs the machine
 hits all alike. Reported are ratios of medians with a bootstrap interval over rounds, and what share of the memory bandwidth,
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -63,6 +64,7 @@ DECODERS: dict[str, dict[str, Any]] = {  # of the published models' configs, wha
 }  # fmt: skip
 NEW = 64
 PAUSE = 0.3  # seconds between two variants: threads of the one before may spin for a while
+CACHES = ("float32", "float16", "int8")  # that the native engine keeps keys and values in
 
 
 # ------------------------------------------------------------------------------------------- one variant, in its own process
@@ -110,14 +112,14 @@ def graphs_alone(folder: Path, graphs: Literal["fused", "optimum"], prompt: int)
 class Native:
     """mmedge's native engine on the same bundle, whose layer plan lies beside it."""
 
-    def __init__(self, folder: Path, threads: int, prompt: int) -> None:
+    def __init__(self, cache: str | None, folder: Path, threads: int, prompt: int) -> None:
         from dataclasses import replace
 
         from mmedge.engines.native.engine import NativeEngine
         from mmedge.tasks.encoding import Prompt
 
         bundle = graphs_alone(folder, "fused", prompt)
-        plan = json.loads(folder.with_suffix(".plan.json").read_text())
+        plan = json.loads(folder.with_suffix(".plan.json").read_text()) | ({"cache": cache} if cache else {})
         self._engine = NativeEngine(replace(bundle, manifest=replace(bundle.manifest, plan=plan)), threads)
         self._prompt = Prompt(tuple(prompt_ids(prompt)), (0,) if bundle.manifest.family == "encoder-decoder" else ())
 
@@ -196,7 +198,8 @@ class Llama:
 
 ENGINES: dict[str, Callable[[Path, int, int], Engine]] = {
     "fused": partial(Graphs, "fused"),
-    "native": Native,
+    "native": partial(Native, None),
+    **{f"native-{cache}": partial(Native, cache) for cache in CACHES},
     "llama-bench": LlamaBench,
     "optimum": partial(Graphs, "optimum"),
     "genai": Genai,
@@ -250,8 +253,8 @@ def make_student(model: str, folder: Path) -> None:
     transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
 
 
-def write_ours(student: Path, place: Path, pieces: int | None) -> dict[str, tuple[str, Path]]:
-    """Write mmedge's graphs in every precision, and with so many pieces of the vocabulary only."""
+def write_ours(student: Path, place: Path, pieces: int | None, caches: Sequence[str]) -> dict[str, tuple[str, Path]]:
+    """Write mmedge's graphs in every precision, and with so many pieces of the vocabulary only; name caches to compare beside."""
     from mmedge.export.graphs import write_fused
     from mmedge.export.quantization.precisions import PRECISIONS
     from mmedge.export.quantization.quantizer import BundleQuantizer
@@ -269,6 +272,8 @@ def write_ours(student: Path, place: Path, pieces: int | None) -> dict[str, tupl
         found[f"mmedge {precision}"] = ("fused", folder)
         if folder.with_suffix(".plan.json").is_file():
             found[f"mmedge {precision}, native"] = ("native", folder)
+            for cache in caches:
+                found[f"mmedge {precision}, native, {cache} cache"] = (f"native-{cache}", folder)
         if pieces and precision != "fp32":
             folder = place / f"mmedge-{precision}-{pieces}"
             if not (folder / "weights.data").is_file():
@@ -441,6 +446,8 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=PROGRAM", help=helped)
     parser.add_argument("--only", nargs="*", metavar="TEXT", help="variants whose name has one of these in it; all by default")
     parser.add_argument("--pieces", type=int, help="also with a vocabulary trimmed to so many pieces")
+    helped = "also the native engine with keys and values in these, as what the others are compared with"
+    parser.add_argument("--caches", nargs="*", choices=CACHES, default=[], help=helped)
     parser.add_argument("--place", type=Path, help="where models are kept between runs; a temporary folder by default")
     parser.add_argument("--out", type=Path, help="every sample, as JSON")
     options = parser.parse_args()
@@ -459,7 +466,7 @@ def main() -> None:
         student.mkdir(parents=True, exist_ok=True)
         t5 = options.model in T5
         make_student(options.model, student)
-        variants = write_ours(student, place, options.pieces)
+        variants = write_ours(student, place, options.pieces, options.caches)
         try:
             if not options.only or any("optimum" in text for text in options.only):
                 variants |= write_optimum(student, place, t5=t5)
@@ -482,7 +489,7 @@ def main() -> None:
     result = {"model": options.model, "threads": options.threads, "bandwidth": top, "machine": machine(), "variants": samples}
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
-    peers = [name for name in samples if not name.startswith("mmedge")]
+    peers = [name for name in samples if not name.startswith("mmedge") or name.endswith(" cache")]
     heads = ["MB on disk", "ms/token", "prefill ms", "load s", "peak MB", "bandwidth", *(f"/ {name}" for name in peers)]
     print(f"| | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}")
     for name, found in samples.items():

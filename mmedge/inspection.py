@@ -11,7 +11,7 @@ from typing import Any
 from mmedge.errors import MmedgeError
 from mmedge.folders import DETAILS, Kind, Run, is_quantized, kind_of, peer_engine
 from mmedge.manifest import Exported, check_student, open_bundle, read_manifest
-from mmedge.model_card import describe_model, quantization_summary
+from mmedge.model_card import cache_summary, describe_model, quantization_summary
 from mmedge.storage import folder_size, read_json
 
 
@@ -64,6 +64,7 @@ class InspectedBundle:
         model: Its student's kind of model, source, licence and prompt, as far as these are known.
         learned: What its student learned to write besides answers; None where that is not known.
         matrices: How many matrices are stored in which format.
+        cache: What the native engine keeps keys and values in; None where it cannot run the bundle.
         least_runtime: The oldest ONNX Runtime that has its operators, where that is not the oldest that mmedge supports.
     """
 
@@ -82,6 +83,7 @@ class InspectedBundle:
     matrices: dict[str, int]
     least_runtime: str | None
     learned: tuple[str, ...] | None = None
+    cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,7 @@ def _bundle(folder: Path) -> InspectedBundle:
         matrices=quantization_summary(manifest),
         least_runtime=manifest.least_runtime or None,
         learned=manifest.student.learned,
+        cache=cache_summary(manifest),
     )
 
 

@@ -52,6 +52,7 @@ def _bundle(found: InspectedBundle) -> Iterator[tuple[str, str]]:
     yield "precision", found.precision
     yield from _model(found.family, found.model, found.parameters, found.bytes)
     yield "matrices", _counted(found.matrices)
+    yield "keys and values", f"{found.cache} on the native engine" if found.cache else ""
     yield "task", found.task
     yield "recipe", found.recipe
     yield from _scores(found.student_metrics, "student's ")

@@ -219,6 +219,19 @@ NOT_VERIFIED = Verification(questions=0, same_answers=0, largest_difference=0.0,
 
 
 @dataclass(frozen=True)
+class Int8CachePart:
+    """How a bundle does with keys and values in int8, on the native engine.
+
+    Attributes:
+        problems: What was wrong; where nothing was, the layer plan keeps them so.
+        verification: How it compares with its student.
+    """
+
+    problems: tuple[str, ...]
+    verification: Verification
+
+
+@dataclass(frozen=True)
 class ThresholdPart:
     """The confidence below which a bundle withholds answers, chosen on validation questions.
 
@@ -354,6 +367,7 @@ class Manifest(Exported):
         work: What a decoding step does; None in bundles of format 5.
         states: The graph's recurrent states.
         plan: The layer plan of an engine that interprets one; None where none was written.
+        int8_cache: How it does with keys and values in int8; None where that was not asked for.
         least_runtime: The oldest ONNX Runtime that has its graphs' operators; empty for the oldest that mmedge supports.
         model: What the student is: where it comes from, under which licence, how it is prompted; empty in older bundles.
     """
@@ -374,13 +388,15 @@ class Manifest(Exported):
     work: Work | None = None
     states: tuple[State, ...] = ()
     plan: Mapping[str, Any] | None = None
+    int8_cache: Int8CachePart | None = None
     least_runtime: str = ""
     model: Mapping[str, Any] = field(default_factory=dict)
 
     def identity(self) -> str:
         """Return a hash of all that answers depend on."""
         stated = asdict(self)
-        return sha256_json([stated[name] for name in ("files", "prompts", "confidence", "answering")])
+        cache = [self.plan["cache"]] if self.plan and "cache" in self.plan else []
+        return sha256_json([*(stated[name] for name in ("files", "prompts", "confidence", "answering")), *cache])
 
 
 @dataclass(frozen=True, kw_only=True)

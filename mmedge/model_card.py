@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmedge.engines.native.library import cache_type
 from mmedge.manifest import Manifest
 from mmedge.reports.formats import size
 from mmedge.storage import read_json, sha256_json
@@ -66,6 +67,14 @@ def quantization_summary(manifest: Manifest) -> dict[str, int]:
     return dict(Counter(manifest.quantization.layers.values()))
 
 
+def cache_summary(manifest: Manifest) -> str | None:
+    """Return what the native engine keeps keys and values in; None without a layer plan."""
+    try:
+        return cache_type(manifest.plan) if manifest.plan is not None else None
+    except (KeyError, TypeError):  # which says that the plan is broken when the bundle is opened
+        return None
+
+
 def write_card(folder: Path, manifest: Manifest) -> None:
     """Write a bundle's model card."""
     (folder / CARD).write_text(card(manifest), encoding="utf-8")
@@ -86,6 +95,7 @@ def card(manifest: Manifest) -> str:
         "precision": manifest.precision,
         "stored": _stored(manifest),
         "kept finer for accuracy": ", ".join(f"{name}: {kept}" for name, kept in exceptions.items()) or "nothing",
+        "keys and values": _cache(manifest),
         "vocabulary": f"{manifest.vocabulary.kept:,} of {manifest.vocabulary.of:,} tokens" if manifest.vocabulary else "whole",
         "compared with the student": str(manifest.verification),
         "runs on": f"ONNX Runtime {manifest.least_runtime or '1.22'} or newer, {manifest.device}",
@@ -108,6 +118,16 @@ def _prompt(manifest: Manifest) -> str:
 def _stored(manifest: Manifest) -> str:
     counted = [f"{count} matrices in {format_}" for format_, count in quantization_summary(manifest).items()]
     return ", ".join([*counted, "the rest as it was computed"]) if counted else "as it was computed"
+
+
+def _cache(manifest: Manifest) -> str:
+    kept_in, tried = cache_summary(manifest), manifest.int8_cache
+    if kept_in is None:
+        return "as ONNX Runtime keeps them"
+    said = f"in {kept_in} on the native engine"
+    if tried is None:
+        return said
+    return f"{said}; not in int8: {'; '.join(tried.problems)}" if tried.problems else f"{said}: {tried.verification}"
 
 
 def _cell(text: str) -> str:

@@ -64,6 +64,7 @@ def test_the_card_says_what_was_made_of_it(tmp_path: Path) -> None:
         "| prompt | the source's chat template, sha256 abababababab |",
         "| stored | 2 matrices in int8, 1 matrices in fp32, the rest as it was computed |",
         "| kept finer for accuracy | head: fp32 |",
+        "| keys and values | as ONNX Runtime keeps them |",
         "| vocabulary | 100 of 1,000 tokens |",
         "| runs on | ONNX Runtime 1.32 or newer, cpu |",
     ):

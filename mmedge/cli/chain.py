@@ -186,6 +186,14 @@ class Conversion:
         bool | None,
         typer.Option("--trim-vocab/--whole-vocab", help="Keep only the tokens that the task needs. Default: the recipe's."),
     ] = None
+    int8_cache: Annotated[
+        bool | None,
+        typer.Option(
+            "--int8-cache/--float-cache",
+            help="Let the native engine keep keys and values in int8 where the accuracy holds, in quantized bundles. Default: the"
+            " recipe's.",
+        ),
+    ] = None
     max_accuracy_drop: Annotated[
         float | None,
         typer.Option(min=0, help="Percentage points of accuracy that may be lost on validation questions. Default: the recipe's."),
@@ -232,6 +240,7 @@ def export(
         conversion.max_accuracy_drop,
         conversion.graphs,
         conversion.trim_vocab,
+        int8_cache=conversion.int8_cache,
         sensitivity=conversion.sensitivity,
         recover=None if conversion.recover is None else "always" if conversion.recover else "never",
         recover_minutes=conversion.max_minutes,

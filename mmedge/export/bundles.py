@@ -13,9 +13,11 @@ from typing import Any
 import onnx
 
 from mmedge import __version__
-from mmedge.engines.bundles import open_speaker
+from mmedge.engines.bundles import engine_of, open_speaker, speaker_of
 from mmedge.engines.drafting import FILE_NAME as DRAFTS
 from mmedge.engines.drafting import PhraseTable
+from mmedge.engines.native.engine import NativeEngine, unsupported
+from mmedge.engines.speaker import Speaker
 from mmedge.errors import MmedgeError
 from mmedge.export.budget import within_budget
 from mmedge.export.builder import WrittenGraphs
@@ -34,6 +36,7 @@ from mmedge.manifest import (
     GRAPHS,
     AnsweringPart,
     Bundle,
+    Int8CachePart,
     LayerCost,
     Manifest,
     QuantizationPart,
@@ -106,11 +109,18 @@ def _kept(source: Source, precision: Precision, target: Path) -> Manifest | None
         return None  # none, damaged, or of a version that is no longer read: exported again
     if manifest.work is None or (source.sensitivity and precision.finer and not manifest.sensitivity):
         return None
+    if (manifest.int8_cache is not None) != _caches_int8(source, precision):
+        return None
     if source.recover == "always" and source.may_recover(precision) and manifest.recovery is None:
         return None
     if source.recover == "never" and manifest.recovery is not None:
         return None
     return manifest if source.still_holds(manifest, source.key) else None
+
+
+def _caches_int8(source: Source, precision: Precision) -> bool:
+    """Whether a bundle is to have an int8 cache where the accuracy holds: one that is quantized."""
+    return source.int8_cache and not precision.weights.is_float
 
 
 def _check_float16(source: Source) -> None:
@@ -148,6 +158,9 @@ class _BundleAttempts:
             recover=self.recover if source.may_recover(precision) and (precision.calibrated or self.recovery) else None,
             recovered=self.recovery is not None,
         )
+        cached = self.cache_int8(judge) if _caches_int8(source, precision) else None
+        if cached and not cached.problems and engine_of(self.student.bundle.manifest)[0] == "native":
+            found = cached.verification
         written, exceptions = self.quantizer.written, self.quantizer.exceptions
         if exceptions and not written.keys() - exceptions.keys():
             source.progress.line(
@@ -166,6 +179,7 @@ class _BundleAttempts:
             sensitivity=tuple(self.costs),
             recovery=self.recovery,
             verification=found,
+            int8_cache=cached,
             confidence=confidence,
             answering=_answering(source.answering, confidence),
         )
@@ -194,9 +208,30 @@ class _BundleAttempts:
         size = folder_size(self.folder)
         source.progress.line(f"{precision.name}: {size / 1e6:.1f} MB in {duration(seconds)}; verifying")
         manifest = _described(source, precision, graphs, WrittenPart(round(seconds, 2), size, graphs.nodes))
+        if _caches_int8(source, precision) and (why := unsupported(manifest)):
+            raise MmedgeError(f"{precision.name}: the native engine cannot check an int8 cache: {why}", "export with --float-cache")
         bundle = Bundle.of(self.folder, manifest)
         self.student = Student(bundle, open_speaker(bundle, device="cpu"))
-        return source.reference.compare(self.student.speaker, source.vocabulary.kept if source.vocabulary else None)
+        return self.compare(self.student.speaker)
+
+    def compare(self, speaker: Speaker) -> Verification:
+        """Compare the bundle with the student, on any engine."""
+        vocabulary = self.source.vocabulary
+        return self.source.reference.compare(speaker, vocabulary.kept if vocabulary else None)
+
+    def cache_int8(self, judge: Judge) -> Int8CachePart:
+        """Compare the bundle with its keys and values in int8, on the native engine; within the budget, its plan has them so."""
+        source, precision, stated = self.source, self.precision, self.student.bundle.manifest
+        bundle = Bundle.of(self.folder, replace(stated, plan={**(stated.plan or {}), "cache": "int8"}))
+        source.progress.line(f"{precision.name}: verifying with keys and values in int8, on the native engine")
+        speaker = speaker_of(bundle, None, lambda: NativeEngine(bundle))
+        found = self.compare(speaker)
+        problems = tuple(judge(found, precision, source.max_accuracy_drop))
+        if problems:
+            source.progress.line(f"{precision.name}: {'; '.join(problems)}; keys and values stay in float16")
+        else:
+            self.student = Student(bundle, speaker if engine_of(stated)[0] == "native" else self.student.speaker)
+        return Int8CachePart(problems, found)
 
     def recover(self) -> None:
         """Learn the scales of all linear layers from the student."""

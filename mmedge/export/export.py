@@ -34,6 +34,7 @@ def export(
     graphs: GraphChoice | None = None,
     trim_vocabulary: bool | None = None,
     *,
+    int8_cache: bool | None = None,
     sensitivity: bool = False,
     recover: RecoverChoice | None = None,
     recover_minutes: float | None = None,
@@ -49,6 +50,7 @@ def export(
         max_accuracy_drop: The largest loss of accuracy in points; the recipe's by default.
         graphs: Who writes the graphs; as the recipe says by default.
         trim_vocabulary: Keep only the tokens that the task needs; as the recipe says by default.
+        int8_cache: Let the native engine keep keys and values in int8 where the accuracy holds; as the recipe says by default.
         sensitivity: Find out what quantizing each layer costs even where the accuracy holds.
         recover: When quantized layers learn their scales from the student; as the recipe says by default.
         recover_minutes: The longest that this may take; as the recipe says by default.
@@ -68,6 +70,7 @@ def export(
         max_accuracy_drop=max_accuracy_drop,
         graphs=graphs,
         trim_vocabulary=trim_vocabulary,
+        int8_cache=int8_cache,
         sensitivity=sensitivity,
         recover=recover,
         recover_minutes=recover_minutes,

@@ -58,6 +58,8 @@ def _row(precision: str, manifest: Exported) -> list[str]:
         accuracy = f"{share(checked.accuracy_student)} → {share(checked.accuracy_bundle)}"
     dtypes = Counter(manifest.quantization.layers.values())
     static = "; static activations" if any(step.static_activations for step in manifest.budget[-1:]) else ""
+    tried = manifest.int8_cache if isinstance(manifest, Manifest) else None
+    cache = "; keys and values in int8" if tried and not tried.problems else ""
     return [
         precision,
         size(sum(file.bytes for file in manifest.files.values())),
@@ -68,7 +70,7 @@ def _row(precision: str, manifest: Exported) -> list[str]:
         change_text(checked.accuracy_change),
         NOTHING if likely is None else f"{share(likely[0])} → {share(likely[1])}",
         change_text(checked.label_probability_change),
-        (", ".join(f"{count} in {dtype}" for dtype, count in dtypes.most_common()) or precision) + static,
+        (", ".join(f"{count} in {dtype}" for dtype, count in dtypes.most_common()) or precision) + static + cache,
         duration(manifest.written.seconds),
     ]
 

@@ -53,6 +53,7 @@ class Source:
         max_accuracy_drop: The accuracy budget in points; the recipe's by default.
         graphs: Who writes the graphs; as the recipe says by default.
         trim_vocabulary: Keep only the tokens that the task needs; as the recipe says by default.
+        int8_cache: Let the native engine keep keys and values in int8 where the accuracy holds; as the recipe says by default.
         sensitivity: Find out what quantizing each layer costs even where the accuracy holds.
         recover: When quantized layers learn their scales from the student; as the recipe says by default.
         recover_minutes: The longest that this may take; as the recipe says by default.
@@ -62,6 +63,7 @@ class Source:
         max_accuracy_drop: The accuracy budget in points.
         graphs: Who writes the graphs.
         trims: Whether bundles keep only the tokens that the task needs.
+        int8_cache: Whether quantized bundles are to have an int8 cache where the accuracy holds.
         sensitivity: Whether to find out what quantizing each layer costs in any case.
         recover: When quantized layers learn their scales from the student.
         recover_minutes: The longest that this may take.
@@ -83,6 +85,7 @@ class Source:
         max_accuracy_drop: float | None = None,
         graphs: GraphChoice | None = None,
         trim_vocabulary: bool | None = None,
+        int8_cache: bool | None = None,
         sensitivity: bool = False,
         recover: RecoverChoice | None = None,
         recover_minutes: float | None = None,
@@ -108,6 +111,7 @@ class Source:
         self.trims = self.recipe.trim_vocab if trim_vocabulary is None else trim_vocabulary
         if self.trims and self.graphs != "fused":
             raise MmedgeError("only mmedge's own graphs can have their vocabulary trimmed", "export without --trim-vocab")
+        self.int8_cache = self.recipe.int8_cache if int8_cache is None else int8_cache
         self.sensitivity = sensitivity and self.graphs == "fused"
         self.recover = recover or self.recipe.recover
         if recover == "always" and self.graphs != "fused":

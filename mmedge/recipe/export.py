@@ -36,4 +36,9 @@ class ExportSection(Section):
         " never, or where int4 and int2 would lose too much accuracy.",
     )
     recover_minutes: Annotated[float, Field(gt=0)] = Field(default=30.0, description="The longest that this may take.")
+    int8_cache: bool = Field(
+        default=False,
+        description="Let the native engine keep keys and values in int8 instead of float16, in quantized bundles whose accuracy "
+        "holds with it; ONNX Runtime keeps float32.",
+    )
     trim_vocab: bool = Field(default=False, description="Keep only the tokens that the task needs.")

@@ -20,7 +20,7 @@ from mmedge.engines.native.build import FLAGS, SOURCES, CannotCompile, build, so
 from mmedge.engines.native.engine import NativeEngine, mapped
 from mmedge.engines.native.library import structures
 from mmedge.tasks.encoding import Prompt
-from tests.native.students import ENCODER_DECODERS, KINDS, exported, sequences
+from tests.native.students import ENCODER_DECODERS, KINDS, exported, sequences, with_cache
 
 PROCESSORS = {"max": "i8mm", "cortex-a76": "dotprod", "cortex-a72": "neon"}  # qemu's name, and the kernels that are to be chosen
 MACHINE = "aarch64"
@@ -28,6 +28,7 @@ ARCHITECTURE = 183  # EM_AARCH64, in an ELF file's header
 MOST_BYTES = 2_000_000  # of the library: what a wheel may grow by
 HERE = Path(__file__).parent
 PROGRAMS = ("stress", "conversations")
+CACHES = {"fp32": "float32", "int8": "float16", "int4": "int8"}  # by precision
 
 
 def tools() -> tuple[str, str] | None:
@@ -72,7 +73,7 @@ def record(kind: str, precision: str, count: int, path: Path) -> None:
         count: How many conversations.
         path: The file, which `conversations.cpp` reads.
     """
-    bundle = exported(kind, precision).bundle
+    bundle = with_cache(exported(kind, precision).bundle, CACHES[precision])
     plan = bundle.manifest.plan
     assert plan is not None
     engine = NativeEngine(bundle, 1, "portable")
@@ -115,7 +116,7 @@ def run(qemu: str, folder: Path, programs: list[Path], models: int, conversation
     """Run the programs on every processor, and return what differs."""
     recorded: list[str] = []
     for kind in (*KINDS, *ENCODER_DECODERS):
-        for precision in ("fp32", "int8", "int4"):
+        for precision in CACHES:
             recorded.append(str(folder / f"{kind}-{precision}"))
             record(kind, precision, conversations, Path(recorded[-1]))
     stress, spoken = map(str, programs)

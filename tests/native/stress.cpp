@@ -1,11 +1,14 @@
 // The native engine under a sanitizer: random small models compute the same bits on every instruction set and number of threads,
-// alone and together; plans that lie are refused, or compute within their weights, which lie in memory of exactly their size.
+// alone and together; plans that lie are refused, or compute within their weights, which lie in memory of exactly their size. Caches
+// round as they say, alike everywhere.
 //
 //     make test-native
 //     make test-arm
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <thread>
 #include <vector>
@@ -150,6 +153,7 @@ Made make(Random& random) {
     Plan& p = made.plan;
     const bool encodes = between(random, 0, 1), recurrent = !encodes && between(random, 0, 1);
     p.version = PLAN_VERSION;
+    p.cache = static_cast<CacheType>(between(random, 0, 2));
     p.width = between(random, 1, 9) * 16 + (recurrent || between(random, 0, 3) ? 0 : between(random, 1, 15));
     p.kv_heads = between(random, 1, 3);
     p.heads = encodes ? p.kv_heads : p.kv_heads * between(random, 1, 4);
@@ -318,6 +322,7 @@ bool copy(Random& random) {
     char message[ROOM];
     if (mmedge_cache(opened.engine, 3, 32, &cache, message, ROOM) || mmedge_cache(opened.engine, 4, 48, &larger, message, ROOM))
         return std::puts("there is no cache"), false;
+    if (2 * cache->of_row != 32 * mmedge_position_bytes(opened.engine)) return std::puts("a cache has another size than it says"), false;
     const std::vector<std::vector<int64_t>> same_for_all(4, text);
     const Contexts contexts(opened.engine, same_for_all);
     bool fine = contexts.fine;
@@ -355,6 +360,93 @@ bool copy(Random& random) {
     mmedge_cache_close(cache);
     mmedge_cache_close(larger);
     return fine || (std::puts("a copied row goes on differently"), false);
+}
+
+std::vector<const Kernels*> all_kernels() {
+    std::vector<const Kernels*> found = {&portable_kernels()};
+#if defined(__x86_64__)
+    if (mmedge_kernels("avx2")) found.push_back(&avx2_kernels());
+#elif defined(__aarch64__)
+    found.push_back(&neon_kernels());
+#endif
+    return found;
+}
+
+// A key and a value of sixteen numbers, kept as a type has them; other positions are zeros.
+struct KeptSixteen {
+    alignas(32) uint8_t keys[8 * 16 * 4] = {}, values[8 * 16 * 4] = {};
+
+    KeptSixteen(const Kernels& kernels, const float* numbers, CacheType type, int position) {
+        kernels.keep(numbers, numbers, {keys, values, type, 16}, position);
+    }
+    uint16_t half(const uint8_t* from, int place) const {
+        uint16_t found;
+        std::memcpy(&found, from + 2 * place, 2);
+        return found;
+    }
+};
+
+float value_of(int half) {  // of a positive one
+    return half < 0x400 ? std::ldexp(static_cast<float>(half), -24) : std::ldexp(static_cast<float>(0x400 + half % 0x400), half / 0x400 - 25);
+}
+
+// Every half stays what it is, and what lies between two goes to the nearer one, or to the even one; nothing becomes infinite.
+bool round_to_halves() {
+    const float infinity = std::numeric_limits<float>::infinity();
+    std::vector<std::pair<float, int>> cases = {{65519, 0x7BFF}, {65520, 0x7BFF}, {3e38f, 0x7BFF}, {infinity, 0x7BFF}, {1e-40f, 0}};
+    for (int half = 0; half <= 0x7BFF; ++half) {
+        cases.push_back({value_of(half), half});
+        if (half == 0x7BFF) break;
+        const float middle = 0.5f * (value_of(half) + value_of(half + 1));
+        cases.push_back({middle, half + half % 2});
+        cases.push_back({std::nextafter(middle, 0.0f), half});
+        cases.push_back({std::nextafter(middle, infinity), half + 1});
+    }
+    for (size_t place = 0, count = cases.size(); place < count; ++place) cases.push_back({-cases[place].first, 0x8000 | cases[place].second});
+    while (cases.size() % 16) cases.push_back({std::numeric_limits<float>::quiet_NaN(), 0x7E00});
+    for (const Kernels* kernels : all_kernels())
+        for (size_t first = 0; first < cases.size(); first += 16) {
+            float numbers[16];
+            for (size_t place = 0; place < 16; ++place) numbers[place] = cases[first + place].first;
+            const int position = static_cast<int>(first / 16 % 8);
+            const KeptSixteen kept(*kernels, numbers, CacheType::float16, position);
+            for (int place = 0; place < 16; ++place) {
+                const int right = cases[first + static_cast<size_t>(place)].second;
+                if (kept.half(kept.keys, 8 * place + position) != right || kept.half(kept.values, 16 * position + place) != right)
+                    return std::printf("%s: %a is rounded wrongly\n", kernels->name, static_cast<double>(numbers[place])), false;
+            }
+        }
+    return true;
+}
+
+// Whatever numbers there are, all instruction sets keep the same bytes, and int8 is within half a step.
+bool keep_alike(Random& random) {
+    const float odd[] = {0.0f, -0.0f, 1e-42f, 1e-36f, 7e4f, 3e38f, std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()};
+    std::normal_distribution<float> normal(0, 3);
+    float numbers[16], largest = 0;
+    const bool plain = between(random, 0, 1);
+    for (float& number : numbers) {
+        number = plain || between(random, 0, 2) ? normal(random) : odd[between(random, 0, 7)];
+        largest = std::fmax(largest, std::fabs(number));
+    }
+    const int position = between(random, 0, 7);
+    for (CacheType type : {CacheType::float32, CacheType::float16, CacheType::int8}) {
+        const KeptSixteen right(portable_kernels(), numbers, type, position);
+        for (const Kernels* kernels : all_kernels()) {
+            const KeptSixteen other(*kernels, numbers, type, position);
+            if (std::memcmp(right.keys, other.keys, sizeof right.keys) || std::memcmp(right.values, other.values, sizeof right.values))
+                return std::printf("%s keeps other bytes\n", kernels->name), false;
+        }
+        if (type != CacheType::int8 || !plain) continue;
+        float scale;
+        std::memcpy(&scale, right.values + 4 * position, 4);
+        for (int place = 0; place < 16; ++place) {
+            const float found = scale * static_cast<float>(static_cast<int8_t>(right.values[32 + 16 * position + place]));
+            if (right.keys[32 + 8 * place + position] != right.values[32 + 16 * position + place] || std::fabs(found - numbers[place]) > 0.501f * largest / 127)
+                return std::puts("int8 is rounded wrongly"), false;
+        }
+    }
+    return true;
 }
 
 // Two callers at once, each with a cache of its own, in turns or each in a workspace.
@@ -415,6 +507,9 @@ bool lie(Random& random) {
 int main(int count, char** arguments) {
     const int rounds = count > 1 ? std::atoi(arguments[1]) : 200, lies = count > 2 ? std::atoi(arguments[2]) : 2000;
     Random random(1);
+    if (!round_to_halves()) return 1;
+    for (int round = 0; round < 1000; ++round)
+        if (!keep_alike(random)) return 1;
     for (int round = 0; round < rounds; ++round)
         if (!agree(random) || !copy(random) || !share(random)) return std::printf("round %d\n", round), 1;
     int accepted = 0;

@@ -124,6 +124,13 @@ def exported(kind: str, precision: str) -> Exported:
     return Exported(model, replace(bundle, manifest=replace(bundle.manifest, plan=written.plan, work=written.work)))
 
 
+def with_cache(bundle: Bundle, kept_in: str) -> Bundle:
+    """Return a bundle whose keys and values are kept in float32, float16 or int8."""
+    plan = bundle.manifest.plan
+    assert plan is not None
+    return replace(bundle, manifest=replace(bundle.manifest, plan={**plan, "cache": kept_in}))
+
+
 @cache
 def _student(kind: str) -> tuple[Any, Path]:
     torch.manual_seed(0)

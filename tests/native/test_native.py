@@ -16,7 +16,7 @@ from mmedge.engines.native.engine import NativeEngine, unsupported
 from mmedge.engines.onnx.decoding import open_engine
 from mmedge.engines.variants import find_variants, open_variant
 from mmedge.errors import MmedgeError
-from mmedge.manifest import open_bundle
+from mmedge.manifest import Bundle, open_bundle
 from mmedge.tasks.encoding import Prompt
 from tests.native.students import KINDS, RECURRENT, VOCABULARY, exported, sequences
 
@@ -62,7 +62,11 @@ def test_quantized_logits_are_as_near_to_torch_as_those_of_onnxruntime(kind: str
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_gives_the_same_bits_alone_in_a_batch_step_by_step_and_on_every_instruction_set(kind: str, precision: str) -> None:
-    bundle = exported(kind, precision).bundle
+    same_bits(exported(kind, precision).bundle)
+
+
+def same_bits(bundle: Bundle) -> None:
+    """Assert that rows give the same bits alone, together, token by token, on one thread and two, and on every instruction set."""
     engines = [NativeEngine(bundle, threads, isa) for isa in ISAS for threads in (1, 2)]
     rows = list(sequences(2, 8, 40))
     whole = [forced(engines[0], tokens) for tokens in rows]
@@ -76,9 +80,8 @@ def test_a_row_gives_the_same_bits_alone_in_a_batch_step_by_step_and_on_every_in
             assert np.array_equal(one_by_one.step(np.array([token])), logits[None])
 
 
-def conversations(bundle_kind: str, precision: str, seed: int, count: int) -> None:
+def conversations(bundle: Bundle, seed: int, count: int) -> None:
     """Assert that random conversations write the same in batches, alone, on two threads, and drafted."""
-    bundle = exported(bundle_kind, precision).bundle
     one, two = NativeEngine(bundle, 1), NativeEngine(bundle, 2)
     one.drafts = one.rewinds
     random = np.random.default_rng(seed)
@@ -100,14 +103,14 @@ def conversations(bundle_kind: str, precision: str, seed: int, count: int) -> No
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kind", ["llama", "mistral", *RECURRENT])
 def test_conversations_write_the_same_in_a_batch_alone_drafted_and_on_two_threads(kind: str, precision: str) -> None:
-    conversations(kind, precision, 1, 25)
+    conversations(exported(kind, precision).bundle, 1, 25)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_ten_thousand_conversations_write_the_same(kind: str, precision: str) -> None:
-    conversations(kind, precision, 2, 840)
+    conversations(exported(kind, precision).bundle, 2, 840)
 
 
 def test_what_was_read_can_be_rewound_and_rows_picked() -> None:

@@ -59,6 +59,8 @@ def put(plan: Any, path: tuple[Any, ...], value: Any) -> None:
         (("heads",), 5, "do not fit"),
         (("vocabulary",), 300, "does not fit"),
         (("version",), 5, "version"),
+        (("cache",), "int4", "broken: KeyError"),
+        (("cache",), ["int8"], "broken"),
     ],
 )
 def test_a_lying_plan_is_refused_by_name(path: tuple[Any, ...], value: Any, said: str) -> None:
@@ -162,7 +164,7 @@ def test_many_spoiled_plans_are_refused_or_read_within_the_file(precision: str, 
 
 def spoil(precision: str, kind: str, count: int, seed: int) -> None:
     """Change one to three values of a plan at random; what is accepted must compute something."""
-    chance, whole = random.Random(seed), stated(precision, kind)
+    chance, whole = random.Random(seed), {"cache": "int8"} | stated(precision, kind)
     paths = places(whole)
     for _ in range(count):
         plan = copy.deepcopy(whole)

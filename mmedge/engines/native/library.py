@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mmedge.engines.native.build import LIBRARY
 from mmedge.errors import MmedgeError
 
-ABI = 7
+ABI = 8
 PLAN_VERSIONS = (1, 2, 3, 4)  # 2 has encoders; 3 rotary embeddings, norms and factors of a layer's own; 4 layers with states
 _PLAN_STRUCTURE = 1
 ABSENT = -1
@@ -26,6 +26,7 @@ _MOST_TAPS = 16  # tokens that a convolution sees
 _STORAGES = {"float32_rows": 1, "float32_columns": 2, "int8_blocks": 3, "int4_blocks": 4, "int8_columns": 5}
 _SCALE_TYPES = {"float32": 1, "float16": 2}
 _KINDS = {"self_attention": 1, "feed_forward": 2, "cross_attention": 3, "convolution": 4, "gated_delta": 5}
+_CACHES = {"float32": 0, "float16": 1, "int8": 2}
 _DELTA = ("key_heads", "value_heads", "key_width", "value_width")
 _ACTIVATIONS = {"silu": 0, "relu": 1, "gelu": 2}
 
@@ -61,7 +62,7 @@ class Plan(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("version", "width", "heads", "kv_heads", "head_width", "vocabulary", "positions")),
         *((name, ctypes.c_float) for name in ("epsilon", "attention_scale", "embedding_multiplier")),
-        *((name, ctypes.c_int32) for name in ("table", "head", "matrix_count", "block_count", "encoder_blocks", "reserved")),
+        *((name, ctypes.c_int32) for name in ("table", "head", "matrix_count", "block_count", "encoder_blocks", "cache")),
         ("norm", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("cross", "farthest")),
         *((name, ctypes.c_int64) for name in ("encoder_norm", "bias", "encoder_bias")),
@@ -108,8 +109,9 @@ def _declare(library: ctypes.CDLL) -> None:
     library.mmedge_cache.argtypes = [pointer, integer, integer, ctypes.POINTER(pointer), *message]
     library.mmedge_cache_copy.argtypes = [pointer, pointer, pointer, pointer, integer, pointer, pointer, *message]
     library.mmedge_state_copy.argtypes = [pointer, pointer, pointer, integer, pointer, pointer, *message]
-    library.mmedge_state_bytes.argtypes = [pointer]
-    library.mmedge_state_bytes.restype = integer
+    for name in ("mmedge_position_bytes", "mmedge_state_bytes"):
+        getattr(library, name).argtypes = [pointer]
+        getattr(library, name).restype = integer
     library.mmedge_encode.argtypes = [pointer, pointer, pointer, integer, pointer, *message]
     library.mmedge_read.argtypes = [pointer, pointer, pointer, pointer, pointer, pointer, pointer, integer, pointer, *message]
     for name in ("mmedge_close", "mmedge_cache_close"):
@@ -180,8 +182,6 @@ class Decoder:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise MmedgeError(f"the bundle's layer plan is broken: {error!r}"[:200], "export the student again") from None
         self.vocabulary = int(stated.vocabulary)
-        attentions = sum(block.kind == _KINDS["self_attention"] for block in blocks[stated.encoder_blocks :])
-        self.position_bytes: int = 8 * attentions * stated.kv_heads * stated.head_width  # keys and values, float32
         self.call(
             "mmedge_open",
             ctypes.byref(stated),
@@ -194,6 +194,7 @@ class Decoder:
             name.encode(),
             ctypes.byref(self.pointer),
         )
+        self.position_bytes: int = found.mmedge_position_bytes(self.pointer)  # of the keys and values of a token
         self.state_bytes: int = found.mmedge_state_bytes(self.pointer)  # of a row's recurrent states; 0 where it has none
 
     def __del__(self) -> None:
@@ -264,6 +265,17 @@ class Decoder:
         )
 
 
+def cache_type(plan: Mapping[str, Any]) -> str:
+    """Return what keys and values are kept in: `float32`, `float16` or `int8`; where a plan does not say, float16 beside integers.
+
+    Raises:
+        KeyError, TypeError: It is not a plan.
+    """
+    quantized = any(m["storage"] not in ("float32_rows", "float32_columns") for m in _list(plan["matrices"]))
+    stated = plan.get("cache")
+    return stated if stated is not None else "float16" if quantized else "float32"
+
+
 def structures(plan: Mapping[str, Any]) -> tuple[Plan, ctypes.Array[Matrix], ctypes.Array[Block]]:
     """Return a plan as the library takes it.
 
@@ -292,7 +304,7 @@ def structures(plan: Mapping[str, Any]) -> tuple[Plan, ctypes.Array[Matrix], cty
     more = [0, 0, ABSENT, ABSENT, ABSENT]
     if encoder is not None:
         more = [_int(encoder[name]) for name in ("cross", "farthest", "norm", "decoder_bias", "bias")]
-    counts = (len(matrices), len(blocks), len(encoding), 0)
+    counts = (len(matrices), len(blocks), len(encoding), _CACHES[cache_type(plan)])
     stated = Plan(_PLAN_STRUCTURE, *shape, *factors, *ends, *counts, _int(plan["norm"]), *more)
     return stated, (Matrix * len(matrices))(*matrices), (Block * len(blocks))(*blocks)
 

@@ -24,7 +24,7 @@ using namespace mmedge;
 
 namespace {
 
-constexpr int ABI = 7;
+constexpr int ABI = 8;
 constexpr int64_t MOST_ROWS = 1 << 16;
 constexpr int64_t MOST_PANELS = 48'000'000;  // bytes beside the file
 
@@ -147,7 +147,7 @@ EXPORTED void mmedge_close(Engine* engine) { delete engine; }
 EXPORTED int mmedge_cache(const Engine* engine, int64_t rows, int64_t capacity, Cache** cache, char* message, int room) {
     return guarded(message, room, [&]() -> std::string {
         if (rows < 1 || rows > MOST_ROWS || capacity < 1 || capacity > INT_MAX - 64) return "a cache has an impossible size";
-        auto found = make_cache(engine->model(), rows, capacity, engine->model().layers);
+        auto found = make_cache(engine->model(), engine->model().plan.cache, rows, capacity, engine->model().layers);
         if (!found) return "out of memory";
         *cache = found.release();
         return "";
@@ -155,6 +155,12 @@ EXPORTED int mmedge_cache(const Engine* engine, int64_t rows, int64_t capacity, 
 }
 
 EXPORTED void mmedge_cache_close(Cache* cache) { delete cache; }
+
+// The bytes of a position's keys and values.
+EXPORTED int64_t mmedge_position_bytes(const Engine* engine) {
+    const Model& model = engine->model();
+    return 2 * group_bytes(model.plan.cache, model.plan.head_width) / 8 * model.plan.kv_heads * model.layers;
+}
 
 // The bytes of a row's states; 0 where the model has none, so that what was read can be taken back.
 EXPORTED int64_t mmedge_state_bytes(const Engine* engine) { return engine->model().states * static_cast<int64_t>(sizeof(float)); }
@@ -187,12 +193,12 @@ EXPORTED int mmedge_cache_copy(const Engine* engine, const Cache* from, const in
             if (from == to && row == target) continue;
             if (length) copy_states(*from, static_cast<int>(row), *to, static_cast<int>(target));
             else forget_states(*to, static_cast<int>(target));
-            const uint64_t bytes = static_cast<uint64_t>((length + 7) / 8 * 8) * model.plan.head_width * sizeof(float);
+            const size_t bytes = static_cast<size_t>((length + 7) / 8 * group_bytes(from->type, model.plan.head_width));
             for (int layer = 0; layer < model.layers; ++layer)
                 for (int head = 0; head < model.plan.kv_heads; ++head) {
-                    const int source = static_cast<int>(row), end = static_cast<int>(target);
-                    std::memcpy(to->keys_of(end, layer, head), from->keys_of(source, layer, head), bytes);
-                    std::memcpy(to->values_of(end, layer, head), from->values_of(source, layer, head), bytes);
+                    const Kept source = from->head(static_cast<int>(row), layer, head), end = to->head(static_cast<int>(target), layer, head);
+                    std::memcpy(end.keys, source.keys, bytes);
+                    std::memcpy(end.values, source.values, bytes);
                 }
         }
         return "";
@@ -215,7 +221,7 @@ EXPORTED int mmedge_encode(Engine* engine, const int64_t* ids, const int64_t* co
                 if (ids[place] < 0 || ids[place] >= model.plan.vocabulary) return "a token is not in the vocabulary";
                 tokens.push_back(static_cast<int>(ids[place]));
             }
-            found.push_back(make_cache(model, 1, counts[row], model.layers));
+            found.push_back(make_cache(model, model.plan.cache, 1, counts[row], model.layers));
             if (!found.back()) return "out of memory";
             found.back()->length = static_cast<int>(counts[row]);
         }

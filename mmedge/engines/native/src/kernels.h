@@ -7,6 +7,8 @@
 //                   place modulo 8, that are added in the order of `sum` (rows)
 //   attention       a score is one fused multiply-add for each component, from the first to the last, and a weighted sum one for each
 //                   position; exponentials are added in eight sums, one for each position modulo 8
+//   cache           float16 is rounded to nearest, ties to even, and at most ±65504; int8 is x · (127 / largest) likewise, with the
+//                   scale largest / 127. A score is multiplied by its key's scale, and a weight by its value's
 //   convolutions    one fused multiply-add for each token that is seen, from the oldest to the token itself
 //   gated delta     a state's sums over keys are one fused multiply-add for each, from the first to the last; tokens one by one
 // So results are the same for one row and for many, for one thread and for several, and for several tokens at once.
@@ -54,15 +56,28 @@ struct Product {
     bool add;  // to what is there
 };
 
-// What one query head sees: keys in groups of eight positions, (positions / 8, head_width, 8), values as (positions, head_width).
+// Where the keys and values of one head lie, in groups of eight positions: keys as (head_width, 8), values as (8, head_width), behind
+// eight scales where there are any.
+struct Kept {
+    uint8_t* keys;
+    uint8_t* values;
+    CacheType type;
+    int head_width;
+};
+
+// Bytes of eight positions' keys, or of their values.
+inline int64_t group_bytes(CacheType type, int head_width) {
+    const int64_t values = int64_t{8} * head_width;
+    return type == CacheType::int8 ? values + 8 * sizeof(float) : values * (type == CacheType::float16 ? 2 : 4);
+}
+
+// What one query head sees.
 struct Attended {
     const float* queries;  // (count, head_width), scaled and rotated
     int count;             // queries that see the same positions
-    const float* keys;
-    const float* values;
+    Kept kept;
     const float* bias;  // added to scores, by position; null for none
     int first, end;     // positions
-    int head_width;
     float* scores;  // scratch, (count, positions rounded up to 8)
     int64_t score_stride;
     float* out;  // (count, head_width)
@@ -99,6 +114,7 @@ struct Kernels {
     // Packs columns into panels, `panel_bytes` of them; returns false where they cannot be. Null where they are multiplied as they lie.
     bool (*pack)(const Weights& columns, uint8_t* panels);
     void (*rotate)(float* head, const float* cosines, const float* sines, int head_width);
+    void (*keep)(const float* key, const float* value, const Kept& head, int position);  // (head_width) each
     void (*attend)(const Attended& attended);
     void (*look_up)(const Weights& table, int entry, float* out);
     void (*convolve)(const Convolved& convolved);

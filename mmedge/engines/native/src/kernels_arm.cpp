@@ -59,17 +59,17 @@ namespace mmedge {
 
 #if defined(__ARM_FEATURE_MATMUL_INT8)
 const Kernels& i8mm_kernels() {
-    static constexpr Kernels found = {"i8mm", norm, gate, quantize, multiply, pack, rotate, attend, look_up, convolve, unit, rates, move};
+    static constexpr Kernels found = {"i8mm", norm, gate, quantize, multiply, pack, rotate, keep, attend, look_up, convolve, unit, rates, move};
     return found;
 }
 #elif defined(__ARM_FEATURE_DOTPROD)
 const Kernels& dotprod_kernels() {
-    static constexpr Kernels found = {"dotprod", norm, gate, quantize, multiply, pack, rotate, attend, look_up, convolve, unit, rates, move};
+    static constexpr Kernels found = {"dotprod", norm, gate, quantize, multiply, pack, rotate, keep, attend, look_up, convolve, unit, rates, move};
     return found;
 }
 #else
 const Kernels& neon_kernels() {
-    static constexpr Kernels found = {"neon", norm, gate, quantize, multiply, pack, rotate, attend, look_up, convolve, unit, rates, move};
+    static constexpr Kernels found = {"neon", norm, gate, quantize, multiply, pack, rotate, keep, attend, look_up, convolve, unit, rates, move};
     return found;
 }
 #endif

@@ -14,7 +14,7 @@ inline __m256i dots(__m256i sums, __m256i, __m256i) { return sums; }  // never c
 namespace mmedge {
 
 const Kernels& avx2_kernels() {
-    static constexpr Kernels found = {"avx2", norm, gate, quantize, multiply, pack, rotate, attend, look_up, convolve, unit, rates, move};
+    static constexpr Kernels found = {"avx2", norm, gate, quantize, multiply, pack, rotate, keep, attend, look_up, convolve, unit, rates, move};
     return found;
 }
 

@@ -10,7 +10,7 @@
 namespace mmedge {
 
 const Kernels& portable_kernels() {
-    static constexpr Kernels found = {"portable", norm, gate, quantize_plain, multiply_plain, nullptr, rotate, attend, look_up, convolve, unit, rates, move};
+    static constexpr Kernels found = {"portable", norm, gate, quantize_plain, multiply_plain, nullptr, rotate, keep, attend, look_up, convolve, unit, rates, move};
     return found;
 }
 

@@ -32,17 +32,17 @@ namespace mmedge {
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
 const Kernels& avx512vnni_kernels() {
-    static constexpr Kernels found = {"avx512vnni", norm, gate, quantize, multiply, pack, rotate, attend, look_up, convolve, unit, rates, move};
+    static constexpr Kernels found = {"avx512vnni", norm, gate, quantize, multiply, pack, rotate, keep, attend, look_up, convolve, unit, rates, move};
     return found;
 }
 #elif defined(__AVXVNNI__)
 const Kernels& avxvnni_kernels() {
-    static constexpr Kernels found = {"avxvnni", norm, gate, quantize, multiply, pack, rotate, attend, look_up, convolve, unit, rates, move};
+    static constexpr Kernels found = {"avxvnni", norm, gate, quantize, multiply, pack, rotate, keep, attend, look_up, convolve, unit, rates, move};
     return found;
 }
 #else
 const Kernels& emulated_vnni_kernels() {
-    static constexpr Kernels found = {"emulated", norm, gate, quantize, multiply, pack, rotate, attend, look_up, convolve, unit, rates, move};
+    static constexpr Kernels found = {"emulated", norm, gate, quantize, multiply, pack, rotate, keep, attend, look_up, convolve, unit, rates, move};
     return found;
 }
 #endif

@@ -12,8 +12,13 @@ constexpr int ABREAST = 4;  // how many eights of positions or components three 
 struct F8 {
     __m256 v;
     static F8 load(const float* from) { return {_mm256_loadu_ps(from)}; }
+    static F8 load(const uint16_t* halves) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)))}; }
+    static F8 load(const int8_t* codes) {
+        return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes))))};
+    }
     static F8 all(float value) { return {_mm256_set1_ps(value)}; }
     void store(float* to) const { _mm256_storeu_ps(to, v); }
+    void store(uint16_t* halves) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(halves), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
     friend F8 operator+(F8 a, F8 b) { return {_mm256_add_ps(a.v, b.v)}; }
     friend F8 operator-(F8 a, F8 b) { return {_mm256_sub_ps(a.v, b.v)}; }
     friend F8 operator*(F8 a, F8 b) { return {_mm256_mul_ps(a.v, b.v)}; }

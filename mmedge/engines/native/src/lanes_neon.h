@@ -13,11 +13,20 @@ constexpr int ABREAST = 2;  // how many eights of positions or components three 
 struct F8 {
     float32x4_t low, high;
     static F8 load(const float* from) { return {vld1q_f32(from), vld1q_f32(from + 4)}; }
+    static F8 load(const uint16_t* halves) {
+        const float16x8_t some = vreinterpretq_f16_u16(vld1q_u16(halves));
+        return {vcvt_f32_f16(vget_low_f16(some)), vcvt_high_f32_f16(some)};
+    }
+    static F8 load(const int8_t* codes) {
+        const int16x8_t some = vmovl_s8(vld1_s8(codes));
+        return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(some))), vcvtq_f32_s32(vmovl_high_s16(some))};
+    }
     static F8 all(float value) { return {vdupq_n_f32(value), vdupq_n_f32(value)}; }
     void store(float* to) const {
         vst1q_f32(to, low);
         vst1q_f32(to + 4, high);
     }
+    void store(uint16_t* halves) const { vst1q_u16(halves, vreinterpretq_u16_f16(vcvt_high_f16_f32(vcvt_f16_f32(low), high))); }
     friend F8 operator+(F8 a, F8 b) { return {vaddq_f32(a.low, b.low), vaddq_f32(a.high, b.high)}; }
     friend F8 operator-(F8 a, F8 b) { return {vsubq_f32(a.low, b.low), vsubq_f32(a.high, b.high)}; }
     friend F8 operator*(F8 a, F8 b) { return {vmulq_f32(a.low, b.low), vmulq_f32(a.high, b.high)}; }

@@ -245,6 +245,7 @@ void check_shape(const Plan& plan, Reader& reader) {
     reader.require(plan.heads % plan.kv_heads == 0 && plan.head_width % 16 == 0, "the plan's heads do not fit");
     const bool numbers = std::isfinite(plan.epsilon) && std::isfinite(plan.attention_scale) && std::isfinite(plan.embedding_multiplier);
     reader.require(numbers, "the plan's factors are not numbers");
+    reader.require(plan.cache >= CacheType::float32 && plan.cache <= CacheType::int8, "the cache has an unknown type");
 }
 
 }  // namespace
@@ -297,17 +298,19 @@ void pack_columns(Model& model, const Kernels& kernels, int64_t most) {
     }
 }
 
-std::unique_ptr<Cache> make_cache(const Model& model, int64_t rows, int64_t capacity, int layers) {
+std::unique_ptr<Cache> make_cache(const Model& model, CacheType type, int64_t rows, int64_t capacity, int layers) {
     auto found = std::make_unique<Cache>();
     found->of = &model;
+    found->type = type;
     found->rows = static_cast<int>(rows);
     found->capacity = static_cast<int>((capacity + 7) / 8 * 8);
-    found->of_head = static_cast<int64_t>(found->capacity) * model.plan.head_width;
+    found->of_head = found->capacity / 8 * group_bytes(type, model.plan.head_width);
     found->of_layer = found->of_head * model.plan.kv_heads;
+    const double of_row = 2.0 * static_cast<double>(found->of_layer) * layers + 4.0 * static_cast<double>(model.states);
+    if (of_row * static_cast<double>(rows) > 1e15) return nullptr;
     found->of_row = found->of_layer * layers;
-    if (8.0 * static_cast<double>(found->of_row + model.states) * static_cast<double>(rows) > 1e15) return nullptr;
-    found->keys = zeros<float>(static_cast<uint64_t>(found->of_row) * static_cast<uint64_t>(rows));
-    found->values = zeros<float>(static_cast<uint64_t>(found->of_row) * static_cast<uint64_t>(rows));
+    found->keys = zeros<uint8_t>(static_cast<uint64_t>(found->of_row) * static_cast<uint64_t>(rows));
+    found->values = zeros<uint8_t>(static_cast<uint64_t>(found->of_row) * static_cast<uint64_t>(rows));
     found->states = zeros<float>(static_cast<uint64_t>(model.states) * static_cast<uint64_t>(rows));
     found->read.assign(static_cast<size_t>(rows), 0);
     return found->keys && found->values && found->states ? std::move(found) : nullptr;

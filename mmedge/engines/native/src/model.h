@@ -83,23 +83,27 @@ std::string read_model(const Plan& plan, const Matrix* matrices, const Block* bl
 // Packs the matrices in columns, as many as `most` bytes have room for.
 void pack_columns(Model& model, const Kernels& kernels, int64_t most);
 
-// Keys and values of rows: keys as (row, layer, head, positions / 8, head_width, 8), values as (row, layer, head, position, head_width).
+// Keys and values of rows, (row, layer, head, positions / 8) groups of each, as `Kept` has them.
 // What a context was encoded to is kept so too, as one row of keys and values for each cross-attention. The states of recurrent
 // layers hold all that a row has read, as (row, states); what of it came last cannot be taken back.
 struct Cache {
     int rows, capacity;  // capacity is a multiple of 8
     int length = 0;      // of an encoded context
-    int64_t of_head, of_layer, of_row;
+    CacheType type;
+    int64_t of_head, of_layer, of_row;  // bytes of keys, and of values
     const Model* of;
-    Memory<float> keys, values, states;
+    Memory<uint8_t> keys, values;
+    Memory<float> states;
     std::vector<int> read;  // how many tokens a row's states hold; -1 where reading them failed
 
-    float* keys_of(int row, int layer, int head) const { return keys.get() + row * of_row + layer * of_layer + head * of_head; }
-    float* values_of(int row, int layer, int head) const { return values.get() + row * of_row + layer * of_layer + head * of_head; }
+    Kept head(int row, int layer, int head) const {
+        const int64_t place = row * of_row + layer * of_layer + head * of_head;
+        return {keys.get() + place, values.get() + place, type, of->plan.head_width};
+    }
     float* states_of(int row) const { return states.get() + row * of->states; }
 };
 
 // A cache of zeros; null where there is no memory for it.
-std::unique_ptr<Cache> make_cache(const Model& model, int64_t rows, int64_t capacity, int layers);
+std::unique_ptr<Cache> make_cache(const Model& model, CacheType type, int64_t rows, int64_t capacity, int layers);
 
 }  // namespace mmedge

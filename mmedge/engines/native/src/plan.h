@@ -23,6 +23,9 @@ enum class Storage : int32_t {
 
 enum class ScaleType : int32_t { float32 = 1, float16 = 2 };
 
+// What keys and values are kept in; int8 with a float32 scale for each head and position.
+enum class CacheType : int32_t { float32 = 0, float16 = 1, int8 = 2 };
+
 struct Matrix {
     Storage storage;
     int32_t block;  // weights that share a scale
@@ -67,7 +70,7 @@ struct Plan {
     int32_t table, head;  // matrices: the embedding, and what gives logits
     int32_t matrix_count, block_count;
     int32_t encoder_blocks;    // the first ones; 0 where there is no encoder
-    int32_t reserved;
+    CacheType cache;           // of the decoder's attentions and of what contexts are encoded to; an encoder's own is float32
     int64_t norm;              // the last
 
     // An encoder-decoder has these too. What is added to a score depends on how far key and query are apart.

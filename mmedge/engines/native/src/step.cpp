@@ -239,11 +239,8 @@ private:
         float* key = projected(block, row) + (plan.heads + head) * width;
         if (block.key_norm) k_.norm(key, block.key_norm, width, plan.epsilon, key);
         turn(key);
-        Cache& cache = pass_.cache;
-        float* keys = cache.keys_of(token.row, block.layer, head) + static_cast<int64_t>(token.position / 8) * 8 * width;
-        for (int place = 0; place < width; ++place) keys[8 * place + token.position % 8] = key[place];
-        std::memcpy(cache.values_of(token.row, block.layer, head) + static_cast<int64_t>(token.position) * width,
-                    projected(block, row) + (plan.heads + plan.kv_heads + head) * width, width * sizeof(float));
+        const float* value = projected(block, row) + (plan.heads + plan.kv_heads + head) * width;
+        k_.keep(key, value, pass_.cache.head(token.row, block.layer, head), token.position);
     }
 
     void attend(int thread, const ModelBlock& block, int row, int query, int count) {
@@ -252,12 +249,10 @@ private:
         Attended a;
         a.queries = projected(block, row) + query * width;
         a.count = count;
-        a.keys = pass_.cache.keys_of(token.row, block.layer, head);
-        a.values = pass_.cache.values_of(token.row, block.layer, head);
+        a.kept = pass_.cache.head(token.row, block.layer, head);
         a.bias = pass_.bias ? pass_.bias->of(query, token.position) : nullptr;
         a.end = pass_.lengths ? pass_.lengths[token.row] : token.position + 1;
         a.first = block.window && a.end > block.window ? a.end - block.window : 0;
-        a.head_width = width;
         a.scores = e_.scores_.get() + thread * e_.scores_each_;
         a.score_stride = e_.score_stride_;
         a.out = mixed(block, row) + query * width;
@@ -279,12 +274,10 @@ private:
             Attended a;
             a.queries = e_.projected_.get() + static_cast<int64_t>(task) * width;
             a.count = 1;
-            a.keys = context.keys_of(0, block.layer, head);
-            a.values = context.values_of(0, block.layer, head);
+            a.kept = context.head(0, block.layer, head);
             a.bias = nullptr;
             a.first = 0;
             a.end = context.length;
-            a.head_width = width;
             a.scores = e_.scores_.get() + thread * e_.scores_each_;
             a.score_stride = e_.score_stride_;
             a.out = mixed(block, row) + head * width;
@@ -426,16 +419,10 @@ private:
     // Puts the keys and values of a context's token where cross-attentions find them.
     void keep_encoded(int row) {
         const int heads = m_.plan.heads, width = m_.plan.head_width, position = pass_.tokens[row].position;
-        const float* from = pass_.out + static_cast<int64_t>(row) * pass_.head.outputs;
-        Cache& context = *e_.contexts_[pass_.tokens[row].row];
-        for (int layer = 0; layer < m_.layers; ++layer) {
-            for (int head = 0; head < heads; ++head, from += width) {
-                float* keys = context.keys_of(0, layer, head) + static_cast<int64_t>(position / 8) * 8 * width;
-                for (int place = 0; place < width; ++place) keys[8 * place + position % 8] = from[place];
-            }
-            for (int head = 0; head < heads; ++head, from += width)
-                std::memcpy(context.values_of(0, layer, head) + static_cast<int64_t>(position) * width, from, width * sizeof(float));
-        }
+        const float* key = pass_.out + static_cast<int64_t>(row) * pass_.head.outputs;
+        const Cache& context = *e_.contexts_[pass_.tokens[row].row];
+        for (int layer = 0; layer < m_.layers; ++layer, key += heads * width)
+            for (int head = 0; head < heads; ++head, key += width) k_.keep(key, key + heads * width, context.head(0, layer, head), position);
     }
 
     Workspace& e_;
@@ -546,7 +533,7 @@ void Workspace::encode(const std::vector<int>& tokens, const std::vector<std::un
             longest = std::max(longest, length);
         } while (++end < contexts.size() && some.size() + static_cast<size_t>(contexts[end]->length) <= CHUNK_ROWS);
         const int count = static_cast<int>(some.size());
-        const std::unique_ptr<Cache> own = make_cache(model_, static_cast<int64_t>(end - first), longest, 1);
+        const std::unique_ptr<Cache> own = make_cache(model_, CacheType::float32, static_cast<int64_t>(end - first), longest, 1);
         const Memory<float> out = zeros<float>(static_cast<int64_t>(count) * model_.cross->outputs);
         if (!own || !out) throw std::bad_alloc();
         make_room(count);
