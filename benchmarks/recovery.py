@@ -44,14 +44,14 @@ ROWS = {  # precision, calibrated, learned
 }
 
 
-def write_evaluation(run: Path, path: Path, *, calibrated: bool) -> None:
+def write_evaluation(run: Path, path: Path, tested: str, *, calibrated: bool) -> None:
     """Write a run's evaluation set with its test questions as those to verify with, and no calibration questions if so wanted."""
     lines = []
     for record, _ in _records(run / "evaluation.jsonl"):
         split = record.get("split")
         if split == "validation":
             continue
-        if split == "test":
+        if split == tested:
             record["split"] = "validation"
         if split == "calibration" and not calibrated:
             record["split"] = "recovery"  # as many texts to learn from
@@ -66,12 +66,12 @@ def _records(path: Path) -> list[tuple[dict[str, Any], int]]:
     return [(dict(record), number) for number, record in iterate_jsonl(path)]
 
 
-def export(run: Path, row: str, place: Path, minutes: float, threads: int) -> dict[str, Any]:
+def export(run: Path, row: str, place: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Export a student one way, unless that is done, and return what its bundle is worth."""
     precision, calibrated, learned = ROWS[row]
     place.mkdir(parents=True, exist_ok=True)
     evaluation = place / "evaluation.jsonl"
-    write_evaluation(run, evaluation, calibrated=calibrated)
+    write_evaluation(run, evaluation, options.split, calibrated=calibrated)
     command = [
         sys.executable,
         "-m",
@@ -84,16 +84,16 @@ def export(run: Path, row: str, place: Path, minutes: float, threads: int) -> di
         "--max-accuracy-drop",
         "1000",
     ]
-    command += ["--evaluation", str(evaluation), "--recover" if learned else "--no-recover", "--max-minutes", str(minutes)]
+    command += ["--evaluation", str(evaluation), "--recover" if learned else "--no-recover", "--max-minutes", str(options.minutes)]
     started = time.monotonic()
     done = subprocess.run(
-        command, check=False, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}
+        command, check=False, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     )
     print(done.stderr, file=sys.stderr)
     if done.returncode:
         return {"refused": re.sub(r"^error: ", "", done.stderr.strip().splitlines()[-2 if "\n" in done.stderr.strip() else -1])}
     bundle = place / f"bundle-{precision}"
-    found = json.loads((bundle / "mmedge.json").read_text())
+    found = json.loads((bundle / "manifest.json").read_text())
     size = sum(file.stat().st_size for file in bundle.iterdir())
     seconds = round(time.monotonic() - started, 1)
     return {"seconds": seconds, "bytes": size} | {name: found[name] for name in ("verification", "recovery")}
@@ -116,8 +116,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             lines.append(f"| {row} | refused: {found['refused']} |" + " |" * 6)
             continue
         seen, learned = found["verification"], found["recovery"]
-        held = f"{learned['kl_before']:.3f} → {learned['kl_after']:.3f}" if learned else "–"
-        cells = [f"{found['bytes'] / 1e6:.0f}", f"{seen['mean_kl']:.3f}", held, f"{100 * seen['top1_agreement']:.1f} %"]
+        held = f"{learned['kl_before']:.2g} → {learned['kl_after']:.2g}" if learned else "–"
+        cells = [f"{found['bytes'] / 1e6:.0f}", f"{seen['mean_kl']:.2g}", held, f"{100 * seen['top1_agreement']:.1f} %"]
         cells += [
             change_text(seen["label_probability_change"]),
             change_text(seen["accuracy_change"]),
@@ -131,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--split", default="test", help="the test questions, by the name of their split")
     parser.add_argument("--minutes", type=float, default=30.0, help="the longest that scales are learned")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--out", type=Path, default=Path("recovery.json"))
@@ -142,7 +143,7 @@ def main() -> None:
         results = everything.setdefault(str(run), {})
         for row in options.rows:
             if row not in results:
-                results[row] = export(run, row, run / "recovery" / re.sub(r"\W+", "-", row), options.minutes, options.threads)
+                results[row] = export(run, row, run / "recovery" / re.sub(r"\W+", "-", row), options)
                 write_json(options.out, {"machine": machine(), "threads": options.threads, "runs": everything})
         print(f"\n{run}\n\n{table(results)}")
 
