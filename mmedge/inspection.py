@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmedge.engines.bundles import suited_engine
 from mmedge.errors import MmedgeError
 from mmedge.folders import DETAILS, Kind, Run, is_quantized, kind_of, peer_engine
 from mmedge.manifest import Exported, check_student, open_bundle, read_manifest
@@ -64,6 +65,7 @@ class InspectedBundle:
         model: Its student's kind of model, source, licence and prompt, as far as these are known.
         learned: What its student learned to write besides answers; None where that is not known.
         matrices: How many matrices are stored in which format.
+        engine: What it was verified on, and runs on where it can: `native` or `onnxruntime`.
         cache: What the native engine keeps keys and values in; None where it cannot run the bundle.
         least_runtime: The oldest ONNX Runtime that has its operators, where that is not the oldest that mmedge supports.
     """
@@ -84,6 +86,7 @@ class InspectedBundle:
     least_runtime: str | None
     learned: tuple[str, ...] | None = None
     cache: str | None = None
+    engine: str | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,7 @@ def _bundle(folder: Path) -> InspectedBundle:
         least_runtime=manifest.least_runtime or None,
         learned=manifest.student.learned,
         cache=cache_summary(manifest),
+        engine=suited_engine(manifest),
     )
 
 

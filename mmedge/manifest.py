@@ -32,6 +32,7 @@ from mmedge.typed import read_as
 
 FORMAT = 6
 OLDEST = 5  # that is read
+MOST_TOKENS = 1 << 31  # of a vocabulary
 RENEW = "write it again: mmedge export RUN"
 Graphs = Literal["fused", "transformers", "optimum"]  # who wrote them: mmedge itself, with fused attention, or somebody else
 Arithmetic = Literal["float32", "int8"]
@@ -496,7 +497,11 @@ def read_manifest(folder: Path) -> Manifest:
     digest = stated.pop("sha256", None)
     if sha256_json(stated) != digest:
         raise MmedgeError(f"{path} was changed after export: its hash does not match", RENEW)
-    return read_as(Manifest, _upgraded(stated, path) if format_ < FORMAT else stated, str(path), RENEW)
+    found = read_as(Manifest, _upgraded(stated, path) if format_ < FORMAT else stated, str(path), RENEW)
+    for name, token in found.special_tokens.to_json().items():
+        if token is not None and not -1 <= token < MOST_TOKENS:
+            raise MmedgeError(f"{path}: special_tokens.{name} is {token}, which is no token", RENEW)
+    return found
 
 
 def open_bundle(folder: Path, hold: bool = False) -> Bundle:

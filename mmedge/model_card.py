@@ -98,13 +98,17 @@ def card(manifest: Manifest) -> str:
         "keys and values": _cache(manifest),
         "vocabulary": f"{manifest.vocabulary.kept:,} of {manifest.vocabulary.of:,} tokens" if manifest.vocabulary else "whole",
         "compared with the student": str(manifest.verification),
-        "runs on": f"ONNX Runtime {manifest.least_runtime or '1.22'} or newer, {manifest.device}",
+        "runs on": f"{_native(manifest)}ONNX Runtime {manifest.least_runtime or '1.22'} or newer, {manifest.device}",
         "size": size(manifest.written.bytes),
     }
     lines = ["---", "library_name: mmedge", *front, "---", f"# {manifest.recipe}, {manifest.precision}", ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows.items()), ""]
     lines += ["`mmedge run FOLDER QUESTION` asks it, and `mmedge inspect FOLDER` checks its files.", ""]
     return "\n".join(lines)
+
+
+def _native(manifest: Manifest) -> str:
+    return "the native engine, where it was verified, or " if manifest.confidence.get("engine") == "native" else ""
 
 
 def _prompt(manifest: Manifest) -> str:

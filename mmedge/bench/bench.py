@@ -92,6 +92,8 @@ def bench(
         if kept is not None:
             kept.close()
     if not scheduler.running:
+        if journal is not None:  # what failed is tried anew when the command runs again
+            journal.unlink(missing_ok=True)
         raise _first_problem(rows)
     return _report(scheduler, questions, cots, reached, continued)
 

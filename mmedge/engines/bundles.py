@@ -27,6 +27,7 @@ from mmedge.tasks.chat.template import ChatTemplate
 from mmedge.tasks.encoding import PromptEncoder, load_tokenizer
 
 ENVIRONMENT = "MMEDGE_ENGINE"
+MOST_THREADS = 64
 FLOATS = ("fp32", "fp16")  # precisions that ONNX Runtime multiplies faster
 Device = Literal["auto", "cpu", "cuda"]
 EngineName = Literal["onnxruntime", "native"]
@@ -65,11 +66,14 @@ def engine_of(manifest: Manifest, device: Device = "auto") -> tuple[EngineName, 
 
 
 def suited_engine(manifest: Manifest) -> EngineName:
-    """Return the engine that a bundle's confidence was calibrated on; where it was not, the native one for quantized weights."""
-    calibrated = manifest.confidence.get("engine")
-    if calibrated in ("native", "onnxruntime"):
-        return "native" if calibrated == "native" else "onnxruntime"
-    return "onnxruntime" if manifest.precision in FLOATS else "native"
+    """Return the engine that a bundle was verified on: bundles that name none are older than the native engine.
+
+    One that is about to be verified gets the native engine where its weights are quantized.
+    """
+    stated = manifest.confidence.get("engine")
+    if stated is None and not manifest.verification.questions:
+        return "onnxruntime" if manifest.precision in FLOATS else "native"
+    return "native" if stated == "native" else "onnxruntime"
 
 
 def open_speaker(bundle: Bundle, threads: int | None = None, device: Device = "auto") -> Speaker:
@@ -106,8 +110,9 @@ def speaker_of(bundle: Bundle, threads: int | None, open_engine: Callable[[], En
         MmedgeError: The number of threads is impossible, or the engine cannot be opened.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if threads is not None and threads < 1:
-        raise MmedgeError(f"threads must be at least 1, got {threads}")
+    cores = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= max(MOST_THREADS, cores):
+        raise MmedgeError(f"threads must be from 1 to {max(MOST_THREADS, cores)}, got {threads}", f"this machine has {cores} cores")
     # the tokenizer first, so that the engine can reuse the memory that reading it frees
     tokenizer = load_tokenizer(bundle.folder / "tokenizer.json")
     engine, stated = open_engine(), bundle.manifest

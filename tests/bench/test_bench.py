@@ -120,3 +120,27 @@ def test_the_script_about_verdicts_counts_every_chain_of_thought_and_answer(tiny
     assert done.returncode == 0, done.stderr
     assert sum(int(count) for count in re.findall(r"^flaw .*: (\d+) CoTs", done.stdout, re.M)) == 56
     assert len(re.findall(r"^own answers to \w+: \d+ of 12 right", done.stdout, re.M)) == 2
+
+
+def test_what_could_not_be_opened_is_tried_anew(tiny_run: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle-int8"
+    shutil.copytree(tiny_run / "bundle-int8", bundle)
+    whole = (bundle / "weights.data").read_bytes()
+    (bundle / "weights.data").write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    questions = [
+        "--evaluation",
+        tiny_run / "evaluation.jsonl",
+        "--questions",
+        "2",
+        "--verdicts",
+        "0",
+        "--timed",
+        "2",
+        "--rounds",
+        "1",
+    ]
+    command = ["bench", bundle, *questions, "--out", tmp_path / "out"]
+    failed = mmedge(*command)
+    assert failed.code == 1 and "damaged" in failed.err
+    (bundle / "weights.data").write_bytes(whole)
+    assert mmedge(*command).code == 0

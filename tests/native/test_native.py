@@ -16,7 +16,7 @@ from mmedge.engines.native.engine import NativeEngine, unsupported
 from mmedge.engines.onnx.decoding import open_engine
 from mmedge.engines.variants import find_variants, open_variant
 from mmedge.errors import MmedgeError
-from mmedge.manifest import Bundle, open_bundle
+from mmedge.manifest import NOT_VERIFIED, Bundle, open_bundle
 from mmedge.tasks.encoding import Prompt
 from tests.native.students import KINDS, RECURRENT, VOCABULARY, exported, sequences
 
@@ -164,7 +164,9 @@ def test_a_bundle_without_a_plan_runs_on_onnxruntime_and_says_why(llama_run: Pat
 def test_a_bundle_runs_on_the_engine_that_it_was_verified_on(llama_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MMEDGE_ENGINE", raising=False)
     stated = open_bundle(llama_run / "bundle-int8").manifest
-    uncalibrated = replace(stated, confidence={})
+    older = replace(stated, confidence={})
+    assert engine_of(older) == ("onnxruntime", "")
+    uncalibrated = replace(older, verification=NOT_VERIFIED)
     assert engine_of(uncalibrated) == ("native", "")
     assert engine_of(replace(uncalibrated, precision="fp32")) == ("onnxruntime", "")
     for engine in ("native", "onnxruntime"):
