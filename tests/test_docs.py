@@ -136,6 +136,8 @@ def small(command: str, asked: dict[str, tuple[str, ...]]) -> list[str]:
     settings: tuple[str, ...] = SMALL
     if "ablation" in recipe and "source: runs/" in text:  # it begins from a student that an earlier command makes
         settings = tuple(setting for setting in SMALL if not setting.startswith("student."))
+    if "prompt: chat" in text:  # a student from scratch has an encoder, and no chat template
+        settings = (*settings, "student.prompt=plain", "student.frozen_layers=0")
     comparison = ("ablation.seeds=[0]", "ablation.labels=[pseudo]") if verb == "ablate" else ()
     stage3 = ("method.own_cots=1", "training.stage3={max_steps: 3, batch_size: 8}") if "-own" in recipe else ()
     settings = (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, Finished, is_one_line_error, tiny_recipe, write_recipe
+from tests.conftest import REPOSITORY, Finished, engine_of_int8, is_one_line_error, tiny_recipe, write_recipe
 
 PLUGIN = REPOSITORY / "tests" / "plugin"
 THINGS = ("apples", "pears", "plums", "nuts")
@@ -116,7 +116,7 @@ def test_bench_measures_the_engine_whose_rows_join_and_leave(run: Path, tmp_path
     done = mmedge("bench", f"rows:{run / 'student'}", run / "bundle-int8-b64", *options, "--json")
     assert done.code == 0, done.err
     rows = json.loads(done.out)["variants"]
-    assert [row["engine"] for row in rows] == ["rows", "onnxruntime"]
+    assert [row["engine"] for row in rows] == ["rows", engine_of_int8()]
     assert all(row["answer_accuracy"]["test"]["total"] == 3 for row in rows)
 
 
