@@ -12,9 +12,9 @@ validation questions in the evaluation set that `mmedge export` verifies with. N
     int2, nearest             as above, in 2 bits
     int2, GPTQ, learned       `--int2`
 
-Every row continues after a kill. Prints a table for each run and writes everything as JSON: divergence from the float student on
-test answers and on held-out texts, the change of the right answer's mean probability and of the accuracy with 95 % intervals, size,
-time.
+Every row continues after a kill, and its minutes are then those of the last part. Prints a table for each run and writes everything
+as JSON: divergence from the float student on test answers and on held-out texts, the change of the right answer's mean probability
+and of the accuracy with 95 % intervals, size, time.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ ROWS = {  # precision, calibrated, learned
 def write_evaluation(run: Path, path: Path, tested: str, *, calibrated: bool) -> None:
     """Write a run's evaluation set with its test questions as those to verify with, and no calibration questions if so wanted."""
     lines = []
-    for record, _ in _records(run / "evaluation.jsonl"):
+    for _, stated in iterate_jsonl(run / "evaluation.jsonl"):
+        record = dict(stated)
         split = record.get("split")
         if split == "validation":
             continue
@@ -62,12 +63,8 @@ def write_evaluation(run: Path, path: Path, tested: str, *, calibrated: bool) ->
             write_text(path.parent / file.name, file.read_text(encoding="utf-8"))
 
 
-def _records(path: Path) -> list[tuple[dict[str, Any], int]]:
-    return [(dict(record), number) for number, record in iterate_jsonl(path)]
-
-
-def export(run: Path, row: str, place: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Export a student one way, unless that is done, and return what its bundle is worth."""
+def export(run: Path, row: str, place: Path, options: argparse.Namespace) -> dict[str, Any] | None:
+    """Export a student one way, unless that is done, and return what its bundle is worth; None where it was refused."""
     precision, calibrated, learned = ROWS[row]
     place.mkdir(parents=True, exist_ok=True)
     evaluation = place / "evaluation.jsonl"
@@ -86,12 +83,8 @@ def export(run: Path, row: str, place: Path, options: argparse.Namespace) -> dic
     ]
     command += ["--evaluation", str(evaluation), "--recover" if learned else "--no-recover", "--max-minutes", str(options.minutes)]
     started = time.monotonic()
-    done = subprocess.run(
-        command, check=False, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-    )
-    print(done.stderr, file=sys.stderr)
-    if done.returncode:
-        return {"refused": re.sub(r"^error: ", "", done.stderr.strip().splitlines()[-2 if "\n" in done.stderr.strip() else -1])}
+    if subprocess.run(command, check=False, env=os.environ | {"OMP_NUM_THREADS": str(options.threads)}).returncode:
+        return None  # it has said why
     bundle = place / f"bundle-{precision}"
     found = json.loads((bundle / "manifest.json").read_text())
     size = sum(file.stat().st_size for file in bundle.iterdir())
@@ -112,9 +105,6 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     ]
     lines = [f"| | {' | '.join(heads)} |", "|" + "---|" * (len(heads) + 1)]
     for row, found in results.items():
-        if "refused" in found:
-            lines.append(f"| {row} | refused: {found['refused']} |" + " |" * 6)
-            continue
         seen, learned = found["verification"], found["recovery"]
         held = f"{learned['kl_before']:.2g} → {learned['kl_after']:.2g}" if learned else "–"
         cells = [f"{found['bytes'] / 1e6:.0f}", f"{seen['mean_kl']:.2g}", held, f"{100 * seen['top1_agreement']:.1f} %"]
@@ -142,9 +132,14 @@ def main() -> None:
         student_in(run)
         results = everything.setdefault(str(run), {})
         for row in options.rows:
-            if row not in results:
-                results[row] = export(run, row, run / "recovery" / re.sub(r"\W+", "-", row), options)
-                write_json(options.out, {"machine": machine(), "threads": options.threads, "runs": everything})
+            if row in results:
+                continue
+            found = export(run, row, run / "recovery" / re.sub(r"\W+", "-", row), options)
+            if found is None:  # tried anew when the command runs again
+                print(f"{row}: no bundle was written", file=sys.stderr)
+                continue
+            results[row] = found
+            write_json(options.out, {"machine": machine(), "threads": options.threads, "runs": everything})
         print(f"\n{run}\n\n{table(results)}")
 
 

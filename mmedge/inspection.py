@@ -104,7 +104,7 @@ def inspect(place: Path) -> tuple[Kind, Inspected]:
     """Return what a path is, and what there is to say about it.
 
     Raises:
-        MmedgeError: It is none of these, is damaged, or is of a version that is no longer read.
+        MmedgeError: The path is none of these, is damaged, or has a format that is no longer supported.
     """
     kind = kind_of(place)
     if kind is Kind.BUNDLE:

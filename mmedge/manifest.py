@@ -500,7 +500,7 @@ def read_manifest(folder: Path) -> Manifest:
     found = read_as(Manifest, _upgraded(stated, path) if format_ < FORMAT else stated, str(path), RENEW)
     for name, token in found.special_tokens.to_json().items():
         if token is not None and not -1 <= token < MOST_TOKENS:
-            raise MmedgeError(f"{path}: special_tokens.{name} is {token}, which is no token", RENEW)
+            raise MmedgeError(f"{path}: special_tokens.{name} is {token}, which is not a token id", RENEW)
     return found
 
 

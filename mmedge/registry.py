@@ -96,7 +96,7 @@ class Registry(Mapping[str, T], Generic[T]):
         """Return an entry that a file or a command names.
 
         Raises:
-            MmedgeError: There is none of that name; the message says where it was named and lists those that exist.
+            MmedgeError: The name is unknown; the message says where it was given and lists the known names.
         """
         if not isinstance(name, str) or name not in self:
             close = nearest(name, self) if isinstance(name, str) else ""

@@ -85,7 +85,7 @@ def _named(kind: str, place: Path) -> VariantSpec:
     """Return a variant whose kind was named.
 
     Raises:
-        MmedgeError: There is no such file or folder, or it is not what that kind opens.
+        MmedgeError: The path does not exist, or that kind does not open it.
     """
     found = _request_of(kind)
     assert found is not None

@@ -138,7 +138,7 @@ class Desk:
             asked: `id`, `kind`, `sample`, `evaluation`, `what`; `question` and `label`, or `text` and `verdict`.
 
         Raises:
-            MmedgeError: There is no such item, or what is given does not fit it.
+            MmedgeError: The item does not exist, or the values given do not fit it.
         """
         item, decision = self.checked(asked, self._who, time.time())
         self.decisions.decide_all([(item, decision)])

@@ -54,7 +54,7 @@ class NativeEngine(Conversing):
         kernels: The instruction set; what `MMEDGE_ISA` says or the fastest by default.
 
     Raises:
-        MmedgeError: The bundle has no plan that the library can run, or there is no library.
+        MmedgeError: The library is missing, or it cannot run the bundle's plan.
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None, kernels: str | None = None) -> None:

@@ -162,7 +162,7 @@ class Decoder:
         callers: How many steps are computed at a time, each on threads of its own; further callers wait.
 
     Raises:
-        MmedgeError: There is no library here, or it refuses the plan.
+        MmedgeError: The library is missing, or it refuses the plan.
     """
 
     def __init__(

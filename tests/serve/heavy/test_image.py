@@ -167,8 +167,10 @@ def test_it_answers_as_nobody_with_nothing_to_write_to(image: Image, engine: str
         os.kill(inner, signal.SIGTERM)
         assert process.wait(30 * image.patience) == 0
         assert process.stderr is not None
-        said = [line for line in process.stderr.read().splitlines() if "cpuinfo" not in line and "onnxruntime" not in line]
-        assert len(said) == 1, said  # where it serves, and no more; ONNX Runtime may speak of a processor that it does not know
+        said = process.stderr.read().splitlines()
+        if engine == "onnx" and image.machine != platform.machine():  # it speaks of the processor, which is emulated
+            said = [line for line in said if "cpuinfo" not in line and "onnxruntime" not in line]
+        assert len(said) == 1, f"it says where it serves, and no more: {said}"
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # setpriv has made the server outlive unshare
