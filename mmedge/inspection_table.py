@@ -60,6 +60,7 @@ def _bundle(found: InspectedBundle) -> Iterator[tuple[str, str]]:
     yield "confidence", _confidence(found.confidence)
     yield "writes", "" if found.learned is None else ", ".join(["answers", *(f"{name}s" for name in found.learned)])
     yield "answers", _answering(found.answering or {})
+    yield "engine", "native, or ONNX Runtime where it is missing" if found.engine == "native" else "ONNX Runtime"
     yield "runs on", f"ONNX Runtime {found.least_runtime} or newer" if found.least_runtime else ""
 
 
