@@ -116,38 +116,18 @@ def load(source: ModelSource, revision: str | None, tokenizer_name: str | None, 
 
 
 def _load(source: ModelSource, revision: str | None, tokenizer_name: str | None, arguments: dict[str, Any]) -> tuple[Any, Any]:
-    import transformers
-
     from mmedge.students import dialects
+    from mmedge.students.gguf_files import load_gguf
 
     if source.kind == "gguf":
         assert source.path is not None
-        folder = str(source.path.parent)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_name or folder, gguf_file=source.path.name)
-        known = dialects.gguf_arguments(source.path.name)
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, **known, **arguments)
-        _trust_gguf_tokens(tokenizer, model.config, source.path)
-        return model, tokenizer
+        return load_gguf(source.path, tokenizer_name, arguments)
     place = str(source.path or source.name)
     common: dict[str, Any] = {"revision": revision} if revision else {}
     tokenizer = dialects.load_tokenizer(tokenizer_name or place, **common)
     config = dialects.load_config(place, **common)
     model = dialects.load_model(place, config, **common, **arguments)
     return model, tokenizer
-
-
-def _trust_gguf_tokens(tokenizer: Any, config: Any, path: Path) -> None:
-    """Set the special tokens that the file names; transformers' conversion may guess others (SmolLM2's end token, for one)."""
-    import gguf
-    import tokenizers
-
-    fields = gguf.GGUFReader(path).fields
-    adds_bos = fields.get("tokenizer.ggml.add_bos_token")
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
-    if config.pad_token_id is not None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
-    if adds_bos is not None and not bool(adds_bos.contents()):
-        tokenizer.backend_tokenizer.post_processor = tokenizers.processors.Sequence([])
 
 
 def source_licence(source: ModelSource, revision: str | None) -> str | None:
@@ -160,10 +140,9 @@ def source_licence(source: ModelSource, revision: str | None) -> str | None:
     if source.kind == "folder" and source.path is not None:
         return licence_of(source.path)
     if source.kind == "gguf":
-        import gguf
+        from mmedge.students.gguf_files import licence_in
 
-        field = gguf.GGUFReader(source.path).fields.get("general.license")
-        return None if field is None else str(field.contents())
+        return None if source.path is None else licence_in(source.path)
     from transformers.utils import cached_file
 
     try:

@@ -1,0 +1,78 @@
+"""Models in GGUF files: dequantized by transformers, with what its conversion leaves out.
+
+Special tokens are the file's, and a table that the file holds twice is one table again. Does not know where a file comes from
+(`sources.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import tokenizers
+import torch
+import transformers
+
+from mmedge.students import dialects
+
+_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
+_SAME = 0.2  # relative difference of two tables: roundings of one to 4 and more bits differ by 0.1 and less, others by 1 and more
+
+
+def load_gguf(path: Path, tokenizer_name: str | None, arguments: dict[str, Any]) -> tuple[Any, Any]:
+    """Load a model and its tokenizer from a GGUF file.
+
+    Args:
+        path: The file.
+        tokenizer_name: Where the tokenizer comes from, where not from the file.
+        arguments: For `from_pretrained`, such as `dtype`.
+
+    Raises:
+        Exception: Whatever gguf, tokenizers and transformers raise for a broken file.
+    """
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_name or str(path.parent), gguf_file=path.name)
+    known = dialects.gguf_arguments(path.name)
+    model = transformers.AutoModelForCausalLM.from_pretrained(str(path.parent), **known, **arguments)
+    reader = gguf.GGUFReader(path)
+    _trust_tokens(tokenizer, model.config, reader)
+    _tie_same_table(model, reader)
+    return model, tokenizer
+
+
+def licence_in(path: Path) -> str | None:
+    """Return the licence that a GGUF file states; None where it states none."""
+    field = gguf.GGUFReader(path).fields.get("general.license")
+    return None if field is None else str(field.contents())
+
+
+def _trust_tokens(tokenizer: Any, config: Any, reader: gguf.GGUFReader) -> None:
+    """Set the special tokens that the file names; transformers' conversion may guess others (SmolLM2's end token, for one)."""
+    adds_bos = reader.fields.get("tokenizer.ggml.add_bos_token")
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
+    if config.pad_token_id is not None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
+    if adds_bos is not None and not bool(adds_bos.contents()):
+        tokenizer.backend_tokenizer.post_processor = tokenizers.processors.Sequence([])
+
+
+def _tie_same_table(model: Any, reader: gguf.GGUFReader) -> None:
+    """Tie a head to the embedding where both are roundings of one table, and keep the finer.
+
+    Some files hold the table of a tied model twice, since their head is quantized finer than their embedding.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or head.weight is embedding.weight or head.weight.shape != embedding.weight.shape:
+        return
+    difference, norm = 0.0, 0.0
+    for ours, theirs in zip(embedding.weight.detach().split(8192), head.weight.detach().split(8192), strict=True):
+        difference += float(torch.linalg.vector_norm((ours - theirs).float())) ** 2
+        norm += float(torch.linalg.vector_norm(theirs.float())) ** 2
+    if not difference <= _SAME**2 * norm:
+        return
+    bits = {tensor.name: tensor.n_bytes / tensor.n_elements for tensor in reader.tensors if tensor.name in (_EMBEDDING, _HEAD)}
+    if bits.get(_HEAD, 0.0) > bits.get(_EMBEDDING, 0.0):
+        with torch.no_grad():
+            embedding.weight.copy_(head.weight)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
