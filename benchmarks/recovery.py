@@ -3,7 +3,9 @@
     python benchmarks/recovery.py RUN [RUN …] [--rows "int4, GPTQ" …] [--minutes 30] [--threads 2] [--out recovery.json]
 
 The bundles themselves are compared with their float student, on the runtime: the test questions of each run stand in place of its
-validation questions in the evaluation set that `mmedge export` verifies with. Nothing is chosen there (`--max-accuracy-drop 1000`).
+validation questions in the evaluation set that `mmedge export` verifies with. Nothing is chosen there (`--max-accuracy-drop 1000`). Where
+test questions are few, `--split test validation` takes a run's validation questions too; then its training may not have chosen by them (as
+with one evaluation, at its end).
 
     int4, nearest             every weight to its nearest code
     int4, GPTQ                codes chosen so that a layer's outputs on calibration questions change least
@@ -26,6 +28,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +47,15 @@ ROWS = {  # precision, calibrated, learned
 }
 
 
-def write_evaluation(run: Path, path: Path, tested: str, *, calibrated: bool) -> None:
+def write_evaluation(run: Path, path: Path, tested: Sequence[str], *, calibrated: bool) -> None:
     """Write a run's evaluation set with its test questions as those to verify with, and no calibration questions if so wanted."""
     lines = []
     for _, stated in iterate_jsonl(run / "evaluation.jsonl"):
         record = dict(stated)
         split = record.get("split")
-        if split == "validation":
+        if split == "validation" and split not in tested:
             continue
-        if split == tested:
+        if split in tested:
             record["split"] = "validation"
         if split == "calibration" and not calibrated:
             record["split"] = "recovery"  # as many texts to learn from
@@ -121,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--split", default="test", help="the test questions, by the name of their split")
+    parser.add_argument("--split", nargs="+", default=["test"], help="the test questions, by the names of their splits")
     parser.add_argument("--minutes", type=float, default=30.0, help="the longest that scales are learned")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--out", type=Path, default=Path("recovery.json"))
