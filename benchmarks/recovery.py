@@ -3,9 +3,9 @@
     python benchmarks/recovery.py RUN [RUN …] [--rows "int4, GPTQ" …] [--minutes 30] [--threads 2] [--out recovery.json]
 
 The bundles themselves are compared with their float student, on the runtime: the test questions of each run stand in place of its
-validation questions in the evaluation set that `mmedge export` verifies with. Nothing is chosen there (`--max-accuracy-drop 1000`). Where
-test questions are few, `--split test validation` takes a run's validation questions too; then its training may not have chosen by them (as
-with one evaluation, at its end).
+validation questions in the evaluation set that `mmedge export` verifies with. Nothing is chosen there (`--max-accuracy-drop 1000`).
+Where test questions are few, `--split test validation` takes a run's validation questions too; its training may not have chosen by
+them then (as with one evaluation, at its end).
 
     int4, nearest             every weight to its nearest code
     int4, GPTQ                codes chosen so that a layer's outputs on calibration questions change least
