@@ -135,18 +135,22 @@ class Client:
 
 
 def find_server(client: Client, url: str, model: str | None, student: ServedPrompts | None) -> Server:
-    """Return a server with the model that it is asked for: the first that it lists where none is named.
+    """Return a server with the model that it is asked for: the only one that it lists where none is named.
 
     Raises:
-        MmedgeError: It does not list its models, or not that one.
+        MmedgeError: It does not list its models, or not that one, or several and none is named.
     """
     try:
         listed = client.send("GET", "/models")["data"]
         owners = {str(one["id"]): str(one.get("owned_by")) for one in listed}
     except (Refused, KeyError, TypeError, AttributeError) as error:
         raise MmedgeError(f"{url} does not list its models: {str(error)[:200]}", "check that it is up; most end in /v1") from None
-    if not owners or (model is not None and model not in owners):
-        raise MmedgeError(f"{url} has no model {model!r}", f"it has {', '.join(owners) or 'none'}")
+    if not owners:
+        raise MmedgeError(f"{url} lists no models", "load one there, and try again")
+    if model is not None and model not in owners:
+        raise MmedgeError(f"{url} has no model {model!r}", f"it has {', '.join(owners)}")
+    if model is None and len(owners) > 1:
+        raise MmedgeError(f"{url} has {len(owners)} models: {', '.join(owners)}", "choose one with --model NAME")
     name = model or next(iter(owners))
     return Server(url, name, "mmedge" if owners[name] == "mmedge" else "student" if student is not None else "chat")
 
@@ -239,7 +243,7 @@ def measure(
 
     Args:
         urls: Their addresses.
-        models: The model of each; none for the first that each lists, one for all alike.
+        models: The model of each; none for the only one that each lists, one for all alike.
         examples: The questions.
         form: What answers look like.
         settings: How much is measured.

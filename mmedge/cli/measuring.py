@@ -100,7 +100,7 @@ class Servers:
     ] = None
     model: Annotated[
         list[str] | None,
-        typer.Option(help="The servers' model; once for all, or once for each. Default: the first that a server lists."),
+        typer.Option(help="The servers' model; once for all, or once for each. Needed where a server has several."),
     ] = None
     student: Annotated[
         Path | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +22,9 @@ from tests.serve.running import Running, serving
 
 
 @contextmanager
-def endpoint(text: str, seconds: float = 0.0, at_once: int = 64) -> Iterator[tuple[str, list[Any]]]:
+def endpoint(
+    text: str, seconds: float = 0.0, at_once: int = 64, models: Sequence[str] = ("big",)
+) -> Iterator[tuple[str, list[Any]]]:
     """A server that replies one text to everything, so many at once; yields its address and what it was asked."""
     asked, free = list[Any](), threading.Semaphore(at_once)
 
@@ -37,7 +39,7 @@ def endpoint(text: str, seconds: float = 0.0, at_once: int = 64) -> Iterator[tup
             self.wfile.write(body)
 
         def do_GET(self) -> None:
-            self._reply({"data": [{"id": "big", "owned_by": "somebody"}]})
+            self._reply({"data": [{"id": name, "owned_by": "somebody"} for name in models]})
 
         def do_POST(self) -> None:
             asked.append(
@@ -100,6 +102,19 @@ def test_a_plain_model_is_asked_as_a_bigger_model_is(llama_run: Path) -> None:
     assert done.code == 0 and "as the first" in done.out, done.err
     path, body, _ = asked[0]
     assert path == "/v1/chat/completions" and "The answer is: " in body["messages"][0]["content"]
+
+
+def test_which_of_several_models_is_measured_must_be_said(llama_run: Path) -> None:
+    evaluation = ("--evaluation", llama_run / "evaluation.jsonl")
+    with endpoint("3 + 4", models=("small", "large")) as (url, asked):
+        refused = mmedge("bench", "--server", url, *evaluation, *QUICK)
+        assert is_one_line_error(refused) and "has 2 models: small, large\n  → choose one with --model" in refused.err
+        assert not asked
+        done = mmedge("bench", "--server", url, "--model", "large", *evaluation, *QUICK)
+        assert done.code == 0 and {body["model"] for _, body, _ in asked} == {"large"}, done.err
+    with endpoint("3 + 4", models=()) as (url, _):
+        none = mmedge("bench", "--server", url, *evaluation, *QUICK)
+        assert is_one_line_error(none) and "lists no models" in none.err
 
 
 def test_time_counts_from_the_moment_of_arrival() -> None:
