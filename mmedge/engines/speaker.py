@@ -34,12 +34,14 @@ class Judgement:
         probability_correct: P(correct) among the three, from the logits; not calibrated.
         evaluation: The rationale of the verdict, where it was asked for.
         log_odds: Of `correct` against the other two.
+        evaluation_tokens: How many were written before the verdict.
     """
 
     verdict: str
     probability_correct: float
     evaluation: str | None = None
     log_odds: float = 0.0
+    evaluation_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Written:
         log_probabilities: Of each, in nats, the end token's last where it ended by itself; empty where the engine gives none.
         ended: Whether it ended by itself, not at the limit.
         rationale_tokens: How many the rationale has.
+        evaluation_tokens: How many the rationale of the verdict has.
+        sampled_tokens: How many the other samples have, with their rationales, where the answer was chosen among several.
         left_out: How many of the oldest messages before the question were not read, since there was no room.
     """
 
@@ -82,7 +86,14 @@ class Written:
     log_probabilities: tuple[float, ...]
     ended: bool
     rationale_tokens: int = 0
+    evaluation_tokens: int = 0
+    sampled_tokens: int = 0
     left_out: int = 0
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """How many were written besides the answer's."""
+        return self.rationale_tokens + self.evaluation_tokens + self.sampled_tokens
 
 
 @dataclass
@@ -268,6 +279,8 @@ class Speaker:
             found = asked.judgements(examples, cots, wanted.evaluation, wanted.on_token("evaluation"))
             for thought, judgement in zip(thoughts, found, strict=True):
                 thought.judgement = judgement
+                if thought.written is not None:
+                    thought.written = replace(thought.written, evaluation_tokens=judgement.evaluation_tokens)
         return thoughts
 
     def judge(
@@ -409,10 +422,12 @@ class _Asked:
         begun, tokens = speaker.encoder.verdict_tokens()
         reasoned = speaker.encoder.prompts.reasoned
         evaluations: list[str | None] = [None] * len(contexts)
+        lengths = [0] * len(contexts)
         if explain or reasoned:
             how = Decoding(on_token=on_token if explain else None, draft=True)
             written = self.conversation.generate(self.prompts("explain", contexts), speaker.max_rationale_tokens, how)
             evaluations = [speaker.encoder.prompts.evaluation_of(speaker.encoder.text(ids)) for ids in written.tokens]
+            lengths = [len(ids) for ids in written.tokens]
         asked = contexts
         if reasoned:
             pairs = zip(contexts, evaluations, strict=True)
@@ -422,6 +437,6 @@ class _Asked:
         shares = _shares(logits)
         log_odds = _log_odds(logits)
         return [
-            Judgement(VERDICTS[int(row.argmax())], float(row[0]), evaluation if explain else None, float(odds))
-            for row, odds, evaluation in zip(shares, log_odds, evaluations, strict=True)
+            Judgement(VERDICTS[int(row.argmax())], float(row[0]), evaluation if explain else None, float(odds), length)
+            for row, odds, evaluation, length in zip(shares, log_odds, evaluations, lengths, strict=True)
         ]

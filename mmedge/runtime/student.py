@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, Unpack
 
 from mmedge.engines.bundles import open_speaker
-from mmedge.engines.speaker import Evidence, Judgement, OnToken, Sampling, Speaker, Thought, Wanted
+from mmedge.engines.speaker import Evidence, Judgement, OnToken, Sampling, Speaker, Thought, Wanted, Written
 from mmedge.errors import MmedgeError, TooLong
 from mmedge.machine import usable_cores
 from mmedge.manifest import Bundle, open_bundle
@@ -352,14 +352,16 @@ class Student:
         thoughts = self.speaker.thoughts(rows, wanted)
         return [thoughts[row * count : (row + 1) * count] for row in range(len(examples))]
 
-    def _voted(self, examples: Sequence[Example], sampled: Sequence[Sequence[Thought]], settled: SettledOptions) -> list[Answer]:
+    def _voted(self, examples: Sequence[Example], sampled: Sequence[list[Thought]], settled: SettledOptions) -> list[Answer]:
         """Let the chains of thought of each question vote."""
         answers = []
         for example, thoughts in zip(examples, sampled, strict=True):
             samples = _samples(thoughts)
             place, share = vote(samples, self.bundle.form, example.choices, settled.strategy.choose_by)
             answer = self._answers([example], [thoughts[place]], settled, self._best_signal())[0]
-            answers.append(replace(answer, confidence=share, signal="samples", calibrated=False, samples=tuple(samples)))
+            written = _with_others(answer.written, thoughts[:place] + thoughts[place + 1 :])
+            found = replace(answer, confidence=share, signal="samples", calibrated=False, samples=tuple(samples), written=written)
+            answers.append(found)
         return answers
 
     def _escalated(self, examples: Sequence[Example], answers: list[Answer], bigger: BiggerModel | None) -> list[Answer]:
@@ -383,6 +385,14 @@ class Student:
                 written=answers[row].written,
             )
         return answers
+
+
+def _with_others(written: Written | None, others: Sequence[Thought]) -> Written | None:
+    """Return what was written of an answer, with how many tokens the samples took that it was chosen among."""
+    if written is None:
+        return None
+    rest = [one.written for one in others if one.written is not None]
+    return replace(written, sampled_tokens=sum(len(one.tokens) + one.reasoning_tokens for one in rest))
 
 
 def _withheld(answer: Answer) -> Answer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +14,14 @@ import pytest
 import mmedge as package
 from mmedge import Answer, AnswerOptions, Piece, Strategy, Student
 from mmedge.cli.asking import AskedStudent, say
+from mmedge.engines.engine import Engine
+from mmedge.engines.generation import GREEDY, Decoding, Generation, Logits
 from mmedge.errors import MmedgeError
 from mmedge.manifest import AnsweringPart, ThresholdPart
 from mmedge.runtime.confidence import Confidence, LinearMap
 from mmedge.runtime.escalation import EscalatedAnswer
 from mmedge.tasks.base import Example
+from mmedge.tasks.encoding import Prompt
 from mmedge.tasks.evaluation_set import read_evaluation_set
 from mmedge.tasks.expressions import parse
 from mmedge.tasks.forms import AnswerForm
@@ -44,6 +47,47 @@ def _calibrated(student: Student, chosen: str = "combined") -> Student:
     known = {name: ([0.1, 0.3, 0.6, 0.8], [False, False, True, True]) for name in maps}
     student.confidence = Confidence(maps, chosen, known)  # type: ignore[arg-type]
     return student
+
+
+class Counted:
+    """An engine that counts what it writes."""
+
+    def __init__(self, engine: Engine, made: list[int]) -> None:
+        self._engine, self._made = engine, made
+
+    def conversation(self) -> Engine:
+        return Counted(self._engine.conversation(), self._made)
+
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, how: Decoding = GREEDY) -> Generation:
+        found = self._engine.generate(prompts, max_new_tokens, how)
+        self._made += [len(row) for row in found.tokens]
+        return found
+
+    def next_logits(self, prompts: Sequence[Prompt], more: Sequence[int]) -> Logits:
+        return self._engine.next_logits(prompts, more)
+
+    def forced_logits(self, prompt: Prompt, target: Sequence[int]) -> Logits:
+        return self._engine.forced_logits(prompt, target)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        AnswerOptions(),
+        AnswerOptions(explain=True),
+        AnswerOptions(explain=True, evaluate=True),
+        AnswerOptions(strategy=Strategy("samples", samples=3)),
+        AnswerOptions(strategy=Strategy("retry", samples=2, retry_below=1.0)),
+    ],
+    ids=["answer", "rationale", "evaluation", "samples", "retry"],
+)
+def test_every_token_that_is_written_for_an_answer_is_counted(opened: tuple[Student, list[Example]], wanted: AnswerOptions) -> None:
+    student, questions = opened
+    made = list[int]()
+    student.speaker = student.speaker.on(Counted(student.speaker.engine, made))
+    answers = student.answer_all(questions[:2], wanted)
+    written = [answer.written for answer in answers if answer.written is not None]
+    assert sum(len(one.tokens) + one.reasoning_tokens for one in written) == sum(made) > 0
 
 
 def test_one_question_with_everything(opened: tuple[Student, list[Example]]) -> None:
