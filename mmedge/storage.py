@@ -217,21 +217,30 @@ def require_file(path: Path, field: str) -> Path:
     return path
 
 
+def in_json(value: object, most: int) -> str:
+    """Return a value as JSON spells it, cut off after some characters; what JSON cannot hold, as Python does."""
+    try:
+        found = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        found = repr(value)
+    return found[:most]
+
+
 def read_json(path: Path) -> Any:
     """Read one JSON document.
 
     Raises:
         MmedgeError: The file is missing or not valid JSON; the message names line and column.
     """
+    hint = "fix the file, or make it again"
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        hint = "fix that line, or make the file again"
         raise MmedgeError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}", hint) from None
     except RecursionError:
-        raise MmedgeError(f"{path}: JSON nested too deeply") from None
+        raise MmedgeError(f"{path}: JSON nested too deeply", hint) from None
     except ValueError:  # Python reads no whole number of more than 4,300 digits
-        raise MmedgeError(f"{path}: a number with too many digits") from None
+        raise MmedgeError(f"{path}: a number with too many digits", hint) from None
 
 
 def iterate_jsonl(path: Path) -> Iterator[tuple[int, Json]]:
@@ -247,19 +256,18 @@ def iterate_jsonl(path: Path) -> Iterator[tuple[int, Json]]:
 
 def parse_json_line(line: str, path: Path | str, number: int) -> Json:
     """Parse one line of a JSON-lines file into an object; errors name `path:number`."""
+    hint = 'each line must be one complete object, such as {"question": "…"}'
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        raise MmedgeError(
-            f"{path}:{number}: not a complete JSON object: {error.msg} (column {error.colno})",
-            'each line must be one complete object, such as {"question": "…"}; was the file cut off?',
-        ) from None
+        said = f"not a complete JSON object: {error.msg} (column {error.colno})"
+        raise MmedgeError(f"{path}:{number}: {said}", f"{hint}; was the file cut off?") from None
     except RecursionError:
-        raise MmedgeError(f"{path}:{number}: JSON nested too deeply") from None
+        raise MmedgeError(f"{path}:{number}: JSON nested too deeply", hint) from None
     except ValueError:  # Python reads no whole number of more than 4,300 digits
-        raise MmedgeError(f"{path}:{number}: a number with too many digits") from None
+        raise MmedgeError(f"{path}:{number}: a number with too many digits", hint) from None
     if not isinstance(value, dict):
-        raise MmedgeError(f"{path}:{number}: expected a JSON object, found {value!r:.40}")
+        raise MmedgeError(f"{path}:{number}: expected a JSON object, found {in_json(value, 40)}", hint)
     return value
 
 
@@ -343,7 +351,7 @@ def text_field(record: Json, name: str, path: Path | str, number: int) -> str:
     """Return a non-empty text field of a JSON-lines record; errors name `path:number`."""
     value = record.get(name)
     if not isinstance(value, str) or not value.strip():
-        found = "is missing" if name not in record else f"must be non-empty text, found {value!r:.40}"
+        found = "is missing" if name not in record else f"must be non-empty text, found {in_json(value, 40)}"
         raise MmedgeError(f"{path}:{number}: field {name!r} {found}")
     return value
 
