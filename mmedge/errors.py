@@ -44,6 +44,20 @@ class TooLong(MmedgeError):
     """What a student is to read is longer than it can read."""
 
 
+class WrongOption(MmedgeError):
+    """An option that the bundle cannot follow, or that contradicts another.
+
+    Args:
+        option: Its name in `AnswerOptions`, such as `target_accuracy`.
+        what: See `MmedgeError`.
+        hint: See `MmedgeError`.
+    """
+
+    def __init__(self, option: str, what: str, hint: str = "") -> None:
+        super().__init__(what, hint)
+        self.option = option
+
+
 def missing_extra(package: str, extra: str) -> MmedgeError:
     """Return the error for an optional package that is needed and not installed."""
     return MmedgeError(f"this needs the package {package!r}, which is not installed", f"pip install 'mmedge[{extra}]'")

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmedge.engines.speaker import Evidence
-from mmedge.errors import MmedgeError
+from mmedge.errors import MmedgeError, WrongOption
 from mmedge.statistics import proportion
 
 Signal = Literal["answer", "answer_verdict", "evaluation", "combined"]
@@ -269,10 +269,11 @@ def choose_threshold(
         found = next(((value, given) for value, given in shares if _with_margin(truth[given].tolist()) >= target_accuracy), None)
         if found is None:
             best = max(_with_margin(truth[given].tolist()) for _, given in shares)
-            raise MmedgeError(
+            raise WrongOption(
+                "target_accuracy",
                 f"no threshold reaches {100 * target_accuracy:g} % on validation questions, with a safety margin"
                 f" (the best: {100 * best:.1f} %)",
-                "aim lower, or withhold a share: --max-withheld 0.3",
+                "aim lower, or withhold a share of the questions: max_withheld 0.3",
             )
         value, given = found
     value = 0.0 if given.all() else value

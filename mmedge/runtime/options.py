@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, TypedDict
 
-from mmedge.errors import MmedgeError
+from mmedge.errors import MmedgeError, WrongOption
 from mmedge.runtime.strategies import Strategy
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmedge.runtime.confidence import Confidence, Threshold
     from mmedge.runtime.escalation import BiggerModel
 
+AIMS = ("abstain_below", "target_accuracy", "max_withheld")  # one of them sets the threshold
 AFTERWARDS = ("samples", "retry")  # strategies that choose the answer among several
 
 
@@ -97,7 +98,9 @@ class AnswerOptions:
         if field is not None:
             _check_share("abstain_field_below", field)
             if not bundle.form.takes_json:
-                raise MmedgeError("abstain_field_below: this task's answers have no fields", "give abstain_below")
+                raise WrongOption(
+                    "abstain_field_below", "abstain_field_below: this task's answers have no fields", "give abstain_below"
+                )
         if self.escalate_to is not None and threshold is None and field is None:
             raise MmedgeError("escalate_to requires a confidence threshold", "give abstain_below, target_accuracy or max_withheld")
         return SettledOptions(
@@ -114,12 +117,14 @@ class AnswerOptions:
     def _check_learned(self, learned: Sequence[str] | None) -> None:
         """Refuse what a student would only pretend to write; `learned` is None where that is not known."""
         if learned is not None and self.explain and "rationale" not in learned:
-            raise MmedgeError(
+            raise WrongOption(
+                "explain",
                 "explain: this student learned answers alone, and no rationales",
                 "leave it out, or distil from chains of thought: a teacher, and method.rationales: true",
             )
         if learned is not None and self.evaluate and "verdict" not in learned:
-            raise MmedgeError(
+            raise WrongOption(
+                "evaluate",
                 "evaluate: this student did not learn to judge its answers",
                 "leave it out, or distil with a teacher's evaluations and method.self_evaluation: true",
             )
@@ -134,20 +139,24 @@ class AnswerOptions:
             return None
         if confidence is None:
             why = bundle.manifest.confidence.get("why", "it was exported without calibration")
-            raise MmedgeError(
+            raise WrongOption(
+                "target_accuracy" if self.target_accuracy is not None else "max_withheld",
                 f"no threshold can be chosen: this bundle's confidence is not calibrated ({why})",
                 "give abstain_below yourself, or distil with more or harder validation questions (split.validation)",
             )
         return confidence.threshold(target_accuracy=self.target_accuracy, max_withheld=self.max_withheld)
 
     def _threshold(self, strategy: Strategy, stated: AnsweringPart, bundle: Bundle, confidence: Confidence | None) -> float | None:
-        aims = [name for name in ("abstain_below", "target_accuracy", "max_withheld") if getattr(self, name) is not None]
+        aims = [name for name in AIMS if getattr(self, name) is not None]
         if len(aims) > 1:
-            raise MmedgeError(f"give one of abstain_below, target_accuracy and max_withheld, not {' and '.join(aims)}")
+            said = f"{', '.join(aims[:-1])} and {aims[-1]} contradict each other: each sets the threshold"
+            raise WrongOption(aims[-1], said, "give one of them")
         chosen = aims != ["abstain_below"] and (bool(aims) or stated.threshold is not None)
         if chosen and strategy.kind in AFTERWARDS:
-            raise MmedgeError(
-                f"thresholds are chosen for answering at once, not for the strategy {strategy.kind!r}", "give abstain_below"
+            raise WrongOption(
+                aims[0] if aims else "strategy",
+                f"thresholds are chosen for answering at once, not for the strategy {strategy.kind!r}",
+                "give abstain_below",
             )
         for name in aims:
             value = getattr(self, name)
