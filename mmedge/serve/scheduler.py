@@ -141,3 +141,4 @@ class Scheduler:
             finally:
                 with self._changed:
                     self._running -= 1
+            del job  # and with it the bundle that it asked, which may have been replaced when the next one comes

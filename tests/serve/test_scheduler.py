@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 
 import pytest
 
@@ -25,6 +26,22 @@ def test_clients_take_turns() -> None:
     for job in jobs:
         job.done.result(10)
     assert order.index("b1") < 4 and order.index("c1") < 5 and order.index("a4") == 5
+    scheduler.stop()
+
+
+def test_what_a_job_held_is_freed_when_it_is_done() -> None:
+    """It may be the last that holds a bundle which was replaced, in the thread that nobody needs for a while."""
+
+    class Bundle:
+        pass
+
+    scheduler, bundle = Scheduler(2, 10), Bundle()
+    held, freed = weakref.ref(bundle), threading.Event()
+    weakref.finalize(bundle, freed.set)
+    job = scheduler.submit("a", lambda _, bundle=bundle: id(bundle))  # type: ignore[misc]
+    job.done.result(10)
+    del bundle, job
+    assert freed.wait(10) and held() is None
     scheduler.stop()
 
 
