@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from mmedge.errors import MmedgeError
 from mmedge.machine import share_memory
 
 _ATTEMPTS = 2  # of the bigger model: a client waits
+_DAY = 86_400  # seconds
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
@@ -49,13 +51,21 @@ class ServerBounds:
     max_clients: Annotated[int, typer.Option(min=1, help="Open requests, including those that wait; others get 503.")] = 1024
     max_body: Annotated[int, typer.Option(min=1, metavar="BYTES", help="Largest request; larger ones get 413.")] = 1 << 20
     body_timeout: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="Longest time for a request to arrive; then 408.")
+        float, typer.Option(min=0.1, max=_DAY, metavar="SECONDS", help="Longest time for a request to arrive; then 408.")
     ] = 10.0
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for an answer; then 503.")] = 60.0
-    drain: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Time to finish requests after SIGTERM.")] = 30.0
+    timeout: Annotated[float, typer.Option(min=0.1, max=_DAY, metavar="SECONDS", help="Longest wait for an answer; then 503.")] = (
+        60.0
+    )
+    drain: Annotated[float, typer.Option(min=1, max=_DAY, metavar="SECONDS", help="Time to finish requests after SIGTERM.")] = 30.0
     cache_memory: Annotated[
         int, typer.Option(min=1, metavar="MB", help="Memory per bundle for a cache of what its requests had it read.")
     ] = 512
+
+
+def _say(line: str) -> None:
+    """Say a line to whoever runs the server, while somebody reads it."""
+    with contextlib.suppress(OSError):
+        typer.echo(line, err=True)
 
 
 def serve(
@@ -69,7 +79,7 @@ def serve(
         typer.Option("--constrained/--free", help="Allow only answers of the task's form. Default: each bundle's setting."),
     ] = None,
     escalate_timeout: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for one attempt of the bigger model.")
+        float, typer.Option(min=0.1, max=_DAY, metavar="SECONDS", help="Longest wait for one attempt of the bigger model.")
     ] = 20.0,
     threads: Threads = None,
 ) -> None:
@@ -107,7 +117,7 @@ def serve(
     log = sys.stdout if access.access_log else None
     local = not keys and access.host in _LOCAL
     hosts = frozenset(name.lower() for name in access.allow_host or ()) if local else None
-    gate = make_app(models, Settings(keys, limits, options, hosts), log, lambda line: typer.echo(line, err=True))
+    gate = make_app(models, Settings(keys, limits, options, hosts), log, _say)
     listener = listening(access.host, access.port)
     if not keys and access.host not in _LOCAL:
         typer.echo(
@@ -117,6 +127,6 @@ def serve(
     host = f"[{access.host}]" if ":" in access.host else access.host
 
     def ready() -> None:
-        typer.echo(f"serving {', '.join(models)} at {scheme}://{host}:{port}", err=True)
+        _say(f"serving {', '.join(models)} at {scheme}://{host}:{port}")
 
-    serve_until_told(gate, listener, limits, ready, access.certificate, access.key, gate.tell_bug)
+    serve_until_told(gate, listener, limits, ready, access.certificate, access.key, gate.tell_bug, gate.tell_refused)

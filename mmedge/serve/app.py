@@ -22,14 +22,14 @@ from mmedge.errors import MmedgeError
 from mmedge.runtime.endpoint import ESCALATED
 from mmedge.runtime.options import SettledOptions
 from mmedge.runtime.streaming import GrowingText
-from mmedge.serve.failures import ApiError, refused
+from mmedge.serve.failures import ApiError
 from mmedge.serve.fields import parsed
-from mmedge.serve.gate import Gate, body_of, failure_of
+from mmedge.serve.gate import Gate, body_of, ending, failure_of
 from mmedge.serve.metrics import Metrics
 from mmedge.serve.models import Model, opened_again
 from mmedge.serve.page import PAGE, PAGE_POLICY
 from mmedge.serve.reload import Reloader
-from mmedge.serve.replies import Replied, Shape, answer_document, counted, cut, event, replied, usage
+from mmedge.serve.replies import Replied, Shape, answer_document, counted, cut, event, headers_of, markers, replied, usage
 from mmedge.serve.requests import Asked, read_answer, read_chat, read_completion
 from mmedge.serve.scheduler import Full, GivenUp, Job, Scheduler
 from mmedge.serve.settings import Settings
@@ -78,7 +78,7 @@ class SharedState:
             elif not asked.cut:
                 asked.check_lengths()
         except MmedgeError as error:
-            raise refused(error) from None
+            raise asked.refused(error) from None
         if settled.escalate_to is not None and ESCALATED.lower() in request.headers:
             settled = replace(settled, escalate_to=None)  # another student has escalated it: it may be this one
         return asked, settled
@@ -107,20 +107,20 @@ class SharedState:
         """Count answers, log facts of them, and return the headers that tell of them."""
         facts, cost = request.state.facts, 0.0
         for reply in replies:
-            self.metrics.count("mmedge_answers_total", model=model.name, source=reply.source)
+            self.metrics.count("mmedge_answers_total", model=model.name, source=reply.answer.source, outcome=reply.outcome)
             if reply.answer.confidence is not None:
                 self.metrics.observe("mmedge_confidence", min(1.0, reply.answer.confidence), model=model.name)
             if reply.answer.escalation is not None:
                 cost += reply.answer.escalation.cost
             if (written := reply.answer.written) is not None:
                 self.metrics.count("mmedge_tokens_total", written.prompt_tokens, model=model.name, kind="read")
-                made = len(written.tokens) + written.rationale_tokens
+                made = len(written.tokens) + written.reasoning_tokens
                 self.metrics.count("mmedge_tokens_total", made, model=model.name, kind="written")
                 facts["tokens"] = facts.get("tokens", 0) + made
-        facts["source"] = replies[0].source
+        facts |= markers(replies)
         if problem := next((reply.answer.problem for reply in replies if reply.answer.problem), None):
             facts["problem"] = problem
-        headers = {"X-Mmedge-Source": replies[0].source}
+        headers = headers_of(replies)
         if cost:
             self.metrics.count("mmedge_escalation_cost_total", cost, model=model.name)
             facts["cost"], headers["X-Mmedge-Cost"] = round(cost, 8), f"{cost:.8f}"
@@ -140,7 +140,7 @@ def _growing(told: Told, encoder: PromptEncoder) -> Callable[[str, int, int], No
     return written
 
 
-async def _finished(request: Request, job: Job, seconds: float) -> list[Replied]:
+async def _finished(request: Request, asked: Asked, job: Job, seconds: float) -> list[Replied]:
     """Return a job's answers.
 
     Raises:
@@ -152,7 +152,7 @@ async def _finished(request: Request, job: Job, seconds: float) -> list[Replied]
     try:
         await asyncio.wait({done, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if done.done():
-            return _result(job)
+            return _result(asked, job)
         if gone.done():
             raise ClientDisconnect
         raise ApiError(503, f"there was no answer within {seconds:g} s", "timeout", retry_after=1)
@@ -162,14 +162,14 @@ async def _finished(request: Request, job: Job, seconds: float) -> list[Replied]
         job.give_up()
 
 
-def _result(job: Job) -> list[Replied]:
+def _result(asked: Asked, job: Job) -> list[Replied]:
     try:
         found: list[Replied] = job.done.result()
         return found
     except GivenUp:
         raise ClientDisconnect from None
     except MmedgeError as error:
-        raise refused(error) from None
+        raise asked.refused(error) from None
 
 
 async def _gone(request: Request) -> None:
@@ -187,7 +187,7 @@ def _openai(served: SharedState, read: Read, chat: bool) -> Callable[[Request], 
         if asked.stream:
             return await _streamed(served, request, asked, settled, lambda events: _chunks(events, asked, shape))
         job = served.begin(request, asked, settled, None)
-        replies = await _finished(request, job, served.settings.limits.seconds)
+        replies = await _finished(request, asked, job, served.settings.limits.seconds)
         return JSONResponse(shape.whole(replies), headers=served.count(request, asked.model, replies))
 
     return route
@@ -201,7 +201,8 @@ def _answer(served: SharedState) -> Callable[[Request], Any]:
         asked, settled = await served.asked(request, read_answer)
         if asked.stream:
             return await _streamed(served, request, asked, settled, lambda events: _pieces(events, asked, started))
-        replies = await _finished(request, served.begin(request, asked, settled, None), served.settings.limits.seconds)
+        job = served.begin(request, asked, settled, None)
+        replies = await _finished(request, asked, job, served.settings.limits.seconds)
         headers = served.count(request, asked.model, replies)
         return JSONResponse(answer_document(asked.model, replies[0], time.monotonic() - started), headers=headers)
 
@@ -239,7 +240,7 @@ async def _streamed(
             async with asyncio.timeout(served.settings.limits.seconds):
                 while (item := await queue.get()) is not None:
                     yield item
-            replies = _result(job)
+            replies = _result(asked, job)
             served.count(request, asked.model, replies)
             yield replies
         except TimeoutError:
@@ -251,6 +252,10 @@ async def _streamed(
         try:
             async for part in shown(events()):
                 yield part
+        except asyncio.CancelledError:
+            if not request.app.draining:
+                raise
+            yield event(ending().body())  # and the stream ends as streams do
         except Exception as error:
             failure = failure_of(error)
             if failure.status == 500:
@@ -285,7 +290,7 @@ async def _chunks(events: Events, asked: Asked, shape: Shape) -> AsyncIterator[b
             yield b"data: [DONE]\n\n"
             return
         row, part_of, text, tokens = item
-        made[row] += tokens if part_of in ("answer", "rationale") else 0
+        made[row] += tokens
         if part_of != "answer" or asked.model.writes_json:
             continue  # JSON comes when it is finished: what the student writes may be spelled otherwise
         texts[row] += text
@@ -372,10 +377,13 @@ def make_app(
             f"{name}: the new bundle is refused, the old one goes on: {problem}" if problem else f"{name}: the new bundle is served"
         )
 
+    def gone(name: str) -> None:
+        say(f"warning: {name}: its folder {models[name].folder} is gone; the bundle in memory goes on until the server ends")
+
     for model in models.values():
         prepared(model)
     served = SharedState(models, settings, metrics, Scheduler(settings.limits.rows, settings.limits.waiting))
-    Reloader(models, lambda model: prepared(opened_again(model)), told).start()
+    Reloader(models, lambda model: prepared(opened_again(model)), told, gone).start()
 
     async def healthy(_: Request) -> Response:
         return PlainTextResponse("ok\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmedge.errors import MmedgeError, TooLong
+from mmedge.errors import MmedgeError, TooLong, WrongOption
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -41,9 +41,18 @@ def invalid(message: str, param: str | None = None, code: str = "invalid_value")
     return ApiError(400, message, code, param)
 
 
-def refused(error: MmedgeError) -> ApiError:
-    """Return the error of a request that the student refuses."""
-    return invalid(error.what, code="context_length_exceeded" if isinstance(error, TooLong) else "invalid_value")
+def refused(error: MmedgeError, question: str, within: str) -> ApiError:
+    """Return the error of a request that the student refuses.
+
+    Args:
+        error: Why.
+        question: The field that holds the question.
+        within: What stands before the names of mmedge's own fields.
+    """
+    message = f"{error.what}; {error.hint}" if error.hint else error.what
+    if isinstance(error, TooLong):
+        return invalid(message, question, "context_length_exceeded")
+    return invalid(message, f"{within}{error.option}" if isinstance(error, WrongOption) else None)
 
 
 def unsupported(param: str, why: str) -> ApiError:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
 from typing import Any
 
 from mmedge.serve.failures import ApiError, invalid
 
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?Infinity|NaN|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?')  # texts, and what numbers look like
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a character beyond 16 bits, which only two of them make
 SHOWN = 60  # characters of a name or value that an error repeats
 
@@ -22,20 +24,27 @@ def parsed(body: bytes) -> dict[str, Any]:
     """Return the object that a request's body holds.
 
     Raises:
-        ApiError: It is not a JSON object.
+        ApiError: It is not a JSON object; the message says where.
     """
+    if not body:
+        raise invalid("the body is empty, and must be a JSON object", code="invalid_json")
+    text = ""
     try:
-        document = json.loads(body.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_object)
+        text = body.decode("utf-8")
+        document = json.loads(text, parse_constant=_refuse, object_pairs_hook=_object)
         if _HALF.search(body):
             json.dumps(document, ensure_ascii=False).encode()
-    except UnicodeDecodeError:
-        raise invalid("the body is not valid UTF-8", code="invalid_json") from None
+    except UnicodeDecodeError as error:
+        place = _place(body[: error.start].decode("utf-8", "replace"))
+        raise invalid(f"the body is not valid UTF-8 at {place}", code="invalid_json") from None
     except UnicodeEncodeError:
         raise invalid("the body has text with half of a character (a lone surrogate)", code="invalid_json") from None
     except RecursionError:
         raise invalid("the body's JSON is nested too deeply", code="invalid_json") from None
+    except json.JSONDecodeError as error:
+        raise invalid(f"the body is not valid JSON at line {error.lineno}, column {error.colno}", code="invalid_json") from None
     except ValueError:
-        raise invalid("the body is not valid JSON", code="invalid_json") from None
+        raise _wrong_number(text) from None
     if not isinstance(document, dict):
         raise invalid("the body must be a JSON object", code="invalid_json")
     return document
@@ -43,6 +52,24 @@ def parsed(body: bytes) -> dict[str, Any]:
 
 def _refuse(name: str) -> Any:
     raise ValueError(name)
+
+
+def _wrong_number(text: str) -> ApiError:
+    """Return the error of a text whose first number that cannot be read is NaN, infinite, or too long."""
+    most = sys.get_int_max_str_digits()  # Python reads no longer whole number
+    for token in _TOKEN.finditer(text):
+        digits = token[0].removeprefix("-")
+        if digits in ("NaN", "Infinity"):
+            return invalid(f"the body is not valid JSON at {_place(text[: token.start()])}: {digits}", code="invalid_json")
+        if digits.isdecimal() and len(digits) > most:
+            where = _place(text[: token.start()])
+            return invalid(f"the body has a number of more than {most:,} digits at {where}", code="invalid_json")
+    return invalid("the body is not valid JSON", code="invalid_json")
+
+
+def _place(before: str) -> str:
+    """Return the place behind a text, counted from 1."""
+    return f"line {before.count(chr(10)) + 1}, column {len(before) - before.rfind(chr(10))}"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -40,8 +41,10 @@ _OURS = Path(__file__).parent.parent
 REST_BYTES = 32 << 20  # of a body that was refused, read so that the client reads why
 REST_SECONDS = 1.0
 HEADER_BYTES = 32 << 10  # of a request's line and headers
+_BETWEEN = 4  # of them stand between a header's name and value, and behind it
 _FRAMINGS = {b"content-length", b"transfer-encoding"}
 _GONE = 499  # what logs say where the client went away
+REFUSED = "refused"  # in a request's state: the status with which its body was refused by what reads HTTP
 
 
 class Gate:
@@ -86,20 +89,31 @@ class Gate:
         self._active += 1
         try:
             await self._passed(scope, receive, told)
-        except (ClientDisconnect, asyncio.CancelledError) as error:
-            self._metrics.count("mmedge_vanished_total")
+        except ClientDisconnect:
+            self._vanished(scope)
             status = status or _GONE
-            if isinstance(error, asyncio.CancelledError):
-                raise
+        except asyncio.CancelledError:
+            if not self.draining:
+                self._vanished(scope)
+                status = status or _GONE
+            elif not status:
+                await _response(ending())(scope, receive, told)
+            raise
         except Exception as error:
             found = failure_of(error)
             if found.status == 500:
                 self.tell_bug(error)
             if not status:
-                await _response(found)(scope, receive, told)
+                response = _response(found)
+                response.headers.update(error.headers or {} if isinstance(error, HTTPException) else {})  # which methods there are
+                await response(scope, receive, told)
         finally:
             self._active -= 1
-            self._tell(scope, status, time.monotonic() - started, facts)
+            self._tell(scope, scope["state"].get(REFUSED, status), time.monotonic() - started, facts)
+
+    def _vanished(self, scope: Scope) -> None:
+        if REFUSED not in scope["state"]:
+            self._metrics.count("mmedge_vanished_total")
 
     async def _passed(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] not in HEALTH:
@@ -107,11 +121,12 @@ class Gate:
                 raise ApiError(503, "too many requests at once", "overloaded", retry_after=1)
             if self._hosts is not None and not _is_of(_host_of(scope), self._hosts):
                 raise ApiError(421, "requests to this name are not answered; start the server with --allow-host NAME", "wrong_host")
-            if len(scope["raw_path"]) + sum(len(name) + len(value) for name, value in scope["headers"]) > HEADER_BYTES:
-                raise ApiError(431, f"the request's line and headers are larger than {HEADER_BYTES:,} bytes", "headers_too_large")
+            line = len(scope["raw_path"]) + len(scope["query_string"])
+            if line + sum(len(name) + len(value) + _BETWEEN for name, value in scope["headers"]) > HEADER_BYTES:
+                raise too_large_head()
             if _FRAMINGS.issubset(name for name, _ in scope["headers"]):  # whoever passed it on may have read the other one
                 raise ApiError(400, "a request has Content-Length or Transfer-Encoding, not both", "invalid_http")
-            scope["state"]["client"] = f"{self._let_in(scope)} {(scope.get('client') or ('',))[0]}"
+            scope["state"]["client"] = f"{self._let_in(scope)} {_client_of(scope)}"
         await self._app(scope, receive, send)
 
     def _let_in(self, scope: Scope) -> int:
@@ -149,15 +164,18 @@ class Gate:
         if self._log is None or (route in HEALTH and status == 200):
             return
         line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "client": (scope.get("client") or ("",))[0],
+            "client": _client_of(scope),
             "method": scope["method"][:8],
             "route": route,
             "status": status,
             "seconds": round(seconds, 4),
-            **facts,
         }
-        self._write(line)
+        self._write(_now() | line | facts)
+
+    def tell_refused(self, client: str, status: int) -> None:
+        """Count and log what is no request: it came to no route."""
+        self._metrics.count("mmedge_requests_total", route="other", status=str(status))
+        self._write(_now() | {"client": client, "route": "other", "status": status})
 
     def tell_bug(self, error: BaseException | None) -> None:
         """Log what should not have happened: its kind, and the line of mmedge where it did."""
@@ -169,7 +187,31 @@ class Gate:
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._log is not None:
-            print(json.dumps(line, ensure_ascii=True), file=self._log, flush=True)
+            with contextlib.suppress(OSError):  # nobody reads the log any more, or its disk is full: no client shall suffer
+                print(json.dumps(line, ensure_ascii=True), file=self._log, flush=True)
+
+
+def _now() -> dict[str, Any]:
+    return {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+
+
+def too_large_head() -> ApiError:
+    """Return the error of a request whose line and headers are too large."""
+    return ApiError(431, f"the request's line and headers are larger than {HEADER_BYTES:,} bytes", "headers_too_large")
+
+
+def ending() -> ApiError:
+    """Return the error of a request that was not answered before the server ended."""
+    return ApiError(503, "the server ended before there was an answer", "shutting_down", retry_after=1)
+
+
+def _client_of(scope: Scope) -> str:
+    """Return a client's address; empty where a proxy says something else instead of one."""
+    found: str = (scope.get("client") or ("",))[0].partition("%")[0]
+    try:
+        return str(ipaddress.ip_address(found))
+    except ValueError:
+        return ""
 
 
 def _host_of(scope: Scope) -> str:

@@ -21,7 +21,7 @@ HISTOGRAMS = {
 }
 COUNTERS = {
     "mmedge_requests_total": "Requests, by route and status.",
-    "mmedge_answers_total": "Answers, by model and source: student, bigger, withheld or degraded.",
+    "mmedge_answers_total": "Answers, by model, source (student or the bigger model) and outcome: given, withheld or degraded.",
     "mmedge_tokens_total": "Tokens read and written by the students.",
     "mmedge_escalation_cost_total": "What the bigger model's answers cost, in the currency of its prices.",
     "mmedge_reloads_total": "Replaced bundles, by outcome: done, or refused where the old one goes on.",

@@ -6,8 +6,9 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import quote
 
 from mmedge.runtime import Answer
 from mmedge.serve.failures import ApiError
@@ -15,6 +16,8 @@ from mmedge.serve.models import Model
 from mmedge.serve.requests import Asked
 from mmedge.tasks.encoding import PromptEncoder
 from mmedge.tasks.forms.structured.values import to_json
+
+_IN_HEADERS = "!#$&'()*+/:;=?@[]"  # besides letters, digits and _.-~
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,9 @@ class Replied:
         return "stop" if whole else "length"
 
     @property
-    def source(self) -> str:
-        """Return who answered, for headers and metrics: `student`, `bigger`, `withheld` or `degraded`."""
-        if self.degraded:
-            return "degraded"
-        return "withheld" if self.answer.withheld else "student" if self.answer.source == "student" else "bigger"
+    def outcome(self) -> str:
+        """Return what became of it, for metrics: `given`, `withheld` or `degraded`."""
+        return "degraded" if self.degraded else "withheld" if self.answer.withheld else "given"
 
     def own(self) -> dict[str, Any]:
         """Return what mmedge says of the answer."""
@@ -63,7 +64,25 @@ def replied(model: Model, answer: Answer, stop: Sequence[str]) -> Replied:
     degraded = found is not answer
     whole = found.value if model.writes_json and found.value is not None else found.text
     text, stopped = cut(whole, stop)
+    if stopped:
+        found = replace(found, value=model.student.bundle.form.value_of(text))
     return Replied(found, text, stopped, degraded)
+
+
+def markers(replies: Sequence[Replied]) -> dict[str, Any]:
+    """Return what is said of all answers to a request together: who gave them, and whether one is withheld or degraded."""
+    outcomes = {reply.outcome for reply in replies}
+    return {"source": ", ".join(_sources(replies))} | {name: True for name in ("withheld", "degraded") if name in outcomes}
+
+
+def headers_of(replies: Sequence[Replied]) -> dict[str, str]:
+    """Return the same as headers; what these cannot hold of a model's name is percent-encoded."""
+    source = ", ".join(quote(name, safe=_IN_HEADERS) for name in _sources(replies))
+    return {"X-Mmedge-Source": source} | {f"X-Mmedge-{name.capitalize()}": "true" for name in markers(replies) if name != "source"}
+
+
+def _sources(replies: Sequence[Replied]) -> list[str]:
+    return list(dict.fromkeys(reply.answer.source for reply in replies))
 
 
 def cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
@@ -76,7 +95,7 @@ def usage(replies: Sequence[Replied], samples: int) -> dict[str, Any]:
     """Return how many tokens the student read and wrote; a question with several samples is read once."""
     written = [reply.answer.written for reply in replies]
     read = sum(one.prompt_tokens for place, one in enumerate(written) if one is not None and place % samples == 0)
-    reasoning = sum(one.rationale_tokens for one in written if one is not None)
+    reasoning = sum(one.reasoning_tokens for one in written if one is not None)
     made = sum(len(one.tokens) for one in written if one is not None) + reasoning
     return counted(read, made) | {"completion_tokens_details": {"reasoning_tokens": reasoning}}
 

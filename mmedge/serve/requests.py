@@ -5,16 +5,18 @@ Everything that a student cannot do is refused by name; nothing is ignored but w
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mmedge.engines.speaker import Sampling
-from mmedge.errors import TooLong
+from mmedge.errors import MmedgeError, TooLong
 from mmedge.runtime import AnswerOptions
+from mmedge.runtime.options import AIMS
 from mmedge.runtime.strategies import COLDEST
-from mmedge.serve.failures import ApiError, invalid, unsupported
+from mmedge.serve.failures import ApiError, invalid, refused, unsupported
 from mmedge.serve.fields import SHOWN, Fields
 from mmedge.serve.models import Model
 from mmedge.tasks.base import Example, Turn
@@ -27,7 +29,6 @@ from mmedge.tasks.forms.tools import ToolsForm
 MOST_CHOICES = 16  # answers to one request
 MOST_STOPS = 4
 HOTTEST = 2.0
-AIMS = ("abstain_below", "target_accuracy", "max_withheld")
 # each with the only value that changes nothing
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
@@ -78,6 +79,8 @@ class Asked:
         running_usage: Whether each part of a stream says how many there are so far, as vLLM's streams can.
         calls: Whether answers come as tool calls.
         cut: Whether a question may be cut that is longer than the student reads.
+        asked_in: The field that holds the questions.
+        within: What stands before the names of mmedge's own fields.
     """
 
     model: Model
@@ -92,6 +95,12 @@ class Asked:
     running_usage: bool = False
     calls: bool = False
     cut: bool = False
+    asked_in: str = "question"
+    within: str = "mmedge."
+
+    def refused(self, error: MmedgeError) -> ApiError:
+        """Return the error of this request, where the student refuses it."""
+        return refused(error, self.asked_in, self.within)
 
     def check_lengths(self) -> None:
         """Refuse questions of which the student would not read all.
@@ -105,7 +114,7 @@ class Asked:
             if over := speaker.encoder.surplus(speaker.reasoning_context(example)):
                 most = speaker.encoder.max_input_tokens
                 said = f"the question is at least {over:,} tokens too long, since this student reads {most:,}"
-                raise TooLong(f"{said}; shorten it, or have its end left out with mmedge.cut")
+                raise TooLong(said, f"shorten it, or have its end left out with {self.within}cut")
 
     @property
     def samples(self) -> int:
@@ -134,7 +143,7 @@ def read_chat(document: dict[str, Any], models: Mapping[str, Model], defaults: A
     own = document.get("mmedge")
     if structured and isinstance(own, dict) and own.get("constrained") is False:
         raise invalid("answers of a schema or of tools that a request names are constrained", "mmedge.constrained")
-    asked = _rest(fields, model, (said,), defaults, logprobs, [limit for limit in limits if limit is not None])
+    asked = _rest(fields, model, (said,), "messages", defaults, logprobs, [limit for limit in limits if limit is not None])
     return replace(asked, calls=calls, options=replace(asked.options, constrained=True)) if structured else asked
 
 
@@ -153,6 +162,7 @@ def read_completion(document: dict[str, Any], models: Mapping[str, Model], defau
         fields,
         model,
         tuple((one, ()) for one in questions),
+        "prompt",
         defaults,
         logprobs is not None and logprobs is not False,
         [limit] if limit else [],
@@ -175,11 +185,18 @@ def read_answer(document: dict[str, Any], models: Mapping[str, Model], defaults:
     choices, options = _own(fields, model, defaults)
     cut = fields.flag("cut") or False
     fields.finish()
-    return Asked(model, (Example("question", question, None, choices, turns),), options, stream=stream, cut=cut)
+    examples, asked_in = (Example("question", question, None, choices, turns),), "question" if messages is None else "messages"
+    return Asked(model, examples, options, stream=stream, cut=cut, asked_in=asked_in, within="")
 
 
 def _rest(
-    fields: Fields, model: Model, questions: tuple[_Said, ...], defaults: AnswerOptions, logprobs: bool, limits: list[int]
+    fields: Fields,
+    model: Model,
+    questions: tuple[_Said, ...],
+    asked_in: str,
+    defaults: AnswerOptions,
+    logprobs: bool,
+    limits: list[int],
 ) -> Asked:
     """Read what chat and completions have in common."""
     stream = fields.flag("stream") or False
@@ -206,8 +223,8 @@ def _rest(
     for name, neutral in NEUTRAL.items():
         value = fields.take(name)
         if value is not None and not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
-            why = WHY[name].format(form=model.form[:STATED]) if name in WHY else f"leave it out, or set it to {neutral[0]!r}"
-            raise unsupported(name, why)
+            advice = f"leave it out, or set it to {json.dumps(neutral[0])}"
+            raise unsupported(name, WHY[name].format(form=model.form[:STATED]) if name in WHY else advice)
     own = fields.object("mmedge")
     own = own or Fields({}, "mmedge")
     choices, options = _own(own, model, defaults)
@@ -220,7 +237,9 @@ def _rest(
     if len(examples) * (sampling.samples if sampling else 1) > MOST_CHOICES:
         raise invalid(f"at most {MOST_CHOICES} answers are written for one request", "n")
     limit = min(limits, default=None)
-    return Asked(model, examples, options, sampling, limit, stop, logprobs, stream, with_usage, running_usage, cut=cut)
+    return Asked(
+        model, examples, options, sampling, limit, stop, logprobs, stream, with_usage, running_usage, cut=cut, asked_in=asked_in
+    )
 
 
 def _model(fields: Fields, models: Mapping[str, Model], needed: bool = True) -> Model:
@@ -270,7 +289,7 @@ def _question(messages: Any) -> str:
         raise invalid("the last message must be the user's question", f"messages[{len(messages) - 1}]")
     if len(messages) > 1:
         raise unsupported("messages", "this student was trained on single questions; send the last message alone")
-    if extra := sorted(last.keys() - {"role", "content", "name"}):
+    if extra := sorted(name for name, value in last.items() if name not in ("role", "content", "name") and value is not None):
         raise unsupported(f"messages[0].{extra[0][:SHOWN]}", "a message has role and content")
     content = last.get("content")
     if isinstance(content, list):

@@ -1,4 +1,4 @@
-"""The process of the server: its socket, slow senders, and its end on SIGTERM.
+"""The process of the server: its socket, and its end on SIGTERM.
 
 It stops listening at once, answers what it has accepted, and then ends; a second signal ends it without waiting.
 """
@@ -9,26 +9,22 @@ import asyncio
 import contextlib
 import errno
 import gc
-import json
 import logging
 import resource
 import signal
 import socket
 import ssl
 from collections.abc import Callable, Generator
-from email.utils import formatdate
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-import h11
 import uvicorn
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmedge.errors import MmedgeError
-from mmedge.serve.failures import ApiError
-from mmedge.serve.gate import HEADER_BYTES, HEADERS, REST_BYTES, REST_SECONDS
+from mmedge.serve.connections import Refused, protocol_of
+from mmedge.serve.gate import HEADER_BYTES
 from mmedge.serve.settings import ServerLimits
 
 _KEEP_ALIVE = 30  # seconds that an idle connection stays open
@@ -85,123 +81,17 @@ def check_certificate(certificate: Path, key: Path) -> None:
     """Check that a certificate can be used.
 
     Raises:
-        MmedgeError: It cannot be read, or the key is not its own.
+        MmedgeError: It cannot be read, the key is not its own, or is encrypted.
     """
+
+    def encrypted() -> str:  # or OpenSSL would ask for the passphrase, and a server has nobody to ask
+        raise MmedgeError(f"the key {key} is encrypted", "give it without a passphrase: openssl pkey -in KEY -out PLAIN_KEY")
+
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, encrypted)
     except (OSError, ssl.SSLError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
         raise MmedgeError(f"cannot use the certificate {certificate}: {reason}", "give a PEM file and its --key") from None
-
-
-def _protocol(seconds: float, most: int) -> type[H11Protocol]:
-    """Return uvicorn's protocol, which closes connections that keep the server waiting.
-
-    That is: a head that is not there in time, the rest of a body that was refused, a response that nobody reads.
-
-    Args:
-        seconds: How long it waits.
-        most: Connections; each beyond takes the place of the one that has been without a request for longest.
-    """
-
-    class Timed(H11Protocol):
-        _deadline: asyncio.TimerHandle | None = None
-        _begun = False  # whether a byte has come
-        _since = 0.0  # when it connected, or was answered last
-        _rest = 0  # bytes of bodies that were refused
-        _stalled = False  # whether the client does not read what is written
-
-        def _watch(self) -> None:
-            """Begin to count the time where something is due, or stop."""
-            refused = self._is_refused
-            head = self.conn.their_state is h11.IDLE and (not self._begun or bool(self.conn.trailing_data[0]))
-            if not (head or refused or self._stalled or self.transport.is_closing()):
-                self._unset()
-            elif self._deadline is None:
-                self._deadline = self.loop.call_later(min(seconds, REST_SECONDS) if refused else seconds, self.transport.abort)
-
-        def _unset(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
-
-        @property
-        def _is_refused(self) -> bool:
-            """Whether its request is answered, and its body goes on."""
-            return self.conn.their_state is h11.SEND_BODY and self.cycle is not None and self.cycle.response_complete
-
-        @property
-        def _is_free(self) -> bool:
-            """Whether no request of it is being answered."""
-            return not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete)
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._since = self.loop.time()
-            if len(self.connections) > most:
-                free = [one for one in self.connections if one is not self and isinstance(one, Timed) and one._is_free]
-                if free:
-                    min(free, key=lambda one: one._since).transport.abort()
-            self._watch()
-
-        def data_received(self, data: bytes) -> None:
-            self._begun = True
-            self.server_state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
-            if self._is_refused:
-                self._rest += len(data)
-            if self._rest > REST_BYTES:
-                self.transport.abort()
-            else:
-                super().data_received(data)
-                self._watch()
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._since = self.loop.time()
-            self._watch()
-
-        def timeout_keep_alive_handler(self) -> None:
-            super().timeout_keep_alive_handler()
-            self._watch()
-
-        def shutdown(self) -> None:
-            super().shutdown()
-            self._watch()
-
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._stalled = True
-            self._watch()
-
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            self._stalled = False
-            self._watch()
-
-        def send_400_response(self, msg: str) -> None:
-            """Answer what is not HTTP, unless it follows a request that is being answered, or was."""
-            if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-                self.transport.close()
-            else:
-                if self.conn.our_state is h11.SEND_RESPONSE:  # its head was HTTP, its body is not: this is its answer
-                    self.cycle.disconnected = True
-                    self.cycle.message_event.set()
-                self._refuse()
-
-        def _refuse(self) -> None:
-            failure = ApiError(400, "this is not an HTTP request", "invalid_http")
-            body = json.dumps(failure.body()).encode()
-            headers = HEADERS | {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
-            headers["Date"] = formatdate(usegmt=True)
-            for event in (h11.Response(status_code=400, headers=list(headers.items())), h11.Data(data=body), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
-            self.transport.close()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._unset()
-            super().connection_lost(exc)
-
-    return Timed
 
 
 class _Server(uvicorn.Server):
@@ -278,6 +168,7 @@ def serve(
     certificate: Path | None = None,
     key: Path | None = None,
     bug: Callable[[BaseException | None], None] = lambda _: None,
+    refused: Refused = lambda client, status: None,
 ) -> None:
     """Serve until a signal ends it.
 
@@ -289,12 +180,13 @@ def serve(
         certificate: For TLS; None for none.
         key: Of the certificate.
         bug: Called with what should not have happened beneath the application; by default nobody is told, and it goes on.
+        refused: Called with a client's address and the status of what is no request, and so does not reach the application.
     """
     for name in ("uvicorn.error", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # no traceback in the log: the application tells what there is to tell
     config = uvicorn.Config(
         gate,
-        http=_protocol(limits.body_seconds, _allowed(limits.clients + _BESIDE)),
+        http=protocol_of(limits.body_seconds, _allowed(limits.clients + _BESIDE), refused),
         loop="asyncio",
         ws="none",
         lifespan="off",

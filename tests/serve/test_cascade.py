@@ -90,11 +90,12 @@ def test_what_the_student_doubts_the_bigger_model_answers(tmp_path: Path, tiny_r
             choice = reply.json["choices"][0]
             assert choice["message"]["content"] == "3 + 4" and choice["mmedge"]["source"] == "big"
             assert choice["mmedge"]["value"] == "7" and choice["mmedge"]["guess"]
-            assert reply.headers["x-mmedge-source"] == "bigger" and float(reply.headers["x-mmedge-cost"]) == pytest.approx(0.003)
+            assert reply.headers["x-mmedge-source"] == "big" and "x-mmedge-degraded" not in reply.headers
+            assert float(reply.headers["x-mmedge-cost"]) == pytest.approx(0.003)
             assert running.metric("mmedge_escalation_cost_total") == pytest.approx(0.003)
             chunks = running.chat(T5, stream=True).events()[:-1]
             assert "".join(chunk["choices"][0]["delta"].get("content") or "" for _, chunk in chunks) == "3 + 4"
-            assert running.log()[0]["source"] == "bigger"
+            assert running.log()[0]["source"] == "big" and "degraded" not in running.log()[0]
             assert "secret" not in running.out.read_text(encoding="utf-8") + running.err.read_text(encoding="utf-8")
 
 
@@ -111,13 +112,22 @@ def test_a_bad_bigger_model_leaves_the_students_answer_marked(
         with serving(tmp_path, [tiny_run / "bundle-int8"], *DOUBT, "--escalate-to", url, "--escalate-key", "BIG_KEY") as running:
             reply = running.post("/v1/answer", ASKED)
             found = reply.json
-            assert reply.status == 200 and reply.headers["x-mmedge-source"] == "degraded"
-            assert found["degraded"] and found["answer"] == found["guess"] and not found["withheld"]
+            assert reply.status == 200 and reply.headers["x-mmedge-source"] == "student" == found["source"]
+            assert reply.headers["x-mmedge-degraded"] == "true" and found["degraded"]
+            assert found["answer"] == found["guess"] and not found["withheld"]
             assert found["problem"] == "the bigger model did not answer" and url.encode() not in reply.body
             assert found["seconds"] < 4
             running.stop()
-            assert running.log()[-1]["problem"]
+            assert running.log()[-1]["problem"] and running.log()[-1]["degraded"] and running.log()[-1]["source"] == "student"
             assert "secret" not in running.out.read_text(encoding="utf-8") + running.err.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("name", "header"), [("org/big:8b", "org/big:8b"), ("größer, 2", "gr%C3%B6%C3%9Fer%2C%202")])
+def test_header_and_body_name_the_same_source(name: str, header: str, tmp_path: Path, tiny_run: Path) -> None:
+    options = ["--abstain-below", 1.0, "--escalate-model", name, "--escalate-to"]
+    with bigger("answers") as url, serving(tmp_path, [tiny_run / "bundle-int8"], *options, url) as running:
+        reply = running.post("/v1/answer", ASKED)
+        assert reply.json["source"] == name and reply.headers["x-mmedge-source"] == header
 
 
 def test_half_a_character_of_a_bigger_model_is_replaced(tmp_path: Path, tiny_run: Path) -> None:

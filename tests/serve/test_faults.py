@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -209,6 +210,64 @@ def test_a_body_that_is_too_large_is_not_asked_for(attacked: Running) -> None:
         assert connection.recv(1000).startswith(b"HTTP/1.1 100 ")
         connection.sendall(body)
         assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "unfinished"])
+@pytest.mark.parametrize("size", [40_000, 300_000, 3_000_000])
+def test_a_head_that_is_too_large_is_431(attacked: Running, size: int, whole: bool) -> None:
+    lines = "".join(f"X-{number}: y\r\n" for number in range(size // 10))
+    sent = f"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n{lines}".encode()
+    with socket.create_connection(("127.0.0.1", attacked.port), 10) as connection:
+        connection.sendall(sent + (b"\r\n" if whole else b""))
+        said = b""
+        while b"headers_too_large" not in said and (part := connection.recv(1000)):
+            said += part
+    assert said.startswith(b"HTTP/1.1 431 ") and b"headers_too_large" in said
+    assert attacked.get(f"/v1/models?{'q' * 40_000}").status == 431
+
+
+def test_what_is_no_request_is_logged_by_what_it_was_told(tmp_path: Path, tiny_run: Path) -> None:
+    chunked = "Transfer-Encoding: chunked"
+    cases = [
+        (b"nonsense\r\n\r\n", 400, "other"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 50_000, 431, "other"),
+        (b"GET / HT", 408, "other"),
+        (head("/v1/answer", chunked) + b"ZZ\r\n", 400, "/v1/answer"),
+        (head("/v1/answer", chunked) + b"5\r\n{    XX", 400, "/v1/answer"),
+        (head("/v1/answer", chunked), 408, "/v1/answer"),
+    ]
+    with serving(tmp_path, [tiny_run / "bundle-int8"], "--body-timeout", 0.5) as running:
+        for sent, status, _ in cases:
+            with socket.create_connection(("127.0.0.1", running.port), 10) as connection:
+                connection.sendall(sent)
+                assert connection.recv(1000).startswith(f"HTTP/1.1 {status} ".encode())
+        with socket.create_connection(("127.0.0.1", running.port), 10) as connection:  # its second part comes later
+            connection.sendall(head("/v1/answer", chunked) + b"1\r\n{\r\n")
+            time.sleep(0.1)
+            connection.sendall(b"ZZ\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 400 ")
+        assert running.metric("mmedge_vanished_total") == 0
+        with socket.create_connection(("127.0.0.1", running.port), 10) as connection:
+            connection.sendall(head("/v1/answer", chunked) + b"1\r\n{\r\n")
+            time.sleep(0.1)
+        while len(lines := running.log()) < len(cases) + 3:
+            time.sleep(0.02)
+        assert not [line for line in lines if "error" in line]
+        lines = [line for line in lines if line["route"] != "/metrics"]
+    expected = [*((status, route) for _, status, route in cases), (400, "/v1/answer"), (499, "/v1/answer")]
+    assert [(line["status"], line["route"]) for line in lines] == expected
+
+
+def test_who_is_gone_before_it_is_refused_is_no_error(tmp_path: Path, tiny_run: Path) -> None:
+    with serving(tmp_path, [tiny_run / "bundle-int8"]) as running:
+        for place in range(200):
+            with socket.create_connection(("127.0.0.1", running.port), 10) as connection:
+                connection.sendall(b"nonsense\r\n\r\n")
+                if place % 2:
+                    assert connection.recv(1)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+        assert running.get("/healthz").status == 200 and len(running.log()) > 50
+        assert not [line for line in running.log() if "error" in line]
 
 
 def test_pipelined_requests_are_answered_in_turn_and_nonsense_behind_them_ends_the_connection(attacked: Running) -> None:

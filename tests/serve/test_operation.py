@@ -7,9 +7,13 @@ import contextlib
 import hashlib
 import http.client
 import json
+import os
 import re
+import shutil
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,9 +22,10 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import certificate_in
+from tests.commands import REPOSITORY
 from tests.conftest import is_one_line_error, mmedge
 from tests.serve.conftest import T5
-from tests.serve.running import JSON, QUESTION, Running, serving
+from tests.serve.running import JSON, QUESTION, Reply, Running, serving
 
 KEY = "a-long-random-word"
 ASKED = {"model": T5, "question": QUESTION}
@@ -65,9 +70,11 @@ def test_a_large_body_is_413_and_a_slow_one_408(guarded: Running) -> None:
         head = f"POST /v1/answer HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
         slow.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
         assert b" 408 " in slow.recv(100)
-    with socket.create_connection(("127.0.0.1", guarded.port), 10) as never:
-        never.sendall(b"POST /v1/answer HTTP/1.1\r\nHo")
-        assert never.recv(100) == b""  # its headers were not there in time
+    for sent, status in ((b"", b""), (b"P", b" 408 "), (b"POST /v1/answer HTTP/1.1\r\nHo", b" 408 ")):
+        with socket.create_connection(("127.0.0.1", guarded.port), 10) as never:  # its head is not there in time
+            never.sendall(sent)
+            said = b"".join(iter(lambda: never.recv(1000), b""))
+            assert (status in said and b'"timeout"' in said) if status else not said
 
 
 def test_too_many_clients_are_told_to_come_again(guarded: Running) -> None:
@@ -123,7 +130,8 @@ def test_what_is_logged_and_counted(tmp_path: Path, tiny_run: Path) -> None:
         assert running.metric("mmedge_tokens_total") > 0 and running.metric("mmedge_queue_length") == 0
         first, second, third, *_ = running.log()
         assert (first["route"], first["status"], first["model"], first["source"]) == ("/v1/answer", 200, T5, "student")
-        assert second["source"] == "withheld" and third["route"] == "other" and third["status"] == 404
+        assert second["source"] == "student" and second["withheld"] and "withheld" not in first
+        assert third["route"] == "other" and third["status"] == 404
         text = running.out.read_text(encoding="utf-8")
         assert "apples" not in text and "secret" not in text and "healthz" not in text
 
@@ -201,6 +209,67 @@ def test_tls(tmp_path: Path, tiny_run: Path) -> None:
         connection.close()
 
 
+def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(tmp_path: Path, tiny_run: Path) -> None:
+    pair, locked = certificate_in(tmp_path), tmp_path / "locked.pem"
+    command = ["openssl", "rsa", "-aes256", "-passout", "pass:secret", "-in", str(pair), "-out", str(locked)]
+    subprocess.run(command, capture_output=True, check=True)
+    done = mmedge("serve", tiny_run / "bundle-int8", "--certificate", pair, "--key", locked)
+    assert is_one_line_error(done) and f"the key {locked} is encrypted" in done.err and "Enter PEM" not in done.out + done.err
+
+
+def test_what_cannot_be_logged_harms_no_client(tmp_path: Path, tiny_run: Path) -> None:
+    """Whoever read the log is gone."""
+    reading, writing = os.pipe()
+    command = [sys.executable, "-m", "mmedge", "serve", str(tiny_run / "bundle-int8"), "--port", "0"]
+    with subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
+        os.close(writing)
+        assert process.stderr is not None
+        port = int(process.stderr.readline().strip().rpartition(":")[2])
+        os.close(reading)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        for _ in range(3):  # on one connection
+            connection.request("POST", "/v1/answer", json.dumps(ASKED), JSON)
+            reply = connection.getresponse()
+            assert reply.status == 200 and json.loads(reply.read())["answer"] is not None
+        connection.close()
+        process.terminate()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_what_is_not_answered_before_the_server_ends_is_told_so(tmp_path: Path, tiny_run: Path, stream: bool) -> None:
+    """The bigger model holds it up for longer than it may."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        options = ["--abstain-below", 1.0, "--escalate-to", url, "--escalate-model", "big", "--drain", 1]
+        with serving(tmp_path, [tiny_run / "bundle-int8"], *options) as running:
+            replies: list[Reply] = []
+            client = threading.Thread(target=lambda: replies.append(running.post("/v1/answer", ASKED | {"stream": stream})))
+            client.start()
+            silent.accept()
+            assert running.stop() == 0
+            client.join()
+            (reply,) = replies
+            if stream:
+                assert reply.status == 200 and reply.events()[-1][1]["error"]["code"] == "shutting_down"
+            else:
+                assert reply.status == 503 and reply.error["code"] == "shutting_down" and reply.headers["retry-after"] == "1"
+                assert reply.headers["x-content-type-options"] == "nosniff"
+            assert running.log()[-1]["status"] == reply.status
+
+
+def test_a_proxy_may_name_a_client_by_its_address_alone(tmp_path: Path, tiny_run: Path) -> None:
+    with serving(tmp_path, [tiny_run / "bundle-int8"]) as running:
+        for said in ("192.0.2.7", "secret words", "x" * 9000, "fe80::1%secret"):
+            assert running.post("/v1/answer", ASKED, **{"X-Forwarded-For": said}).status == 200
+        assert [line["client"] for line in running.log()] == ["192.0.2.7", "", "", "fe80::1"]
+
+
+def test_another_method_is_told_which_there_are(server: Running) -> None:
+    for path, methods in (("/v1/answer", {"POST"}), ("/v1/models", {"GET", "HEAD"})):
+        reply = server.ask("PUT", path)
+        assert reply.status == 405 and set(reply.headers["allow"].split(", ")) == methods
+
+
 def test_a_handshake_that_does_not_end_is_cut_off(tmp_path: Path, tiny_run: Path) -> None:
     pair = certificate_in(tmp_path)
     options = ["--certificate", pair, "--key", pair, "--body-timeout", 0.5]
@@ -218,6 +287,8 @@ def test_a_handshake_that_does_not_end_is_cut_off(tmp_path: Path, tiny_run: Path
 def test_what_cannot_be_served_is_one_line(tmp_path: Path, tiny_run: Path) -> None:
     bundle = tiny_run / "bundle-int8"
     (tmp_path / "empty").write_text("# none\n", encoding="utf-8")
+    shutil.copytree(bundle, tmp_path / "deep")
+    (tmp_path / "deep" / "manifest.json").write_text("[" * 100_000, encoding="utf-8")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         cases = [
@@ -232,7 +303,12 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path, tiny_run: Path) -> No
             ([bundle, "--target-accuracy", 0.9], "not calibrated"),
             ([bundle, "--escalate-to", "http://127.0.0.1:9/v1"], "go together"),
             ([bundle, "--escalate-to", "http://127.0.0.1:9/v1", "--escalate-model", "m"], "requires a confidence threshold"),
+            ([bundle, "--abstain-below", 0.5, "--max-withheld", 0.1], "--abstain-below and --max-withheld contradict each other"),
+            ([tmp_path / "deep"], "manifest.json: JSON nested too deeply"),
         ]
         for arguments, complaint in cases:
             done = mmedge("serve", *arguments)
-            assert is_one_line_error(done) and complaint in done.err, (arguments, done.err)
+            assert is_one_line_error(done) and complaint in done.err and "\n  → " in done.err, (arguments, done.err)
+    for option in ("--drain", "--timeout", "--body-timeout", "--escalate-timeout"):
+        done = mmedge("serve", bundle, option, "inf")
+        assert done.code == 2 and "must be at most 86400" in done.err

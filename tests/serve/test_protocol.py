@@ -8,7 +8,7 @@ import pytest
 
 from mmedge import Student
 from tests.serve.conftest import LLAMA, T5
-from tests.serve.running import QUESTION, Running
+from tests.serve.running import JSON, QUESTION, Running
 
 BOTH = pytest.mark.parametrize("model", [T5, LLAMA])
 
@@ -102,6 +102,8 @@ def test_an_answer_ends_where_it_is_told(server: Running) -> None:
     chunks = server.chat(LLAMA, stop=stop, stream=True).events()[:-1]
     streamed = "".join(chunk["choices"][0]["delta"].get("content") or "" for _, chunk in chunks)
     assert streamed == cut["message"]["content"]
+    early = server.chat(T5, stop=[" "]).json["choices"][0]
+    assert " " not in early["message"]["content"] and early["mmedge"].get("value") in (None, early["message"]["content"])
 
 
 def test_several_prompts_are_as_many_choices(server: Running) -> None:
@@ -120,6 +122,13 @@ def test_answers_in_our_own_words(server: Running, alone: dict[str, Student], mo
     assert name == "answer" and last["answer"] == found["answer"]
     rationale = "".join(piece["text"] for _, piece in pieces if piece["part"] == "rationale")
     assert rationale == found["rationale"]
+    written = expected.written
+    assert written is not None and written.rationale_tokens > 0 and written.evaluation_tokens > 0
+    own = {"explain": True, "evaluate": True}
+    for usage in (found["usage"], last["usage"], server.chat(model, mmedge=own).json["usage"]):
+        reasoning = usage["completion_tokens_details"]["reasoning_tokens"]
+        assert reasoning == written.rationale_tokens + written.evaluation_tokens
+        assert usage["completion_tokens"] == len(written.tokens) + reasoning
 
 
 def test_what_is_below_the_threshold_is_withheld(server: Running) -> None:
@@ -129,8 +138,10 @@ def test_what_is_below_the_threshold_is_withheld(server: Running) -> None:
     chunks = server.chat(T5, mmedge={"abstain_below": 1.0}, stream=True).events()[:-1]
     assert not any(chunk["choices"][0]["delta"].get("content") for _, chunk in chunks)
     assert chunks[-1][1]["choices"][0]["delta"]["refusal"]
-    found = server.post("/v1/answer", {"model": T5, "question": QUESTION, "abstain_below": 1.0}).json
-    assert found["answer"] is None and found["withheld"]
+    reply = server.post("/v1/answer", {"model": T5, "question": QUESTION, "abstain_below": 1.0})
+    assert reply.json["answer"] is None and reply.json["withheld"] and reply.json["source"] == "student"
+    assert reply.headers["x-mmedge-source"] == "student" and reply.headers["x-mmedge-withheld"] == "true"
+    assert "x-mmedge-withheld" not in server.chat(T5).headers
 
 
 CANNOT: list[tuple[dict[str, object], str]] = [
@@ -176,11 +187,69 @@ def test_what_a_bundle_cannot_do_is_refused_by_name(server: Running, more: dict[
 def test_what_changes_nothing_is_accepted(server: Running) -> None:
     neutral = {"top_p": 1, "presence_penalty": 0, "logit_bias": {}, "tools": [], "store": False, "user": "u", "seed": None}
     assert server.chat(T5, response_format={"type": "text"}, n=1, temperature=0, **neutral).status == 200
+    message = {"role": "user", "content": QUESTION, "tool_calls": None}
+    assert server.post("/v1/chat/completions", {"model": T5, "messages": [message]}).status == 200
 
 
-def test_options_that_the_bundle_refuses_are_its_own_words(server: Running) -> None:
-    reply = server.chat(T5, mmedge={"target_accuracy": 0.9})
-    assert reply.status == 400 and "not calibrated" in reply.error["message"]
+WRONG_OPTIONS: list[tuple[dict[str, object], str, str]] = [
+    ({"target_accuracy": 0.9}, "target_accuracy", "not calibrated"),
+    ({"max_withheld": 0.1}, "max_withheld", "not calibrated"),
+    ({"abstain_field_below": 0.5}, "abstain_field_below", "no fields"),
+    ({"abstain_below": 0.5, "max_withheld": 0.1}, "max_withheld", "contradict each other"),
+]
+
+
+@pytest.mark.parametrize(("wanted", "param", "complaint"), WRONG_OPTIONS, ids=[param for _, param, _ in WRONG_OPTIONS])
+def test_options_that_the_bundle_refuses_are_named_with_what_to_do(
+    server: Running, wanted: dict[str, object], param: str, complaint: str
+) -> None:
+    asked: dict[str, dict[str, object]] = {
+        "/v1/completions": {"prompt": QUESTION},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    }
+    replies = [(server.post(path, {"model": T5, "mmedge": wanted} | body), "mmedge.") for path, body in asked.items()]
+    for reply, within in [*replies, (server.post("/v1/answer", {"model": T5, "question": QUESTION} | wanted), "")]:
+        assert reply.status == 400 and reply.error["param"] == f"{within}{param}" and complaint in reply.error["message"]
+        assert "; give " in reply.error["message"]
+
+
+@BOTH
+def test_the_field_of_a_question_that_is_too_long_is_named(server: Running, model: str) -> None:
+    asked: list[tuple[str, dict[str, object], str, str]] = [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": QUESTION * 20}]}, "messages", "mmedge.cut"),
+        ("/v1/completions", {"prompt": ["x", QUESTION * 20]}, "prompt", "mmedge.cut"),
+        ("/v1/answer", {"question": QUESTION * 20}, "question", "with cut"),
+    ]
+    for path, body, param, advice in asked:
+        error = server.post(path, {"model": model} | body).error
+        assert (error["code"], error["param"]) == ("context_length_exceeded", param) and advice in error["message"]
+
+
+def test_messages_say_values_as_json_does(server: Running) -> None:
+    wrong = {"echo": True, "store": True, "suffix": "x", "logit_bias": {"1": 2}, "modalities": ["audio"], "tool_choice": "auto"}
+    for name, value in wrong.items():
+        message = server.post("/v1/completions", {"model": T5, "prompt": QUESTION, name: value}).error["message"]
+        assert not any(word in message for word in ("True", "False", "None", "'")), message
+    assert "set it to false" in server.chat(T5, store=True).error["message"]
+    assert 'set it to ["text"]' in server.chat(T5, modalities=["audio"]).error["message"]
+
+
+NOT_JSON: list[tuple[bytes, str]] = [
+    (b"", "is empty"),
+    (b'{"password": hunter2}', "line 1, column 14"),
+    (b'{"a": 1,\n "hunter2": "x\ty"}', "line 2, column 15"),
+    (b'{"a": "NaN",\n"b": NaN}', "line 2, column 6"),
+    (b'{"a": -Infinity}', "line 1, column 7"),
+    (b'{"a": 1.' + b"1" * 5000 + b',\n\n"b": ' + b"7" * 5000 + b"}", "line 3, column 6"),
+    (b'{"hunter2":\n "\xff"}', "line 2, column 3"),
+]
+
+
+@pytest.mark.parametrize(("body", "place"), NOT_JSON, ids=[place for _, place in NOT_JSON])
+def test_what_is_not_json_is_told_by_its_place_and_not_repeated(server: Running, body: bytes, place: str) -> None:
+    error = server.ask("POST", "/v1/answer", body, JSON).error
+    assert error["code"] == "invalid_json" and place in error["message"]
+    assert "hunter2" not in error["message"] and "7777" not in error["message"]
 
 
 def test_an_unknown_model_or_address_is_404(server: Running) -> None:
