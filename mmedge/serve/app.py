@@ -254,12 +254,16 @@ async def _streamed(
                 yield part
         except asyncio.CancelledError:
             if not request.app.draining:
+                served.metrics.count("mmedge_vanished_total")
+                request.state.facts["vanished"] = True
                 raise
+            request.state.facts["failed"] = ending().code
             yield event(ending().body())  # and the stream ends as streams do
         except Exception as error:
             failure = failure_of(error)
             if failure.status == 500:
                 request.app.tell_bug(error)
+            request.state.facts["failed"] = failure.code
             yield event(failure.body())
         finally:
             job.give_up()

@@ -111,13 +111,15 @@ def test_a_full_queue_is_429(tmp_path: Path, tiny_run: Path) -> None:
 def test_an_answer_that_takes_too_long_is_503(tmp_path: Path, tiny_run: Path) -> None:
     with serving(tmp_path, [tiny_run / "bundle-int8"], "--timeout", 0.1, "--max-rows", 1) as running:
         slow = {"model": T5, "prompt": [QUESTION * 20] * 16, "mmedge": {"cut": True}}
-        threads = [threading.Thread(target=running.post, args=("/v1/completions", slow)) for _ in range(20)]
+        asked = [slow | {"stream": place % 2 == 0} for place in range(20)]
+        threads = [threading.Thread(target=running.post, args=("/v1/completions", one)) for one in asked]
         for thread in threads:
             thread.start()
         reply = running.post("/v1/completions", slow)
         assert reply.status == 503 and reply.error["code"] == "timeout" and "retry-after" in reply.headers
         for thread in threads:
             thread.join()
+        assert any(line["status"] == 200 and line.get("failed") == "timeout" for line in running.log())
 
 
 def test_what_is_logged_and_counted(tmp_path: Path, tiny_run: Path) -> None:
@@ -255,6 +257,7 @@ def test_what_is_not_answered_before_the_server_ends_is_told_so(tmp_path: Path, 
                 assert reply.status == 503 and reply.error["code"] == "shutting_down" and reply.headers["retry-after"] == "1"
                 assert reply.headers["x-content-type-options"] == "nosniff"
             assert running.log()[-1]["status"] == reply.status
+            assert running.log()[-1].get("failed") == ("shutting_down" if stream else None)
 
 
 def test_a_proxy_may_name_a_client_by_its_address_alone(tmp_path: Path, tiny_run: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_client_that_vanishes_frees_its_row(long: Running, path: str, stream: 
     whole = _steps(long) - before
     assert whole > 100, "8 answers, two at once"
     body = json.dumps(ASKED[path] | {"stream": stream}).encode()
-    fewest = whole
+    fewest, vanished = whole, long.metric("mmedge_vanished_total")
     for _ in range(3):  # what it takes to notice depends on how busy the machine is
         before = _steps(long)
         with socket.create_connection(("127.0.0.1", long.port), 10) as connection:
@@ -104,4 +104,7 @@ def test_a_client_that_vanishes_frees_its_row(long: Running, path: str, stream: 
         _until_nobody_is_answered(long)
         fewest = min(fewest, _steps(long) - before)
     assert fewest < whole / 2, (fewest, whole)
+    assert long.metric("mmedge_vanished_total") == vanished + 3
+    lines = [line for line in long.log() if line["route"] == path][-3:]
+    assert all(line.get("vanished") if stream else line["status"] == 499 for line in lines), lines
     assert long.post(path, ASKED[path]).status == 200
