@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedge.errors import MmedgeError, Notice
-from mmedge.storage import locked, read_json, remove_leftovers
+from mmedge.storage import in_json, locked, read_json, remove_leftovers
 
 if TYPE_CHECKING:
     from mmedge.recipe import Recipe
@@ -317,7 +317,7 @@ def _check_same(old: Recipe, new: Recipe, folder: Path) -> None:
     for name in sorted(before.keys() | after.keys()):
         if name.split(".")[0] in _DECISIVE and before.get(name) != after.get(name) and name not in ignored:
             raise MmedgeError(
-                f"{folder} was made with {name} = {before.get(name)!r}, not {after.get(name)!r}",
+                f"{folder} was made with {name} = {in_json(before.get(name), 60)}, not {in_json(after.get(name), 60)}",
                 "choose another --out folder, or run it with the same recipe",
             )
 

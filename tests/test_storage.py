@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mmedge.storage import (
     locked,
     read_json,
     remove_leftovers,
+    text_field,
     write_json,
     write_text,
 )
@@ -99,8 +101,21 @@ def test_json_that_python_cannot_hold_is_one_line(tmp_path: Path, text: str, com
     path = tmp_path / "x"
     path.write_text(text)
     for read in (read_json, lambda path: list(iterate_jsonl(path))):
-        with pytest.raises(MmedgeError, match=complaint):
+        with pytest.raises(MmedgeError, match=complaint) as raised:
             read(path)
+        assert raised.value.hint
+
+
+@pytest.mark.parametrize("value", ["null", "false", "[true, null]", "1e3"])
+def test_values_are_shown_as_json_spells_them(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "x"
+    path.write_text(f'{{"a": {value}}}\n{value}')
+    lines = iterate_jsonl(path)
+    shown = "1000.0" if value == "1e3" else value
+    with pytest.raises(MmedgeError, match=re.escape(f"field 'a' must be non-empty text, found {shown}")):
+        text_field(next(lines)[1], "a", path, 1)
+    with pytest.raises(MmedgeError, match=re.escape(f"expected a JSON object, found {shown}")):
+        next(lines)
 
 
 def test_infinity_is_never_written(tmp_path: Path) -> None:

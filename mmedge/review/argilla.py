@@ -23,7 +23,7 @@ from typing import Any
 from mmedge.annotations.decisions import ACTIONS, Decision, Item
 from mmedge.errors import MmedgeError
 from mmedge.review.desk import Desk
-from mmedge.storage import read_json, write_json
+from mmedge.storage import in_json, read_json, write_json
 
 BATCH = 200
 _QUESTIONS = ("decision", "wording", "answer")
@@ -186,6 +186,6 @@ def _by_user(responses: Mapping[str, Any], where: str) -> dict[str, dict[str, st
             value = response.get("value") if isinstance(response, dict) else None
             if not isinstance(value, str) or (name == "decision" and value not in ACTIONS):
                 allowed = f"one of {', '.join(ACTIONS)}" if name == "decision" else "text"
-                raise MmedgeError(f"{where}: a response to {name!r} must be {allowed}, found {value!r:.40}")
+                raise MmedgeError(f"{where}: a response to {name!r} must be {allowed}, found {in_json(value, 40)}")
             found.setdefault(str(response.get("user_id") or "unknown"), {})[name] = value
     return found

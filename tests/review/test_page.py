@@ -245,6 +245,7 @@ def test_records_go_to_argilla_and_come_back(run: Path, tmp_path: Path) -> None:
         ('[{"fields": {}}]', "[0]: expected a record with 'id'"),
         ('[{"id": "q0", "responses": {"decision": [{"value": "burn"}]}}]', "[0]: a response to 'decision' must be one of"),
         ('[{"id": "q0", "responses": {"answer": [{"value": 3}]}}]', "[0]: a response to 'answer' must be text"),
+        ('[{"id": "q0", "responses": {"answer": [{"value": null}]}}]', "must be text, found null"),
         ('[{"id": "q1", "responses": {"answer": "no"}}]', "[0]: the responses to 'answer' must be a list"),
         (
             '[{"id": "q1", "responses": {"answer": [{"value": "no"}]}},'
