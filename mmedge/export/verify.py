@@ -7,12 +7,16 @@ goes through the student's layers must also fit into float16.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from mmedge.engines.generation import Logits
 from mmedge.engines.speaker import Speaker
 from mmedge.engines.torch_decoding import TorchEngine, batch_rows
 from mmedge.errors import MmedgeError
@@ -30,6 +34,24 @@ FP32_TOLERANCE = 2e-3
 Judge = Callable[[Verification, Precision, float], Sequence[str]]  # what is wrong with a comparison, for a budget in points
 
 
+class _OnDisk:
+    """Arrays of float32 in a file that nobody else sees, since the logits of many answers may not fit into memory."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open as long as its arrays are needed
+        self._end = 0
+
+    def put(self, array: Logits) -> Logits:
+        """Write an array, and return it mapped into memory."""
+        if not array.size:
+            return array
+        self._file.write(np.ascontiguousarray(array).data)
+        self._file.flush()
+        start, self._end = self._end, self._end + array.nbytes
+        return np.memmap(self._file, np.float32, "r", start, array.shape)
+
+
 class Reference:
     """A student's answers to validation questions, computed once for all bundles.
 
@@ -38,18 +60,25 @@ class Reference:
         speaker: Asks it.
         form: What answers look like.
         examples: Validation questions.
+        folder: Where there is room for the logits of all answers' tokens, 4 bytes each; they are gone with the process.
+
+    Raises:
+        OSError: There is no room.
     """
 
-    def __init__(self, student: TorchStudent, speaker: Speaker, form: AnswerForm, examples: Sequence[Example]) -> None:
+    def __init__(
+        self, student: TorchStudent, speaker: Speaker, form: AnswerForm, examples: Sequence[Example], folder: Path
+    ) -> None:
         self.examples, self._form, self._limit, self._encoder = examples, form, speaker.max_answer_tokens, student.encoder
         self.contexts = [speaker.reasoning_context(example) for example in examples]
         self.answers = speaker.write_all("predict", self.contexts, self._limit, batch_rows(student))
-        self.forced = []
-        for context, answer in zip(self.contexts, self.answers, strict=True):
+        self.forced, self.label_probabilities, kept = [], [], _OnDisk(folder)
+        for context, answer, example in zip(self.contexts, self.answers, examples, strict=True):
             prompt, target = speaker.prompt("predict", context), speaker.encoder.target(answer, self._limit)
-            self.forced.append((target, speaker.engine.forced_logits(prompt, target)))
+            logits = speaker.engine.forced_logits(prompt, target)
+            self.forced.append((target, kept.put(logits)))
+            self.label_probabilities += self._of_label(speaker, prompt, example, target, logits)
         self.right = self._outcomes(self.answers)
-        self.label_probabilities = self._of_labels(speaker)
         self._student = student
 
     def _outcomes(self, texts: Sequence[str]) -> list[bool]:
@@ -59,16 +88,22 @@ class Reference:
             if example.label is not None
         ]
 
-    def _of_labels(self, speaker: Speaker) -> list[float]:
-        """Return how likely each labelled question's label is as the answer."""
-        found = []
-        for context, example in zip(self.contexts, self.examples, strict=True):
-            if example.label is not None:
-                target = speaker.encoder.target(example.label, self._limit)
-                logits = speaker.engine.forced_logits(speaker.prompt("predict", context), target)
-                logs = (logits - _log_sum(logits))[np.arange(len(target)), list(target)]
-                found.append(float(np.exp(logs.sum(dtype=np.float64))))
-        return found
+    def _of_label(self, speaker: Speaker, prompt: Prompt, example: Example, known: Sequence[int], logits: Logits) -> list[float]:
+        """Return how likely a question's label is as the answer; nothing without a label.
+
+        Args:
+            speaker: Asks the student or a bundle.
+            prompt: The question.
+            example: The same, with its label.
+            known: A target.
+            logits: What predicts its tokens, (tokens, vocabulary).
+        """
+        if example.label is None:
+            return []
+        target = speaker.encoder.target(example.label, self._limit)
+        found = logits if list(target) == list(known) else speaker.engine.forced_logits(prompt, target)
+        logs = (found - _log_sum(found))[np.arange(len(target)), list(target)]
+        return [float(np.exp(logs.sum(dtype=np.float64)))]
 
     def largest_state(self) -> tuple[float, str]:
         """Return the largest activation of the student on these questions, and the layer's name."""
@@ -85,25 +120,26 @@ class Reference:
         Raises:
             MmedgeError: The bundle's tokenizer cuts an answer into other tokens.
         """
-        answers, differences, agreements, divergences = [], [], [], []
-        for context, answer, (target, left) in zip(self.contexts, self.answers, self.forced, strict=True):
+        answers, differences, agreements, divergences, likely = [], [], [], [], []
+        for context, answer, (target, mapped), example in zip(self.contexts, self.answers, self.forced, self.examples, strict=True):
             answers.append(bundle.write("predict", [context], self._limit)[0])
             own = bundle.encoder.target(answer, self._limit)
             if (own if kept is None else [kept[token] for token in own]) != list(target):
                 raise MmedgeError(
                     f"the bundle's tokenizer splits {answer!r} differently from the student's", "export without --trim-vocab"
                 )
-            right = bundle.engine.forced_logits(bundle.prompt("predict", context), own)
-            left = left if kept is None else left[:, list(kept)]
+            prompt = bundle.prompt("predict", context)
+            right = bundle.engine.forced_logits(prompt, own)
+            left: NDArray[np.float32] = np.array(mapped if kept is None else mapped[:, list(kept)])
             differences.append(float(np.abs(left - right).max() / max(1.0, np.abs(left).max())))
             agreements += (left.argmax(-1) == right.argmax(-1)).tolist()
             divergences += _kl(left, right).tolist()
+            likely += self._of_label(bundle, prompt, example, own, right)
         before, after = self.right, self._outcomes(answers)
         change = None
         if before:
             estimate = paired_difference([after], [before])
             change = (100 * estimate.value, 100 * estimate.low, 100 * estimate.high)
-        likely = self._of_labels(bundle)
         means, moved = None, None
         if likely:
             estimate = paired_difference([likely], [self.label_probabilities])

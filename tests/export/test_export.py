@@ -13,6 +13,7 @@ import pytest
 from onnx import helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
+from mmedge.engines.torch_decoding import torch_speaker
 from mmedge.errors import MmedgeError
 from mmedge.export.bundles import write_bundle
 from mmedge.export.quantization.graphs import quantize_model
@@ -61,6 +62,23 @@ def test_bundles_are_the_student(family: str, request: pytest.FixtureRequest) ->
     assert verified.top1_agreement == 1.0
     assert small.manifest.verification.mean_kl < 0.05
     assert small.size < 0.6 * exact.size
+
+
+def test_the_students_logits_are_not_held_in_memory(tiny_run: Path, tmp_path: Path) -> None:
+    source = Source(tiny_run / "student", tmp_path, Progress(quiet=True))
+    reference = source.reference
+    speaker = torch_speaker(source.student, source.questions.form, source.limits.max_answer_tokens)
+    assert reference.forced and not list(tmp_path.iterdir())  # the file has no name that a kill could leave behind
+    for context, (target, logits) in zip(reference.contexts, reference.forced, strict=True):
+        assert isinstance(logits, np.memmap) and logits.shape[0] == len(target)
+        np.testing.assert_array_equal(logits, speaker.engine.forced_logits(speaker.prompt("predict", context), target))
+    for example, found in zip(reference.examples, reference.label_probabilities, strict=True):
+        target = speaker.encoder.target(example.label or "", speaker.max_answer_tokens)
+        logits = speaker.engine.forced_logits(speaker.prompt("predict", speaker.reasoning_context(example)), target).astype(
+            np.float64
+        )
+        each = logits[np.arange(len(target)), target] - np.log(np.exp(logits).sum(-1))
+        assert found == pytest.approx(float(np.exp(each.sum())), rel=1e-4)
 
 
 def test_a_bundle_has_the_files_that_other_runtimes_expect(tiny_run: Path) -> None:
