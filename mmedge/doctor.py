@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmedge import __version__
 from mmedge.bench.energy import find_energy_counters
+from mmedge.engines.environment import ENGINE, no_such_kernels, wanted_engine, wanted_kernels
 from mmedge.errors import MmedgeError
 from mmedge.installation import extras, missing
 from mmedge.machine import ROOT, Gpu, Memory, Processor, features_of, read_gpus, read_memory, read_processor
@@ -144,14 +145,18 @@ def onnxruntime_of(python: str = sys.executable) -> OnnxRuntime:
 def native_library(python: str = sys.executable) -> NativeLibrary:
     """Ask the native engine's library in a process of its own."""
     script = "import json; from mmedge.engines.native import library as l; print(json.dumps([l.instruction_set(), l.problem()]))"
-    wanted = os.environ.get("MMEDGE_ENGINE") != "onnx"
+    wanted = os.environ.get(ENGINE) != "onnx"
+    try:
+        kernels_wanted = wanted_kernels()
+    except MmedgeError as error:
+        return NativeLibrary(None, error.what, wanted)
     try:
         done = subprocess.run([python, "-c", script], capture_output=True, text=True, errors="replace", timeout=60, check=False)
         kernels, problem = json.loads(done.stdout.strip().splitlines()[-1])
     except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
         return NativeLibrary(None, "its library cannot be loaded", wanted)
     if kernels is None and problem is None:
-        problem = f"MMEDGE_ISA={os.environ.get('MMEDGE_ISA', '')}: there are no such kernels here"
+        problem = no_such_kernels(kernels_wanted).what
     return NativeLibrary(kernels, problem, wanted)
 
 
@@ -231,7 +236,7 @@ def examine(root: Path = ROOT, architecture: str | None = None, *, measure: bool
         measure: Also measure `ceilings`.
     """
     processor, memory = read_processor(root, architecture), read_memory(root)
-    runtime, (gpus, gpu_problem) = onnxruntime_of(), read_gpus(root)
+    runtime, native, (gpus, gpu_problem) = onnxruntime_of(), native_library(), read_gpus(root)
     energy = find_energy_counters(root)
     disks = {str(folder): _free_space(folder) for folder in dict.fromkeys((Path.cwd(), Path(tempfile.gettempdir())))}
     return Examination(
@@ -241,15 +246,32 @@ def examine(root: Path = ROOT, architecture: str | None = None, *, measure: bool
         processor=processor,
         memory=memory,
         onnxruntime=runtime,
-        native=native_library(),
+        native=native,
         gpus=gpus,
         precision=suitable_precision(processor.features, processor.architecture, memory.available),
         extras=extras_here(),
         disks=disks,
         energy={"meters": tuple(counter.name for counter in energy.found), "missing": energy.missing},
         ceilings=_ceilings(processor, runtime) if measure else None,
-        problems=tuple(_problems(processor, runtime, gpus, gpu_problem, disks)),
+        problems=(*environment_problems(native), *_problems(processor, runtime, gpus, gpu_problem, disks)),
     )
+
+
+def environment_problems(native: NativeLibrary) -> list[tuple[str, str]]:
+    """Return what is wrong with `MMEDGE_ENGINE` and `MMEDGE_ISA`, and what to do about it."""
+    found: list[MmedgeError] = []
+    try:
+        kernels = wanted_kernels()
+        if kernels and native.problem == (missing_here := no_such_kernels(kernels)).what:
+            found.append(missing_here)
+    except MmedgeError as error:
+        found.append(error)
+    try:
+        if wanted_engine() == "native" and native.problem and not found:
+            found.append(MmedgeError(f"{ENGINE}=native: the native engine cannot be used: {native.problem}", f"leave {ENGINE} out"))
+    except MmedgeError as error:
+        found.append(error)
+    return [(error.what, error.hint) for error in found]
 
 
 def _problems(
@@ -293,7 +315,8 @@ def _binary(count: int) -> str:
 
 def _native(native: NativeLibrary) -> str:
     if native.problem:
-        return f"cannot be used: {native.problem}; bundles run on ONNX Runtime"
+        instead = "" if environment_problems(native) else "; bundles run on ONNX Runtime"  # else they are refused
+        return f"cannot be used: {native.problem}{instead}"
     used = "quantized bundles run on it" if native.wanted else "bundles run on ONNX Runtime (MMEDGE_ENGINE=onnx)"
     return f"{native.kernels} kernels; {used}"
 

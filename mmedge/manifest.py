@@ -25,6 +25,7 @@ from mmedge.errors import MmedgeError
 from mmedge.folders import DETAILS, QUANTIZED
 from mmedge.folders import MANIFEST as MANIFEST
 from mmedge.storage import check_files, folder_size, hash_files, read_json, sha256_json, write_json
+from mmedge.tasks.base import LONGEST_TEXT
 from mmedge.tasks.encoding import Family, SpecialTokens
 from mmedge.tasks.forms import AnswerForm, open_form
 from mmedge.tasks.prompts import StudentPrompts
@@ -33,6 +34,8 @@ from mmedge.typed import read_as
 FORMAT = 6
 OLDEST = 5  # that is read
 MOST_TOKENS = 1 << 31  # of a vocabulary
+MOST_THREADS = 1024
+MOST_BYTES = 1 << 53  # of anything
 RENEW = "write it again: mmedge export RUN"
 Graphs = Literal["fused", "transformers", "optimum"]  # who wrote them: mmedge itself, with fused attention, or somebody else
 Arithmetic = Literal["float32", "int8"]
@@ -294,12 +297,12 @@ class State:
     Attributes:
         name: The graph takes it as `past_states.NAME` and returns it as `present_states.NAME`.
         shape: Of one row.
-        dtype: `float32` or `float16`.
+        dtype: Of its numbers.
     """
 
     name: str
     shape: tuple[int, ...]
-    dtype: str = "float32"
+    dtype: Literal["float32", "float16"] = "float32"
 
 
 @dataclass(frozen=True)
@@ -498,10 +501,33 @@ def read_manifest(folder: Path) -> Manifest:
     if sha256_json(stated) != digest:
         raise MmedgeError(f"{path} was changed after export: its hash does not match", RENEW)
     found = read_as(Manifest, _upgraded(stated, path) if format_ < FORMAT else stated, str(path), RENEW)
+    _check_limits(found, path)
     for name, token in found.special_tokens.to_json().items():
         if token is not None and not -1 <= token < MOST_TOKENS:
             raise MmedgeError(f"{path}: special_tokens.{name} is {token}, which is not a token id", RENEW)
     return found
+
+
+def _check_limits(found: Manifest, path: Path) -> None:
+    """Refuse numbers that no bundle can mean.
+
+    Raises:
+        MmedgeError: One is out of its range; the message names it.
+    """
+    texts = ("max_input_tokens", "max_answer_tokens", "max_rationale_tokens")
+    stated = [(name, getattr(found, name), 1, LONGEST_TEXT) for name in texts]
+    stated.append(("student.parameters", found.student.parameters, 0, MOST_BYTES))
+    if found.threads is not None:
+        stated.append(("threads", found.threads, 1, MOST_THREADS))
+    if found.vocabulary is not None:
+        stated.append(("vocabulary.of", found.vocabulary.of, 1, MOST_TOKENS))
+        stated.append(("vocabulary.kept", found.vocabulary.kept, 1, found.vocabulary.of))
+    if found.work is not None:
+        stated += [(f"work.{name}", getattr(found.work, name), 0, MOST_BYTES) for name in ("bytes", "operations", "table_bytes")]
+    stated += [(f"states.{place}.shape", size, 1, MOST_TOKENS) for place, state in enumerate(found.states) for size in state.shape]
+    for name, value, low, high in stated:
+        if not low <= value <= high:
+            raise MmedgeError(f"{path}: field {name!r}: expected a whole number from {low} to {high}, found {value}", RENEW)
 
 
 def open_bundle(folder: Path, hold: bool = False) -> Bundle:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmedge.engines.native.library import cache_type
+from mmedge.engines.native.plans import BrokenPlan, cache_type
 from mmedge.manifest import Manifest
 from mmedge.reports.formats import size
 from mmedge.storage import read_json, sha256_json
@@ -71,7 +71,7 @@ def cache_summary(manifest: Manifest) -> str | None:
     """Return what the native engine keeps keys and values in; None without a layer plan."""
     try:
         return cache_type(manifest.plan) if manifest.plan is not None else None
-    except (KeyError, TypeError):  # which says that the plan is broken when the bundle is opened
+    except BrokenPlan:  # which says that the plan is broken when the bundle is opened
         return None
 
 

@@ -19,6 +19,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from mmedge.errors import Notice, nearest
 from mmedge.registry import Registry
+from mmedge.tasks.base import LONGEST_TEXT
 
 DATA_VARIABLE = "MMEDGE_DATA"
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -47,6 +48,8 @@ def expand_path(value: object) -> object:
 PathText = Annotated[str, BeforeValidator(expand_path), Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
+TokenLimit = Annotated[int, Field(gt=0, le=LONGEST_TEXT)]
+Threads = Annotated[int, Field(gt=0, le=1024)]
 
 
 class Section(BaseModel):

@@ -8,6 +8,7 @@ literals and JSON's own types; knows no file and no format.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -70,7 +71,9 @@ def _read(kind: Any, value: Any, place: str) -> Any:
         return {str(name): _read(inside[1], one, f"{place}.{name}") for name, one in value.items()}
     if kind is Any or (origin is Literal and value in inside):
         return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not abs(value) <= sys.float_info.max:
+            raise ValueError(f"field {place!r}: expected a finite number, found {value!r:.60}")
         return float(value)
     if isinstance(kind, type) and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
         return value

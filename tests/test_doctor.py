@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from mmedge.doctor import examine, extras_here, gpu_precision, native_library, onnxruntime_of, rows, suitable_precision
+from mmedge.doctor import (
+    environment_problems,
+    examine,
+    extras_here,
+    gpu_precision,
+    native_library,
+    onnxruntime_of,
+    rows,
+    suitable_precision,
+)
 from mmedge.machine import Gpu, read_processor
 from tests.conftest import mmedge
 from tests.machines import BEAGLE, GRAVITON_3, OLD_PC, PI_4, RK3588, VISION_FIVE, XEON, recorded
@@ -96,18 +105,42 @@ def test_an_onnx_runtime_that_does_not_load_is_said_so(body: str, expected: str,
     [
         ("echo '[\"i8mm\", null]'", "i8mm kernels; quantized bundles run on it"),
         ("echo '[null, \"it was installed without a C++ compiler\"]'", "cannot be used: it was installed without a C++ compiler"),
-        ("echo '[null, null]'", "cannot be used: MMEDGE_ISA=sve: there are no such kernels here"),
+        ("echo '[null, null]'", "cannot be used: MMEDGE_ISA=i8mm: this processor or this library has no such kernels"),
         ("kill -ILL $$", "cannot be used: its library cannot be loaded"),
     ],
 )
 def test_the_native_engines_instruction_set_is_named(
     body: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MMEDGE_ISA", "sve")
+    monkeypatch.setenv("MMEDGE_ISA", "i8mm")
     monkeypatch.delenv("MMEDGE_ENGINE", raising=False)
     program(tmp_path, "python", body)
     found = replace(examine(tmp_path, "aarch64"), native=native_library(str(tmp_path / "python")))
     assert expected in dict(rows(found))["native engine"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "body", "problem"),
+    [
+        ("MMEDGE_ENGINE", "natve", "echo '[\"avx2\", null]'", "MMEDGE_ENGINE: invalid engine 'natve'"),
+        ("MMEDGE_ISA", "sve", "echo '[\"avx2\", null]'", "MMEDGE_ISA: invalid kernels 'sve'"),
+        ("MMEDGE_ISA", "neon", "echo '[null, null]'", "MMEDGE_ISA=neon: this processor or this library has no such kernels"),
+        ("MMEDGE_ENGINE", "native", "echo '[null, \"no library\"]'", "MMEDGE_ENGINE=native: the native engine cannot be used: no"),
+        ("MMEDGE_ENGINE", "native", "echo '[\"avx2\", null]'", ""),
+        ("MMEDGE_ENGINE", "onnx", "echo '[null, \"no library\"]'", ""),
+        ("MMEDGE_ISA", "avx2", "echo '[\"avx2\", null]'", ""),
+    ],
+)
+def test_variables_that_name_nothing_here_are_problems(
+    variable: str, value: str, body: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MMEDGE_ENGINE", "MMEDGE_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    program(tmp_path, "python", body)
+    found = environment_problems(native_library(str(tmp_path / "python")))
+    assert len(found) == bool(problem)
+    assert all(what.startswith(problem) and "leave" in how for what, how in found)
 
 
 def test_extras_are_those_of_the_package_with_what_they_lack() -> None:

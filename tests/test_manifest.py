@@ -73,6 +73,16 @@ def test_labels_of_format_5_are_settings_of_the_form(tiny_run: Path, tmp_path: P
         ({"budget": [{"kept_finer": 1}]}, "field 'budget.problems' is missing"),
         ({"prompts": None}, "field 'prompts': expected an object, found None"),
         ({"files": []}, "field 'files': expected an object"),
+        ({"max_input_tokens": -5}, "field 'max_input_tokens': expected a whole number from 1 to 1048576, found -5"),
+        ({"max_answer_tokens": 0}, "field 'max_answer_tokens': expected a whole number from 1 to 1048576, found 0"),
+        ({"max_rationale_tokens": 10**12}, "field 'max_rationale_tokens': expected a whole number from 1 to 1048576"),
+        ({"threads": -1}, "field 'threads': expected a whole number from 1 to 1024, found -1"),
+        ({"vocabulary": {"kept": 9, "of": 4}}, "field 'vocabulary.kept': expected a whole number from 1 to 4, found 9"),
+        ({"states": [{"name": "a", "shape": [2, -3]}]}, "field 'states.0.shape': expected a whole number from 1 to"),
+        ({"states": [{"name": "a", "shape": [2], "dtype": "complex64"}]}, "field 'states.dtype': expected 'float32' or 'float16'"),
+        ({"work": {"bytes": -1, "operations": 1, "table_bytes": 0}}, "field 'work.bytes': expected a whole number from 0"),
+        ({"max_accuracy_drop": float("nan")}, "field 'max_accuracy_drop': expected a finite number, found nan"),
+        ({"max_accuracy_drop": 10**400}, "field 'max_accuracy_drop': expected a finite number, found 1000"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused_by_field(

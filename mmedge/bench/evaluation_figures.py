@@ -32,7 +32,7 @@ from mmedge.bench.evaluation_results import (
 from mmedge.bench.results import Interval, Share
 from mmedge.engines.speaker import Evidence
 from mmedge.errors import MmedgeError
-from mmedge.runtime.confidence import OF_SEVERAL, SIGNALS, Signal, features_of, fields_of
+from mmedge.runtime.confidence import OF_SEVERAL, SIGNALS, Signal, features_of, fields_of, has_signal
 from mmedge.runtime.strategies import Choice, Sample, vote
 from mmedge.runtime.student import Student
 from mmedge.statistics import (
@@ -53,7 +53,7 @@ from mmedge.tasks.base import Example
 
 SAMPLES = "samples"  # the signal beside those of the runtime: the share of sampled answers that agree with the greedy one
 COVERAGES = (0.7, 0.8, 0.9)
-CHOICES: tuple[Choice, ...] = ("majority", "self_evaluation", "both")
+CHOICES: tuple[Choice, ...] = ("majority", "self_evaluation", "both")  # the last two of students that learned to judge
 TARGETS = (0.8, 0.9, 0.95)
 SHARES = (0.1, 0.2, 0.3)
 FEW = 15  # right or wrong answers below which an AUROC has no interval
@@ -92,7 +92,7 @@ def _confidences(student: Student, answered: Sequence[AnsweredQuestion], signal:
             for one in answered
         ]
     name: Signal = next(known for known in SIGNALS if known == signal)
-    if name == "answer_verdict" and (not answered or answered[0].evidence.answer_verdict is None):
+    if name != "answer" and (not answered or not has_signal(answered[0].evidence, name)):
         return None
     if student.confidence is not None and name not in student.confidence.maps:
         return None
@@ -269,9 +269,11 @@ def _strategies(student: Student, answered: Sequence[AnsweredQuestion]) -> dict[
         difference = paired_difference([[float(one) for one in outcomes]], [[float(one) for one in greedy]])
         return StrategyResult(accuracy=Share.of(outcomes), difference=_difference(difference), retried=retried)
 
-    for choose_by in CHOICES:
+    for choose_by in CHOICES if student.judges else ("majority",):
         name = f"{len(answered[0].samples)} samples, {choose_by}"
         found[name] = compared([chosen(one, choose_by) for one in answered])
+    if not student.judges:
+        return found
     confidences = _confidences(student, answered, _chosen_signal(student)) or []
     doubtful = [p < student.strategy_with("retry").retry_below for p in confidences]
     outcomes = [

@@ -191,11 +191,12 @@ def conditions(report: BenchReport) -> str:
         for split, count in report.questions.items()
     )
     versions = " ".join(f"{name} {version}" for name, version in where["packages"].items())
+    native = f", native engine with {kernels}" if (kernels := _kernels(report)) else ""
     bounds = [f"on {settings.cpus} of the cores"] if settings.cpus else []
     bounds += [f"in {size(settings.memory_limit)}"] if settings.memory_limit else []
     said = [
         f"{report.task}: {counts} questions, {ASKED[report.ask]}, batch {report.batch}, "
-        f"{where['cores']} cores, {where['processor']}, {where['memory_gb']} GB, Python {where['python']}, {versions}."
+        f"{where['cores']} cores, {where['processor']}, {where['memory_gb']} GB, Python {where['python']}, {versions}{native}."
     ]
     if bounds:
         said.append(f"Each variant ran {' and '.join(bounds)}.")
@@ -347,6 +348,12 @@ def _server_chart(variants: Sequence[MeasuredVariant]) -> str:
     return line_chart(series, x_label="questions a second", y_label="p99, ms", log_y=True, log_x=True, markers=True)
 
 
+def _kernels(report: BenchReport) -> str:
+    """Return the instruction sets that the native engine used; nothing where nothing ran on it."""
+    used = sorted({variant.kernels for variant in report.measured if variant.kernels})
+    return f"{', '.join(used)} kernels" if used else ""
+
+
 def _machine_rows(report: BenchReport) -> list[list[str]]:
     where, watch = report.machine, report.watch
 
@@ -358,6 +365,7 @@ def _machine_rows(report: BenchReport) -> list[list[str]]:
         ["processor", f"{where['processor']}, {where['cores']} cores"],
         ["memory", f"{where['memory_gb']} GB"],
         ["system", f"{where['system']}, Python {where['python']}, mmedge {where['mmedge']}"],
+        *([["native engine", kernels]] if (kernels := _kernels(report)) else []),
         ["packages", " ".join(f"{name} {version}" for name, version in where["packages"].items())],
         ["other load while measuring", "not available here" if load is None else f"{load:.2f} cores"],
         ["taken by the host", "not available here" if steal is None else share(steal)],

@@ -233,13 +233,17 @@ class AnswerScores(ReportPart):
 
 
 class MeasuredVariant(VariantResult):
-    """A variant that was measured; what belongs to another scenario is None, or empty."""
+    """A variant that was measured; what belongs to another scenario is None, or empty.
+
+    `kernels` is the instruction set that the native engine used; None for other engines.
+    """
 
     problem: None = None
     engine: str
     precision: str
     device: str
     threads: int
+    kernels: str | None = None
     cpus: int | None
     memory_limit: str | None
     answer_accuracy: dict[str, Share]

@@ -81,6 +81,7 @@ def measured(
         precision=row.opened["precision"],
         device=row.opened["device"],
         threads=row.opened["threads"],
+        kernels=row.opened.get("kernels"),
         cpus=settings.cpus,
         memory_limit=None if settings.memory_limit is None else size(settings.memory_limit),
         answer_accuracy={split: Share.of([one for one in outcomes if one is not None]) for split, outcomes in right.items()},

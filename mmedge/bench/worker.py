@@ -117,6 +117,7 @@ def serve(
             "precision": opened.precision,
             "threads": opened.threads,
             "device": opened.device,
+            "kernels": opened.kernels,
             "task": opened.task,
             "load_seconds": time.perf_counter() - begun,
             "bytes_on_disk": opened.bytes_on_disk,

@@ -26,6 +26,9 @@ def quickstart(
 ) -> None:
     """Run the whole chain on the embedded task, in minutes on two CPU cores."""
     need("torch", "all")
+    from mmedge.engines.environment import check_environment
+
+    check_environment()
     from mmedge.bench.bench import bench as measure
     from mmedge.bench.settings import settings_for
     from mmedge.cli.measuring import BENCH_JOURNAL, save_report

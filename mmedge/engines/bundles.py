@@ -1,11 +1,11 @@
 """Bundles: which engine runs one, and the speaker that asks it.
 
     open_speaker(bundle)                    the engine that the bundle was verified on, where that can run it here
-    engine_of(bundle.manifest, "auto")      ("native", "") or ("onnxruntime", why it is not native)
+    engine_of(bundle.manifest)              "native" or "onnxruntime"
 
 Quantized bundles are verified, and their confidence is calibrated, on the native engine, others on ONNX Runtime, which is faster in
-float32. `MMEDGE_ENGINE=onnx` or `native` asks for one of them. A bundle that the native engine cannot run here runs on ONNX Runtime
-all the same. Knows no graph and no plan.
+float32. A bundle that the native engine cannot run here runs on ONNX Runtime all the same. Whoever asks for one of them
+(`MMEDGE_ENGINE`) gets that one, or the reason why not. Knows no graph and no plan.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Literal, get_args
 
 from mmedge.engines.engine import Engine
 from mmedge.engines.entry import EngineEntry, OpenedVariant, OpenRequest
+from mmedge.engines.environment import ENGINE, EngineName, wanted_engine
 from mmedge.engines.speaker import Speaker
 from mmedge.errors import MmedgeError
 from mmedge.folders import Kind
@@ -26,43 +27,31 @@ from mmedge.manifest import Bundle, Manifest, open_bundle
 from mmedge.tasks.chat.template import ChatTemplate
 from mmedge.tasks.encoding import PromptEncoder, load_tokenizer
 
-ENVIRONMENT = "MMEDGE_ENGINE"
 MOST_THREADS = 64
 FLOATS = ("fp32", "fp16")  # precisions that ONNX Runtime multiplies faster
 Device = Literal["auto", "cpu", "cuda"]
-EngineName = Literal["onnxruntime", "native"]
 
 
-def wanted_engine() -> EngineName | None:
-    """Return the engine that `MMEDGE_ENGINE` asks for; None where it leaves that to the bundle.
-
-    Raises:
-        MmedgeError: It names none.
-    """
-    wanted = os.environ.get(ENVIRONMENT, "") or "auto"
-    if wanted not in ("auto", "onnx", "native"):
-        raise MmedgeError(f"{ENVIRONMENT}: invalid engine {wanted!r}", "set it to onnx or native, or leave it out")
-    return {"auto": None, "onnx": "onnxruntime", "native": "native"}[wanted]
-
-
-def engine_of(manifest: Manifest, device: Device = "auto") -> tuple[EngineName, str]:
-    """Return the engine that runs a bundle, and why it is not the native one where that was asked for.
+def engine_of(manifest: Manifest, device: Device = "auto") -> EngineName:
+    """Return the engine that runs a bundle.
 
     Raises:
-        MmedgeError: `MMEDGE_ENGINE` or the device names none.
+        MmedgeError: `MMEDGE_ENGINE` asks for an engine that cannot run it, or it or the device names none.
     """
     if device not in get_args(Device):
         raise MmedgeError(f"invalid device {device!r}; it must be one of {', '.join(get_args(Device))}")
     wanted = wanted_engine()
     if (wanted or suited_engine(manifest)) == "onnxruntime":
-        return "onnxruntime", ""
+        return "onnxruntime"
     from mmedge.engines.native import library
     from mmedge.engines.native.engine import unsupported
 
     why = "it runs on CPUs alone" if device == "cuda" else unsupported(manifest)
     if why is None and wanted is None and library.instruction_set() == "portable":
         why = "it has no fast kernels for this processor"
-    return ("native", "") if why is None else ("onnxruntime", why)
+    if why is not None and wanted is not None:
+        raise MmedgeError(f"{ENGINE}=native: the native engine cannot be used: {why}", f"leave {ENGINE} out, or set it to onnx")
+    return "native" if why is None else "onnxruntime"
 
 
 def suited_engine(manifest: Manifest) -> EngineName:
@@ -87,7 +76,7 @@ def open_speaker(bundle: Bundle, threads: int | None = None, device: Device = "a
     Raises:
         MmedgeError: CUDA is asked for and cannot be had, or the bundle cannot be opened.
     """
-    return _open_on(engine_of(bundle.manifest, device)[0], bundle, threads, device)
+    return _open_on(engine_of(bundle.manifest, device), bundle, threads, device)
 
 
 def _open_on(name: EngineName, bundle: Bundle, threads: int | None, device: Device) -> Speaker:
@@ -128,6 +117,12 @@ def _opened(name: EngineName, bundle: Bundle, request: OpenRequest) -> OpenedVar
         from mmedge.engines.onnx.graphs import choose_device
 
         place = choose_device(device, stated.device)
+    kernels = None
+    if name == "native":
+        from mmedge.engines.native.engine import NativeEngine
+
+        assert isinstance(speaker.engine, NativeEngine)
+        kernels = speaker.engine.decoder.kernels
     return OpenedVariant(
         name,
         stated.precision,
@@ -139,12 +134,13 @@ def _opened(name: EngineName, bundle: Bundle, request: OpenRequest) -> OpenedVar
         bundle,
         asdict(stated.work) if stated.work else None,
         stated.student.learned,
+        kernels,
     )
 
 
 def _open(request: OpenRequest) -> OpenedVariant:
     bundle = open_bundle(Path(request.place))
-    return _opened(engine_of(bundle.manifest, "cuda" if request.device == "cuda" else "auto")[0], bundle, request)
+    return _opened(engine_of(bundle.manifest, "cuda" if request.device == "cuda" else "auto"), bundle, request)
 
 
 def _open_onnx(request: OpenRequest) -> OpenedVariant:

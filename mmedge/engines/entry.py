@@ -47,6 +47,7 @@ class OpenedVariant:
         bundle: The bundle, if it is one: it knows how its student answers and how confidence is calibrated.
         work: What one decoding step does with its weights, as `manifest.Work` has it; None where that is not known.
         learned: What its student learned to write besides answers (`rationale`, `verdict`); None where that is not known.
+        kernels: The instruction set of the native engine's kernels; None for other engines.
     """
 
     engine_name: str
@@ -59,6 +60,7 @@ class OpenedVariant:
     bundle: Bundle | None = None
     work: dict[str, Any] | None = None
     learned: tuple[str, ...] | None = None
+    kernels: str | None = None
 
 
 @dataclass(frozen=True)

@@ -465,8 +465,8 @@ class GraphBuilder:
             if value.name.startswith(PAST_STATES):
                 type_ = value.type.tensor_type
                 shape = tuple(int(dimension.dim_value) for dimension in type_.shape.dim)[1:]
-                dtype = str(helper.tensor_dtype_to_np_dtype(type_.elem_type))
-                found.append(State(value.name.removeprefix(PAST_STATES), shape, dtype))
+                half = type_.elem_type == TensorProto.FLOAT16
+                found.append(State(value.name.removeprefix(PAST_STATES), shape, "float16" if half else "float32"))
         return tuple(found)
 
     def save(self, path: Path, plan: Mapping[str, Any] | None = None) -> WrittenGraphs:

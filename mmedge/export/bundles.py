@@ -159,7 +159,7 @@ class _BundleAttempts:
             recovered=self.recovery is not None,
         )
         cached = self.cache_int8(judge) if _caches_int8(source, precision) else None
-        if cached and not cached.problems and engine_of(self.student.bundle.manifest)[0] == "native":
+        if cached and not cached.problems and engine_of(self.student.bundle.manifest) == "native":
             found = cached.verification
         written, exceptions = self.quantizer.written, self.quantizer.exceptions
         if exceptions and not written.keys() - exceptions.keys():
@@ -230,7 +230,7 @@ class _BundleAttempts:
         if problems:
             source.progress.line(f"{precision.name}: {'; '.join(problems)}; keys and values stay in float16")
         else:
-            self.student = Student(bundle, speaker if engine_of(stated)[0] == "native" else self.student.speaker)
+            self.student = Student(bundle, speaker if engine_of(stated) == "native" else self.student.speaker)
         return Int8CachePart(problems, found)
 
     def recover(self) -> None:

@@ -26,6 +26,7 @@ from mmedge.runtime.confidence import (
     StepMap,
     features_of,
     field_features,
+    has_signal,
     sigmoid,
 )
 from mmedge.runtime.student import Student
@@ -59,7 +60,7 @@ def calibrated(student: Student, examples: Sequence[Example], progress: Progress
                 right.append(student.bundle.form.agrees(text, example.label or "", example.choices))
                 fields.append(student.bundle.form.fields_right(text, example.label or ""))
             step.advance(len(batch))
-    found = fitted(evidence, right, prices(student, labelled[:BATCH])) | {"engine": engine_of(student.bundle.manifest)[0]}
+    found = fitted(evidence, right, prices(student, labelled[:BATCH])) | {"engine": engine_of(student.bundle.manifest)}
     of_fields = fitted_fields(evidence, fields)
     return found | ({"fields": of_fields} if of_fields else {})
 
@@ -105,12 +106,12 @@ def prices(student: Student, examples: Sequence[Example]) -> dict[str, float]:
     Passes, and not seconds, so that the same student gives the same bundle: one for reading a prompt, one for each token written.
     """
     learned = bool(student.speaker.encoder.prompts.answer_verdict)
-    thoughts = student.speaker.thoughts(examples, Wanted(judgement=True)) if examples else []
+    thoughts = student.speaker.thoughts(examples, Wanted(judgement=student.judges)) if examples else []
     written = [thought.written for thought in thoughts if thought.written is not None]
     answer = 1.0 + sum(len(one.tokens) + one.ended for one in written) / max(1, len(written))
     rationale = 1.0 + sum(one.rationale_tokens for one in written) / max(1, len(written))
     judged = (answer + rationale + 1) / answer
-    found = {"answer": 1.0, "evaluation": judged, "combined": judged}
+    found = {"answer": 1.0} | ({"evaluation": judged, "combined": judged} if student.judges else {})
     return {
         name: round(price, 3) for name, price in (found | ({"answer_verdict": (answer + 1) / answer} if learned else {})).items()
     }
@@ -134,7 +135,7 @@ def fitted(evidence: Sequence[Evidence], right: Sequence[bool], prices: Mapping[
         return counts | {"signals": {}, "chosen": None, "why": f"fewer than {LEAST_OF_EACH} {few} answers to learn from"}
     signals: dict[str, dict[str, Any]] = {}
     losses: dict[Signal, Array] = {}
-    known = [signal for signal in SIGNALS if signal != "answer_verdict" or evidence[0].answer_verdict is not None]
+    known = [signal for signal in SIGNALS if has_signal(evidence[0], signal)]
     for signal in known:
         features = np.stack([features_of(one, signal) for one in evidence])
         candidates: dict[str, Callable[[Array, Array], AnyMap]] = (

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmedge.engines.environment import check_environment
 from mmedge.export.bitsandbytes import write_student, written_student
 from mmedge.export.bundles import FOREIGN, write_bundle, written_bundle
 from mmedge.export.graphs import GraphChoice
@@ -61,6 +62,7 @@ def export(
     Raises:
         MmedgeError: The student cannot be exported, or what is written is not the same model.
     """
+    check_environment()
     folder = student_in(place)
     source = Source(
         folder,

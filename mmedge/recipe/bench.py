@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mmedge.sections import Positive, Section
+from mmedge.sections import Positive, Section, Threads
 
 
 class BenchSection(Section):
@@ -15,6 +15,6 @@ class BenchSection(Section):
     questions: Positive | None = Field(default=None, description="Questions of each test split. Default: all.")
     warmup_questions: Positive = Field(default=5, description="Questions of one warm-up pass, repeated until it gets no faster.")
     verdicts: Annotated[int, Field(ge=0)] = Field(default=100, description="Held-out chains of thought that each variant judges.")
-    threads: Positive | None = Field(
+    threads: Threads | None = Field(
         default=None, description="Threads of each variant. Default: what a bundle asks for, else all usable cores."
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mmedge.sections import PathText, Positive, Section, Share
+from mmedge.sections import PathText, Section, Share
 from mmedge.tasks.chat.template import DATE
+
+Width = Annotated[int, Field(gt=0, le=1 << 16)]  # of layers, as wide as the engines multiply
+Count = Annotated[int, Field(gt=0, le=1024)]  # of heads and layers
 
 
 class ScratchSection(Section):
@@ -17,13 +20,13 @@ class ScratchSection(Section):
     the embedded task, 8 heads of width 16 answered 98 % right, and 4 heads of width 32 only 90 %.
     """
 
-    d_model: Positive = Field(default=192, description="Width of embeddings and layers.")
-    d_ff: Positive = Field(default=512, description="Width of the feed-forward layers.")
-    d_kv: Positive = Field(default=16, description="Width of an attention head.")
-    heads: Positive = Field(default=12, description="Attention heads.")
-    encoder_layers: Positive = Field(default=3, description="Layers of the encoder.")
-    decoder_layers: Positive = Field(default=2, description="Layers of the decoder.")
-    vocabulary: int = Field(default=600, ge=300, description="Size of the tokenizer's vocabulary.")
+    d_model: Width = Field(default=192, description="Width of embeddings and layers.")
+    d_ff: Width = Field(default=512, description="Width of the feed-forward layers.")
+    d_kv: Count = Field(default=16, description="Width of an attention head.")
+    heads: Count = Field(default=12, description="Attention heads.")
+    encoder_layers: Count = Field(default=3, description="Layers of the encoder.")
+    decoder_layers: Count = Field(default=2, description="Layers of the decoder.")
+    vocabulary: int = Field(default=600, ge=300, le=1 << 22, description="Size of the tokenizer's vocabulary.")
     dropout: Share = Field(default=0.0, description="Dropout while training.")
 
 
@@ -33,8 +36,10 @@ class LoraSection(Section):
     Only the adapters are trained, and kept in checkpoints; the learning rate may be ten times that of full training.
     """
 
-    rank: Positive = Field(default=16, description="Rank of the adapters.")
-    alpha: float = Field(default=32.0, gt=0, description="Scale of the adapters; what they add is multiplied by alpha / rank.")
+    rank: Width = Field(default=16, description="Rank of the adapters.")
+    alpha: float = Field(
+        default=32.0, gt=0, le=1e6, description="Scale of the adapters; what they add is multiplied by alpha / rank."
+    )
     dropout: Share = Field(default=0.0, description="Dropout before the adapters.")
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         default="all-linear", description="Names of the layers with an adapter; all-linear is every linear layer but the head."

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mmedge.sections import PathText, Positive, Section, Share
+from mmedge.sections import PathText, Positive, Section, Share, TokenLimit
 
 STYLES = (
     "plain and short",
@@ -46,7 +46,7 @@ class SynthesisSection(Section):
     temperature: Annotated[float, Field(ge=0)] = Field(
         default=1.0, description="Sampling temperature, in place of the teacher's own; 0 repeats itself."
     )
-    max_tokens: Positive = Field(default=256, description="Longest text of the teacher, in tokens.")
+    max_tokens: TokenLimit = Field(default=256, description="Longest text of the teacher, in tokens.")
     prompt: PathText | None = Field(
         default=None,
         description="Template of your own; `mmedge synthesize RECIPE --copy-prompts FOLDER` writes the built-in one to start from.",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, field_validator
 
 from mmedge.openai import base_url_problem
-from mmedge.sections import PathText, Positive, Section, Share
+from mmedge.sections import PathText, Positive, Section, Share, Threads, TokenLimit
 
 NotNegative = Annotated[int, Field(ge=0)]
 
@@ -76,8 +76,8 @@ class SampledTeacherSection(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0, description="Nucleus sampling: share of probability to sample from."
     )
-    max_cot_tokens: Positive = Field(default=512, description="Longest chain of thought, in tokens.")
-    max_evaluation_tokens: Positive = Field(default=512, description="Longest self-evaluation, in tokens.")
+    max_cot_tokens: TokenLimit = Field(default=512, description="Longest chain of thought, in tokens.")
+    max_evaluation_tokens: TokenLimit = Field(default=512, description="Longest self-evaluation, in tokens.")
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), description="Strings that end a text.")
     seed: int = Field(default=0, description="Random seed; every request gets a seed of its own that depends on it.")
     prompts: PromptsSection = Field(default=PromptsSection(), description="Prompt templates of your own.")
@@ -152,7 +152,7 @@ class LocalTeacherSection(SampledTeacherSection):
     quantization: Literal["none", "int8", "nf4"] = Field(default="none", description="Quantize with bitsandbytes (extra `gpu`).")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the model runs.")
     batch_size: Positive = Field(default=16, description="Prompts per batch; halved if a batch does not fit into memory.")
-    threads: Positive | None = Field(default=None, description="CPU threads. Default: all cores.")
+    threads: Threads | None = Field(default=None, description="CPU threads. Default: all cores.")
     thinking: bool | None = Field(
         default=None,
         description="Whether a model that can reason in a block of its own (`<think>`) does so. Default: as its template has it.",

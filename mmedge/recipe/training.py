@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mmedge.sections import Positive, Section, Share
+from mmedge.sections import Positive, Section, Share, Threads, TokenLimit
 
 COMPUTE_ONLY = (  # settings of training that change how it is computed, and not what is learned
     "checkpoint_minutes",
@@ -66,8 +66,8 @@ class TrainingSection(Section):
     stage3: StageSection | None = Field(
         default=None, description="Stage 3, which learns from the student's own chains of thought. Needed with `method.own_cots`."
     )
-    max_input_tokens: Positive = Field(default=512, description="Longest input, in tokens; longer ones are cut.")
-    max_target_tokens: Positive = Field(
+    max_input_tokens: TokenLimit = Field(default=512, description="Longest input, in tokens; longer ones are cut.")
+    max_target_tokens: TokenLimit = Field(
         default=256, description="Longest target, in tokens; longer ones are cut and have no end token."
     )
     optimizer: Literal["adamw", "muon"] = Field(
@@ -96,7 +96,7 @@ class TrainingSection(Section):
     )
     max_gradient_norm: float = Field(default=1.0, gt=0, description="Longer gradients are scaled down to this norm.")
     checkpoint_minutes: float = Field(default=5.0, ge=0, description="Minutes between checkpoints; the most that a kill loses.")
-    threads: Positive | None = Field(default=None, description="CPU threads of torch. Default: torch's.")
+    threads: Threads | None = Field(default=None, description="CPU threads of torch. Default: torch's.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to train; auto: on a GPU where there is one.")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32",
@@ -156,5 +156,5 @@ class SplitSection(Section):
 class GenerationSection(Section):
     """How long the student's texts may be."""
 
-    max_answer_tokens: Positive = Field(default=32, description="Longest answer, in tokens.")
-    max_rationale_tokens: Positive = Field(default=128, description="Longest rationale or evaluation, in tokens.")
+    max_answer_tokens: TokenLimit = Field(default=32, description="Longest answer, in tokens.")
+    max_rationale_tokens: TokenLimit = Field(default=128, description="Longest rationale or evaluation, in tokens.")

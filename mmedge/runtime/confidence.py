@@ -56,6 +56,13 @@ def features_of(evidence: Evidence, signal: Signal) -> NDArray[np.float64]:
     return np.array([_log_odds(evidence.answer), evaluation, evidence.agreement, evidence.rationale])
 
 
+def has_signal(evidence: Evidence, signal: Signal) -> bool:
+    """Whether a student showed what a signal needs."""
+    if signal == "answer_verdict":
+        return evidence.answer_verdict is not None
+    return signal in OF_THE_ANSWER or evidence.evaluation is not None
+
+
 def field_features(evidence: Evidence) -> NDArray[np.float64]:
     """Return the features of an answer's fields: the log-odds of each one's tokens and of the whole answer, (fields, 2)."""
     whole = _log_odds(evidence.answer)

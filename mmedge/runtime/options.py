@@ -216,5 +216,12 @@ class SettledOptions:
 
 
 def strategy_of(bundle: Bundle) -> Strategy:
-    """Return a bundle's own strategy."""
-    return Strategy(**bundle.manifest.answering.strategy)
+    """Return a bundle's own strategy.
+
+    Raises:
+        MmedgeError: Its manifest states none that there is.
+    """
+    stated = bundle.manifest.answering.strategy
+    if unknown := sorted(stated.keys() - {field.name for field in fields(Strategy)}):
+        raise MmedgeError(f"{bundle.folder}: field 'answering.strategy.{unknown[0]}' is unknown", "export the student again")
+    return Strategy(**stated)

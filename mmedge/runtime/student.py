@@ -190,10 +190,20 @@ class Student:
             raise MmedgeError("a threshold needs an aim", "give either target_accuracy or max_withheld")
         return found
 
+    @property
+    def judges(self) -> bool:
+        """Whether what it says of its own answers means anything: it learned to judge them, or its confidence rests on that."""
+        learned = self.bundle.manifest.student.learned
+        rests = self.confidence is not None and self.confidence.chosen not in OF_THE_ANSWER
+        return learned is None or "verdict" in learned or rests
+
     def examined(self, questions: Sequence[Example]) -> list[tuple[str, Evidence]]:
-        """Answer questions in one batch, and return each answer with everything that the confidence is made of."""
+        """Answer questions in one batch, and return each answer with everything that the confidence is made of.
+
+        What a student that did not learn to judge says of its answers is left out.
+        """
         learned = bool(self.speaker.encoder.prompts.answer_verdict)
-        thoughts = self.speaker.thoughts(questions, Wanted(judgement=True, answer_verdict=learned))
+        thoughts = self.speaker.thoughts(questions, Wanted(judgement=self.judges, answer_verdict=learned))
         evidence = map(self.speaker.evidence, questions, thoughts)
         return [(thought.text, found) for thought, found in zip(thoughts, evidence, strict=True)]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mmedge.engines.native import library
 from tests.conftest import REPOSITORY, engine_of_int8, is_one_line_error, killed_when_lines_are_there, mmedge
 
 
@@ -48,6 +49,10 @@ def test_each_variant_has_a_memory_of_its_own(report: tuple[Path, dict[str, Any]
 def test_the_table_says_machine_and_conditions(report: tuple[Path, dict[str, Any]]) -> None:
     text = (report[0] / "bench.md").read_text()
     assert f"{engine_of_int8()} int8" in text and "95 % Wilson" in text and "threads" in text
+    kernels = {variant["engine"]: variant["kernels"] for variant in report[1]["variants"]}
+    assert kernels["torch"] is kernels["onnxruntime"] is None
+    if "native" in kernels:
+        assert kernels["native"] == library.instruction_set() and f"native engine with {kernels['native']} kernels." in text
 
 
 def test_shares_of_the_machines_ceilings_stand_with_every_variant_whose_work_is_known(

@@ -134,7 +134,12 @@ def test_a_student_that_learned_labels_alone_is_timed_answering(labels_run: Path
     assert open_bundle(bundle).manifest.student.learned == ()
     done = mmedge("evaluate", bundle, "--samples", "2", "--timed", "1", "--questions", "4", "--out", tmp_path, "--json", "-q")
     assert done.code == 0, done.err
-    assert set(json.loads(done.out)["prices"]) == {"answer"}
+    found = json.loads(done.out)
+    assert set(found["prices"]) == {"answer"}
+    for split in found["splits"].values():  # nothing of what it never learned to say
+        assert set(split["signals"]) == {"answer", "samples"}
+        assert set(split["strategies"]) == {"answer", "2 samples, majority"}
+    assert not set(found["confidence"]["signals"]) & {"evaluation", "combined"}
 
 
 def test_what_cannot_be_evaluated_is_one_line(tiny_run: Path, tmp_path: Path) -> None:

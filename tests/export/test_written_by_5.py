@@ -200,6 +200,28 @@ def test_what_only_5_can_say_and_the_graphs_do_not_implement_is_refused(config: 
         choose_graphs(tmp_path, "fused")
 
 
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (LLAMA | {"num_attention_heads": -4}, "num_attention_heads must be a whole number from 1 to 1024, found -4"),
+        (LLAMA | {"num_key_value_heads": 0}, "num_key_value_heads must be a whole number from 1 to 1024, found 0"),
+        (LLAMA | {"num_hidden_layers": 10**6}, "num_hidden_layers must be a whole number from 1 to 1024, found 1000000"),
+        (LLAMA | {"rms_norm_eps": -1e-5}, "rms_norm_eps must be a number from 0 to 1, found -1e-05"),
+        (LLAMA | {"rms_norm_eps": "small"}, "rms_norm_eps must be a number from 0 to 1, found 'small'"),
+        (LLAMA | {"rope_parameters": FAR | {"rope_theta": 0}}, "rope_theta must be a number from 1 to"),
+        (LLAMA | {"rope_theta": -1e4}, "rope_theta must be a number from 1 to"),
+        (LLAMA | {"hidden_size": True}, "hidden_size must be a whole number from 1 to"),
+        (T5 | {"d_kv": 0}, "d_kv must be a whole number from 1 to"),
+        (T5 | {"layer_norm_epsilon": float("inf")}, "layer_norm_epsilon must be a number from 0 to 1, found inf"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused(config: dict[str, Any], named: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MmedgeError) as caught:
+        choose_graphs(tmp_path, "fused")
+    assert caught.value.what.startswith(f"config.json: {named}") and caught.value.hint
+
+
 def test_what_a_config_leaves_out_is_what_transformers_takes(tmp_path: Path) -> None:
     """A Mistral without `sliding_window` has one of 4096 positions; a Qwen 3 without `head_dim` has heads of 128."""
     from mmedge.export.architectures.decoder import Attention

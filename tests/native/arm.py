@@ -18,7 +18,7 @@ import numpy as np
 
 from mmedge.engines.native.build import FLAGS, SOURCES, CannotCompile, build, sources
 from mmedge.engines.native.engine import NativeEngine, mapped
-from mmedge.engines.native.library import structures
+from mmedge.engines.native.plans import structures
 from mmedge.tasks.encoding import Prompt
 from tests.native.students import ENCODER_DECODERS, KINDS, exported, sequences, with_cache
 

@@ -144,18 +144,21 @@ def test_tokens_and_positions_that_do_not_exist_are_refused() -> None:
             engine.next_logits([Prompt(tokens, ())], ())
 
 
-def test_a_bundle_without_a_plan_runs_on_onnxruntime_and_says_why(llama_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_is_asked_for_is_used_or_refused_with_the_reason(llama_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = open_bundle(llama_run / "bundle-int8")
     without = replace(bundle, manifest=replace(bundle.manifest, plan=None))
     monkeypatch.setenv("MMEDGE_ENGINE", "onnx")
-    assert engine_of(bundle.manifest) == ("onnxruntime", "")
-    monkeypatch.setenv("MMEDGE_ENGINE", "native")
-    assert engine_of(bundle.manifest) == ("native", "")
-    name, why = engine_of(without.manifest)
-    assert name == "onnxruntime" and "no layer plan" in why
-    assert isinstance(open_speaker(bundle).engine, NativeEngine)
+    assert engine_of(bundle.manifest) == "onnxruntime"
     assert not isinstance(open_speaker(without).engine, NativeEngine)
+    monkeypatch.setenv("MMEDGE_ENGINE", "native")
+    assert engine_of(bundle.manifest) == "native"
+    assert isinstance(open_speaker(bundle).engine, NativeEngine)
     assert unsupported(without.manifest) is not None
+    for refused in (lambda: engine_of(without.manifest), lambda: open_speaker(without)):
+        with pytest.raises(MmedgeError, match=r"MMEDGE_ENGINE=native: .* no layer plan .*\n  → leave MMEDGE_ENGINE out"):
+            refused()
+    with pytest.raises(MmedgeError, match="it runs on CPUs alone"):
+        engine_of(bundle.manifest, "cuda")
     monkeypatch.setenv("MMEDGE_ENGINE", "other")
     with pytest.raises(MmedgeError, match="invalid engine 'other'"):
         engine_of(bundle.manifest)
@@ -165,20 +168,20 @@ def test_a_bundle_runs_on_the_engine_that_it_was_verified_on(llama_run: Path, mo
     monkeypatch.delenv("MMEDGE_ENGINE", raising=False)
     stated = open_bundle(llama_run / "bundle-int8").manifest
     older = replace(stated, confidence={})
-    assert engine_of(older) == ("onnxruntime", "")
+    assert engine_of(older) == "onnxruntime"
     uncalibrated = replace(older, verification=NOT_VERIFIED)
-    assert engine_of(uncalibrated) == ("native", "")
-    assert engine_of(replace(uncalibrated, precision="fp32")) == ("onnxruntime", "")
+    assert engine_of(uncalibrated) == "native"
+    assert engine_of(replace(uncalibrated, precision="fp32")) == "onnxruntime"
     for engine in ("native", "onnxruntime"):
-        assert engine_of(replace(stated, confidence={"engine": engine}))[0] == engine
-    assert engine_of(uncalibrated, "cuda") == ("onnxruntime", "it runs on CPUs alone")
-    name, why = engine_of(replace(uncalibrated, plan=None))
-    assert name == "onnxruntime" and "no layer plan" in why
+        assert engine_of(replace(stated, confidence={"engine": engine})) == engine
+    assert engine_of(uncalibrated, "cuda") == "onnxruntime"
+    assert engine_of(replace(uncalibrated, plan=None)) == "onnxruntime"
 
 
 def test_native_is_a_variant_of_the_bench(llama_run: Path) -> None:
     (spec,) = find_variants(f"native:{llama_run / 'bundle-int8'}")
     opened = open_variant(spec)
     assert (opened.engine_name, opened.precision, opened.device) == ("native", "int8", "cpu")
+    assert opened.kernels == library.instruction_set()
     question = opened.speaker.encoder.prompts.reasoning_context("How many apples are there?")
     assert len(opened.speaker.write_all("predict", [question], 5, 1)) == 1

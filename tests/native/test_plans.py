@@ -14,6 +14,7 @@ import pytest
 from mmedge.engines.native import library
 from mmedge.engines.native.engine import NativeEngine, mapped
 from mmedge.errors import MmedgeError
+from mmedge.manifest import MANIFEST
 from mmedge.tasks.encoding import Prompt
 from tests.native.students import KINDS, RECURRENT, exported
 
@@ -59,15 +60,46 @@ def put(plan: Any, path: tuple[Any, ...], value: Any) -> None:
         (("heads",), 5, "do not fit"),
         (("vocabulary",), 300, "does not fit"),
         (("version",), 5, "version"),
-        (("cache",), "int4", "broken: KeyError"),
-        (("cache",), ["int8"], "broken"),
+        (("cache",), "int4", "field 'plan.cache': expected 'float32' or 'float16' or 'int8', found 'int4'"),
+        (("cache",), ["int8"], "field 'plan.cache': expected"),
+        (("heads",), 2**32 + 6, "field 'plan.heads': expected a whole number from -2147483647 to 2147483647, found 4294967302"),
+        (("matrices", 2, "block"), 2**32 + 32, "field 'plan.matrices.2.block': expected a whole number from"),
+        (("matrices", 2, "codes"), 2**64, "field 'plan.matrices.2.codes': expected a whole number from"),
+        (("matrices", 2, "codes"), "far", "field 'plan.matrices.2.codes': expected a whole number, found 'far'"),
+        (("matrices", 2, "storage"), {}, "field 'plan.matrices.2.storage': expected 'float32_rows' or"),
+        (("matrices", 2), None, "field 'plan.matrices.2': expected an object, found None"),
+        (("matrices",), {}, "field 'plan.matrices': expected a list"),
+        (("blocks", 3, "window"), -(2**32), "field 'plan.blocks.3.window': expected a whole number from"),
+        (("blocks", 2, "window"), -4, "field 'plan': blocks.2: a window is impossible"),
+        (("blocks", 3, "norm"), True, "field 'plan.blocks.3.norm': expected a whole number, found True"),
+        (("matrices", 4, "outputs"), 0, "field 'plan': matrices.4: a matrix has an impossible shape"),
+        (("heads",), -6, "impossible shape"),
+        (("epsilon",), -1e-5, "field 'plan.epsilon': expected a number from 0 to 1, found -1e-05"),
+        (("epsilon",), float("nan"), "field 'plan.epsilon': expected a number from 0 to 1, found nan"),
+        (("attention_scale",), 10**400, "field 'plan.attention_scale': expected a number from"),
+        (("attention_scale",), "1", "field 'plan.attention_scale': expected a number from"),
     ],
 )
 def test_a_lying_plan_is_refused_by_name(path: tuple[Any, ...], value: Any, said: str) -> None:
     plan = stated()
     put(plan, path, value)
-    with pytest.raises(MmedgeError, match=said):
+    refuses(plan, said)
+
+
+@pytest.mark.parametrize("name", ["version", "matrices", "blocks", "width", "epsilon", "table", "norm"])
+def test_a_plan_without_a_field_is_refused_by_name(name: str) -> None:
+    plan = stated()
+    del plan[name]
+    refuses(plan, f"field 'plan.{name}' is missing")
+
+
+def refuses(plan: dict[str, Any], said: str) -> None:
+    """Assert that a plan is refused in a line that names the bundle's manifest, and one that says what to do."""
+    with pytest.raises(MmedgeError) as caught:
         opened(plan)
+    manifest = exported("qwen3", "int8").bundle.folder / MANIFEST
+    assert caught.value.what.startswith(f"{manifest}: field 'plan") and said in caught.value.what
+    assert "\n" not in str(caught.value).replace("\n  → export the student again", "")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +112,10 @@ def test_a_lying_plan_is_refused_by_name(path: tuple[Any, ...], value: Any, said
         (("encoder", "blocks"), [], "no encoder"),
         (("encoder", "blocks", 0, "kind"), "cross_attention", "no encoder"),
         (("blocks", 1, "kind"), "self_attention", "not"),
-        (("blocks", 2, "activation"), "tanh", "broken"),
+        (("blocks", 2, "activation"), "tanh", "field 'plan.blocks.2.activation': expected 'silu' or 'relu' or 'gelu'"),
+        (("encoder", "blocks", 1, "norm"), None, "field 'plan.encoder.blocks.1.norm': expected a whole number, found None"),
+        (("encoder", "blocks", 1, "norm"), 2, "encoder.blocks.1: a norm lies outside of the weights"),
+        (("encoder",), [], "field 'plan.encoder': expected an object"),
         (("encoder",), None, "no encoder"),
         (("cosines",), 0, "rotary"),
         (("kv_heads",), 2, "not"),
@@ -101,7 +136,8 @@ def test_a_lying_plan_of_an_encoder_is_refused_by_name(path: tuple[Any, ...], va
         (("blocks", 0, "taps"), [0] * 17, "17 taps"),
         (("blocks", 0, "taps", 1), 2**40, "a convolution lies outside of the weights"),
         (("blocks", 0, "taps", 0), -4, "a convolution lies outside of the weights"),
-        (("blocks", 0, "taps"), 3, "broken"),
+        (("blocks", 0, "taps"), 3, "field 'plan.blocks.0.taps': expected a list, found 3"),
+        (("blocks", 0, "taps", 1), "x", "field 'plan.blocks.0.taps.1': expected a whole number, found 'x'"),
         (("blocks", 0, "kernel_bias"), 2**61, "a convolution lies outside of the weights"),
         (("blocks", 0, "first"), 0, "does not fit"),
         (("blocks", 0, "kind"), "self_attention", "does not fit"),

@@ -26,7 +26,7 @@ from mmedge.engines.reading import Reading
 from mmedge.engines.slotted import SlottedRows
 from mmedge.errors import MmedgeError
 from mmedge.machine import usable_cores
-from mmedge.manifest import Bundle, Manifest
+from mmedge.manifest import MANIFEST, Bundle, Manifest
 from mmedge.tasks.encoding import Prompt
 from mmedge.tasks.forms.constraints import Tokens
 
@@ -66,7 +66,8 @@ class NativeEngine(Conversing):
         weights = mapped(bundle.folder, stated.plan) if held is None else held
         cores = usable_cores()
         threads = threads or stated.threads or cores
-        self.decoder = library.Decoder(stated.plan, weights, threads, kernels, max(1, cores // threads))
+        where, callers = str(bundle.folder / MANIFEST), max(1, cores // threads)
+        self.decoder = library.Decoder(stated.plan, weights, threads, kernels, callers, where)
         self.special, self.family = stated.special_tokens, stated.family
         table = bundle.folder / FILE_NAME
         self.drafting = Drafting(PhraseTable.load(table) if table.is_file() else EMPTY, StepCosts(), HitRates())
@@ -101,7 +102,9 @@ def mapped(folder: Path, plan: Mapping[str, Any]) -> NDArray[np.uint8]:
     """
     name = plan.get("file")
     if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
-        raise MmedgeError(f"{folder}: the layer plan names no file of the bundle", "export the student again")
+        raise MmedgeError(
+            f"{folder / MANIFEST}: field 'plan.file': {name!r:.60} names no file of the bundle", "export the student again"
+        )
     with open(folder / name, "rb") as file:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
 

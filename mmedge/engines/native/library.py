@@ -1,12 +1,12 @@
-"""The native engine's library, called through ctypes: its structures, as `src/plan.h` has them, and its functions.
+"""The native engine's library, called through ctypes.
 
-Whether there is a library that runs here, and if not, why: `problem()`. Knows pointers and plans, and no bundle.
+Whether there is a library that runs here, and if not, why: `problem()`; which kernels it takes: `instruction_set()`. Knows pointers
+and plans, and no bundle.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -14,59 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmedge.engines.environment import no_such_kernels, wanted_kernels
 from mmedge.engines.native.build import LIBRARY
+from mmedge.engines.native.plans import Block, BrokenPlan, Matrix, Plan, structures
 from mmedge.errors import MmedgeError
 
 ABI = 8
-PLAN_VERSIONS = (1, 2, 3, 4)  # 2 has encoders; 3 rotary embeddings, norms and factors of a layer's own; 4 layers with states
-_PLAN_STRUCTURE = 1
-ABSENT = -1
 _ROOM = 256  # bytes for a message
-_MOST_TAPS = 16  # tokens that a convolution sees
-_STORAGES = {"float32_rows": 1, "float32_columns": 2, "int8_blocks": 3, "int4_blocks": 4, "int8_columns": 5}
-_SCALE_TYPES = {"float32": 1, "float16": 2}
-_KINDS = {"self_attention": 1, "feed_forward": 2, "cross_attention": 3, "convolution": 4, "gated_delta": 5}
-_CACHES = {"float32": 0, "float16": 1, "int8": 2}
-_DELTA = ("key_heads", "value_heads", "key_width", "value_width")
-_ACTIVATIONS = {"silu": 0, "relu": 1, "gelu": 2}
-
+_BROKEN = "export the student again, or run the bundle on ONNX Runtime: MMEDGE_ENGINE=onnx"
 Integers = NDArray[np.int64]
-
-
-class Matrix(ctypes.Structure):
-    """`struct Matrix`."""
-
-    _fields_ = [
-        *((name, ctypes.c_int32) for name in ("storage", "block", "scale_type", "stride")),
-        *((name, ctypes.c_int64) for name in ("outputs", "inputs", "codes", "scales", "bias")),
-    ]
-
-
-class Block(ctypes.Structure):
-    """`struct Block`."""
-
-    _fields_ = [
-        *((name, ctypes.c_int32) for name in ("kind", "window", "first", "second", "out", "activation")),
-        *((name, ctypes.c_int64) for name in ("norm", "query_norm", "key_norm", "after_norm", "head_norm", "cosines", "sines")),
-        *((name, ctypes.c_int32) for name in ("rotary_width", "taps")),
-        ("kernel_bias", ctypes.c_int64),
-        ("kernel", ctypes.c_int64 * _MOST_TAPS),
-        *((name, ctypes.c_int32) for name in ("gated", *_DELTA, "reserved")),
-        *((name, ctypes.c_int64) for name in ("step_bias", "slope")),
-    ]
-
-
-class Plan(ctypes.Structure):
-    """`struct Plan`."""
-
-    _fields_ = [
-        *((name, ctypes.c_int32) for name in ("version", "width", "heads", "kv_heads", "head_width", "vocabulary", "positions")),
-        *((name, ctypes.c_float) for name in ("epsilon", "attention_scale", "embedding_multiplier")),
-        *((name, ctypes.c_int32) for name in ("table", "head", "matrix_count", "block_count", "encoder_blocks", "cache")),
-        ("norm", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("cross", "farthest")),
-        *((name, ctypes.c_int64) for name in ("encoder_norm", "bias", "encoder_bias")),
-    ]
 
 
 def _loaded() -> ctypes.CDLL | str:
@@ -126,11 +82,16 @@ def problem() -> str | None:
 
 
 def instruction_set(name: str | None = None) -> str | None:
-    """Return the kernels that are used: those of the given name, of `MMEDGE_ISA`, or the fastest; None where there are none."""
+    """Return the kernels that are used: those of the given name, of `MMEDGE_ISA`, or the fastest; None where there are none.
+
+    Raises:
+        MmedgeError: `MMEDGE_ISA` names none that any machine has.
+    """
+    wanted = name or wanted_kernels()
     library = _library()
     if isinstance(library, str):
         return None
-    found = library.mmedge_kernels((name or os.environ.get("MMEDGE_ISA", "")).encode())
+    found = library.mmedge_kernels(wanted.encode())
     return found.decode() if found else None
 
 
@@ -160,29 +121,35 @@ class Decoder:
         threads: Threads of a step.
         kernels: The instruction set; what `MMEDGE_ISA` says or the fastest by default.
         callers: How many steps are computed at a time, each on threads of its own; further callers wait.
+        where: What the plan stands in, for errors.
 
     Raises:
         MmedgeError: The library is missing, or it refuses the plan.
     """
 
     def __init__(
-        self, plan: Mapping[str, Any], weights: NDArray[np.uint8], threads: int, kernels: str | None = None, callers: int = 1
+        self,
+        plan: Mapping[str, Any],
+        weights: NDArray[np.uint8],
+        threads: int,
+        kernels: str | None = None,
+        callers: int = 1,
+        where: str = "the bundle",
     ) -> None:
         found = _library()
         if isinstance(found, str):
             raise MmedgeError(f"the native engine cannot be used: {found}", "use ONNX Runtime: MMEDGE_ENGINE=onnx")
-        self.library, self.pointer, self._weights, self._lasting = found, ctypes.c_void_p(), weights, list[Any]()
-        name = kernels or os.environ.get("MMEDGE_ISA", "")
-        if instruction_set(name) is None:
-            raise MmedgeError(
-                f"MMEDGE_ISA={name}: this processor or this library has no such kernels", "leave it out for the fastest"
-            )
+        self.library, self.pointer, self._weights = found, ctypes.c_void_p(), weights
+        used = instruction_set(kernels)
+        if used is None:
+            raise no_such_kernels(kernels or wanted_kernels())
+        self.kernels = used
         try:
             stated, matrices, blocks = structures(plan)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise MmedgeError(f"the bundle's layer plan is broken: {error!r}"[:200], "export the student again") from None
+        except BrokenPlan as error:
+            raise MmedgeError(f"{where}: {error}", _BROKEN) from None
         self.vocabulary = int(stated.vocabulary)
-        self.call(
+        wrong = self._wrong(
             "mmedge_open",
             ctypes.byref(stated),
             matrices,
@@ -191,9 +158,11 @@ class Decoder:
             weights.nbytes,
             threads,
             callers,
-            name.encode(),
+            used.encode(),
             ctypes.byref(self.pointer),
         )
+        if wrong:
+            raise MmedgeError(f"{where}: field 'plan': {wrong}", _BROKEN)
         self.position_bytes: int = found.mmedge_position_bytes(self.pointer)  # of the keys and values of a token
         self.state_bytes: int = found.mmedge_state_bytes(self.pointer)  # of a row's recurrent states; 0 where it has none
 
@@ -207,10 +176,14 @@ class Decoder:
         Raises:
             MmedgeError: It failed.
         """
+        if wrong := self._wrong(name, *given):
+            raise MmedgeError(f"the native engine refuses this: {wrong}", _BROKEN)
+
+    def _wrong(self, name: str, *given: Any) -> str:
+        """Call a function, and return what is wrong; nothing where it succeeds."""
         message = ctypes.create_string_buffer(_ROOM)
-        if getattr(self.library, name)(*given, message, _ROOM):
-            said = message.value.decode(errors="replace")
-            raise MmedgeError(f"the native engine refuses this: {said}", "export the student again, or use MMEDGE_ENGINE=onnx")
+        failed = getattr(self.library, name)(*given, message, _ROOM)
+        return (message.value.decode(errors="replace") or "it fails") if failed else ""
 
     def cache(self, rows: int, capacity: int) -> Cache:
         """Return a cache for so many rows of so many positions."""
@@ -263,88 +236,3 @@ class Decoder:
         self.call(
             "mmedge_state_copy", self.pointer, source.pointer, rows.ctypes.data, len(rows), target.pointer, targets.ctypes.data
         )
-
-
-def cache_type(plan: Mapping[str, Any]) -> str:
-    """Return what keys and values are kept in: `float32`, `float16` or `int8`; where a plan does not say, float16 beside integers.
-
-    Raises:
-        KeyError, TypeError: It is not a plan.
-    """
-    quantized = any(m["storage"] not in ("float32_rows", "float32_columns") for m in _list(plan["matrices"]))
-    stated = plan.get("cache")
-    return stated if stated is not None else "float16" if quantized else "float32"
-
-
-def structures(plan: Mapping[str, Any]) -> tuple[Plan, ctypes.Array[Matrix], ctypes.Array[Block]]:
-    """Return a plan as the library takes it.
-
-    Raises:
-        KeyError, TypeError, ValueError, OverflowError: It is not a plan.
-    """
-    if plan["version"] not in PLAN_VERSIONS:
-        raise ValueError(f"version {plan['version']!r}")
-    matrices = [
-        Matrix(
-            _STORAGES[m["storage"]],
-            _int(m["block"]),
-            _SCALE_TYPES[m["scale_type"]],
-            _int(m.get("stride", 0)),
-            *(_int(m[name]) for name in ("outputs", "inputs", "codes")),
-            *(_place(m[name]) for name in ("scales", "bias")),
-        )
-        for m in _list(plan["matrices"])
-    ]
-    encoder = plan.get("encoder")
-    encoding = [] if encoder is None else [_block(b, plan) for b in _list(encoder["blocks"])]
-    blocks = [*encoding, *(_block(b, plan) for b in _list(plan["blocks"]))]
-    shape = [_int(plan[name]) for name in ("width", "heads", "kv_heads", "head_width", "vocabulary", "positions")]
-    factors = [*(float(plan[name]) for name in ("epsilon", "attention_scale")), float(plan.get("embedding_multiplier", 1.0))]
-    ends = [_int(plan[name]) for name in ("table", "head")]
-    more = [0, 0, ABSENT, ABSENT, ABSENT]
-    if encoder is not None:
-        more = [_int(encoder[name]) for name in ("cross", "farthest", "norm", "decoder_bias", "bias")]
-    counts = (len(matrices), len(blocks), len(encoding), _CACHES[cache_type(plan)])
-    stated = Plan(_PLAN_STRUCTURE, *shape, *factors, *ends, *counts, _int(plan["norm"]), *more)
-    return stated, (Matrix * len(matrices))(*matrices), (Block * len(blocks))(*blocks)
-
-
-def _block(stated: Mapping[str, Any], plan: Mapping[str, Any]) -> Block:
-    """Return a sublayer; where it does not say how queries and keys are turned, the plan says it for all."""
-    turns = stated if "rotary_width" in stated else plan
-    taps = [_int(place) for place in _list(stated.get("taps", ()))]
-    if len(taps) > _MOST_TAPS:
-        raise ValueError(f"{len(taps)} taps")
-    whole = 0 if turns.get("cosines") is None or stated["kind"] != "self_attention" else plan["head_width"]
-    return Block(
-        _KINDS[stated["kind"]],
-        *(_int(stated.get(name, ABSENT if name == "second" else 0)) for name in ("window", "first", "second")),
-        _int(stated["out"]),
-        _ACTIVATIONS[stated.get("activation", "silu")],
-        _int(stated["norm"]),
-        *(_place(stated.get(name)) for name in ("query_norm", "key_norm", "after_norm", "head_norm")),
-        *(_place(turns.get(name)) for name in ("cosines", "sines")),
-        _int(turns.get("rotary_width", whole)),
-        len(taps),
-        _place(stated.get("kernel_bias")),
-        (ctypes.c_int64 * _MOST_TAPS)(*taps),
-        *(_int(stated.get(name, 0)) for name in ("gated", *_DELTA)),
-        0,
-        *(_place(stated.get(name)) for name in ("step_bias", "slope")),
-    )
-
-
-def _int(value: Any) -> int:
-    if type(value) is not int or not -(2**62) < value < 2**62:
-        raise ValueError(f"{value!r} is not a number of bytes or things")
-    return value
-
-
-def _place(value: Any) -> int:
-    return ABSENT if value is None else _int(value)
-
-
-def _list(value: Any) -> Sequence[Any]:
-    if not isinstance(value, (list, tuple)):
-        raise TypeError("not a list")
-    return value

@@ -24,6 +24,37 @@ NEUTRAL: dict[str, Any] = {
     "use_bidirectional_attention": False,
 }
 
+_COUNTS = (1, 1 << 10)
+_WIDTHS = (1, 1 << 20)
+# what sizes and factors of a shape may be, by the names that configs have for them
+SIZES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "num_heads", "num_hidden_layers"), _COUNTS),
+    **dict.fromkeys(("num_layers", "num_decoder_layers", "linear_num_key_heads", "linear_num_value_heads"), _COUNTS),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "head_dim", "d_model", "d_ff", "d_kv"), _WIDTHS),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "relative_attention_num_buckets"), _WIDTHS),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "relative_attention_max_distance"), (1, 1 << 27)),
+    **dict.fromkeys(("rms_norm_eps", "norm_eps", "layer_norm_epsilon"), (0.0, 1.0)),
+    **dict.fromkeys(("rope_theta", "rope_local_base_freq"), (1.0, 1e12)),
+}
+
+
+def refuse_odd_sizes(config: Mapping[str, Any]) -> None:
+    """Refuse sizes and factors that no model has, at the top of a config and in what it says of its rotary embedding.
+
+    Raises:
+        MmedgeError: One is no number, or beyond what it may be; the message names it.
+    """
+    rotary = [one for name in ("rope_parameters", "rope_scaling") if isinstance(one := config.get(name), Mapping)]
+    for part in (config, *rotary):
+        for name in SIZES.keys() & part.keys():
+            value, (low, high) = part[name], SIZES[name]
+            kinds, what = ((int,), "a whole number") if isinstance(low, int) else ((int, float), "a number")
+            if value is not None and (type(value) not in kinds or not low <= value <= high):
+                raise MmedgeError(
+                    f"config.json: {name} must be {what} from {low:g} to {high:g}, found {value!r:.60}",
+                    "restore the model's own config.json",
+                )
+
 
 def refused(name: str, value: Any) -> MmedgeError:
     """Return the error of a setting that the graphs do not implement."""
@@ -38,8 +69,9 @@ def refuse_others(config: Mapping[str, Any], implemented: frozenset[str] = froze
         implemented: The names of settings that the architecture reads.
 
     Raises:
-        MmedgeError: Another one is set; the message names it.
+        MmedgeError: Another one is set, or a size is none that a model has; the message names it.
     """
+    refuse_odd_sizes(config)
     for name, neutral in NEUTRAL.items():
         if name not in implemented and config.get(name, neutral) not in (neutral, None):
             raise refused(name, config[name])

@@ -27,6 +27,7 @@ from onnx import TensorProto
 from mmedge.engines.onnx.graphs import ROWS_ALIKE
 from mmedge.errors import MmedgeError
 from mmedge.export.architectures import Architecture
+from mmedge.export.architectures.refusal import refuse_odd_sizes
 from mmedge.export.builder import CONTRIB, DataFile, GraphBuilder, Quantizer, WrittenGraphs
 from mmedge.export.weights import HEAD, TABLE, Weights, has_own_head
 
@@ -63,6 +64,7 @@ def read_shape(config: Mapping[str, Any]) -> T5Shape:
     Raises:
         MmedgeError: It asks for something that the graphs do not implement; the message names it.
     """
+    refuse_odd_sizes(config)
     form = str(config.get("feed_forward_proj", "relu"))
     gated, activation = form.startswith("gated-"), form.removeprefix("gated-")
     if gated and activation == "gelu":

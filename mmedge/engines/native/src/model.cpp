@@ -256,13 +256,22 @@ std::string read_model(const Plan& plan, const Matrix* matrices, const Block* bl
     check_shape(plan, reader);
     model = Model{};
     model.plan = plan;
-    for (int place = 0; place < plan.matrix_count && reader.wrong.empty(); ++place) model.weights.push_back(reader.matrix(matrices[place]));
     if (!reader.wrong.empty()) return reader.wrong;
+    for (int place = 0; place < plan.matrix_count; ++place) {
+        model.weights.push_back(reader.matrix(matrices[place]));
+        if (!reader.wrong.empty()) return "matrices." + std::to_string(place) + ": " + reader.wrong;
+    }
 
     Sublayers sublayers(reader, model);
     model.widest = plan.width;
     reader.require(plan.encoder_blocks >= 0 && plan.encoder_blocks < plan.block_count, "the plan has no decoder");
-    for (int place = 0; place < plan.block_count && reader.wrong.empty(); ++place) sublayers.add(blocks[place], place < plan.encoder_blocks);
+    if (!reader.wrong.empty()) return reader.wrong;
+    for (int place = 0; place < plan.block_count; ++place) {
+        const bool in_encoder = place < plan.encoder_blocks;
+        sublayers.add(blocks[place], in_encoder);
+        const int own = in_encoder ? place : place - plan.encoder_blocks;
+        if (!reader.wrong.empty()) return (in_encoder ? "encoder.blocks." : "blocks.") + std::to_string(own) + ": " + reader.wrong;
+    }
     const auto last = std::find_if(model.blocks.rbegin(), model.blocks.rend(), [](const ModelBlock& block) {
         return block.kind != Sublayer::feed_forward && block.kind != Sublayer::cross_attention;
     });
