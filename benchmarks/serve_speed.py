@@ -336,7 +336,7 @@ def _random(shape: str, folder: Path) -> Path:
 def _seal(bundle: Path, family: Any, eos: int, plan: Mapping[str, Any] | None) -> None:
     from bare_bundle import bundle_of
 
-    from mmedge.manifest import seal
+    from mmedge.bundle import seal
     from mmedge.tasks.encoding import SpecialTokens
 
     special = SpecialTokens(eos=eos, pad=0, start=0 if family == "encoder-decoder" else None)

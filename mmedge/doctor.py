@@ -38,8 +38,9 @@ from mmedge import __version__
 from mmedge.bench.energy import find_energy_counters
 from mmedge.engines.environment import ENGINE, no_such_kernels, wanted_engine, wanted_kernels
 from mmedge.errors import MmedgeError
+from mmedge.gpus import Gpu, read_gpus
 from mmedge.installation import extras, missing
-from mmedge.machine import ROOT, Gpu, Memory, Processor, features_of, read_gpus, read_memory, read_processor
+from mmedge.machine import ROOT, Memory, Processor, features_of, read_memory, read_processor
 from mmedge.reports.formats import size
 from mmedge.reports.tables import Cell, Column, Table
 

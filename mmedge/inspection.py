@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmedge.bundle import check_student, open_bundle, read_manifest
 from mmedge.engines.bundles import suited_engine
 from mmedge.errors import MmedgeError
 from mmedge.folders import DETAILS, Kind, Run, is_quantized, kind_of, peer_engine
-from mmedge.manifest import Exported, check_student, open_bundle, read_manifest
+from mmedge.manifest import Exported
 from mmedge.model_card import cache_summary, describe_model, quantization_summary
 from mmedge.storage import folder_size, read_json
 

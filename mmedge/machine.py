@@ -1,15 +1,13 @@
-"""The machine: processor, memory, the container's limits, usable cores, GPUs, load. Read here and nowhere else.
+"""The machine: processor, memory, the container's limits, usable cores. GPUs are read by `gpus.py`, how busy it is by `load.py`.
 
     usable_cores()             2
     read_processor().name      "AMD EPYC 7B13"
     read_memory().available    19_200_000_000
-    read_gpus()                (Gpu("Tesla T4", …),), None
     machine()                  what a report says about where it was measured
 
-Asks what a system says about itself (/proc and /sys on Linux, sysctl on macOS), psutil for what it reads on every system, and NVML
-for NVIDIA's GPUs. Nothing fails because something is not there: what is unknown is None. psutil and NVML are imported by the
-functions that need them, and so is what is slow to import: the command line starts here, and the runtime asks for `usable_cores`
-alone.
+Asks what a system says about itself (/proc and /sys on Linux, sysctl on macOS), and psutil for what it reads on every system.
+Nothing fails because something is not there: what is unknown is None. psutil is imported by the functions that need it, and so is
+what is slow to import: the command line starts here, and the runtime asks for `usable_cores` alone.
 """
 
 from __future__ import annotations
@@ -19,11 +17,9 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mmedge import __version__
 from mmedge.errors import MmedgeError
@@ -112,48 +108,6 @@ class Memory:
     total: int
     available: int
     limit: int | None
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A graphics processor.
-
-    Attributes:
-        name: Its name.
-        memory: Bytes; None where it is not known.
-        free: Bytes that are free.
-        compute_capability: NVIDIA's, such as (8, 6).
-        driver: The driver's version.
-        usable: Whether something here can use it (NVIDIA's, through torch or ONNX Runtime); others are only named.
-    """
-
-    name: str
-    memory: int | None = None
-    free: int | None = None
-    compute_capability: tuple[int, int] | None = None
-    driver: str | None = None
-    usable: bool = False
-
-
-@dataclass(frozen=True)
-class Load:
-    """How busy the machine was until now.
-
-    Attributes:
-        busy: Seconds that all processors have worked, together.
-        stolen: Seconds that the host has taken from this virtual machine; 0 where that is not known.
-        total: Seconds that all processors had.
-        processes: Seconds of processor time of each process that was asked about and runs.
-        frequency_ghz: The highest of all cores now.
-        temperature_c: The highest of all sensors now.
-    """
-
-    busy: float
-    stolen: float
-    total: float
-    processes: dict[int, float]
-    frequency_ghz: float | None
-    temperature_c: float | None
 
 
 class MachineFacts(TypedDict):
@@ -248,7 +202,7 @@ def use_cores(count: int) -> None:
 # ------------------------------------------------------------------------------------------------------------- processor
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
     """Return a file's text; nothing where it cannot be read."""
     try:
         return path.read_bytes().decode("utf-8", "replace").strip("\0 \n")
@@ -285,17 +239,17 @@ def read_processor(root: Path = ROOT, architecture: str | None = None, system: d
     """
     architecture = architecture or platform.machine()
     system = _sysctl() if system is None else system
-    blocks = [_fields(block) for block in _text(root / "proc" / "cpuinfo").split("\n\n") if block.strip()]
+    blocks = [_fields(block) for block in text_of(root / "proc" / "cpuinfo").split("\n\n") if block.strip()]
     every = {name: value for block in reversed(blocks) for name, value in block.items()}
     flags = set(f"{every.get('flags', '')} {every.get('Features', '')}".split())
     flags |= {name for name, value in system.items() if value == "1"}
     cpus = root / "sys" / "devices" / "system" / "cpu"
     numbered = sorted(folder for folder in cpus.glob("cpu[0-9]*") if folder.is_dir())
-    online = [folder for folder in numbered if _text(folder / "online") != "0"]
+    online = [folder for folder in numbered if text_of(folder / "online") != "0"]
     threads = len(online) or sum("processor" in block for block in blocks) or _whole(system.get("hw.logicalcpu", ""))
     threads = threads or os.cpu_count() or 1
     quota = _cpu_quota(root)
-    board = _text(root / "proc" / "device-tree" / "model") or _text(root / "sys" / "firmware" / "devicetree" / "base" / "model")
+    board = text_of(root / "proc" / "device-tree" / "model") or text_of(root / "sys" / "firmware" / "devicetree" / "base" / "model")
     name = every.get("model name") or every.get("uarch") or system.get("machdep.cpu.brand_string") or _arm_name(blocks)
     return Processor(
         name=name or every.get("Hardware") or platform.processor() or architecture,
@@ -307,7 +261,7 @@ def read_processor(root: Path = ROOT, architecture: str | None = None, system: d
         usable=_within_quota(len(_affinity()) if root == ROOT else threads, quota),
         quota=quota,
         caches=_caches(online, system),
-        governor=_text(cpus / "cpu0" / "cpufreq" / "scaling_governor") or None,
+        governor=text_of(cpus / "cpu0" / "cpufreq" / "scaling_governor") or None,
     )
 
 
@@ -336,7 +290,7 @@ def _arm_name(blocks: list[dict[str, str]]) -> str:
 
 def _physical_cores(online: list[Path], blocks: list[dict[str, str]]) -> int | None:
     """Count cores: sets of threads that share one."""
-    siblings = {_text(folder / "topology" / "thread_siblings_list") for folder in online} - {""}
+    siblings = {text_of(folder / "topology" / "thread_siblings_list") for folder in online} - {""}
     if siblings:
         return len(siblings)
     pairs = {(block.get("physical id"), block["core id"]) for block in blocks if "core id" in block}
@@ -348,12 +302,12 @@ def _caches(online: list[Path], system: dict[str, str]) -> dict[str, int]:
     found: dict[tuple[str, str], int] = {}
     for folder in online:
         for index in (folder / "cache").glob("index*"):
-            kind, level, size = (_text(index / name) for name in ("type", "level", "size"))
+            kind, level, size = (text_of(index / name) for name in ("type", "level", "size"))
             match = re.fullmatch(r"(\d+)([KMG]?)", size)
             if kind == "Instruction" or match is None:
                 continue
             scale = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[match[2]]
-            shared = _text(index / "shared_cpu_list") or folder.name
+            shared = text_of(index / "shared_cpu_list") or folder.name
             found[f"L{level}" + ("d" if kind == "Data" else ""), shared] = int(match[1]) * scale
     totals: dict[str, int] = {}
     for (name, _), size_bytes in sorted(found.items()):
@@ -372,7 +326,7 @@ def _cgroups(root: Path, controller: str) -> list[Path]:
     """Return the folders of this process's cgroup and those above it, version 2's or of one controller of version 1."""
     base = root / "sys" / "fs" / "cgroup"
     found: list[Path] = []
-    for line in _text(root / "proc" / "self" / "cgroup").splitlines():
+    for line in text_of(root / "proc" / "self" / "cgroup").splitlines():
         _, controllers, place = [*line.split(":", 2), "", ""][:3]
         if controllers and controller not in controllers.split(","):
             continue
@@ -389,9 +343,9 @@ def _cpu_quota(root: Path) -> float | None:
     """Return how many cores' worth of time the cgroups allow: the least of all."""
     found: list[float] = []
     for folder in _cgroups(root, "cpu"):
-        words = _text(folder / "cpu.max").split()
+        words = text_of(folder / "cpu.max").split()
         if not words:
-            words = [_text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")]
+            words = [text_of(folder / "cpu.cfs_quota_us"), text_of(folder / "cpu.cfs_period_us")]
         quota, period = _whole(words[0]), _whole(words[1]) if len(words) > 1 else None
         if quota and quota > 0 and period and period > 0:
             found.append(quota / period)
@@ -413,154 +367,10 @@ def read_memory(root: Path = ROOT, total_and_available: tuple[int, int] | None =
     total, available = total_and_available
     limits: list[int] = []
     for folder in _cgroups(root, "memory"):
-        limit = _whole(_text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes"))
-        used = _whole(_text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes")) or 0
+        limit = _whole(text_of(folder / "memory.max") or text_of(folder / "memory.limit_in_bytes"))
+        used = _whole(text_of(folder / "memory.current") or text_of(folder / "memory.usage_in_bytes")) or 0
         if limit is None or limit >= total:  # version 1 says a number near 2^63 where there is no limit
             continue
         limits.append(limit)
         available = min(available, max(0, limit - used))
     return Memory(total, available, min(limits, default=None))
-
-
-# ------------------------------------------------------------------------------------------------------------- GPUs
-
-
-def open_nvml(root: Path = ROOT) -> Any:
-    """Return NVIDIA's management library, started; None where there is no driver of NVIDIA's.
-
-    Args:
-        root: Where `proc` is; a recorded one is for tests.
-
-    Raises:
-        MmedgeError: There is a driver, and it cannot be asked.
-    """
-    is_loaded = (root / "proc" / "driver" / "nvidia" / "version").is_file()
-    try:
-        import pynvml
-    except ImportError:
-        if not is_loaded:
-            return None
-        raise MmedgeError("NVIDIA's driver is loaded, but nvidia-ml-py is not installed", "pip install nvidia-ml-py") from None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        if not is_loaded and error.value == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
-            return None
-        raise nvml_problem(error) from None
-    return pynvml
-
-
-def nvml_problem(error: Exception) -> MmedgeError:
-    """Return an NVML error as one of ours."""
-    return MmedgeError(f"NVIDIA's driver says: {error}", "install or repair NVIDIA's driver")
-
-
-def read_gpus(root: Path = ROOT, nvml: Any = None) -> tuple[tuple[Gpu, ...], MmedgeError | None]:
-    """Return the GPUs, and what is wrong with NVIDIA's where there is one that cannot be used.
-
-    Args:
-        root: Where `proc` and `sys` are; a recorded one is for tests.
-        nvml: What `open_nvml` returns; by default it is opened.
-    """
-    found: list[Gpu] = []
-    problem = None
-    try:
-        found = _nvidia_gpus(nvml or open_nvml(root))
-    except MmedgeError as error:
-        problem = error
-    makers = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
-    for card in sorted((root / "sys" / "class" / "drm").glob("card[0-9]*")):
-        vendor = _text(card / "device" / "vendor")
-        if not re.fullmatch(r"card\d+", card.name) or not vendor or (vendor == "0x10de" and found):
-            continue
-        found.append(Gpu(f"{makers.get(vendor, f'vendor {vendor}')} graphics, device {_text(card / 'device' / 'device')}"))
-    return tuple(found), problem
-
-
-def _nvidia_gpus(nvml: Any) -> list[Gpu]:
-    if nvml is None:
-        return []
-    found = []
-    try:
-        for index in range(nvml.nvmlDeviceGetCount()):
-            device = nvml.nvmlDeviceGetHandleByIndex(index)
-            memory, capability = nvml.nvmlDeviceGetMemoryInfo(device), nvml.nvmlDeviceGetCudaComputeCapability(device)
-            name, driver = nvml.nvmlDeviceGetName(device), nvml.nvmlSystemGetDriverVersion()
-            found.append(Gpu(name, memory.total, memory.free, (capability[0], capability[1]), driver, usable=True))
-    except nvml.NVMLError as error:
-        raise nvml_problem(error) from None
-    return found
-
-
-# ------------------------------------------------------------------------------------------------------------- load
-
-
-def read_load(pids: Iterable[int] = ()) -> Load:
-    """Return how busy the machine and some of its processes were until now."""
-    import psutil
-
-    times = psutil.cpu_times()
-    stolen = getattr(times, "steal", 0.0)
-    idle = times.idle + getattr(times, "iowait", 0.0)
-    total = sum(times[:8])  # on Linux, the ninth and tenth stand in the first two already
-    speeds: list[float] = []
-    heats: list[float] = []
-    with suppress(OSError, RuntimeError, AttributeError, NotImplementedError):
-        speeds = [core.current / 1000 for core in psutil.cpu_freq(percpu=True) or () if core.current]
-    with suppress(OSError, RuntimeError, AttributeError, NotImplementedError):
-        heats = [sensor.current for sensors in psutil.sensors_temperatures().values() for sensor in sensors if sensor.current]
-    processes = {pid: used for pid in pids if (used := processor_seconds(pid)) is not None}
-    return Load(total - idle - stolen, stolen, total, processes, max(speeds, default=None), max(heats, default=None))
-
-
-def processor_seconds(pid: int) -> float | None:
-    """Return the processor time that a process has used, all its threads together; None where it has ended."""
-    import psutil
-
-    with suppress(psutil.Error):
-        used = psutil.Process(pid).cpu_times()
-        return float(used.user + used.system)
-    return None
-
-
-def _status(pid: int | None, field: str) -> int | None:
-    """Return a size from /proc/PID/status in bytes; None where there is none."""
-    for line in _text(ROOT / "proc" / str(pid or "self") / "status").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    return None
-
-
-def peak_memory(pid: int | None = None) -> int | None:
-    """Return the largest resident size that a process, or this one, has had, in bytes; None where the system does not tell.
-
-    The kernel keeps it itself, so no peak between two looks is missed; psutil does not report it. getrusage would
-    count what the parent held when it started a process.
-    """
-    found = _status(pid, "VmHWM")
-    if found is not None:
-        return found
-    if pid is not None or sys.platform == "win32":
-        import psutil
-
-        with suppress(psutil.Error):
-            sizes = psutil.Process(pid).memory_info()
-            return int(getattr(sizes, "peak_wset", sizes.rss))  # macOS: of another process, what it has now
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def resident_memory(pid: int | None = None) -> int:
-    """Return the resident size of a process, or of this one, in bytes.
-
-    Without psutil on Linux, so that a process that measures itself does not grow by it.
-    """
-    found = _status(pid, "VmRSS")
-    if found is not None:
-        return found
-    import psutil
-
-    return int(psutil.Process(pid).memory_info().rss)

@@ -6,7 +6,7 @@ import runpy
 from collections.abc import Callable
 from pathlib import Path
 
-from mmedge.manifest import Bundle
+from mmedge.bundle import Bundle
 
 _SCRIPT = Path(__file__).parent.parent / "benchmarks" / "bare_bundle.py"
 bundle_of: Callable[..., Bundle] = runpy.run_path(str(_SCRIPT))["bundle_of"]

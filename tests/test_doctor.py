@@ -21,7 +21,8 @@ from mmedge.doctor import (
     rows,
     suitable_precision,
 )
-from mmedge.machine import Gpu, read_processor
+from mmedge.gpus import Gpu
+from mmedge.machine import read_processor
 from tests.conftest import mmedge
 from tests.machines import BEAGLE, GRAVITON_3, OLD_PC, PI_4, RK3588, VISION_FIVE, XEON, recorded
 

@@ -11,17 +11,9 @@ import psutil
 import pytest
 
 from mmedge.errors import MmedgeError
-from mmedge.machine import (
-    peak_memory,
-    processor_seconds,
-    read_gpus,
-    read_load,
-    read_memory,
-    read_processor,
-    resident_memory,
-    usable_cores,
-    use_cores,
-)
+from mmedge.gpus import read_gpus
+from mmedge.load import peak_memory, processor_seconds, read_load, resident_memory
+from mmedge.machine import read_memory, read_processor, usable_cores, use_cores
 from tests.machines import (
     BEAGLE,
     GRAVITON_3,

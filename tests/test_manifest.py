@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from mmedge import Student
+from mmedge.bundle import open_bundle, read_manifest
 from mmedge.errors import MmedgeError
-from mmedge.manifest import MANIFEST, Manifest, open_bundle, read_manifest
+from mmedge.folders import MANIFEST
+from mmedge.manifest import Manifest
 from mmedge.storage import hash_files, sha256_json
 from mmedge.typed import read_as
 

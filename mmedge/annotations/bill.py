@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from mmedge.annotations.collection import Collection, Spending
+from mmedge.annotations.collection import Collection
+from mmedge.annotations.records import Spending
 from mmedge.annotations.store import AnnotationStore
 from mmedge.recipe import OpenAITeacherSection, Recipe
 

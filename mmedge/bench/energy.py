@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmedge.errors import MmedgeError
-from mmedge.machine import ROOT, nvml_problem, open_nvml
+from mmedge.gpus import nvml_problem, open_nvml
+from mmedge.machine import ROOT
 
 GLANCE_SECONDS = 10.0  # between readings: at 1 kW a counter of 65,536 J, the smallest range there is, wraps after 65 s
 
@@ -87,7 +88,7 @@ class GpuEnergy:
     """The counter of one NVIDIA GPU: 64 bits of millijoules since the driver was loaded, so that it never wraps around.
 
     Args:
-        nvml: As `machine.open_nvml` returns it.
+        nvml: As `gpus.open_nvml` returns it.
         index: The GPU's number.
     """
 
@@ -158,7 +159,7 @@ def find_energy_counters(root: Path = ROOT, nvml: Any = None) -> EnergyCounters:
 
     Args:
         root: Where `proc` and `sys` are; another one is for tests.
-        nvml: As `machine.open_nvml` returns it; by default it is opened.
+        nvml: As `gpus.open_nvml` returns it; by default it is opened.
     """
     zones, why_no_zone = _rapl(root / "sys" / "class" / "powercap")
     gpus, why_no_gpu = _nvidia(root, nvml)

@@ -18,7 +18,7 @@ import threading
 
 from mmedge.engines.variants import VariantSpec
 from mmedge.errors import MmedgeError
-from mmedge.machine import peak_memory
+from mmedge.load import peak_memory
 from mmedge.reports.formats import size
 from mmedge.storage import Json
 

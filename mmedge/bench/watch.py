@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from mmedge.machine import Load, read_load
+from mmedge.load import Load, read_load
 
 STEAL = 0.02  # of all processor time: more makes a run noisy
 OTHER_LOAD = 0.1  # of one core, that the machine's other processes use

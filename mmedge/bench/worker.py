@@ -22,7 +22,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mmedge.errors import MmedgeError
-from mmedge.machine import peak_memory, resident_memory, use_cores
+from mmedge.load import peak_memory, resident_memory
+from mmedge.machine import use_cores
 
 if TYPE_CHECKING:
     from mmedge.bench.asker import Asker

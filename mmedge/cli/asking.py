@@ -408,7 +408,7 @@ def answer_lines(asking: AskedStudent, source: Path | None, target: Path | None,
             sys.stdout.write("".join(line + "\n" for line in answered(questions)[0]))
             sys.stdout.flush()
         return
-    from mmedge.manifest import refuse_bundle
+    from mmedge.bundle import refuse_bundle
     from mmedge.storage import Journal, refuse_special_file, sha256_file, sha256_json, write_text
 
     refuse_special_file(target)

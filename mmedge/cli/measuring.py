@@ -131,7 +131,7 @@ def bench(
     from mmedge.bench.bench import bench as measure
     from mmedge.bench.bench import first_folder
     from mmedge.bench.energy import EnergyMeter
-    from mmedge.manifest import refuse_bundle
+    from mmedge.bundle import refuse_bundle
 
     if out is not None:
         refuse_bundle(out, "--out")
@@ -297,7 +297,7 @@ def evaluate(
     from mmedge.bench.evaluation import EvaluationSettings
     from mmedge.bench.evaluation import evaluate as measure
     from mmedge.bench.evaluation_report import decision, tables, write_report
-    from mmedge.manifest import refuse_bundle
+    from mmedge.bundle import refuse_bundle
     from mmedge.runtime import Student
 
     folder = out or bundle.resolve().parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mmedge.distill.streams import Group
-from mmedge.students.passes import EncodedLesson, padded_tokens
+from mmedge.students.encoded import EncodedLesson, padded_tokens
 from mmedge.tasks.encoding import Family
 
 

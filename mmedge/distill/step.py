@@ -24,7 +24,8 @@ from mmedge.distill.validation import Validation
 from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from mmedge.recipe import StageSection, TrainingSection
-from mmedge.students.passes import EncodedLesson, LossPass, TokenLosses
+from mmedge.students.encoded import EncodedLesson
+from mmedge.students.passes import LossPass, TokenLosses
 from mmedge.students.student import TorchStudent
 from mmedge.students.weights import put_weights, trained_state
 from mmedge.students.windows import is_recurrent

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from mmedge.distill.lessons import Lesson, Segment, Target
 from mmedge.distill.objectives import Objective
 from mmedge.errors import MmedgeError
-from mmedge.students.passes import EncodedLesson, EncodedSegment, EncodedTarget
+from mmedge.students.encoded import EncodedLesson, EncodedSegment, EncodedTarget
 from mmedge.tasks.encoding import PromptEncoder
 from mmedge.tasks.prompts import Context
 

@@ -14,7 +14,7 @@ from mmedge.engines.drafting import PhraseTable
 from mmedge.folders import DETAILS
 from mmedge.recipe import Recipe, recipe_values
 from mmedge.storage import Json, atomic_folder, read_json
-from mmedge.students.passes import KINDS
+from mmedge.students.encoded import KINDS
 from mmedge.students.saved import save_student
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.encoding import PromptEncoder

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, get_args
 
+from mmedge.bundle import Bundle, open_bundle
 from mmedge.engines.engine import Engine
 from mmedge.engines.entry import EngineEntry, OpenedVariant, OpenRequest
 from mmedge.engines.environment import ENGINE, EngineName, wanted_engine
@@ -23,7 +24,7 @@ from mmedge.engines.speaker import Speaker
 from mmedge.errors import MmedgeError
 from mmedge.folders import Kind
 from mmedge.machine import usable_cores
-from mmedge.manifest import Bundle, Manifest, open_bundle
+from mmedge.manifest import Manifest
 from mmedge.tasks.chat.template import ChatTemplate
 from mmedge.tasks.encoding import PromptEncoder, load_tokenizer
 

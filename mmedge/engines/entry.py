@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmedge.bundle import Bundle
 from mmedge.engines.speaker import Speaker
 from mmedge.folders import Kind
-from mmedge.manifest import Bundle
 
 
 @dataclass(frozen=True)

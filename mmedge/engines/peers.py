@@ -21,14 +21,14 @@ from typing import Protocol
 
 import tokenizers
 
+from mmedge.bundle import learned_of, read_manifest
 from mmedge.engines.engine import Engine
 from mmedge.engines.entry import EngineEntry, OpenedVariant, OpenRequest
 from mmedge.engines.generation import Decoding, Generation
 from mmedge.engines.speaker import Speaker
 from mmedge.errors import MmedgeError
-from mmedge.folders import DETAILS
+from mmedge.folders import DETAILS, MANIFEST
 from mmedge.machine import usable_cores
-from mmedge.manifest import MANIFEST, learned_of, read_manifest
 from mmedge.storage import folder_size, read_json
 from mmedge.tasks.chat.template import ChatTemplate
 from mmedge.tasks.encoding import Prompt, PromptEncoder, SpecialTokens, load_tokenizer

@@ -10,11 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mmedge.bundle import learned_of
 from mmedge.engines.entry import EngineEntry, OpenedVariant, OpenRequest
 from mmedge.errors import MmedgeError, missing_extra
 from mmedge.folders import STUDENTS
 from mmedge.machine import usable_cores
-from mmedge.manifest import learned_of
 from mmedge.storage import folder_size
 from mmedge.tasks.evaluation_set import form_beside, task_beside
 

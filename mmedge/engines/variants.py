@@ -19,11 +19,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from mmedge.bundle import read_manifest
 from mmedge.engines import ENGINES
 from mmedge.engines.entry import EngineEntry, OpenedVariant, OpenRequest
 from mmedge.errors import MmedgeError, nearest
 from mmedge.folders import Kind, Run, kind_of, variants_in
-from mmedge.manifest import read_manifest
 from mmedge.tasks.forms import AnswerForm, open_form
 
 

@@ -19,6 +19,7 @@ import torch
 import transformers
 
 from mmedge import __version__
+from mmedge.bundle import check_student, read_quantized, seal_student
 from mmedge.engines.torch_decoding import torch_speaker
 from mmedge.errors import MmedgeError
 from mmedge.export.budget import within_budget
@@ -26,16 +27,7 @@ from mmedge.export.quantization.precisions import PRECISIONS, Precision
 from mmedge.export.source import Source
 from mmedge.export.verify import Judge, problems
 from mmedge.folders import DETAILS, is_quantized
-from mmedge.manifest import (
-    QuantizationPart,
-    QuantizedStudent,
-    StudentPart,
-    Verification,
-    WrittenPart,
-    check_student,
-    read_quantized,
-    seal_student,
-)
+from mmedge.manifest import QuantizationPart, QuantizedStudent, StudentPart, Verification, WrittenPart
 from mmedge.reports.formats import duration
 from mmedge.storage import atomic_folder, folder_size
 from mmedge.students import dialects

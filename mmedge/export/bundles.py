@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 
 from mmedge import __version__
+from mmedge.bundle import GRAPHS, Bundle, learned_of, open_bundle, read_manifest, seal
 from mmedge.engines.bundles import engine_of, open_speaker, speaker_of
 from mmedge.engines.drafting import FILE_NAME as DRAFTS
 from mmedge.engines.drafting import PhraseTable
@@ -33,9 +34,7 @@ from mmedge.export.trim import TrimmedVocabulary
 from mmedge.export.verify import Judge, problems
 from mmedge.export.work import decoding_work
 from mmedge.manifest import (
-    GRAPHS,
     AnsweringPart,
-    Bundle,
     Int8CachePart,
     LayerCost,
     Manifest,
@@ -47,10 +46,6 @@ from mmedge.manifest import (
     Verification,
     VocabularyPart,
     WrittenPart,
-    learned_of,
-    open_bundle,
-    read_manifest,
-    seal,
 )
 from mmedge.model_card import describe_model, write_card
 from mmedge.recipe import AnsweringSection

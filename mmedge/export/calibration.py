@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from mmedge.engines.torch_decoding import batch_rows, torch_speaker
 from mmedge.progress import Progress
-from mmedge.students.passes import EncodedLesson, EncodedSegment, EncodedTarget, LossPass
+from mmedge.students.encoded import EncodedLesson, EncodedSegment, EncodedTarget
+from mmedge.students.passes import LossPass
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.base import Example
 from mmedge.tasks.prompts import Context, Kind

@@ -26,7 +26,8 @@ from mmedge.errors import MmedgeError
 from mmedge.export.quantization.blocks import QuantizedMatrix, as_float16
 from mmedge.progress import Progress
 from mmedge.storage import atomic_folder, read_json, write_json
-from mmedge.students.passes import EncodedLesson, LossPass
+from mmedge.students.encoded import EncodedLesson
+from mmedge.students.passes import LossPass
 from mmedge.students.student import TorchStudent
 from mmedge.students.weights import read_tensors
 

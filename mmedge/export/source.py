@@ -27,7 +27,7 @@ from mmedge.manifest import Exported, LayerCost, RecoveryPart
 from mmedge.progress import Progress
 from mmedge.recipe import AnsweringSection, ExportSection, GenerationSection
 from mmedge.storage import sha256_file, sha256_json
-from mmedge.students.passes import EncodedLesson
+from mmedge.students.encoded import EncodedLesson
 from mmedge.students.saved import open_student, student_details, task_tokens
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.base import Example

@@ -16,7 +16,8 @@ from mmedge.errors import MmedgeError, WrongOption
 from mmedge.runtime.strategies import Strategy
 
 if TYPE_CHECKING:
-    from mmedge.manifest import AnsweringPart, Bundle
+    from mmedge.bundle import Bundle
+    from mmedge.manifest import AnsweringPart
     from mmedge.runtime.confidence import Confidence, Threshold
     from mmedge.runtime.escalation import BiggerModel
 

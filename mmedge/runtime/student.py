@@ -20,11 +20,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
+from mmedge.bundle import Bundle, open_bundle
 from mmedge.engines.bundles import open_speaker
 from mmedge.engines.speaker import Evidence, Judgement, OnToken, Sampling, Speaker, Thought, Wanted, Written
 from mmedge.errors import MmedgeError, TooLong
 from mmedge.machine import usable_cores
-from mmedge.manifest import Bundle, open_bundle
 from mmedge.runtime.answers import Answer, Piece
 from mmedge.runtime.confidence import OF_THE_ANSWER, Confidence, Signal, Threshold, fields_of
 from mmedge.runtime.escalation import BiggerModel, escalated_all

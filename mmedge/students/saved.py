@@ -10,9 +10,9 @@ import torch
 import transformers
 
 from mmedge import __version__
+from mmedge.bundle import check_student, read_quantized
 from mmedge.errors import MmedgeError
 from mmedge.folders import DETAILS, is_quantized
-from mmedge.manifest import check_student, read_quantized
 from mmedge.storage import read_json, write_json
 from mmedge.students import dialects
 from mmedge.students.bitsandbytes import need_bitsandbytes, restore_unsupported_linears

@@ -5,7 +5,7 @@ Grants are reserved in the store, where other collectors see them, and where the
 
 from __future__ import annotations
 
-from mmedge.annotations.collection import Spending
+from mmedge.annotations.records import Spending
 from mmedge.teachers.plan import Limits
 
 

@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from mmedge.annotations.collection import Collection, RequestRecord, Settled, Spending
+from mmedge.annotations.collection import Collection
+from mmedge.annotations.records import RequestRecord, Settled, Spending
 from mmedge.annotations.store import AnnotationStore
 from mmedge.errors import MmedgeError
 from mmedge.openai import ChatFailure

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mmedge.annotations.collection import Collection, TokenMeans
+from mmedge.annotations.collection import Collection
+from mmedge.annotations.records import TokenMeans
 from mmedge.annotations.store import AnnotationStore
 from mmedge.openai import Message
 from mmedge.tasks import Example

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mmedge.annotations.collection import Spending
+from mmedge.annotations.records import Spending
 from mmedge.openai import NO_PRICES, Prices
 from mmedge.recipe import OpenAITeacherSection, SampledTeacherSection
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from mmedge.annotations.collection import Response
+from mmedge.annotations.records import Response
 from mmedge.annotations.schema import ACCEPTED, IDENTICAL, WHOLE
 from mmedge.tasks import Example, Unparsed
 from mmedge.tasks.reading import lacks_verdict, one_paragraph, trim

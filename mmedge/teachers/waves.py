@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mmedge.annotations.annotation import Annotation
-from mmedge.annotations.collection import Response, Settled, Subject
+from mmedge.annotations.records import Response, Settled, Subject
 from mmedge.openai import ChatReply, Message
 from mmedge.tasks import Example
 from mmedge.teachers.base import SampledTeacher, SampleRequest

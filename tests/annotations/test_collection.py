@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mmedge.annotations.annotation import Annotation
-from mmedge.annotations.collection import DEAD_SECONDS, Collection, RequestRecord, Response, Settled, Spending, Subject
+from mmedge.annotations.collection import DEAD_SECONDS, Collection
+from mmedge.annotations.records import RequestRecord, Response, Settled, Spending, Subject
 from mmedge.annotations.store import AnnotationStore
 
 

@@ -16,10 +16,10 @@ from mmedge.bench.evaluation_figures import signal_quality
 from mmedge.bench.evaluation_report import decision, markdown, page
 from mmedge.bench.evaluation_results import EvaluationReport
 from mmedge.bench.results import Interval
+from mmedge.bundle import open_bundle
 from mmedge.engines.bundles import open_speaker
 from mmedge.engines.speaker import Evidence
 from mmedge.export.confidence import fitted
-from mmedge.manifest import open_bundle
 from mmedge.progress import Progress
 from mmedge.runtime.student import Student
 from mmedge.statistics import auroc, proportion

@@ -27,7 +27,7 @@ from mmedge.bench.settings import BenchSettings, parse_counts, parse_seconds, pa
 from mmedge.bench.watch import OTHER_LOAD, Watch
 from mmedge.engines.variants import VariantSpec, find_variants
 from mmedge.errors import MmedgeError
-from mmedge.machine import processor_seconds
+from mmedge.load import processor_seconds
 from mmedge.progress import Progress
 from mmedge.storage import Journal
 from tests.conftest import REPOSITORY, Finished, engine_of_int8, is_one_line_error, killed_when_lines_are_there, mmedge

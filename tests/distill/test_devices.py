@@ -20,7 +20,7 @@ from mmedge.distill.lessons import Lesson, Target
 from mmedge.distill.streams import LessonStream
 from mmedge.errors import MmedgeError
 from mmedge.recipe import StageSection
-from mmedge.students.passes import EncodedLesson
+from mmedge.students.encoded import EncodedLesson
 from mmedge.tasks.prompts import Context
 from tests.conftest import REPOSITORY, TINY_SCRATCH, is_one_line_error, mmedge, tiny_recipe, write_recipe
 from tests.distill.given import Given, small_student, trainer_of

@@ -19,8 +19,9 @@ from mmedge.distill.objectives.reasoning import Reasoning
 from mmedge.distill.streams import EncodedStream, LessonStream, encode_lesson
 from mmedge.errors import MmedgeError
 from mmedge.recipe import MethodSection, ScratchSection, StudentSection
+from mmedge.students.encoded import KINDS, EncodedLesson, padded_tokens
 from mmedge.students.loading import load_student, resolve_source
-from mmedge.students.passes import KINDS, EncodedLesson, LossPass, branch_mask, padded_tokens
+from mmedge.students.passes import LossPass, branch_mask
 from mmedge.students.scratch import build_scratch
 from mmedge.students.student import TorchStudent
 from mmedge.tasks import ChainOfThought, Example, SelfEvaluation, Verdict

@@ -14,8 +14,9 @@ import torch
 from mmedge.distill.lessons import Lesson, Segment, Target
 from mmedge.distill.streams import LessonStream, encode_lesson
 from mmedge.recipe import StageSection, StudentSection
+from mmedge.students.encoded import EncodedLesson
 from mmedge.students.loading import load_student, resolve_source
-from mmedge.students.passes import EncodedLesson, LossPass, TokenLosses
+from mmedge.students.passes import LossPass, TokenLosses
 from mmedge.tasks.prompts import Context
 from tests.conftest import REPOSITORY, is_one_line_error, killed_when_lines_are_there, mmedge, tiny_recipe, write_recipe
 from tests.distill.given import Given, small_student, trainer_of

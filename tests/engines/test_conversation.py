@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmedge.bundle import open_bundle
 from mmedge.engines.ahead import Drafting
 from mmedge.engines.drafting import Drafter, HitRates, PhraseTable, StepCosts
 from mmedge.engines.generation import Decoding
 from mmedge.engines.onnx.decoding import open_engine
 from mmedge.engines.onnx.graphs import FusedReading
 from mmedge.errors import MmedgeError
-from mmedge.manifest import open_bundle
 from mmedge.tasks.encoding import Prompt, PromptEncoder, load_tokenizer
 from mmedge.tasks.evaluation_set import read_evaluation_set
 from mmedge.tasks.prompts import Context, Kind

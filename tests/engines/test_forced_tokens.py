@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmedge.bundle import open_bundle
 from mmedge.engines.generation import Decoding
 from mmedge.engines.onnx.decoding import open_engine
-from mmedge.manifest import open_bundle
 from mmedge.tasks.base import Example
 from mmedge.tasks.encoding import PromptEncoder, load_tokenizer
 from mmedge.tasks.forms.choice import LabelForm

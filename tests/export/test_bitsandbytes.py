@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from mmedge.bench.worker import serve
+from mmedge.bundle import read_quantized, seal_student
 from mmedge.engines.torch_decoding import TorchEngine
 from mmedge.engines.variants import find_variants
 from mmedge.errors import MmedgeError
@@ -25,7 +26,7 @@ from mmedge.export.export import export
 from mmedge.export.quantization.precisions import PRECISIONS
 from mmedge.export.source import Source
 from mmedge.inspection import inspect, to_json
-from mmedge.manifest import QuantizationPart, QuantizedStudent, StudentPart, WrittenPart, read_quantized, seal_student
+from mmedge.manifest import QuantizationPart, QuantizedStudent, StudentPart, WrittenPart
 from mmedge.progress import Progress
 from mmedge.recipe import StudentSection
 from mmedge.students import dialects

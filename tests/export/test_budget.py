@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmedge.bundle import open_bundle
 from mmedge.engines.torch_decoding import TorchEngine
 from mmedge.errors import MmedgeError
 from mmedge.export import verify
@@ -22,7 +23,7 @@ from mmedge.export.quantization.formats import INT4
 from mmedge.export.quantization.precisions import PRECISIONS, Precision
 from mmedge.export.quantization.quantizer import BundleQuantizer
 from mmedge.export.source import Source
-from mmedge.manifest import Verification, open_bundle
+from mmedge.manifest import Verification
 from mmedge.progress import Progress
 from mmedge.students.saved import open_student
 from mmedge.tasks.evaluation_set import CALIBRATION, VALIDATION, read_evaluation_set

@@ -13,6 +13,7 @@ import pytest
 from onnx import helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
+from mmedge.bundle import open_bundle
 from mmedge.engines.torch_decoding import torch_speaker
 from mmedge.errors import MmedgeError
 from mmedge.export.bundles import write_bundle
@@ -20,7 +21,7 @@ from mmedge.export.quantization.graphs import quantize_model
 from mmedge.export.quantization.precisions import PRECISIONS
 from mmedge.export.source import Source
 from mmedge.export.verify import problems
-from mmedge.manifest import Verification, open_bundle
+from mmedge.manifest import Verification
 from mmedge.progress import Progress
 from tests.commands import kill_when
 from tests.conftest import is_one_line_error, mmedge, own_recipe, write_recipe

@@ -12,13 +12,13 @@ import pytest
 import torch
 import transformers
 
+from mmedge.bundle import open_bundle
 from mmedge.engines.onnx.decoding import DecoderOnlyEngine
 from mmedge.errors import MmedgeError
 from mmedge.export.foreign import write_foreign
 from mmedge.export.graphs import choose_graphs
 from mmedge.export.quantization.formats import INT4, INT8
 from mmedge.export.quantization.graphs import quantize_model
-from mmedge.manifest import open_bundle
 from mmedge.students import dialects
 from mmedge.students.scratch import train_tokenizer
 from mmedge.tasks.encoding import SpecialTokens

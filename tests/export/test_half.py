@@ -13,13 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mmedge.bundle import read_manifest
 from mmedge.engines.onnx.graphs import CUDA, FusedReading, Graph, Place, choose_device
 from mmedge.errors import MmedgeError
 from mmedge.export.export import export
 from mmedge.export.graphs import write_fused
 from mmedge.export.quantization.precisions import PRECISIONS
 from mmedge.export.quantization.quantizer import BundleQuantizer
-from mmedge.manifest import Manifest, read_manifest
+from mmedge.manifest import Manifest
 from mmedge.progress import Progress
 from mmedge.runtime import Student
 from tests.export.published import CONFIGS

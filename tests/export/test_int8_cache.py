@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mmedge.bundle import open_bundle
 from mmedge.engines.bundles import open_speaker
 from mmedge.engines.native import library
 from mmedge.engines.native.engine import NativeEngine
@@ -15,7 +16,7 @@ from mmedge.export.bundles import write_bundle
 from mmedge.export.quantization.precisions import PRECISIONS, Precision
 from mmedge.export.source import Source
 from mmedge.inspection import inspect, to_json
-from mmedge.manifest import Manifest, Verification, open_bundle
+from mmedge.manifest import Manifest, Verification
 from mmedge.progress import Progress
 from tests.conftest import mmedge
 

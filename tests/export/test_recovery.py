@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmedge.bundle import open_bundle
 from mmedge.errors import MmedgeError
 from mmedge.export.bundles import write_bundle
 from mmedge.export.calibration import modules_of, own_texts
@@ -21,7 +22,7 @@ from mmedge.export.quantization.precisions import PRECISIONS, Precision
 from mmedge.export.recovery import Recovery, RecoverySettings
 from mmedge.export.source import RecoverChoice, Source
 from mmedge.export.weights import WeightFiles
-from mmedge.manifest import Manifest, Verification, open_bundle
+from mmedge.manifest import Manifest, Verification
 from mmedge.progress import Progress
 from mmedge.students.saved import open_student
 from mmedge.tasks.evaluation_set import CALIBRATION, RECOVERY, read_evaluation_set

@@ -8,12 +8,12 @@ from pathlib import Path
 import onnx
 import pytest
 
+from mmedge.bundle import read_manifest
 from mmedge.export.graphs import fused_linears, write_fused
 from mmedge.export.quantization.precisions import PRECISIONS
 from mmedge.export.quantization.quantizer import BundleQuantizer
 from mmedge.export.weights import TABLE, WeightFiles
 from mmedge.export.work import decoding_work
-from mmedge.manifest import read_manifest
 from tests.export.test_fused import random_model
 
 

@@ -14,10 +14,10 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from mmedge.bundle import Bundle
 from mmedge.export.graphs import write_fused
 from mmedge.export.quantization.precisions import PRECISIONS
 from mmedge.export.quantization.quantizer import BundleQuantizer
-from mmedge.manifest import Bundle
 from mmedge.students import dialects
 from mmedge.tasks.encoding import SpecialTokens
 from tests.bundles import bundle_of

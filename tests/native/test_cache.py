@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmedge.bundle import open_bundle
 from mmedge.engines.bundles import open_speaker
 from mmedge.engines.generation import Decoding
 from mmedge.engines.native import library
 from mmedge.engines.native.engine import NativeEngine
 from mmedge.engines.native.slots import NativeSlots
-from mmedge.manifest import open_bundle
 from tests.native import test_encoder_decoder, test_native
 from tests.native.students import ENCODER_DECODERS, KINDS, exported, sequences, with_cache
 

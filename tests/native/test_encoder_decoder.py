@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmedge.bundle import Bundle
 from mmedge.engines.engine import Engine
 from mmedge.engines.generation import Decoding, Logits
 from mmedge.engines.native import library
 from mmedge.engines.native.engine import NativeEngine, unsupported
 from mmedge.engines.onnx.decoding import open_engine
 from mmedge.errors import MmedgeError
-from mmedge.manifest import Bundle
 from mmedge.runtime import Student
 from mmedge.tasks.encoding import Prompt
 from tests.native.students import ENCODER_DECODERS, VOCABULARY, exported, sequences, with_cache

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmedge.bundle import Bundle, open_bundle
 from mmedge.engines.bundles import engine_of, open_speaker
 from mmedge.engines.engine import Engine
 from mmedge.engines.generation import Decoding, Logits
@@ -16,7 +17,7 @@ from mmedge.engines.native.engine import NativeEngine, unsupported
 from mmedge.engines.onnx.decoding import open_engine
 from mmedge.engines.variants import find_variants, open_variant
 from mmedge.errors import MmedgeError
-from mmedge.manifest import NOT_VERIFIED, Bundle, open_bundle
+from mmedge.manifest import NOT_VERIFIED
 from mmedge.tasks.encoding import Prompt
 from tests.native.students import KINDS, RECURRENT, VOCABULARY, exported, sequences
 

@@ -14,7 +14,7 @@ import pytest
 from mmedge.engines.native import library
 from mmedge.engines.native.engine import NativeEngine, mapped
 from mmedge.errors import MmedgeError
-from mmedge.manifest import MANIFEST
+from mmedge.folders import MANIFEST
 from mmedge.tasks.encoding import Prompt
 from tests.native.students import KINDS, RECURRENT, exported
 

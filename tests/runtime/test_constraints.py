@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmedge.manifest import open_bundle
+from mmedge.bundle import open_bundle
 from mmedge.tasks.base import Example
 from mmedge.tasks.encoding import PromptEncoder, load_tokenizer
 from mmedge.tasks.expressions import parse

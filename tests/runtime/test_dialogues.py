@@ -13,8 +13,8 @@ import pytest
 from mmedge import Student
 from mmedge.bench.scheduler import records
 from mmedge.bench.worker import _examples
+from mmedge.bundle import read_manifest
 from mmedge.errors import MmedgeError
-from mmedge.manifest import read_manifest
 from mmedge.runtime.escalation import EscalatedAnswer
 from mmedge.students.saved import open_student
 from mmedge.tasks.base import Example

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from mmedge import Student
+from mmedge.bundle import open_bundle
 from mmedge.errors import MmedgeError
-from mmedge.manifest import open_bundle
 from mmedge.tasks.base import ChainOfThought, Example
 from mmedge.tasks.evaluation_set import read_evaluation_set
 from tests.conftest import is_one_line_error, killed_when_lines_are_there, mmedge

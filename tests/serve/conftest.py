@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mmedge.manifest import TaskPart, read_manifest, seal
+from mmedge.bundle import read_manifest, seal
+from mmedge.manifest import TaskPart
 from mmedge.tasks.prompts import PLAIN_TURN
 from tests.serve.running import Running, serving
 

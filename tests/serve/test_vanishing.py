@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mmedge.manifest import read_manifest, seal
+from mmedge.bundle import read_manifest, seal
 from mmedge.runtime import AnswerOptions
 from mmedge.runtime.strategies import Strategy
 from mmedge.serve.models import open_models

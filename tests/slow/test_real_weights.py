@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmedge.manifest import read_manifest
+from mmedge.bundle import read_manifest
 from tests.conftest import REPOSITORY, mmedge
 
 pytestmark = pytest.mark.slow

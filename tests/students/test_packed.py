@@ -14,8 +14,9 @@ import transformers
 from mmedge.distill.batches import micro_batches
 from mmedge.recipe import LoraSection, StudentSection
 from mmedge.students.adapters import add_adapters
+from mmedge.students.encoded import EncodedLesson, EncodedSegment, EncodedTarget
 from mmedge.students.loading import load_student, resolve_source
-from mmedge.students.passes import EncodedLesson, EncodedSegment, EncodedTarget, LossPass, TokenLosses
+from mmedge.students.passes import LossPass, TokenLosses
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.encoding import PromptEncoder, SpecialTokens
 from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, ENCODER_DECODER_PROMPTS, Kind

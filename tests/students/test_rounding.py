@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from mmedge.bundle import open_bundle
 from mmedge.export.quantization.blocks import quantize_blocks
 from mmedge.export.quantization.formats import INT2, INT4, WeightFormat
 from mmedge.export.quantization.gptq import quantize_calibrated
-from mmedge.manifest import open_bundle
 from mmedge.students.passes import LossPass
 from mmedge.students.rounding import Rounding, rounded
 from tests.commands import kill_when

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmedge.annotations.collection import Spending
+from mmedge.annotations.records import Spending
 from mmedge.teachers.budget import Budget
 from mmedge.teachers.plan import NO_LIMITS, Limits
 

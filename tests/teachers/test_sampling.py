@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmedge.annotations.collection import Response
+from mmedge.annotations.records import Response
 from mmedge.tasks import Example
 from mmedge.tasks.embedded.problems import ArithmeticTask
 from mmedge.teachers.sampling import outcome, runs_of, seed_for, subject_state

@@ -31,10 +31,10 @@ from typing import Any
 
 from mmedge.bench.remote.core_wheel import write_core_wheel
 from mmedge.bench.results import BenchReport, RemoteFacts
+from mmedge.bundle import read_manifest
 from mmedge.errors import MmedgeError, printable
 from mmedge.folders import bundles_in
 from mmedge.installation import requirements
-from mmedge.manifest import read_manifest
 from mmedge.progress import Progress
 from mmedge.tasks.evaluation_set import FILE_NAME
 

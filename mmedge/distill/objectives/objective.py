@@ -18,7 +18,8 @@ from mmedge.tasks.forms import AnswerForm
 if TYPE_CHECKING:
     import torch
 
-    from mmedge.students.passes import EncodedLesson, TokenLosses
+    from mmedge.students.encoded import EncodedLesson
+    from mmedge.students.passes import TokenLosses
 
 
 class UnseenSection(ObjectiveSection):

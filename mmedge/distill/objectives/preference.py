@@ -18,7 +18,8 @@ from mmedge.tasks.base import ChainOfThought
 if TYPE_CHECKING:
     import torch
 
-    from mmedge.students.passes import EncodedLesson, TokenLosses
+    from mmedge.students.encoded import EncodedLesson
+    from mmedge.students.passes import TokenLosses
 
 
 class PreferenceSection(ObjectiveSection):

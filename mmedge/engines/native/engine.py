@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmedge.bundle import Bundle
 from mmedge.engines.ahead import Drafting
 from mmedge.engines.conversation import Conversing
 from mmedge.engines.drafting import EMPTY, FILE_NAME, HitRates, PhraseTable, StepCosts
@@ -25,8 +26,9 @@ from mmedge.engines.native import library
 from mmedge.engines.reading import Reading
 from mmedge.engines.slotted import SlottedRows
 from mmedge.errors import MmedgeError
+from mmedge.folders import MANIFEST
 from mmedge.machine import usable_cores
-from mmedge.manifest import MANIFEST, Bundle, Manifest
+from mmedge.manifest import Manifest
 from mmedge.tasks.encoding import Prompt
 from mmedge.tasks.forms.constraints import Tokens
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from mmedge.bundle import Bundle
 from mmedge.engines.ahead import Drafting
 from mmedge.engines.conversation import Conversing
 from mmedge.engines.drafting import EMPTY, FILE_NAME, HitRates, PhraseTable, StepCosts
@@ -33,7 +34,6 @@ from mmedge.engines.generation import (
 from mmedge.engines.onnx.graphs import Device, FusedReading, Graph, Place, bound, check_runtime, choose_device
 from mmedge.engines.onnx.slots import FILLED_UP_TO, FusedSlots
 from mmedge.engines.slotted import SPARE, SlottedRows
-from mmedge.manifest import Bundle
 from mmedge.tasks.encoding import Prompt
 from mmedge.tasks.forms.constraints import Tokens
 

@@ -12,8 +12,8 @@ from random import Random
 import pytest
 import tokenizers
 
+from mmedge.bundle import open_bundle
 from mmedge.errors import MmedgeError
-from mmedge.manifest import open_bundle
 from mmedge.tasks.base import Example
 from mmedge.tasks.encoding import PromptEncoder, load_tokenizer
 from mmedge.tasks.forms.form import AnswerForm
