@@ -132,11 +132,11 @@ def _bounds(field: Schema) -> str:
     if field.get("type") == "integer" and above is not None:
         least, above = above + 1, None
     if least is not None and most is not None:
-        return f" from {least:g} to {most:g}"
-    found = [f"at least {least:g}"] if least is not None else []
-    found += [f"above {above:g}"] if above is not None else []
-    found += [f"at most {most:g}"] if most is not None else []
-    found += [f"below {below:g}"] if below is not None and below < 2**31 else []
+        return f" from {least:,.10g} to {most:,.10g}"
+    found = [f"at least {least:,.10g}"] if least is not None else []
+    found += [f"above {above:,.10g}"] if above is not None else []
+    found += [f"at most {most:,.10g}"] if most is not None else []
+    found += [f"below {below:,.10g}"] if below is not None and below < 2**31 else []
     return f" {', '.join(found)}" if found else ""
 
 

@@ -75,10 +75,10 @@ def test_the_resolved_recipe_is_a_recipe(tmp_path: Path) -> None:
         ("training.max_input_tokens=-1", "field 'training.max_input_tokens' must be greater than 0, found -1"),
         (
             "training.max_input_tokens=1000000000000",
-            "field 'training.max_input_tokens' must be at most 1048576, found 100",
+            "field 'training.max_input_tokens' must be at most 1000000, found 100",
         ),
         ("generation.max_answer_tokens=0", "field 'generation.max_answer_tokens' must be greater than 0, found 0"),
-        ("generation.max_rationale_tokens=9999999999", "'generation.max_rationale_tokens' must be at most 1048576, found"),
+        ("generation.max_rationale_tokens=9999999999", "'generation.max_rationale_tokens' must be at most 1000000, found"),
         ("training.threads=100000", "field 'training.threads' must be at most 1024, found 100000"),
         ("student.scratch={heads: 100000}", "field 'student.scratch.heads' must be at most 1024, found 100000"),
         ("student.scratch={d_model: 100000000}", "field 'student.scratch.d_model' must be at most 65536, found"),

@@ -26,7 +26,7 @@ class ScratchSection(Section):
     heads: Count = Field(default=12, description="Attention heads.")
     encoder_layers: Count = Field(default=3, description="Layers of the encoder.")
     decoder_layers: Count = Field(default=2, description="Layers of the decoder.")
-    vocabulary: int = Field(default=600, ge=300, le=1 << 22, description="Size of the tokenizer's vocabulary.")
+    vocabulary: int = Field(default=600, ge=300, le=4_000_000, description="Size of the tokenizer's vocabulary.")
     dropout: Share = Field(default=0.0, description="Dropout while training.")
 
 

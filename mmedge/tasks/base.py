@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Literal
 
-LONGEST_TEXT = 1 << 20  # tokens that a student or a teacher may be asked to read or write
+LONGEST_TEXT = 1_000_000  # tokens that a student or a teacher may be asked to read or write
 Role = Literal["system", "user", "assistant", "tool"]
 
 
