@@ -77,6 +77,7 @@ FIELDS: dict[str, Schema] = {
     "language": {"type": "string", "pattern": "^[a-z]{2}(-[A-Z]{2})?$"},
     "naïve_reading": {"allOf": [{"type": "integer"}, {"minimum": -999, "maximum": 999}]},
 }
+FORMATS = ("date", "date-time", "email", "ipv4", "time", "uuid")
 NESTED = ("address", "customer", "device", "item", "location", "payment", "contact", "period")
 
 
@@ -133,6 +134,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="file for the figures, as JSON")
     given = parser.parse_args()
+    if missing := sorted(set(FORMATS) - jsonschema.Draft202012Validator.FORMAT_CHECKER.checkers.keys()):
+        sys.exit(f"jsonschema does not check {', '.join(missing)} here: pip install '.[dev]'")
     try:
         student = Student.load(given.bundle, threads=given.threads)
     except MmedgeError as error:
