@@ -126,6 +126,13 @@ def to_json(kind: Kind, found: Inspected) -> dict[str, Any]:
     return {"kind": kind.value} | {name: value for name, value in asdict(found).items() if value not in (None, {})}
 
 
+def not_ours(kind: Kind) -> MmedgeError:
+    """Return the error for what has the right hash, and says nonsense of itself."""
+    return MmedgeError(
+        f"the {kind}'s metrics, confidence or model are not what mmedge writes", "restore its files, or write it again"
+    )
+
+
 def _run(run: Run) -> InspectedRun:
     made = [run.annotations.name] if run.annotations.exists() else []
     made += [path.name for path in (*run.stages, *run.variants)]
@@ -173,6 +180,10 @@ def _student(folder: Path) -> InspectedStudent:
 def _bundle(folder: Path) -> InspectedBundle:
     bundle = open_bundle(folder)
     manifest = bundle.manifest
+    try:
+        confidence, metrics = _confidence(manifest.confidence), manifest.student.metrics["after"]
+    except (AttributeError, KeyError, TypeError):
+        raise not_ours(Kind.BUNDLE) from None
     return InspectedBundle(
         trusted=_matching(manifest),
         precision=manifest.precision,
@@ -182,9 +193,9 @@ def _bundle(folder: Path) -> InspectedBundle:
         parameters=manifest.student.parameters,
         bytes=bundle.size,
         verification=asdict(manifest.verification),
-        confidence=_confidence(manifest.confidence),
+        confidence=confidence,
         answering=asdict(manifest.answering),
-        student_metrics=manifest.student.metrics["after"],
+        student_metrics=metrics,
         model=dict(manifest.model),
         matrices=quantization_summary(manifest),
         least_runtime=manifest.least_runtime or None,

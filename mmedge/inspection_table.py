@@ -6,15 +6,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmedge.folders import Kind
-from mmedge.inspection import Inspected, InspectedBundle, InspectedRun, InspectedStudent
+from mmedge.inspection import Inspected, InspectedBundle, InspectedRun, InspectedStudent, not_ours
 from mmedge.manifest import Verification
 from mmedge.reports.formats import in_json, number, share, size
 from mmedge.reports.tables import Cell, Column, Table
 
 
 def table(kind: Kind, found: Inspected) -> Table:
-    """Return what `inspect` found, a row a fact."""
-    cells = [[Cell(name, "strong"), Cell(text)] for name, text in (("kind", str(kind)), *_rows(found)) if text]
+    """Return what `inspect` found, a row a fact.
+
+    Raises:
+        MmedgeError: What it says of its metrics, its confidence or its model is not what mmedge writes.
+    """
+    try:
+        cells = [[Cell(name, "strong"), Cell(str(text))] for name, text in (("kind", str(kind)), *_rows(found)) if text]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise not_ours(kind) from None
     if isinstance(found, InspectedRun):
         cells += [[Cell("problem", "bad"), Cell(f"{name}: {text}")] for name, text in found.problems.items()]
     return Table("", [Column(align="left", wraps=False), Column(align="left")], cells)

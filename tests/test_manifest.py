@@ -14,6 +14,8 @@ from mmedge import Student
 from mmedge.bundle import open_bundle, read_manifest
 from mmedge.errors import MmedgeError
 from mmedge.folders import MANIFEST
+from mmedge.inspection import inspect
+from mmedge.inspection_table import table
 from mmedge.manifest import Manifest
 from mmedge.storage import hash_files, sha256_json
 from mmedge.typed import read_as
@@ -102,6 +104,28 @@ def test_a_manifest_that_does_not_fit_is_refused_by_field(
     (folder / MANIFEST).write_text(json.dumps(old | {"sha256": sha256_json(old)}))
     with pytest.raises(MmedgeError, match="is not what mmedge export writes"):
         read_manifest(folder)
+
+
+def test_nonsense_in_what_is_only_shown_is_one_line(tiny_run: Path, tmp_path: Path) -> None:
+    stated = json.loads((tiny_run / "bundle-int8" / MANIFEST).read_text())
+    del stated["sha256"]
+    student = stated["student"]
+    folder = rewritten(tiny_run / "bundle-int8", tmp_path / "bundle", stated)
+    for change in (
+        {"confidence": {"signals": 3}},
+        {"confidence": {"chosen": [1]}},
+        {"student": student | {"metrics": {}}},
+        {"student": student | {"metrics": {"after": True}}},
+        {"student": student | {"metrics": {"after": {"answer": {"test": {"value": 0.5, "interval_95": 3}}}}}},
+    ):
+        whole = {**stated, "files": hash_files(folder, MANIFEST)} | change
+        (folder / MANIFEST).write_text(json.dumps(whole | {"sha256": sha256_json(whole)}))
+        with pytest.raises(MmedgeError, match="the bundle's metrics, confidence or model are not what mmedge writes"):
+            table(*inspect(folder))
+    whole = {**stated, "files": hash_files(folder, MANIFEST), "answering": {"strategy": {"kind": "answer", "depth": 3}}}
+    (folder / MANIFEST).write_text(json.dumps(whole | {"sha256": sha256_json(whole)}))
+    with pytest.raises(MmedgeError, match=r"field 'answering\.strategy\.depth' is unknown"):
+        Student.load(folder).answer("1 + 1?")
 
 
 def test_what_is_written_is_what_is_read(tiny_run: Path) -> None:
