@@ -16,6 +16,7 @@ from mmedge.bench.process import Variant
 from mmedge.bench.settings import Ask, BenchSettings
 from mmedge.bench.timing import settled
 from mmedge.bench.watch import Watch
+from mmedge.engines.environment import wanted_engine, wanted_kernels
 from mmedge.engines.variants import VariantSpec, find_variants
 from mmedge.errors import MmedgeError
 from mmedge.machine import machine
@@ -152,7 +153,11 @@ def _apart(places: Sequence[Path]) -> dict[Path, str]:
 
 
 def journal_key(rows: Sequence[Row], settings: BenchSettings, evaluation: Path) -> str:
-    """Return the hash of everything that the replies of a bench depend on: variants, settings, questions, machine."""
+    """Return the hash of everything that the replies of a bench depend on: variants, settings, questions, machine, engine.
+
+    Raises:
+        MmedgeError: The environment asks for an engine or for kernels that there are not.
+    """
 
     def files(place: Path) -> dict[str, str]:
         if place.is_file():
@@ -162,7 +167,8 @@ def journal_key(rows: Sequence[Row], settings: BenchSettings, evaluation: Path) 
         return {path.name: sha256_file(path) for path in sorted(place.iterdir()) if path.suffix in (".json", ".safetensors")}
 
     variants = [[row.spec.to_json(), files(row.spec.place)] for row in rows]
-    return sha256_json({"variants": variants, "settings": asdict(settings), "questions": sha256_file(evaluation), "on": machine()})
+    asked = {"questions": sha256_file(evaluation), "engine": wanted_engine(), "kernels": wanted_kernels()}
+    return sha256_json({"variants": variants, "settings": asdict(settings), "on": machine(), **asked})
 
 
 class VariantScheduler:
