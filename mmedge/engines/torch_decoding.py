@@ -125,5 +125,6 @@ class TorchEngine:
         if self._student.family == "encoder-decoder":
             logits = self._model(input_ids=context, decoder_input_ids=written).logits
         else:
-            logits = self._model(input_ids=torch.cat([context, written], dim=1), use_cache=False).logits
+            ids = torch.cat([context, written], dim=1)
+            logits = self._model(input_ids=ids, use_cache=False, logits_to_keep=len(target)).logits
         return np.asarray(logits[0, -len(target) :].float().cpu().numpy())

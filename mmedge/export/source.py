@@ -144,7 +144,7 @@ class Source:
         """The student's answers to validation questions."""
         self.progress.line(f"the student answers {len(self._examples)} validation questions")
         speaker = torch_speaker(self.student, self.questions.form, self.limits.max_answer_tokens)
-        return Reference(self.student, speaker, self.questions.form, self._examples, self.out)
+        return Reference(self.student, speaker, self.questions.form, self._examples, self.out, self.progress)
 
     @cached_property
     def vocabulary(self) -> TrimmedVocabulary | None:

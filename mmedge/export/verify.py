@@ -22,6 +22,7 @@ from mmedge.engines.torch_decoding import TorchEngine, batch_rows
 from mmedge.errors import MmedgeError
 from mmedge.export.quantization.precisions import Precision
 from mmedge.manifest import Verification, change_text
+from mmedge.progress import Progress
 from mmedge.statistics import paired_difference
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.base import Example
@@ -61,23 +62,33 @@ class Reference:
         form: What answers look like.
         examples: Validation questions.
         folder: Where there is room for the logits of all answers' tokens, 4 bytes each; they are gone with the process.
+        progress: Where progress is shown.
 
     Raises:
         OSError: There is no room.
     """
 
     def __init__(
-        self, student: TorchStudent, speaker: Speaker, form: AnswerForm, examples: Sequence[Example], folder: Path
+        self,
+        student: TorchStudent,
+        speaker: Speaker,
+        form: AnswerForm,
+        examples: Sequence[Example],
+        folder: Path,
+        progress: Progress,
     ) -> None:
+        self._progress = progress
         self.examples, self._form, self._limit, self._encoder = examples, form, speaker.max_answer_tokens, student.encoder
         self.contexts = [speaker.reasoning_context(example) for example in examples]
         self.answers = speaker.write_all("predict", self.contexts, self._limit, batch_rows(student))
         self.forced, self.label_probabilities, kept = [], [], _OnDisk(folder)
-        for context, answer, example in zip(self.contexts, self.answers, examples, strict=True):
-            prompt, target = speaker.prompt("predict", context), speaker.encoder.target(answer, self._limit)
-            logits = speaker.engine.forced_logits(prompt, target)
-            self.forced.append((target, kept.put(logits)))
-            self.label_probabilities += self._of_label(speaker, prompt, example, target, logits)
+        with progress.task("probabilities of its answers", len(examples)) as step:
+            for context, answer, example in zip(self.contexts, self.answers, examples, strict=True):
+                prompt, target = speaker.prompt("predict", context), speaker.encoder.target(answer, self._limit)
+                logits = speaker.engine.forced_logits(prompt, target)
+                self.forced.append((target, kept.put(logits)))
+                self.label_probabilities += self._of_label(speaker, prompt, example, target, logits)
+                step.advance(1)
         self.right = self._outcomes(self.answers)
         self._student = student
 
@@ -121,20 +132,24 @@ class Reference:
             MmedgeError: The bundle's tokenizer cuts an answer into other tokens.
         """
         answers, differences, agreements, divergences, likely = [], [], [], [], []
-        for context, answer, (target, mapped), example in zip(self.contexts, self.answers, self.forced, self.examples, strict=True):
-            answers.append(bundle.write("predict", [context], self._limit)[0])
-            own = bundle.encoder.target(answer, self._limit)
-            if (own if kept is None else [kept[token] for token in own]) != list(target):
-                raise MmedgeError(
-                    f"the bundle's tokenizer splits {answer!r} differently from the student's", "export without --trim-vocab"
-                )
-            prompt = bundle.prompt("predict", context)
-            right = bundle.engine.forced_logits(prompt, own)
-            left: NDArray[np.float32] = np.array(mapped if kept is None else mapped[:, list(kept)])
-            differences.append(float(np.abs(left - right).max() / max(1.0, np.abs(left).max())))
-            agreements += (left.argmax(-1) == right.argmax(-1)).tolist()
-            divergences += _kl(left, right).tolist()
-            likely += self._of_label(bundle, prompt, example, own, right)
+        with self._progress.task("answers compared", len(self.examples)) as step:
+            for context, answer, (target, mapped), example in zip(
+                self.contexts, self.answers, self.forced, self.examples, strict=True
+            ):
+                answers.append(bundle.write("predict", [context], self._limit)[0])
+                own = bundle.encoder.target(answer, self._limit)
+                if (own if kept is None else [kept[token] for token in own]) != list(target):
+                    raise MmedgeError(
+                        f"the bundle's tokenizer splits {answer!r} differently from the student's", "export without --trim-vocab"
+                    )
+                prompt = bundle.prompt("predict", context)
+                right = bundle.engine.forced_logits(prompt, own)
+                left: NDArray[np.float32] = np.array(mapped if kept is None else mapped[:, list(kept)])
+                differences.append(float(np.abs(left - right).max() / max(1.0, np.abs(left).max())))
+                agreements += (left.argmax(-1) == right.argmax(-1)).tolist()
+                divergences += _kl(left, right).tolist()
+                likely += self._of_label(bundle, prompt, example, own, right)
+                step.advance(1)
         before, after = self.right, self._outcomes(answers)
         change = None
         if before:
