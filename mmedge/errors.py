@@ -44,6 +44,10 @@ class TooLong(MmedgeError):
     """What a student is to read is longer than it can read."""
 
 
+class LimitTooLow(MmedgeError):
+    """No whole answer has as few tokens as an answer may have."""
+
+
 class WrongOption(MmedgeError):
     """An option that the bundle cannot follow, or that contradicts another.
 

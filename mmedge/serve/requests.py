@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmedge.engines.speaker import Sampling
-from mmedge.errors import MmedgeError, TooLong
+from mmedge.errors import LimitTooLow, MmedgeError, TooLong
 from mmedge.runtime import AnswerOptions
 from mmedge.runtime.options import AIMS
 from mmedge.runtime.strategies import COLDEST
@@ -28,6 +28,7 @@ from mmedge.tasks.forms.tools import ToolsForm
 
 MOST_CHOICES = 16  # answers to one request
 MOST_STOPS = 4
+MOST_NAMED = 26  # choices of a question, each named by a letter
 HOTTEST = 2.0
 # each with the only value that changes nothing
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -100,6 +101,8 @@ class Asked:
 
     def refused(self, error: MmedgeError) -> ApiError:
         """Return the error of this request, where the student refuses it."""
+        if isinstance(error, LimitTooLow) and self.max_tokens is not None:
+            return invalid(f"{error.what}; raise max_tokens, or leave it out", "max_tokens")
         return refused(error, self.asked_in, self.within)
 
     def check_lengths(self) -> None:
@@ -372,8 +375,10 @@ def _sampling(fields: Fields) -> Sampling | None:
 
 def _own(fields: Fields, model: Model, defaults: AnswerOptions) -> tuple[tuple[str, ...], AnswerOptions]:
     """Read mmedge's own fields: choices, and those of `AnswerOptions`."""
-    choices = fields.texts("choices", 100)
+    choices = fields.texts("choices", MOST_NAMED)
     takes = model.student.bundle.form.takes_choices
+    if choices and takes and not (len(choices) > 1 and all(choice.strip() for choice in choices)):
+        raise fields.wrong("choices", f"a list of 2 to {MOST_NAMED} texts, none of them empty")
     if bool(choices) != takes:
         why = "questions of this task have choices to choose from" if takes else "questions of this task have no choices"
         raise invalid(why, fields.name("choices"), "missing_choices" if takes else "unsupported_parameter")

@@ -105,6 +105,7 @@ OTHERS: list[tuple[str, dict[str, Any], str]] = [
     (BOOKS, {"tools": TOOLS}, "tools"),
     (BOOKS, {"stop": ["}"]}, "stop"),
     (BOOKS, {"logprobs": True}, "logprobs"),
+    (BOOKS, {"response_format": SCHEMA, "max_tokens": 2}, "max_tokens"),
 ]  # fmt: skip
 
 

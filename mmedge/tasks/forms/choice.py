@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmedge.tasks.base import ChainOfThought, Example, Unparsed
-from mmedge.tasks.encoding import PromptEncoder
+from mmedge.tasks.encoding import CHARACTERS, PromptEncoder
 from mmedge.tasks.forms.constraints import Constrainer, Constraint, OneOf
 from mmedge.tasks.forms.form import AnswerForm
 from mmedge.tasks.latex import unboxed
@@ -69,7 +69,8 @@ class _OneOfSeveral(AnswerForm):
         if match := re.match(r"\s*\(?([A-Za-z])\)", line) or re.match(r"\s*\(?([A-Za-z])\s*(?:[.,:;]|$)", line):
             return self.canonical(match[1], choices)
         low = plain(line)
-        named = [choice for choice in choices if re.match(rf"(?:the |an? |to )?{re.escape(plain(choice))}\b", low)]
+        there = {choice: words for choice in choices if (words := plain(choice)) in low}  # a pattern of a long one takes long
+        named = [choice for choice, words in there.items() if re.match(rf"(?:the |an? |to )?{re.escape(words)}\b", low)]
         return max(named, key=len, default=None)
 
 
@@ -78,8 +79,9 @@ def _mentioned(text: str, choices: Sequence[str]) -> list[str]:
     low = f" {plain(text)} "
     found: list[str] = []
     for choice in sorted(dict.fromkeys(choices), key=len, reverse=True):
-        pattern = rf"(?<!\w){re.escape(plain(choice))}(?!\w)"
-        if re.search(pattern, low):
+        words = plain(choice)
+        pattern = rf"(?<!\w){re.escape(words)}(?!\w)" if words in low else ""
+        if pattern and re.search(pattern, low):
             found.append(choice)
             low = re.sub(pattern, " ", low)
     return found
@@ -144,7 +146,8 @@ class _ChoiceConstrainer(Constrainer):
         self._encoder = encoder
 
     def answer(self, example: Example, limit: int) -> Constraint | None:
-        return OneOf([self._encoder.target(choice, limit) for choice in example.choices]) if example.choices else None
+        most = CHARACTERS * limit  # of a longer one no more is written, and to encode it all would take long
+        return OneOf([self._encoder.target(choice[:most], limit) for choice in example.choices]) if example.choices else None
 
 
 # -------------------------------------------------------------------------------------------------- labels

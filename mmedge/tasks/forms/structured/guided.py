@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mmedge.errors import MmedgeError, missing_extra
+from mmedge.errors import LimitTooLow, MmedgeError, missing_extra
 from mmedge.tasks.base import Example
 from mmedge.tasks.encoding import PromptEncoder, TextTokenizer
 from mmedge.tasks.forms.constraints import Constrainer, Tokens
@@ -271,7 +271,7 @@ class GuidedConstrainer(Constrainer):
     def answer(self, example: Example, limit: int) -> GuidedConstraint:
         least = self._language.least + 1
         if limit < least:
-            raise MmedgeError(
+            raise LimitTooLow(
                 f"the shortest answer that fits takes {least} tokens with its end, more than the limit of {limit}",
                 f"set generation.max_answer_tokens to more than {self.least_limit()}, or simplify the schema",
             )
