@@ -102,6 +102,15 @@ def test_the_date_is_pinned_and_the_template_is_kept(tmp_path: Path) -> None:
         ChatTemplate.beside(tmp_path)
 
 
+# blocks whose content is kept instead of written
+CAPTURED = [
+    ("{% set a %}", "{% endset %}"),
+    ("{% filter upper %}", "{% endfilter %}"),
+    ("{% generation %}", "{% endgeneration %}"),
+    ("{% macro m() %}", "{% endmacro %}{% set a = m() %}"),
+]
+
+
 @pytest.mark.parametrize(
     "template",
     [
@@ -132,6 +141,37 @@ def test_the_date_is_pinned_and_the_template_is_kept(tmp_path: Path) -> None:
         "{% set ns = namespace(_a=1) %}",
         "{{ undefined_thing.attribute }}",
         "{% if %}",
+        *(f"{begin}{{% for a in range(99999) %}}{{{{ 'x' * 9999 }}}}{{% endfor %}}{end}" for begin, end in CAPTURED),
+        "{% for a in range(99999) %}" + "x" * 999 + "{% endfor %}",
+        "{% macro m() %}" + "x" * 9999 + "{% endmacro %}{% for a in range(99999) %}{% set b = m() %}{% endfor %}",
+        "{% for a in [[1]] recursive %}{{ loop(a) }}{% endfor %}",
+        "{{ 'a'.encode() * 10**10 }}",
+        "{{ (5).to_bytes(10**10, 'big') }}",
+        "{{ ('x' * 99999).translate({120: 'y' * 99999}) }}",
+        "{{ ('\t' * 99999).expandtabs(99999) }}",
+        "{{ range(99999) | list | join('x' * 99999) }}",
+        "{{ ('x' * 99999).join(['a'] * 99999) }}",
+        "{{ ('x' * 99999) | replace('x', 'y' * 99999) }}",
+        "{{ ('{0}' * 9999).format('x' * 9999) }}",
+        "{{ [['x' * 99999] * 99999] }}",
+        "{{ [['x' * 99999] * 99999] | tojson }}",
+        "{{ [['x' * 99999] * 99999] | trim }}",
+        "{% set a = ['x'] %}" + "{% set a = [a, a] %}" * 60 + "{{ a }}",
+        "{% set a = ['x'] %}{% set b = ['x'] %}" + "{% set a = [a, a] %}{% set b = [b, b] %}" * 60 + "{{ a == b }}",
+        "{% set a = ['x'] %}{% set b = ['x'] %}" + "{% set a = [a, a] %}{% set b = [b, b] %}" * 60 + "{{ a is eq(b) }}",
+        "{{ {'a': 1} | tojson(indent=10**10) }}",
+        "{{ ([1] * 99999) | tojson(separators=['x' * 99999, ':']) }}",
+        "{{ [1] | batch(10**10, 'x') | list }}",
+        "{{ [1] | slice(10**10) | list }}",
+        "{{ 10 | round(-400000000) }}",
+        "{{ strftime_now('%999999999Y') }}",
+        "{% for a in range(99999) %}{{ range(99999) | sum }}{% endfor %}",
+        "{% set b = 'x' * 999999 %}{% for a in range(99999) %}{% set c = 'xy' in b %}{% endfor %}",
+        "{% set b = 'x' * 999999 %}{% for a in range(99999) %}{% set c = b[1:] %}{% endfor %}",
+        "{% set b = 'x' * 999999 %}{% for a in range(99999) %}{% set c = b.count('y') %}{% endfor %}",
+        "{% break %}",
+        "{% if 1 %}" * 150 + "{% endif %}" * 150,
+        "{% for a in [1] %}" * 25 + "{% endfor %}" * 25,
     ],
 )
 def test_a_broken_or_hostile_template_is_one_error_and_soon(template: str) -> None:
