@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +66,13 @@ def test_quantized_logits_are_as_near_to_torch_as_those_of_onnxruntime(kind: str
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_gives_the_same_bits_alone_in_a_batch_step_by_step_and_on_every_instruction_set(kind: str, precision: str) -> None:
     same_bits(exported(kind, precision).bundle)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_no_more_threads_are_started_than_there_are_cores() -> None:
+    before = len(list(Path("/proc/self/task").iterdir()))
+    engine = NativeEngine(exported(KINDS[0], PRECISIONS[0]).bundle, threads=500)
+    assert engine.decoder and len(list(Path("/proc/self/task").iterdir())) - before < max(2, len(os.sched_getaffinity(0)))
 
 
 def same_bits(bundle: Bundle) -> None:

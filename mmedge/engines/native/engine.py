@@ -52,7 +52,7 @@ class NativeEngine(Conversing):
 
     Args:
         bundle: A checked bundle.
-        threads: Threads of a step; by default what the bundle asks for, or else all usable cores.
+        threads: Threads of a step, at most the usable cores, or two; by default what the bundle asks for, or else all of them.
         kernels: The instruction set; what `MMEDGE_ISA` says or the fastest by default.
 
     Raises:
@@ -67,7 +67,7 @@ class NativeEngine(Conversing):
         held = bundle.held.get(str(stated.plan.get("file")))
         weights = mapped(bundle.folder, stated.plan) if held is None else held
         cores = usable_cores()
-        threads = threads or stated.threads or cores
+        threads = min(threads or stated.threads or cores, max(2, cores))  # more would only wait for each other
         where, callers = str(bundle.folder / MANIFEST), max(1, cores // threads)
         self.decoder = library.Decoder(stated.plan, weights, threads, kernels, callers, where)
         self.special, self.family = stated.special_tokens, stated.family
