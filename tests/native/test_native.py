@@ -70,9 +70,11 @@ def test_a_row_gives_the_same_bits_alone_in_a_batch_step_by_step_and_on_every_in
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_no_more_threads_are_started_than_there_are_cores() -> None:
+    bundle = exported(KINDS[0], PRECISIONS[0]).bundle
     before = len(list(Path("/proc/self/task").iterdir()))
-    engine = NativeEngine(exported(KINDS[0], PRECISIONS[0]).bundle, threads=500)
-    assert engine.decoder and len(list(Path("/proc/self/task").iterdir())) - before < max(2, len(os.sched_getaffinity(0)))
+    engine = NativeEngine(bundle, threads=500)
+    cores = max(2, len(os.sched_getaffinity(0)))
+    assert engine.decoder and len(list(Path("/proc/self/task").iterdir())) - before < cores
 
 
 def same_bits(bundle: Bundle) -> None:
