@@ -19,7 +19,6 @@ Control tokens come from prompts alone: where a text has the same characters, th
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,7 +29,8 @@ from typing import Literal, Protocol
 
 from mmedge.errors import MmedgeError, TooLong
 from mmedge.tasks.base import Turn
-from mmedge.tasks.chat.template import ChatTemplate, control_tokens, encode_text
+from mmedge.tasks.chat.control import ControlTokens, control_tokens, encode_text
+from mmedge.tasks.chat.template import ChatTemplate
 from mmedge.tasks.prompts import VERDICTS, Context, Kind, StudentPrompts
 
 CHARACTERS = 64  # of a token, on average over a whole input, at most; more only where white space or unknown signs become one token
@@ -40,6 +40,9 @@ Family = Literal["encoder-decoder", "decoder-only"]
 class _Encoding(Protocol):
     @property
     def ids(self) -> list[int]: ...
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]: ...
 
 
 class TextTokenizer(Protocol):
@@ -113,7 +116,7 @@ class PromptEncoder:
         return {kind: tuple(self.tokenizer.encode(word, add_special_tokens=False).ids) for kind, word in words.items()}
 
     @cached_property
-    def _control_tokens(self) -> re.Pattern[str]:
+    def _control_tokens(self) -> ControlTokens:
         return control_tokens(self.tokenizer, self.chat.template if self.chat else "")
 
     def _ids(self, text: str) -> list[int]:
@@ -214,9 +217,13 @@ class PromptEncoder:
         """Return the same of several contexts; releases Python's lock."""
         texts = [_clean(self._head(context.read)) for context in contexts]
         dialogues = any(context.turns for context in contexts)
-        if self.chat is not None or dialogues or any(self._control_tokens.search(text) for text in texts):
+        if self.chat is not None or dialogues:
             return [self.context(context) for context in contexts]
-        return [self._cut(found.ids) for found in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        encoded = [found.ids for found in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            self.context(context) if self._control_tokens.comes_from(text, ids) else self._cut(ids)
+            for context, text, ids in zip(contexts, texts, encoded, strict=True)
+        ]
 
     def _cut(self, ids: list[int]) -> tuple[int, ...]:
         if self.family == "encoder-decoder":

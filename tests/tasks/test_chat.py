@@ -11,7 +11,8 @@ import tokenizers
 from tokenizers import models
 
 from mmedge.errors import MmedgeError
-from mmedge.tasks.chat.template import ChatTemplate, control_tokens
+from mmedge.tasks.chat.control import control_tokens
+from mmedge.tasks.chat.template import ChatTemplate
 from mmedge.tasks.encoding import PromptEncoder, SpecialTokens
 from mmedge.tasks.prompts import CHAT_PROMPTS, DECODER_ONLY_PROMPTS, REASONING_CHAT_PROMPTS, Context, Kind
 from tests.chat_templates import ADDED, CHATML, GEMMA, LLAMA3, MISTRAL, QWEN3, TOKENS, byte_level
@@ -192,4 +193,4 @@ def test_a_template_is_usable_again_after_an_error() -> None:
 
 def test_nothing_matches_where_there_are_no_control_tokens() -> None:
     bare = tokenizers.Tokenizer(models.BPE({"a": 0}, []))
-    assert control_tokens(bare).search("a<eos>") is None
+    assert control_tokens(bare).written.search("a<eos>") is None

@@ -3,15 +3,21 @@
     template = ChatTemplate.load(folder / "chat.json")
     template.render([{"role": "user", "content": "Turn off the lights"}])   → "<|im_start|>user\\nTurn off …"
 
-The text is byte for byte what transformers' `apply_chat_template` gives. Control tokens, such as `<|im_start|>`, come out of the
-template alone: where a message has the same characters, they are encoded as ordinary text. What a control token is follows
-transformers' `sanitize_control_tokens`: every special token, and every added token that the template writes.
+The text is byte for byte what transformers' `apply_chat_template` gives, and so are its tokens. Control tokens, such as
+`<|im_start|>`, come out of the template alone: where a message has the same characters, they are encoded as ordinary text. What a
+control token is, and how it becomes text, is `mmedge.tasks.chat.control`'s.
+
+The assistant's earlier messages come from the model, or from a client that says so. Templates look into them: Qwen 3's leaves out
+reasoning between `<think>` and `</think>`. Where marked control tokens would change what the template writes, the assistant's
+messages keep those that the tokenizer does not call special. So a hostile client can put a reasoning block or a tool call into
+the assistant's mouth, which it also can with `reasoning_content` and `tool_calls`; it cannot end a message or begin another one,
+and neither a user, a tool nor a system message gets any control token. Where the template still writes something else, as for a
+user's message that is one whole `<tool_response>`, it is rendered as marked.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -21,13 +27,13 @@ from typing import Any
 
 from mmedge.errors import MmedgeError
 from mmedge.storage import read_json, write_json
+from mmedge.tasks.chat.control import ControlTokens, control_tokens, encode_marked, marked, unmarked
 
 FILE_NAME = "chat.json"
 DATE = "2026-01-01"  # what templates that print today's date are told unless the recipe says otherwise
 LONGEST_TEMPLATE = 200_000  # characters; the longest published ones have 20,000
 LONGEST_CHAT = 2_000_000  # characters of what is rendered
 REASONING = ("<think>", "</think>")
-_MARK = "\ue5c7"  # a private character: no text of a language has it, and texts that do have it lose it
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # transformers': the first is what templates read
 
 Message = Mapping[str, Any]
@@ -137,8 +143,20 @@ class ChatTemplate:
             settings: As for `render`.
         """
         control = control_tokens(tokenizer, self.template)
-        marked, tools = _marked(messages, control), _marked(settings.pop("tools", None), control)
-        return encode_rendered(tokenizer, self.render(marked, tools=tools, **settings), control)
+        return encode_marked(tokenizer, self._render_marked(control, messages, **settings), control)
+
+    def _render_marked(self, control: ControlTokens, messages: Sequence[Message], **settings: Any) -> str:
+        """Return the text of a chat in which the control tokens that do not come from the template are marked."""
+        given, plain = marked([messages, settings], control.anywhere), unmarked([messages, settings])
+        rendered = self.render(given[0], **given[1])
+        if given == plain or unmarked(rendered) == (expected := self.render(plain[0], **plain[1])):
+            return rendered
+        less = [
+            marked(message, control.special) if message.get("role") == "assistant" else everything
+            for message, everything in zip(messages, given[0], strict=True)
+        ]
+        again = self.render(less, **given[1])
+        return again if unmarked(again) == expected else rendered
 
     def question(self, tokenizer: Any, text: str, before: Sequence[tuple[str, str]] = ()) -> list[int]:
         """Return the tokens of a question, up to where the assistant begins to write; a reasoning block is not begun.
@@ -152,11 +170,11 @@ class ChatTemplate:
             MmedgeError: The template refuses these messages.
         """
         control = control_tokens(tokenizer, self.template)
-        rendered = self.render(_marked(self._messages(text, before), control))
+        rendered = self._render_marked(control, self._messages(text, before))
         until, found, behind = rendered.rpartition(REASONING[0])
         if found and not behind.replace(REASONING[1], "").strip():
             rendered = until
-        return encode_rendered(tokenizer, rendered, control)
+        return encode_marked(tokenizer, rendered, control)
 
     def _messages(self, text: str, before: Sequence[tuple[str, str]] = ()) -> list[dict[str, str]]:
         own = self.system and not (before and before[0][0] == "system")
@@ -168,53 +186,8 @@ class ChatTemplate:
         answer = "mmedge"
         chat = [*self._messages(answer), {"role": "assistant", "content": answer}]
         behind = self.render(chat, add_generation_prompt=False).rpartition(answer)[2]
-        found = control_tokens(tokenizer, self.template).search(behind)
+        found = control_tokens(tokenizer, self.template).written.search(behind)
         return None if found is None else int(tokenizer.token_to_id(found[0]))
-
-
-def control_tokens(tokenizer: Any, template: str = "") -> re.Pattern[str]:
-    """Return what matches a tokenizer's control tokens: special tokens, and added ones that a template writes."""
-    texts = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special or token.content in template]
-    return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or r"(?!)")
-
-
-def encode_text(tokenizer: Any, text: str, control: re.Pattern[str]) -> list[int]:
-    """Return the tokens of a text in which nothing is a control token: what looks like one is cut behind its first character."""
-    if control.search(text) is None:
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
-    return _encode_cut(tokenizer, _mark(text, control))
-
-
-def encode_rendered(tokenizer: Any, text: str, control: re.Pattern[str]) -> list[int]:
-    """Return the tokens of a rendered chat, whose control tokens are tokens but where they are marked."""
-    found: list[int] = []
-    place = 0
-    for match in control.finditer(text):
-        found += _encode_cut(tokenizer, text[place : match.start()])
-        found.append(int(tokenizer.token_to_id(match[0])))
-        place = match.end()
-    return found + _encode_cut(tokenizer, text[place:])
-
-
-def _encode_cut(tokenizer: Any, text: str) -> list[int]:
-    """Return the tokens of a text that is cut at its marks."""
-    return [token for part in text.split(_MARK) if part for token in tokenizer.encode(part, add_special_tokens=False).ids]
-
-
-def _mark(text: str, control: re.Pattern[str]) -> str:
-    """Mark every control token in a text behind its first character."""
-    return control.sub(lambda match: match[0][0] + _MARK + match[0][1:], text.replace(_MARK, ""))
-
-
-def _marked(value: Any, control: re.Pattern[str]) -> Any:
-    """Return messages or tools whose texts are marked, in whatever they are nested."""
-    if isinstance(value, str):
-        return _mark(value, control)
-    if isinstance(value, Mapping):
-        return {key: _marked(inner, control) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_marked(inner, control) for inner in value]
-    return value
 
 
 def _plain_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
