@@ -5,14 +5,13 @@
 
 The text is byte for byte what transformers' `apply_chat_template` gives, and so are its tokens. Control tokens, such as
 `<|im_start|>`, come out of the template alone: where a message has the same characters, they are encoded as ordinary text. What a
-control token is, and how it becomes text, is `mmedge.tasks.chat.control`'s.
+control token is, and how it becomes text, is up to `mmedge.tasks.chat.control`, by marks in what the template is given.
 
-The assistant's earlier messages come from the model, or from a client that says so. Templates look into them: Qwen 3's leaves out
-reasoning between `<think>` and `</think>`. Where marked control tokens would change what the template writes, the assistant's
-messages keep those that the tokenizer does not call special. So a hostile client can put a reasoning block or a tool call into
-the assistant's mouth, which it also can with `reasoning_content` and `tool_calls`; it cannot end a message or begin another one,
-and neither a user, a tool nor a system message gets any control token. Where the template still writes something else, as for a
-user's message that is one whole `<tool_response>`, it is rendered as marked.
+Templates look into the assistant's earlier messages, which clients send back whole: Qwen 3's leaves out reasoning between
+`<think>` and `</think>`. Where marks would change what the template writes, the assistant's messages keep the control tokens that
+the tokenizer does not call special. So a hostile client can put a reasoning block or a tool call into the assistant's mouth, as it
+can with `reasoning_content` and `tool_calls`; it cannot end a message or begin another, and no message of a user, a tool or the
+system gets a control token. A user's message that the template would look into, such as one whole `<tool_response>`, stays marked.
 """
 
 from __future__ import annotations
@@ -149,14 +148,13 @@ class ChatTemplate:
         """Return the text of a chat in which the control tokens that do not come from the template are marked."""
         given, plain = marked([messages, settings], control.anywhere), unmarked([messages, settings])
         rendered = self.render(given[0], **given[1])
-        if given == plain or unmarked(rendered) == (expected := self.render(plain[0], **plain[1])):
+        if given == plain or unmarked(rendered) == self.render(plain[0], **plain[1]):
             return rendered
         less = [
             marked(message, control.special) if message.get("role") == "assistant" else everything
             for message, everything in zip(messages, given[0], strict=True)
         ]
-        again = self.render(less, **given[1])
-        return again if unmarked(again) == expected else rendered
+        return self.render(less, **given[1])
 
     def question(self, tokenizer: Any, text: str, before: Sequence[tuple[str, str]] = ()) -> list[int]:
         """Return the tokens of a question, up to where the assistant begins to write; a reasoning block is not begun.
