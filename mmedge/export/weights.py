@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from mmedge.errors import MmedgeError
-from mmedge.storage import read_json
+from mmedge.students.weight_files import weight_files
 
 HEAD = "lm_head.weight"
 TABLE = "embedding"  # what graphs call the table that is looked up in, and where it is tied, the head too
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _TEXT_MODEL = "model.language_model."
 Weights = Mapping[str, NDArray[np.float32]]
 
@@ -38,7 +37,7 @@ class WeightFiles(Mapping[str, NDArray[np.float32]]):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files: dict[str, tuple[Path, str]] = {}
-        for path in _weight_files(folder):
+        for path in weight_files(folder) or sorted(folder.glob("*.safetensors")):
             try:
                 with safe_open(str(path), framework="np") as file:
                     self._files |= {_own_name(name): (path, name) for name in file.keys()}  # noqa: SIM118  # no mapping
@@ -83,15 +82,6 @@ class WeightFiles(Mapping[str, NDArray[np.float32]]):
 
 def _own_name(name: str) -> str:
     return f"model.{name.removeprefix(_TEXT_MODEL)}" if name.startswith(_TEXT_MODEL) else name
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the files that transformers would read: others may lie beside them, in another naming or for another library."""
-    if (folder / WHOLE).is_file():
-        return [folder / WHOLE]
-    if (folder / INDEX).is_file():
-        return [folder / name for name in sorted(set(read_json(folder / INDEX)["weight_map"].values()))]
-    return sorted(folder.glob("*.safetensors"))
 
 
 def has_own_head(weights: Weights, embedding: str) -> bool:

@@ -17,6 +17,8 @@ import functools
 import importlib
 import inspect
 import logging
+import re
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -24,7 +26,13 @@ import transformers
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from mmedge.export.architectures import ARCHITECTURES
+from mmedge.students.weight_files import check_place
 
+# weights beside those of the text model: of images and sound, of heads that guess further tokens, and what is computed anyway
+_OTHER_PARTS = re.compile(
+    r"(^|\.)(visual|vision\w*|audio\w*|embed_vision|embed_audio|multi_modal_projector|mm_projector|mtp\w*)\."
+    r"|rotary_emb\.inv_freq$|(^|\.)position_ids$"
+)
 MAJOR = int(transformers.__version__.split(".")[0])
 
 
@@ -87,11 +95,22 @@ def load_model(place: str, config: Any, **arguments: Any) -> Any:
         arguments: For `from_pretrained`, such as `dtype`, `revision` and `quantization_config`.
 
     Raises:
-        ValueError: A weight is missing, which transformers would initialize at random.
+        MmedgeError: There is an adapter beside the weights, or weights are in other files than safetensors.
+        ValueError: A weight is missing, of another shape, or left over, so that the config is another model's.
     """
+    if getattr(config, "transformers_weights", None) is not None:
+        raise ValueError("config.json: transformers_weights names other weights than those of the folder")
+    if revision := check_place(place, arguments.get("revision")):
+        arguments["revision"] = revision
     kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
     model, found = kind.from_pretrained(
-        place, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **arguments
+        place,
+        config=config,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused below, by name
+        **arguments,
     )
     missing = set(found["missing_keys"])
     if config.model_type == "t5" and "lm_head.weight" in missing:
@@ -101,12 +120,37 @@ def load_model(place: str, config: Any, **arguments: Any) -> Any:
     quantized = "quantization_config" in arguments or getattr(config, "quantization_config", None) is not None
     if quantized and isinstance(dtype := arguments.get("dtype"), torch.dtype):
         _cast_unquantized(model, dtype)
-    if missing and not quantized:
-        raise ValueError(f"the weights lack {min(missing)}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""))
+    if not quantized:
+        refuse_other_weights(missing, found["unexpected_keys"], found["mismatched_keys"])
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if MAJOR >= 5 and head is not None and head.weight is not embedding.weight:
         model.config.tie_word_embeddings = False  # 5.x says true of every T5; what is saved shall say what it is
     return model
+
+
+def refuse_other_weights(missing: Collection[str], unused: Collection[str], mismatched: Collection[tuple[Any, ...]]) -> None:
+    """Refuse weights that are not those of the model that a config describes.
+
+    Args:
+        missing: Names that the model has and the weights have not.
+        unused: Names that the weights have and the model has not.
+        mismatched: Names with two shapes, those of the weights and of the model.
+
+    Raises:
+        ValueError: There are any; but what belongs to a model's other parts may be left over.
+    """
+    unused = [name for name in unused if not _OTHER_PARTS.search(name)]
+    if mismatched:
+        name, stored, wanted = min(mismatched)[:3]
+        raise ValueError(f"the weight {name} has shape {list(stored)}, and the config says {list(wanted)}{_more(mismatched)}")
+    if missing:
+        raise ValueError(f"the weights lack {min(missing)}{_more(missing)}")
+    if unused:
+        raise ValueError(f"the config has no place for the weight {min(unused)}{_more(unused)}")
+
+
+def _more(found: Collection[Any]) -> str:
+    return f" and {len(found) - 1} more" if len(found) > 1 else ""
 
 
 def _cast_unquantized(model: Any, dtype: torch.dtype) -> None:

@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from mmedge.students import dialects
+from mmedge.students.weight_files import refuse_adapter
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 _SAME = 0.2  # relative difference of two tables: roundings of one to 4 and more bits differ by 0.1 and less, others by 1 and more
@@ -29,11 +30,17 @@ def load_gguf(path: Path, tokenizer_name: str | None, arguments: dict[str, Any])
         arguments: For `from_pretrained`, such as `dtype`.
 
     Raises:
+        MmedgeError: There is an adapter beside the file.
+        ValueError: The file's weights are not those of the model that it describes.
         Exception: Whatever gguf, tokenizers and transformers raise for a broken file.
     """
+    refuse_adapter(path.parent)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_name or str(path.parent), gguf_file=path.name)
     known = dialects.gguf_arguments(path.name)
-    model = transformers.AutoModelForCausalLM.from_pretrained(str(path.parent), **known, **arguments)
+    model, found = transformers.AutoModelForCausalLM.from_pretrained(
+        str(path.parent), output_loading_info=True, ignore_mismatched_sizes=True, **known, **arguments
+    )
+    dialects.refuse_other_weights(found["missing_keys"], found["unexpected_keys"], found["mismatched_keys"])
     reader = gguf.GGUFReader(path)
     _trust_tokens(tokenizer, model.config, reader)
     _tie_same_table(model, reader)

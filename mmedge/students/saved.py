@@ -16,7 +16,7 @@ from mmedge.folders import DETAILS, is_quantized
 from mmedge.storage import read_json, write_json
 from mmedge.students import dialects
 from mmedge.students.bitsandbytes import need_bitsandbytes, restore_unsupported_linears
-from mmedge.students.sources import check_folder
+from mmedge.students.sources import check_folder, reason_of
 from mmedge.students.student import TorchStudent, plain_backend
 from mmedge.tasks.chat.template import ChatTemplate
 from mmedge.tasks.encoding import PromptEncoder, SpecialTokens
@@ -135,7 +135,10 @@ def open_student(folder: Path, max_input_tokens: int | None = None, device: str 
             max_input_tokens or int(details["max_input_tokens"]),
             ChatTemplate.beside(folder),
         )
+    except MmedgeError:
+        raise
     except Exception as error:  # safetensors, tokenizers and transformers raise many types for a broken file
-        reason = str(error).strip().split("\n")[0][:200]
-        raise MmedgeError(f"cannot load the student {folder}: {reason}", "distil it again, or restore the folder") from error
+        raise MmedgeError(
+            f"cannot load the student {folder}: {reason_of(error)}", "distil it again, or restore the folder"
+        ) from error
     return TorchStudent(model, tokenizer, encoder, details["origin"])

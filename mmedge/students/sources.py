@@ -12,10 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmedge.errors import MmedgeError
+from mmedge.errors import MmedgeError, printable
 from mmedge.model_card import CARD, licence_of
 from mmedge.storage import sha256_file, sha256_json
+from mmedge.students.weight_files import WHOLE, refuse_adapter, weight_files
 
+_HINTS = {
+    "hub": "check the id and that the hub can be reached; a local folder or .gguf file works offline",
+    "folder": "restore the folder, or save the model in it again: model.save_pretrained(FOLDER)",
+    "gguf": "fetch or convert the file again",
+}
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
@@ -53,8 +59,7 @@ def resolve(name: str, revision: str | None, field: str) -> ModelSource:
             raise MmedgeError(f"{field}: no such file: {path}", "check the path, or name a hub id such as google/t5-v1_1-base")
         return ModelSource("gguf", path, name, sha256_file(path))
     if path.is_dir():
-        check_folder(path)
-        hashes = {file.name: sha256_file(file) for file in sorted(path.glob("*.safetensors"))}
+        hashes = {file.name: sha256_file(file) for file in check_folder(path)}
         return ModelSource("folder", path, name, sha256_json(hashes | {"config": sha256_file(path / "config.json")}))
     if path.exists() or not _HUB_ID.match(name) or name.startswith((".", "/")):
         noun = field.split(".")[0]
@@ -70,14 +75,21 @@ def _making(student: Path) -> str:
     return f"mmedge distill {recipe if recipe.is_file() else 'RECIPE'} --out {student.parent}"
 
 
-def check_folder(path: Path) -> None:
-    """Refuse a folder that holds no model, or one whose weights are a pickle."""
+def check_folder(path: Path) -> list[Path]:
+    """Return the files of a model's weights; refuse a folder that holds no model, or what must not be loaded.
+
+    Raises:
+        MmedgeError: It has no config, no safetensors, a pickle for weights, or an adapter beside them.
+    """
+    refuse_adapter(path)
     if not (path / "config.json").is_file():
         raise MmedgeError(f"{path} is not a model: it has no config.json", "name a folder saved by transformers or mmedge")
-    if not list(path.glob("*.safetensors")):
+    files = weight_files(path)
+    if not files:
         pickled = [file.name for file in path.glob("*.bin")]
         why = f"; {pickled[0]} is a pickle, which is never loaded" if pickled else ""
-        raise MmedgeError(f"{path} has no weights: no *.safetensors in it{why}", "save the model as safetensors")
+        raise MmedgeError(f"{path} has no weights: no {WHOLE} in it, and no index{why}", "save the model as safetensors")
+    return files
 
 
 def _package_file(name: str, field: str) -> Path:
@@ -109,10 +121,18 @@ def load(source: ModelSource, revision: str | None, tokenizer_name: str | None, 
     dialects.quiet()
     try:
         return _load(source, revision, tokenizer_name, arguments)
+    except MmedgeError:
+        raise
     except Exception as error:  # safetensors, tokenizers, gguf and transformers raise many types for a broken file
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        hint = "check the id and that the hub can be reached; a local folder or .gguf file works offline"
-        raise MmedgeError(f"{field}: cannot load {source.name}: {reason}", hint) from error
+        raise MmedgeError(f"{field}: cannot load {source.name}: {reason_of(error)}", _HINTS[source.kind]) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return what another library's exception says, in one line."""
+    first, _, rest = str(error).strip().partition("\n")
+    if first.endswith(":"):  # what is wrong follows on a line of its own
+        first = f"{first} {rest.strip().partition(chr(10))[0]}"
+    return printable(first.strip())[:200] or type(error).__name__
 
 
 def _load(source: ModelSource, revision: str | None, tokenizer_name: str | None, arguments: dict[str, Any]) -> tuple[Any, Any]:
