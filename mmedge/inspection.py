@@ -13,7 +13,7 @@ from mmedge.engines.bundles import suited_engine
 from mmedge.errors import MmedgeError
 from mmedge.folders import DETAILS, Kind, Run, is_quantized, kind_of, peer_engine
 from mmedge.manifest import Exported
-from mmedge.model_card import cache_summary, describe_model, quantization_summary
+from mmedge.model_card import cache_summary, describe_model, finer_summary, quantization_summary
 from mmedge.storage import folder_size, read_json
 
 
@@ -66,6 +66,7 @@ class InspectedBundle:
         model: Its student's kind of model, source, licence and prompt, as far as these are known.
         learned: What its student learned to write besides answers; None where that is not known.
         matrices: How many matrices are stored in which format.
+        finer: How many of these are kept in which finer format than the precision's own, for accuracy.
         engine: What it was verified on, and runs on where it can: `native` or `onnxruntime`.
         cache: What the native engine keeps keys and values in; None where it cannot run the bundle.
         least_runtime: The oldest ONNX Runtime that has its operators, where that is not the oldest that mmedge supports.
@@ -85,6 +86,7 @@ class InspectedBundle:
     model: dict[str, Any]
     matrices: dict[str, int]
     least_runtime: str | None
+    finer: dict[str, int] = field(default_factory=dict)
     learned: tuple[str, ...] | None = None
     cache: str | None = None
     engine: str | None = None
@@ -198,6 +200,7 @@ def _bundle(folder: Path) -> InspectedBundle:
         student_metrics=metrics,
         model=dict(manifest.model),
         matrices=quantization_summary(manifest),
+        finer=finer_summary(manifest),
         least_runtime=manifest.least_runtime or None,
         learned=manifest.student.learned,
         cache=cache_summary(manifest),

@@ -8,6 +8,7 @@ from typing import Any
 from mmedge.folders import Kind
 from mmedge.inspection import Inspected, InspectedBundle, InspectedRun, InspectedStudent, not_ours
 from mmedge.manifest import Verification
+from mmedge.model_card import in_name_only
 from mmedge.reports.formats import in_json, number, share, size
 from mmedge.reports.tables import Cell, Column, Table
 
@@ -56,9 +57,10 @@ def _student(found: InspectedStudent) -> Iterator[tuple[str, str]]:
 
 def _bundle(found: InspectedBundle) -> Iterator[tuple[str, str]]:
     yield "trusted", found.trusted
-    yield "precision", found.precision
+    yield "precision", in_name_only(found.precision, found.matrices, found.finer) or found.precision
     yield from _model(found.family, found.model, found.parameters, found.bytes)
     yield "matrices", _counted(found.matrices)
+    yield "kept finer", f"{_counted(found.finer)}, for accuracy" if found.finer else ""
     yield "keys and values", f"{found.cache} on the native engine" if found.cache else ""
     yield "task", found.task
     yield "recipe", found.recipe
@@ -75,9 +77,17 @@ def _model(family: str, model: Mapping[str, Any], parameters: int, bytes_: int) 
     yield "model", f"{model['model_type']}, {family}" if "model_type" in model else family
     yield "made from", model.get("source", "")
     yield "its licence", model.get("licence", "")
-    yield "prompt", model.get("prompt", "")
+    yield "prompt", _prompt(model)
+    yield "system message", model.get("system", "")
     yield "parameters", f"{parameters:,}"
     yield "size", size(bytes_)
+
+
+def _prompt(model: Mapping[str, Any]) -> str:
+    """Return how a student is prompted: in a chat, by which template and whose it is."""
+    if "template_sha256" not in model:
+        return str(model.get("prompt", ""))
+    return f"chat, template of {model.get('source') or 'an unknown source'}, sha256 {model['template_sha256'][:12]}"
 
 
 def _scores(metrics: Mapping[str, Any] | None, whose: str = "") -> Iterator[tuple[str, str]]:

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from mmedge.engines.native.plans import BrokenPlan, cache_type
+from mmedge.errors import printable
 from mmedge.manifest import Manifest
 from mmedge.reports.formats import size
+from mmedge.reports.tables import in_markdown
 from mmedge.storage import read_json, sha256_json
 from mmedge.tasks.chat.template import ChatTemplate
 
 CARD = "README.md"
+LONGEST_LICENCE = 200  # characters; the longest name of one is a third of that
 
 
 def describe_model(folder: Path, details: Mapping[str, Any]) -> dict[str, str]:
@@ -42,11 +45,14 @@ def describe_model(folder: Path, details: Mapping[str, Any]) -> dict[str, str]:
 
 def licence_of(folder: Path) -> str | None:
     """Return the licence that a model's own card states in its first lines; None where it states none."""
+    path = folder / CARD
     try:
-        text = (folder / CARD).read_text(encoding="utf-8", errors="replace")[:20_000]
+        if not path.is_file():  # a device or a pipe might never end
+            return None
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return stated_licence(file.read(20_000))
     except OSError:
         return None
-    return stated_licence(text)
 
 
 def stated_licence(card: str) -> str | None:
@@ -59,12 +65,25 @@ def stated_licence(card: str) -> str | None:
         if colon and not name.startswith((" ", "-")):
             fields[name.strip()] = value.strip().strip("\"'")
     licence = fields.get("license") or None
-    return fields.get("license_name") or licence if licence == "other" else licence
+    named = fields.get("license_name") or licence if licence == "other" else licence
+    return printable(named)[:LONGEST_LICENCE] if named else None
 
 
 def quantization_summary(manifest: Manifest) -> dict[str, int]:
     """Return how many matrices are stored in which format."""
     return dict(Counter(manifest.quantization.layers.values()))
+
+
+def finer_summary(manifest: Manifest) -> dict[str, int]:
+    """Return how many matrices are kept in which finer format than the precision's own, for accuracy."""
+    return dict(Counter(manifest.quantization.exceptions.values()))
+
+
+def in_name_only(precision: str, matrices: Mapping[str, int], finer: Mapping[str, int]) -> str:
+    """Return that no matrix is stored in a precision where every one had to be kept in a finer format; else nothing."""
+    if not finer or sum(finer.values()) < sum(matrices.values()):
+        return ""
+    return f"{precision} in name only: every matrix had to be kept in {' or '.join(finer)} for accuracy"
 
 
 def cache_summary(manifest: Manifest) -> str | None:
@@ -92,7 +111,8 @@ def card(manifest: Manifest) -> str:
         "parameters": f"{manifest.student.parameters:,}",
         "task": f"{manifest.task.name} ({manifest.task.form})",
         "prompt": _prompt(manifest),
-        "precision": manifest.precision,
+        "precision": in_name_only(manifest.precision, quantization_summary(manifest), finer_summary(manifest))
+        or manifest.precision,
         "stored": _stored(manifest),
         "kept finer for accuracy": ", ".join(f"{name}: {kept}" for name, kept in exceptions.items()) or "nothing",
         "keys and values": _cache(manifest),
@@ -101,8 +121,8 @@ def card(manifest: Manifest) -> str:
         "runs on": f"{_native(manifest)}ONNX Runtime {manifest.least_runtime or '1.22'} or newer, {manifest.device}",
         "size": size(manifest.written.bytes),
     }
-    lines = ["---", "library_name: mmedge", *front, "---", f"# {manifest.recipe}, {manifest.precision}", ""]
-    lines += ["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows.items()), ""]
+    lines = ["---", "library_name: mmedge", *front, "---", f"# {in_markdown(f'{manifest.recipe}, {manifest.precision}')}", ""]
+    lines += ["| | |", "|---|---|", *(f"| {name} | {in_markdown(value)} |" for name, value in rows.items()), ""]
     lines += ["`mmedge run FOLDER QUESTION` asks it, and `mmedge inspect FOLDER` checks its files.", ""]
     return "\n".join(lines)
 
@@ -132,7 +152,3 @@ def _cache(manifest: Manifest) -> str:
     if tried is None:
         return said
     return f"{said}; not in int8: {'; '.join(tried.problems)}" if tried.problems else f"{said}: {tried.verification}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -72,6 +72,38 @@ def test_the_card_says_what_was_made_of_it(tmp_path: Path) -> None:
     assert "not stated" in card(dataclasses.replace(manifest, model={}))
 
 
+HOSTILE = "apache-2.0\x1b[2J\x1b]0;owned\x07\u202etxt"
+
+
+def test_no_licence_and_no_card_controls_a_terminal(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\nlicense: {HOSTILE}\n---\n")
+    assert licence_of(tmp_path) == "apache-2.0�[2J�]0;owned��txt"
+    assert len(stated_licence(f"---\nlicense: {'x' * 10_000}\n---\n") or "") == 200
+    manifest = dataclasses.replace(
+        bundle_of(tmp_path, SpecialTokens(eos=1, pad=0)).manifest,
+        recipe=f"r\n<script>{HOSTILE}",
+        model=dict.fromkeys(("model_type", "source", "licence"), HOSTILE),
+    )
+    text = card(manifest)
+    assert "# r &lt;script>apache" in text and not set(text) & set("\x1b\x07\u202e")
+
+
+def test_a_card_that_never_ends_states_no_licence(tmp_path: Path) -> None:
+    (tmp_path / "README.md").symlink_to("/dev/zero")
+    assert licence_of(tmp_path) is None
+
+
+def test_a_precision_in_name_only_says_so(tmp_path: Path) -> None:
+    layers = {"embedding": "int8", "layers.0.attention.qkv": "int8"}
+    manifest = dataclasses.replace(bundle_of(tmp_path, SpecialTokens(eos=1, pad=0)).manifest, precision="int4")
+    of = {
+        kept: dataclasses.replace(manifest, quantization=QuantizationPart(layers, dict(list(layers.items())[:kept])))
+        for kept in (0, 1, 2)
+    }
+    assert "in name only" not in card(of[0]) + card(of[1])
+    assert "| precision | int4 in name only: every matrix had to be kept in int8 for accuracy |" in card(of[2])
+
+
 def test_an_onnx_runtime_that_is_too_old_is_refused(tmp_path: Path) -> None:
     check_runtime("", tmp_path)
     check_runtime("1.22", tmp_path)

@@ -5,8 +5,8 @@
     found.markdown()
     page.table(found)
 
-All text is escaped when it is shown. Columns of figures are aligned to the right, the first one and columns of text to the left,
-unless a column says otherwise.
+All text is escaped when it is shown, and what could control a terminal is replaced. Columns of figures are aligned to the right, the
+first one and columns of text to the left, unless a column says otherwise.
 """
 
 from __future__ import annotations
@@ -54,6 +54,11 @@ def escaped(text: str) -> str:
     return html.escape(printable(text))
 
 
+def in_markdown(text: str) -> str:
+    """Return text as one line of Markdown's tables and headings: escaped, without control characters."""
+    return printable(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+
+
 @dataclass(frozen=True)
 class Table:
     """Cells in rows and columns.
@@ -73,7 +78,9 @@ class Table:
     @cached_property
     def _columns(self) -> list[Column]:
         return [
-            one if isinstance(one, Column) else Column(one, "right" if place and self._holds_figures(place) else "left")
+            replace(one, heading=printable(one.heading))
+            if isinstance(one, Column)
+            else Column(printable(one), "right" if place and self._holds_figures(place) else "left")
             for place, one in enumerate(self.columns)
         ]
 
@@ -84,7 +91,8 @@ class Table:
 
     @cached_property
     def _cells(self) -> list[list[Cell]]:
-        return [[one if isinstance(one, Cell) else Cell(one) for one in row] for row in self.rows]
+        cells = [[one if isinstance(one, Cell) else Cell(one) for one in row] for row in self.rows]
+        return [[Cell(printable(one.text), one.emphasis) for one in row] for row in cells]
 
     @property
     def headings(self) -> list[str]:
@@ -109,9 +117,9 @@ class Table:
         from rich.text import Text
 
         found = RichTable(
-            title=Text(self.title) if self.title else None,
+            title=Text(printable(self.title)) if self.title else None,
             title_justify="left",
-            caption=Text(self.caption) if self.caption else None,
+            caption=Text(printable(self.caption)) if self.caption else None,
             caption_justify="left",
             show_header=any(self.headings),
             show_lines=lines,
@@ -131,7 +139,7 @@ class Table:
             return "| " + " | ".join(cells) + " |"
 
         def written(cell: Cell) -> str:
-            text = cell.text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+            text = in_markdown(cell.text)
             return text if cell.emphasis == "plain" or not text else f"**{text}**"
 
         sides = ["---" if column.align == "left" else "--:" for column in self._columns]

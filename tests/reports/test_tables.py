@@ -41,6 +41,13 @@ def test_no_cell_becomes_markup() -> None:
     assert "<b>" not in page.text() and "&lt;b&gt;" in page.text() and "\x1b" not in page.text()
 
 
+def test_nothing_in_a_table_controls_a_terminal() -> None:
+    hostile = "a\x1b[2J\x1b]0;owned\x07\x9b31m\u202etxt"
+    table = Table(hostile, [Column(hostile, "left"), hostile], [[hostile, Cell(hostile, "bad")]], caption=hostile)
+    for shown in (in_terminal(table, 300), table.markdown(), table.html()):
+        assert "owned" in shown and not set(shown) & set("\x1b\x07\x9b\u202e")
+
+
 def test_columns_stand_where_they_say_and_can_be_left_out() -> None:
     table = Table("", ["", Column("why", "left"), "count"], [["a", "because", "1"]])
     assert table.take([0, 2]).headings == ["", "count"] and table.take([2]).rows == [["1"]]
