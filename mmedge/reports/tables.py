@@ -5,8 +5,8 @@
     found.markdown()
     page.table(found)
 
-All text is escaped when it is shown, and what could control a terminal is replaced. Columns of figures are aligned to the right, the
-first one and columns of text to the left, unless a column says otherwise.
+All text is escaped when it is shown, and what could control a terminal is replaced. Columns of figures are aligned to the right,
+the first one and columns of text to the left, unless a column says otherwise.
 """
 
 from __future__ import annotations

@@ -147,7 +147,12 @@ def test_weights_of_another_kind_of_model_are_refused(model: Path) -> None:
 def test_what_belongs_to_other_parts_of_a_model_may_be_left_over(model: Path) -> None:
     weights, extra = load_file(model / WHOLE), torch.zeros(2)
     expected = _loaded(model).model.state_dict()
-    others = ("model.visual.blocks.0.weight", "vision_tower.x.weight", "multi_modal_projector.y.weight", "audio_tower.z.weight")
+    others: tuple[str, ...] = (
+        "model.visual.blocks.0.weight",
+        "vision_tower.x.weight",
+        "multi_modal_projector.y.weight",
+        "audio_tower.z.weight",
+    )
     others += ("mtp.layers.0.weight", "model.layers.0.self_attn.rotary_emb.inv_freq")
     tied = {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}
     save_file(weights | {name: extra.clone() for name in others} | tied, model / WHOLE, metadata={"format": "pt"})
