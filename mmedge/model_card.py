@@ -33,7 +33,7 @@ def describe_model(folder: Path, details: Mapping[str, Any]) -> dict[str, str]:
     origin, chat = details.get("origin") or {}, ChatTemplate.beside(folder)
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     found = {
-        "model_type": str(config.get("model_type") or ""),
+        "model_type": str((config.get("model_type") if isinstance(config, dict) else None) or ""),
         "source": str(origin.get("source") or ""),
         "licence": str(origin.get("licence") or ""),
         "prompt": "plain" if chat is None else "chat",

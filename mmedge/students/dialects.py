@@ -26,6 +26,7 @@ import transformers
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from mmedge.export.architectures import ARCHITECTURES
+from mmedge.export.architectures.refusal import refuse_odd_sizes
 from mmedge.students.weight_files import check_place
 
 # weights beside those of the text model: of images and sound, of heads that guess further tokens, and what is computed anyway
@@ -52,9 +53,12 @@ def load_config(place: str, **arguments: Any) -> Any:
     """Return the config of a hub id or folder, so that this version computes the model that either version wrote.
 
     Raises:
+        MmedgeError: A size or factor is none that a model has.
         ValueError: It is in 5.x's words, and 4.57 has none for it.
     """
     ARCHITECTURES.load_plugins()  # which may bring models that transformers does not know
+    written, _ = transformers.PretrainedConfig.get_config_dict(place, **arguments)
+    refuse_odd_sizes(written)  # before transformers makes a list of a billion layers
     config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False, **arguments)
     if MAJOR < 5:
         _read_as_5(config)

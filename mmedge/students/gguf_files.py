@@ -14,10 +14,23 @@ import tokenizers
 import torch
 import transformers
 
+from mmedge.export.architectures.refusal import refuse_odd_sizes
 from mmedge.students import dialects
 from mmedge.students.weight_files import refuse_adapter
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
+# sizes and factors behind the architecture's name, and configs' names for them
+_SIZES = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+}
 _SAME = 0.2  # relative difference of two tables: roundings of one to 4 and more bits differ by 0.1 and less, others by 1 and more
 
 
@@ -30,21 +43,28 @@ def load_gguf(path: Path, tokenizer_name: str | None, arguments: dict[str, Any])
         arguments: For `from_pretrained`, such as `dtype`.
 
     Raises:
-        MmedgeError: There is an adapter beside the file.
+        MmedgeError: There is an adapter beside the file, or a size or factor is none that a model has.
         ValueError: The file's weights are not those of the model that it describes.
         Exception: Whatever gguf, tokenizers and transformers raise for a broken file.
     """
     refuse_adapter(path.parent)
+    reader = gguf.GGUFReader(path)
+    refuse_odd_sizes(_sizes(reader), path.name, "fetch or convert the file again")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_name or str(path.parent), gguf_file=path.name)
     known = dialects.gguf_arguments(path.name)
     model, found = transformers.AutoModelForCausalLM.from_pretrained(
         str(path.parent), output_loading_info=True, ignore_mismatched_sizes=True, **known, **arguments
     )
     dialects.refuse_other_weights(found["missing_keys"], found["unexpected_keys"], found["mismatched_keys"])
-    reader = gguf.GGUFReader(path)
     _trust_tokens(tokenizer, model.config, reader)
     _tie_same_table(model, reader)
     return model, tokenizer
+
+
+def _sizes(reader: gguf.GGUFReader) -> dict[str, Any]:
+    """Return the sizes and factors that a file states, by the names that configs have for them; lists by layer are left out."""
+    stated = {name.partition(".")[2]: field.contents() for name, field in reader.fields.items() if name.endswith(tuple(_SIZES))}
+    return {_SIZES[name]: value for name, value in stated.items() if name in _SIZES and not isinstance(value, list)}
 
 
 def licence_in(path: Path) -> str | None:

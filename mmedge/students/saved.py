@@ -16,7 +16,7 @@ from mmedge.folders import DETAILS, is_quantized
 from mmedge.storage import read_json, write_json
 from mmedge.students import dialects
 from mmedge.students.bitsandbytes import need_bitsandbytes, restore_unsupported_linears
-from mmedge.students.sources import check_folder, reason_of
+from mmedge.students.sources import check_folder, need_tokenizer, reason_of
 from mmedge.students.student import TorchStudent, plain_backend
 from mmedge.tasks.chat.template import ChatTemplate
 from mmedge.tasks.encoding import PromptEncoder, SpecialTokens
@@ -115,6 +115,7 @@ def open_student(folder: Path, max_input_tokens: int | None = None, device: str 
     if quantized:
         need_bitsandbytes()
         check_student(folder, details)
+    need_tokenizer(folder)
     try:
         tokenizer = dialects.load_tokenizer(str(folder), plain=True)
         config = dialects.load_config(str(folder))

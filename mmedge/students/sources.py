@@ -22,6 +22,15 @@ _HINTS = {
     "folder": "restore the folder, or save the model in it again: model.save_pretrained(FOLDER)",
     "gguf": "fetch or convert the file again",
 }
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+)
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
@@ -92,6 +101,18 @@ def check_folder(path: Path) -> list[Path]:
     return files
 
 
+def need_tokenizer(folder: Path) -> None:
+    """Refuse a folder without a tokenizer; transformers makes an empty one, which knows no token.
+
+    Raises:
+        MmedgeError: It has none.
+    """
+    if not any((folder / name).is_file() for name in _TOKENIZERS) and not list(folder.glob("*.tiktoken")):
+        raise MmedgeError(
+            f"{folder} has no tokenizer: no {_TOKENIZERS[0]} in it", "save it beside the weights: tokenizer.save_pretrained(FOLDER)"
+        )
+
+
 def _package_file(name: str, field: str) -> Path:
     package, _, inner = name.removeprefix("package:").partition("/")
     try:
@@ -142,6 +163,8 @@ def _load(source: ModelSource, revision: str | None, tokenizer_name: str | None,
     if source.kind == "gguf":
         assert source.path is not None
         return load_gguf(source.path, tokenizer_name, arguments)
+    if source.path is not None and tokenizer_name is None:
+        need_tokenizer(source.path)
     place = str(source.path or source.name)
     common: dict[str, Any] = {"revision": revision} if revision else {}
     tokenizer = dialects.load_tokenizer(tokenizer_name or place, **common)

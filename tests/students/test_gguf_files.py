@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 import transformers
 
+from mmedge.errors import MmedgeError
 from mmedge.export.gguf import write_gguf
 from mmedge.students import gguf_files
 from mmedge.students.sources import load, resolve
@@ -53,3 +55,25 @@ def test_the_finer_rounding_is_kept(embedding: int, head: int, tiny_llama: Path,
     gguf_files._tie_same_table(model, SimpleNamespace(tensors=held))
     finer = max(sizes, key=lambda name: sizes[name])
     assert torch.equal(model.lm_head.weight, tables[finer]) and model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_file_that_lies_about_its_layers_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    place = tmp_path / "student.gguf"
+    write_gguf(tiny_llama, place, "F32")
+    whole = place.read_bytes()
+    at = whole.index(b"llama.block_count") + len("llama.block_count") + 4
+    for layers, complaint in (
+        (1 << 31, r"student\.gguf: num_hidden_layers must be a whole number from 1 to 1024"),
+        (struct.unpack("<I", whole[at : at + 4])[0] + 1, "the weights lack model.layers"),
+        (1, "no place for the weight|Could not|not"),
+    ):
+        place.write_bytes(whole[:at] + struct.pack("<I", layers) + whole[at + 4 :])
+        with pytest.raises(MmedgeError, match=complaint):
+            load(resolve(str(place), None, "student.source"), None, None, "student.source", dtype=torch.float32)
+
+
+def test_an_adapter_beside_a_file_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    write_gguf(tiny_llama, tmp_path / "student.gguf", "F32")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(MmedgeError, match="has an adapter beside its weights"):
+        load(resolve(str(tmp_path / "student.gguf"), None, "student.source"), None, None, "student.source", dtype=torch.float32)

@@ -172,6 +172,29 @@ def test_weights_of_another_shape_are_named_with_both_shapes(model: Path) -> Non
         _loaded(model)
 
 
+def test_a_model_without_a_tokenizer_says_so(model: Path) -> None:
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(MmedgeError, match=r"has no tokenizer: no tokenizer\.json in it"):
+        _loaded(model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number from 1 to 1024, found 1000000000"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be a whole number from 1"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a number"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0, "rope_theta": 1e4}}, "factor must be a number"),
+        ({"max_position_embeddings": -1}, "max_position_embeddings must be a whole number"),
+        ({"text_config": {"num_hidden_layers": 10**9}}, "text_config: num_hidden_layers must be a whole number"),
+    ],
+)
+def test_a_config_that_lies_is_refused_before_anything_is_made_of_it(changes: dict[str, Any], complaint: str, model: Path) -> None:
+    _other_config(model, **changes)
+    with pytest.raises(MmedgeError, match=complaint):
+        _loaded(model)
+
+
 def test_the_reason_of_an_error_is_one_line() -> None:
     assert (
         reason_of(ValueError("Validation error for field 'x':\n    TypeError: no\nmore"))

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from mmedge.export.architectures import Architecture
-from mmedge.export.architectures.refusal import refused
+from mmedge.export.architectures.refusal import reader, refused
 from mmedge.export.architectures.rotary import Rotary, table
 from mmedge.export.builder import CONTRIB, PAST_STATES, DataFile, GraphBuilder, Quantizer, WrittenGraphs
 from mmedge.export.weights import HEAD, TABLE, Weights, has_own_head
@@ -161,10 +161,12 @@ def decoder_only(describe: Callable[[Mapping[str, Any]], DecoderShape], *, packe
         packed: Whether all its mixers are `Attention`, which `students.packed` computes.
     """
 
-    def read_shape(config: Mapping[str, Any]) -> DecoderShape:
-        return _runnable(describe(config))
+    read = reader(describe)
 
-    return Architecture("decoder-only", read_shape, linears, write_graphs, packed, describe)
+    def read_shape(config: Mapping[str, Any]) -> DecoderShape:
+        return _runnable(read(config))
+
+    return Architecture("decoder-only", read_shape, linears, write_graphs, packed, read)
 
 
 def _runnable(shape: DecoderShape) -> DecoderShape:

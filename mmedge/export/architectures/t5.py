@@ -27,7 +27,7 @@ from onnx import TensorProto
 from mmedge.engines.onnx.graphs import ROWS_ALIKE
 from mmedge.errors import MmedgeError
 from mmedge.export.architectures import Architecture
-from mmedge.export.architectures.refusal import refuse_odd_sizes
+from mmedge.export.architectures.refusal import reader
 from mmedge.export.builder import CONTRIB, DataFile, GraphBuilder, Quantizer, WrittenGraphs
 from mmedge.export.weights import HEAD, TABLE, Weights, has_own_head
 
@@ -58,13 +58,13 @@ class T5Shape:
         return self.heads * self.head_width
 
 
+@reader
 def read_shape(config: Mapping[str, Any]) -> T5Shape:
     """Read a T5 config, as 4.57 or 5.x wrote it.
 
     Raises:
         MmedgeError: It asks for something that the graphs do not implement; the message names it.
     """
-    refuse_odd_sizes(config)
     form = str(config.get("feed_forward_proj", "relu"))
     gated, activation = form.startswith("gated-"), form.removeprefix("gated-")
     if gated and activation == "gelu":
