@@ -54,7 +54,17 @@ def test_a_lie_in_any_field_is_one_error_or_none(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(SIZES))
 def test_sizes_and_factors_are_positive_numbers_of_some_size(name: str) -> None:
-    for lie in (-1, 1e30, float("nan"), float("inf"), 10**9 if isinstance(SIZES[name][0], int) else 1e13, "3", True, {}):
+    lies: tuple[Any, ...] = (
+        -1,
+        1e30,
+        float("nan"),
+        float("inf"),
+        10**9 if isinstance(SIZES[name][0], int) else 1e13,
+        "3",
+        True,
+        {},
+    )
+    for lie in lies:
         with pytest.raises(MmedgeError, match=rf"^config\.json: {name} must be a"):
             refuse_odd_sizes({name: lie})
         with pytest.raises(MmedgeError, match=rf"^config\.json: text_config: {name} must be a"):
