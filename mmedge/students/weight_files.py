@@ -37,8 +37,8 @@ def weight_files(folder: Path) -> list[Path]:
         return []
     for name in names:
         if not (folder / name).is_file():
-            what = "is no regular file" if os.path.lexists(folder / name) else "is missing"
-            raise MmedgeError(f"{folder / name} {what}", _UNSURE)
+            what = "it is no regular file" if os.path.lexists(folder / name) else "it is missing"
+            raise MmedgeError(f"cannot read {folder / name}: {what}", _UNSURE)
     return [folder / name for name in names]
 
 
@@ -49,7 +49,7 @@ def indexed_files(index: Path) -> list[str]:
         MmedgeError: It is no index, or names something other than safetensors beside it.
     """
     if not index.is_file():
-        raise MmedgeError(f"{index} is no regular file", _UNSURE)
+        raise MmedgeError(f"cannot read {index}: it is no regular file", _UNSURE)
     found: Any = read_json(index)
     named = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(named, dict) or not named or not isinstance(found.get("metadata"), dict):

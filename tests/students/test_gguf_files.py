@@ -65,7 +65,6 @@ def test_a_file_that_lies_about_its_layers_is_refused(tiny_llama: Path, tmp_path
     for layers, complaint in (
         (1 << 31, r"student\.gguf: num_hidden_layers must be a whole number from 1 to 1024"),
         (struct.unpack("<I", whole[at : at + 4])[0] + 1, "the weights lack model.layers"),
-        (1, "no place for the weight|Could not|not"),
     ):
         place.write_bytes(whole[:at] + struct.pack("<I", layers) + whole[at + 4 :])
         with pytest.raises(MmedgeError, match=complaint):

@@ -71,7 +71,7 @@ def test_an_index_never_leads_out_of_its_folder(place: str, model: Path) -> None
         ('{"metadata": {}, "weight_map": {}}', "is no index of weights"),
         ('{"metadata": {}, "weight_map": {"a": 5}}', "a is in '5'"),
         ('{"weight_map": {"a": "x.safetensors"}}', "is no index of weights"),
-        ('{"metadata": {}, "weight_map": {"a": "gone.safetensors"}}', r"gone\.safetensors is missing"),
+        ('{"metadata": {}, "weight_map": {"a": "gone.safetensors"}}', r"gone\.safetensors: it is missing"),
     ],
 )
 def test_a_broken_index_is_one_error(index: str, complaint: str, model: Path) -> None:
@@ -108,11 +108,11 @@ def test_weights_that_the_config_names_itself_are_refused(model: Path) -> None:
 def test_only_regular_files_are_read(name: str, model: Path) -> None:
     (model / WHOLE).rename(model / "other.safetensors")
     (model / name).symlink_to("/dev/zero")
-    with pytest.raises(MmedgeError, match=rf"{re.escape(name)} is no regular file"):
+    with pytest.raises(MmedgeError, match=rf"{re.escape(name)}: it is no regular file"):
         resolve_source(StudentSection(source=str(model)))
     (model / name).unlink()
     os.mkfifo(model / name)
-    with pytest.raises(MmedgeError, match=rf"{re.escape(name)} is no regular file"):
+    with pytest.raises(MmedgeError, match=rf"{re.escape(name)}: it is no regular file"):
         resolve_source(StudentSection(source=str(model)))
 
 
