@@ -212,7 +212,7 @@ def test_what_only_5_can_say_and_the_graphs_do_not_implement_is_refused(config: 
         (LLAMA | {"rope_theta": -1e4}, "rope_theta must be a number from 1 to"),
         (LLAMA | {"hidden_size": True}, "hidden_size must be a whole number from 1 to"),
         (T5 | {"d_kv": 0}, "d_kv must be a whole number from 1 to"),
-        (T5 | {"layer_norm_epsilon": float("inf")}, "layer_norm_epsilon must be a number from 0 to 1, found inf"),
+        (T5 | {"layer_norm_epsilon": float("inf")}, "layer_norm_epsilon must be a number from 1e-30 to 1, found inf"),
     ],
 )
 def test_sizes_that_no_model_has_are_refused(config: dict[str, Any], named: str, tmp_path: Path) -> None:
