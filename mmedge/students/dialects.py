@@ -35,6 +35,7 @@ _OTHER_PARTS = re.compile(
     r"|rotary_emb\.inv_freq$|(^|\.)position_ids$"
 )
 MAJOR = int(transformers.__version__.split(".")[0])
+REPORTS_SHAPES = MAJOR >= 5  # 5.x says which shapes differ only where it may ignore them; 4.57 where it may not
 
 
 def gguf_arguments(file_name: str) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def load_model(place: str, config: Any, **arguments: Any) -> Any:
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are refused below, by name
+        ignore_mismatched_sizes=REPORTS_SHAPES,
         **arguments,
     )
     missing = set(found["missing_keys"])
@@ -124,8 +125,8 @@ def load_model(place: str, config: Any, **arguments: Any) -> Any:
     quantized = "quantization_config" in arguments or getattr(config, "quantization_config", None) is not None
     if quantized and isinstance(dtype := arguments.get("dtype"), torch.dtype):
         _cast_unquantized(model, dtype)
-    if not quantized:
-        refuse_other_weights(missing, found["unexpected_keys"], found["mismatched_keys"])
+    missing, unused = (set(), set()) if quantized else (missing, found["unexpected_keys"])  # quantized ones have other names
+    refuse_other_weights(missing, unused, found["mismatched_keys"])
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if MAJOR >= 5 and head is not None and head.weight is not embedding.weight:
         model.config.tie_word_embeddings = False  # 5.x says true of every T5; what is saved shall say what it is

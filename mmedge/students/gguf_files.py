@@ -53,7 +53,7 @@ def load_gguf(path: Path, tokenizer_name: str | None, arguments: dict[str, Any])
     tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_name or str(path.parent), gguf_file=path.name)
     known = dialects.gguf_arguments(path.name)
     model, found = transformers.AutoModelForCausalLM.from_pretrained(
-        str(path.parent), output_loading_info=True, ignore_mismatched_sizes=True, **known, **arguments
+        str(path.parent), output_loading_info=True, ignore_mismatched_sizes=dialects.REPORTS_SHAPES, **known, **arguments
     )
     dialects.refuse_other_weights(found["missing_keys"], found["unexpected_keys"], found["mismatched_keys"])
     _trust_tokens(tokenizer, model.config, reader)
