@@ -21,6 +21,7 @@ from mmedge.students import dialects
 from mmedge.students.loading import load_student, resolve_source
 from mmedge.students.sources import load, reason_of, resolve
 from mmedge.students.weight_files import check_place
+from tests.export.published import CONFIGS, small
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -158,6 +159,16 @@ def test_what_belongs_to_other_parts_of_a_model_may_be_left_over(model: Path) ->
     save_file(weights | {name: extra.clone() for name in others} | tied, model / WHOLE, metadata={"format": "pt"})
     found = _loaded(model).model.state_dict()
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_whole_gemma_3_that_reads_images_is_loaded_as_it_is(tmp_path: Path) -> None:
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+    text = small(CONFIGS["google/gemma-3-270m"])
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision | {"patch_size": 14}, mm_tokens_per_image=4)
+    whole = transformers.Gemma3ForConditionalGeneration(config)
+    whole.save_pretrained(tmp_path)
+    found = dialects.load_model(str(tmp_path), dialects.load_config(str(tmp_path)), dtype=torch.float32)
+    assert all(torch.equal(one, other) for one, other in zip(found.parameters(), whole.parameters(), strict=True))
 
 
 def test_weights_of_another_shape_are_named_with_both_shapes(model: Path) -> None:
