@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -58,12 +59,22 @@ def load_config(place: str, **arguments: Any) -> Any:
         ValueError: It is in 5.x's words, and 4.57 has none for it.
     """
     ARCHITECTURES.load_plugins()  # which may bring models that transformers does not know
-    written, _ = transformers.PretrainedConfig.get_config_dict(place, **arguments)
-    refuse_odd_sizes(written)  # before transformers makes a list of a billion layers
+    _check_config(place, arguments)
     config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False, **arguments)
     if MAJOR < 5:
         _read_as_5(config)
     return config
+
+
+def _check_config(place: str, arguments: dict[str, Any]) -> None:
+    """Refuse odd sizes before transformers makes anything of them, such as a list of a billion layers.
+
+    Raises:
+        MmedgeError: A size or factor is none that a model has.
+        OSError: There is no config.
+    """
+    written, _ = transformers.PretrainedConfig.get_config_dict(place, **arguments)
+    refuse_odd_sizes(written)
 
 
 def _read_as_5(config: Any) -> None:
@@ -173,7 +184,12 @@ def load_tokenizer(place: str, *, plain: bool = False, **arguments: Any) -> Any:
         place: A hub id or folder.
         plain: Take `tokenizer.json` as it is, whatever class the configuration names.
         arguments: For `from_pretrained`, such as `revision`.
+
+    Raises:
+        MmedgeError: The config beside it has a size or factor that no model has.
     """
+    with contextlib.suppress(OSError):  # a tokenizer may have no config beside it
+        _check_config(place, arguments)  # where there is one, transformers reads it first
     arguments["trust_remote_code"] = False
     if MAJOR < 5:
         written = get_tokenizer_config(place, **arguments)

@@ -150,6 +150,8 @@ def load(source: ModelSource, revision: str | None, tokenizer_name: str | None, 
 
 def reason_of(error: Exception) -> str:
     """Return what another library's exception says, in one line."""
+    if isinstance(error, KeyError):  # which says only the name
+        return printable(f"nothing is called {error}")[:200]
     first, _, rest = str(error).strip().partition("\n")
     if first.endswith(":"):  # what is wrong follows on a line of its own
         first = f"{first} {rest.strip().partition(chr(10))[0]}"

@@ -193,6 +193,8 @@ def test_a_model_without_a_tokenizer_says_so(model: Path) -> None:
     ("changes", "complaint"),
     [
         ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number from 1 to 1024, found 1000000000"),
+        ({"model_type": "qwen3", "num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number from 1 to 1024"),
+        ({"num_hidden_layers": "3"}, "num_hidden_layers must be a whole number from 1 to 1024, found '3'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be a whole number from 1"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a number"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0, "rope_theta": 1e4}}, "factor must be a number"),
@@ -211,7 +213,8 @@ def test_the_reason_of_an_error_is_one_line() -> None:
         reason_of(ValueError("Validation error for field 'x':\n    TypeError: no\nmore"))
         == "Validation error for field 'x': TypeError: no"
     )
-    assert reason_of(KeyError()) == "KeyError" and reason_of(ValueError("a\x1b[2Jb\nc")) == "a\N{REPLACEMENT CHARACTER}[2Jb"
+    assert reason_of(KeyError("evil")) == "nothing is called 'evil'" and reason_of(OSError()) == "OSError"
+    assert reason_of(ValueError("a\x1b[2Jb\nc")) == "a\N{REPLACEMENT CHARACTER}[2Jb"
 
 
 def _in_cache(model: Path, cache: Path) -> Path:

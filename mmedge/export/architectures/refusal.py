@@ -90,9 +90,13 @@ def refuse_odd_sizes(config: Mapping[str, Any], where: str = "config.json", hint
 
 def _refuse_odd(name: str, value: Any, where: str, hint: str) -> None:
     low, high = SIZES[name]
-    kinds, what = ((int,), "a whole number") if isinstance(low, int) else ((int, float), "a number")
+    kinds: tuple[type, ...]
+    if isinstance(low, int):
+        kinds, what = (int,), f"a whole number from {low} to {high}"
+    else:
+        kinds, what = (int, float), f"a number from {low:g} to {high:g}"
     if value is not None and (type(value) not in kinds or not low <= value <= high):
-        raise MmedgeError(f"{where}: {name} must be {what} from {low:g} to {high:g}, found {value!r:.60}", hint)
+        raise MmedgeError(f"{where}: {name} must be {what}, found {value!r:.60}", hint)
 
 
 def _list(part: Mapping[str, Any], name: str, where: str, hint: str) -> list[Any]:
