@@ -238,8 +238,7 @@ def problems(found: Verification, precision: Precision, max_accuracy_drop: float
         found: The comparison.
         precision: What it is to agree by.
         max_accuracy_drop: The largest loss of accuracy on validation questions, in points; and of the right answers' mean
-            probability, where its whole interval lies beyond. So many of a hundred tokens may differ, too, if that is more than
-            the precision allows.
+            probability, where its whole interval lies beyond. More than 100, for comparisons, allow any difference.
     """
     said = []
     if not np.isfinite([found.largest_difference, found.mean_kl]).all():
@@ -250,7 +249,7 @@ def problems(found: Verification, precision: Precision, max_accuracy_drop: float
         if found.largest_difference > FP32_TOLERANCE:
             said.append(f"logits differ by {found.largest_difference:.1e} of the largest")
         return said
-    least = min(precision.least_agreement, 1 - max_accuracy_drop / 100)
+    least = precision.least_agreement if max_accuracy_drop <= 100 else 0.0
     if found.top1_agreement < least:
         said.append(
             f"it chooses a different token {100 * (1 - found.top1_agreement):.1f} % of the time"

@@ -86,7 +86,7 @@ def test_errors_call_options_by_the_names_that_are_typed(tiny_run: Path) -> None
     for options, complaint in (
         (
             ("--abstain-below", 0.5, "--target-accuracy", 0.9),
-            "error: give one of --abstain-below, --target-accuracy and --max-withheld,",
+            "error: --abstain-below and --target-accuracy contradict each other",
         ),
         (("--choose-by", "majority"), "error: --choose-by is for the strategies samples and retry"),
         (("--escalate-to", "http://127.0.0.1:1/v1", "--escalate-model", "m"), "give --abstain-below, --target-accuracy or"),
