@@ -98,9 +98,16 @@ def test_the_date_is_pinned_and_the_template_is_kept(tmp_path: Path) -> None:
     chat.save(tmp_path)
     assert ChatTemplate.beside(tmp_path) == chat
     assert ChatTemplate.beside(tmp_path / "elsewhere") is None
-    (tmp_path / "chat.json").write_text('{"temperature": 1}')
-    with pytest.raises(MmedgeError, match="not a chat template"):
-        ChatTemplate.beside(tmp_path)
+    for wrong in (
+        '{"temperature": 1}',
+        '{"template": 1}',
+        '{"template": "", "tokens": [1]}',
+        '{"template": "", "date": "today"}',
+        "[]",
+    ):
+        (tmp_path / "chat.json").write_text(wrong)
+        with pytest.raises(MmedgeError, match="not a chat template"):
+            ChatTemplate.beside(tmp_path)
 
 
 # blocks whose content is kept instead of written

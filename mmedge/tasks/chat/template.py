@@ -62,9 +62,14 @@ class ChatTemplate:
             MmedgeError: The file is missing or damaged.
         """
         try:
-            return cls(**read_json(path))
-        except TypeError:
+            found = cls(**read_json(path))
+            texts = (found.template, found.system, found.date, *found.tokens, *found.tokens.values())
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError
+            datetime.fromisoformat(found.date)
+        except (TypeError, ValueError, AttributeError):
             raise MmedgeError(f"{path} is not a chat template of mmedge", "distil or export the student again") from None
+        return found
 
     @classmethod
     def beside(cls, folder: Path) -> ChatTemplate | None:
