@@ -24,7 +24,7 @@ class TooMuch(jinja2.TemplateRuntimeError):
     """A template that does more than a chat template may need."""
 
 
-class Budget:
+class RenderingBudget:
     """What is left of one rendering's work."""
 
     def __init__(self) -> None:

@@ -20,7 +20,16 @@ import jinja2.nodes
 import jinja2.runtime
 import jinja2.sandbox
 
-from mmedge.tasks.chat.budget import Budget, TooMuch, check_format, check_number, fits, settled, size_of, weight_of
+from mmedge.tasks.chat.budget import (
+    RenderingBudget,
+    TooMuch,
+    check_format,
+    check_number,
+    fits,
+    settled,
+    size_of,
+    weight_of,
+)
 
 __all__ = ["Sandbox", "TooMuch"]
 
@@ -103,7 +112,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%", "//"})
 
     def __init__(self, date: datetime) -> None:
-        self._budget, self._of_macros = Budget(), dict[str, int]()
+        self._budget, self._of_macros = RenderingBudget(), dict[str, int]()
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols], finalize=self._printed
         )
