@@ -54,7 +54,7 @@ def _accuracy(server: Server, examples: Sequence[Example], form: AnswerForm) -> 
 
 
 def _alike(server: Server, first: Server, examples: Sequence[Example], form: AnswerForm) -> float:
-    """Return the share of answers that mean what the first server's mean, those that are no answers word for word."""
+    """Return the share of answers that mean what the first server's mean, those that are not answers word for word."""
     pairs = zip(server.answers, first.answers, examples, strict=True)
     alike = [
         one == other or (one is not None and other is not None and form.agrees(one, other, example.choices))

@@ -71,6 +71,11 @@ class Measure:
         text = f"verdict accuracy {_shown(score.accuracy)}, balanced {chosen:.3f}, on validation CoTs"
         return Validation(chosen, {"verdict": score.to_json()}, text, len(self.validation_cots))
 
+    @property
+    def _by_whom(self) -> str:
+        """Who says what is right on validation questions, where it is not a person."""
+        return "" if self.recipe.method.labels == "human" else " (by the teacher's answers)"
+
     def _answers(self, student: TorchStudent) -> Proportion:
         """Answers to validation questions, by the kind of labels that is learned."""
         return proportion(self._outcomes(student, self.questions, self.references).right)
@@ -90,7 +95,7 @@ class Measure:
     def validation_answers(self, student: TorchStudent) -> Validation:
         """Answers to validation questions, and verdicts on validation CoTs too where the recipe selects by both."""
         accuracy = self._answers(student)
-        text = f"answer accuracy {_shown(accuracy)} on validation questions"
+        text = f"answer accuracy {_shown(accuracy)} on validation questions{self._by_whom}"
         both = self.recipe.training.select_by == "answers_and_verdicts" and judges(self.recipe.method)
         if not both or not self.validation_cots:
             return Validation(accuracy.value, {"answer": accuracy.to_json()}, text, accuracy.total)
@@ -113,7 +118,8 @@ class Measure:
         found = verdicts_of(student, judged, limits[1])
         area = found.score.auroc if found is not None else None
         score = (accuracy.value + area) / 2 if area is not None else accuracy.value
-        text = f"answer accuracy {_shown(accuracy)} on validation questions, {_shown(agreement)} agree with their rationale, "
+        text = f"answer accuracy {_shown(accuracy)} on validation questions{self._by_whom}, "
+        text += f"{_shown(agreement)} agree with their rationale, "
         text += f"AUROC of the student's verdicts on its {len(judged)} chains of thought {number(area, 3)}"
         details: Json = {"answer": accuracy.to_json(), "agreement": agreement.to_json()}
         details |= {"own_verdict": found.score.to_json() if found is not None else None}

@@ -97,7 +97,7 @@ class Student:
         Args:
             question: Text, an example of the task, or the messages of a dialogue, whose last one is the question.
             options: What is asked for.
-            choices: What to choose from, where the question is no example and the task has choices.
+            choices: What to choose from, where the question is not an example and the task has choices.
             **changes: Fields of the options, as keywords.
 
         Raises:
@@ -413,7 +413,7 @@ def _as_example(question: Question, form: AnswerForm, choices: Sequence[str] = (
     """Return a question as an example.
 
     Raises:
-        MmedgeError: It is no question.
+        MmedgeError: It is not a question.
     """
     if isinstance(question, Example):
         return question

@@ -2,7 +2,7 @@
 
     protocol_of(seconds=10, most=1088, refused=gate.tell_refused)      uvicorn's protocol, with a time for everything
 
-What is no request never reaches the application, and is answered here. Knows no route and no student.
+What is not a request never reaches the application, and is answered here. Knows no route and no student.
 """
 
 from __future__ import annotations

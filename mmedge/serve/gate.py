@@ -173,7 +173,7 @@ class Gate:
         self._write(_now() | line | facts)
 
     def tell_refused(self, client: str, status: int) -> None:
-        """Count and log what is no request: it came to no route."""
+        """Count and log what is not a request: it came to no route."""
         self._metrics.count("mmedge_requests_total", route="other", status=str(status))
         self._write(_now() | {"client": client, "route": "other", "status": status})
 

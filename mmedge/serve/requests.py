@@ -73,7 +73,7 @@ class Asked:
         options: What is asked for besides answers.
         sampling: How answers are sampled; greedy where None.
         max_tokens: The longest answer; None for the student's.
-        stop: Texts that end an answer, and are no part of it.
+        stop: Texts that end an answer, and are not part of it.
         logprobs: Whether tokens and their log-probabilities are wanted.
         stream: Whether text is sent while it is written.
         with_usage: Whether a stream ends with how many tokens were read and written.
@@ -260,7 +260,7 @@ def _messages(messages: Any, model: Model) -> _Said:
     """Return the question of a chat, and what was said before it.
 
     Raises:
-        ApiError: It is no chat, or has messages that the student does not read.
+        ApiError: It is not a chat, or has messages that the student does not read.
     """
     if not model.student.reads_dialogues:
         return _question(messages), ()

@@ -180,7 +180,7 @@ def serve(
         certificate: For TLS; None for none.
         key: Of the certificate.
         bug: Called with what should not have happened beneath the application; by default nobody is told, and it goes on.
-        refused: Called with a client's address and the status of what is no request, and so does not reach the application.
+        refused: Called with a client's address and the status of what is not a request, and so does not reach the application.
     """
     for name in ("uvicorn.error", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # no traceback in the log: the application tells what there is to tell

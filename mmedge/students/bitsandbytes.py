@@ -84,8 +84,8 @@ def kept_in_float(model: Any) -> list[str]:
 def restore_unsupported_linears(model: Any) -> None:
     """Turn nf4 layers that bitsandbytes does not compute on every CPU into ordinary ones, with the same weights.
 
-    Version 0.50.2 on CPUs with AVX-512 dequantizes weights wrongly where the inputs are no multiple of 64, and on those with
-    AVX512-BF16 stops where the outputs are no multiple of 32. (There it also packs the weights when they are first used, and
+    Version 0.50.2 on CPUs with AVX-512 dequantizes weights wrongly where the inputs are not a multiple of 64, and on those with
+    AVX512-BF16 stops where the outputs are not a multiple of 32. (There it also packs the weights when they are first used, and
     after that saves scales in the wrong order and type: a model must be saved before anything is computed.)
 
     Args:

@@ -119,7 +119,7 @@ class LossPass(torch.nn.Module):  # type: ignore[misc]
         self._frozen = FrozenStates(frozen) if frozen else None
         self._branches = not is_recurrent(model)
         parts = [model.get_decoder()] if encoder.family == "decoder-only" else [model.get_decoder(), model.get_encoder()]
-        # in a list, so that a compiled part is no module of this one: its parameters would be there twice
+        # in a list, so that a compiled part is not a module of this one: its parameters would be there twice
         self._parts = [[torch.compile(part, dynamic=True) for part in parts] if compiled else parts]
 
     def forward(self, lessons: Sequence[EncodedLesson], head: Head | None = None) -> tuple[torch.Tensor, torch.Tensor]:

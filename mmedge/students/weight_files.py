@@ -27,7 +27,7 @@ def weight_files(folder: Path) -> list[Path]:
         folder: The model's.
 
     Raises:
-        MmedgeError: An index names what is no safetensors of this folder, or a file is missing, a device or a pipe.
+        MmedgeError: An index names what is not a safetensors file of this folder, or a file is missing, a device or a pipe.
     """
     if os.path.lexists(folder / WHOLE):
         names = [WHOLE]
@@ -37,7 +37,7 @@ def weight_files(folder: Path) -> list[Path]:
         return []
     for name in names:
         if not (folder / name).is_file():
-            what = "it is no regular file" if os.path.lexists(folder / name) else "it is missing"
+            what = "it is not a regular file" if os.path.lexists(folder / name) else "it is missing"
             raise MmedgeError(f"cannot read {folder / name}: {what}", _UNSURE)
     return [folder / name for name in names]
 
@@ -46,14 +46,14 @@ def indexed_files(index: Path) -> list[str]:
     """Return the names of the files that an index of weights names.
 
     Raises:
-        MmedgeError: It is no index, or names something other than safetensors beside it.
+        MmedgeError: It is not an index, or names something other than safetensors beside it.
     """
     if not index.is_file():
-        raise MmedgeError(f"cannot read {index}: it is no regular file", _UNSURE)
+        raise MmedgeError(f"cannot read {index}: it is not a regular file", _UNSURE)
     found: Any = read_json(index)
     named = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(named, dict) or not named or not isinstance(found.get("metadata"), dict):
-        raise MmedgeError(f"{index} is no index of weights", _UNSURE)
+        raise MmedgeError(f"{index} is not an index of weights", _UNSURE)
     for weight, name in named.items():
         if not isinstance(name, str) or not _PLAIN.fullmatch(name):
             raise MmedgeError(
@@ -81,7 +81,7 @@ def check_place(place: str, revision: str | None) -> str | None:
         revision: Of a hub id.
 
     Raises:
-        MmedgeError: There is an adapter, or an index names what is no safetensors beside it.
+        MmedgeError: There is an adapter, or an index names what is not a safetensors file beside it.
         OSError: The hub cannot be reached.
     """
     folder = Path(place)

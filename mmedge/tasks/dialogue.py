@@ -32,7 +32,7 @@ SHOWN = 40  # characters of a name or value that an error repeats
 
 
 class WrongMessage(ValueError):
-    """A list of messages that is no dialogue.
+    """A list of messages that is not a dialogue.
 
     Attributes:
         place: Where, such as `messages[1].content`.

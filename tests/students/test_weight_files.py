@@ -68,10 +68,10 @@ def test_an_index_never_leads_out_of_its_folder(place: str, model: Path) -> None
     ("index", "complaint"),
     [
         ("[1", "not valid JSON"),
-        ("[]", "is no index of weights"),
-        ('{"metadata": {}, "weight_map": {}}', "is no index of weights"),
+        ("[]", "is not an index of weights"),
+        ('{"metadata": {}, "weight_map": {}}', "is not an index of weights"),
         ('{"metadata": {}, "weight_map": {"a": 5}}', "a is in '5'"),
-        ('{"weight_map": {"a": "x.safetensors"}}', "is no index of weights"),
+        ('{"weight_map": {"a": "x.safetensors"}}', "is not an index of weights"),
         ('{"metadata": {}, "weight_map": {"a": "gone.safetensors"}}', r"gone\.safetensors: it is missing"),
     ],
 )
@@ -109,11 +109,11 @@ def test_weights_that_the_config_names_itself_are_refused(model: Path) -> None:
 def test_only_regular_files_are_read(name: str, model: Path) -> None:
     (model / WHOLE).rename(model / "other.safetensors")
     (model / name).symlink_to("/dev/zero")
-    with pytest.raises(MmedgeError, match=rf"{re.escape(name)}: it is no regular file"):
+    with pytest.raises(MmedgeError, match=rf"{re.escape(name)}: it is not a regular file"):
         resolve_source(StudentSection(source=str(model)))
     (model / name).unlink()
     os.mkfifo(model / name)
-    with pytest.raises(MmedgeError, match=rf"{re.escape(name)}: it is no regular file"):
+    with pytest.raises(MmedgeError, match=rf"{re.escape(name)}: it is not a regular file"):
         resolve_source(StudentSection(source=str(model)))
 
 

@@ -63,7 +63,7 @@ def refuse_odd_sizes(config: Mapping[str, Any], where: str = "config.json", hint
         hint: What to do.
 
     Raises:
-        MmedgeError: One is no number, or beyond what it may be; the message names it.
+        MmedgeError: One is not a number, or beyond what it may be; the message names it.
     """
     for name in _ROTARY:
         if not isinstance(config.get(name), Mapping | None):

@@ -79,7 +79,7 @@ def _refuse_hidden(name: Any) -> None:
 
 
 class _Dictionaries:
-    """`dict` for templates: makes dictionaries, and is no way into the class."""
+    """`dict` for templates: makes dictionaries, and is not a way into the class."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)

@@ -44,7 +44,7 @@ def read_functions(document: Value, most: int = schemas.MOST_NODES) -> dict[str,
         most: The most schemas that one of them may hold.
 
     Raises:
-        ValueError: It is no list of definitions; the message names the place, in one line.
+        ValueError: It is not a list of definitions; the message names the place, in one line.
     """
     if not isinstance(document, list) or not document:
         raise ValueError("must be a list of at least one function definition")

@@ -32,7 +32,7 @@ _QUOTED = json.JSONDecoder()
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Return a short name for each key: its first word that no other has, or the key itself, in quotes where it is no name."""
+    """Return a short name for each key: its first word that no other has, or the key itself, in quotes where it is not a name."""
     words = {key: [word.lower() for word in _WORDS.findall(key)] for key in keys}
     found = {}
     for key in words:

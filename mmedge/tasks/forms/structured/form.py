@@ -27,7 +27,7 @@ from mmedge.tasks.forms.structured.values import Found, Value
 from mmedge.tasks.reading import MARKER, ends_whole, first_line, one_paragraph, trim
 
 SPELLINGS = ("compact", "json")
-MOST_BYTES = 256_000  # of a schema's file: what is larger is no schema that a small student could learn
+MOST_BYTES = 256_000  # of a schema's file: a small student could not learn a larger one
 _BRACKET = re.compile(r"[{\[]")
 
 
