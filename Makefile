@@ -1,6 +1,7 @@
 # make quickstart   own virtual environment, installs, runs the whole chain on the embedded task
 # make test         everything that is quick; needs no data
 # make test-data    what asserts facts of the real data, and the commands of the docs on it (MMEDGE_DATA)
+# make test-install the package and its core alone, installed from an index into new environments
 # make test-optimum what needs optimum or transformers 4.57, in an environment of its own (.venv-optimum)
 # make test-cluster what needs ray, which it installs into the same environment
 # make test-native  the native engine under sanitizers: random models, threads, plans that lie
@@ -23,7 +24,7 @@ CHAIN := $(VENV)/.chain
 OPTIMUM := .venv-optimum
 PYTEST := python -m pytest --numprocesses $(JOBS) --dist loadfile
 
-.PHONY: quickstart test test-data test-optimum test-cluster test-native test-arm test-slow test-serve lint format docs docs-check weights peers servers clean
+.PHONY: quickstart test test-data test-install test-optimum test-cluster test-native test-arm test-slow test-serve lint format docs docs-check weights peers servers clean
 
 # what the quickstart needs alone; bytecode is left to the first import, which halves the time
 $(CHAIN): pyproject.toml constraints.txt
@@ -50,10 +51,13 @@ quickstart: $(if $(wildcard $(READY)),$(READY),$(CHAIN))
 	$(BIN)/mmedge quickstart
 
 test: $(READY) lint
-	$(BIN)/$(PYTEST) -m 'not slow and not optimum and not cluster'
+	$(BIN)/$(PYTEST) -m 'not slow and not optimum and not cluster and not install'
 
 test-data: $(READY)
 	$(BIN)/$(PYTEST) -m 'data and not slow'
+
+test-install: $(READY)
+	$(BIN)/python -m pytest -m 'install and not slow'
 
 test-optimum: $(READY) $(OPTIMUM)/.ready
 	MMEDGE_TRANSFORMERS_5=$(abspath $(BIN)/python) $(OPTIMUM)/bin/$(PYTEST) -m '(optimum or versions) and not slow'

@@ -2,6 +2,7 @@
 
     python benchmarks/structured.py train --rows labels_700      hours of a CPU for all rows; continues after a kill
     python benchmarks/structured.py measure                      export, bench and evaluate the rows that are trained
+    python benchmarks/structured.py labels                       time of an answer, by the number of labels
     python benchmarks/structured.py peer --llama PROGRAM         time of an answer, against llama-server
 
 Needs MMEDGE_DATA and `make weights`. Every row is recipes/snips.yaml with other settings (`ROWS`), of the same student
@@ -12,10 +13,15 @@ Needs MMEDGE_DATA and `make weights`. Every row is recipes/snips.yaml with other
     evaluations_700   the same with evaluations: the setting that recipes/ablation-evaluation.yaml found best
     labels_4200       human labels of 3,500 more requests
     cots_4200         chains of thought of 700 requests, human labels of all 4,200
+    json_700          human labels of 700 requests, in full JSON
     json_4200         human labels of 4,200 requests, in full JSON
+    frames            which of 164 frames (a function and the names of its arguments) a request is: one label of many
+    five_functions    human labels of 500 requests; what calls the two other functions is out of scope, and never seen in training
 
+`labels` compares the time of an answer of `frames` among its 164 labels and among the ten most frequent ones.
 `measure` writes structured.json and structured.md. `peer` asks test requests in turn: the bundle of labels_4200 (int8), and the
-student of json_4200 as GGUF (Q8_0) behind llama-server, with the schema as its grammar and not in the prompt.
+student of json_4200 as GGUF (Q8_0) behind llama-server, with the schema as its grammar and not in the prompt (`--few`: labels_700
+and json_700).
 """
 
 from __future__ import annotations
@@ -24,11 +30,14 @@ import argparse
 import http.client
 import json
 import os
+import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +51,9 @@ from mmedge.reports.formats import number
 from mmedge.reports.tables import Table
 from mmedge.statistics import bootstrap, paired_difference, percentile, proportion
 from mmedge.storage import iterate_jsonl, write_json, write_text
-from mmedge.tasks.evaluation_set import read_example
+from mmedge.tasks.evaluation_set import FILE_NAME as EVALUATION
+from mmedge.tasks.evaluation_set import read_evaluation_set, read_example
+from mmedge.tasks.forms.choice import LabelForm
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "snips.yaml"
 PRECISIONS = ("fp32", "int8", "int4")
@@ -50,6 +61,7 @@ _CHOSEN = "{inline_verdict: {share: 0.5}, evaluator: {share: 0.5, evaluations: 0
 _LABELS = ["teacher=null", "method={labels: human, rationales: false, self_evaluation: false}"]
 _COTS = "labels: {labels}, keep: {keep}, alpha: 0.8, self_evaluation: false, cots_per_visit: 1"
 _ALL = ["task.train_file={place}/all.jsonl", "split={validation: 160, verdict_test: 0}"]
+LEAST_OF_A_FRAME = 5  # requests
 _FEW, _MANY = 220, 640  # steps of 16 questions
 
 ROWS: dict[str, tuple[int, list[str]]] = {
@@ -61,7 +73,27 @@ ROWS: dict[str, tuple[int, list[str]]] = {
     ),
     "labels_4200": (_MANY, [*_LABELS, *_ALL]),
     "cots_4200": (_MANY, ["method={" + _COTS.format(labels="human", keep="all") + "}", *_ALL]),
+    "json_700": (_FEW, [*_LABELS, "task.form.spelling=json"]),
     "json_4200": (_MANY, [*_LABELS, *_ALL, "task.form.spelling=json"]),
+    "frames": (
+        _FEW,
+        [
+            *_LABELS,
+            "task.train_file={place}/of_frames/train.jsonl",
+            "task.test_files={test: {place}/of_frames/test.jsonl}",
+            "task.form=FRAMES",
+            "generation.max_answer_tokens=48",
+        ],
+    ),
+    "five_functions": (
+        160,
+        [
+            *_LABELS,
+            "task.train_file={place}/of_five/train.jsonl",
+            "task.test_files={test: {place}/of_five/test.jsonl}",
+            "task.form.file={place}/of_five/tools.json",
+        ],
+    ),
 }  # fmt: skip
 
 
@@ -94,13 +126,58 @@ def train(row: str, place: Path, more: Sequence[str]) -> None:
     """Train a row's student, or go on with it."""
     steps, changes = ROWS[row]
     stage = f"training.stage2={{max_steps: {steps}, batch_size: 16, learning_rate: 3.0e-4, evaluate_every: {steps // 4}}}"
-    everything = ["split={validation: 80, verdict_test: 0}", stage, *(one.replace("{place}", str(place)) for one in changes), *more]
+    form = json.dumps({"kind": "label", "labels": list(frames(LEAST_OF_A_FRAME))})
+    changes = [one.replace("{place}", str(place)).replace("FRAMES", form) for one in changes]
+    everything = ["split={validation: 80, verdict_test: 0}", stage, *changes, *more]
     mmedge("distill", RECIPE, "--out", place / row, *(part for one in everything for part in ("--set", one)))
 
 
 def write_all(place: Path) -> None:
     """Write the 700 requests with chains of thought and the 3,500 with labels alone into one file."""
     write_text(place / "all.jsonl", "".join((data() / f"{name}.jsonl").read_text() for name in ("train", "unannotated")))
+
+
+def write_five(place: Path) -> None:
+    """Write the requests that call five of the seven functions, drawn at random; test requests of the others are out of scope."""
+    tools = json.loads((data() / "tools.json").read_text())
+    named = {entry.get("function", entry)["name"]: entry for entry in tools}
+    outside = set(random.Random(0).sample(sorted(named), 2))
+    write_text(
+        place / "of_five" / "tools.json", json.dumps([entry for name, entry in named.items() if name not in outside], indent=1)
+    )
+    for name in ("train", "test"):
+        records = [record for _, record in iterate_jsonl(data() / f"{name}.jsonl")]
+        kept = [record for record in records if record["label"]["name"] not in outside]
+        others = [one for one in records if one["label"]["name"] in outside] if name == "test" else []
+        strange = [{"id": one["id"], "question": one["question"], "out_of_scope": True} for one in others]
+        write_text(place / "of_five" / f"{name}.jsonl", "".join(json.dumps(one) + "\n" for one in (*kept, *strange)))
+
+
+def frame(label: dict[str, Any]) -> str:
+    """Return a call's function and the names of its arguments."""
+    return " ".join([label["name"], *sorted(label["arguments"])])
+
+
+def frames(least: int) -> dict[str, int]:
+    """Return the frames of the 4,200 training requests that occur at least so often, the most frequent first."""
+    records = [record for name in ("train", "unannotated") for _, record in iterate_jsonl(data() / f"{name}.jsonl")]
+    counts = Counter(frame(record["label"]) for record in records)
+    return {name: count for name, count in counts.most_common() if count >= least}
+
+
+def write_frames(place: Path) -> None:
+    """Write the requests of frequent frames, with the frame as the label; test requests of other frames are out of scope."""
+    known = frames(LEAST_OF_A_FRAME)
+    for target, sources in (("train", ("train", "unannotated")), ("test", ("test",))):
+        lines = []
+        for record in (record for name in sources for _, record in iterate_jsonl(data() / f"{name}.jsonl")):
+            name = frame(record["label"])
+            said = {"id": record["id"], "question": record["question"]}
+            if name in known:
+                lines.append(json.dumps(said | {"label": name}))
+            elif target == "test":
+                lines.append(json.dumps(said | {"out_of_scope": True}))
+        write_text(place / "of_frames" / f"{target}.jsonl", "".join(line + "\n" for line in lines))
 
 
 # ------------------------------------------------------------------------------------------------- measuring
@@ -117,10 +194,12 @@ def measure(row: str, place: Path) -> dict[str, Any]:
     mmedge("evaluate", run / "bundle-int8", "--samples", "0", "--out", run / "measured")
     report = BenchReport.read(run / "measured" / "bench.json")
     form = Student.load(bundles[0]).bundle.form
-    labels = {one.id: one.label or "" for one in _test(form)}
+    labels = {one.id: one.label for one in read_evaluation_set(run / EVALUATION).questions["test"] if one.label is not None}
     variants = {one.precision: _of_variant(one, form, labels) for one in report.measured}
-    judged = EvaluationReport.model_validate_json((run / "measured" / "evaluate-int8.json").read_text()).splits["test"]
-    return {"row": row, "variants": variants, "confidence": judged.model_dump(mode="json", include={"signals", "fields"})}
+    evaluated = EvaluationReport.model_validate_json((run / "measured" / "evaluate-int8.json").read_text())
+    judged, outside = evaluated.splits["test"], evaluated.out_of_scope
+    found = {"row": row, "variants": variants, "confidence": judged.model_dump(mode="json", include={"signals", "fields"})}
+    return found | ({"out_of_scope": outside.model_dump(mode="json")} if outside is not None else {})
 
 
 def _test(form: Any) -> list[Any]:
@@ -131,7 +210,7 @@ def _test(form: Any) -> list[Any]:
 def _of_variant(found: MeasuredVariant, form: Any, labels: dict[str, str]) -> dict[str, Any]:
     """Return what a variant's answers and times come to."""
     answers = dict(zip(found.samples.ids["test"], found.samples.answers["test"], strict=True))
-    pairs = [(answers[name], labels[name]) for name in answers]
+    pairs = [(answer, labels[name]) for name, answer in answers.items() if name in labels]
     functions = [form.kind_of(answer) == form.kind_of(label) for answer, label in pairs]
     assert found.latency_ms is not None
     return {
@@ -188,6 +267,8 @@ def tables(found: Sequence[dict[str, Any]]) -> list[Table]:
         ("evaluations_700", "cots_700"),
         ("cots_4200", "labels_4200"),
         ("labels_4200", "labels_700"),
+        ("json_700", "labels_700"),
+        ("json_4200", "labels_4200"),
     ]
     differences = []
     for new, base in pairs:
@@ -208,7 +289,15 @@ def tables(found: Sequence[dict[str, Any]]) -> list[Table]:
                 "" if gain is None else f"{100 * gain['value']:+.1f}",
             ]
         )
+    strange = []
+    for one in found:
+        if "out_of_scope" in one:
+            said = one["out_of_scope"]
+            area = next(iter(said["auroc"].values()))
+            strange.append([one["row"], said["questions"], said["in_scope"], number(area and area["value"], 3)])
+    outside = [Table("Out of scope, int8", ["row", "out of scope", "in scope", "AUROC"], strange)] if strange else []
     return [
+        *outside,
         Table("Test requests", heads, lines),
         Table("Exactly right calls, int8: differences in points, paired over requests", ["rows", "difference"], differences),
         Table(
@@ -267,15 +356,23 @@ def llama_server(program: str, gguf: Path, port: int = 18177) -> Iterator[http.c
         server.wait()
 
 
-def peer(place: Path, program: str, engine: str) -> dict[str, Any]:
-    """Ask a bundle and llama.cpp's server the test requests in turn, and return times and accuracies."""
+def peer(place: Path, rows: tuple[str, str], program: str, engine: str) -> dict[str, Any]:
+    """Ask a bundle and llama.cpp's server the test requests in turn, and return times and accuracies.
+
+    Args:
+        place: The folder of the rows' runs.
+        rows: Whose bundle is asked, and whose student llama.cpp asks.
+        program: llama-server.
+        engine: The bundle's engine.
+    """
     from mmedge.export.gguf import write_gguf
 
-    gguf = place / "json_4200" / "q8_0.gguf"
+    compact, full = rows
+    gguf = place / full / "q8_0.gguf"
     if not gguf.is_file():
-        write_gguf(place / "json_4200" / "student", gguf)
+        write_gguf(place / full / "student", gguf)
     os.environ["MMEDGE_ENGINE"] = engine
-    ours, theirs = Student.load(place / "labels_4200" / "bundle-int8"), Student.load(place / "json_4200" / "bundle-int8")
+    ours, theirs = (Student.load(place / row / "bundle-int8") for row in rows)
     schema, examples = call_schema(data() / "tools.json"), _test(ours.bundle.form)
     seconds: dict[str, list[float]] = {"mmedge": [], "llama.cpp": []}
     right: dict[str, list[bool]] = {"mmedge": [], "llama.cpp": []}
@@ -304,6 +401,7 @@ def peer(place: Path, program: str, engine: str) -> dict[str, Any]:
     ratio = bootstrap(lambda places: float(new[places].sum() / base[places].sum()), len(new))
     assert ratio is not None
     return {
+        "rows": [compact, full],
         "engine": engine,
         "ratio": ratio.to_json(),
         "ms": {name: 1000 * percentile(times, 50) for name, times in seconds.items()},
@@ -312,27 +410,69 @@ def peer(place: Path, program: str, engine: str) -> dict[str, Any]:
     }
 
 
+def many_labels(folder: Path, few: int = 10) -> dict[str, Any]:
+    """Ask one student the same requests with all labels and with the most frequent ones alone, in turn, and return the times."""
+    student = Student.load(folder)
+    names = list(frames(LEAST_OF_A_FRAME))
+    sizes = {len(names): names, few: names[:few]}
+    asked = {
+        count: Student(replace(student.bundle, form=form), replace(student.speaker, form=form))
+        for count, form in ((count, LabelForm(tuple(labels))) for count, labels in sizes.items())
+    }
+    known = set(names[:few])
+    examples = [one for one in read_evaluation_set(folder.parent / EVALUATION).questions["test"] if one.label in known]
+    seconds: dict[int, list[float]] = {count: [] for count in sizes}
+    right: dict[int, list[bool]] = {count: [] for count in sizes}
+    for place in range(-5, len(examples)):  # the first five warm up
+        for count, one in asked.items():
+            started = time.perf_counter()
+            answer = one.answer(examples[place], constrained=True)
+            taken = time.perf_counter() - started
+            if place >= 0:
+                seconds[count].append(taken)
+                right[count].append(one.bundle.form.agrees(answer.text, examples[place].label or ""))
+    many, base = (np.array(seconds[count]) for count in sizes)
+    ratio = bootstrap(lambda places: float(many[places].sum() / base[places].sum()), len(many))
+    assert ratio is not None
+    return {
+        "labels": list(sizes),
+        "ratio": ratio.to_json(),
+        "ms": {count: 1000 * percentile(times, 50) for count, times in seconds.items()},
+        "right": {count: proportion(found).to_json() for count, found in right.items()},
+        "machine": machine(),
+    }
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("verb", choices=("train", "measure", "peer"))
+    parser.add_argument("verb", choices=("train", "measure", "labels", "peer"))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"of {', '.join(ROWS)}")
     parser.add_argument("--place", type=Path, default=Path("runs/structured"), help="folder of the rows' runs")
     parser.add_argument("--set", action="append", default=[], help="further settings of every row's recipe")
     parser.add_argument("--llama", help="path of llama-server")
     parser.add_argument("--engine", choices=("native", "onnx"), default="native", help="engine of the bundle that the peer meets")
+    parser.add_argument("--few", action="store_true", help="the peer meets the students of 700 labels")
     given = parser.parse_args()
     if given.verb == "train":
         write_all(given.place)
+        write_five(given.place)
+        write_frames(given.place)
         for row in given.rows:
             train(row, given.place, given.set)
+        return
+    if given.verb == "labels":
+        compared = many_labels(given.place / "frames" / "bundle-int8")
+        write_json(given.place / "labels.json", compared)
+        print(json.dumps(compared, indent=1))
         return
     if given.verb == "peer":
         if not given.llama or not Path(given.llama).is_file():
             parser.error("peer needs --llama, the path of llama-server")
-        if missing := [row for row in ("labels_4200", "json_4200") if not (given.place / row / "bundle-int8").is_dir()]:
+        pair = ("labels_700", "json_700") if given.few else ("labels_4200", "json_4200")
+        if missing := [row for row in pair if not (given.place / row / "bundle-int8").is_dir()]:
             raise SystemExit(f"{given.place / missing[0]} has no bundle-int8; train and measure that row first")
-        found = peer(given.place, given.llama, given.engine)
+        found = peer(given.place, pair, given.llama, given.engine)
         write_json(given.place / "peer.json", found)
         print(json.dumps(found, indent=1))
         return

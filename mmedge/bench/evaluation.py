@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mmedge.bench.evaluation_figures import AnsweredQuestion, TeacherAnswers, cascade_of, split_of
+from mmedge.bench.evaluation_figures import AnsweredQuestion, TeacherAnswers, cascade_of, out_of_scope_of, split_of
 from mmedge.bench.evaluation_results import CalibrationFacts, EvaluationReport, Price
 from mmedge.engines.speaker import Evidence
 from mmedge.errors import MmedgeError
@@ -85,6 +85,7 @@ def evaluate(
     if not splits:
         raise MmedgeError(f"{source} has no labelled test questions", "add labels to its test questions")
     teacher = _teacher_answers(questions)
+    outside = [example for examples in questions.tests().values() for example in examples if example.out_of_scope]
     key = sha256_json([bundle.manifest.identity(), asdict(replace(settings, timed=0)), sha256_file(source)])
     kept = Journal(journal, key) if journal else None
     if kept is not None and len(kept):
@@ -92,13 +93,17 @@ def evaluate(
     try:
         answered = {name: _answered(student, examples, name, settings, kept, progress) for name, examples in splits.items()}
         held_out = [examples[0] for examples in teacher.values()]
+        doubted = _answered(
+            student, outside[: settings.questions], "questions out of scope", replace(settings, samples=0), kept, progress
+        )
         escalated = _answered(student, held_out, "held-out questions", replace(settings, samples=0), kept, progress)
         prices = _prices(student, next(iter(splits.values())), settings, progress)
     finally:
         if kept is not None:
             kept.close()
+    everything = [one for found in answered.values() for one in found]
     if len(answered) > 1:
-        answered[ALL] = [one for found in answered.values() for one in found]
+        answered[ALL] = everything
     return EvaluationReport(
         bundle=bundle.folder.name,
         recipe=bundle.manifest.recipe,
@@ -110,6 +115,7 @@ def evaluate(
         prices=prices,
         splits={name: split_of(student, found) for name, found in answered.items()},
         cascade=cascade_of(student, escalated, teacher),
+        out_of_scope=out_of_scope_of(student, everything, doubted),
     )
 
 
@@ -165,7 +171,8 @@ def _answered(
                 if kept is not None:
                     kept.put(place, stored)
             for example, one in zip(batch, stored, strict=True):
-                right = student.bundle.form.agrees(one["text"], example.label or "", example.choices)
+                agrees = student.bundle.form.agrees(one["text"], example.label or "", example.choices)
+                right = agrees and not example.out_of_scope
                 samples = [Sample(**sample) for sample in one["samples"]]
                 found.append(AnsweredQuestion(example, one["text"], right, Evidence(**one["evidence"]), samples))
             step.advance(len(batch))

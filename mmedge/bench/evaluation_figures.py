@@ -23,11 +23,13 @@ from mmedge.bench.evaluation_results import (
     EscalationCurve,
     FieldQuality,
     OnValidation,
+    OutOfScope,
     PairedDifference,
     ReliabilityBin,
     SignalQuality,
     SplitResult,
     StrategyResult,
+    Withholding,
 )
 from mmedge.bench.results import Interval, Share
 from mmedge.engines.speaker import Evidence
@@ -56,6 +58,7 @@ COVERAGES = (0.7, 0.8, 0.9)
 CHOICES: tuple[Choice, ...] = ("majority", "self_evaluation", "both")  # the last two of students that learned to judge
 TARGETS = (0.8, 0.9, 0.95)
 SHARES = (0.1, 0.2, 0.3)
+AIMS = (*((target, None) for target in TARGETS), *((None, share) for share in SHARES))  # accuracy, most withheld
 FEW = 15  # right or wrong answers below which an AUROC has no interval
 
 TeacherAnswers = dict[str, tuple[Example, list[bool], list[int]]]  # by question: whether each is right, and its characters
@@ -232,8 +235,8 @@ def _abstaining(student: Student, values: dict[str, list[float]], right: Sequenc
         return []
     confidences, truth = np.asarray(values[student.confidence.chosen]), np.asarray(right, dtype=bool)
     found: list[Abstaining] = []
-    aims = [*(Abstaining(target_accuracy=value) for value in TARGETS), *(Abstaining(max_withheld=value) for value in SHARES)]
-    for aim in aims:
+    for target, share in AIMS:
+        aim = Abstaining(target_accuracy=target, max_withheld=share)
         try:
             threshold = student.confidence.threshold(target_accuracy=aim.target_accuracy, max_withheld=aim.max_withheld)
         except MmedgeError as error:
@@ -251,6 +254,44 @@ def _abstaining(student: Student, values: dict[str, list[float]], right: Sequenc
             )
         )
     return found
+
+
+def out_of_scope_of(student: Student, inside: Sequence[AnsweredQuestion], outside: Sequence[AnsweredQuestion]) -> OutOfScope | None:
+    """Return how well confidences tell questions out of scope from others, and what thresholds withhold of both.
+
+    Args:
+        student: The bundle, opened.
+        inside: Answers to labelled test questions.
+        outside: Answers to test questions out of scope; None is returned without any.
+    """
+    if not outside:
+        return None
+    answered, known = [*inside, *outside], np.array([True] * len(inside) + [False] * len(outside))
+    right = np.array([one.right for one in answered])
+    values = {signal: found for signal in SIGNALS if (found := _confidences(student, answered, signal)) is not None}
+
+    def area(confidences: Sequence[float]) -> Auroc | None:
+        p = np.asarray(confidences)
+        return _auroc(bootstrap(lambda places: auroc(p[places], known[places]), len(p)), min(len(inside), len(outside)))
+
+    withholding: list[Withholding] = []
+    for target, share in AIMS if student.confidence is not None else ():
+        assert student.confidence is not None
+        aim = Withholding(target_accuracy=target, max_withheld=share)
+        try:
+            threshold = student.confidence.threshold(target_accuracy=target, max_withheld=share).value
+        except MmedgeError as error:
+            withholding.append(aim.model_copy(update={"problem": error.what}))
+            continue
+        given = np.asarray(values[student.confidence.chosen]) >= threshold
+        shares = {
+            "out_of_scope": Share.of((~given[~known]).tolist()),
+            "in_scope": Share.of((~given[known]).tolist()),
+            "accuracy_of_given": Share.of(right[given].tolist()),
+        }
+        withholding.append(aim.model_copy(update={"threshold": threshold, **shares}))
+    areas = {signal: area(confidences) for signal, confidences in values.items()}
+    return OutOfScope(questions=len(outside), in_scope=len(inside), auroc=areas, withholding=withholding)
 
 
 def _strategies(student: Student, answered: Sequence[AnsweredQuestion]) -> dict[str, StrategyResult]:

@@ -12,6 +12,7 @@ from mmedge.bench.evaluation_results import (
     EscalationCurve,
     EvaluationReport,
     FieldQuality,
+    OutOfScope,
     PairedDifference,
     Price,
     SplitResult,
@@ -59,10 +60,9 @@ def _signals(report: EvaluationReport, split: str, result: SplitResult) -> Table
     rows = []
     for name, signal in result.signals.items():
         error, area = signal.calibration_error, signal.risk_coverage_area
-        is_chosen = name == report.confidence.chosen
         rows.append(
             [
-                Cell(f"{SIGNAL_NAMES[name]} (chosen)", "strong") if is_chosen else SIGNAL_NAMES[name],
+                _named(name, report.confidence.chosen),
                 _auroc(signal.auroc),
                 f"{number(error.value, 3)} ({number(error.by_chance, 3)})",
                 estimate(area.value, area.interval_95, 3) if area else NOTHING,
@@ -88,10 +88,18 @@ def _strategies(split: str, result: SplitResult, prices: Mapping[str, Price]) ->
     return Table(f"strategies, {split}", ["strategy", "accuracy", "against answering at once, points", "time"], rows)
 
 
+def _wanted(target_accuracy: float | None, max_withheld: float | None) -> str:
+    return f"{100 * (target_accuracy or max_withheld or 0):g} % {'right' if target_accuracy else 'withheld'}"
+
+
+def _named(signal: str, chosen: str | None) -> Cell | str:
+    return Cell(f"{SIGNAL_NAMES[signal]} (chosen)", "strong") if signal == chosen else SIGNAL_NAMES[signal]
+
+
 def _abstaining(split: str, result: SplitResult) -> Table:
     rows = []
     for aim in result.abstaining:
-        wanted = f"{100 * (aim.target_accuracy or aim.max_withheld or 0):g} % {'right' if aim.target_accuracy else 'withheld'}"
+        wanted = _wanted(aim.target_accuracy, aim.max_withheld)
         given = [aim.problem or number(aim.threshold, 3), share_of(aim.accuracy_of_given), share_of(aim.withheld)]
         rows.append([wanted, *given])
     headings = ["aim on validation questions", "threshold", "accuracy of the answers given", "withheld"]
@@ -117,6 +125,27 @@ def _of_fields(split: str, found: FieldQuality) -> Table:
     return Table(f"fields of the answers, {split}", ["fields", "right", "AUROC of their confidence", "calibration error"], [cells])
 
 
+def _of_outside(found: OutOfScope, chosen: str | None) -> list[Table]:
+    """Return how well confidences tell questions out of scope from others, and what thresholds withhold of both."""
+    rows = [[_named(name, chosen), _auroc(area)] for name, area in found.auroc.items()]
+    about = f"{found.questions} questions out of scope, {found.in_scope} in scope"
+    tables = [Table(about, ["signal", "AUROC, in scope against out of it"], rows)]
+    if found.withholding:
+        rows = [
+            [
+                _wanted(aim.target_accuracy, aim.max_withheld),
+                aim.problem or number(aim.threshold, 3),
+                share_of(aim.out_of_scope),
+                share_of(aim.in_scope),
+                share_of(aim.accuracy_of_given),
+            ]
+            for aim in found.withholding
+        ]
+        heads = ["aim on validation questions", "threshold", "withheld out of scope", "withheld in scope", "right of those given"]
+        tables.append(Table("abstaining out of scope", heads, rows))
+    return tables
+
+
 def _decisions(report: EvaluationReport) -> list[Table]:
     """Return the tables of strategies and thresholds, split by split."""
     found = []
@@ -126,6 +155,8 @@ def _decisions(report: EvaluationReport) -> list[Table]:
         found.append(_strategies(split, result, report.prices))
         if result.abstaining:
             found.append(_abstaining(split, result))
+    if report.out_of_scope is not None:
+        found += _of_outside(report.out_of_scope, report.confidence.chosen)
     return found
 
 

@@ -85,6 +85,27 @@ class FieldQuality(ReportPart):
     calibration_error: float
 
 
+class Withholding(ReportPart):
+    """What a threshold chosen for an aim on validation questions withholds in scope and out of it; or why there is none."""
+
+    target_accuracy: float | None = None
+    max_withheld: float | None = None
+    problem: str | None = None
+    threshold: float | None = None
+    out_of_scope: Share | None = None
+    in_scope: Share | None = None
+    accuracy_of_given: Share | None = None
+
+
+class OutOfScope(ReportPart):
+    """How well confidences tell questions out of scope from the others; any answer to one is wrong."""
+
+    questions: int
+    in_scope: int
+    auroc: dict[str, Auroc | None]
+    withholding: list[Withholding]
+
+
 class AnsweredRecord(ReportPart):
     """One question's answer, and its confidence by signal."""
 
@@ -163,6 +184,7 @@ class EvaluationReport(ReportPart):
     prices: dict[str, Price]
     splits: dict[str, SplitResult]
     cascade: EscalationCurve | None
+    out_of_scope: OutOfScope | None = None
 
     def to_json(self) -> Json:
         return self.model_dump(mode="json")

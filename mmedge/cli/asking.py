@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from mmedge.tasks.forms import AnswerForm
 
 
+SHOWN_LABELS = 5  # of those with a probability, in the terminal; JSON has all
+
+
 @dataclass(frozen=True)
 class AnswerContents:
     """What comes with the answer."""
@@ -37,6 +40,7 @@ class AnswerContents:
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Also judge the rationale and answer: a verdict, and with --explain its reasons.")
     ] = False
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also show how likely each label or choice is.")] = False
     constrained: Annotated[
         bool | None,
         typer.Option("--constrained/--free", help="Allow only answers of the task's form. Default: the bundle's setting, or free."),
@@ -235,6 +239,7 @@ def _asking(
         explain=wanted.explain,
         evaluate=wanted.evaluate,
         confidence=wanted.confidence,
+        probabilities=wanted.probabilities,
         strategy=strategy,
         constrained=wanted.constrained,
         escalate_to=bigger,
@@ -318,6 +323,10 @@ def _say_rest(answer: Answer, *, shown: bool) -> None:
     if answer.confidence is not None and not answer.withheld:
         how = "calibrated" if answer.calibrated else "not calibrated"
         typer.echo(f"confidence: {answer.confidence:.2f} ({how}; signal: {answer.signal})")
+    if answer.probabilities is not None:
+        shown_ones = list(islice(answer.probabilities.items(), SHOWN_LABELS))
+        more = f", {len(answer.probabilities) - len(shown_ones)} others" if len(shown_ones) < len(answer.probabilities) else ""
+        typer.echo(printable("probabilities: " + ", ".join(f"{text} {p:.2f}" for text, p in shown_ones) + more))
     if answer.verdict is not None:
         typer.echo(f"verdict: {answer.verdict} (P(correct) = {answer.probability_correct:.2f}, not calibrated)")
     if answer.evaluation and not shown:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mmedge.engines.engine import Engine
 from mmedge.engines.generation import Decoding, Logits
 from mmedge.tasks.base import ChainOfThought, Example, Turn
-from mmedge.tasks.encoding import Prompt, PromptEncoder
+from mmedge.tasks.encoding import CHARACTERS, Prompt, PromptEncoder
 from mmedge.tasks.forms.constraints import Constrainer
 from mmedge.tasks.forms.form import AnswerForm
 from mmedge.tasks.prompts import VERDICTS, Context, Kind
@@ -174,6 +174,7 @@ class Wanted:
 
 
 ANSWER = Wanted()
+UNLIKELY = 1e-4  # P of a beginning below which the texts that begin so are not told apart
 
 
 @dataclass(frozen=True)
@@ -311,6 +312,37 @@ class Speaker:
         starts = [0, *ends[:-1]]
         tokens = list(zip(starts, ends, written.log_probabilities, strict=True))
         return {path: sum(score for a, b, score in tokens if a <= end and b > start) for path, (start, end) in spans.items()}
+
+    def probabilities(self, example: Example) -> dict[str, float]:
+        """Return how likely each of the texts is that an answer may be, the likeliest first; empty where answers are open.
+
+        They are the student's own, of the tokens that may follow alone, and sum to 1. Of texts with an unlikely beginning
+        (`UNLIKELY`) only that is computed; they share its probability equally.
+        """
+        if self.form is None or not (texts := self.form.labels or example.choices):
+            return {}
+        limit = self.max_answer_tokens
+        written = {text: tuple(self.encoder.target(text[: CHARACTERS * limit], limit)) for text in texts}
+        prompt, conversation = self.prompt("predict", self.reasoning_context(example)), self.engine.conversation()
+        found = dict.fromkeys(written, 0.0)
+        open_: list[tuple[int, float, list[str]]] = [(0, 1.0, list(written))]  # tokens in common, probability, texts
+        while open_:
+            count, p, alike = open_.pop()
+            first, by_token = written[alike[0]], dict[int, list[str]]()
+            for text in alike:
+                if len(written[text]) > count:
+                    by_token.setdefault(written[text][count], []).append(text)
+            if not by_token or p < UNLIKELY:
+                found |= dict.fromkeys(alike, p / len(alike))
+            elif len(by_token) == 1:
+                open_.append((count + 1, p, alike))
+            else:
+                logits = conversation.next_logits([prompt], first[:count])[0, list(by_token)].astype(np.float64)
+                open_ += [
+                    (count + 1, p * float(share), some)
+                    for some, share in zip(by_token.values(), _shares(logits[None])[0], strict=True)
+                ]
+        return dict(sorted(found.items(), key=lambda one: -one[1]))
 
     def judging_contexts(self, questions: Sequence[Example | str], cots: Sequence[ChainOfThought], rows: int) -> list[Context]:
         """Return what comes before verdicts; a student that evaluates first writes its evaluations for them, `rows` together."""

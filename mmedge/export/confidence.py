@@ -45,10 +45,10 @@ def calibrated(student: Student, examples: Sequence[Example], progress: Progress
 
     Args:
         student: The bundle, opened.
-        examples: Validation questions.
+        examples: Validation questions; any answer to one that is out of scope is wrong.
         progress: Where progress is shown.
     """
-    labelled = [example for example in examples if example.label is not None]
+    labelled = [example for example in examples if example.label is not None or example.out_of_scope]
     evidence: list[Evidence] = []
     right: list[bool] = []
     fields: list[Mapping[str, bool]] = []
@@ -57,7 +57,7 @@ def calibrated(student: Student, examples: Sequence[Example], progress: Progress
             batch = labelled[start : start + BATCH]
             for example, (text, shown) in zip(batch, student.examined(batch), strict=True):
                 evidence.append(shown)
-                right.append(student.bundle.form.agrees(text, example.label or "", example.choices))
+                right.append(not example.out_of_scope and student.bundle.form.agrees(text, example.label or "", example.choices))
                 fields.append(student.bundle.form.fields_right(text, example.label or ""))
             step.advance(len(batch))
     found = fitted(evidence, right, prices(student, labelled[:BATCH])) | {"engine": engine_of(student.bundle.manifest)}

@@ -24,6 +24,7 @@ class Answer:
         signal: Where the confidence comes from: `answer`, `evaluation`, `combined`, or `samples` (the share of the votes).
         calibrated: Whether the confidence was calibrated on validation questions.
         fields: P(right) of each field of a structured answer, by path; None for other answers. Calibrated where the bundle's are.
+        probabilities: P of each label or choice among all of them, the likeliest first, if it was asked for; not calibrated.
         rationale: The chain of thought, if it was asked for.
         verdict: The student's own verdict on rationale and answer, if it was asked for: `correct`, `wrong` or `uncertain`.
         probability_correct: P(correct) among the three, from the verdict's logits; not calibrated.
@@ -44,6 +45,7 @@ class Answer:
     signal: str | None = None
     calibrated: bool = False
     fields: Mapping[str, float] | None = None
+    probabilities: Mapping[str, float] | None = None
     rationale: str | None = None
     verdict: str | None = None
     probability_correct: float | None = None
@@ -67,6 +69,8 @@ class Answer:
             found["calibrated"] = self.calibrated
         if self.fields is not None:
             found["fields"] = {path: round(value, 4) for path, value in self.fields.items()}
+        if self.probabilities is not None:
+            found["probabilities"] = {text: round(value, 4) for text, value in self.probabilities.items()}
         if self.withheld:
             found["withheld"] = True
         if self.source != "student":

@@ -31,6 +31,7 @@ class OptionChanges(TypedDict, total=False):
     explain: bool
     evaluate: bool
     confidence: bool
+    probabilities: bool
     strategy: Strategy | None
     constrained: bool | None
     abstain_below: float | None
@@ -48,6 +49,7 @@ class AnswerOptions:
         explain: Also return a rationale.
         evaluate: Also return the student's verdict on rationale and answer, and with `explain` the verdict's rationale.
         confidence: Compute the best confidence, even if it takes a rationale and a verdict.
+        probabilities: Also return how likely each label or choice is.
         strategy: How to find an answer; None for the bundle's.
         constrained: Allow only answers of the task's form: a choice, a label, an expression. None for the bundle's setting.
         abstain_below: Withhold an answer whose confidence is lower. None for the bundle's threshold, if it has one.
@@ -60,6 +62,7 @@ class AnswerOptions:
     explain: bool = False
     evaluate: bool = False
     confidence: bool = False
+    probabilities: bool = False
     strategy: Strategy | None = None
     constrained: bool | None = None
     abstain_below: float | None = None
@@ -102,6 +105,8 @@ class AnswerOptions:
                 raise WrongOption(
                     "abstain_field_below", "abstain_field_below: this task's answers have no fields", "give abstain_below"
                 )
+        if self.probabilities and not (bundle.form.labels or bundle.form.takes_choices):
+            raise WrongOption("probabilities", "probabilities: this task's answers are not one of several texts", "leave it out")
         if self.escalate_to is not None and threshold is None and field is None:
             raise MmedgeError("escalate_to requires a confidence threshold", "give abstain_below, target_accuracy or max_withheld")
         return SettledOptions(
@@ -113,6 +118,7 @@ class AnswerOptions:
             abstain_below=threshold,
             abstain_field_below=field,
             escalate_to=self.escalate_to,
+            probabilities=self.probabilities,
         )
 
     def _check_learned(self, learned: Sequence[str] | None) -> None:
@@ -191,6 +197,7 @@ class SettledOptions:
     abstain_below: float | None
     escalate_to: BiggerModel | None
     abstain_field_below: float | None = None
+    probabilities: bool = False
 
     @property
     def may_withhold(self) -> bool:
@@ -213,7 +220,7 @@ class SettledOptions:
         """Return everything that answers depend on, as JSON."""
         bigger = self.escalate_to.name if self.escalate_to else None
         settings = [self.explain, self.evaluate, self.confidence, self.strategy.to_json(), self.constrained, self.abstain_below]
-        return [*settings, self.abstain_field_below, bigger]
+        return [*settings, self.abstain_field_below, bigger, *(["probabilities"] if self.probabilities else [])]
 
 
 def strategy_of(bundle: Bundle) -> Strategy:

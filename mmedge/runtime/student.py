@@ -333,7 +333,7 @@ class Student:
         else:
             signal, confidences = "answer", [math.exp(min(0.0, thought.log_probability)) for thought in thoughts]
         found = []
-        for thought, confidence, seen in zip(thoughts, confidences, evidence, strict=True):
+        for example, thought, confidence, seen in zip(examples, thoughts, confidences, evidence, strict=True):
             shown = thought.judgement if settled.evaluate else None
             found.append(
                 Answer(
@@ -343,6 +343,7 @@ class Student:
                     signal=signal,
                     calibrated=self.confidence is not None,
                     fields=fields_of(self.confidence, seen),
+                    probabilities=self.speaker.probabilities(example) if settled.probabilities else None,
                     rationale=thought.rationale if settled.explain else None,
                     verdict=shown.verdict if shown else None,
                     probability_correct=shown.probability_correct if shown else None,

@@ -382,7 +382,9 @@ def _own(fields: Fields, model: Model, defaults: AnswerOptions) -> tuple[tuple[s
     if bool(choices) != takes:
         why = "questions of this task have choices to choose from" if takes else "questions of this task have no choices"
         raise invalid(why, fields.name("choices"), "missing_choices" if takes else "unsupported_parameter")
-    given: dict[str, Any] = {name: fields.flag(name) for name in ("explain", "evaluate", "confidence", "constrained")}
+    given: dict[str, Any] = {
+        name: fields.flag(name) for name in ("explain", "evaluate", "confidence", "probabilities", "constrained")
+    }
     changes = {name: value for name, value in given.items() if value is not None}
     aims = {name: fields.number(name, 0, 1) for name in AIMS}
     if any(value is not None for value in aims.values()):

@@ -60,6 +60,7 @@ class Example:
         choices: The texts to choose from, in order; empty where the answer is open.
         turns: What was said before, oldest first; empty where the question stands alone.
         dialogue: The dialogue that the question is a part of; questions of one dialogue are never split. Empty where it is alone.
+        out_of_scope: Whether no answer of the task is right, so that the student ought to withhold its own.
     """
 
     id: str
@@ -68,9 +69,11 @@ class Example:
     choices: tuple[str, ...] = ()
     turns: tuple[Turn, ...] = ()
     dialogue: str = ""
+    out_of_scope: bool = False
 
     def __repr__(self) -> str:  # hashes of what was made before there were dialogues come from it
-        shown = [one for one in fields(self) if one.name not in ("turns", "dialogue") or getattr(self, one.name)]
+        newer = ("turns", "dialogue", "out_of_scope")
+        shown = [one for one in fields(self) if one.name not in newer or getattr(self, one.name)]
         return f"Example({', '.join(f'{one.name}={getattr(self, one.name)!r}' for one in shown)})"
 
 

@@ -56,7 +56,22 @@ class EvaluationSet:
 def example_record(example: Example) -> Json:
     """Return a question as `read_example` reads it."""
     asked: Json = {"messages": messages_of(example)} if example.turns else {"question": example.question}
-    return {"id": example.id, **asked, "choices": list(example.choices), "label": example.label}
+    outside: Json = {"out_of_scope": True} if example.out_of_scope else {}
+    return {"id": example.id, **asked, "choices": list(example.choices), "label": example.label, **outside}
+
+
+def out_of_scope_field(record: Json, path: Path | str, number: int) -> bool:
+    """Return whether a record says that no answer of the task is right.
+
+    Raises:
+        MmedgeError: The field is neither true nor false, or there is a label too; the message names file and line.
+    """
+    said = record.get("out_of_scope")
+    if said is not None and not isinstance(said, bool):
+        raise MmedgeError(f"{path}:{number}: field 'out_of_scope' must be true or false, found {said!r:.40}")
+    if said and record.get("label") is not None:
+        raise MmedgeError(f"{path}:{number}: a question out of scope has no label", "leave out 'label' or 'out_of_scope'")
+    return bool(said)
 
 
 def write_evaluation_set(path: Path, evaluation: EvaluationSet) -> None:
@@ -148,7 +163,7 @@ def form_beside(student: Path) -> AnswerForm | None:
 
 
 def read_example(record: Json, path: Path | str, number: int, form: AnswerForm | None = None) -> Example:
-    """Read a question from a JSON-lines record: `question` or `messages`, and optional `id`, `choices`, `label`.
+    """Read a question from a JSON-lines record: `question` or `messages`, and optional `id`, `choices`, `label`, `out_of_scope`.
 
     Args:
         record: The record.
@@ -176,7 +191,9 @@ def read_example(record: Json, path: Path | str, number: int, form: AnswerForm |
         question = text_field(record, "question", path, number)
     if isinstance(label, (dict, list)):
         label = json.dumps(label, ensure_ascii=False)
-    return Example(str(record.get("id", number)), question, None if label is None else str(label), tuple(choices), turns)
+    outside = out_of_scope_field(record, path, number)
+    id_, canonical = str(record.get("id", number)), None if label is None else str(label)
+    return Example(id_, question, canonical, tuple(choices), turns, out_of_scope=outside)
 
 
 def evaluation_set_of(

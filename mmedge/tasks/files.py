@@ -5,6 +5,7 @@
     {"id": "anli-7", "premise": "…", "hypothesis": "…", "label": "entailment"}
     {"id": "snips-2", "question": "play Hardcore music", "label": {"name": "PlayMusic", "arguments": {"genre": "Hardcore"}}}
     {"id": "7", "messages": [{"role": "user", "content": "lights on in the hall"}, …], "label": "lights on"}
+    {"id": "8", "question": "why is the sky blue?", "out_of_scope": true}
 
 The task's answer form reads every label when the file is loaded; a label that it cannot read is an error with file and line.
 """
@@ -20,6 +21,7 @@ from mmedge.errors import MmedgeError
 from mmedge.storage import Json, iterate_jsonl, read_text, require_file, text_field
 from mmedge.tasks.base import Example, Turn
 from mmedge.tasks.dialogue import WrongMessage, read_messages
+from mmedge.tasks.evaluation_set import out_of_scope_field
 from mmedge.tasks.forms.choice import ChoiceForm, LabelForm
 from mmedge.tasks.forms.expression import ExpressionForm
 from mmedge.tasks.forms.form import AnswerForm
@@ -70,7 +72,10 @@ class FileTask:
             for name, path in self.tests.items()
         }
         _check_dialogues(train, tests)
-        return Splits(train[: self.limit], tests)
+        learned = tuple(example for example in train if not example.out_of_scope)
+        if not learned:
+            raise MmedgeError(f"{self.train} has nothing but questions out of scope", "add questions with an answer")
+        return Splits(learned[: self.limit], tests, tuple(example for example in train if example.out_of_scope))
 
     def _read(self, path: Path, seen: dict[str, str]) -> tuple[Example, ...]:
         examples = []
@@ -97,6 +102,7 @@ class FileTask:
         else:
             question = one_paragraph(text_field(record, "question", path, number))
         choices = self._choices(record, path, number)
+        outside = out_of_scope_field(record, path, number)
         id_ = record.get("id", record.get("uid"))
         return Example(
             id=str(id_) if id_ is not None else f"{path.stem}-{number:06d}",
@@ -105,6 +111,7 @@ class FileTask:
             choices=choices,
             turns=turns,
             dialogue="" if record.get("dialogue") is None else str(record["dialogue"]),
+            out_of_scope=outside,
         )
 
     def _choices(self, record: Json, path: Path, number: int) -> tuple[str, ...]:

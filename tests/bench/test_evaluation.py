@@ -19,12 +19,12 @@ from mmedge.bench.results import Interval
 from mmedge.bundle import open_bundle
 from mmedge.engines.bundles import open_speaker
 from mmedge.engines.speaker import Evidence
-from mmedge.export.confidence import fitted
+from mmedge.export.confidence import calibrated, fitted
 from mmedge.progress import Progress
 from mmedge.runtime.student import Student
 from mmedge.statistics import auroc, proportion
 from mmedge.tasks.base import Example
-from mmedge.tasks.evaluation_set import read_evaluation_set
+from mmedge.tasks.evaluation_set import read_evaluation_set, write_evaluation_set
 from tests.conftest import is_one_line_error, killed_when_lines_are_there, mmedge
 
 QUIET = Progress(quiet=True)
@@ -104,6 +104,36 @@ def test_what_a_student_knows_is_found(knowing: Student) -> None:
     assert shown.count("<svg") == 7  # AUROCs of so few questions have no interval, and no chart
     assert "nan" not in shown.lower().replace("nancy", "")
     assert EvaluationReport.model_validate(report.to_json()) == report
+
+
+def test_questions_out_of_scope_are_told_apart_by_confidence(knowing: Student) -> None:
+    path = knowing.bundle.folder.parent / "evaluation.jsonl"
+    evaluation = read_evaluation_set(path)
+    plain = evaluate(knowing, EvaluationSettings(samples=0, timed=0), QUIET)
+    assert plain.out_of_scope is None
+    strangers = tuple(Example(f"~{chr(65 + 2 * number)}x", "why is the sky blue?", out_of_scope=True) for number in range(1, 20))
+    asked = evaluation.questions["held_out_patterns"]
+    write_evaluation_set(path, replace(evaluation, questions={**evaluation.questions, "held_out_patterns": (*asked, *strangers)}))
+    report = evaluate(knowing, EvaluationSettings(samples=0, timed=0), QUIET)
+    assert {name: one.accuracy for name, one in report.splits.items()} == {name: one.accuracy for name, one in plain.splits.items()}
+    found = report.out_of_scope
+    assert found is not None and (found.questions, found.in_scope) == (19, plain.splits["all"].questions)
+    area = found.auroc["evaluation"]
+    assert area is not None and 0.5 < area.value < 1  # half of the others are as doubtful
+    strict = next(one for one in found.withholding if one.target_accuracy == 0.9)
+    assert strict.out_of_scope and strict.in_scope and (strict.out_of_scope.value or 0) > (strict.in_scope.value or 0)
+    assert strict.accuracy_of_given is not None
+    text = markdown(report)
+    assert "19 questions out of scope" in text and "withheld out of scope" in text
+    assert EvaluationReport.model_validate(report.to_json()) == report
+
+
+def test_an_answer_out_of_scope_is_wrong_whatever_it_says(tiny_run: Path) -> None:
+    student = Student.load(tiny_run / "bundle-int8")
+    asked = read_evaluation_set(tiny_run / "evaluation.jsonl").questions["validation"][:20]
+    found = calibrated(student, asked, QUIET)
+    strangers = [replace(one, id=f"~{one.id}", label=None, out_of_scope=True) for one in asked]
+    assert calibrated(student, [*asked, *strangers], QUIET)["right"] == found["right"] + [0] * len(asked)
 
 
 def test_all_right_on_few_questions_is_not_certainty() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from mmedge.errors import MmedgeError
 from mmedge.tasks import build_task
+from mmedge.tasks.evaluation_set import example_record, read_example
 from mmedge.tasks.files import nli
 from mmedge.tasks.prompts import DECODER_ONLY_PROMPTS, render_question
 
@@ -59,6 +60,8 @@ def test_nli_takes_names_numbers_and_anlis_letters(tmp_path: Path) -> None:
         ('{"question": "x", "label": [4]}', "q.jsonl:2: field 'label' must be text or a number"),
         ('{"question": "x", "choices": "ab", "label": "4"}', "q.jsonl:2: field 'choices' must be a list"),
         ('{"id": "a", "question": "x", "label": "4"}', "q.jsonl:2: id 'a' was already used"),
+        ('{"question": "x", "label": "4", "out_of_scope": true}', "q.jsonl:2: a question out of scope has no label"),
+        ('{"question": "x", "out_of_scope": "yes"}', "q.jsonl:2: field 'out_of_scope' must be true or false, found 'yes'"),
     ],
 )
 def test_a_broken_record_is_named_by_file_and_line(tmp_path: Path, line: str, complaint: str) -> None:
@@ -66,6 +69,24 @@ def test_a_broken_record_is_named_by_file_and_line(tmp_path: Path, line: str, co
     with pytest.raises(MmedgeError) as caught:
         build_task(_own(path)).load()
     assert complaint in str(caught.value)
+
+
+def test_questions_out_of_scope_are_for_validation_and_never_learned(tmp_path: Path) -> None:
+    path = _write(
+        tmp_path / "q.jsonl",
+        {"id": "blue", "question": "why is the sky blue?", "out_of_scope": True},
+        {"id": "a", "question": "What is 2 + 2?", "label": 4, "out_of_scope": False},
+        {"id": "b", "question": "What is 2 + 3?", "label": 5},
+    )
+    splits = build_task(_own(path, limit=1)).load()
+    assert [one.id for one in splits.train] == ["a"]
+    assert [(one.id, one.out_of_scope, one.label) for one in splits.validation] == [("blue", True, None)]
+    record = example_record(splits.validation[0])
+    assert read_example(record, path, 1) == splits.validation[0]
+    assert "out_of_scope" not in {**example_record(splits.train[0])} and "out_of_scope" not in repr(splits.train[0])
+    alone = _write(tmp_path / "alone.jsonl", {"question": "why is the sky blue?", "out_of_scope": True})
+    with pytest.raises(MmedgeError, match="nothing but questions out of scope"):
+        build_task(_own(alone)).load()
 
 
 def test_missing_and_empty_files_are_errors(tmp_path: Path) -> None:
