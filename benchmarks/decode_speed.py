@@ -8,7 +8,8 @@
 
 mmedge's bundles run on ONNX Runtime and on its native engine; `--caches float32 int8` adds the native engine with keys and values
 kept so, which the others are compared with. Peers are optimum's export, as it is and with `quantize_dynamic`; with an interpreter
-for them, the graphs of onnxruntime-genai's model builder (int4; `make peers`) and llama.cpp (`make servers`) at 8 and 4 bits; with
+for them, the graphs of onnxruntime-genai's model builder (int4; `make peers`), OpenVINO (a virtual environment with
+`optimum-intel[openvino]` and `nncf`) and llama.cpp (`make servers`) at 8 and 4 bits; with
 the program, `llama-bench` of a llama.cpp compiled for this machine. What a peer does not do is left out.
 
 Every variant is a process of its own that has its model open; they take turns round by round, so that what disturbs the machine
@@ -196,6 +197,40 @@ class Llama:
         return first - started, (time.perf_counter() - first) / (NEW - 1)
 
 
+class OpenVino:
+    """OpenVINO on its own stateful graphs: read the prompt, then one token at a time, nothing copied between steps."""
+
+    def __init__(self, folder: Path, threads: int, prompt: int) -> None:
+        import numpy as np
+        import openvino
+
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+        self._np = np
+        self._request = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", settings).create_infer_request()
+        self._names = {name for one in self._request.model_inputs for name in one.get_names()}
+        self._prompt = prompt_ids(prompt)
+
+    def _next(self, ids: list[int], read: int) -> int:
+        np = self._np
+        given = {
+            "input_ids": np.array([ids], dtype=np.int64),
+            "attention_mask": np.ones((1, read + len(ids)), dtype=np.int64),
+            "position_ids": np.arange(read, read + len(ids), dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, dtype=np.int32),
+        }
+        self._request.infer({name: value for name, value in given.items() if name in self._names}, share_inputs=True)
+        return int(self._request.get_output_tensor(0).data[0, -1].argmax())
+
+    def run(self) -> tuple[float, float]:
+        self._request.reset_state()
+        started = time.perf_counter()
+        token = self._next(self._prompt, 0)
+        first = time.perf_counter()
+        for place in range(NEW - 1):
+            token = self._next([token], len(self._prompt) + place)
+        return first - started, (time.perf_counter() - first) / (NEW - 1)
+
+
 ENGINES: dict[str, Callable[[Path, int, int], Engine]] = {
     "fused": partial(Graphs, "fused"),
     "native": partial(Native, None),
@@ -203,6 +238,7 @@ ENGINES: dict[str, Callable[[Path, int, int], Engine]] = {
     "llama-bench": LlamaBench,
     "optimum": partial(Graphs, "optimum"),
     "genai": Genai,
+    "openvino": OpenVino,
     "llama": Llama,
 }
 
@@ -333,6 +369,29 @@ def write_genai(student: Path, place: Path, python: str) -> dict[str, tuple[str,
     return {"genai int4": ("genai", folder)}
 
 
+def write_openvino(student: Path, place: Path, python: str) -> dict[str, tuple[str, Path]]:
+    """Let optimum-intel write OpenVINO's graphs, with weights in 8 bits and in 4 (groups of 64, symmetric)."""
+    found: dict[str, tuple[str, Path]] = {}
+    for bits in (8, 4):
+        folder = place / f"openvino-int{bits}"
+        if not (folder / "openvino_model.xml").is_file():
+            script = (
+                "import sys\n"
+                "from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig\n"
+                f"config = OVWeightQuantizationConfig(bits={bits}, sym=True" + (", group_size=64" if bits == 4 else "") + ")\n"
+                "model = OVModelForCausalLM.from_pretrained(\n"
+                "    sys.argv[1], export=True, compile=False, quantization_config=config\n"
+                ")\n"
+                "model.save_pretrained(sys.argv[2])\n"
+            )
+            done = subprocess.run([python, "-c", script, str(student), str(folder)], check=False, capture_output=True, text=True)
+            if done.returncode:
+                print(f"openvino: left out, its export failed: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+                return found
+        found[f"OpenVINO int{bits}"] = ("openvino", folder)
+    return found
+
+
 def write_llama(place: Path, python: str) -> dict[str, tuple[str, Path]]:
     """Take the published 4-bit GGUF as it is, and as 8 bits."""
     from mmedge.students.sources import resolve
@@ -442,7 +501,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--prompt", type=int, default=80, metavar="TOKENS", help="length of the prompt (80)")
-    helped = "interpreters of genai and llama; llama-bench=PROGRAM"
+    helped = "interpreters of genai, llama and openvino; llama-bench=PROGRAM"
     parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=PROGRAM", help=helped)
     parser.add_argument("--only", nargs="*", metavar="TEXT", help="variants whose name has one of these in it; all by default")
     parser.add_argument("--pieces", type=int, help="also with a vocabulary trimmed to so many pieces")
@@ -474,6 +533,8 @@ def main() -> None:
             print(f"optimum: left out: {error}", file=sys.stderr)
         if not t5 and "genai" in pythons:
             variants |= write_genai(student, place, pythons["genai"])
+        if not t5 and "openvino" in pythons:
+            variants |= write_openvino(student, place, pythons["openvino"])
         if options.model == "smollm2" and "llama" in pythons:  # of which a GGUF is published
             variants |= write_llama(place, pythons["llama"])
         if not t5 and "llama-bench" in pythons:

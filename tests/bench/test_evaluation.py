@@ -74,7 +74,7 @@ def _surer(report: EvaluationReport, chosen: str, interval: tuple[float, float])
 
 def test_what_a_student_knows_is_found(knowing: Student) -> None:
     report = evaluate(knowing, EvaluationSettings(samples=2, timed=9), QUIET)
-    assert report.confidence.chosen == "evaluation"
+    assert report.confidence.chosen == "evaluation" and report.out_of_scope is None
     whole = report.splits["all"]
     assert set(report.splits) == {"new_combinations", "held_out_patterns", "all"}
     evaluation, answer = whole.signals["evaluation"], whole.signals["answer"]
@@ -109,15 +109,14 @@ def test_what_a_student_knows_is_found(knowing: Student) -> None:
 def test_questions_out_of_scope_are_told_apart_by_confidence(knowing: Student) -> None:
     path = knowing.bundle.folder.parent / "evaluation.jsonl"
     evaluation = read_evaluation_set(path)
-    plain = evaluate(knowing, EvaluationSettings(samples=0, timed=0), QUIET)
-    assert plain.out_of_scope is None
     strangers = tuple(Example(f"~{chr(65 + 2 * number)}x", "why is the sky blue?", out_of_scope=True) for number in range(1, 20))
     asked = evaluation.questions["held_out_patterns"]
     write_evaluation_set(path, replace(evaluation, questions={**evaluation.questions, "held_out_patterns": (*asked, *strangers)}))
     report = evaluate(knowing, EvaluationSettings(samples=0, timed=0), QUIET)
-    assert {name: one.accuracy for name, one in report.splits.items()} == {name: one.accuracy for name, one in plain.splits.items()}
+    labelled = sum(len(examples) for examples in evaluation.tests().values())
+    assert report.splits["held_out_patterns"].questions == len(asked) and report.splits["all"].questions == labelled
     found = report.out_of_scope
-    assert found is not None and (found.questions, found.in_scope) == (19, plain.splits["all"].questions)
+    assert found is not None and (found.questions, found.in_scope) == (19, labelled)
     area = found.auroc["evaluation"]
     assert area is not None and 0.5 < area.value < 1  # half of the others are as doubtful
     strict = next(one for one in found.withholding if one.target_accuracy == 0.9)
