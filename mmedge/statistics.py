@@ -207,7 +207,9 @@ def calibration_by_chance(confidences: Sequence[float], bins: int = 10, draws: i
     return float(np.percentile(errors, 95))
 
 
-def risk_coverage(confidences: Sequence[float], right: Sequence[bool]) -> tuple[list[float], list[float]]:
+def risk_coverage(
+    confidences: Sequence[float] | NDArray[np.float64], right: Sequence[bool] | NDArray[np.bool_]
+) -> tuple[list[float], list[float]]:
     """Return coverage and risk: the share of questions answered, the most confident first, and the share of wrong ones among them.
 
     Where several answers are equally confident, they count in proportion, in whatever order they come (El-Yaniv and Wiener 2010).
@@ -224,14 +226,13 @@ def risk_coverage(confidences: Sequence[float], right: Sequence[bool]) -> tuple[
     return (count / len(values)).tolist(), (errors / count).tolist()
 
 
-def risk_area(confidences: Sequence[float], right: Sequence[bool]) -> float:
-    """Return the area under the risk-coverage curve: the mean risk over all coverages; 0 is best."""
-    return float(np.mean(risk_coverage(confidences, right)[1]))
-
-
 def accuracy_at(confidences: Sequence[float], right: Sequence[bool], coverage: float) -> float:
     """Return the share of right answers among the most confident share of them."""
-    _, risk = risk_coverage(confidences, right)
+    return accuracy_of_risk(risk_coverage(confidences, right)[1], coverage)
+
+
+def accuracy_of_risk(risk: Sequence[float], coverage: float) -> float:
+    """Return the same, of what `risk_coverage` returned."""
     return 1 - risk[max(0, math.ceil(coverage * len(risk) - 1e-9) - 1)]
 
 
@@ -273,13 +274,22 @@ def bootstrap(
     Returns:
         None where the statistic is not defined on all questions.
     """
-    value = statistic(np.arange(count))
-    if value is None:
-        return None
+    return bootstrap_all(lambda indices: [statistic(indices)], count, resamples, seed)[0]
+
+
+def bootstrap_all(
+    statistics: Callable[[NDArray[np.int64]], Sequence[float | None]], count: int, resamples: int = 1000, seed: int = 0
+) -> list[Estimate | None]:
+    """Return several statistics of the same questions, each as `bootstrap` would: what they have in common is computed once."""
+    values = statistics(np.arange(count))
     rng = np.random.default_rng(seed)
-    drawn = [found for _ in range(resamples) if (found := statistic(rng.integers(count, size=count))) is not None]
-    low, high = np.percentile(drawn, [2.5, 97.5]) if drawn else (value, value)
-    return Estimate(value, float(low), float(high))
+    rows = [statistics(rng.integers(count, size=count)) for _ in range(resamples)]
+    found: list[Estimate | None] = []
+    for place, value in enumerate(values):
+        drawn = [one for row in rows if (one := row[place]) is not None]
+        low, high = np.percentile(drawn, [2.5, 97.5]) if drawn and value is not None else (value, value)
+        found.append(None if value is None else Estimate(value, float(low or 0), float(high or 0)))
+    return found
 
 
 Outcomes = Sequence[Sequence[float]]  # a row for each training, a column for each question

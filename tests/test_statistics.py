@@ -24,7 +24,6 @@ from mmedge.statistics import (
     mean_over_seeds,
     paired_difference,
     percentile,
-    risk_area,
     risk_coverage,
     said_at_best_level,
 )
@@ -170,7 +169,7 @@ def test_risk_coverage_by_hand() -> None:
     confidences, right = [0.9, 0.8, 0.7, 0.1], [True, True, False, False]
     coverage, risk = risk_coverage(confidences, right)
     assert coverage == [0.25, 0.5, 0.75, 1.0] and risk == pytest.approx([0, 0, 1 / 3, 0.5])
-    assert risk_area(confidences, right) == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
+    assert np.mean(risk_coverage(confidences, right)[1]) == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
     assert accuracy_at(confidences, right, 0.5) == 1.0 and accuracy_at(confidences, right, 1.0) == 0.5
     assert accuracy_at(confidences, right, 0.51) == pytest.approx(2 / 3)
 

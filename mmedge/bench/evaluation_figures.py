@@ -39,16 +39,16 @@ from mmedge.runtime.strategies import Choice, Sample, vote
 from mmedge.runtime.student import Student
 from mmedge.statistics import (
     Estimate,
-    accuracy_at,
+    accuracy_of_risk,
     auroc,
     auroc_over_seeds,
     bootstrap,
+    bootstrap_all,
     calibration_by_chance,
     calibration_error,
     confidence_bins,
     paired_difference,
     proportion,
-    risk_area,
     risk_coverage,
 )
 from mmedge.tasks.base import Example
@@ -167,27 +167,29 @@ def signal_quality(confidences: Sequence[float], right: Sequence[bool]) -> Signa
     """Return how well confidences separate right from wrong answers, and how well calibrated they are, with intervals."""
     p, truth = np.asarray(confidences), np.asarray(right, dtype=bool)
 
-    def resampled(statistic: Statistic) -> Estimate | None:
-        return bootstrap(lambda indices: statistic(p[indices].tolist(), truth[indices].tolist()), len(truth))
+    def of(indices: NDArray[np.int64]) -> list[float | None]:
+        drawn, outcomes = p[indices], truth[indices]
+        risk, mean = risk_coverage(drawn, outcomes)[1], float(np.mean(outcomes))
+        accuracies = [accuracy_of_risk(risk, share) for share in COVERAGES]
+        return [auroc(drawn, outcomes), float(np.mean(risk)), *accuracies, *(one - mean for one in accuracies)]
 
-    def accuracy_of(share: float) -> Interval | None:
-        found = accuracy_at(confidences, right, share)
-        if found in (0.0, 1.0):  # resampling identical outcomes shows no variation
-            same = proportion([bool(found)] * max(1, math.ceil(share * len(truth) - 1e-9)))
+    area, risk_coverage_area, *found = bootstrap_all(of, len(truth))
+    accuracies, gains = found[: len(COVERAGES)], found[len(COVERAGES) :]
+
+    def accuracy_of(share: float, found: Estimate | None) -> Interval | None:
+        if found is not None and found.value in (0.0, 1.0):  # resampling identical outcomes shows no variation
+            same = proportion([bool(found.value)] * max(1, math.ceil(share * len(truth) - 1e-9)))
             return Interval(value=same.value, interval_95=same.interval)
-        return _interval(resampled(lambda c, r: accuracy_at(c, r, share)))
-
-    def gain_of(share: float) -> PairedDifference | None:
-        return _difference(resampled(lambda c, r: accuracy_at(c, r, share) - float(np.mean(r))))
+        return _interval(found)
 
     return SignalQuality(
-        auroc=_auroc(resampled(auroc), min(int(truth.sum()), int((~truth).sum()))),
+        auroc=_auroc(area, min(int(truth.sum()), int((~truth).sum()))),
         calibration_error=CalibrationError(
             value=calibration_error(confidences, right), by_chance=calibration_by_chance(confidences)
         ),
-        risk_coverage_area=_interval(resampled(risk_area)),
-        accuracy_at={f"{share:g}": accuracy_of(share) for share in COVERAGES},
-        gain_at={f"{share:g}": gain_of(share) for share in COVERAGES},
+        risk_coverage_area=_interval(risk_coverage_area),
+        accuracy_at={f"{share:g}": accuracy_of(share, one) for share, one in zip(COVERAGES, accuracies, strict=True)},
+        gain_at={f"{share:g}": _difference(one) for share, one in zip(COVERAGES, gains, strict=True)},
         risk_coverage=_thinned(*risk_coverage(confidences, right)),
         reliability=[
             ReliabilityBin(confidence=float(p[part].mean()), right=Share.of(truth[part].tolist())) for part in confidence_bins(p)
