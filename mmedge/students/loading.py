@@ -13,7 +13,7 @@ import torch
 from mmedge.errors import MmedgeError
 from mmedge.folders import DETAILS, is_quantized
 from mmedge.recipe import StudentSection
-from mmedge.storage import sha256_json
+from mmedge.storage import read_json, sha256_json
 from mmedge.students.saved import open_student, student_details
 from mmedge.students.scratch import SCRATCH, build_scratch
 from mmedge.students.sources import ModelSource, load, resolve, source_licence
@@ -29,6 +29,19 @@ def resolve_source(section: StudentSection) -> ModelSource:
     if section.source == SCRATCH:
         return ModelSource(SCRATCH, None, SCRATCH, sha256_json(section.scratch.model_dump()))
     return resolve(section.source, section.revision, "student.source")
+
+
+def _refuse_quantized(source: ModelSource, config: object) -> None:
+    """Refuse weights that are quantized: training changes them.
+
+    Raises:
+        MmedgeError: They are.
+    """
+    if isinstance(config, dict) and config.get("quantization_config") is not None:
+        raise MmedgeError(
+            f"student.source: {source.name} is quantized and cannot be trained",
+            "name the model that it was made from; a .gguf file is dequantized",
+        )
 
 
 def load_student(
@@ -56,7 +69,11 @@ def load_student(
                 f"student.source: {source.path} is quantized and cannot be trained", "name the student that it was made from"
             )
         return open_student(source.path, max_input_tokens)
+    if source.kind == "folder" and source.path is not None:
+        _refuse_quantized(source, read_json(source.path / "config.json"))
     model, tokenizer = load(source, section.revision, section.tokenizer, "student.source", dtype=torch.float32)
+    if source.kind == "hub":
+        _refuse_quantized(source, model.config.to_dict())
     local = source.kind in ("folder", "gguf") and not source.name.startswith("package:")
     shown = Path(source.name).name if local else source.name  # a bundle contains no paths of the machine that made it
     origin = {"source": shown, "fingerprint": source.fingerprint}

@@ -68,6 +68,17 @@ def test_a_hub_that_cannot_be_reached_is_one_error() -> None:
         load_student(section, resolve_source(section), 128, [], 0)
 
 
+def test_quantized_weights_are_not_trained(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "quantized"
+    shutil.copytree(tiny_llama, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    section = StudentSection(source=str(folder))
+    with pytest.raises(MmedgeError, match=r"quantized is quantized and cannot be trained\n.*name the model that it was made from"):
+        load_student(section, resolve_source(section), 128, [], 0)
+
+
 def test_weights_that_were_cut_off_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(tiny_llama, broken)
