@@ -445,7 +445,7 @@ def read_bytes(path: Path) -> int:
     path = Path(str(path).rpartition(":")[2])
     if path.is_file():
         return path.stat().st_size
-    files = [file for file in path.iterdir() if file.suffix in (".data", ".onnx") or file.name.endswith("_data")]
+    files = [file for file in path.iterdir() if file.suffix in (".data", ".onnx", ".bin") or file.name.endswith("_data")]
     return sum(file.stat().st_size for file in files)
 
 

@@ -183,13 +183,13 @@ def write_frames(place: Path) -> None:
 # ------------------------------------------------------------------------------------------------- measuring
 
 
-def measure(row: str, place: Path) -> dict[str, Any]:
+def measure(row: str, place: Path, precisions: Sequence[str]) -> dict[str, Any]:
     """Export a row's student, and measure its bundles on the test requests."""
     run = place / row
-    for precision in PRECISIONS:
+    for precision in precisions:
         if not (run / f"bundle-{precision}").is_dir():
             mmedge("export", run, f"--{precision}")
-    bundles = [run / f"bundle-{precision}" for precision in PRECISIONS]
+    bundles = [run / f"bundle-{precision}" for precision in precisions]
     mmedge("bench", *bundles, "--verdicts", "0", "--timed", "60", "--rounds", "3", "--out", run / "measured")
     mmedge("evaluate", run / "bundle-int8", "--samples", "0", "--out", run / "measured")
     report = BenchReport.read(run / "measured" / "bench.json")
@@ -450,6 +450,9 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"of {', '.join(ROWS)}")
     parser.add_argument("--place", type=Path, default=Path("runs/structured"), help="folder of the rows' runs")
     parser.add_argument("--set", action="append", default=[], help="further settings of every row's recipe")
+    parser.add_argument(
+        "--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="what measure exports; int8 too"
+    )
     parser.add_argument("--llama", help="path of llama-server")
     parser.add_argument("--engine", choices=("native", "onnx"), default="native", help="engine of the bundle that the peer meets")
     parser.add_argument("--few", action="store_true", help="the peer meets the students of 700 labels")
@@ -476,7 +479,7 @@ def main() -> None:
         write_json(given.place / "peer.json", found)
         print(json.dumps(found, indent=1))
         return
-    rows = [measure(row, given.place) for row in given.rows if (given.place / row / "student").is_dir()]
+    rows = [measure(row, given.place, given.precisions) for row in given.rows if (given.place / row / "student").is_dir()]
     if not rows:
         raise SystemExit(
             f"no row is trained in {given.place}; train some first: python benchmarks/structured.py train --rows labels_700"
