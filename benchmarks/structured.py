@@ -451,7 +451,7 @@ def main() -> None:
     parser.add_argument("--place", type=Path, default=Path("runs/structured"), help="folder of the rows' runs")
     parser.add_argument("--set", action="append", default=[], help="further settings of every row's recipe")
     parser.add_argument(
-        "--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="what measure exports; int8 too"
+        "--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="what measure exports, int8 among them"
     )
     parser.add_argument("--llama", help="path of llama-server")
     parser.add_argument("--engine", choices=("native", "onnx"), default="native", help="engine of the bundle that the peer meets")
