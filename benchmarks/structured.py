@@ -86,7 +86,7 @@ ROWS: dict[str, tuple[int, list[str]]] = {
         ],
     ),
     "five_functions": (
-        160,
+        110,
         [
             *_LABELS,
             "task.train_file={place}/of_five/train.jsonl",
