@@ -183,6 +183,8 @@ def _check_use(question: str | None, wanted: AnswerContents, lines: Lines, *, st
         raise MmedgeError("--output is for the answers to --input or a pipe", "redirect the output of one question, or use --json")
     if question is not None and not question.strip():
         raise MmedgeError("the question is empty", "write it in quotes after the bundle")
+    if source is not None and str(source) != "-" and source.exists() and not source.is_file():
+        raise MmedgeError(f"{source} is not a regular file", "for a pipe, redirect it: --input - < FILE")
     if source is not None and str(source) != "-" and not source.is_file():
         raise MmedgeError(f"no such file: {source}", 'name a file with one JSON object per line, such as {"question": "…"}')
     if source is not None and target is not None and target.exists() and source.exists() and source.samefile(target):
@@ -325,7 +327,8 @@ def _say_rest(answer: Answer, *, shown: bool) -> None:
         typer.echo(f"confidence: {answer.confidence:.2f} ({how}; signal: {answer.signal})")
     if answer.probabilities is not None:
         shown_ones = list(islice(answer.probabilities.items(), SHOWN_LABELS))
-        more = f", {len(answer.probabilities) - len(shown_ones)} others" if len(shown_ones) < len(answer.probabilities) else ""
+        left = len(answer.probabilities) - len(shown_ones)
+        more = f", and {left} more" if left else ""
         typer.echo(printable("probabilities: " + ", ".join(f"{text} {p:.2f}" for text, p in shown_ones) + more))
     if answer.verdict is not None:
         typer.echo(f"verdict: {answer.verdict} (P(correct) = {answer.probability_correct:.2f}, not calibrated)")

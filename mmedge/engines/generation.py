@@ -5,6 +5,7 @@ Works on token ids alone; knows no text, no tokenizer, no task.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from mmedge.errors import MmedgeError
 from mmedge.tasks.encoding import Prompt
 from mmedge.tasks.forms.constraints import Constraint, Tokens
 
@@ -133,12 +135,18 @@ class TokenWriter:
         return chosen
 
     def _score(self, logits: Logits, chosen: Tokens, rows: Sequence[int] | Tokens) -> None:
-        """Keep the log-probabilities of the tokens chosen in open rows."""
+        """Keep the log-probabilities of the tokens chosen in open rows.
+
+        Raises:
+            MmedgeError: There are none, since a logit is not a number.
+        """
         picked = logits[np.arange(len(chosen)), chosen]
         top = logits.max(-1)
         found = picked - top - np.log(np.exp(logits - top[:, None]).sum(-1))
         for row, value in zip(rows, found.tolist(), strict=True):
             if self.open[row]:
+                if math.isnan(value):
+                    raise MmedgeError("the student's logits are not numbers: its weights are damaged", "export the student again")
                 self._log[row].append(value)
 
     def _put(self, row: int, token: int) -> None:

@@ -31,6 +31,13 @@ def _cpu_seconds(command: Sequence[str], environment: dict[str, str]) -> tuple[f
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, done.stdout
 
 
+def test_input_that_is_no_file_is_told_apart(tiny_run: Path, tmp_path: Path) -> None:
+    found = mmedge("run", tiny_run / "bundle-int8", "--input", tmp_path)
+    assert is_one_line_error(found) and "is not a regular file" in found.err
+    found = mmedge("run", tiny_run / "bundle-int8", "--input", tmp_path / "none")
+    assert is_one_line_error(found) and "no such file" in found.err
+
+
 def test_help_is_quick(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(tmp_path)  # compiled once, as pip does when it installs

@@ -107,6 +107,8 @@ def mapped(folder: Path, plan: Mapping[str, Any]) -> NDArray[np.uint8]:
         raise MmedgeError(
             f"{folder / MANIFEST}: field 'plan.file': {name!r:.60} names no file of the bundle", "export the student again"
         )
+    if not (folder / name).stat().st_size:
+        raise MmedgeError(f"{folder / name} is empty", "export the student again")
     with open(folder / name, "rb") as file:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
 
