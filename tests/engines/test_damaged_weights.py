@@ -13,7 +13,7 @@ from mmedge.errors import MmedgeError
 
 
 def test_logits_that_are_not_numbers_are_no_certainty() -> None:
-    writer = TokenWriter(2, Decoding(), 1, 4)
+    writer = TokenWriter(2, Decoding(scored=True), 1, 4)
     logits = np.zeros((2, 8), dtype=np.float32)
     writer.take(logits, np.arange(2))
     logits[1, 3] = np.nan
