@@ -425,7 +425,8 @@ def check_files(folder: Path, files: dict[str, Any], besides: str, held: Sequenc
     for name, stated in files.items():
         path = folder / name
         if not path.is_file():
-            raise MmedgeError(f"{path} is missing", f"copy the whole folder {folder.name} again, or export again")
+            what = "is not a regular file" if os.path.lexists(path) else "is missing"
+            raise MmedgeError(f"{path} {what}", f"copy the whole folder {folder.name} again, or export again")
         right = path.stat().st_size == stated["bytes"]
         if right and name in held:
             contents[name], digest = read_hashed(path, stated["bytes"])

@@ -9,12 +9,14 @@ Knows names, and nothing of what this machine has. Imports nothing heavy, since 
 from __future__ import annotations
 
 import os
+import platform
 from typing import Literal
 
 from mmedge.errors import MmedgeError, nearest
 
 ENGINE, KERNELS = "MMEDGE_ENGINE", "MMEDGE_ISA"
-INSTRUCTION_SETS = ("avx512vnni", "avxvnni", "avx2", "i8mm", "dotprod", "neon", "portable")
+ON_ARM = ("i8mm", "dotprod", "neon")
+INSTRUCTION_SETS = ("avx512vnni", "avxvnni", "avx2", *ON_ARM, "portable")
 EngineName = Literal["onnxruntime", "native"]
 
 
@@ -38,7 +40,9 @@ def wanted_kernels() -> str:
     """
     wanted = os.environ.get(KERNELS, "")
     if wanted and wanted not in INSTRUCTION_SETS:
-        advice = f"set it to one of {', '.join(INSTRUCTION_SETS)}, or leave it out for the fastest"
+        arm = platform.machine() in ("aarch64", "arm64")
+        here = [name for name in INSTRUCTION_SETS if name == "portable" or (name in ON_ARM) == arm]
+        advice = f"set it to one of {', '.join(here)}, or leave it out for the fastest"
         raise MmedgeError(f"{KERNELS}: invalid kernels {wanted!r:.60}", nearest(wanted, INSTRUCTION_SETS) + advice)
     return wanted
 
