@@ -58,6 +58,7 @@ COVERAGES = (0.7, 0.8, 0.9)
 CHOICES: tuple[Choice, ...] = ("majority", "self_evaluation", "both")  # the last two of students that learned to judge
 TARGETS = (0.8, 0.9, 0.95)
 SHARES = (0.1, 0.2, 0.3)
+NAME = "name"  # the field of a call that says which function
 AIMS = (*((target, None) for target in TARGETS), *((None, share) for share in SHARES))  # accuracy, most withheld
 FEW = 15  # right or wrong answers below which an AUROC has no interval
 
@@ -292,7 +293,10 @@ def out_of_scope_of(student: Student, inside: Sequence[AnsweredQuestion], outsid
             "accuracy_of_given": Share.of(right[given].tolist()),
         }
         withholding.append(aim.model_copy(update={"threshold": threshold, **shares}))
-    areas = {signal: area(confidences) for signal, confidences in values.items()}
+    areas: dict[str, Auroc | None] = {signal: area(confidences) for signal, confidences in values.items()}
+    names = [(fields_of(student.confidence, one.evidence) or {}).get(NAME) for one in answered]
+    if any(name is not None for name in names):  # calls of functions: which one is meant says more than how
+        areas[NAME] = area([name or 0.0 for name in names])
     return OutOfScope(questions=len(outside), in_scope=len(inside), auroc=areas, withholding=withholding)
 
 

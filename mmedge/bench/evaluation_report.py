@@ -29,6 +29,7 @@ SIGNAL_NAMES = {
     "evaluation": "self-evaluation",
     "combined": "both, and agreement with the rationale",
     "samples": "agreement of the samples",
+    "name": "the function's name alone",
 }
 
 
