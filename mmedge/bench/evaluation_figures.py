@@ -8,7 +8,7 @@ is worth. Maps and thresholds are those that export chose on validation question
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -29,7 +29,6 @@ from mmedge.bench.evaluation_results import (
     SignalQuality,
     SplitResult,
     StrategyResult,
-    Withholding,
 )
 from mmedge.bench.results import Interval, Share
 from mmedge.engines.speaker import Evidence
@@ -52,6 +51,7 @@ from mmedge.statistics import (
     risk_coverage,
 )
 from mmedge.tasks.base import Example
+from mmedge.tasks.forms.tools import ToolsForm
 
 SAMPLES = "samples"  # the signal beside those of the runtime: the share of sampled answers that agree with the greedy one
 COVERAGES = (0.7, 0.8, 0.9)
@@ -63,7 +63,6 @@ AIMS = (*((target, None) for target in TARGETS), *((None, share) for share in SH
 FEW = 15  # right or wrong answers below which an AUROC has no interval
 
 TeacherAnswers = dict[str, tuple[Example, list[bool], list[int]]]  # by question: whether each is right, and its characters
-Statistic = Callable[[list[float], list[bool]], float | None]
 
 
 @dataclass
@@ -232,28 +231,32 @@ def _auroc_difference(one: Sequence[float], base: Sequence[float], right: Sequen
 # ------------------------------------------------------------------------------------------------------------- decisions
 
 
-def _abstaining(student: Student, values: dict[str, list[float]], right: Sequence[bool]) -> list[Abstaining]:
-    """Return what thresholds chosen on validation questions do on these."""
+def _abstaining(
+    student: Student, values: dict[str, list[float]], right: Sequence[bool], inside: Sequence[bool] = ()
+) -> list[Abstaining]:
+    """Return what thresholds chosen on validation questions do on these; `inside` says which are in scope, by default all."""
     if student.confidence is None:
         return []
     confidences, truth = np.asarray(values[student.confidence.chosen]), np.asarray(right, dtype=bool)
+    known = np.asarray(inside or [True] * len(truth), dtype=bool)
     found: list[Abstaining] = []
     for target, share in AIMS:
         aim = Abstaining(target_accuracy=target, max_withheld=share)
         try:
-            threshold = student.confidence.threshold(target_accuracy=aim.target_accuracy, max_withheld=aim.max_withheld)
+            threshold = student.confidence.threshold(target_accuracy=target, max_withheld=share)
         except MmedgeError as error:
             found.append(aim.model_copy(update={"problem": error.what}))
             continue
         given = confidences >= threshold.value
         found.append(
             Abstaining(
-                target_accuracy=aim.target_accuracy,
-                max_withheld=aim.max_withheld,
+                target_accuracy=target,
+                max_withheld=share,
                 threshold=threshold.value,
                 on_validation=OnValidation(accuracy=threshold.accuracy, withheld=threshold.withheld),
                 accuracy_of_given=Share.of(truth[given].tolist()),
-                withheld=Share.of((~given).tolist()),
+                withheld=Share.of((~given[known]).tolist()),
+                withheld_out_of_scope=None if known.all() else Share.of((~given[~known]).tolist()),
             )
         )
     return found
@@ -269,35 +272,21 @@ def out_of_scope_of(student: Student, inside: Sequence[AnsweredQuestion], outsid
     """
     if not outside:
         return None
-    answered, known = [*inside, *outside], np.array([True] * len(inside) + [False] * len(outside))
-    right = np.array([one.right for one in answered])
-    values = {signal: found for signal in SIGNALS if (found := _confidences(student, answered, signal)) is not None}
+    answered, known = [*inside, *outside], [True] * len(inside) + [False] * len(outside)
+    truth = np.array(known)
+    values: dict[str, list[float]] = {
+        signal: found for signal in SIGNALS if (found := _confidences(student, answered, signal)) is not None
+    }
 
     def area(confidences: Sequence[float]) -> Auroc | None:
         p = np.asarray(confidences)
-        return _auroc(bootstrap(lambda places: auroc(p[places], known[places]), len(p)), min(len(inside), len(outside)))
+        return _auroc(bootstrap(lambda places: auroc(p[places], truth[places]), len(p)), min(len(inside), len(outside)))
 
-    withholding: list[Withholding] = []
-    for target, share in AIMS if student.confidence is not None else ():
-        assert student.confidence is not None
-        aim = Withholding(target_accuracy=target, max_withheld=share)
-        try:
-            threshold = student.confidence.threshold(target_accuracy=target, max_withheld=share).value
-        except MmedgeError as error:
-            withholding.append(aim.model_copy(update={"problem": error.what}))
-            continue
-        given = np.asarray(values[student.confidence.chosen]) >= threshold
-        shares = {
-            "out_of_scope": Share.of((~given[~known]).tolist()),
-            "in_scope": Share.of((~given[known]).tolist()),
-            "accuracy_of_given": Share.of(right[given].tolist()),
-        }
-        withholding.append(aim.model_copy(update={"threshold": threshold, **shares}))
     areas: dict[str, Auroc | None] = {signal: area(confidences) for signal, confidences in values.items()}
-    names = [(fields_of(student.confidence, one.evidence) or {}).get(NAME) for one in answered]
-    if any(name is not None for name in names):  # calls of functions: which one is meant says more than how
-        areas[NAME] = area([name or 0.0 for name in names])
-    return OutOfScope(questions=len(outside), in_scope=len(inside), auroc=areas, withholding=withholding)
+    if student.bundle.form.name == ToolsForm.name:  # which function is meant says more than how
+        areas[NAME] = area([(fields_of(student.confidence, one.evidence) or {}).get(NAME, 0.0) for one in answered])
+    abstaining = _abstaining(student, values, [one.right for one in answered], known)
+    return OutOfScope(questions=len(outside), in_scope=len(inside), auroc=areas, abstaining=abstaining)
 
 
 def _strategies(student: Student, answered: Sequence[AnsweredQuestion]) -> dict[str, StrategyResult]:

@@ -131,16 +131,16 @@ def _of_outside(found: OutOfScope, chosen: str | None) -> list[Table]:
     rows = [[_named(name, chosen), _auroc(area)] for name, area in found.auroc.items()]
     about = f"{found.questions} questions out of scope, {found.in_scope} in scope"
     tables = [Table(about, ["signal", "AUROC, in scope against out of it"], rows)]
-    if found.withholding:
+    if found.abstaining:
         rows = [
             [
                 _wanted(aim.target_accuracy, aim.max_withheld),
                 aim.problem or number(aim.threshold, 3),
-                share_of(aim.out_of_scope),
-                share_of(aim.in_scope),
+                share_of(aim.withheld_out_of_scope),
+                share_of(aim.withheld),
                 share_of(aim.accuracy_of_given),
             ]
-            for aim in found.withholding
+            for aim in found.abstaining
         ]
         heads = ["aim on validation questions", "threshold", "withheld out of scope", "withheld in scope", "right of those given"]
         tables.append(Table("abstaining out of scope", heads, rows))

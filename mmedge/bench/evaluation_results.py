@@ -57,7 +57,10 @@ class OnValidation(ReportPart):
 
 
 class Abstaining(ReportPart):
-    """What a threshold chosen for an aim on validation questions does on these; or why there is none."""
+    """What a threshold chosen for an aim on validation questions does on these; or why there is none.
+
+    Where there are questions out of scope too, `withheld` is of the others, and an answer to them counts as wrong.
+    """
 
     target_accuracy: float | None = None
     max_withheld: float | None = None
@@ -66,6 +69,7 @@ class Abstaining(ReportPart):
     on_validation: OnValidation | None = None
     accuracy_of_given: Share | None = None
     withheld: Share | None = None
+    withheld_out_of_scope: Share | None = None
 
 
 class StrategyResult(ReportPart):
@@ -85,25 +89,13 @@ class FieldQuality(ReportPart):
     calibration_error: float
 
 
-class Withholding(ReportPart):
-    """What a threshold chosen for an aim on validation questions withholds in scope and out of it; or why there is none."""
-
-    target_accuracy: float | None = None
-    max_withheld: float | None = None
-    problem: str | None = None
-    threshold: float | None = None
-    out_of_scope: Share | None = None
-    in_scope: Share | None = None
-    accuracy_of_given: Share | None = None
-
-
 class OutOfScope(ReportPart):
     """How well confidences tell questions out of scope from the others; any answer to one is wrong."""
 
     questions: int
     in_scope: int
     auroc: dict[str, Auroc | None]
-    withholding: list[Withholding]
+    abstaining: list[Abstaining]
 
 
 class AnsweredRecord(ReportPart):

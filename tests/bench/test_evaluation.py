@@ -119,8 +119,10 @@ def test_questions_out_of_scope_are_told_apart_by_confidence(knowing: Student) -
     assert found is not None and (found.questions, found.in_scope) == (19, labelled)
     area = found.auroc["evaluation"]
     assert area is not None and 0.5 < area.value < 1  # half of the others are as doubtful
-    strict = next(one for one in found.withholding if one.target_accuracy == 0.9)
-    assert strict.out_of_scope and strict.in_scope and (strict.out_of_scope.value or 0) > (strict.in_scope.value or 0)
+    strict = next(one for one in found.abstaining if one.target_accuracy == 0.9)
+    assert strict.withheld_out_of_scope and strict.withheld
+    assert (strict.withheld_out_of_scope.value or 0) > (strict.withheld.value or 0)
+    assert all(aim.withheld_out_of_scope is None for aim in report.splits["all"].abstaining)
     assert strict.accuracy_of_given is not None
     text = markdown(report)
     assert "19 questions out of scope" in text and "withheld out of scope" in text
