@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +60,7 @@ CHOICES: tuple[Choice, ...] = ("majority", "self_evaluation", "both")  # the las
 TARGETS = (0.8, 0.9, 0.95)
 SHARES = (0.1, 0.2, 0.3)
 NAME = "name"  # the field of a call that says which function
+NAME_LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)  # thresholds on its confidence
 AIMS = (*((target, None) for target in TARGETS), *((None, share) for share in SHARES))  # accuracy, most withheld
 FEW = 15  # right or wrong answers below which an AUROC has no interval
 
@@ -247,19 +249,23 @@ def _abstaining(
         except MmedgeError as error:
             found.append(aim.model_copy(update={"problem": error.what}))
             continue
-        given = confidences >= threshold.value
-        found.append(
-            Abstaining(
-                target_accuracy=target,
-                max_withheld=share,
-                threshold=threshold.value,
-                on_validation=OnValidation(accuracy=threshold.accuracy, withheld=threshold.withheld),
-                accuracy_of_given=Share.of(truth[given].tolist()),
-                withheld=Share.of((~given[known]).tolist()),
-                withheld_out_of_scope=None if known.all() else Share.of((~given[~known]).tolist()),
-            )
-        )
+        validation = OnValidation(accuracy=threshold.accuracy, withheld=threshold.withheld)
+        shares = _withheld_below(threshold.value, confidences, truth, known)
+        found.append(aim.model_copy(update={"on_validation": validation, **shares}))
     return found
+
+
+def _withheld_below(
+    threshold: float, confidences: NDArray[np.float64], right: NDArray[np.bool_], known: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """Return what a threshold does as fields of `Abstaining`; `known` says which questions are in scope."""
+    given = confidences >= threshold
+    return {
+        "threshold": threshold,
+        "accuracy_of_given": Share.of(right[given].tolist()),
+        "withheld": Share.of((~given[known]).tolist()),
+        "withheld_out_of_scope": None if known.all() else Share.of((~given[~known]).tolist()),
+    }
 
 
 def out_of_scope_of(student: Student, inside: Sequence[AnsweredQuestion], outside: Sequence[AnsweredQuestion]) -> OutOfScope | None:
@@ -283,10 +289,13 @@ def out_of_scope_of(student: Student, inside: Sequence[AnsweredQuestion], outsid
         return _auroc(bootstrap(lambda places: auroc(p[places], truth[places]), len(p)), min(len(inside), len(outside)))
 
     areas: dict[str, Auroc | None] = {signal: area(confidences) for signal, confidences in values.items()}
+    right, by_name = [one.right for one in answered], []
     if student.bundle.form.name == ToolsForm.name:  # which function is meant says more than how
-        areas[NAME] = area([(fields_of(student.confidence, one.evidence) or {}).get(NAME, 0.0) for one in answered])
-    abstaining = _abstaining(student, values, [one.right for one in answered], known)
-    return OutOfScope(questions=len(outside), in_scope=len(inside), auroc=areas, abstaining=abstaining)
+        names = [(fields_of(student.confidence, one.evidence) or {}).get(NAME, 0.0) for one in answered]
+        areas[NAME] = area(names)
+        by_name = [Abstaining(**_withheld_below(level, np.asarray(names), np.asarray(right), truth)) for level in NAME_LEVELS]
+    abstaining = _abstaining(student, values, right, known)
+    return OutOfScope(questions=len(outside), in_scope=len(inside), auroc=areas, abstaining=abstaining, by_name=by_name)
 
 
 def _strategies(student: Student, answered: Sequence[AnsweredQuestion]) -> dict[str, StrategyResult]:

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmedge.bench.evaluation import ALL
+from mmedge.bench.evaluation_figures import NAME
 from mmedge.bench.evaluation_results import (
+    Abstaining,
     Auroc,
     EscalationCurve,
     EvaluationReport,
@@ -131,20 +133,20 @@ def _of_outside(found: OutOfScope, chosen: str | None) -> list[Table]:
     rows = [[_named(name, chosen), _auroc(area)] for name, area in found.auroc.items()]
     about = f"{found.questions} questions out of scope, {found.in_scope} in scope"
     tables = [Table(about, ["signal", "AUROC, in scope against out of it"], rows)]
+    heads = ["aim on validation questions", "threshold", "withheld out of scope", "withheld in scope", "right of those given"]
     if found.abstaining:
-        rows = [
-            [
-                _wanted(aim.target_accuracy, aim.max_withheld),
-                aim.problem or number(aim.threshold, 3),
-                share_of(aim.withheld_out_of_scope),
-                share_of(aim.withheld),
-                share_of(aim.accuracy_of_given),
-            ]
-            for aim in found.abstaining
-        ]
-        heads = ["aim on validation questions", "threshold", "withheld out of scope", "withheld in scope", "right of those given"]
+        rows = [[_wanted(aim.target_accuracy, aim.max_withheld), *_of_both(aim)] for aim in found.abstaining]
         tables.append(Table("abstaining out of scope", heads, rows))
+    if found.by_name:
+        rows = [_of_both(aim) for aim in found.by_name]
+        tables.append(Table("abstaining by the confidence of the function's name: --abstain-field-below name=…", heads[1:], rows))
     return tables
+
+
+def _of_both(aim: Abstaining) -> list[Cell | str]:
+    """Return a threshold, and what it withholds out of scope and in it."""
+    shares = [share_of(one) for one in (aim.withheld_out_of_scope, aim.withheld, aim.accuracy_of_given)]
+    return [aim.problem or number(aim.threshold, 3), *shares]
 
 
 def _decisions(report: EvaluationReport) -> list[Table]:
@@ -186,7 +188,21 @@ def conditions(report: EvaluationReport) -> str:
 
 
 def decision(report: EvaluationReport) -> str:
-    """Return in a sentence or two whether the confidence is worth using, and with what threshold."""
+    """Return in a few sentences whether confidence is worth using, with what threshold, and what tells questions out of scope."""
+    return " ".join(filter(None, [_of_answers(report), _of_strangers(report.out_of_scope)]))
+
+
+def _of_strangers(found: OutOfScope | None) -> str:
+    """Return by which signal questions out of scope are told apart best; empty where that is not known."""
+    areas = {name: area for name, area in (found.auroc if found is not None else {}).items() if area is not None}
+    if found is None or not areas:
+        return ""
+    best = max(areas, key=lambda name: areas[name].value)
+    said = f"{found.questions} questions out of scope are told apart best by {SIGNAL_NAMES[best]} (AUROC {_auroc(areas[best])})"
+    return f"{said}: withhold by --abstain-field-below {best}=…." if best == NAME else f"{said}."
+
+
+def _of_answers(report: EvaluationReport) -> str:
     result = report.splits.get(ALL) or next(iter(report.splits.values()))
     chosen = report.confidence.chosen or "answer"
     signal = result.signals[chosen]

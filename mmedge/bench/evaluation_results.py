@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from mmedge.bench.results import Interval, Pair, ReportPart, Share
 from mmedge.machine import MachineFacts
 from mmedge.storage import Json
@@ -90,12 +92,17 @@ class FieldQuality(ReportPart):
 
 
 class OutOfScope(ReportPart):
-    """How well confidences tell questions out of scope from the others; any answer to one is wrong."""
+    """How well confidences tell questions out of scope from the others; any answer to one is wrong.
+
+    Attributes:
+        by_name: What fixed thresholds on the confidence of a function's name do; empty for answers that are no calls.
+    """
 
     questions: int
     in_scope: int
     auroc: dict[str, Auroc | None]
     abstaining: list[Abstaining]
+    by_name: list[Abstaining] = Field(default_factory=list)
 
 
 class AnsweredRecord(ReportPart):

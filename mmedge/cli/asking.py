@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
@@ -80,7 +80,11 @@ class Abstention:
 
     abstain_below: Annotated[float | None, typer.Option(min=0, max=1, help="Withhold answers with a lower confidence.")] = None
     abstain_field_below: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Withhold structured answers that have a field with a lower confidence.")
+        list[str] | None,
+        typer.Option(
+            help="Withhold structured answers that have a field with a lower confidence; repeatable, such as name=0.9.",
+            metavar="[FIELD=]P",
+        ),
     ] = None
     target_accuracy: Annotated[
         float | None,
@@ -91,6 +95,28 @@ class Abstention:
     max_withheld: Annotated[
         float | None, typer.Option(min=0, max=1, help="Withhold the least confident answers, at most this share.")
     ] = None
+
+    def changes(self) -> dict[str, Any]:
+        """Return the options that are given.
+
+        Raises:
+            MmedgeError: A field's threshold is not a number.
+        """
+        thresholds: dict[str, float] = {}
+        for one in self.abstain_field_below or ():
+            name, _, value = one.rpartition("=")
+            try:
+                thresholds[name or "*"] = float(value)
+            except ValueError:
+                raise MmedgeError(
+                    f"--abstain-field-below {one!r:.60}: must be a number, or FIELD=NUMBER", "such as name=0.9"
+                ) from None
+        return {
+            "abstain_below": self.abstain_below,
+            "abstain_field_below": thresholds or None,
+            "target_accuracy": self.target_accuracy,
+            "max_withheld": self.max_withheld,
+        }
 
 
 @dataclass(frozen=True)
@@ -245,7 +271,7 @@ def _asking(
         strategy=strategy,
         constrained=wanted.constrained,
         escalate_to=bigger,
-        **asdict(abstention),
+        **abstention.changes(),
     )
     settled = student.settled(options)
     found = options.chosen_threshold(student.bundle, student.confidence)

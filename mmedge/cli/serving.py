@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -103,7 +103,7 @@ def serve(
     endpoint = bigger_model(escalation)
     bigger = Cascade(replace(endpoint, timeout=escalate_timeout, attempts=_ATTEMPTS)) if endpoint else None
     models = open_models(bundles, threads)
-    options = AnswerOptions(constrained=constrained, escalate_to=bigger, **asdict(abstention))
+    options = AnswerOptions(constrained=constrained, escalate_to=bigger, **abstention.changes())
     limits = ServerLimits(
         bounds.max_body,
         bounds.body_timeout,

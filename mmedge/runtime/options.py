@@ -9,17 +9,19 @@ them from a bundle's settings, and refuses contradictions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, TypedDict
 
 from mmedge.errors import MmedgeError, WrongOption
 from mmedge.runtime.strategies import Strategy
+from mmedge.tasks.forms.structured.comparing import fitting, unknown_name
 
 if TYPE_CHECKING:
     from mmedge.bundle import Bundle
     from mmedge.manifest import AnsweringPart
     from mmedge.runtime.confidence import Confidence, Threshold
     from mmedge.runtime.escalation import BiggerModel
+    from mmedge.tasks.forms import AnswerForm
 
 AIMS = ("abstain_below", "target_accuracy", "max_withheld")  # one of them sets the threshold
 AFTERWARDS = ("samples", "retry")  # strategies that choose the answer among several
@@ -35,7 +37,7 @@ class OptionChanges(TypedDict, total=False):
     strategy: Strategy | None
     constrained: bool | None
     abstain_below: float | None
-    abstain_field_below: float | None
+    abstain_field_below: float | Mapping[str, float] | None
     target_accuracy: float | None
     max_withheld: float | None
     escalate_to: BiggerModel | None
@@ -53,7 +55,8 @@ class AnswerOptions:
         strategy: How to find an answer; None for the bundle's.
         constrained: Allow only answers of the task's form: a choice, a label, an expression. None for the bundle's setting.
         abstain_below: Withhold an answer whose confidence is lower. None for the bundle's threshold, if it has one.
-        abstain_field_below: Withhold a structured answer that has a field whose confidence is lower, from 0 to 1.
+        abstain_field_below: Withhold a structured answer that has a field whose confidence is lower, from 0 to 1; or by the name of
+            the field or the end of its path, `*` for all others, such as {"name": 0.9}.
         target_accuracy: Withhold as few answers as the others need to reach this accuracy on validation questions, from 0 to 1.
         max_withheld: Withhold the least confident answers, at most this share, from 0 to 1.
         escalate_to: Answers what would be withheld.
@@ -66,7 +69,7 @@ class AnswerOptions:
     strategy: Strategy | None = None
     constrained: bool | None = None
     abstain_below: float | None = None
-    abstain_field_below: float | None = None
+    abstain_field_below: float | Mapping[str, float] | None = None
     target_accuracy: float | None = None
     max_withheld: float | None = None
     escalate_to: BiggerModel | None = None
@@ -98,16 +101,10 @@ class AnswerOptions:
         if not isinstance(strategy, Strategy):
             raise MmedgeError(f"strategy must be a Strategy, such as Strategy('samples'), got {strategy!r}")
         threshold = self._threshold(strategy, stated, bundle, confidence)
-        field = self.abstain_field_below
-        if field is not None:
-            _check_share("abstain_field_below", field)
-            if not bundle.form.takes_json:
-                raise WrongOption(
-                    "abstain_field_below", "abstain_field_below: this task's answers have no fields", "give abstain_below"
-                )
+        by_field = self._field_thresholds(bundle.form)
         if self.probabilities and not (bundle.form.labels or bundle.form.takes_choices):
             raise WrongOption("probabilities", "probabilities: this task's answers are not one of several texts", "leave it out")
-        if self.escalate_to is not None and threshold is None and field is None:
+        if self.escalate_to is not None and threshold is None and not by_field:
             raise MmedgeError("escalate_to requires a confidence threshold", "give abstain_below, target_accuracy or max_withheld")
         return SettledOptions(
             explain=self.explain,
@@ -116,10 +113,30 @@ class AnswerOptions:
             strategy=strategy,
             constrained=stated.constrained if self.constrained is None else self.constrained,
             abstain_below=threshold,
-            abstain_field_below=field,
+            abstain_field_below=by_field,
             escalate_to=self.escalate_to,
             probabilities=self.probabilities,
         )
+
+    def _field_thresholds(self, form: AnswerForm) -> dict[str, float]:
+        """Return the thresholds of fields by name, `*` for all others; none where nothing is asked.
+
+        Raises:
+            MmedgeError: A value is out of range, or answers have no such field.
+        """
+        option, given = "abstain_field_below", self.abstain_field_below
+        if given is None:
+            return {}
+        stated = {str(name): value for name, value in given.items()} if isinstance(given, Mapping) else {"*": given}
+        for name, value in stated.items():
+            _check_share(option if name == "*" else f"{option}: {name}", value)
+        names = form.field_names()
+        if not names:
+            raise WrongOption(option, f"{option}: this task's answers have no fields", "give abstain_below")
+        unknown = unknown_name(stated, names)
+        if unknown is not None:
+            raise WrongOption(option, f"{option}: answers have no field {unknown!r:.60}", f"fields are {', '.join(names)}"[:300])
+        return stated
 
     def _check_learned(self, learned: Sequence[str] | None) -> None:
         """Refuse what a student would only pretend to write; `learned` is None where that is not known."""
@@ -187,6 +204,7 @@ class SettledOptions:
 
     Attributes:
         abstain_below: The threshold; None where nothing is withheld.
+        abstain_field_below: The thresholds of fields by name or the end of their path, `*` for all others.
     """
 
     explain: bool
@@ -196,31 +214,39 @@ class SettledOptions:
     constrained: bool
     abstain_below: float | None
     escalate_to: BiggerModel | None
-    abstain_field_below: float | None = None
+    abstain_field_below: Mapping[str, float] = field(default_factory=dict)
     probabilities: bool = False
 
     @property
     def may_withhold(self) -> bool:
         """Whether there is a threshold."""
-        return self.abstain_below is not None or self.abstain_field_below is not None
+        return self.abstain_below is not None or bool(self.abstain_field_below)
 
     def doubts(self, confidence: float | None, fields: Mapping[str, float] | None) -> bool:
         """Return whether an answer with these confidences is withheld."""
         if self.abstain_below is not None and (confidence or 0.0) < self.abstain_below:
             return True
-        least = min((fields or {}).values(), default=1.0)
-        return self.abstain_field_below is not None and least < self.abstain_field_below
+        thresholds = self.abstain_field_below
+        for path, value in (fields or {}).items() if thresholds else ():
+            if value < thresholds.get(fitting(path, thresholds) or "*", 0.0):
+                return True
+        return False
 
     @property
     def decides_afterwards(self) -> bool:
         """Whether an answer may still be withheld or outvoted after it is written."""
-        return bool(self.abstain_below or self.abstain_field_below) or self.strategy.kind in AFTERWARDS
+        return bool(self.abstain_below or any(self.abstain_field_below.values())) or self.strategy.kind in AFTERWARDS
 
     def key(self) -> list[object]:
         """Return everything that answers depend on, as JSON."""
         bigger = self.escalate_to.name if self.escalate_to else None
         settings = [self.explain, self.evaluate, self.confidence, self.strategy.to_json(), self.constrained, self.abstain_below]
-        return [*settings, self.abstain_field_below, bigger, *(["probabilities"] if self.probabilities else [])]
+        return [
+            *settings,
+            dict(sorted(self.abstain_field_below.items())),
+            bigger,
+            *(["probabilities"] if self.probabilities else []),
+        ]
 
 
 def strategy_of(bundle: Bundle) -> Strategy:

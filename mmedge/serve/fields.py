@@ -127,6 +127,16 @@ class Fields:
             raise self.wrong(name, f"a number from {least:g} to {most:g}")
         return float(value)
 
+    def numbers(self, name: str, least: float, most: float) -> float | dict[str, float] | None:
+        """Return a number within a range, or an object of such numbers."""
+        value = self.take(name)
+        if value is None:
+            return None
+        for one in value.values() if isinstance(value, dict) else (value,):
+            if isinstance(one, bool) or not isinstance(one, (int, float)) or not least <= one <= most:
+                raise self.wrong(name, f"a number from {least:g} to {most:g}, or an object of such numbers by field")
+        return value if isinstance(value, dict) else float(value)
+
     def whole(self, name: str, least: int, most: int) -> int | None:
         """Return a whole number within a range."""
         value = self.take(name)

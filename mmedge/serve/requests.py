@@ -389,6 +389,6 @@ def _own(fields: Fields, model: Model, defaults: AnswerOptions) -> tuple[tuple[s
     aims = {name: fields.number(name, 0, 1) for name in AIMS}
     if any(value is not None for value in aims.values()):
         changes |= aims
-    if (field := fields.number("abstain_field_below", 0, 1)) is not None:
+    if (field := fields.numbers("abstain_field_below", 0, 1)) is not None:
         changes["abstain_field_below"] = field
     return choices, replace(defaults, **changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -130,6 +131,13 @@ def test_every_field_of_an_answer_has_a_confidence_and_one_in_doubt_withholds_it
     given = student.answer_all(questions, constrained=True, abstain_field_below=threshold)
     assert [answer.withheld for answer in given] == [value < threshold for value in least]
     assert all(answer.guess == before.text for answer, before in zip(given, answers, strict=True) if answer.withheld)
+    names = sorted((answer.fields or {})["name"] for answer in answers)
+    by_name = student.answer_all(questions, constrained=True, abstain_field_below={"name": names[3]})
+    assert [answer.withheld for answer in by_name] == [(answer.fields or {})["name"] < names[3] for answer in answers]
+    everything = student.answer_all(questions, constrained=True, abstain_field_below={"count": 0.0, "name": 0.0, "*": 1.0})
+    assert [answer.withheld for answer in everything] == ["BuyThings.thing" in (answer.fields or {}) for answer in answers]
+    with pytest.raises(MmedgeError, match="answers have no field 'colour'"):
+        student.answer("Buy 2 pears.", abstain_field_below={"colour": 0.5})
 
 
 def test_fields_are_calibrated_by_what_their_tokens_show() -> None:
@@ -155,6 +163,40 @@ def test_fields_are_calibrated_by_what_their_tokens_show() -> None:
 def test_a_threshold_for_fields_needs_answers_with_fields(tiny_run: Path) -> None:
     found = mmedge("run", tiny_run / "bundle-int8", "How many?", "--abstain-field-below", "0.5")
     assert is_one_line_error(found) and "answers have no fields" in found.err
+
+
+def test_a_threshold_for_one_field_is_stated_by_its_name(run: Path) -> None:
+    asked = ("run", run / "bundle-int8", "Buy 3 pears.", "--constrained", "--json")
+    whole = json.loads(mmedge(*asked).out)
+    found = mmedge(*asked, "--abstain-field-below", "name=1", "--abstain-field-below", "0")
+    assert json.loads(found.out)["withheld"] is (whole["fields"]["name"] < 1)
+    for wrong, complaint in (
+        ("name=x", "FIELD=NUMBER"),
+        ("name=1.5", "name must be from 0 to 1"),
+        ("colour=0.5", "no field 'colour'"),
+    ):
+        found = mmedge(*asked, "--abstain-field-below", wrong)
+        assert is_one_line_error(found) and complaint in found.err
+
+
+def test_the_function_that_is_meant_tells_what_is_out_of_scope(run: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(run / "bundle-int8", tmp_path / "bundle-int8")
+    lines = (run / "evaluation.jsonl").read_text().splitlines()
+    known = sum(json.loads(line).get("split") == "test" for line in lines)
+    strange = [
+        json.dumps({"kind": "question", "split": "test", "id": f"s{n}", "question": f"Sing {n} songs", "out_of_scope": True})
+        for n in range(4)
+    ]
+    (tmp_path / "evaluation.jsonl").write_text("\n".join([*lines, *strange, ""]))
+    for file in run.glob("*.json"):
+        shutil.copy(file, tmp_path)
+    done = mmedge("evaluate", bundle, "--samples", "0", "--timed", "0", "--json", "-q", "--out", tmp_path / "found")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)["out_of_scope"]
+    assert (found["questions"], found["in_scope"]) == (4, known) and "name" in found["auroc"]
+    shares = [level["withheld_out_of_scope"]["value"] for level in found["by_name"]]
+    assert shares == sorted(shares) and [level["threshold"] for level in found["by_name"]] == [0.5, 0.8, 0.9, 0.95, 0.99]
+    assert "4 questions out of scope are told apart best by" in (tmp_path / "found" / "evaluate-int8.md").read_text()
 
 
 def test_the_command_line_answers_in_calls(run: Path) -> None:

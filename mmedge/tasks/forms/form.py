@@ -100,6 +100,10 @@ class AnswerForm(ABC):
         """Return what answers are worth beyond being right, as JSON; None for forms whose answers have no parts."""
         return None
 
+    def field_names(self) -> tuple[str, ...]:
+        """Return the dotted paths of the fields that answers may have; empty for forms without fields."""
+        return ()
+
     def field_spans(self, answer: str) -> Mapping[str, tuple[int, int]]:
         """Return where in an answer, from and to which character, each of its fields stands, by path; empty where it has none."""
         return {}

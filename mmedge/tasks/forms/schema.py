@@ -59,10 +59,10 @@ class SchemaForm(StructuredForm):
         path = require_file(Path(settings["file"]), "task.form.file") if folder is None else folder / FILE_NAME
         form = cls(read_document(path), *read_settings(settings))
         try:
-            node = form.node
+            _ = form.node
         except ValueError as error:
             raise MmedgeError(f"{path}: {error}", "docs/structured-answers.md lists what is supported") from None
-        unknown = form.rules.unknown(Place((node,)).paths())
+        unknown = form.rules.unknown(form.field_names())
         if unknown is not None:
             raise MmedgeError(f"compare.{unknown}: there is no such field in {path}")
         return form
@@ -75,6 +75,9 @@ class SchemaForm(StructuredForm):
     @cached_property
     def _place(self) -> Place:
         return Place((self.node,))
+
+    def field_names(self) -> tuple[str, ...]:
+        return tuple(self._place.paths())
 
     def canonical_document(self, document: Value, most: int) -> Value:
         return schemas.canonical(schemas.read(document, most))

@@ -95,8 +95,7 @@ class ToolsForm(StructuredForm):
             _ = form.functions
         except ValueError as error:
             raise MmedgeError(f"{path}: {error}", "docs/structured-answers.md lists what is supported") from None
-        paths = [f"{name}.{path}" for name, place in form._places.items() for path in place.paths()]
-        unknown = form.rules.unknown(["name", *paths])
+        unknown = form.rules.unknown(form.field_names())
         if unknown is not None:
             raise MmedgeError(f"compare.{unknown}: there is no such argument in {path}")
         return form
@@ -117,6 +116,9 @@ class ToolsForm(StructuredForm):
     @cached_property
     def _by_short(self) -> dict[str, tuple[str, Place]]:
         return {short: (name, self._places[name]) for name, short in self._short.items()}
+
+    def field_names(self) -> tuple[str, ...]:
+        return ("name", *(f"{name}.{path}" for name, place in self._places.items() for path in place.paths()))
 
     def canonical_document(self, document: Value, most: int) -> Value:
         return {name: schemas.canonical(node) for name, node in sorted(read_functions(document, most).items())}
