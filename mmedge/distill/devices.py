@@ -23,6 +23,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType, broadcast_object_list
 
 from mmedge.errors import MmedgeError
+from mmedge.machine import keep_memory
 from mmedge.recipe import TrainingSection
 
 T = TypeVar("T")
@@ -50,6 +51,8 @@ class Devices:
             raise MmedgeError("training.precision: float16 needs a GPU", "set it to float32, or to bfloat16")
         if not on_cpu and training.precision == "bfloat16" and not torch.cuda.is_bf16_supported():
             raise MmedgeError("training.precision: this GPU does not support bfloat16", "set it to float16")
+        if on_cpu:
+            keep_memory()
         _forget()
         self._accelerator = Accelerator(
             mixed_precision=_PRECISIONS[training.precision],
