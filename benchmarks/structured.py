@@ -16,9 +16,11 @@ Needs MMEDGE_DATA and `make weights`. Every row is recipes/snips.yaml with other
     json_700          human labels of 700 requests, in full JSON
     json_4200         human labels of 4,200 requests, in full JSON
     frames            which of 164 frames (a function and the names of its arguments) a request is: one label of many
+    frames_short      the same with `spelling: short`: a label is two letters
     five_functions    human labels of 500 requests; what calls the two other functions is out of scope, and never seen in training
 
-`labels` compares the time of an answer of `frames` among its 164 labels and among the ten most frequent ones.
+`labels` compares the time of an answer of `frames` and `frames_short` among their 164 labels and among the ten most frequent
+ones, and both with each other.
 `measure` writes structured.json and structured.md. `peer` asks test requests in turn: the bundle of labels_4200 (int8), and the
 student of json_4200 as GGUF (Q8_0) behind llama-server, with the schema as its grammar and not in the prompt (`--few`: labels_700
 and json_700).
@@ -51,6 +53,7 @@ from mmedge.reports.formats import number
 from mmedge.reports.tables import Table
 from mmedge.statistics import bootstrap, paired_difference, percentile, proportion
 from mmedge.storage import iterate_jsonl, write_json, write_text
+from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import FILE_NAME as EVALUATION
 from mmedge.tasks.evaluation_set import read_evaluation_set, read_example
 from mmedge.tasks.forms.choice import LabelForm
@@ -61,6 +64,12 @@ _CHOSEN = "{inline_verdict: {share: 0.5}, evaluator: {share: 0.5, evaluations: 0
 _LABELS = ["teacher=null", "method={labels: human, rationales: false, self_evaluation: false}"]
 _COTS = "labels: {labels}, keep: {keep}, alpha: 0.8, self_evaluation: false, cots_per_visit: 1"
 _ALL = ["task.train_file={place}/all.jsonl", "split={validation: 160, verdict_test: 0}"]
+_FRAMES = [
+    *_LABELS,
+    "task.train_file={place}/of_frames/train.jsonl",
+    "task.test_files={test: {place}/of_frames/test.jsonl}",
+    "generation.max_answer_tokens=48",
+]
 LEAST_OF_A_FRAME = 5  # requests
 _FEW, _MANY = 220, 640  # steps of 16 questions
 
@@ -75,16 +84,8 @@ ROWS: dict[str, tuple[int, list[str]]] = {
     "cots_4200": (_MANY, ["method={" + _COTS.format(labels="human", keep="all") + "}", *_ALL]),
     "json_700": (_FEW, [*_LABELS, "task.form.spelling=json"]),
     "json_4200": (_MANY, [*_LABELS, *_ALL, "task.form.spelling=json"]),
-    "frames": (
-        _FEW,
-        [
-            *_LABELS,
-            "task.train_file={place}/of_frames/train.jsonl",
-            "task.test_files={test: {place}/of_frames/test.jsonl}",
-            "task.form=FRAMES",
-            "generation.max_answer_tokens=48",
-        ],
-    ),
+    "frames": (_FEW, [*_FRAMES, "task.form=FRAMES"]),
+    "frames_short": (_FEW, [*_FRAMES, "task.form=SHORT"]),
     "five_functions": (
         110,
         [
@@ -126,8 +127,10 @@ def train(row: str, place: Path, more: Sequence[str]) -> None:
     """Train a row's student, or go on with it."""
     steps, changes = ROWS[row]
     stage = f"training.stage2={{max_steps: {steps}, batch_size: 16, learning_rate: 3.0e-4, evaluate_every: {steps // 4}}}"
-    form = json.dumps({"kind": "label", "labels": list(frames(LEAST_OF_A_FRAME))})
-    changes = [one.replace("{place}", str(place)).replace("FRAMES", form) for one in changes]
+    form = {"kind": "label", "labels": list(frames(LEAST_OF_A_FRAME))}
+    forms = {"FRAMES": json.dumps(form), "SHORT": json.dumps(form | {"spelling": "short"})}
+    changes = [one.replace("{place}", str(place)) for one in changes]
+    changes = [name + "=" + forms.get(value, value) for name, _, value in (one.partition("=") for one in changes)]
     everything = ["split={validation: 80, verdict_test: 0}", stage, *changes, *more]
     mmedge("distill", RECIPE, "--out", place / row, *(part for one in everything for part in ("--set", one)))
 
@@ -410,37 +413,61 @@ def peer(place: Path, rows: tuple[str, str], program: str, engine: str) -> dict[
     }
 
 
-def many_labels(folder: Path, few: int = 10) -> dict[str, Any]:
-    """Ask one student the same requests with all labels and with the most frequent ones alone, in turn, and return the times."""
-    student = Student.load(folder)
-    names = list(frames(LEAST_OF_A_FRAME))
-    sizes = {len(names): names, few: names[:few]}
-    asked = {
-        count: Student(replace(student.bundle, form=form), replace(student.speaker, form=form))
-        for count, form in ((count, LabelForm(tuple(labels))) for count, labels in sizes.items())
-    }
-    known = set(names[:few])
-    examples = [one for one in read_evaluation_set(folder.parent / EVALUATION).questions["test"] if one.label in known]
-    seconds: dict[int, list[float]] = {count: [] for count in sizes}
-    right: dict[int, list[bool]] = {count: [] for count in sizes}
+def in_turn(asked: dict[str, Student], examples: Sequence[Example]) -> dict[str, Any]:
+    """Ask two students the same requests in turn, and return the times, their ratio, and how many answers are right.
+
+    Args:
+        asked: The students by name; the time of the second is what the first's is divided by.
+        examples: Requests with the label's own text as the label.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in asked}
+    right: dict[str, list[bool]] = {name: [] for name in asked}
     for place in range(-5, len(examples)):  # the first five warm up
-        for count, one in asked.items():
+        for name, one in asked.items():
             started = time.perf_counter()
             answer = one.answer(examples[place], constrained=True)
             taken = time.perf_counter() - started
             if place >= 0:
-                seconds[count].append(taken)
-                right[count].append(one.bundle.form.agrees(answer.text, examples[place].label or ""))
-    many, base = (np.array(seconds[count]) for count in sizes)
-    ratio = bootstrap(lambda places: float(many[places].sum() / base[places].sum()), len(many))
+                seconds[name].append(taken)
+                right[name].append(one.bundle.form.agrees(answer.text, examples[place].label or ""))
+    first, base = (np.array(found) for found in seconds.values())
+    ratio = bootstrap(lambda places: float(first[places].sum() / base[places].sum()), len(first))
     assert ratio is not None
     return {
-        "labels": list(sizes),
         "ratio": ratio.to_json(),
-        "ms": {count: 1000 * percentile(times, 50) for count, times in seconds.items()},
-        "right": {count: proportion(found).to_json() for count, found in right.items()},
-        "machine": machine(),
+        "ms": {name: 1000 * percentile(times, 50) for name, times in seconds.items()},
+        "right": {name: proportion(found).to_json() for name, found in right.items()},
     }
+
+
+def labelled(folder: Path, names: Sequence[str]) -> tuple[Student, list[Example]]:
+    """Return a bundle's student and the test requests whose label is one of some, with the label's own text."""
+    student = Student.load(folder)
+    form = student.bundle.form
+    asked = read_evaluation_set(folder.parent / EVALUATION).questions["test"]
+    examples = [replace(one, label=form.readable(one.label)) for one in asked if one.label is not None]
+    return student, [one for one in examples if one.label in names]
+
+
+def many_labels(place: Path, few: int = 10) -> dict[str, Any]:
+    """Compare times among all labels and among the most frequent ones alone, and whole labels with short ones."""
+    names = list(frames(LEAST_OF_A_FRAME))
+    folders = {row: folder for row in ("frames", "frames_short") if (folder := place / row / "bundle-int8").is_dir()}
+    found: dict[str, Any] = {"machine": machine()}
+    for row, folder in folders.items():
+        student, examples = labelled(folder, names[:few])
+        form = student.bundle.form
+        assert isinstance(form, LabelForm)
+        forms = {count: replace(form, labels=tuple(names[:count])) for count in (len(names), few)}
+        asked = {
+            f"{count} labels": Student(replace(student.bundle, form=form), replace(student.speaker, form=form))
+            for count, form in forms.items()
+        }
+        found[row] = in_turn(asked, examples)
+    if len(folders) == 2:
+        whole, examples = labelled(folders["frames"], names)
+        found["short against whole"] = in_turn({"short": Student.load(folders["frames_short"]), "whole": whole}, examples)
+    return found
 
 
 def main() -> None:
@@ -465,7 +492,7 @@ def main() -> None:
             train(row, given.place, given.set)
         return
     if given.verb == "labels":
-        compared = many_labels(given.place / "frames" / "bundle-int8")
+        compared = many_labels(given.place)
         write_json(given.place / "labels.json", compared)
         print(json.dumps(compared, indent=1))
         return

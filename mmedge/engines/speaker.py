@@ -322,7 +322,8 @@ class Speaker:
         if self.form is None or not (texts := self.form.labels or example.choices):
             return {}
         limit = self.max_answer_tokens
-        written = {text: tuple(self.encoder.target(text[: CHARACTERS * limit], limit)) for text in texts}
+        spelled = {text: self.form.canonical(text, example.choices) or text for text in texts}
+        written = {text: tuple(self.encoder.target(said[: CHARACTERS * limit], limit)) for text, said in spelled.items()}
         prompt, conversation = self.prompt("predict", self.reasoning_context(example)), self.engine.conversation()
         found = dict.fromkeys(written, 0.0)
         open_: list[tuple[int, float, list[str]]] = [(0, 1.0, list(written))]  # tokens in common, probability, texts

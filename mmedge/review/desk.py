@@ -127,7 +127,7 @@ class Desk:
 
     def readable(self, answer: str) -> str:
         """Return an answer as people read and write it: a structured one as JSON."""
-        return (self.form.value_of(answer) if self.form.takes_json else None) or answer
+        return self.form.readable(answer)
 
     # --------------------------------------------------------------------------------------------------- decisions
 

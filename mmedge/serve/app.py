@@ -295,8 +295,8 @@ async def _chunks(events: Events, asked: Asked, shape: Shape) -> AsyncIterator[b
             return
         row, part_of, text, tokens = item
         made[row] += tokens
-        if part_of != "answer" or asked.model.writes_json:
-            continue  # JSON comes when it is finished: what the student writes may be spelled otherwise
+        if part_of != "answer" or asked.model.student.bundle.form.respells:
+            continue  # it comes when it is finished
         texts[row] += text
         kept, stopped = cut(texts[row], asked.stop)
         until = len(kept) if stopped or not held else max(sent[row], len(kept) - held)

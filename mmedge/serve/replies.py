@@ -62,10 +62,11 @@ def replied(model: Model, answer: Answer, stop: Sequence[str]) -> Replied:
     """Return an answer as a client gets it: the student's own where a bigger model could not be asked."""
     found = model.degraded(answer)
     degraded = found is not answer
-    whole = found.value if model.writes_json and found.value is not None else found.text
+    form = model.student.bundle.form
+    whole = found.value if form.respells and found.value is not None else found.text
     text, stopped = cut(whole, stop)
     if stopped:
-        found = replace(found, value=model.student.bundle.form.value_of(text))
+        found = replace(found, value=form.value_of(text))
     return Replied(found, text, stopped, degraded)
 
 

@@ -216,8 +216,8 @@ def _rest(
     form = model.student.bundle.form
     if isinstance(form, StructuredForm) and stop:
         raise unsupported("stop", "answers are whole JSON")
-    if isinstance(form, StructuredForm) and logprobs and form.spelling == "compact":
-        raise unsupported("logprobs", "this student writes a compact spelling, whose tokens are not those of the JSON")
+    if form.respells and logprobs and not (isinstance(form, StructuredForm) and form.spelling == "json"):
+        raise unsupported("logprobs", "this student spells answers in its own way, in other tokens than those of the reply")
     if not all(stop):
         raise fields.wrong("stop", "texts of at least one character")
     sampling = _sampling(fields)

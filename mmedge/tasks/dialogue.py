@@ -152,9 +152,7 @@ def asked_dialogue(example: Example, form: AnswerForm, question: str) -> str:
 
 
 def _readable(turn: Turn, form: AnswerForm | None) -> str:
-    if form is None or turn.role != "assistant" or not form.takes_json:
-        return turn.text
-    return form.value_of(turn.text) or turn.text
+    return turn.text if form is None or turn.role != "assistant" else form.readable(turn.text)
 
 
 def messages_of(example: Example) -> list[dict[str, str]]:

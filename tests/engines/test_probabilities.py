@@ -72,6 +72,14 @@ def test_answers_have_them_where_asked_for(student: Student) -> None:
         student.settled(AnswerOptions(probabilities=True))
 
 
+def test_labels_in_two_letters_are_told_by_name(student: Student) -> None:
+    form = LabelForm(LABELS, "short")
+    asked = Student(replace(student.bundle, form=form), replace(student.speaker, form=form))
+    answer = asked.answer(QUESTION, constrained=True, probabilities=True)
+    assert answer.text in form.written.values() and answer.value in LABELS and answer.value == form.readable(answer.text)
+    assert answer.probabilities is not None and set(answer.probabilities) == set(LABELS)
+
+
 def test_open_answers_have_none(tiny_run: Path) -> None:
     found = mmedge("run", tiny_run / "bundle-int8", "How many?", "--probabilities")
     assert is_one_line_error(found) and "not one of several texts" in found.err

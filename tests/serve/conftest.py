@@ -39,6 +39,7 @@ BOOK = {
     "required": ["title", "year"],
     "additionalProperties": False,
 }
+ROOMS = ("the kitchen", "the living room", "the cellar")
 
 
 @pytest.fixture(scope="session")
@@ -61,5 +62,9 @@ def structured(tmp_path_factory: pytest.TempPathFactory, llama_run: Path) -> Ite
         stated = replace(stated, task=task, student=learned, max_answer_tokens=64)
         turn = PLAIN_TURN if name == "talks" else ""
         seal(folder / name, replace(stated, prompts=replace(stated.prompts, turn=turn)))
-    with serving(folder, [folder / "calls", folder / "books", folder / "talks"]) as running:
+    shutil.copytree(llama_run / "bundle-int8", folder / "rooms")
+    stated = read_manifest(folder / "rooms")
+    labels = TaskPart("rooms", "label", {"labels": list(ROOMS), "spelling": "short"}, ())
+    seal(folder / "rooms", replace(stated, task=labels, student=replace(stated.student, learned=())))
+    with serving(folder, [folder / "calls", folder / "books", folder / "talks", folder / "rooms"]) as running:
         yield running

@@ -13,7 +13,7 @@ import psutil
 import pydantic
 import pytest
 
-from tests.serve.conftest import BOOK, BOOKS, CALLS, T5, TOOLS
+from tests.serve.conftest import BOOK, BOOKS, CALLS, ROOMS, T5, TOOLS
 from tests.serve.running import Running
 
 pytest.importorskip("llguidance")
@@ -142,6 +142,23 @@ def test_each_field_has_a_confidence_and_may_be_why_an_answer_is_withheld(struct
     own = {"constrained": True, "abstain_field_below": 1.0}
     reply = structured.post("/v1/chat/completions", {"model": BOOKS, "messages": ASKED, "mmedge": own})
     assert "or that of" in reply.json["choices"][0]["message"]["refusal"]
+
+
+def test_labels_that_are_written_in_two_letters_are_read_whole(structured: Running) -> None:
+    asked = {"model": "own/rooms", "constrained": True}
+    reply = structured.post("/v1/answer", asked | {"question": "Where do we cook?", "probabilities": True})
+    assert reply.status == 200, reply.body
+    found = reply.json
+    assert found["answer"] == found["value"] in ROOMS and set(found["probabilities"]) == set(ROOMS)
+    chat = {"model": "own/rooms", "messages": [{"role": "user", "content": "Where do we cook?"}], "mmedge": {"constrained": True}}
+    assert structured.post("/v1/chat/completions", chat).json["choices"][0]["message"]["content"] == found["value"]
+    parts = [
+        part for _, part in structured.post("/v1/chat/completions", chat | {"stream": True}).events() if isinstance(part, dict)
+    ]
+    said = "".join(part["choices"][0]["delta"].get("content") or "" for part in parts if part["choices"])
+    assert said == found["value"]
+    refused = structured.post("/v1/chat/completions", chat | {"logprobs": True})
+    assert refused.status == 400 and "spells answers in its own way" in refused.error["message"]
 
 
 def test_a_rationale_that_was_never_learned_is_refused(structured: Running) -> None:

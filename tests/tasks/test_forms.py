@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmedge.errors import MmedgeError
+from mmedge.tasks.base import ChainOfThought, Example
 from mmedge.tasks.forms import open_form
 from mmedge.tasks.forms.choice import ChoiceForm, LabelForm
 from mmedge.tasks.forms.exact import ExactForm
@@ -52,6 +53,26 @@ def test_labels_and_exact_text() -> None:
     assert not judge.agrees("maybe", "maybe")
     assert ExactForm().agrees(" The  Answer. ", "the answer")
     assert not ExactForm().agrees("", "")
+
+
+def test_labels_in_two_letters_mean_the_labels() -> None:
+    labels = ("turn the light on", "turn the light off", "Ss", *(f"intent {number}" for number in range(700)), "intent 0")
+    short = LabelForm(labels, "short")
+    codes = [short.canonical(label) for label in labels]
+    assert len(set(codes)) == len(labels) - 1 and codes[3] == codes[-1]  # one of them is there twice
+    assert {len(code or "") for code in codes} == {2, 3} and not {"SS", "ss"} & set(codes)
+    for label, code in zip(labels, codes, strict=True):
+        assert code is not None and short.canonical(code) == code and short.value_of(code) == short.readable(code) == label
+        assert short.agrees(code, label) and short.kind_of(code) == label
+    assert short.agrees("Ss", "SS") and not short.agrees("zzzz", "zzzz") and short.readable("something else") == "something else"
+    question = Example("q", "it is dark in here")
+    found = short.read("A lamp would help.\nAnswer: turn the light on.", question)
+    assert isinstance(found, ChainOfThought) and found == ChainOfThought("A lamp would help.", codes[0] or "")
+    assert short.read("Perhaps SC. I do not know.", question) == LabelForm(labels).read("Perhaps SC. I do not know.", question)
+    again = open_form(short.to_json(), Path())
+    assert again == short and "spelling" not in LabelForm(labels).settings()
+    with pytest.raises(MmedgeError, match="spelling must be one of whole, short"):
+        open_form({"form": "label", "settings": {"labels": ["a"], "spelling": "tiny"}}, Path())
 
 
 def test_an_unknown_form_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 ChoiceForm().agrees("(d)", "math problem", choices)       True: the letter names the text
 LabelForm(("entailment", …)).canonical("Entailment.")     "entailment"
+LabelForm(("entailment", …), "short").canonical("Entailment.")     "SS", whose value is "entailment"
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import random
 import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,8 +27,10 @@ from mmedge.tasks.reading import answer_sections, ends_whole, first_line, one_pa
 if TYPE_CHECKING:
     from mmedge.tasks.forms.settings import FormSettings
 
+LABEL_SPELLINGS = ("whole", "short")
 _LETTER = re.compile(r"^\(?\s*([A-Za-z])\s*\)?\s*[.:)]?(?:\s+(.*))?$", re.DOTALL)
 _LETTERS = re.compile(r"\(([A-Za-z])\)")
+_LETTERS_BY_USE = "SCAPMTDRBEIFLNGHOUVWKJYXQZ"  # tokenizers have nearly all pairs of the first as one token each
 _SEVERAL = re.compile(r"\([A-Za-z]\)[^()]{0,40}?(?:\b(?:or|and)\b|,)\s*\([A-Za-z]\)")
 
 
@@ -159,11 +163,25 @@ def _labels(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _codes() -> Iterator[str]:
+    """Yield pairs of capital letters, then triples and so on, the likeliest single tokens first."""
+    letters = range(len(_LETTERS_BY_USE))
+    for length in count(2):
+        for places in sorted(product(letters, repeat=length), key=lambda found: (sum(found), found)):
+            yield "".join(_LETTERS_BY_USE[place] for place in places)
+
+
 @dataclass(frozen=True)
 class LabelForm(_OneOfSeveral):
-    """An answer is one of a fixed set of labels."""
+    """An answer is one of a fixed set of labels.
+
+    Attributes:
+        labels: The labels.
+        spelling: How the student writes them: `whole`, or `short`: two letters each, whose value is the label.
+    """
 
     labels: tuple[str, ...] = field()
+    spelling: str = "whole"
 
     name: ClassVar[str] = "label"
     templates: ClassVar[str] = "label"
@@ -179,14 +197,49 @@ class LabelForm(_OneOfSeveral):
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], folder: Path | None = None) -> LabelForm:
-        return cls(_labels(settings["labels"]))
+        spelling = settings.get("spelling", "whole")
+        if spelling not in LABEL_SPELLINGS:
+            raise ValueError(f"spelling must be one of {', '.join(LABEL_SPELLINGS)}")
+        return cls(_labels(settings["labels"]), spelling)
+
+    @property
+    def respells(self) -> bool:
+        return self.spelling == "short"
 
     def canonical(self, answer: str, choices: Sequence[str] = ()) -> str | None:
         return self._by_text.get(plain(answer))
 
     @cached_property
+    def written(self) -> dict[str, str]:
+        """How the student writes each label."""
+        if not self.respells:
+            return {label: label for label in self.labels}
+        taken = {plain(label) for label in self.labels}
+        codes = (code for code in _codes() if plain(code) not in taken)
+        by_text: dict[str, str] = {}  # labels that differ in case alone are one
+        return {label: by_text.setdefault(plain(label), code) for label, code in zip(self.labels, codes, strict=False)}
+
+    @cached_property
     def _by_text(self) -> dict[str, str]:
-        return {plain(label): label for label in reversed(self.labels)}
+        short = {plain(code): code for code in self.written.values()} if self.respells else {}
+        return short | {plain(label): text for label, text in reversed(self.written.items())}
+
+    @cached_property
+    def _by_code(self) -> dict[str, str]:
+        return {code: label for label, code in reversed(self.written.items())}
+
+    def value_of(self, answer: str) -> str | None:
+        code = self.canonical(answer) if self.respells else None
+        return self._by_code[code] if code is not None else None
+
+    def kind_of(self, answer: str) -> str:
+        return super().kind_of(self.readable(answer))
+
+    def read(self, text: str, example: Example) -> ChainOfThought | Unparsed:
+        found = super().read(text, example)
+        if isinstance(found, Unparsed) or not self.respells:
+            return found
+        return replace(found, pseudo_label=self.written[found.pseudo_label])
 
     def agrees(self, answer: str, reference: str, choices: Sequence[str] = ()) -> bool:
         left = self.canonical(answer)
@@ -198,11 +251,11 @@ class LabelForm(_OneOfSeveral):
     def instruction(self) -> str:
         return f"one of: {', '.join(self.labels)}"
 
-    def settings(self) -> dict[str, list[str]]:
-        return {"labels": list(self.labels)}
+    def settings(self) -> dict[str, Any]:
+        return {"labels": list(self.labels)} | ({"spelling": self.spelling} if self.respells else {})
 
     def constrainer(self, encoder: PromptEncoder) -> Constrainer:
-        return _LabelConstrainer(encoder, self.labels)
+        return _LabelConstrainer(encoder, list(self.written.values()))
 
 
 class _LabelConstrainer(Constrainer):

@@ -39,6 +39,11 @@ class AnswerForm(ABC):
     takes_json: ClassVar[bool] = False
     labels: tuple[str, ...] = ()
 
+    @property
+    def respells(self) -> bool:
+        """Whether the student spells answers in its own way, so that people read their values instead."""
+        return False
+
     def expected(self) -> str:
         """Return what a label in a data file must be, for error messages."""
         return "text"
@@ -95,6 +100,10 @@ class AnswerForm(ABC):
     def value_of(self, answer: str) -> str | None:
         """Return the value of an answer, as text; None if the form has no values, or the answer has none."""
         return None
+
+    def readable(self, answer: str) -> str:
+        """Return an answer as people read and write it."""
+        return (self.value_of(answer) if self.respells else None) or answer
 
     def scores(self, answers: Sequence[str], references: Sequence[str]) -> dict[str, Any] | None:
         """Return what answers are worth beyond being right, as JSON; None for forms whose answers have no parts."""

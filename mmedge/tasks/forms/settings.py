@@ -40,7 +40,11 @@ class LabelSettings(FormSettings):
 
     kind: Literal["label"] = Field("label", description="One of a fixed list of labels.")
     labels: tuple[Annotated[str, BeforeValidator(_refuse_yaml_boolean), Field(min_length=1)], ...] = Field(
-        min_length=1, description="The labels, as the student learns to write them."
+        min_length=1, description="The labels."
+    )
+    spelling: Literal["whole", "short"] = Field(
+        "whole",
+        description="How the student writes them: `whole`, or `short`: two letters each, about one token however many there are.",
     )
 
 

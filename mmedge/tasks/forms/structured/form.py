@@ -61,6 +61,10 @@ class StructuredForm(AnswerForm):
     spelling: str
     rules: Rules
 
+    @property
+    def respells(self) -> bool:
+        return True
+
     @abstractmethod
     def canonical_document(self, document: Value, most: int) -> Value:
         """Return what another document says in a form in which neither order nor words that only describe matter.
