@@ -89,11 +89,11 @@ def test_a_bundle_has_the_files_that_other_runtimes_expect(tiny_run: Path) -> No
     assert str(Path.home()) not in (tiny_run / "bundle-int8" / "manifest.json").read_text()
 
 
-def _verification(**changes: float) -> Verification:
+def _verification(**changes: Any) -> Verification:
     values: dict[str, Any] = {"questions": 20, "same_answers": 20, "largest_difference": 1e-6, "top1_agreement": 1.0}
     values |= {"mean_kl": 1e-6, "accuracy_student": 0.8, "accuracy_bundle": 0.8, "accuracy_change": (0.0, 0.0, 0.0)}
     values |= {"label_probability": (0.7, 0.7), "label_probability_change": (0.0, -1.0, 1.0)}
-    return Verification(**{**values, "became_wrong": 0, "became_right": 0, **changes})
+    return Verification(**{"became_wrong": 0, "became_right": 0, **values, **changes})
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,8 @@ def _verification(**changes: float) -> Verification:
         ("fp32", {"largest_difference": 0.1}, "logits differ by 1.0e-01"),
         ("int8", {"top1_agreement": 0.5}, "a different token 50.0 %"),
         ("int4", {"top1_agreement": 0.89}, "a different token 11.0 %"),
-        ("int8", {"accuracy_bundle": 0.7}, "accuracy drops by 10.0 points"),
+        ("int8", {"accuracy_bundle": 0.7, "became_wrong": 2}, "accuracy drops by 10.0 points"),
+        ("int8", {"accuracy_bundle": 0.7, "became_wrong": 3, "became_right": 1}, "accuracy drops by 10.0 points"),
         ("int8", {"mean_kl": float("nan")}, "not finite"),
         (
             "int8",
@@ -115,6 +116,14 @@ def _verification(**changes: float) -> Verification:
 def test_a_bundle_that_differs_has_problems(precision: str, changes: dict[str, float], complaint: str) -> None:
     assert problems(_verification(), PRECISIONS[precision], 5.0) == []
     assert complaint in problems(_verification(**changes), PRECISIONS[precision], 5.0)[0]
+
+
+def test_one_answer_fewer_is_no_loss_where_the_right_answers_probability_holds() -> None:
+    lost: dict[str, Any] = {"questions": 80, "accuracy_bundle": 0.7875, "became_wrong": 2, "became_right": 1}
+    held, fell = ({"label_probability_change": (value, value - 0.6, value + 0.6)} for value in (-0.6, -1.3))
+    assert problems(_verification(**lost, **held), PRECISIONS["int8"], 1.0) == []
+    for found in (_verification(**lost, **fell), _verification(**lost, label_probability_change=None)):
+        assert problems(found, PRECISIONS["int8"], 1.0) == ["accuracy drops by 1.3 points (allowed: 1)"]
 
 
 def test_more_than_a_hundred_points_allow_any_difference() -> None:
