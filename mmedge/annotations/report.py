@@ -13,6 +13,7 @@ from mmedge.annotations.summary import KEEPS, AnnotationReport
 from mmedge.reports.formats import NOTHING, number, share, share_of
 from mmedge.reports.page import Page
 from mmedge.reports.tables import Table
+from mmedge.tasks.forms import AnswerForm
 
 _KEEP_WORDS = {"all": "all (the paper)", "self_consistent": "self-consistent", "judged_correct": "judged correct"}
 _BRACKETS = "brackets are 95 % intervals over questions"
@@ -91,8 +92,8 @@ def tables(found: AnnotationReport) -> RenderableType:
     return Group(Text(_title(found), style="bold"), *shown, Text(_BRACKETS, style="dim"))
 
 
-def page(found: AnnotationReport, shown: Sequence[AnnotatedExample]) -> Page:
-    """Return the report as a page, with some questions and everything that was written about them."""
+def page(found: AnnotationReport, shown: Sequence[AnnotatedExample], form: AnswerForm) -> Page:
+    """Return the report as a page, with some questions and everything that was written about them; `form` is the answers'."""
     made = Page(_title(found), f"teacher {found.teacher}; task {found.task}; {_BRACKETS}")
 
     def add(table: Table, note: str = "") -> None:
@@ -117,12 +118,14 @@ def page(found: AnnotationReport, shown: Sequence[AnnotatedExample]) -> Page:
         example = annotated.example
         texts = []
         for evaluated in annotated.cots:
-            texts.append((f"chain of thought {evaluated.sample} → {evaluated.cot.pseudo_label}", evaluated.cot.rationale))
+            texts.append(
+                (f"chain of thought {evaluated.sample} → {form.readable(evaluated.cot.pseudo_label)}", evaluated.cot.rationale)
+            )
             for evaluation in evaluated.evaluations:
                 texts.append((f"evaluation of {evaluated.sample}: {evaluation.verdict.value}", evaluation.rationale))
-        label = f"  [label: {example.label}]" if example.label is not None else ""
+        label = f"  [label: {form.readable(example.label)}]" if example.label is not None else ""
         choices = "  " + " ".join(f"({chr(ord('a') + i)}) {choice}" for i, choice in enumerate(example.choices))
-        before = "".join(f"{turn.role}: {turn.text}  " for turn in example.turns)
+        before = "".join(f"{turn.role}: {form.readable(turn.text)}  " for turn in example.turns)
         made.details(f"{before}{example.question}{choices if example.choices else ''}{label}", texts)
     return made
 

@@ -24,6 +24,7 @@ from mmedge.statistics import percentile
 from mmedge.storage import Journal, sha256_file, sha256_json
 from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import FILE_NAME, EvaluationSet, read_evaluation_set
+from mmedge.tasks.forms.choice import LabelForm
 
 ALL = "all"
 
@@ -130,6 +131,11 @@ def _questions(source: Path, student: Student) -> EvaluationSet:
         raise MmedgeError(
             f"{source} is for another task: its answers are of the form {questions.form.name}, the bundle's of "
             f"{student.bundle.form.name}",
+            "name the evaluation set that was written beside the student: --evaluation FILE",
+        )
+    if isinstance(questions.form, LabelForm) and questions.form != student.bundle.form:
+        raise MmedgeError(
+            f"{source} has other labels than the bundle, or spells them otherwise",
             "name the evaluation set that was written beside the student: --evaluation FILE",
         )
     return questions

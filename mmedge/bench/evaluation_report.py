@@ -198,6 +198,9 @@ def _of_strangers(found: OutOfScope | None) -> str:
     if found is None or not areas:
         return ""
     best = max(areas, key=lambda name: areas[name].value)
+    interval = areas[best].interval_95
+    if interval is None or interval[0] <= 0.5:
+        return f"{found.questions} questions out of scope are not told apart with certainty (AUROC {_auroc(areas[best])})."
     said = f"{found.questions} questions out of scope are told apart best by {SIGNAL_NAMES[best]} (AUROC {_auroc(areas[best])})"
     return f"{said}: withhold by --abstain-field-below {best}=…." if best == NAME else f"{said}."
 

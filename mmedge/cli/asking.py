@@ -315,7 +315,7 @@ def say(asking: AskedStudent, example: Example, *, as_json: bool = False, stream
         typer.echo(json.dumps(answer.to_json(), ensure_ascii=False))
         return answer
     if answer.withheld:
-        typer.echo(f"no answer: confidence {answer.confidence or 0:.2f} is below the threshold")
+        typer.echo(f"no answer: {answer.doubt()}")
     else:
         said = answer.text if answer.value is None or answer.value == answer.text else f"{answer.text} = {answer.value}"
         typer.echo(printable(said if answer.source == "student" else f"{said}  (by {answer.source})"))
@@ -330,7 +330,8 @@ def _streamed(asking: AskedStudent, example: Example) -> Answer:
     headings = {"answer": "", "rationale": "because: ", "evaluation": "evaluation: "}
     for item in asking.student.stream(example, asking.options):
         if isinstance(item, Answer):
-            typer.echo()
+            last = part == "answer" and item.value not in (None, item.text)
+            typer.echo(printable(f" = {item.value}") if last else "")
             return item
         assert isinstance(item, Piece)
         if item.part == "rationale" and not asking.options.explain:

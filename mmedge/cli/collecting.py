@@ -244,7 +244,7 @@ def review(
         if html is not None:
             from mmedge.annotations.report import page
 
-            page(found, examples_to_show(loaded, store, task, 12)).write(html)
+            page(found, examples_to_show(loaded, store, task, 12), task.form).write(html)
             typer.echo(f"written: {html}", err=True)
     if as_json:
         print_json(found.to_json())

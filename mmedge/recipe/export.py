@@ -27,8 +27,8 @@ class ExportSection(Section):
     )
     max_accuracy_drop: Annotated[float, Field(ge=0)] = Field(
         default=1.0,
-        description="Percentage points of accuracy on validation questions that an export may lose; layers that cost more are kept "
-        "in a finer format.",
+        description="Percentage points of accuracy on validation questions that an export may lose, though one answer always may "
+        "where the right answers' probability holds; layers that cost more are kept in a finer format.",
     )
     recover: Literal["auto", "always", "never"] = Field(
         default="auto",

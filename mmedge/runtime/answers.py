@@ -30,7 +30,7 @@ class Answer:
         probability_correct: P(correct) among the three, from the verdict's logits; not calibrated.
         evaluation: The rationale of the verdict, if it was asked for.
         withheld: Whether the confidence is below the threshold and no bigger model answered.
-        guess: The student's answer to a question that was withheld or escalated.
+        guess: The student's answer to a question that was withheld or escalated, as people read it: a structured one as JSON.
         source: `student`, or the name of the bigger model that answered.
         escalation: What the bigger model's answer cost.
         problem: Why a bigger model could not be asked.
@@ -57,6 +57,14 @@ class Answer:
     problem: str | None = None
     samples: tuple[Sample, ...] = ()
     written: Written | None = field(default=None, compare=False, repr=False)
+
+    def doubt(self) -> str:
+        """Return why it is withheld, in words."""
+        said = f"its confidence, {self.confidence or 0:.2f}, "
+        if self.fields:
+            doubtful = sorted(self.fields.items(), key=lambda one: one[1])[:3]
+            said += f"or that of a field ({', '.join(f'{path} {value:.2f}' for path, value in doubtful)}), "
+        return f"{said}is below the threshold"
 
     def to_json(self) -> dict[str, object]:
         """Return it for a JSON-lines file; what was not asked for is left out."""

@@ -8,13 +8,13 @@ them from a bundle's settings, and refuses contradictions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, TypedDict
 
 from mmedge.errors import MmedgeError, WrongOption
 from mmedge.runtime.strategies import Strategy
-from mmedge.tasks.forms.structured.comparing import fitting, unknown_name
+from mmedge.tasks.forms.structured.comparing import unknown_name
 
 if TYPE_CHECKING:
     from mmedge.bundle import Bundle
@@ -55,8 +55,8 @@ class AnswerOptions:
         strategy: How to find an answer; None for the bundle's.
         constrained: Allow only answers of the task's form: a choice, a label, an expression. None for the bundle's setting.
         abstain_below: Withhold an answer whose confidence is lower. None for the bundle's threshold, if it has one.
-        abstain_field_below: Withhold a structured answer that has a field whose confidence is lower, from 0 to 1; or by the name of
-            the field or the end of its path, `*` for all others, such as {"name": 0.9}.
+        abstain_field_below: Withhold a structured answer that is not valid or has a field whose confidence is lower than this;
+            or by a field's path or the end of it, for it and all that lies within, `*` for all others, such as {"name": 0.9}.
         target_accuracy: Withhold as few answers as the others need to reach this accuracy on validation questions, from 0 to 1.
         max_withheld: Withhold the least confident answers, at most this share, from 0 to 1.
         escalate_to: Answers what would be withheld.
@@ -69,7 +69,7 @@ class AnswerOptions:
     strategy: Strategy | None = None
     constrained: bool | None = None
     abstain_below: float | None = None
-    abstain_field_below: float | Mapping[str, float] | None = None
+    abstain_field_below: float | Mapping[str, float] | None = field(default=None, hash=False)
     target_accuracy: float | None = None
     max_withheld: float | None = None
     escalate_to: BiggerModel | None = None
@@ -119,7 +119,7 @@ class AnswerOptions:
         )
 
     def _field_thresholds(self, form: AnswerForm) -> dict[str, float]:
-        """Return the thresholds of fields by name, `*` for all others; none where nothing is asked.
+        """Return the thresholds of fields: by path, by the end of a path behind a dot, `*` for all others.
 
         Raises:
             MmedgeError: A value is out of range, or answers have no such field.
@@ -127,16 +127,16 @@ class AnswerOptions:
         option, given = "abstain_field_below", self.abstain_field_below
         if given is None:
             return {}
-        stated = {str(name): value for name, value in given.items()} if isinstance(given, Mapping) else {"*": given}
+        stated = {str(name).strip(): value for name, value in given.items()} if isinstance(given, Mapping) else {"*": given}
         for name, value in stated.items():
             _check_share(option if name == "*" else f"{option}: {name}", value)
-        names = form.field_names()
-        if not names:
+        if not form.takes_json:
             raise WrongOption(option, f"{option}: this task's answers have no fields", "give abstain_below")
-        unknown = unknown_name(stated, names)
+        names = form.field_names()
+        unknown = unknown_name(stated, names) if names else None  # a schema that names none leaves them open
         if unknown is not None:
             raise WrongOption(option, f"{option}: answers have no field {unknown!r:.60}", f"fields are {', '.join(names)}"[:300])
-        return stated
+        return {name if name == "*" or name in names else f".{name}": value for name, value in stated.items()}
 
     def _check_learned(self, learned: Sequence[str] | None) -> None:
         """Refuse what a student would only pretend to write; `learned` is None where that is not known."""
@@ -204,7 +204,7 @@ class SettledOptions:
 
     Attributes:
         abstain_below: The threshold; None where nothing is withheld.
-        abstain_field_below: The thresholds of fields by name or the end of their path, `*` for all others.
+        abstain_field_below: The thresholds of fields: by path, by the end of a path behind a dot, `*` for all others.
     """
 
     explain: bool
@@ -222,15 +222,16 @@ class SettledOptions:
         """Whether there is a threshold."""
         return self.abstain_below is not None or bool(self.abstain_field_below)
 
-    def doubts(self, confidence: float | None, fields: Mapping[str, float] | None) -> bool:
-        """Return whether an answer with these confidences is withheld."""
+    def doubts(self, confidence: float | None, fields: Mapping[str, float] | None, *, valid: bool = True) -> bool:
+        """Return whether an answer with these confidences is withheld; one that is not valid has no field to be sure of."""
         if self.abstain_below is not None and (confidence or 0.0) < self.abstain_below:
             return True
         thresholds = self.abstain_field_below
-        for path, value in (fields or {}).items() if thresholds else ():
-            if value < thresholds.get(fitting(path, thresholds) or "*", 0.0):
-                return True
-        return False
+        if not thresholds:
+            return False
+        if not valid:
+            return any(thresholds.values())
+        return any(value < thresholds.get(_covering(path, thresholds), 0.0) for path, value in (fields or {}).items())
 
     @property
     def decides_afterwards(self) -> bool:
@@ -247,6 +248,13 @@ class SettledOptions:
             bigger,
             *(["probabilities"] if self.probabilities else []),
         ]
+
+
+def _covering(path: str, names: Iterable[str]) -> str:
+    """Return which of some names a field's threshold is stated by: its path, the longest that covers it, or `*`."""
+    place = f".{path}."
+    found = [name for name in names if path == name or path.startswith(f"{name}.") or (name[0] == "." and f"{name}." in place)]
+    return path if path in found else max(found, key=len, default="*")
 
 
 def strategy_of(bundle: Bundle) -> Strategy:

@@ -246,7 +246,13 @@ class Student:
             answers = self._at_once(examples, settled, told, sampling)
         if not settled.may_withhold:
             return answers
-        withheld = [_withheld(one) if settled.doubts(one.confidence, one.fields) else one for one in answers]
+        form = self.bundle.form
+
+        def doubted(answer: Answer) -> bool:
+            valid = answer.value is not None or not form.takes_json
+            return settled.doubts(answer.confidence, answer.fields, valid=valid)
+
+        withheld = [_withheld(one, form) if doubted(one) else one for one in answers]
         return self._escalated(examples, withheld, settled.escalate_to)
 
     def _checked(self, questions: Iterable[Question]) -> list[Example]:
@@ -371,7 +377,8 @@ class Student:
             place, share = vote(samples, self.bundle.form, example.choices, settled.strategy.choose_by)
             answer = self._answers([example], [thoughts[place]], settled, self._best_signal())[0]
             written = _with_others(answer.written, thoughts[:place] + thoughts[place + 1 :])
-            found = replace(answer, confidence=share, signal="samples", calibrated=False, samples=tuple(samples), written=written)
+            readable = tuple(replace(sample, text=self.bundle.form.readable(sample.text)) for sample in samples)
+            found = replace(answer, confidence=share, signal="samples", calibrated=False, samples=readable, written=written)
             answers.append(found)
         return answers
 
@@ -406,8 +413,8 @@ def _with_others(written: Written | None, others: Sequence[Thought]) -> Written 
     return replace(written, sampled_tokens=sum(len(one.tokens) + one.reasoning_tokens for one in rest))
 
 
-def _withheld(answer: Answer) -> Answer:
-    return replace(answer, text="", value=None, withheld=True, guess=answer.text)
+def _withheld(answer: Answer, form: AnswerForm) -> Answer:
+    return replace(answer, text="", value=None, withheld=True, guess=form.readable(answer.text))
 
 
 def _as_example(question: Question, form: AnswerForm, choices: Sequence[str] = (), name: str = "question") -> Example:

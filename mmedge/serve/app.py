@@ -314,7 +314,12 @@ def _read(asked: Asked) -> list[int]:
 
 async def _pieces(events: Events, asked: Asked, started: float) -> AsyncIterator[bytes]:
     """Yield the events of an answer in mmedge's own words: `piece` while it is written, `answer` at its end."""
-    parts = {"answer", *(["rationale"] if asked.options.explain else []), *(["evaluation"] if asked.options.evaluate else [])}
+    wanted = {
+        "answer": not asked.model.student.bundle.form.respells,
+        "rationale": asked.options.explain,
+        "evaluation": asked.options.evaluate,
+    }
+    parts = {name for name, shown in wanted.items() if shown}
     async for item in events:
         if isinstance(item, list):
             yield event(answer_document(asked.model, item[0], time.monotonic() - started), "answer")

@@ -16,7 +16,6 @@ from mmedge.errors import MmedgeError
 from mmedge.folders import MANIFEST
 from mmedge.runtime import Answer, AnswerOptions, Student
 from mmedge.runtime.options import AFTERWARDS, SettledOptions, strategy_of
-from mmedge.tasks.forms.structured.form import StructuredForm
 
 _MOST_SETTLED = 64  # different options whose completed form is kept
 
@@ -78,11 +77,6 @@ class Model:
     def form(self) -> str:
         """What its answers look like, in words."""
         return self.student.bundle.form.instruction()
-
-    @cached_property
-    def writes_json(self) -> bool:
-        """Whether its answers are JSON, whatever spelling the student writes."""
-        return isinstance(self.student.bundle.form, StructuredForm)
 
     def decides_by_samples(self, options: AnswerOptions) -> bool:
         """Whether the answer is chosen among several that the student samples."""

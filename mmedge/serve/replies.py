@@ -250,12 +250,7 @@ class Shape:
 def _refusal(reply: Replied) -> str | None:
     if not reply.answer.withheld:
         return None
-    sure, fields = reply.answer.confidence or 0.0, reply.answer.fields or {}
-    said = f"its confidence, {sure:.2f}, "
-    if fields:
-        path = min(fields, key=lambda path: fields[path])
-        said += f"or that of {path}, {fields[path]:.2f}, "
-    return f"The answer is withheld: {said}is below the threshold."
+    return f"The answer is withheld: {reply.answer.doubt()}."
 
 
 def answer_document(model: Model, reply: Replied, seconds: float) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def test_the_page_shows_texts_and_runs_none_of_them(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script> \x1b[31m \u202e & <img src=x onerror=alert(2)> " + "long " * 3000 + "The answer is 4."
     recipe, task, store = _store(tmp_path, [[(evil, ["<b>bold</b>\nVerdict: wrong"])]])
     refresh(recipe, task, store, Progress(quiet=True))
-    text = page(report(recipe, store), examples_to_show(recipe, store, task, 12)).text()
+    text = page(report(recipe, store), examples_to_show(recipe, store, task, 12), task.form).text()
     assert "<script" not in text and "<img" not in text and "<b>" not in text
     assert "&lt;script&gt;alert(1)" in text and "evaluation of 0: wrong" in text
     assert "\x1b" not in text and "\u202e" not in text and "more characters)" in text

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mmedge import AnswerOptions, Student
+from mmedge.cli.asking import Abstention
 from mmedge.engines.speaker import Evidence
 from mmedge.errors import MmedgeError
 from mmedge.export.confidence import fitted, fitted_fields
@@ -130,12 +131,19 @@ def test_every_field_of_an_answer_has_a_confidence_and_one_in_doubt_withholds_it
     threshold = sorted(least)[len(least) // 2]
     given = student.answer_all(questions, constrained=True, abstain_field_below=threshold)
     assert [answer.withheld for answer in given] == [value < threshold for value in least]
-    assert all(answer.guess == before.text for answer, before in zip(given, answers, strict=True) if answer.withheld)
+    assert all(answer.guess == before.value for answer, before in zip(given, answers, strict=True) if answer.withheld)
     names = sorted((answer.fields or {})["name"] for answer in answers)
     by_name = student.answer_all(questions, constrained=True, abstain_field_below={"name": names[3]})
     assert [answer.withheld for answer in by_name] == [(answer.fields or {})["name"] < names[3] for answer in answers]
     everything = student.answer_all(questions, constrained=True, abstain_field_below={"count": 0.0, "name": 0.0, "*": 1.0})
     assert [answer.withheld for answer in everything] == ["BuyThings.thing" in (answer.fields or {}) for answer in answers]
+    inside = student.answer_all(questions, constrained=True, abstain_field_below={"BuyThings": 1.0})
+    assert [answer.withheld for answer in inside] == ["BuyThings.thing" in (answer.fields or {}) for answer in answers]
+    invalid = student.answer("What is the capital of France?", constrained=False, abstain_field_below={"name": 1e-9})
+    assert invalid.withheld is (student.answer("What is the capital of France?", constrained=False).value is None)
+    assert hash(AnswerOptions(abstain_field_below={"name": 0.5})) == hash(
+        AnswerOptions(**Abstention(abstain_field_below=["0.5"]).changes())
+    )
     with pytest.raises(MmedgeError, match="answers have no field 'colour'"):
         student.answer("Buy 2 pears.", abstain_field_below={"colour": 0.5})
 
@@ -196,7 +204,7 @@ def test_the_function_that_is_meant_tells_what_is_out_of_scope(run: Path, tmp_pa
     assert (found["questions"], found["in_scope"]) == (4, known) and "name" in found["auroc"]
     shares = [level["withheld_out_of_scope"]["value"] for level in found["by_name"]]
     assert shares == sorted(shares) and [level["threshold"] for level in found["by_name"]] == [0.5, 0.8, 0.9, 0.95, 0.99]
-    assert "4 questions out of scope are told apart best by" in (tmp_path / "found" / "evaluate-int8.md").read_text()
+    assert "4 questions out of scope are" in (tmp_path / "found" / "evaluate-int8.md").read_text()
 
 
 def test_the_command_line_answers_in_calls(run: Path) -> None:

@@ -139,6 +139,9 @@ def test_each_field_has_a_confidence_and_may_be_why_an_answer_is_withheld(struct
     assert found["fields"].keys() == {"title", "year"} and all(0 <= value <= 1 for value in found["fields"].values())
     withheld = structured.post("/v1/answer", asked | {"abstain_field_below": 1.0}).json
     assert withheld["withheld"] and withheld["answer"] is None and withheld["fields"] == found["fields"]
+    by_name = [structured.post("/v1/answer", asked | {"abstain_field_below": {"year": level}}).json for level in (0.0, 1.0)]
+    assert [one["withheld"] for one in by_name] == [False, found["fields"]["year"] < 1.0]
+    assert json.loads(by_name[1]["guess"]).keys() == {"title", "year"}
     own = {"constrained": True, "abstain_field_below": 1.0}
     reply = structured.post("/v1/chat/completions", {"model": BOOKS, "messages": ASKED, "mmedge": own})
     assert "or that of" in reply.json["choices"][0]["message"]["refusal"]

@@ -71,6 +71,9 @@ def test_labels_in_two_letters_mean_the_labels() -> None:
     assert short.read("Perhaps SC. I do not know.", question) == LabelForm(labels).read("Perhaps SC. I do not know.", question)
     again = open_form(short.to_json(), Path())
     assert again == short and "spelling" not in LabelForm(labels).settings()
+    letters = LabelForm(("A", "B", *(f"intent {number}" for number in range(300))), "short")
+    assert letters.read("Because. The answer is: A", question) == ChainOfThought("Because.", letters.canonical("A") or "")
+    assert letters.canonical("AS") is not None and letters.canonical("as") is None and letters.canonical("As.") is None
     with pytest.raises(MmedgeError, match="spelling must be one of whole, short"):
         open_form({"form": "label", "settings": {"labels": ["a"], "spelling": "tiny"}}, Path())
 

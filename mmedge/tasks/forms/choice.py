@@ -177,7 +177,7 @@ class LabelForm(_OneOfSeveral):
 
     Attributes:
         labels: The labels.
-        spelling: How the student writes them: `whole`, or `short`: two letters each, whose value is the label.
+        spelling: How the student writes them: `whole`, or `short`: two or three letters each, whose value is the label.
     """
 
     labels: tuple[str, ...] = field()
@@ -207,7 +207,7 @@ class LabelForm(_OneOfSeveral):
         return self.spelling == "short"
 
     def canonical(self, answer: str, choices: Sequence[str] = ()) -> str | None:
-        return self._by_text.get(plain(answer))
+        return self._by_text.get(plain(answer)) or (answer.strip() if answer.strip() in self._by_code else None)
 
     @cached_property
     def written(self) -> dict[str, str]:
@@ -221,12 +221,11 @@ class LabelForm(_OneOfSeveral):
 
     @cached_property
     def _by_text(self) -> dict[str, str]:
-        short = {plain(code): code for code in self.written.values()} if self.respells else {}
-        return short | {plain(label): text for label, text in reversed(self.written.items())}
+        return {plain(label): text for label, text in reversed(self.written.items())}
 
     @cached_property
     def _by_code(self) -> dict[str, str]:
-        return {code: label for label, code in reversed(self.written.items())}
+        return {code: label for label, code in reversed(self.written.items())} if self.respells else {}
 
     def value_of(self, answer: str) -> str | None:
         code = self.canonical(answer) if self.respells else None
@@ -239,7 +238,7 @@ class LabelForm(_OneOfSeveral):
         found = super().read(text, example)
         if isinstance(found, Unparsed) or not self.respells:
             return found
-        return replace(found, pseudo_label=self.written[found.pseudo_label])
+        return replace(found, pseudo_label=self.canonical(found.pseudo_label) or found.pseudo_label)
 
     def agrees(self, answer: str, reference: str, choices: Sequence[str] = ()) -> bool:
         left = self.canonical(answer)

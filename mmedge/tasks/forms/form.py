@@ -110,7 +110,7 @@ class AnswerForm(ABC):
         return None
 
     def field_names(self) -> tuple[str, ...]:
-        """Return the dotted paths of the fields that answers may have; empty for forms without fields."""
+        """Return the dotted paths of the fields that answers may have, and of what they lie within; empty where none is named."""
         return ()
 
     def field_spans(self, answer: str) -> Mapping[str, tuple[int, int]]:

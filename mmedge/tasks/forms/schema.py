@@ -62,7 +62,7 @@ class SchemaForm(StructuredForm):
             _ = form.node
         except ValueError as error:
             raise MmedgeError(f"{path}: {error}", "docs/structured-answers.md lists what is supported") from None
-        unknown = form.rules.unknown(form.field_names())
+        unknown = form.rules.unknown(Place((form.node,)).paths())
         if unknown is not None:
             raise MmedgeError(f"compare.{unknown}: there is no such field in {path}")
         return form
@@ -77,7 +77,8 @@ class SchemaForm(StructuredForm):
         return Place((self.node,))
 
     def field_names(self) -> tuple[str, ...]:
-        return tuple(self._place.paths())
+        found = tuple(self._place.paths(elements=False))
+        return found if not found or self._place.only_objects else ("value", *found)
 
     def canonical_document(self, document: Value, most: int) -> Value:
         return schemas.canonical(schemas.read(document, most))

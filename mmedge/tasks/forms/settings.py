@@ -44,7 +44,7 @@ class LabelSettings(FormSettings):
     )
     spelling: Literal["whole", "short"] = Field(
         "whole",
-        description="How the student writes them: `whole`, or `short`: two letters each, about one token however many there are.",
+        description="How the student writes them: `whole`, or `short`: two or three letters each, about one token.",
     )
 
 

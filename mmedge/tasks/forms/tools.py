@@ -95,7 +95,8 @@ class ToolsForm(StructuredForm):
             _ = form.functions
         except ValueError as error:
             raise MmedgeError(f"{path}: {error}", "docs/structured-answers.md lists what is supported") from None
-        unknown = form.rules.unknown(form.field_names())
+        paths = [f"{name}.{path}" for name, place in form._places.items() for path in place.paths()]
+        unknown = form.rules.unknown(["name", *paths])
         if unknown is not None:
             raise MmedgeError(f"compare.{unknown}: there is no such argument in {path}")
         return form
@@ -118,7 +119,8 @@ class ToolsForm(StructuredForm):
         return {short: (name, self._places[name]) for name, short in self._short.items()}
 
     def field_names(self) -> tuple[str, ...]:
-        return ("name", *(f"{name}.{path}" for name, place in self._places.items() for path in place.paths()))
+        inside = (f"{name}.{path}" for name, place in self._places.items() for path in place.paths(elements=False))
+        return ("name", *self._places, *inside)
 
     def canonical_document(self, document: Value, most: int) -> Value:
         return {name: schemas.canonical(node) for name, node in sorted(read_functions(document, most).items())}

@@ -105,14 +105,15 @@ class Place:
         """Return the place of an element."""
         return self.elements[min(number, len(self.elements) - 1)]
 
-    def paths(self, path: str = "", depth: int = 0) -> Iterator[str]:
-        """Yield the dotted paths of all fields that are known."""
+    def paths(self, path: str = "", depth: int = 0, *, elements: bool = True) -> Iterator[str]:
+        """Yield the dotted paths of all fields that are known; those within arrays too, unless `elements` is false."""
         for key, place in self.members.items():
             own = f"{path}.{key}" if path else key
             yield own
             if depth < DEEPEST:
-                yield from place.paths(own, depth + 1)
-        for place in self.elements if any(node.prefix or node.items is not ANYTHING for node in self.parts) else ():
+                yield from place.paths(own, depth + 1, elements=elements)
+        known = elements and any(node.prefix or node.items is not ANYTHING for node in self.parts)
+        for place in self.elements if known else ():
             yield from place.paths(path, depth + 1)
 
     @cached_property

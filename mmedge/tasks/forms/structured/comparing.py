@@ -75,8 +75,8 @@ class Rules:
 
     def of(self, path: str, inherited: str = "exact") -> str:
         """Return how the field at a dotted path is compared; `inherited` where no rule names it."""
-        name = fitting(path, self.by_name)
-        return inherited if name is None else self.by_name[name]
+        fitting = [name for name in self.by_name if path == name or path.endswith(f".{name}")]
+        return self.by_name[max(fitting, key=len)] if fitting else inherited
 
     def agree(self, left: Value, right: Value, path: str = "", inherited: str | None = None) -> bool:
         """Return whether two values are the same as far as the rules compare them."""
@@ -104,11 +104,6 @@ class Rules:
     def unknown(self, fields: Iterable[str]) -> str | None:
         """Return a name that is for none of a schema's fields."""
         return unknown_name(self.by_name, fields)
-
-
-def fitting(path: str, names: Iterable[str]) -> str | None:
-    """Return the longest of some names that is a field's dotted path or the end of it."""
-    return max((name for name in names if path == name or path.endswith(f".{name}")), key=len, default=None)
 
 
 def unknown_name(names: Iterable[str], fields: Iterable[str]) -> str | None:
