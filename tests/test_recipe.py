@@ -187,7 +187,7 @@ def test_older_names_are_read_with_a_notice() -> None:
     task = {"kind": "jsonl", "train_file": "q.jsonl", "judge": "label", "labels": ["yes", "no"]}
     with pytest.warns(Notice, match=r"task\.judge is now called task\.form"):
         recipe = validate(tiny_recipe(task=task, teacher=None, method={}), "r.yaml")
-    assert recipe_values(recipe)["task"]["form"] == {"kind": "label", "labels": ["yes", "no"]}
+    assert recipe_values(recipe)["task"]["form"] == {"kind": "label", "labels": ["yes", "no"], "spelling": "whole"}
     with pytest.warns(Notice, match="max_withheld"):
         recipe = validate(tiny_recipe(answering={"max_handed_on": 0.3}), "r.yaml")
     assert recipe.answering.max_withheld == 0.3
