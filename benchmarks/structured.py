@@ -20,7 +20,8 @@ Needs MMEDGE_DATA and `make weights`. Every row is recipes/snips.yaml with other
     five_functions    human labels of 500 requests; what calls the two other functions is out of scope, and never seen in training
 
 `labels` compares the time of an answer of `frames` and `frames_short` among their 164 labels and among the ten most frequent
-ones, and both with each other.
+ones, and both with each other. `labels --weights ROW` does so with the weights of another row, which has learned no labels: what is
+written is as good as random, but as long as a label.
 `measure` writes structured.json and structured.md. `peer` asks test requests in turn: the bundle of labels_4200 (int8), and the
 student of json_4200 as GGUF (Q8_0) behind llama-server, with the schema as its grammar and not in the prompt (`--few`: labels_700
 and json_700).
@@ -268,6 +269,7 @@ def tables(found: Sequence[dict[str, Any]]) -> list[Table]:
     pairs = [
         ("cots_700", "labels_700"),
         ("evaluations_700", "cots_700"),
+        ("evaluations_700", "labels_700"),
         ("cots_4200", "labels_4200"),
         ("labels_4200", "labels_700"),
         ("json_700", "labels_700"),
@@ -458,16 +460,37 @@ def many_labels(place: Path, few: int = 10) -> dict[str, Any]:
         student, examples = labelled(folder, names[:few])
         form = student.bundle.form
         assert isinstance(form, LabelForm)
-        forms = {count: replace(form, labels=tuple(names[:count])) for count in (len(names), few)}
-        asked = {
-            f"{count} labels": Student(replace(student.bundle, form=form), replace(student.speaker, form=form))
-            for count, form in forms.items()
-        }
-        found[row] = in_turn(asked, examples)
+        found[row] = in_turn(
+            {f"{count} labels": choosing(student, names[:count], form.spelling) for count in (len(names), few)}, examples
+        )
     if len(folders) == 2:
         whole, examples = labelled(folders["frames"], names)
         found["short against whole"] = in_turn({"short": Student.load(folders["frames_short"]), "whole": whole}, examples)
     return found
+
+
+def choosing(student: Student, labels: Sequence[str], spelling: str) -> Student:
+    """Return a student of the same weights whose answers are labels."""
+    form = LabelForm(tuple(labels), spelling)
+    return Student(replace(student.bundle, form=form), replace(student.speaker, form=form))
+
+
+def untrained_labels(folder: Path, few: int = 10, most: int = 200) -> dict[str, Any]:
+    """Compare the same times with weights that have learned no labels."""
+    names = list(frames(LEAST_OF_A_FRAME))
+    student = Student.load(folder)
+    examples = [replace(one, label=names[0]) for one in read_evaluation_set(folder.parent / EVALUATION).questions["test"][:most]]
+    asked = {
+        f"{count} labels, {spelling}": choosing(student, names[:count], spelling)
+        for count in (len(names), few)
+        for spelling in ("short", "whole")
+    }
+    many, ten = (f"{count} labels, " for count in (len(names), few))
+    pairs = ((many + "short", ten + "short"), (many + "whole", ten + "whole"), (many + "short", many + "whole"))
+    found = {f"{one} against {base}": in_turn({one: asked[one], base: asked[base]}, examples) for one, base in pairs}
+    for one in found.values():
+        del one["right"]  # by chance alone
+    return {"machine": machine(), **found}
 
 
 def main() -> None:
@@ -482,6 +505,7 @@ def main() -> None:
     )
     parser.add_argument("--llama", help="path of llama-server")
     parser.add_argument("--engine", choices=("native", "onnx"), default="native", help="engine of the bundle that the peer meets")
+    parser.add_argument("--weights", choices=ROWS, metavar="ROW", help="labels is measured with the weights of this row")
     parser.add_argument("--few", action="store_true", help="the peer meets the students of 700 labels")
     given = parser.parse_args()
     if given.verb == "train":
@@ -492,7 +516,8 @@ def main() -> None:
             train(row, given.place, given.set)
         return
     if given.verb == "labels":
-        compared = many_labels(given.place)
+        untrained = given.weights and given.place / given.weights / "bundle-int8"
+        compared = untrained_labels(untrained) if untrained else many_labels(given.place)
         write_json(given.place / "labels.json", compared)
         print(json.dumps(compared, indent=1))
         return

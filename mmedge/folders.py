@@ -282,7 +282,7 @@ def load_run_recipe(run: Run) -> Recipe:
     """Return the resolved recipe of a run; keys that were renamed since it was written are read.
 
     Raises:
-        MmedgeError: The folder is not a run, or the version of mmedge that wrote its recipe is no longer supported.
+        MmedgeError: The folder is not a run, or its recipe was written by a version of mmedge that this one does not support.
     """
     from mmedge import __version__
     from mmedge.recipe import load_recipe

@@ -208,7 +208,7 @@ def require_file(path: Path, field: str) -> Path:
         field: What the recipe calls it, such as `task.train_file`.
 
     Raises:
-        MmedgeError: There is no such file; the message names the field.
+        MmedgeError: The file does not exist; the message names the field.
     """
     if not path.is_file():
         what = "this is a folder, not a file" if path.is_dir() else "no such file"

@@ -132,14 +132,18 @@ def _questions(source: Path, specs: Sequence[VariantSpec]) -> EvaluationSet:
     """Read an evaluation set, or plain JSON lines of questions with labels, judged by the answer form of the first bundle.
 
     Raises:
-        MmedgeError: It is neither, or no bundle names the form of answers.
+        MmedgeError: It is neither, a bundle's answers are of another form, or no bundle names the form of answers.
     """
     if not source.is_file():
         return read_evaluation_set(source)
     _, first = next(iterate_jsonl(source), (0, {"kind": "empty"}))
+    forms = [form for spec in specs if (form := form_of(spec)) is not None]
     if "kind" in first:
-        return read_evaluation_set(source)
-    found = next((form for spec in specs if (form := form_of(spec)) is not None), None)
+        questions = read_evaluation_set(source)
+        for form in forms:
+            questions.check(form, source)
+        return questions
+    found = next(iter(forms), None)
     if found is None:
         raise MmedgeError(f"{source} does not name a form of answers", "name a bundle as the first variant, whose form is used")
     examples = tuple(read_example(record, source, number) for number, record in iterate_jsonl(source))

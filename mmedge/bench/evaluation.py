@@ -24,7 +24,6 @@ from mmedge.statistics import percentile
 from mmedge.storage import Journal, sha256_file, sha256_json
 from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import FILE_NAME, EvaluationSet, read_evaluation_set
-from mmedge.tasks.forms.choice import LabelForm
 
 ALL = "all"
 
@@ -127,17 +126,7 @@ def _questions(source: Path, student: Student) -> EvaluationSet:
         MmedgeError: It cannot be read, or has other answers than the bundle's task.
     """
     questions = read_evaluation_set(source)
-    if questions.form.name != student.bundle.form.name:
-        raise MmedgeError(
-            f"{source} is for another task: its answers are of the form {questions.form.name}, the bundle's of "
-            f"{student.bundle.form.name}",
-            "name the evaluation set that was written beside the student: --evaluation FILE",
-        )
-    if isinstance(questions.form, LabelForm) and questions.form != student.bundle.form:
-        raise MmedgeError(
-            f"{source} has other labels than the bundle, or spells them otherwise",
-            "name the evaluation set that was written beside the student: --evaluation FILE",
-        )
+    questions.check(student.bundle.form, source)
     return questions
 
 

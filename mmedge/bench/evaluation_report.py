@@ -139,7 +139,7 @@ def _of_outside(found: OutOfScope, chosen: str | None) -> list[Table]:
         tables.append(Table("abstaining out of scope", heads, rows))
     if found.by_name:
         rows = [_of_both(aim) for aim in found.by_name]
-        tables.append(Table("abstaining by the confidence of the function's name: --abstain-field-below name=…", heads[1:], rows))
+        tables.append(Table("abstaining by the confidence of the function's name: --abstain-field-below name=P", heads[1:], rows))
     return tables
 
 
@@ -188,21 +188,21 @@ def conditions(report: EvaluationReport) -> str:
 
 
 def decision(report: EvaluationReport) -> str:
-    """Return in a few sentences whether confidence is worth using, with what threshold, and what tells questions out of scope."""
+    """Return in a few sentences whether confidence is worth using, with what threshold, and what detects questions out of scope."""
     return " ".join(filter(None, [_of_answers(report), _of_strangers(report.out_of_scope)]))
 
 
 def _of_strangers(found: OutOfScope | None) -> str:
-    """Return by which signal questions out of scope are told apart best; empty where that is not known."""
+    """Return which signal detects questions out of scope best; empty where that is not known."""
     areas = {name: area for name, area in (found.auroc if found is not None else {}).items() if area is not None}
     if found is None or not areas:
         return ""
     best = max(areas, key=lambda name: areas[name].value)
     interval = areas[best].interval_95
     if interval is None or interval[0] <= 0.5:
-        return f"{found.questions} questions out of scope are not told apart with certainty (AUROC {_auroc(areas[best])})."
-    said = f"{found.questions} questions out of scope are told apart best by {SIGNAL_NAMES[best]} (AUROC {_auroc(areas[best])})"
-    return f"{said}: withhold by --abstain-field-below {best}=…." if best == NAME else f"{said}."
+        return f"No signal detects the {found.questions} questions out of scope with certainty (AUROC {_auroc(areas[best])})."
+    said = f"The {found.questions} questions out of scope are detected best by {SIGNAL_NAMES[best]} (AUROC {_auroc(areas[best])})"
+    return f"{said}: withhold them with --abstain-field-below {best}=P." if best == NAME else f"{said}."
 
 
 def _of_answers(report: EvaluationReport) -> str:

@@ -153,7 +153,7 @@ class Desk:
             at: When, in seconds since 1970.
 
         Raises:
-            MmedgeError: There is no such item, or what is given does not fit it.
+            MmedgeError: The item does not exist, or what is given does not fit it.
         """
         item, what = self.item(asked), asked.get("what")
         if what not in ACTIONS:
@@ -196,7 +196,7 @@ class Desk:
         id_, kind = asked.get("id"), asked.get("kind", "question")
         numbers = [asked.get(name) or 0 for name in ("sample", "evaluation")]
         if not isinstance(id_, str) or id_ not in self.examples:
-            raise MmedgeError("there is no such question")
+            raise MmedgeError(f"unknown question {id_!r:.60}", "load the page again")
         if kind not in KINDS or not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
             raise MmedgeError(f"kind must be one of {', '.join(KINDS)}, sample and evaluation numbers")
         item = Item(id_, kind, *numbers)
@@ -204,7 +204,7 @@ class Desk:
             return Item(id_, "question")
         found = ((a.sample, a.evaluation) for a in self._store.annotations(kind, [id_]))
         if (item.sample, item.evaluation) not in found:
-            raise MmedgeError("there is no such text")
+            raise MmedgeError(f"question {id_!r:.60} has no {kind} with these numbers", "load the page again")
         return item
 
 

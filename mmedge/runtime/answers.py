@@ -60,11 +60,11 @@ class Answer:
 
     def doubt(self) -> str:
         """Return why it is withheld, in words."""
-        said = f"its confidence, {self.confidence or 0:.2f}, "
+        said = f"confidence {self.confidence or 0:.2f}"
         if self.fields:
             doubtful = sorted(self.fields.items(), key=lambda one: one[1])[:3]
-            said += f"or that of a field ({', '.join(f'{path} {value:.2f}' for path, value in doubtful)}), "
-        return f"{said}is below the threshold"
+            said += f" or that of a field ({', '.join(f'{path} {value:.2f}' for path, value in doubtful)})"
+        return f"{said} is below the threshold"
 
     def to_json(self) -> dict[str, object]:
         """Return it for a JSON-lines file; what was not asked for is left out."""

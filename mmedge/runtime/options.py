@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, TypedDict
 
 from mmedge.errors import MmedgeError, WrongOption
 from mmedge.runtime.strategies import Strategy
-from mmedge.tasks.forms.structured.comparing import unknown_name
 
 if TYPE_CHECKING:
     from mmedge.bundle import Bundle
@@ -78,7 +77,7 @@ class AnswerOptions:
         """Return the same with some fields changed.
 
         Raises:
-            MmedgeError: There is no such option.
+            MmedgeError: An option is unknown.
         """
         known = [field.name for field in fields(self)]
         if unknown := sorted(changes.keys() - set(known)):
@@ -133,10 +132,13 @@ class AnswerOptions:
         if not form.takes_json:
             raise WrongOption(option, f"{option}: this task's answers have no fields", "give abstain_below")
         names = form.field_names()
-        unknown = unknown_name(stated, names) if names else None  # a schema that names none leaves them open
-        if unknown is not None:
-            raise WrongOption(option, f"{option}: answers have no field {unknown!r:.60}", f"fields are {', '.join(names)}"[:300])
-        return {name if name == "*" or name in names else f".{name}": value for name, value in stated.items()}
+        found = {name if name == "*" or name in names else f".{name}": value for name, value in stated.items()}
+        for name in found if names else ():  # a schema that names no field leaves them open
+            if name != "*" and not any(_covers(name, path) for path in names):
+                raise WrongOption(
+                    option, f"{option}: answers have no field {name[1:]!r:.60}", f"fields are {', '.join(names)}"[:300]
+                )
+        return found
 
     def _check_learned(self, learned: Sequence[str] | None) -> None:
         """Refuse what a student would only pretend to write; `learned` is None where that is not known."""
@@ -252,9 +254,13 @@ class SettledOptions:
 
 def _covering(path: str, names: Iterable[str]) -> str:
     """Return which of some names a field's threshold is stated by: its path, the longest that covers it, or `*`."""
-    place = f".{path}."
-    found = [name for name in names if path == name or path.startswith(f"{name}.") or (name[0] == "." and f"{name}." in place)]
+    found = [name for name in names if _covers(name, path)]
     return path if path in found else max(found, key=len, default="*")
+
+
+def _covers(name: str, path: str) -> bool:
+    """Whether a field is the one of this name or lies within it: a path from its beginning or, behind a dot, from anywhere."""
+    return f"{name}." in f".{path}." if name.startswith(".") else f"{path}.".startswith(f"{name}.")
 
 
 def strategy_of(bundle: Bundle) -> Strategy:

@@ -217,7 +217,7 @@ def _rest(
     if isinstance(form, StructuredForm) and stop:
         raise unsupported("stop", "answers are whole JSON")
     if form.respells and logprobs and not (isinstance(form, StructuredForm) and form.spelling == "json"):
-        raise unsupported("logprobs", "this student spells answers in its own way, in other tokens than those of the reply")
+        raise unsupported("logprobs", "this student writes a compact spelling, whose tokens are not those of the reply")
     if not all(stop):
         raise fields.wrong("stop", "texts of at least one character")
     sampling = _sampling(fields)

@@ -56,7 +56,7 @@ def read_keys(path: Path) -> tuple[str, ...]:
     """Read a file of keys, one a line; empty lines and those that begin with # are left out.
 
     Raises:
-        MmedgeError: There is no such file, or no key in it, or a key could not be sent.
+        MmedgeError: The file does not exist or holds no key, or a key could not be sent.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]

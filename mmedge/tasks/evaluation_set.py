@@ -21,6 +21,7 @@ from mmedge.storage import Json, iterate_jsonl, text_field, write_bytes, write_t
 from mmedge.tasks.base import ChainOfThought, Example, Turn
 from mmedge.tasks.dialogue import WrongMessage, messages_of, read_messages
 from mmedge.tasks.forms import AnswerForm, open_form
+from mmedge.tasks.forms.choice import LabelForm
 
 FILE_NAME = "evaluation.jsonl"
 VALIDATION = "validation"
@@ -51,6 +52,25 @@ class EvaluationSet:
     def tests(self) -> dict[str, tuple[Example, ...]]:
         """Return the test splits: all but those of validation, calibration and recovery."""
         return {split: examples for split, examples in self.questions.items() if split not in (VALIDATION, CALIBRATION, RECOVERY)}
+
+    def check(self, form: AnswerForm, source: Path) -> None:
+        """Refuse to judge answers of another form, or other labels.
+
+        Args:
+            form: That of a bundle.
+            source: Where the set was read, for the message.
+
+        Raises:
+            MmedgeError: The bundle's answers cannot be judged by this set's labels.
+        """
+        said = ""
+        if self.form.name != form.name:
+            said = f"its answers are of the form {self.form.name}, the bundle's of {form.name}"
+        elif isinstance(self.form, LabelForm) and isinstance(form, LabelForm) and self.form.written != form.written:
+            said = "its labels are not the bundle's, or are spelled otherwise"
+        if said:
+            hint = "name the evaluation set that was written beside the student: --evaluation FILE"
+            raise MmedgeError(f"{source} is for another task: {said}", hint)
 
 
 def example_record(example: Example) -> Json:

@@ -125,7 +125,7 @@ def test_questions_out_of_scope_are_told_apart_by_confidence(knowing: Student) -
     assert all(aim.withheld_out_of_scope is None for aim in report.splits["all"].abstaining)
     assert strict.accuracy_of_given is not None
     text = markdown(report)
-    assert "19 questions out of scope" in text and "withheld out of scope" in text
+    assert "The 19 questions out of scope are detected best by self-evaluation (AUROC" in text and "withheld out of scope" in text
     assert EvaluationReport.model_validate(report.to_json()) == report
 
 

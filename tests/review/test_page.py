@@ -155,8 +155,8 @@ def test_questions_are_accepted_mended_dropped_and_undone(shown: Shown) -> None:
 @pytest.mark.parametrize(
     ("asked", "complaint"),
     [
-        ({"id": "q99", "kind": "question", "what": "accept"}, "there is no such question"),
-        ({"id": "q1", "kind": "cot", "sample": 7, "what": "drop"}, "there is no such text"),
+        ({"id": "q99", "kind": "question", "what": "accept"}, "unknown question 'q99'"),
+        ({"id": "q1", "kind": "cot", "sample": 7, "what": "drop"}, "question 'q1' has no cot with these numbers"),
         ({"id": "q1", "kind": "poem", "what": "drop"}, "kind must be one of"),
         ({"id": "q1", "kind": "question", "what": "burn"}, "what must be one of"),
         ({"id": "q1", "kind": "question", "what": "mend"}, "nothing is mended"),

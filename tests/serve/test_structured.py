@@ -161,7 +161,7 @@ def test_labels_that_are_written_in_two_letters_are_read_whole(structured: Runni
     said = "".join(part["choices"][0]["delta"].get("content") or "" for part in parts if part["choices"])
     assert said == found["value"]
     refused = structured.post("/v1/chat/completions", chat | {"logprobs": True})
-    assert refused.status == 400 and "spells answers in its own way" in refused.error["message"]
+    assert refused.status == 400 and "writes a compact spelling" in refused.error["message"]
 
 
 def test_a_rationale_that_was_never_learned_is_refused(structured: Running) -> None:

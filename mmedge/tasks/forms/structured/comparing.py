@@ -103,13 +103,8 @@ class Rules:
 
     def unknown(self, fields: Iterable[str]) -> str | None:
         """Return a name that is for none of a schema's fields."""
-        return unknown_name(self.by_name, fields)
-
-
-def unknown_name(names: Iterable[str], fields: Iterable[str]) -> str | None:
-    """Return a name that is for none of some fields; `*` is for all."""
-    known = list(fields)
-    return next((name for name in names if name != "*" and not any(_ends(path, name) for path in known)), None)
+        known = list(fields)
+        return next((name for name in self.by_name if name != "*" and not any(_ends(path, name) for path in known)), None)
 
 
 def _ends(path: str, name: str) -> bool:
