@@ -214,7 +214,7 @@ def _test(form: Any) -> list[Any]:
 def _of_variant(found: MeasuredVariant, form: Any, labels: dict[str, str]) -> dict[str, Any]:
     """Return what a variant's answers and times come to."""
     answers = dict(zip(found.samples.ids["test"], found.samples.answers["test"], strict=True))
-    pairs = [(answer, labels[name]) for name, answer in answers.items() if name in labels]
+    pairs = [(form.canonical(answer) or answer, labels[name]) for name, answer in answers.items() if name in labels]
     functions = [form.kind_of(answer) == form.kind_of(label) for answer, label in pairs]
     assert found.latency_ms is not None
     return {

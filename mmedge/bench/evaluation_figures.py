@@ -131,10 +131,10 @@ def split_of(student: Student, answered: Sequence[AnsweredQuestion]) -> SplitRes
         answers=[
             AnsweredRecord(
                 id=one.example.id,
-                answer=one.text,
+                answer=student.bundle.form.readable(one.text),
                 right=one.right,
                 confidence={signal: round(confidences[place], 5) for signal, confidences in values.items()},
-                samples=[sample.text for sample in one.samples],
+                samples=[student.bundle.form.readable(sample.text) for sample in one.samples],
             )
             for place, one in enumerate(answered)
         ],

@@ -32,6 +32,7 @@ from mmedge.reports.formats import size
 from mmedge.statistics import auroc, balanced_accuracy, calibration_error, percentile
 from mmedge.storage import Json
 from mmedge.tasks.evaluation_set import EvaluationSet, HeldOutCot
+from mmedge.tasks.forms import AnswerForm
 
 
 def processors_of(row: Row, settings: BenchSettings) -> int:
@@ -103,7 +104,7 @@ def measured(
         peak_memory_bytes=max(look["peak_memory_bytes"] for look in row.memory),
         steady_memory_bytes=int(percentile(resident, 50)),
         bytes_on_disk=row.opened["bytes_on_disk"],
-        samples=_samples(row, right, resident),
+        samples=_samples(row, questions.form, right, resident),
     )
 
 
@@ -193,7 +194,7 @@ def _served(row: Row, settings: BenchSettings) -> ServerResult:
     return ServerResult(latency_bound_ms=1000 * settings.latency_bound, answers_per_second=held, probes=probes)
 
 
-def _samples(row: Row, right: dict[str, list[bool | None]], resident: list[int]) -> VariantSamples:
+def _samples(row: Row, form: AnswerForm, right: dict[str, list[bool | None]], resident: list[int]) -> VariantSamples:
     places = [(number, place) for number, one in enumerate(row.single) for place in range(len(one))]
     measured = ("seconds", "time_to_first_token", "decode_seconds", "decode_steps", "tokens")
     columns: dict[str, Any] = {name: [round(reply[name], 6) for reply in _single(row)] for name in measured}
@@ -206,7 +207,7 @@ def _samples(row: Row, right: dict[str, list[bool | None]], resident: list[int])
         load_seconds=row.load_seconds,
         resident_memory_bytes=resident,
         ids={split: [one.example.id for one in said] for split, said in row.said.items()},
-        answers={split: [one.text for one in said] for split, said in row.said.items()},
+        answers={split: [form.readable(one.text) for one in said] for split, said in row.said.items()},
         confidences={split: [one.confidence for one in said] for split, said in row.said.items()},
         correct=right,
     )

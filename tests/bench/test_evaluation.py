@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mmedge.bench.evaluation import EvaluationSettings, evaluate
-from mmedge.bench.evaluation_figures import signal_quality
+from mmedge.bench.evaluation_figures import AnsweredQuestion, signal_quality, split_of
 from mmedge.bench.evaluation_report import decision, markdown, page
 from mmedge.bench.evaluation_results import EvaluationReport
 from mmedge.bench.results import Interval
@@ -21,10 +21,12 @@ from mmedge.engines.bundles import open_speaker
 from mmedge.engines.speaker import Evidence
 from mmedge.export.confidence import calibrated, fitted
 from mmedge.progress import Progress
+from mmedge.runtime.strategies import Sample
 from mmedge.runtime.student import Student
 from mmedge.statistics import auroc, proportion
 from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import read_evaluation_set, write_evaluation_set
+from mmedge.tasks.forms.choice import LabelForm
 from tests.conftest import is_one_line_error, killed_when_lines_are_there, mmedge
 
 QUIET = Progress(quiet=True)
@@ -183,3 +185,16 @@ def test_what_cannot_be_evaluated_is_one_line(tiny_run: Path, tmp_path: Path) ->
     other.write_text('{"kind": "task", "name": "x", "judge": "expression", "labels": []}\n')
     found = mmedge("evaluate", tiny_run / "bundle-int8", "--evaluation", other)
     assert is_one_line_error(found) and "no labelled test questions" in found.err
+
+
+def test_answers_are_stated_as_people_read_them(knowing: Student) -> None:
+    form = LabelForm(("turn the light off", "play music"), "short")
+    manifest = replace(knowing.bundle.manifest, confidence={})
+    student = Student(replace(knowing.bundle, form=form, manifest=manifest), knowing.speaker)
+    codes = [form.canonical(label) or "" for label in form.labels]
+    asked = [
+        AnsweredQuestion(Example(f"q{place}", "Now?"), code, place == 0, Evidence(-0.1), [Sample(code, "", 0.5)])
+        for place, code in enumerate(codes)
+    ]
+    found = split_of(student, asked).answers
+    assert [(one.answer, one.samples) for one in found] == [(label, [label]) for label in form.labels]

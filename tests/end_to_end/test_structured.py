@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mmedge import AnswerOptions, Student
+from mmedge.bundle import read_manifest, seal
 from mmedge.cli.asking import Abstention
 from mmedge.engines.speaker import Evidence
 from mmedge.errors import MmedgeError
@@ -215,10 +217,17 @@ def test_the_command_line_answers_in_calls(run: Path) -> None:
 
 
 def test_bench_judges_calls(run: Path, tmp_path: Path) -> None:
-    done = mmedge("bench", run / "bundle-int8", "--questions", 4, "--verdicts", 2, "--out", tmp_path, "-q", "--json")
+    bundle = shutil.copytree(run / "bundle-int8", tmp_path / "bundle-int8")
+    manifest = read_manifest(bundle)
+    seal(bundle, replace(manifest, answering=replace(manifest.answering, constrained=True)))
+    for name in ("evaluation.jsonl", "tools.json"):
+        shutil.copy(run / name, tmp_path)
+    done = mmedge("bench", bundle, "--questions", 4, "--verdicts", 2, "--out", tmp_path, "-q", "--json")
     assert done.code == 0, done.err
     row = json.loads(done.out)["variants"][0]
     assert row["answer_accuracy"]["test"]["total"] == 4
     scores = row["answer_scores"]["test"]
-    assert scores["answers"] == 4 and 0 <= scores["valid"] <= 1
+    assert scores["answers"] == 4 and scores["valid"] == 1
+    calls = [json.loads(said) for said in row["samples"]["answers"]["test"]]
+    assert len(calls) == 4 and all(call["name"] for call in calls), "as JSON, whatever the student writes"
     assert scores["fields"]["BuyThings.thing"]["labels"] == 4 and scores["all_fields"]["labels"] == 12
