@@ -8,6 +8,7 @@ Ratios are within one run; ways that are compared take turns on every question.
              added), and against three calls that each read the question anew (what is saved)
     batch    answers a second in batches of 1, 8 and 32, and whether every answer is the same
     draft    rationales written with several tokens guessed and verified a step, against one token a step: the same tokens?
+    constrained  answers held to their form, against free ones, a token: one token a step, and with forced tokens read together
     cold     from the start of a process to its first answer
 """
 
@@ -23,13 +24,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mmedge import Strategy, Student
 from mmedge.engines.generation import Decoding
 from mmedge.errors import MmedgeError
 from mmedge.machine import machine
+from mmedge.statistics import bootstrap, proportion
 from mmedge.storage import iterate_jsonl, write_json
 from mmedge.tasks.base import ChainOfThought, Example
 from mmedge.tasks.evaluation_set import FILE_NAME, read_evaluation_set, read_example
+from mmedge.tasks.forms.constraints import Constraint
 from mmedge.tasks.prompts import render_question
 
 SCORED = Decoding(scored=True)
@@ -146,6 +152,54 @@ def drafts(student: Student, questions: Sequence[Example]) -> dict[str, Any]:
     }
 
 
+class OneByOne:
+    """A constraint that does not tell which tokens are forced."""
+
+    def __init__(self, constraint: Constraint) -> None:
+        self.allowed = constraint.allowed
+        if hasattr(constraint, "permits"):
+            self.permits = constraint.permits
+
+
+def constrained(student: Student, questions: Sequence[Example]) -> dict[str, Any]:
+    """Answers written freely, held to the form, and with forced tokens read together, in turn: seconds a token after the first."""
+    stated, encoder = student.bundle.manifest, student.speaker.encoder
+    limit, constrainer = stated.max_answer_tokens, student.bundle.form.constrainer(encoder)
+    spent: dict[str, list[tuple[float, int]]] = {"free": [], "constrained": [], "forced": []}
+    same: list[bool] = []
+    for number, example in enumerate(questions):
+        prompt = encoder.prompt("predict", stated.prompts.reasoning_context(render_question(example)))
+        written, names = {}, list(spent)
+        for name in names[number % 3 :] + names[: number % 3]:
+            held = None if name == "free" else constrainer.answer(example, limit)
+            held = OneByOne(held) if held is not None and name == "constrained" else held
+            how = Decoding() if held is None else Decoding(constraints=(held,))
+            found = student.speaker.engine.generate([prompt], limit, how)
+            written[name] = found.tokens[0]
+            spent[name].append((found.seconds - found.time_to_first_token, len(found.tokens[0]) - 1))
+        same.append(written["free"] == written["constrained"] == written["forced"])
+    seconds = {name: np.array(found, dtype=float) for name, found in spent.items()}
+
+    def against_free(name: str) -> dict[str, Any] | None:
+        of, free = seconds[name], seconds["free"]
+
+        def ratio(places: NDArray[np.int64]) -> float:
+            one, base = of[places].sum(0), free[places].sum(0)
+            return float(one[0] / one[1] / (base[0] / base[1]))
+
+        found = bootstrap(ratio, len(of))
+        return None if found is None else found.to_json()
+
+    return {
+        "questions": len(questions),
+        "ms_a_token": {name: 1000 * float(found[:, 0].sum() / found[:, 1].sum()) for name, found in seconds.items()},
+        "tokens": {name: int(found[:, 1].sum()) for name, found in seconds.items()},
+        "same_texts": proportion(same).to_json(),
+        "constrained_over_free": against_free("constrained"),
+        "forced_over_free": against_free("forced"),
+    }
+
+
 def cold(folder: Path, question: str, times: int = 5) -> dict[str, Any]:
     """Seconds from the start of a process to its end with one answer, and of an import alone."""
     ask = f"from mmedge import Student\nprint(Student.load({str(folder)!r}).answer({question!r}).text)"
@@ -167,7 +221,7 @@ def main() -> None:
     parser.add_argument("--drafted", type=int, default=60)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--data", type=Path, help="JSON lines with more questions to draft for")
-    parser.add_argument("--only", choices=("chain", "batch", "draft", "cold"))
+    parser.add_argument("--only", choices=("chain", "batch", "draft", "constrained", "cold"))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     try:
@@ -181,6 +235,7 @@ def main() -> None:
         "chain": lambda: chain(student, questions[: given.questions]),
         "batch": lambda: batches(student, (questions * 9)[: given.batched]),
         "draft": lambda: drafts(student, more[: given.drafted]),
+        "constrained": lambda: constrained(student, questions[: given.questions]),
         "cold": lambda: cold(given.bundle, questions[0].question),
     }
     found: dict[str, Any] = {"bundle": given.bundle.name, "recipe": student.bundle.manifest.recipe, "machine": machine()}
