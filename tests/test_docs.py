@@ -11,6 +11,7 @@ it names small files of the same form. `make` commands must be targets of the Ma
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
@@ -22,6 +23,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -138,7 +140,10 @@ def small(command: str, asked: dict[str, tuple[str, ...]]) -> list[str]:
         settings = tuple(setting for setting in SMALL if not setting.startswith("student."))
     if "prompt: chat" in text:  # a student from scratch has an encoder, and no chat template
         settings = (*settings, "student.prompt=plain", "student.frozen_layers=0")
-    comparison = ("ablation.seeds=[0]", "ablation.labels=[pseudo]") if verb == "ablate" else ()
+    comparison: tuple[str, ...] = ()
+    if verb == "ablate":
+        more = islice(yaml.safe_load(text)["ablation"].get("more", {}).items(), 2)
+        comparison = ("ablation.seeds=[0]", "ablation.labels=[pseudo]", f"ablation.more={json.dumps(dict(more))}")
     stage3 = ("method.own_cots=1", "training.stage3={max_steps: 3, batch_size: 8}") if "-own" in recipe else ()
     settings = (
         *settings,
