@@ -11,6 +11,8 @@ Needs MMEDGE_DATA and `make weights`. Every row is recipes/snips.yaml with other
     labels_700        human labels of 700 requests
     cots_700          two chains of thought each of the same requests, and no human label
     evaluations_700   the same with evaluations: the setting that recipes/ablation-evaluation.yaml found best
+    filter_700        chains of thought that the teacher judged correct, and nothing else of its evaluations
+    exchanged_700     evaluations_700 with its evaluations exchanged at random (the filter still reads the true ones)
     labels_4200       human labels of 3,500 more requests
     cots_4200         chains of thought of 700 requests, human labels of all 4,200
     json_700          human labels of 700 requests, in full JSON
@@ -64,6 +66,7 @@ PRECISIONS = ("fp32", "int8", "int4")
 _CHOSEN = "{inline_verdict: {share: 0.5}, evaluator: {share: 0.5, evaluations: 0.3}}"
 _LABELS = ["teacher=null", "method={labels: human, rationales: false, self_evaluation: false}"]
 _COTS = "labels: {labels}, keep: {keep}, alpha: 0.8, self_evaluation: false, cots_per_visit: 1"
+_JUDGED = _COTS.format(labels="pseudo", keep="judged_correct")
 _ALL = ["task.train_file={place}/all.jsonl", "split={validation: 160, verdict_test: 0}"]
 _FRAMES = [
     *_LABELS,
@@ -77,10 +80,9 @@ _FEW, _MANY = 220, 640  # steps of 16 questions
 ROWS: dict[str, tuple[int, list[str]]] = {
     "labels_700": (_FEW, _LABELS),
     "cots_700": (_FEW, ["method={" + _COTS.format(labels="pseudo", keep="all") + "}"]),
-    "evaluations_700": (
-        _FEW,
-        ["method={" + _COTS.format(labels="pseudo", keep="judged_correct") + ", objectives: " + _CHOSEN + "}"],
-    ),
+    "evaluations_700": (_FEW, ["method={" + _JUDGED + ", objectives: " + _CHOSEN + "}"]),
+    "filter_700": (_FEW, ["method={" + _JUDGED + "}"]),
+    "exchanged_700": (_FEW, ["method={" + _JUDGED + ", shuffle_evaluations: true, objectives: " + _CHOSEN + "}"]),
     "labels_4200": (_MANY, [*_LABELS, *_ALL]),
     "cots_4200": (_MANY, ["method={" + _COTS.format(labels="human", keep="all") + "}", *_ALL]),
     "json_700": (_FEW, [*_LABELS, "task.form.spelling=json"]),
@@ -270,6 +272,8 @@ def tables(found: Sequence[dict[str, Any]]) -> list[Table]:
         ("cots_700", "labels_700"),
         ("evaluations_700", "cots_700"),
         ("evaluations_700", "labels_700"),
+        ("evaluations_700", "filter_700"),
+        ("evaluations_700", "exchanged_700"),
         ("cots_4200", "labels_4200"),
         ("labels_4200", "labels_700"),
         ("json_700", "labels_700"),
