@@ -254,16 +254,38 @@ def iterate_jsonl(path: Path) -> Iterator[tuple[int, Json]]:
             yield number, parse_json_line(line, path, number)
 
 
-def parse_json_line(line: str, path: Path | str, number: int) -> Json:
-    """Parse one line of a JSON-lines file into an object; errors name `path:number`."""
+class _DoubleKey(ValueError):
+    """A key of a JSON object occurs twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Json:
+    found: Json = {}
+    for key, value in pairs:
+        if key in found:
+            raise _DoubleKey(key)
+        found[key] = value
+    return found
+
+
+def parse_json_line(line: str, path: Path | str, number: int, *, unique: bool = False) -> Json:
+    """Parse one line of a JSON-lines file into an object; errors name `path:number`.
+
+    Args:
+        line: The line.
+        path: The file, for errors.
+        number: The line's number, for errors.
+        unique: Refuse keys that occur twice, of which readers take different ones.
+    """
     hint = 'each line must be one complete object, such as {"question": "…"}'
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=_unique if unique else None)
     except json.JSONDecodeError as error:
         said = f"not a complete JSON object: {error.msg} (column {error.colno})"
         raise MmedgeError(f"{path}:{number}: {said}", f"{hint}; was the file cut off?") from None
     except RecursionError:
         raise MmedgeError(f"{path}:{number}: JSON nested too deeply", hint) from None
+    except _DoubleKey as error:
+        raise MmedgeError(f"{path}:{number}: the key {error.args[0]!r:.60} occurs twice", "write each key once") from None
     except ValueError:  # Python reads no whole number of more than 4,300 digits
         raise MmedgeError(f"{path}:{number}: a number with too many digits", hint) from None
     if not isinstance(value, dict):

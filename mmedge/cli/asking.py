@@ -315,7 +315,7 @@ def say(asking: AskedStudent, example: Example, *, as_json: bool = False, stream
         typer.echo(json.dumps(answer.to_json(), ensure_ascii=False))
         return answer
     if answer.withheld:
-        typer.echo(f"no answer: {answer.doubt()}")
+        typer.echo(f"no answer: {answer.doubt}")
     else:
         said = answer.text if answer.value is None or answer.value == answer.text else f"{answer.text} = {answer.value}"
         typer.echo(printable(said if answer.source == "student" else f"{said}  (by {answer.source})"))
@@ -347,6 +347,11 @@ def _streamed(asking: AskedStudent, example: Example) -> Answer:
 def _say_rest(answer: Answer, *, shown: bool) -> None:
     if answer.problem:
         typer.echo(printable(f"not escalated: {answer.problem}"), err=True)
+    if answer.written is not None and answer.source == "student" and not answer.withheld:
+        if answer.written.question_cut:
+            typer.echo("the end of the question was not read: it is longer than training.max_input_tokens", err=True)
+        if answer.written.cut_short:
+            typer.echo("cut short: the answer was ended at its limit of tokens, its last values are not what was meant", err=True)
     if answer.rationale and not shown:
         typer.echo(printable(f"because: {answer.rationale}"))
     if answer.confidence is not None and not answer.withheld:
@@ -415,7 +420,14 @@ def _read_lines(source: Path | None, form: AnswerForm) -> Iterator[Example]:
     try:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield read_example(parse_json_line(line, name, number), name, number, form)
+                example = read_example(parse_json_line(line, name, number, unique=True), name, number, form)
+                try:
+                    example.question.encode()
+                except UnicodeEncodeError:
+                    raise MmedgeError(
+                        f"{name}:{number}: the question has half of a character (a lone surrogate)", "write characters whole"
+                    ) from None
+                yield example
     except UnicodeDecodeError as error:
         raise MmedgeError(f"{name} is not valid UTF-8 (byte {error.start})", "save it as UTF-8") from None
 

@@ -79,6 +79,8 @@ class Written:
         evaluation_tokens: How many the rationale of the verdict has.
         sampled_tokens: How many the other samples have, with their rationales, where the answer was chosen among several.
         left_out: How many of the oldest messages before the question were not read, since there was no room.
+        cut_short: Whether a constraint ended it at the limit, where something else was likelier.
+        question_cut: Whether the end of the question was not read, since there was no room.
     """
 
     prompt_tokens: int
@@ -89,6 +91,8 @@ class Written:
     evaluation_tokens: int = 0
     sampled_tokens: int = 0
     left_out: int = 0
+    cut_short: bool = False
+    question_cut: bool = False
 
     @property
     def reasoning_tokens(self) -> int:
@@ -412,14 +416,25 @@ class _Asked:
         scores = written.log_probabilities or [[]] * len(written.tokens)
         ends = written.ended or [len(row) < limit for row in written.tokens]
         left_out = [self.read[_read(context)][1] for context in self.contexts]
-        return [
+        thoughts = [
             Thought(
                 speaker.encoder.text(row),
                 sum(scored),
-                written=Written(len(prompt.context) + len(prompt.begun), tuple(row), tuple(scored), ended, left_out=out),
+                written=Written(
+                    len(prompt.context) + len(prompt.begun),
+                    tuple(row),
+                    tuple(scored),
+                    ended,
+                    left_out=out,
+                    question_cut=len(prompt.context) >= speaker.encoder.max_input_tokens,
+                ),
             )
             for prompt, row, scored, ended, out in zip(prompts, written.tokens, scores, ends, left_out, strict=True)
         ]
+        for thought, constraint in zip(thoughts, allowed, strict=False):
+            if thought.written is not None and getattr(constraint, "cut_short", False):
+                thought.written = replace(thought.written, cut_short=True)
+        return thoughts
 
     def answer_verdicts(self, questions: Sequence[Example], thoughts: Sequence[Thought]) -> None:
         """Add the verdict after the bare answer to thoughts: a few tokens after what was just written."""

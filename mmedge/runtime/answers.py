@@ -30,13 +30,15 @@ class Answer:
         probability_correct: P(correct) among the three, from the verdict's logits; not calibrated.
         evaluation: The rationale of the verdict, if it was asked for.
         withheld: Whether the confidence is below the threshold and no bigger model answered.
+        doubt: Why it was withheld or escalated, in words.
         guess: The student's answer to a question that was withheld or escalated, as people read it: a structured one as JSON.
         source: `student`, or the name of the bigger model that answered.
         escalation: What the bigger model's answer cost.
         problem: Why a bigger model could not be asked.
         samples: The chains of thought that were sampled.
-        written: The tokens that the student wrote, and how many of the oldest messages it did not read (`left_out` in JSON);
-            no part of what answers are compared by.
+        written: The tokens that the student wrote, how many of the oldest messages it did not read (`left_out` in JSON),
+            whether the question's end was not read (`question_cut`), and whether a constrained answer was ended at the limit
+            (`cut_short`), so that its last values are not the student's; no part of what answers are compared by.
     """
 
     text: str
@@ -51,20 +53,13 @@ class Answer:
     probability_correct: float | None = None
     evaluation: str | None = None
     withheld: bool = False
+    doubt: str | None = None
     guess: str | None = None
     source: str = "student"
     escalation: EscalatedAnswer | None = None
     problem: str | None = None
     samples: tuple[Sample, ...] = ()
     written: Written | None = field(default=None, compare=False, repr=False)
-
-    def doubt(self) -> str:
-        """Return why it is withheld, in words."""
-        said = f"confidence {self.confidence or 0:.2f}"
-        if self.fields:
-            doubtful = sorted(self.fields.items(), key=lambda one: one[1])[:3]
-            said += f" or that of a field ({', '.join(f'{path} {value:.2f}' for path, value in doubtful)})"
-        return f"{said} is below the threshold"
 
     def to_json(self) -> dict[str, object]:
         """Return it for a JSON-lines file; what was not asked for is left out."""
@@ -87,6 +82,10 @@ class Answer:
             found["escalation"] = self.escalation.to_json()
         if self.written is not None and self.written.left_out:
             found["left_out"] = self.written.left_out
+        if self.written is not None and self.written.question_cut:
+            found["question_cut"] = True
+        if self.written is not None and self.written.cut_short and not self.withheld and self.source == "student":
+            found["cut_short"] = True
         if self.samples:
             found["samples"] = [sample.text for sample in self.samples]
         return found

@@ -163,6 +163,9 @@ class AnswerOptions:
         """
         if self.target_accuracy is None and self.max_withheld is None:
             return None
+        for name in ("target_accuracy", "max_withheld"):
+            if (aim := getattr(self, name)) is not None:
+                _check_share(name, aim)
         if confidence is None:
             why = bundle.manifest.confidence.get("why", "it was exported without calibration")
             raise WrongOption(
@@ -224,16 +227,21 @@ class SettledOptions:
         """Whether there is a threshold."""
         return self.abstain_below is not None or bool(self.abstain_field_below)
 
-    def doubts(self, confidence: float | None, fields: Mapping[str, float] | None, *, valid: bool = True) -> bool:
-        """Return whether an answer with these confidences is withheld; one that is not valid has no field to be sure of."""
-        if self.abstain_below is not None and (confidence or 0.0) < self.abstain_below:
-            return True
-        thresholds = self.abstain_field_below
-        if not thresholds:
-            return False
-        if not valid:
-            return any(thresholds.values())
-        return any(value < thresholds.get(_covering(path, thresholds), 0.0) for path, value in (fields or {}).items())
+    def doubt(self, confidence: float | None, fields: Mapping[str, float] | None, *, valid: bool = True) -> str | None:
+        """Return why an answer with these confidences is withheld, in words; None where it is not.
+
+        One that is not valid has no field to be sure of.
+        """
+        whole, thresholds, found = confidence or 0.0, self.abstain_field_below, list[str]()
+        if self.abstain_below is not None and whole < self.abstain_below:
+            found.append(f"confidence {_rounded(whole, self.abstain_below)} is below {self.abstain_below:g}")
+        if not valid and any(thresholds.values()):
+            found.append("the answer is not valid, so no field is sure")
+        elif thresholds:
+            least = {path: thresholds.get(_covering(path, thresholds), 0.0) for path in fields or {}}
+            doubtful = sorted((value, path) for path, value in (fields or {}).items() if value < least[path])
+            found += [f"{path} {_rounded(value, least[path])} is below {least[path]:g}" for value, path in doubtful[:3]]
+        return ", ".join(found) or None
 
     @property
     def decides_afterwards(self) -> bool:
@@ -250,6 +258,11 @@ class SettledOptions:
             bigger,
             *(["probabilities"] if self.probabilities else []),
         ]
+
+
+def _rounded(value: float, below: float) -> str:
+    """Return a number that is below another with as many decimals as show it, two at least."""
+    return next((said for places in (2, 3, 4) if float(said := f"{value:.{places}f}") < below), f"{value:.6g}")
 
 
 def _covering(path: str, names: Iterable[str]) -> str:

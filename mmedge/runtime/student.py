@@ -248,11 +248,11 @@ class Student:
             return answers
         form = self.bundle.form
 
-        def doubted(answer: Answer) -> bool:
+        def doubt(answer: Answer) -> str | None:
             valid = answer.value is not None or not form.takes_json
-            return settled.doubts(answer.confidence, answer.fields, valid=valid)
+            return settled.doubt(answer.confidence, answer.fields, valid=valid)
 
-        withheld = [_withheld(one, form) if doubted(one) else one for one in answers]
+        withheld = [one if (why := doubt(one)) is None else _withheld(one, form, why) for one in answers]
         return self._escalated(examples, withheld, settled.escalate_to)
 
     def _checked(self, questions: Iterable[Question]) -> list[Example]:
@@ -413,8 +413,8 @@ def _with_others(written: Written | None, others: Sequence[Thought]) -> Written 
     return replace(written, sampled_tokens=sum(len(one.tokens) + one.reasoning_tokens for one in rest))
 
 
-def _withheld(answer: Answer, form: AnswerForm) -> Answer:
-    return replace(answer, text="", value=None, withheld=True, guess=form.readable(answer.text))
+def _withheld(answer: Answer, form: AnswerForm, why: str) -> Answer:
+    return replace(answer, text="", value=None, withheld=True, doubt=why, guess=form.readable(answer.text))
 
 
 def _as_example(question: Question, form: AnswerForm, choices: Sequence[str] = (), name: str = "question") -> Example:
@@ -425,6 +425,8 @@ def _as_example(question: Question, form: AnswerForm, choices: Sequence[str] = (
     """
     if isinstance(question, Example):
         return question
+    if choices and not form.takes_choices:
+        raise MmedgeError("questions of this task have no choices to choose from", "leave choices out")
     if isinstance(question, str):
         return Example(name, question, None, tuple(choices))
     if not isinstance(question, (list, tuple)):

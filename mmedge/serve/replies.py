@@ -40,8 +40,9 @@ class Replied:
     def finish(self) -> str:
         """Return why it ends, in OpenAI's words."""
         written = self.answer.written
-        whole = written is None or written.ended or self.stopped or self.answer.source != "student" or self.answer.withheld
-        return "stop" if whole else "length"
+        if written is None or self.stopped or self.answer.source != "student" or self.answer.withheld:
+            return "stop"
+        return "stop" if written.ended and not written.cut_short else "length"
 
     @property
     def outcome(self) -> str:
@@ -250,7 +251,7 @@ class Shape:
 def _refusal(reply: Replied) -> str | None:
     if not reply.answer.withheld:
         return None
-    return f"The answer is withheld: {reply.answer.doubt()}."
+    return f"The answer is withheld: {reply.answer.doubt}."
 
 
 def answer_document(model: Model, reply: Replied, seconds: float) -> dict[str, Any]:

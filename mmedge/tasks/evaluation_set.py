@@ -200,6 +200,8 @@ def read_example(record: Json, path: Path | str, number: int, form: AnswerForm |
     label = record.get("label")
     turns: tuple[Turn, ...] = ()
     if record.get("messages") is not None:
+        if record.get("question") is not None:
+            raise MmedgeError(f"{path}:{number}: a record has either 'question' or 'messages', not both")
         try:
             turns, question = read_messages(record["messages"], form)
         except WrongMessage as error:

@@ -216,6 +216,28 @@ def test_questions_are_never_overwritten_by_their_answers(tiny_run: Path, tmp_pa
     assert mmedge("run", tiny_run / "bundle-fp32", "--input", path, "--output", "-").code == 0  # a byte-order mark is no harm
 
 
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"question": "What is 1 + 1?", "question": "What is 2 + 2?"}', "the key 'question' occurs twice"),
+        ('{"question": "What is 1 + 1?", "messages": [{"role": "user", "content": "What?"}]}', "either 'question' or 'messages'"),
+        ('{"question": "What is \\ud800?"}', "half of a character"),
+    ],
+)
+def test_lines_that_say_two_things_are_refused(tiny_run: Path, tmp_path: Path, line: str, why: str) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text(line + "\n")
+    found = mmedge("run", tiny_run / "bundle-fp32", "--input", path)
+    assert is_one_line_error(found) and why in found.err
+
+
+def test_the_end_of_a_question_that_is_too_long_is_missed_aloud(tiny_run: Path) -> None:
+    found = mmedge("run", tiny_run / "bundle-fp32", "How many? " * 500, "--json")
+    assert json.loads(found.out)["question_cut"] is True
+    found = mmedge("run", tiny_run / "bundle-fp32", "How many? " * 500)
+    assert found.code == 0 and "the end of the question was not read" in found.err
+
+
 def test_results_are_not_written_into_a_bundle(tiny_run: Path, tmp_path: Path) -> None:
     bundle = tiny_run / "bundle-int8"
     questions = tmp_path / "q.jsonl"

@@ -326,6 +326,10 @@ def test_what_is_no_list_of_questions_is_one_line(tiny_run: Path) -> None:
     for cots in ([], ["3 + 4"]):
         with pytest.raises(MmedgeError, match="chain of thought"):
             student.judge(asked[:1], cots)  # type: ignore[arg-type]
+    with pytest.raises(MmedgeError, match="no choices to choose from"):
+        student.answer(asked[0], choices=["7", "8"])
+    with pytest.raises(MmedgeError, match="target_accuracy must be from 0 to 1"):
+        student.threshold(target_accuracy=2)
     with pytest.raises(MmedgeError, match="strategy"):
         student.answer(asked[0], strategy="samples")  # type: ignore[arg-type]
     with pytest.raises(MmedgeError, match="abstain_below"):

@@ -133,7 +133,7 @@ def test_answers_in_our_own_words(server: Running, alone: dict[str, Student], mo
 
 def test_what_is_below_the_threshold_is_withheld(server: Running) -> None:
     choice = server.chat(T5, mmedge={"abstain_below": 1.0}).json["choices"][0]
-    assert choice["message"]["content"] is None and "below the threshold" in choice["message"]["refusal"]
+    assert choice["message"]["content"] is None and " is below " in choice["message"]["refusal"]
     assert choice["mmedge"]["withheld"] and choice["mmedge"]["guess"]
     chunks = server.chat(T5, mmedge={"abstain_below": 1.0}, stream=True).events()[:-1]
     assert not any(chunk["choices"][0]["delta"].get("content") for _, chunk in chunks)

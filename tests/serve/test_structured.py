@@ -144,7 +144,7 @@ def test_each_field_has_a_confidence_and_may_be_why_an_answer_is_withheld(struct
     assert json.loads(by_name[1]["guess"]).keys() == {"title", "year"}
     own = {"constrained": True, "abstain_field_below": 1.0}
     reply = structured.post("/v1/chat/completions", {"model": BOOKS, "messages": ASKED, "mmedge": own})
-    assert "or that of" in reply.json["choices"][0]["message"]["refusal"]
+    assert "title 0.00 is below 1" in reply.json["choices"][0]["message"]["refusal"]
 
 
 def test_labels_that_are_written_in_two_letters_are_read_whole(structured: Running) -> None:

@@ -54,10 +54,12 @@ def _drawn(constraint: GuidedConstraint, limit: int, eos: int, random: Random) -
         ids = constraint.allowed(written)
         assert len(ids), written
         assert not forced or list(ids) == forced[:1]
-        token = int(random.choice(ids.tolist()))
-        assert constraint.permits(written, token)
-        other = random.randrange(300)
-        assert constraint.permits(written, other) == (other in ids)
+        token, other = int(random.choice(ids.tolist())), random.randrange(300)
+        if constraint.near:  # where one by one more may follow than all together are looked at
+            token = other if constraint.permits(written, other) else token
+        else:
+            assert constraint.permits(written, token)
+            assert constraint.permits(written, other) == (other in ids)
         if token == eos:
             return written, True
         written.append(token)
@@ -187,3 +189,26 @@ def test_the_other_judge_refuses() -> None:
     assert judged(document, form, '{"due":"2024-02-29"}') is None
     assert "required" in str(judged(document, SchemaForm({"type": "object"}, "json"), "{}"))
     assert "not a 'date'" in str(judged(document, SchemaForm({"type": "object"}, "json"), '{"due":"2023-02-29"}'))
+
+
+def test_an_answer_that_the_limit_ends_says_so(llama: PromptEncoder) -> None:
+    form = SchemaForm({"type": "object", "properties": {"city": {"type": "string"}, "day": {"type": "string"}}}, "json")
+    wanted = llama.target('{"city":"Oslo","day":"today"}', 120)
+    eos, constrainer = llama.special.eos, _constrainer(form, llama)
+
+    def written(limit: int) -> tuple[str, bool]:
+        """Write what is wanted as far as there is room."""
+        constraint, found = constrainer.answer(EXAMPLE, limit), list[int]()
+        while True:
+            token = wanted[len(found)] if found == wanted[: len(found)] else eos
+            if not constraint.permits(found, token):
+                token = int(constraint.allowed(found)[0])
+            if token == eos:
+                return llama.text(found), constraint.cut_short
+            found.append(token)
+            assert len(found) < limit
+
+    assert written(len(wanted)) == written(200) == ('{"city":"Oslo","day":"today"}', False)
+    texts = [written(limit) for limit in range(4, len(wanted))]
+    assert all(cut and form.canonical(text) is not None for text, cut in texts)
+    assert any(text.startswith('{"city":"O') for text, _ in texts), "as much as there is room for is the student's own"

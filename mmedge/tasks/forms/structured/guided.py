@@ -1,8 +1,8 @@
 """Constrained decoding of a regular language, by llguidance: every answer matches, and is whole before the token limit.
 
 llguidance masks the vocabulary at every token. Near the limit our own automaton, which knows the shortest way to the end from every
-state, writes that way; so answers are bounded by the limit alone, not by a bound on each of their texts. What cannot be whole
-within the limit is refused before anything is asked.
+state, leaves the tokens behind which there is room for it; so answers are bounded by the limit alone, not by a bound on each of
+their texts. What cannot be whole within the limit is refused before anything is asked.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mmedge.tasks.forms.structured.regex import Completions, Regex, literal, seq
 
 _PREFERRED = "0aeA1 ._-x"  # what completes a text where many characters would
 _SLICES = [rf'[^;)\]"\\\x00-\x1F\x7F]{count}' for count in ("{1,10}", "{1,30}", "+")]  # tokens of texts, whose masks are kept
+_FEW = 64  # tokens that may follow where the form decides, not a free text
 _MARGIN = 4  # tokens: the rest of a character that was begun, and the end
 
 
@@ -167,18 +168,30 @@ class Language:
         """Return how many tokens the shortest way to the end takes."""
         return self._ways[self._nearest(states)].tokens
 
-    def way_out(self, written: Sequence[int]) -> list[int] | None:
-        """Return the tokens of the shortest way to the end; None where what is written ends within a character."""
-        decoder, states = codecs.getincrementaldecoder("utf-8")(), self.automaton.start
-        for character in decoder.decode(b"".join(self.vocabulary.bytes[token] or b"" for token in written)):
+    def states(self, written: Sequence[int]) -> tuple[frozenset[int], bytes]:
+        """Return where tokens lead, and the bytes of a character that they begin and do not complete."""
+        return self.further((self.automaton.start, b""), b"".join(self.vocabulary.bytes[token] or b"" for token in written))
+
+    def further(self, place: tuple[frozenset[int], bytes], more: bytes) -> tuple[frozenset[int], bytes]:
+        """Return where more bytes lead from a place."""
+        decoder, (states, begun) = codecs.getincrementaldecoder("utf-8")("replace"), place
+        for character in decoder.decode(begun + more):
             states = self.automaton.after(states, character)
-        if decoder.getstate()[0]:
-            return None
+        return states, decoder.getstate()[0]
+
+    def way_out(self, states: frozenset[int]) -> list[int]:
+        """Return the tokens of the shortest way to the end."""
         state, found = self._nearest(states), list[int]()
         while (way := self._ways[state]).ids:
             found += way.ids
             state = way.behind
         return found
+
+    def ends_within(self, place: tuple[frozenset[int], bytes], tokens: int) -> bool:
+        """Return whether a text that has come to a place can be ended with so many more tokens."""
+        states, begun = place
+        ways = [self._ways[state].tokens for state in states if state in self._ways]
+        return not begun and bool(ways) and min(ways) <= tokens
 
 
 @dataclass(frozen=True)
@@ -196,7 +209,12 @@ class GuidedConstraint:
     Args:
         language: What it may be.
         limit: The most tokens, its end included.
+
+    Attributes:
+        cut_short: Whether what was likelier had no room, so that values are not what the student would have written.
     """
+
+    cut_short: bool
 
     def __init__(self, language: Language, limit: int) -> None:
         self._language, self._limit = language, limit
@@ -206,48 +224,70 @@ class GuidedConstraint:
     def _begin(self) -> None:
         self._matcher = self._language.matcher()
         self._written: list[int] = []
-        self._closing: list[int] | None = None
+        self.cut_short = False
 
     def _follow(self, written: Sequence[int]) -> None:
         """Take in what was written since the last time."""
         if list(written[: len(self._written)]) != self._written:
             self._begin()
         for token in written[len(self._written) :]:
-            if self._closing is None:
-                self._matcher.consume_token(token)
-            elif self._closing and self._closing[0] == token:
-                self._closing.pop(0)
+            self._matcher.consume_token(token)
             self._written.append(token)
+
+    @property
+    def _left(self) -> int:
+        """How many tokens are left for what follows the next one, its end not counted."""
+        return self._limit - len(self._written) - 2
+
+    @property
+    def near(self) -> bool:
+        """Whether the next token may be one behind which there is no room to end."""
+        return self._limit - len(self._written) <= self._language.most + _MARGIN
 
     def allowed(self, written: Sequence[int]) -> Tokens:
         self._follow(written)
-        if self._closing is None and self._limit - len(written) <= self._language.most + _MARGIN:
-            self._closing = self._language.way_out(self._written)
-            if self._closing is None:  # a character is not complete: one byte after the other
-                bytes_ = self._language.vocabulary.bytes
-                return np.array([one for one in self._masked().tolist() if len(bytes_[one] or b"") == 1], dtype=np.int64)
-        if self._closing is not None:
-            return np.array([self._closing[0] if self._closing else self._language.vocabulary.eos], dtype=np.int64)
-        return self._masked()
+        found = self._masked()
+        if not self.near:
+            return found
+        vocabulary, place = self._language.vocabulary, self._language.states(self._written)
+        if place[1]:  # a character is not complete: one byte after the other
+            return np.array([one for one in found.tolist() if len(vocabulary.bytes[one] or b"") == 1], dtype=np.int64)
+        fitting: list[int] = []
+        if len(found) <= _FEW:
+            fitting = [one for one in found.tolist() if one == vocabulary.eos or self._fits(place, one)]
+        if not fitting:  # or too many to look at: the way out
+            fitting = self._language.way_out(place[0])[:1] or [vocabulary.eos]
+        self.cut_short = self.cut_short or len(fitting) == 1 < len(found)
+        return np.array(fitting, dtype=np.int64)
+
+    def _fits(self, place: tuple[frozenset[int], bytes], token: int) -> bool:
+        """Return whether there is room to end behind a token."""
+        more = self._language.vocabulary.bytes[token]
+        return more is not None and self._language.ends_within(self._language.further(place, more), self._left)
 
     def permits(self, written: Sequence[int], token: int) -> bool:
         """Return whether a token may follow: much faster than all that may."""
         self._follow(written)
-        if self._closing is not None or self._limit - len(written) <= self._language.most + _MARGIN:
-            return token in self.allowed(written)
         if token == self._language.vocabulary.eos:
             return bool(self._matcher.is_accepting())
         tokens = self._language.vocabulary.bytes
         if token >= len(tokens) or tokens[token] is None:  # logits may have more places than there are tokens
             return False
         forced = self._matcher.compute_ff_tokens()
-        return token == forced[0] if forced else bool(self._matcher.validate_tokens([token]))
+        if not (token == forced[0] if forced else self._matcher.validate_tokens([token])):
+            return False
+        if not self.near:
+            return True
+        place = self._language.states(self._written)
+        if place[1]:
+            return len(tokens[token] or b"") == 1
+        fits = self._fits(place, token)
+        self.cut_short = self.cut_short or not fits
+        return fits
 
     def forced(self, written: Sequence[int]) -> list[int]:
         """Return the tokens that must follow, as far as they are known."""
         self._follow(written)
-        if self._closing is not None:
-            return list(self._closing)
         left = self._limit - len(written) - self._language.most - _MARGIN
         found: list[int] = self._matcher.compute_ff_tokens()
         return found[: max(0, left)]
@@ -273,7 +313,7 @@ class GuidedConstrainer(Constrainer):
         if limit < least:
             raise LimitTooLow(
                 f"the shortest answer that fits takes {least} tokens with its end, more than the limit of {limit}",
-                f"set generation.max_answer_tokens to more than {self.least_limit()}, or simplify the schema",
+                f"set generation.max_answer_tokens to what answers take, {least} or more, or simplify the schema",
             )
         return GuidedConstraint(self._language, limit)
 
