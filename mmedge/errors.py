@@ -48,6 +48,10 @@ class LimitTooLow(MmedgeError):
     """No whole answer has as few tokens as an answer may have."""
 
 
+class MissingExtra(MmedgeError):
+    """An optional package is needed and not installed."""
+
+
 class WrongOption(MmedgeError):
     """An option that the bundle cannot follow, or that contradicts another.
 
@@ -62,9 +66,9 @@ class WrongOption(MmedgeError):
         self.option = option
 
 
-def missing_extra(package: str, extra: str) -> MmedgeError:
+def missing_extra(package: str, extra: str) -> MissingExtra:
     """Return the error for an optional package that is needed and not installed."""
-    return MmedgeError(f"this needs the package {package!r}, which is not installed", f"pip install 'mmedge[{extra}]'")
+    return MissingExtra(f"this needs the package {package!r}, which is not installed", f"pip install 'mmedge[{extra}]'")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -28,6 +28,7 @@ from mmedge.students.frozen import freeze_layers
 from mmedge.students.loading import load_student
 from mmedge.students.sources import ModelSource
 from mmedge.students.student import TorchStudent
+from mmedge.tasks.forms.constraints import refuse_impossible_answers
 from mmedge.tasks.prompts import CHAT_TURN, PLAIN_TURN
 
 LESSON_FORMAT = 5  # goes up when the same recipe would train differently
@@ -113,6 +114,9 @@ class StageChain:
             MmedgeError: The material holds nothing of what a stage learns from, or the student cannot write it.
         """
         check_targets(self.recipe, self.learned, student, progress)
+        if self.recipe.answering.constrained:
+            constrainer = self.material.task.form.constrainer(student.encoder)
+            refuse_impossible_answers(constrainer, self.recipe.generation.max_answer_tokens)
         for stage in self.stages:
             self.streams(stage, student)
 

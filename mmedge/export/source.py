@@ -32,6 +32,7 @@ from mmedge.students.saved import open_student, student_details, task_tokens
 from mmedge.students.student import TorchStudent
 from mmedge.tasks.base import Example
 from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, RECOVERY, VALIDATION, read_evaluation_set
+from mmedge.tasks.forms.constraints import refuse_impossible_answers
 
 GRAPH_FORMAT = 6  # goes up when the same student would give different graphs
 RECOVERY_FORMAT = 1  # the same for scales that are learned from the student
@@ -144,6 +145,8 @@ class Source:
         """The student's answers to validation questions."""
         self.progress.line(f"the student answers {len(self._examples)} validation questions")
         speaker = torch_speaker(self.student, self.questions.form, self.limits.max_answer_tokens)
+        if self.answering.constrained:
+            refuse_impossible_answers(speaker.constrainer, self.limits.max_answer_tokens)
         return Reference(self.student, speaker, self.questions.form, self._examples, self.out, self.progress)
 
     @cached_property

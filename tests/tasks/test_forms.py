@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from mmedge.errors import MmedgeError
 from mmedge.tasks.base import ChainOfThought, Example
@@ -12,6 +13,7 @@ from mmedge.tasks.forms import open_form
 from mmedge.tasks.forms.choice import ChoiceForm, LabelForm
 from mmedge.tasks.forms.exact import ExactForm
 from mmedge.tasks.forms.expression import ExpressionForm
+from mmedge.tasks.forms.settings import LabelSettings
 
 CHOICES = ("park", "coloring book", "garden center", "math problem", "gravity")
 
@@ -83,3 +85,12 @@ def test_an_unknown_form_is_refused() -> None:
         open_form({"form": "guess"}, Path())
     with pytest.raises(MmedgeError, match="labels"):
         open_form({"form": "label"}, Path())
+
+
+NOT_APART = [["on", "off", "Off"], ["a", "a"], ["a ", "a"], ["play", "play."], ["two\nlines", "b"], ["...", "b"]]
+
+
+@pytest.mark.parametrize("labels", NOT_APART)
+def test_labels_that_cannot_be_told_apart_are_refused(labels: list[str]) -> None:
+    with pytest.raises(ValidationError, match=r"differ in case|must be one line"):
+        LabelSettings(kind="label", labels=tuple(labels))

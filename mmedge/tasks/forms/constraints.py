@@ -7,11 +7,13 @@ may follow, the most likely is taken, so an answer that had the right form is th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmedge.errors import MissingExtra
 from mmedge.tasks.base import Example
 
 Tokens = NDArray[np.int64]
@@ -45,6 +47,17 @@ class Constrainer:
     def rationale(self) -> Constraint | None:
         """Return what a rationale may be; None where anything may be written."""
         return None
+
+
+def refuse_impossible_answers(constrainer: Constrainer, limit: int) -> None:
+    """Refuse constraints that no answer of so many tokens meets, before anything is trained or exported for them.
+
+    Raises:
+        LimitTooLow: No answer fits within the limit.
+        MmedgeError: What answers may be cannot be made a constraint.
+    """
+    with suppress(MissingExtra):  # a device has it; answers need it, training does not
+        constrainer.answer(Example("", ""), limit)
 
 
 class OneOf:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from mmedge.sections import PathText, Section
 from mmedge.tasks.forms.structured.comparing import Comparison
 from mmedge.tasks.forms.structured.regex import parse
+from mmedge.tasks.reading import plain
 
 
 class FormSettings(Section):
@@ -46,6 +47,18 @@ class LabelSettings(FormSettings):
         "whole",
         description="How the student writes them: `whole`, or `short`: two or three letters each, about one token.",
     )
+
+    @field_validator("labels")
+    @classmethod
+    def _tell_apart(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        known: dict[str, str] = {}
+        for label in labels:
+            if "\n" in label or not plain(label):
+                raise ValueError(f"the label {label!r:.60} must be one line with a letter or digit")
+            if (other := known.get(plain(label))) is not None:
+                raise ValueError(f"the labels {other!r:.60} and {label!r:.60} differ in case, spaces or punctuation at most")
+            known[plain(label)] = label
+        return labels
 
 
 class ExactSettings(FormSettings):

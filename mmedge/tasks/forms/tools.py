@@ -21,9 +21,9 @@ from mmedge.tasks.base import Example
 from mmedge.tasks.forms.structured import compact, schemas, values
 from mmedge.tasks.forms.structured.compact import Place, short_names
 from mmedge.tasks.forms.structured.comparing import Rules, fields_of
-from mmedge.tasks.forms.structured.form import StructuredForm, read_document, read_settings
-from mmedge.tasks.forms.structured.grammar import Grammar
-from mmedge.tasks.forms.structured.regex import Regex, either, literal, sequence
+from mmedge.tasks.forms.structured.form import StructuredForm, read_document, read_settings, refuse_impossible
+from mmedge.tasks.forms.structured.grammar import Grammar, NothingFits
+from mmedge.tasks.forms.structured.regex import NOTHING, Regex, either, literal, sequence
 from mmedge.tasks.forms.structured.schemas import Node
 from mmedge.tasks.forms.structured.spans import Pieces, json_pieces, member_pieces
 from mmedge.tasks.forms.structured.values import Value
@@ -95,6 +95,8 @@ class ToolsForm(StructuredForm):
             _ = form.functions
         except ValueError as error:
             raise MmedgeError(f"{path}: {error}", "docs/structured-answers.md lists what is supported") from None
+        if folder is None:  # a recipe's
+            refuse_impossible(form.language, path)
         paths = [f"{name}.{path}" for name, place in form._places.items() for path in place.paths()]
         unknown = form.rules.unknown(["name", *paths])
         if unknown is not None:
@@ -168,11 +170,14 @@ class ToolsForm(StructuredForm):
 
     def language(self) -> Regex:
         grammar = Grammar(self.spelling == "compact")
+        arguments = {name: grammar.arguments(node) for name, node in self.functions.items()}
+        if nothing := next((name for name, found in arguments.items() if found == NOTHING), None):
+            raise NothingFits(f"function {nothing!r:.60}: no arguments fit its schema")
         if grammar.compact:
-            return either(sequence(literal(self._short[name]), grammar.arguments(node)) for name, node in self.functions.items())
+            return either(sequence(literal(self._short[name]), found) for name, found in arguments.items())
         return either(
-            sequence(literal(f'{{"name":{values.to_json(name)},"arguments":'), grammar.arguments(node), literal("}"))
-            for name, node in self.functions.items()
+            sequence(literal(f'{{"name":{values.to_json(name)},"arguments":'), found, literal("}"))
+            for name, found in arguments.items()
         )
 
     def expected(self) -> str:

@@ -286,3 +286,41 @@ def test_snips_is_read_as_its_readme_says(real_data: Path) -> None:
     for example in (*splits.train, *splits.tests["test"]):
         value = task.form.value_of(example.label or "")
         assert value is not None and task.form.canonical(value) == example.label
+
+
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        ({"type": "integer", "minimum": 10, "maximum": 2}, "#: minimum 10 is above maximum 2"),
+        ({"properties": {"lamp": {"minLength": 5, "maxLength": 2}}}, "#/properties/lamp: minLength 5 is above maxLength 2"),
+        (False, "no value fits the schema"),
+        ({"type": "object", "required": ["a"], "additionalProperties": False}, "no value fits the schema"),
+        ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "no value fits the schema"),
+        ({"enum": ["b"], "pattern": "^a$"}, "no value fits the schema"),
+        ({"type": "integer", "minimum": 0.2, "maximum": 0.8}, "no value fits the schema"),
+    ],
+)
+def test_a_schema_that_nothing_fits_is_refused(tmp_path: Path, schema: Any, why: str) -> None:
+    with pytest.raises(MmedgeError) as found:
+        _schema(tmp_path, schema)
+    assert why in str(found.value)
+    if isinstance(schema, dict):
+        with pytest.raises(MmedgeError, match=r"function 'Go': (no arguments fit|.* is above|the type of its parameters)"):
+            _tools(tmp_path, [{"name": "Go", "parameters": {"type": "object", **schema}}])
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "same"),
+    [
+        ("1,000", "1000", True),
+        ("1,234,567.50", "1234567.5", True),
+        ("1,5", "15", False),
+        ("3,14", "314", False),
+        ("1,00", "100", False),
+        ("1_000", "1000", False),
+        (" 2.0 ", "2", True),
+    ],
+)
+def test_a_comma_between_digits_is_not_always_of_thousands(tmp_path: Path, left: str, right: str, same: bool) -> None:
+    form = _schema(tmp_path, {"properties": {"n": {"type": "string"}}}, compare={"n": "number"})
+    assert form.agrees(json.dumps({"n": left}), json.dumps({"n": right})) == same

@@ -9,6 +9,7 @@ longest name that fits decides; `*` is for all others; without it they are compa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -19,6 +20,7 @@ from mmedge.tasks.forms.structured.values import Value, same
 
 Comparison = Literal["exact", "casefold", "number", "date", "set", "ignore"]
 COMPARISONS: tuple[str, ...] = get_args(Comparison)
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
 _DATES = ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%d %B %Y", "%d %b %Y", "%B %d, %Y", "%b %d, %Y", "%B %d %Y", "%b %d %Y")
 
 
@@ -31,8 +33,11 @@ def _same_text(left: Value, right: Value) -> bool:
 def _number(value: Value) -> Decimal | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
+    text = str(value).strip()
+    if "_" in text or ("," in text and not _THOUSANDS.fullmatch(text)):  # 1,5 may be one and a half
+        return None
     try:
-        found = Decimal(str(value).strip().replace(",", ""))
+        found = Decimal(text.replace(",", ""))
     except InvalidOperation:
         return None
     return found if found.is_finite() else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ from mmedge.tasks.forms.constraints import Constrainer
 from mmedge.tasks.forms.form import AnswerForm
 from mmedge.tasks.forms.structured import schemas, values
 from mmedge.tasks.forms.structured.comparing import COMPARISONS, FieldCounts, Rules, count_fields
+from mmedge.tasks.forms.structured.grammar import NothingFits
 from mmedge.tasks.forms.structured.regex import Regex
 from mmedge.tasks.forms.structured.spans import Pieces, Span, spans
 from mmedge.tasks.forms.structured.values import Found, Value
@@ -44,6 +45,20 @@ def read_document(path: Path) -> Value:
         return values.parse(text)
     except ValueError as error:
         raise MmedgeError(f"{path}: {error}") from None
+
+
+def refuse_impossible(language: Callable[[], Regex], path: Path) -> None:
+    """Refuse a schema that no value fits; one that is not regular may be learned without constraint.
+
+    Raises:
+        MmedgeError: No value fits it.
+    """
+    try:
+        language()
+    except NothingFits as error:
+        raise MmedgeError(f"{path}: {error}", "correct what contradicts itself, such as a minimum above its maximum") from None
+    except ValueError:
+        return
 
 
 class StructuredForm(AnswerForm):

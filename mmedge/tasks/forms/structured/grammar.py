@@ -243,6 +243,10 @@ def _quoted(part: Regex) -> Regex:
 # ------------------------------------------------------------------------------------------------------ grammars
 
 
+class NothingFits(ValueError):
+    """No value fits a schema."""
+
+
 @dataclass(frozen=True)
 class Grammar:
     """Makes the expressions of one spelling.
@@ -261,12 +265,11 @@ class Grammar:
         """
         place = Place((node,))
         if self.compact and place.only_objects:
-            flats = alternatives(node)
-            found = either(self._bare_object(flat, place) for flat in flats)
+            found = either(self._bare_object(flat, place) for flat in alternatives(node) if "object" in flat.types)
         else:
             found = self._value(node, place)
         if found == NOTHING:
-            raise ValueError("no value fits the schema")
+            raise NothingFits("no value fits the schema")
         return found
 
     def arguments(self, node: Node) -> Regex:
@@ -274,7 +277,11 @@ class Grammar:
         place = Place((node,))
         if not self.compact:
             return self._value(node, place)
-        return either(self._object(flat, place, "", "", led=True) for flat in alternatives(node) if "object" in flat.types)
+        flats = [flat for flat in alternatives(node) if "object" in flat.types]
+        listed = [flat for flat in flats if flat.enum is not None]
+        if any(fits(flat, one) for flat in listed for one in flat.enum or ()):
+            raise ValueError("enum and const of all arguments together are not supported")
+        return either(self._object(flat, place, "", "", led=True) for flat in flats if flat not in listed)
 
     def _bare_object(self, node: Node, place: Place) -> Regex:
         if node.enum is not None:

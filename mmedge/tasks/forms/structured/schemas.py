@@ -170,6 +170,9 @@ class _Reader:
                 if type(value[keyword]) not in (int, float):
                     raise ValueError(f"{place}/{keyword}: must be a number, found {to_json(value[keyword]):.40}")
                 parts[name] = value[keyword]
+        for least, most in (("minLength", "maxLength"), ("minItems", "maxItems"), ("minimum", "maximum")):
+            if least in value and most in value and value[least] > value[most]:
+                raise ValueError(f"{place}: {least} {value[least]} is above {most} {value[most]}")
         if "pattern" in value:
             parts["pattern"] = self._pattern(value["pattern"], f"{place}/pattern"), value["pattern"]
         if "format" in value:
