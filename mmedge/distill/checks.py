@@ -14,7 +14,9 @@ from mmedge.errors import MmedgeError
 from mmedge.progress import Progress
 from mmedge.recipe import Recipe
 from mmedge.students.student import TorchStudent
+from mmedge.tasks import Example
 from mmedge.tasks.prompts import VERDICTS
+from mmedge.tasks.reading import plain
 
 TOLERATED = 0.02  # share of targets that may be damaged, with a warning: a few odd characters in hundreds of texts
 
@@ -45,6 +47,25 @@ def check_targets(recipe: Recipe, material: Material, student: TorchStudent, pro
                 "raise training.max_target_tokens",
             )
     _check_lengths(material, student, progress)
+
+
+def warn_about_questions(material: Material, progress: Progress) -> None:
+    """Warn about training questions that teach nothing, and about test questions among them."""
+    train = [one for one in material.train if not one.example.out_of_scope]
+    empty = sum(one.example.label is None and not one.cots for one in train)
+    if empty:
+        progress.line(
+            f"warning: {empty} of {len(train)} training questions have neither a label nor a chain of thought that can be read,"
+            " and teach nothing"
+        )
+    known = {_said(one.example) for one in [*train, *material.validation]}
+    shared = sum(_said(example) in known for examples in material.splits.tests.values() for example in examples)
+    if shared:
+        progress.line(f"warning: {shared} test questions are also training questions, word for word: their answers are known")
+
+
+def _said(example: Example) -> tuple[str, ...]:
+    return (*(plain(turn.text) for turn in example.turns), plain(example.question), *map(plain, example.choices))
 
 
 def _check_lengths(material: Material, student: TorchStudent, progress: Progress) -> None:

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from mmedge.distill.chain import StageChain
+from mmedge.distill.checks import warn_about_questions
 from mmedge.distill.curves import write_training_page
 from mmedge.distill.devices import Devices
 from mmedge.distill.durable import StageFolder, StageResult, once
@@ -68,6 +69,7 @@ def _distill(recipe: Recipe, run: Run, session: Session) -> RunMetrics:
     progress.line(
         f"{len(material.train)} training questions, {len(material.validation)} for validation, annotations: {read or 'none'}"
     )
+    warn_about_questions(material, progress)
     student = chain.student()
     chain.check(student, progress)
     progress.line(

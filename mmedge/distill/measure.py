@@ -57,7 +57,10 @@ class Measure:
         self.questions = [example for example, answer in pairs if answer is not None]
         self.references = [answer for _, answer in pairs if answer is not None]
         if not self.questions:
-            raise MmedgeError("no validation question has a label or a readable CoT", "raise split.validation")
+            raise MmedgeError(
+                "no validation question has a label or a readable CoT",
+                "check that the records have a field 'label', or the teacher's texts an answer; or raise split.validation",
+            )
         self.validation_cots = judged_cots(self.material.validation, task, human=method.labels == "human")
         self.test_cots = judged_cots(self.material.verdict_test, task)
 

@@ -133,11 +133,14 @@ def import_records(desk: Desk, path: Path) -> Imported:
         if len(ranked) > 1 and ranked[0][1] == ranked[1][1]:
             counts["disputed"] += 1
             continue
+        if _says_nothing(ranked[0][0]):
+            counts["open"] += 1
+            continue
         who = "argilla:" + ", ".join(sorted(user for user, answers in by_user.items() if _as_tuple(answers) == ranked[0][0]))
         try:
             item, decision = desk.checked(_asked(id_, ranked[0][0]), who, now)
         except MmedgeError as error:
-            raise MmedgeError(f"{where}: {error.what}", error.hint) from None
+            raise MmedgeError(f"{where} ({id_}): {error.what}", error.hint) from None
         if item in current and current[item].content() == decision.content():
             counts["same"] += 1
         else:
@@ -151,17 +154,18 @@ def _as_tuple(answers: Mapping[str, str]) -> tuple[str | None, ...]:
     return tuple(answers.get(name) for name in _QUESTIONS)
 
 
+def _says_nothing(said: tuple[str | None, ...]) -> bool:
+    """Whether responses say that a question is mended, and not into what."""
+    what, *content = said
+    return what == "mend" and not any(content)
+
+
 def _asked(example_id: str, said: tuple[str | None, ...]) -> dict[str, Any]:
     """Return the decision that responses amount to: without an explicit one, what they say is accepted or mended."""
     what, wording, answer = said
     what = what or ("mend" if wording else "accept")
     content = {} if what == "drop" else {"question": wording, "label": answer}
-    return {
-        "id": example_id,
-        "kind": "question",
-        "what": "accept" if what == "mend" and not any(content.values()) else what,
-        **content,
-    }
+    return {"id": example_id, "kind": "question", "what": what, **content}
 
 
 def _checked(record: Any, where: str) -> tuple[str, Mapping[str, Any]]:

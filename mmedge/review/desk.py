@@ -21,7 +21,7 @@ from mmedge.folders import Run
 from mmedge.recipe import Recipe
 from mmedge.tasks import Example, Unparsed
 from mmedge.tasks.forms import AnswerForm
-from mmedge.tasks.reading import one_paragraph, read_self_evaluation
+from mmedge.tasks.reading import one_paragraph, plain, read_self_evaluation
 from mmedge.tasks.synthesized import is_synthesized, read_questions
 
 FILTERS = ("undecided", "new", "decided", "all")
@@ -45,7 +45,11 @@ class Desk:
         self.decisions = Decisions(store)
         task = replace(task_of(recipe, run), decisions={})
         self.form: AnswerForm = plain_task(task).form
-        self.examples = {example.id: example for example in task.load().train}
+        splits = task.load()
+        self.examples = {example.id: example for example in splits.train}
+        asked = [("test question", one) for part in splits.tests.values() for one in part]
+        asked += [("question", one) for one in splits.train]
+        self._wordings = {plain(one.question): (what, one.id) for what, one in reversed(asked) if not one.turns}
         path = task.new_questions
         self._wanted = {question.id: question.kind for question in read_questions(path)} if path else {}
 
@@ -167,9 +171,16 @@ class Desk:
         self._check(texts["label"], texts["text"] if item.kind == "cot" else None, self.examples[item.example_id])
         if texts["question"] is not None:
             texts["question"] = one_paragraph(texts["question"])
+            self._check_wording(texts["question"], self.examples[item.example_id])
         if texts["verdict"] is not None and texts["verdict"] not in VERDICTS:
             raise MmedgeError(f"verdict must be one of {', '.join(VERDICTS)}")
         return item, Decision(what, who, at, **texts)
+
+    def _check_wording(self, question: str, example: Example) -> None:
+        """Refuse the wording of another question; a test question must not be learned."""
+        what, same = self._wordings.get(plain(question), ("", example.id))
+        if not example.turns and same != example.id:
+            raise MmedgeError(f"the {what} {same!r:.60} has this wording already", "word it differently, or drop it")
 
     def _check(self, label: str | None, cot: str | None, example: Example) -> None:
         """Refuse a label, or a chain of thought, that is or has no answer of the form."""

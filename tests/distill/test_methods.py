@@ -134,6 +134,30 @@ def test_targets_that_are_cut_off_are_one_line(tmp_path: Path) -> None:
     assert is_one_line_error(done) and "training.max_target_tokens" in done.err
 
 
+def test_a_limit_that_no_answer_fits_is_refused_before_training(tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    (tmp_path / "schema.json").write_text('{"enum": ["a value that takes many tokens, one after the other, to the end"]}')
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"id": f"q{n}", "question": f"Is it {n}?"}) + "\n" for n in range(12)))
+    (tmp_path / "test.jsonl").write_text('{"id": "t0", "question": "is it 3?"}\n')
+    label = {"label": "a value that takes many tokens, one after the other, to the end"}
+    lines = [json.dumps({**json.loads(line), **label}) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    (tmp_path / "train.jsonl").write_text("\n".join([*lines, '{"id": "q12", "question": "Is it 12?", "answer": 3}']) + "\n")
+    task = {"kind": "jsonl", "train_file": str(tmp_path / "train.jsonl"), "test_files": {"test": str(tmp_path / "test.jsonl")}}
+    form = {"form": {"kind": "schema", "file": str(tmp_path / "schema.json")}}
+    recipe = tiny_recipe(
+        task=task | form,
+        teacher=None,
+        method={"labels": "human", "rationales": False, "self_evaluation": False},
+        split={"validation": 2, "verdict_test": 0},
+        answering={"constrained": True},
+    )
+    path = write_recipe(tmp_path / "r.yaml", recipe)
+    done = mmedge("distill", path, "--out", tmp_path / "run", "--set", "generation.max_answer_tokens=4")
+    assert done.code == 1 and "more than the limit of 4" in done.err and not (tmp_path / "run" / "stage2").exists()
+    assert "warning: 1 test questions are also training questions" in done.err
+    assert "have neither a label nor a chain of thought" in done.err
+
+
 def test_a_loss_that_is_no_number_ends_in_one_line(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", tiny_recipe())
     rate = "training.stage1={max_steps: 200, batch_size: 8, learning_rate: 1.0e+30, warmup_share: 0}"

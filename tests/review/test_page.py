@@ -70,7 +70,9 @@ def reviewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _write_run(folder: Path) -> None:
     lines = [json.dumps({"id": f"q{n}", "question": f"Is it {n}? {EVIL}", "label": "yes"}) for n in range(14)]
     (folder / "train.jsonl").write_text("\n".join(lines))
-    task = {"kind": "jsonl", "train_file": str(folder / "train.jsonl"), "form": {"kind": "label", "labels": ["yes", "no"]}}
+    (folder / "test.jsonl").write_text(json.dumps({"id": "t0", "question": "Is it tested?", "label": "yes"}))
+    files = {"train_file": str(folder / "train.jsonl"), "test_files": {"test": str(folder / "test.jsonl")}}
+    task = {"kind": "jsonl", **files, "form": {"kind": "label", "labels": ["yes", "no"]}}
     teacher = {"kind": "recorded", "cots": "c.jsonl"}
     (folder / "run").mkdir()
     write_recipe(folder / "run" / "recipe.yaml", tiny_recipe(name="shown", task=task, teacher=teacher))
@@ -160,6 +162,11 @@ def test_questions_are_accepted_mended_dropped_and_undone(shown: Shown) -> None:
         ({"id": "q1", "kind": "poem", "what": "drop"}, "kind must be one of"),
         ({"id": "q1", "kind": "question", "what": "burn"}, "what must be one of"),
         ({"id": "q1", "kind": "question", "what": "mend"}, "nothing is mended"),
+        (
+            {"id": "q1", "kind": "question", "what": "mend", "question": f"is  it 2? {EVIL}"},
+            "question 'q2' has this wording",
+        ),
+        ({"id": "q1", "kind": "question", "what": "mend", "question": "Is it tested?"}, "the test question 't0' has this wording"),
         ({"id": "q1", "kind": "question", "what": "drop", "label": "no"}, "label does not go with drop"),
         ({"id": "q1", "kind": "question", "what": "accept", "label": "perhaps"}, "the label is not an answer of this form"),
         ({"id": "q1", "kind": "question", "what": "accept", "label": 5}, "label must be text"),
@@ -250,7 +257,7 @@ def test_records_go_to_argilla_and_come_back(run: Path, tmp_path: Path) -> None:
         (
             '[{"id": "q1", "responses": {"answer": [{"value": "no"}]}},'
             ' {"id": "q0", "responses": {"answer": [{"value": "perhaps"}]}}]',
-            "[1]: the label is not an answer",
+            "): the label is not an answer",
         ),
     ],
 )
