@@ -23,7 +23,6 @@ from mmedge.tasks.base import Example, Turn
 from mmedge.tasks.dialogue import WrongMessage, read_messages
 from mmedge.tasks.forms.schema import SchemaForm
 from mmedge.tasks.forms.structured.form import StructuredForm
-from mmedge.tasks.forms.structured.values import to_json
 from mmedge.tasks.forms.tools import ToolsForm
 
 MOST_CHOICES = 16  # answers to one request
@@ -326,7 +325,7 @@ def _has_schema(fields: Fields, model: Model) -> bool:
             given.text(name)
         given.flag("strict")
         if not form.says_the_same(given.take("schema")):
-            raise _another("response_format.json_schema.schema", "schema", form)
+            raise _another("response_format.json_schema.schema", "schema", "")
         given.finish()
     wanted.finish()
     return True
@@ -348,18 +347,28 @@ def _calls(fields: Fields, model: Model) -> bool:
             raise invalid("tool_choice needs tools", "tool_choice")
         return False
     if not form.says_the_same(tools):
-        raise _another("tools", "tools", form)
+        raise _another("tools", "tools", _difference(tools, form))
     only = {"type": "function", "function": {"name": next(iter(form.functions))}}
     if choice not in (None, "auto", "required") and not (len(form.functions) == 1 and choice == only):
         raise unsupported("tool_choice", "this student calls one of its functions in every answer; leave it out")
     return True
 
 
-def _another(param: str, what: str, form: SchemaForm | ToolsForm) -> ApiError:
+def _another(param: str, what: str, difference: str) -> ApiError:
     """Return the error of a schema, or of tools, that are not the bundle's."""
-    own = to_json(form.document)
-    shown = own if len(own) <= STATED else f"{own[:STATED]}… (GET /v1/models has it whole)"
-    return invalid(f"{param} must be the {what} that this student was trained for: {shown}", param, f"another_{what}")
+    why = f"{param} must say the same as the {what} that this student was trained for, which GET /v1/models lists{difference}"
+    return invalid(why, param, f"another_{what}")
+
+
+def _difference(tools: object, form: ToolsForm) -> str:
+    """Return which function is missing or unknown, as the end of a sentence; empty where it is another difference."""
+    entries = [entry.get("function", entry) for entry in tools if isinstance(entry, dict)] if isinstance(tools, list) else []
+    names = {entry.get("name") for entry in entries if isinstance(entry, dict) and isinstance(entry.get("name"), str)}
+    missing, unknown = [name for name in form.functions if name not in names], sorted(map(str, names - set(form.functions)))
+    if unknown:
+        return f": it has no function {unknown[0]!r:.80}"
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return f": {missing[0]!r:.80}{more} missing" if missing else ""
 
 
 def _sampling(fields: Fields) -> Sampling | None:

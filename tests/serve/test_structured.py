@@ -114,7 +114,18 @@ def test_what_is_not_the_bundles_own_is_refused(structured: Running, model: str,
     reply = structured.post("/v1/chat/completions", {"model": model, "messages": ASKED} | more)
     assert reply.status == 400 and reply.error["param"] == param, reply.body
     if reply.error["code"].startswith("another_"):
-        assert ("BuyThings" if model == CALLS else "Dune") in reply.error["message"]
+        assert "GET /v1/models lists" in reply.error["message"] and len(reply.error["message"]) < 300
+
+
+def test_the_function_that_is_another_is_named(structured: Running) -> None:
+    own = TOOLS[0]
+    for tools, why in (
+        (TOOLS[1:], "missing"),
+        ([*TOOLS, {"type": "function", "function": {"name": "Fly", "parameters": {"type": "object"}}}], "it has no function 'Fly'"),
+        ([own, 7, {"function": {"name": ["x"]}}], "missing"),
+    ):
+        reply = structured.post("/v1/chat/completions", {"model": CALLS, "messages": ASKED, "tools": tools})
+        assert reply.status == 400 and why in reply.error["message"], reply.body
 
 
 def test_schemas_that_would_take_long_to_read_are_refused_at_once(structured: Running) -> None:
