@@ -107,7 +107,7 @@ def inspect(place: Path) -> tuple[Kind, Inspected]:
     """Return what a path is, and what there is to say about it.
 
     Raises:
-        MmedgeError: The path is none of these, is damaged, or has a format that this version does not support.
+        MmedgeError: The path is something else, is damaged, or was written by a newer version.
     """
     kind = kind_of(place)
     if kind is Kind.BUNDLE:

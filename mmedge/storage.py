@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -254,6 +255,9 @@ def iterate_jsonl(path: Path) -> Iterator[tuple[int, Json]]:
             yield number, parse_json_line(line, path, number)
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 class _DoubleKey(ValueError):
     """A key of a JSON object occurs twice."""
 
@@ -267,18 +271,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> Json:
     return found
 
 
-def parse_json_line(line: str, path: Path | str, number: int, *, unique: bool = False) -> Json:
+def parse_json_line(line: str, path: Path | str, number: int, *, strict: bool = False) -> Json:
     """Parse one line of a JSON-lines file into an object; errors name `path:number`.
 
     Args:
         line: The line.
         path: The file, for errors.
         number: The line's number, for errors.
-        unique: Refuse keys that occur twice, of which readers take different ones.
+        strict: Refuse what readers take differently: keys that occur twice, and halves of characters (lone surrogates).
     """
     hint = 'each line must be one complete object, such as {"question": "…"}'
     try:
-        value = json.loads(line, object_pairs_hook=_unique if unique else None)
+        value = json.loads(line, object_pairs_hook=_unique if strict else None)
     except json.JSONDecodeError as error:
         said = f"not a complete JSON object: {error.msg} (column {error.colno})"
         raise MmedgeError(f"{path}:{number}: {said}", f"{hint}; was the file cut off?") from None
@@ -290,6 +294,8 @@ def parse_json_line(line: str, path: Path | str, number: int, *, unique: bool = 
         raise MmedgeError(f"{path}:{number}: a number with too many digits", hint) from None
     if not isinstance(value, dict):
         raise MmedgeError(f"{path}:{number}: expected a JSON object, found {in_json(value, 40)}", hint)
+    if strict and _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+        raise MmedgeError(f"{path}:{number}: half of a character (a lone surrogate)", "write characters whole")
     return value
 
 

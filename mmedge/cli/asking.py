@@ -420,14 +420,7 @@ def _read_lines(source: Path | None, form: AnswerForm) -> Iterator[Example]:
     try:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                example = read_example(parse_json_line(line, name, number, unique=True), name, number, form)
-                try:
-                    example.question.encode()
-                except UnicodeEncodeError:
-                    raise MmedgeError(
-                        f"{name}:{number}: the question has half of a character (a lone surrogate)", "write characters whole"
-                    ) from None
-                yield example
+                yield read_example(parse_json_line(line, name, number, strict=True), name, number, form)
     except UnicodeDecodeError as error:
         raise MmedgeError(f"{name} is not valid UTF-8 (byte {error.start})", "save it as UTF-8") from None
 

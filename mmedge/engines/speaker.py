@@ -416,6 +416,8 @@ class _Asked:
         scores = written.log_probabilities or [[]] * len(written.tokens)
         ends = written.ended or [len(row) < limit for row in written.tokens]
         left_out = [self.read[_read(context)][1] for context in self.contexts]
+        full = [len(prompt.context) >= speaker.encoder.max_input_tokens for prompt in prompts]
+        cut = [one and speaker.encoder.surplus(context) > 0 for one, context in zip(full, self.contexts, strict=True)]
         thoughts = [
             Thought(
                 speaker.encoder.text(row),
@@ -426,10 +428,10 @@ class _Asked:
                     tuple(scored),
                     ended,
                     left_out=out,
-                    question_cut=len(prompt.context) >= speaker.encoder.max_input_tokens,
+                    question_cut=unread,
                 ),
             )
-            for prompt, row, scored, ended, out in zip(prompts, written.tokens, scores, ends, left_out, strict=True)
+            for prompt, row, scored, ended, out, unread in zip(prompts, written.tokens, scores, ends, left_out, cut, strict=True)
         ]
         for thought, constraint in zip(thoughts, allowed, strict=False):
             if thought.written is not None and getattr(constraint, "cut_short", False):

@@ -179,7 +179,7 @@ class Desk:
     def _check_wording(self, question: str, example: Example) -> None:
         """Refuse the wording of another question; a test question must not be learned."""
         what, same = self._wordings.get(plain(question), ("", example.id))
-        if not example.turns and same != example.id:
+        if not example.turns and same != example.id and plain(question) != plain(example.question):
             raise MmedgeError(f"the {what} {same!r:.60} has this wording already", "word it differently, or drop it")
 
     def _check(self, label: str | None, cot: str | None, example: Example) -> None:

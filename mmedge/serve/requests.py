@@ -366,9 +366,9 @@ def _difference(tools: object, form: ToolsForm) -> str:
     names = {entry.get("name") for entry in entries if isinstance(entry, dict) and isinstance(entry.get("name"), str)}
     missing, unknown = [name for name in form.functions if name not in names], sorted(map(str, names - set(form.functions)))
     if unknown:
-        return f": it has no function {unknown[0]!r:.80}"
-    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    return f": {missing[0]!r:.80}{more} missing" if missing else ""
+        return f": function {unknown[0]!r:.80} is not among them"
+    more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    return f": function {missing[0]!r:.80}{more} is missing" if missing else ""
 
 
 def _sampling(fields: Fields) -> Sampling | None:

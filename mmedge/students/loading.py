@@ -24,7 +24,7 @@ def resolve_source(section: StudentSection) -> ModelSource:
     """Find a student's weights without loading them.
 
     Raises:
-        MmedgeError: There is no such file, package or folder, or a folder has no safetensors weights.
+        MmedgeError: The file, package or folder does not exist, or a folder has no safetensors weights.
     """
     if section.source == SCRATCH:
         return ModelSource(SCRATCH, None, SCRATCH, sha256_json(section.scratch.model_dump()))

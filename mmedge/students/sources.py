@@ -60,7 +60,7 @@ def resolve(name: str, revision: str | None, field: str) -> ModelSource:
         field: What the recipe calls it, for errors.
 
     Raises:
-        MmedgeError: There is no such file, package or folder, or a folder has no safetensors weights.
+        MmedgeError: The file, package or folder does not exist, or a folder has no safetensors weights.
     """
     path = _package_file(name, field) if name.startswith("package:") else Path(name)
     if path.suffix == ".gguf":

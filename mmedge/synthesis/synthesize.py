@@ -101,7 +101,7 @@ def prepare(recipe: Recipe, count: int | None) -> Synthesis:
     """Read a recipe's questions, and check that new ones can be written from them.
 
     Raises:
-        MmedgeError: There is no teacher that writes questions, or a training question is a test question.
+        MmedgeError: The recipe names no teacher that writes questions, or a training question is a test question.
     """
     if count is not None:
         recipe = recipe.model_copy(update={"synthesis": recipe.synthesis.model_copy(update={"count": count})})

@@ -182,6 +182,20 @@ def form_beside(student: Path) -> AnswerForm | None:
     return open_form(first, student.resolve().parent) if first else None
 
 
+def messages_field(record: Json, form: AnswerForm | None, path: Path | str, number: int) -> tuple[tuple[Turn, ...], str]:
+    """Return the earlier turns and the question of a record with `messages`.
+
+    Raises:
+        MmedgeError: It has a `question` too, or the messages are broken; the message names file and line.
+    """
+    if record.get("question") is not None:
+        raise MmedgeError(f"{path}:{number}: a record has either 'question' or 'messages', not both", "leave one out")
+    try:
+        return read_messages(record["messages"], form)
+    except WrongMessage as error:
+        raise MmedgeError(f"{path}:{number}: {error}", "docs/data.md shows a record with messages") from None
+
+
 def read_example(record: Json, path: Path | str, number: int, form: AnswerForm | None = None) -> Example:
     """Read a question from a JSON-lines record: `question` or `messages`, and optional `id`, `choices`, `label`, `out_of_scope`.
 
@@ -200,12 +214,7 @@ def read_example(record: Json, path: Path | str, number: int, form: AnswerForm |
     label = record.get("label")
     turns: tuple[Turn, ...] = ()
     if record.get("messages") is not None:
-        if record.get("question") is not None:
-            raise MmedgeError(f"{path}:{number}: a record has either 'question' or 'messages', not both")
-        try:
-            turns, question = read_messages(record["messages"], form)
-        except WrongMessage as error:
-            raise MmedgeError(f"{path}:{number}: {error}") from None
+        turns, question = messages_field(record, form, path, number)
     elif record.get("premise") is not None:
         premise, hypothesis = (text_field(record, name, path, number) for name in ("premise", "hypothesis"))
         question = f"Premise: {premise} Hypothesis: {hypothesis}"

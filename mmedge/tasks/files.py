@@ -20,8 +20,7 @@ from pathlib import Path
 from mmedge.errors import MmedgeError
 from mmedge.storage import Json, iterate_jsonl, read_text, require_file, text_field
 from mmedge.tasks.base import Example, Turn
-from mmedge.tasks.dialogue import WrongMessage, read_messages
-from mmedge.tasks.evaluation_set import out_of_scope_field
+from mmedge.tasks.evaluation_set import messages_field, out_of_scope_field
 from mmedge.tasks.forms.choice import ChoiceForm, LabelForm
 from mmedge.tasks.forms.expression import ExpressionForm
 from mmedge.tasks.forms.form import AnswerForm
@@ -95,7 +94,7 @@ class FileTask:
     def _example(self, record: Json, path: Path, number: int) -> Example:
         turns: tuple[Turn, ...] = ()
         if "messages" in record:
-            turns, question = _messages(record, self.form, path, number)
+            turns, question = messages_field(record, self.form, path, number)
         elif self.has_premise:
             premise, hypothesis = (text_field(record, name, path, number) for name in ("premise", "hypothesis"))
             question = f"Premise: {one_paragraph(premise)} Hypothesis: {one_paragraph(hypothesis)}"
@@ -140,15 +139,6 @@ class FileTask:
                 f"it must be {self.form.expected()}",
             )
         return canonical
-
-
-def _messages(record: Json, form: AnswerForm, path: Path, number: int) -> tuple[tuple[Turn, ...], str]:
-    if record.get("question") is not None:
-        raise MmedgeError(f"{path}:{number}: a record has either 'question' or 'messages', not both")
-    try:
-        return read_messages(record["messages"], form)
-    except WrongMessage as error:
-        raise MmedgeError(f"{path}:{number}: {error}", "docs/data.md shows a record with messages") from None
 
 
 def _check_dialogues(train: Sequence[Example], tests: Mapping[str, Sequence[Example]]) -> None:

@@ -58,7 +58,7 @@ def annotate(
         How the collection ended, where the teacher is one that is sampled; else None.
 
     Raises:
-        MmedgeError: There is no teacher, it fails, or the store holds another teacher's annotations.
+        MmedgeError: The recipe names no teacher, the teacher fails, or the store holds another teacher's annotations.
     """
     section = recipe.teacher
     if without := dropped(Decisions(store).current()):

@@ -118,11 +118,11 @@ def test_what_is_not_the_bundles_own_is_refused(structured: Running, model: str,
 
 
 def test_the_function_that_is_another_is_named(structured: Running) -> None:
-    own = TOOLS[0]
+    own, fly = TOOLS[0], {"type": "function", "function": {"name": "Fly", "parameters": {"type": "object"}}}
     for tools, why in (
-        (TOOLS[1:], "missing"),
-        ([*TOOLS, {"type": "function", "function": {"name": "Fly", "parameters": {"type": "object"}}}], "it has no function 'Fly'"),
-        ([own, 7, {"function": {"name": ["x"]}}], "missing"),
+        (TOOLS[1:], "is missing"),
+        ([*TOOLS, fly], "function 'Fly' is not among them"),
+        ([own, 7, {"function": {"name": ["x"]}}], "is missing"),
     ):
         reply = structured.post("/v1/chat/completions", {"model": CALLS, "messages": ASKED, "tools": tools})
         assert reply.status == 400 and why in reply.error["message"], reply.body

@@ -57,7 +57,7 @@ def open_form(value: Mapping[str, Any], folder: Path, where: str = "form") -> An
         where: What errors call the source of the value.
 
     Raises:
-        MmedgeError: There is no such form, or a setting or a file is missing or wrong.
+        MmedgeError: The form is unknown, or a setting or a file is missing or wrong.
     """
     name = value.get("form", value.get("judge"))
     settings = dict(value.get("settings") or {})

@@ -18,7 +18,7 @@ from mmedge.tasks.base import Example
 from mmedge.tasks.forms.structured import compact, schemas, values
 from mmedge.tasks.forms.structured.compact import Place
 from mmedge.tasks.forms.structured.comparing import Rules, fields_of
-from mmedge.tasks.forms.structured.form import StructuredForm, read_document, read_settings, refuse_impossible
+from mmedge.tasks.forms.structured.form import StructuredForm, read_document, read_settings, refuse_contradiction
 from mmedge.tasks.forms.structured.grammar import Grammar
 from mmedge.tasks.forms.structured.regex import Regex
 from mmedge.tasks.forms.structured.schemas import Node
@@ -63,10 +63,10 @@ class SchemaForm(StructuredForm):
         except ValueError as error:
             raise MmedgeError(f"{path}: {error}", "docs/structured-answers.md lists what is supported") from None
         if folder is None:  # a recipe's
-            refuse_impossible(form.language, path)
+            refuse_contradiction(form.language, path)
         unknown = form.rules.unknown(Place((form.node,)).paths())
         if unknown is not None:
-            raise MmedgeError(f"compare.{unknown}: there is no such field in {path}")
+            raise MmedgeError(f"compare.{unknown}: {path} has no field of this name")
         return form
 
     @cached_property

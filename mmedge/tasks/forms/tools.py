@@ -21,7 +21,7 @@ from mmedge.tasks.base import Example
 from mmedge.tasks.forms.structured import compact, schemas, values
 from mmedge.tasks.forms.structured.compact import Place, short_names
 from mmedge.tasks.forms.structured.comparing import Rules, fields_of
-from mmedge.tasks.forms.structured.form import StructuredForm, read_document, read_settings, refuse_impossible
+from mmedge.tasks.forms.structured.form import StructuredForm, read_document, read_settings, refuse_contradiction
 from mmedge.tasks.forms.structured.grammar import Grammar, NothingFits
 from mmedge.tasks.forms.structured.regex import NOTHING, Regex, either, literal, sequence
 from mmedge.tasks.forms.structured.schemas import Node
@@ -96,11 +96,11 @@ class ToolsForm(StructuredForm):
         except ValueError as error:
             raise MmedgeError(f"{path}: {error}", "docs/structured-answers.md lists what is supported") from None
         if folder is None:  # a recipe's
-            refuse_impossible(form.language, path)
+            refuse_contradiction(form.language, path)
         paths = [f"{name}.{path}" for name, place in form._places.items() for path in place.paths()]
         unknown = form.rules.unknown(["name", *paths])
         if unknown is not None:
-            raise MmedgeError(f"compare.{unknown}: there is no such argument in {path}")
+            raise MmedgeError(f"compare.{unknown}: no function in {path} has an argument of this name")
         return form
 
     @cached_property

@@ -47,7 +47,7 @@ def read_document(path: Path) -> Value:
         raise MmedgeError(f"{path}: {error}") from None
 
 
-def refuse_impossible(language: Callable[[], Regex], path: Path) -> None:
+def refuse_contradiction(language: Callable[[], Regex], path: Path) -> None:
     """Refuse a schema that no value fits; one that is not regular may be learned without constraint.
 
     Raises:
