@@ -27,6 +27,9 @@ _FEW = 64  # tokens that may follow where the form decides, not a free text
 _MARGIN = 4  # tokens: the rest of a character that was begun, and the end
 
 
+Reached = tuple[frozenset[int], bytes]
+
+
 def token_bytes(tokenizer: TextTokenizer) -> list[bytes | None]:
     """Return the bytes of every token, by id; None for special tokens and gaps."""
     count, added = tokenizer.get_vocab_size(with_added_tokens=True), tokenizer.get_added_tokens_decoder()
@@ -168,12 +171,8 @@ class Language:
         """Return how many tokens the shortest way to the end takes."""
         return self._ways[self._nearest(states)].tokens
 
-    def states(self, written: Sequence[int]) -> tuple[frozenset[int], bytes]:
-        """Return where tokens lead, and the bytes of a character that they begin and do not complete."""
-        return self.further((self.automaton.start, b""), b"".join(self.vocabulary.bytes[token] or b"" for token in written))
-
-    def further(self, place: tuple[frozenset[int], bytes], more: bytes) -> tuple[frozenset[int], bytes]:
-        """Return where more bytes lead from a place."""
+    def further(self, place: Reached, more: bytes) -> Reached:
+        """Return where more bytes lead from a place: states, and the bytes of a character that is begun and not complete."""
         decoder, (states, begun) = codecs.getincrementaldecoder("utf-8")("replace"), place
         for character in decoder.decode(begun + more):
             states = self.automaton.after(states, character)
@@ -187,7 +186,7 @@ class Language:
             state = way.behind
         return found
 
-    def ends_within(self, place: tuple[frozenset[int], bytes], tokens: int) -> bool:
+    def ends_within(self, place: Reached, tokens: int) -> bool:
         """Return whether a text that has come to a place can be ended with so many more tokens."""
         states, begun = place
         ways = [self._ways[state].tokens for state in states if state in self._ways]
@@ -224,6 +223,7 @@ class GuidedConstraint:
     def _begin(self) -> None:
         self._matcher = self._language.matcher()
         self._written: list[int] = []
+        self._place, self._looked = (self._language.automaton.start, b""), 0
         self.cut_short = False
 
     def _follow(self, written: Sequence[int]) -> None:
@@ -233,6 +233,13 @@ class GuidedConstraint:
         for token in written[len(self._written) :]:
             self._matcher.consume_token(token)
             self._written.append(token)
+
+    def _where(self) -> Reached:
+        """Return where what is written leads."""
+        new = self._written[self._looked :]
+        more = b"".join(self._language.vocabulary.bytes[token] or b"" for token in new)
+        self._place, self._looked = self._language.further(self._place, more), len(self._written)
+        return self._place
 
     @property
     def _left(self) -> int:
@@ -249,7 +256,7 @@ class GuidedConstraint:
         found = self._masked()
         if not self.near:
             return found
-        vocabulary, place = self._language.vocabulary, self._language.states(self._written)
+        vocabulary, place = self._language.vocabulary, self._where()
         if place[1]:  # a character is not complete: one byte after the other
             return np.array([one for one in found.tolist() if len(vocabulary.bytes[one] or b"") == 1], dtype=np.int64)
         fitting: list[int] = []
@@ -260,7 +267,7 @@ class GuidedConstraint:
         self.cut_short = self.cut_short or len(fitting) == 1 < len(found)
         return np.array(fitting, dtype=np.int64)
 
-    def _fits(self, place: tuple[frozenset[int], bytes], token: int) -> bool:
+    def _fits(self, place: Reached, token: int) -> bool:
         """Return whether there is room to end behind a token."""
         more = self._language.vocabulary.bytes[token]
         return more is not None and self._language.ends_within(self._language.further(place, more), self._left)
@@ -278,7 +285,7 @@ class GuidedConstraint:
             return False
         if not self.near:
             return True
-        place = self._language.states(self._written)
+        place = self._where()
         if place[1]:
             return len(tokens[token] or b"") == 1
         fits = self._fits(place, token)
