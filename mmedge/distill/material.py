@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mmedge.annotations.decisions import dropped
-from mmedge.annotations.questions import task_of
+from mmedge.annotations.questions import RunTask, task_of
 from mmedge.annotations.reading import AnnotatedExample, ReadingReport, as_annotated, read_annotations, reading_limits
 from mmedge.annotations.store import AnnotationStore
 from mmedge.distill.devices import Devices
+from mmedge.distill.labels import majority_labels
 from mmedge.errors import MmedgeError
 from mmedge.folders import Run
 from mmedge.progress import Progress
@@ -20,6 +21,7 @@ from mmedge.tasks import Example, Splits, Task
 from mmedge.tasks.dialogue import opening
 from mmedge.tasks.prompts import render_question
 from mmedge.tasks.reading import plain
+from mmedge.tasks.synthesized import read_questions
 from mmedge.teachers.collect import annotate
 from mmedge.teachers.plan import NO_LIMITS, Limits
 
@@ -124,12 +126,30 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, limits: Limits = NO_LI
         read, report = [as_annotated(example, (), task.decisions) for example in splits.train], ReadingReport()
     else:
         read, report = _annotated(recipe, task, splits.train, run, progress, limits)
+    if recipe.synthesis.agree:
+        without = without | _of_another_kind(task, read, progress)
+        parts = [[one for one in part if one.id not in without] for part in parts]
     by_id = {one.example.id: one for one in read}
     trained, validated, tested = ([by_id[example.id] for example in part] for part in parts)
     validated += [AnnotatedExample(example, ()) for example in splits.validation]
     decided = [[*item, *decision.content()] for item, decision in sorted(task.decisions.items())]
     digest = sha256_json([repr([trained, validated, tested]), repr(splits.tests), *([decided] if decided else [])])
     return Material(task, splits, trained, validated, tested, report, digest)
+
+
+def _of_another_kind(task: RunTask, read: Sequence[AnnotatedExample], progress: Progress) -> set[str]:
+    """Return the new questions whose answer is of another label or function than they were written for, unless a person gave it."""
+    if task.new_questions is None:
+        return set()
+    wanted = {one.id: one.kind for one in read_questions(task.new_questions) if one.kind}
+    answers = majority_labels([one for one in read if one.example.id in wanted and not one.decided], task.form)
+    found = {id_ for id_, answer in answers.items() if task.form.kind_of(answer) != wanted[id_]}
+    if found:
+        progress.line(
+            f"{len(found)} of {len(wanted)} new questions are left out: their answers are of another "
+            f"{'label' if task.form.labels else 'kind'} than they were written for (synthesis.agree)"
+        )
+    return found
 
 
 def _check_dialogues(splits: Splits) -> None:

@@ -37,6 +37,11 @@ class SynthesisSection(Section):
         description="A new question is refused if the Jaccard similarity of its character trigrams with those of a training "
         "question, a test or validation question, or another new one is at least this.",
     )
+    agree: bool = Field(
+        default=True,
+        description="Whether a new question is learned only where its answer is of the label or function that it was written for; "
+        "nothing is known about the others but that the teacher contradicts itself.",
+    )
     attempts: Annotated[float, Field(ge=1)] = Field(
         default=3.0, description="How many questions of each label or function may be requested for each one that is wanted."
     )

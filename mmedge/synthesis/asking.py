@@ -1,12 +1,19 @@
 """The prompt that asks for a new question, and the question in what comes back.
 
+    === user for each seed
+    Of the labels lights, music, timer, the right one for it is: music.
+    === assistant for each seed
+    Input: Play some jazz
     === user
-    Inputs that people have written: {seeds} … Write one new input … {wish} Wording: {style}. Length: about {words} words. {reply}
+    Of the labels lights, music, timer, the right one for it is: music. … Wording: casual. Length: about 5 words. …
 
-    "Sure! Here is one:\n\nQuestion: put some fado on\nAnswer: music"     →  "put some fado on"
+    "Sure! Here is one:\n\nInput: put some fado on\nAnswer: music"     →  "put some fado on"
+
+A teacher sees its seeds as a conversation in which it has written them itself, each after what its answer is: small teachers then
+write requests as people do, where a list of examples makes many ask the person something or spell out a call.
 
 What a teacher adds is left out: an opening, an answer, a second question. What holds no question, or a placeholder where a value
-should be, is not read.
+should be or a name of the schema, is not read.
 """
 
 from __future__ import annotations
@@ -16,18 +23,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmedge.errors import MmedgeError
 from mmedge.openai import Message
 from mmedge.storage import require_file
 from mmedge.synthesis.briefs import Brief
 from mmedge.tasks import Example, Unparsed
+from mmedge.tasks.forms import AnswerForm
 from mmedge.tasks.reading import one_paragraph
 from mmedge.teachers.prompting import TEMPLATES, Template, read_template
 from mmedge.teachers.sampling import is_refusal
 
+ONE_MORE = "Write one."  # where the form leaves open what an answer is
 BUILT_IN = TEMPLATES / "new_question.txt"
-PLACES = ("seeds", "wish", "style", "words", "reply", "form")
-_NEEDS = ("seeds", "reply")
-_ONE_LINE = "Reply with one line: Question: TEXT"
+PLACES = ("seeds", "seed", "wish", "style", "words", "reply", "form")
+_ONE_LINE = "Reply with one line: Input: TEXT"
 _TWO_LINES = "Reply with two lines: Question: TEXT, then Choices: (a) TEXT (b) TEXT …"
 _THINKING = re.compile(r"^\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
 _NAME = r"(?:(?:the\s+)?new\s+)?(?:question|input|request|problem)\b"
@@ -49,27 +58,30 @@ class QuestionPrompts:
     Attributes:
         template: The prompt.
         briefs: What each is asked to be, by its id; grows.
-        form: What an answer must be, in words.
-        takes_choices: Whether questions have choices.
+        form: What answers look like.
     """
 
     template: Template
     briefs: dict[str, Brief]
-    form: str
-    takes_choices: bool
+    form: AnswerForm
 
     def about_question(self, example: Example) -> tuple[Message, ...]:
         """Return what asks for the question that is called as this one is."""
         brief = self.briefs[example.id]
-        values: Mapping[str, str] = {
+        values = {
             "seeds": "\n".join(f"- {_shown(seed)}" for seed in brief.seeds),
-            "wish": brief.wish,
+            "wish": brief.wish or ONE_MORE,
             "style": brief.style,
             "words": str(brief.words),
-            "reply": _TWO_LINES if self.takes_choices else _ONE_LINE,
-            "form": self.form,
+            "reply": _TWO_LINES if self.form.takes_choices else _ONE_LINE,
+            "form": self.form.instruction(),
         }
-        return self.template.filled(values)
+        return self.template.filled_with(values, [values | self._of_seed(seed) for seed in brief.seeds])
+
+    def _of_seed(self, seed: Example) -> dict[str, str]:
+        """Return what the placeholders stand for in the messages about a seed."""
+        written = f"Question: {_shown(seed, chr(10))}" if self.form.takes_choices else f"Input: {_shown(seed)}"
+        return {"wish": self.form.wish_met(seed) or ONE_MORE, "seed": written}
 
     def about_cot(self, example: Example, text: str) -> tuple[Message, ...]:
         """Return no messages: nothing is asked about a new question here."""
@@ -77,7 +89,8 @@ class QuestionPrompts:
 
     def to_json(self) -> dict[str, object]:
         """Return the template."""
-        return {"question": self.template.messages}
+        each = {"each": sorted(self.template.each)} if self.template.each else {}
+        return {"question": self.template.messages, **each}
 
     def typical_lengths(self) -> tuple[float, float]:
         """Return how long the texts are, in characters, before any was seen: as the seeds."""
@@ -87,12 +100,23 @@ class QuestionPrompts:
 
 def load_template(path: Path | None) -> Template:
     """Return the prompt, the built-in one where no file is named."""
-    return read_template(BUILT_IN if path is None else require_file(path, "synthesis.prompt"), _NEEDS, PLACES)
+    found = read_template(BUILT_IN if path is None else require_file(path, "synthesis.prompt"), ("reply",), PLACES)
+    if not any(place in text for _, text in found.messages for place in ("{seeds}", "{seed}")):
+        raise MmedgeError(
+            f"{found.source}: neither of the placeholders {{seeds}} and {{seed}} is there",
+            "put {seed} into messages 'for each seed', or {seeds} where a list of them is to stand",
+        )
+    for place, (_, text) in enumerate(found.messages):
+        if "{seed}" in text and place not in found.each:
+            raise MmedgeError(
+                f"{found.source}: {{seed}} stands in a message that is not 'for each seed'", "write === user for each seed above it"
+            )
+    return found
 
 
-def _shown(example: Example) -> str:
+def _shown(example: Example, separator: str = " ") -> str:
     choices = " ".join(f"({chr(ord('a') + place)}) {choice}" for place, choice in enumerate(example.choices))
-    return one_paragraph(example.question) + (f" Choices: {choices}" if choices else "")
+    return one_paragraph(example.question) + (f"{separator}Choices: {choices}" if choices else "")
 
 
 # -------------------------------------------------------------------------------------------- what comes back
@@ -104,9 +128,11 @@ class QuestionReader:
 
     Attributes:
         takes_choices: Whether a question needs choices.
+        names: Names of a schema that nobody would write; a question that has one is not read.
     """
 
     takes_choices: bool = False
+    names: tuple[str, ...] = ()
 
     def lacks_answer(self, text: str, example: Example) -> Unparsed | None:
         """Return why a text holds no question, or None if it holds one."""
@@ -134,7 +160,7 @@ class QuestionReader:
             question = question[: inside.start()].strip()
         if not re.search(r"\w\W*\w", question) or len(question) > _LONGEST or question.endswith(":") or is_refusal(question):
             return Unparsed.NO_ANSWER
-        if _PLACEHOLDER.search(question):
+        if _PLACEHOLDER.search(question) or any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", question) for name in self.names):
             return Unparsed.INVALID
         choices = _choices(rest) if self.takes_choices else ()
         if self.takes_choices and len(choices) < 2:

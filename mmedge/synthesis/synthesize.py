@@ -70,8 +70,13 @@ class Synthesis:
     def prompts(self) -> QuestionPrompts:
         """Return how the teacher is asked; it knows no briefs yet."""
         path = self.recipe.synthesis.prompt
-        form = self.task.form
-        return QuestionPrompts(load_template(Path(path) if path else None), {}, form.instruction(), form.takes_choices)
+        return QuestionPrompts(load_template(Path(path) if path else None), {}, self.task.form)
+
+    def reader(self) -> QuestionReader:
+        """Return what reads the questions out of the teacher's texts."""
+        said = [seed.question for seed in self.splits.train]
+        unspoken = [name for name in self.task.form.unspoken() if not any(name in question for question in said)]
+        return QuestionReader(self.task.form.takes_choices, tuple(unspoken))
 
     def plan(self, limits: Limits = NO_LIMITS) -> CollectionPlan:
         """Return what a request asks for: one text."""
@@ -213,7 +218,7 @@ def _written(given: Synthesis) -> tuple[Iterator[NewQuestion | str], dict[str, i
         return (NewQuestion(f"{PREFIX}{n}", task.synthesized(n).text, teacher=EMBEDDED) for n in range(most)), None
     assert isinstance(section, RecordedTeacherSection) and section.questions is not None
     file = require_file(Path(section.questions), "teacher.questions")
-    questions = list(_recorded(file, QuestionReader(given.task.form.takes_choices)))
+    questions = list(_recorded(file, given.reader()))
     kinds = set(given.briefs.kinds)
     if any(isinstance(question, NewQuestion) and question.kind not in kinds for question in questions):
         bare = (question if isinstance(question, str) else replace(question, kind="") for question in questions)
@@ -300,7 +305,7 @@ def _in_turn(by_kind: Iterable[Sequence[Brief]]) -> list[Brief]:
 def _sampled(given: Synthesis, run: Run, sieve: Sieve, progress: Progress, limits: Limits) -> SynthesisReport:
     """Ask in rounds until there are enough questions, or there is no sense in asking on."""
     section, plan, prompts = given.sampled(), given.plan(limits), given.prompts()
-    reader = QuestionReader(given.task.form.takes_choices)
+    reader = given.reader()
     with AnnotationStore(run.synthesis) as store:
         plan = checked_limits(plan, run.annotations)
         queue = _Queue(given, Collection(store).planned())

@@ -21,6 +21,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -35,7 +36,7 @@ from mmedge.tasks.reading import trim
 TEMPLATES = Path(__file__).parent / "templates"
 ROLES = ("system", "user", "assistant")
 PLACES = ("question", "choices", "labels", "form", "cot")
-_HEADING = re.compile(r"^=== *(\w+)[ \t]*$", re.MULTILINE)
+_HEADING = re.compile(r"^=== *(\w+)( for each seed)?[ \t]*$", re.MULTILINE)
 _PLACE = re.compile(r"\{(\w+)\}")
 
 
@@ -46,10 +47,12 @@ class Template:
     Attributes:
         source: Where it was read from, for errors.
         messages: Role and text of each message; the last one is the user's.
+        each: The places of the messages that are repeated for each seed, where new questions are asked for.
     """
 
     source: str
     messages: tuple[Message, ...]
+    each: frozenset[int] = frozenset()
 
     def fill(self, example: Example, form: AnswerForm, cot: str = "") -> tuple[Message, ...]:
         """Return the messages about a question; a dialogue takes the question's place as a whole.
@@ -70,16 +73,32 @@ class Template:
 
     def filled(self, values: Mapping[str, str]) -> tuple[Message, ...]:
         """Return the messages with the placeholders filled by name."""
-        # one pass, so that text from a question is never read as a placeholder
         fixed = self.fixed
-        filled = ((role, _PLACE.sub(lambda match: values[match[1]], text)) for role, text in self.messages[len(fixed) :])
-        return (*fixed, *filled)
+        return (*fixed, *(_filled(message, values) for message in self.messages[len(fixed) :]))
+
+    def filled_with(self, values: Mapping[str, str], seeds: Sequence[Mapping[str, str]]) -> tuple[Message, ...]:
+        """Return the messages, those for each seed once for each.
+
+        Args:
+            values: What the placeholders stand for elsewhere.
+            seeds: What they stand for in the messages about each seed.
+        """
+        found: list[Message] = []
+        for repeated, group in groupby(range(len(self.messages)), self.each.__contains__):
+            messages = [self.messages[place] for place in group]
+            found += [_filled(message, given) for given in (seeds if repeated else (values,)) for message in messages]
+        return tuple(found)
 
     @cached_property
     def fixed(self) -> tuple[Message, ...]:
         """The messages before the first one with a placeholder: always the same."""
         places = (index for index, (_, text) in enumerate(self.messages) if _PLACE.search(text))
         return self.messages[: next(places, len(self.messages))]
+
+
+def _filled(message: Message, values: Mapping[str, str]) -> Message:
+    role, text = message
+    return role, _PLACE.sub(lambda match: values[match[1]], text)  # one pass, so that no text that is filled in has placeholders
 
 
 class Asking(Protocol):
@@ -145,7 +164,7 @@ def read_template(path: Path, needs: Sequence[str], places: Sequence[str] = PLAC
     headings = list(_HEADING.finditer(text))
     if not headings or text[: headings[0].start()].strip():
         raise MmedgeError(f"{path}:1: a prompt must begin with a line such as '=== user'", f"see the files in {TEMPLATES}")
-    messages = []
+    messages, each = [], set[int]()
     for heading, following in zip(headings, [*headings[1:], None], strict=True):
         line = text.count("\n", 0, heading.start()) + 1
         role, content = heading[1], text[heading.end() : following.start() if following else len(text)].strip()
@@ -158,8 +177,12 @@ def read_template(path: Path, needs: Sequence[str], places: Sequence[str] = PLAC
                 inside = text.index(place[0], heading.end())
                 known = ", ".join(f"{{{name}}}" for name in places)
                 raise MmedgeError(f"{path}:{text.count(chr(10), 0, inside) + 1}: unknown placeholder {place[0]}", f"known: {known}")
+        if heading[2]:
+            if "seed" not in places:
+                raise MmedgeError(f"{path}:{line}: only prompts for new questions have messages 'for each seed'")
+            each.add(len(messages))
         messages.append((role, content))
-    if messages[-1][0] != "user":
+    if messages[-1][0] != "user" or len(messages) - 1 in each:
         raise MmedgeError(f"{path}: the last message must be the user's", "add '=== user' and what is asked")
     found = {place[1] for _, content in messages for place in _PLACE.finditer(content)}
     for need in needs:
@@ -167,7 +190,7 @@ def read_template(path: Path, needs: Sequence[str], places: Sequence[str] = PLAC
             raise MmedgeError(
                 f"{path}: the placeholder {{{need}}} is missing", "without it, every question would get the same prompt"
             )
-    return Template(str(path), tuple(messages))
+    return Template(str(path), tuple(messages), frozenset(each))
 
 
 def template_files(task: Task) -> dict[str, Path]:

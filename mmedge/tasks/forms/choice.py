@@ -78,6 +78,10 @@ class _OneOfSeveral(AnswerForm):
         return max(named, key=len, default=None)
 
 
+def _of_choices(count: int, right: int) -> str:
+    return f"It has {count} choices, of which exactly one is right: ({chr(ord('a') + right)})."
+
+
 def _mentioned(text: str, choices: Sequence[str]) -> list[str]:
     """Return the choices whose words occur in a text; one inside a longer one that occurs there does not count."""
     low = f" {plain(text)} "
@@ -114,8 +118,10 @@ class ChoiceForm(_OneOfSeveral):
 
     def wish(self, kind: str, seeds: Sequence[Example], draw: random.Random) -> str:
         count = max((len(example.choices) for example in seeds), default=4)
-        place = chr(ord("a") + draw.randrange(count))
-        return f"It has {count} choices, of which exactly one is right: ({place})."
+        return _of_choices(count, draw.randrange(count))
+
+    def wish_met(self, example: Example) -> str:
+        return _of_choices(len(example.choices), example.choices.index(example.label)) if example.label in example.choices else ""
 
     def canonical(self, answer: str, choices: Sequence[str] = ()) -> str | None:
         wanted = plain(answer)

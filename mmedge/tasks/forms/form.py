@@ -143,6 +143,14 @@ class AnswerForm(ABC):
         """
         return f"Of the labels {', '.join(self.labels)}, the right one for it is: {kind}." if kind else ""
 
+    def wish_met(self, example: Example) -> str:
+        """Return the wish that a question with a label meets; empty where answers are open or it has none."""
+        return self.wish(self.kind_of(example.label), (example,), random.Random(0)) if example.label is not None else ""
+
+    def unspoken(self) -> tuple[str, ...]:
+        """Return names of a schema that nobody who asks something would write, such as `GetWeather` and `time_range`."""
+        return ()
+
     def constrainer(self, encoder: PromptEncoder) -> Constrainer:
         """Return the constrainer of answers and rationales for one student; by default anything may be written."""
         from mmedge.tasks.forms.constraints import Constrainer

@@ -24,7 +24,7 @@ from mmedge.tasks.forms.structured.regex import Regex
 from mmedge.tasks.forms.structured.schemas import Node
 from mmedge.tasks.forms.structured.spans import Pieces, compact_pieces, json_pieces
 from mmedge.tasks.forms.structured.values import Value
-from mmedge.tasks.forms.structured.wishes import members
+from mmedge.tasks.forms.structured.wishes import given, members
 
 if TYPE_CHECKING:
     from mmedge.tasks.forms.settings import FormSettings
@@ -120,6 +120,10 @@ class SchemaForm(StructuredForm):
         known = [set(answer) for answer in answers if isinstance(answer, dict)]
         about = f" ({self.document['description']})" if self.document.get("description") else ""
         return f"What can be read from it{about}: a record {members(self.document, known, draw)}".rstrip() + "."
+
+    def wish_met(self, example: Example) -> str:
+        record = self.value(example.label) if example.label is not None else None
+        return f"What can be read from it: a record {given(record)}." if isinstance(record, dict) else ""
 
     def settings(self) -> dict[str, Any]:
         return {"file": FILE_NAME, "spelling": self.spelling, "compare": dict(self.rules.by_name)}

@@ -27,7 +27,7 @@ from mmedge.tasks.forms.structured.regex import NOTHING, Regex, either, literal,
 from mmedge.tasks.forms.structured.schemas import Node
 from mmedge.tasks.forms.structured.spans import Pieces, json_pieces, member_pieces
 from mmedge.tasks.forms.structured.values import Value
-from mmedge.tasks.forms.structured.wishes import members
+from mmedge.tasks.forms.structured.wishes import given, members
 
 if TYPE_CHECKING:
     from mmedge.tasks.forms.settings import FormSettings
@@ -204,6 +204,12 @@ class ToolsForm(StructuredForm):
         about = f" ({definition['description']})" if definition.get("description") else ""
         told = members(definition.get("parameters") or {}, known, draw)
         return f"What it asks for is a call of {kind}{about} {told}".rstrip() + "."
+
+    def wish_met(self, example: Example) -> str:
+        if example.label is None:
+            return ""
+        call = self.value(example.label)
+        return f"What it asks for is a call of {call['name']} {given(call['arguments'])}."
 
     def settings(self) -> dict[str, Any]:
         return {"file": FILE_NAME, "spelling": self.spelling, "compare": dict(self.rules.by_name)}

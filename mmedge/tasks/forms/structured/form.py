@@ -25,6 +25,7 @@ from mmedge.tasks.forms.structured.grammar import NothingFits
 from mmedge.tasks.forms.structured.regex import Regex
 from mmedge.tasks.forms.structured.spans import Pieces, Span, spans
 from mmedge.tasks.forms.structured.values import Found, Value
+from mmedge.tasks.forms.structured.wishes import is_identifier
 from mmedge.tasks.reading import MARKER, ends_whole, first_line, one_paragraph, trim
 
 SPELLINGS = ("compact", "json")
@@ -230,6 +231,10 @@ class StructuredForm(AnswerForm):
             for path, value in written.items()
             if self.rules.of(path, every) != "ignore"
         }
+
+    def unspoken(self) -> tuple[str, ...]:
+        keys = {key for path in self.field_names() for key in path.split(".")}
+        return tuple(sorted(filter(is_identifier, keys.union(self.kinds()))))
 
     def scores(self, answers: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
         """Return what answers are worth beyond being right: the share that is valid, and F1 by field and over all fields."""

@@ -9,12 +9,14 @@ question are the schema's business: this only asks.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmedge.tasks.forms.structured.values import Value, to_json
 
 _LONGEST_NOTE = 160
+_IDENTIFIER = re.compile(r"^\w*(?:\w_\w|[a-z][A-Z])\w*$")
 
 
 def members(schema: Value, known: Sequence[set[str]], draw: random.Random) -> str:
@@ -32,6 +34,17 @@ def members(schema: Value, known: Sequence[set[str]], draw: random.Random) -> st
     if not chosen:
         return "without any values"
     return "with these values and no others: " + "; ".join(_in_words(name, properties[name], draw) for name in chosen)
+
+
+def given(members_: Mapping[str, Value]) -> str:
+    """Return which members an answer has, and their values."""
+    told = "; ".join(f"{name} = {to_json(value)}" for name, value in members_.items())
+    return f"with these values and no others: {told}" if told else "without any values"
+
+
+def is_identifier(name: str) -> bool:
+    """Whether a name is spelled as programs spell them: with an underscore, or a capital behind a small letter."""
+    return _IDENTIFIER.search(name) is not None
 
 
 def _combination(names: Sequence[str], required: Sequence[str], known: Sequence[set[str]], draw: random.Random) -> list[str]:
