@@ -3,7 +3,8 @@
     synthesized-GetWeather-7    a call of GetWeather with city and day · casual, as in a chat message · about 9 words · 3 seeds
 
 A brief depends on its kind and number, the recipe and the seeds alone: not on how many are wanted, nor on what came back. So a
-collection that was killed, or is continued with a larger count, asks for the same.
+collection that was killed, or is continued with a larger count, asks for the same. Where seeds are few, up to ten briefs of a
+kind show the same ones, so that a server that keeps what it has read of a prompt reads them once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from mmedge.tasks.forms import AnswerForm
 from mmedge.tasks.synthesized import PREFIX
 
 T = TypeVar("T")
+MOST_WITH_THE_SAME = 10  # briefs of a kind that show the same seeds
+ALL_SHOWN_WITHIN = 30  # so many briefs of a kind
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ class Briefs:
         styles = _shuffled(section.styles, f"{section.seed}/styles/{kind}/{number // len(section.styles)}")
         length = len(draw.choice(shown).question.split()) * draw.uniform(0.6, 1.6)
         count = min(section.shown, len(shown))
-        seeds = tuple(shown[(number * count + place) % len(shown)] for place in range(count))
+        turn = number // max(1, min(MOST_WITH_THE_SAME, ALL_SHOWN_WITHIN * count // len(shown)))
+        seeds = tuple(shown[(turn * count + place) % len(shown)] for place in range(count))
         return Brief(
             id="-".join(filter(None, (PREFIX.rstrip("-"), self._slugs[kind], str(number)))),
             kind=kind,

@@ -164,7 +164,7 @@ def read_template(path: Path, needs: Sequence[str], places: Sequence[str] = PLAC
     headings = list(_HEADING.finditer(text))
     if not headings or text[: headings[0].start()].strip():
         raise MmedgeError(f"{path}:1: a prompt must begin with a line such as '=== user'", f"see the files in {TEMPLATES}")
-    messages, each = [], set[int]()
+    messages, each = list[Message](), set[int]()
     for heading, following in zip(headings, [*headings[1:], None], strict=True):
         line = text.count("\n", 0, heading.start()) + 1
         role, content = heading[1], text[heading.end() : following.start() if following else len(text)].strip()

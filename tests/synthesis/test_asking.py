@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from mmedge.errors import MmedgeError
 from mmedge.recipe import SynthesisSection
-from mmedge.synthesis.asking import QuestionReader
+from mmedge.synthesis.asking import QuestionPrompts, QuestionReader, load_template
 from mmedge.synthesis.briefs import Briefs
 from mmedge.tasks import Example, Unparsed
+from mmedge.tasks.forms import AnswerForm
 from mmedge.tasks.forms.choice import ChoiceForm, LabelForm
 from mmedge.tasks.forms.expression import ExpressionForm
 from mmedge.tasks.forms.schema import SchemaForm
 from mmedge.tasks.forms.tools import ToolsForm
+from mmedge.teachers.prompting import read_template
 from mmedge.teachers.sampling import outcome
 
 LABELS = LabelForm(("lights", "music", "timer"))
@@ -93,8 +97,12 @@ def test_briefs_are_diverse_balanced_and_do_not_depend_on_the_count() -> None:
     assert Counter(brief.style for brief in made) == dict.fromkeys(SynthesisSection().styles, 3)
     assert len({brief.words for brief in made}) > 3
     shown = Counter(seed.id for brief in made for seed in brief.seeds)
-    assert set(shown) == {"0", "2", "4", "6", "8"} and max(shown.values()) - min(shown.values()) <= 1  # its own, in rotation
-    assert {seed.id for brief in (briefs.brief("timer", n) for n in range(20)) for seed in brief.seeds} == {s.id for s in SEEDS}
+    assert set(shown) == {"0", "2", "4", "6", "8"} and set(shown.values()) <= {10, 20}  # its own, in rotation
+    assert made[0].seeds == made[9].seeds != made[10].seeds  # few seeds: servers read the same ones once
+    assert {seed.id for brief in (briefs.brief("timer", n) for n in range(30)) for seed in brief.seeds} == {s.id for s in SEEDS}
+    many = Briefs(LABELS, SEEDS * 9, SynthesisSection())  # 45 of each label, all shown within thirty
+    assert len({id(seed) for n in range(30) for seed in many.brief("lights", n).seeds}) >= 5
+    assert many.brief("lights", 0).seeds != many.brief("lights", 2).seeds
 
 
 def test_function_calls_get_sampled_arguments(tmp_path: Path) -> None:
@@ -132,3 +140,107 @@ def test_schemas_choices_and_open_answers_say_what_they_want(tmp_path: Path) -> 
     places = {ChoiceForm().wish("", [Example("a", "Where?", None, ("x", "y", "z"))], draw) for _ in range(40)}
     assert places == {f"It has 3 choices, of which exactly one is right: ({place})." for place in "abc"}
     assert ExpressionForm().wish("", [], draw) == ""
+
+
+# ------------------------------------------------------------------------------------------------- the conversation
+
+
+def _tools(folder: Path) -> ToolsForm:
+    properties = {"city": {"type": "string"}, "timeRange": {"type": "string"}}
+    path = folder / "tools.json"
+    path.write_text(
+        json.dumps([{"name": "GetWeather", "parameters": {"type": "object", "properties": properties}}, {"name": "stop"}])
+    )
+    return ToolsForm.from_settings({"file": str(path)})
+
+
+def _prompt(form: AnswerForm, seeds: list[Example], folder: Path, template: str | None = None) -> list[tuple[str, str]]:
+    path = None
+    if template is not None:
+        path = folder / "prompt.txt"
+        path.write_text(template)
+    prompts = QuestionPrompts(load_template(path), {}, form)
+    brief = Briefs(form, seeds, SynthesisSection(shown=2)).brief(form.kinds()[0] if form.kinds() else "", 0)
+    prompts.briefs[brief.id] = brief
+    return list(prompts.about_question(brief.subject()))
+
+
+def test_seeds_are_shown_as_what_was_asked_for_and_written_before(tmp_path: Path) -> None:
+    form = _tools(tmp_path)
+    label = form.canonical('{"name": "GetWeather", "arguments": {"timeRange": "tomorrow", "city": "Oslo"}}')
+    system, *conversation, last = _prompt(form, [Example("a", "Oslo\ntomorrow {city}?", label)], tmp_path)
+    assert system[0] == "system" and [role for role, _ in conversation] == ["user", "assistant"]
+    wish = 'What it asks for is a call of GetWeather with these values and no others: city = "Oslo"; timeRange = "tomorrow".'
+    assert conversation == [("user", wish), ("assistant", "Input: Oslo tomorrow {city}?")]
+    assert last[0] == "user" and "GetWeather" in last[1] and "Input: TEXT" in last[1] and "Oslo" not in last[1]
+
+
+def test_every_form_says_which_wish_a_seed_meets(tmp_path: Path) -> None:
+    assert (
+        LABELS.wish_met(Example("a", "Dim it", "lights")) == "Of the labels lights, music, timer, the right one for it is: lights."
+    )
+    choices = ("in the sea", "on trees", "in a box")
+    assert (
+        ChoiceForm()
+        .wish_met(Example("a", "Where?", "on trees", choices))
+        .endswith("3 choices, of which exactly one is right: (b).")
+    )
+    path = tmp_path / "book.json"
+    path.write_text(json.dumps({"type": "object", "properties": {"title": {"type": "string"}}}))
+    form = SchemaForm.from_settings({"file": str(path)})
+    met = form.wish_met(Example("a", "Dune", form.canonical('{"title": "Dune"}')))
+    assert met == 'What can be read from it: a record with these values and no others: title = "Dune".'
+    assert form.wish_met(Example("a", "?", form.canonical("{}"))) == "What can be read from it: a record without any values."
+    for each in (LABELS, ChoiceForm(), form, _tools(tmp_path), ExpressionForm()):
+        assert each.wish_met(Example("a", "not labelled")) == ""
+
+
+def test_open_answers_and_choices_have_a_conversation_too(tmp_path: Path) -> None:
+    found = _prompt(ExpressionForm(), [Example("a", "How many?", "3"), Example("b", "How few?")], tmp_path)
+    assert [text for role, text in found[1:-1] if role == "user"] == ["Write one."] * 2
+    assert [text for role, text in found if role == "assistant"] in (
+        ["Input: How many?", "Input: How few?"],
+        ["Input: How few?", "Input: How many?"],
+    )
+    found = _prompt(ChoiceForm(), [Example("a", "Where?", "here", ("here", "there"))], tmp_path)
+    written = found[2][1]
+    assert written == "Question: Where?\nChoices: (a) here (b) there"
+    assert QuestionReader(takes_choices=True).read(written) == ("Where?", ("here", "there"))  # what is shown is what is read
+
+
+def test_templates_with_a_list_of_seeds_still_work(tmp_path: Path) -> None:
+    old = "=== user\nSuch as:\n{seeds}\n{wish} {style} {words} {form} {reply}"
+    (role, text), *others = _prompt(LABELS, SEEDS, tmp_path, old)
+    assert role == "user" and not others and text.count("\n- question number") == 2 and LABELS.instruction() in text
+
+
+@pytest.mark.parametrize(
+    ("template", "complaint"),
+    [
+        ("=== user\n{wish} {reply}", "neither of the placeholders"),
+        ("=== user\n{seed} {reply}", "is not 'for each seed'"),
+        ("=== user for each seed\n{seed} {reply}", "the last message must be the user's"),
+        ("=== user for every seed\n{seed}\n=== user\n{reply}", "must begin with a line such as"),
+        ("=== user for each seed\n{seed}\n=== user\n{wish}", "placeholder {reply} is missing"),
+    ],
+)
+def test_templates_that_cannot_work_are_refused(tmp_path: Path, template: str, complaint: str) -> None:
+    with pytest.raises(MmedgeError, match=re.escape(complaint)):
+        _prompt(LABELS, SEEDS, tmp_path, template)
+
+
+def test_prompts_of_annotations_have_no_messages_for_each_seed(tmp_path: Path) -> None:
+    path = tmp_path / "cot.txt"
+    path.write_text("=== system for each seed\nx\n=== user\n{question}")
+    with pytest.raises(MmedgeError, match="only prompts for new questions"):
+        read_template(path, ("question",))
+
+
+def test_texts_that_spell_names_of_the_schema_are_not_questions(tmp_path: Path) -> None:
+    form = _tools(tmp_path)
+    assert form.unspoken() == ("GetWeather", "timeRange")  # not city and stop, which people say
+    reader = QuestionReader(names=form.unspoken())
+    for text in ("Input: GetWeather(Oslo)", "Input: weather in Oslo with timeRange tomorrow", "Input: city: Oslo, timeRange: now"):
+        assert reader.read(text) is Unparsed.INVALID
+    assert reader.read("Input: stop, I can forgetWeather in the city") == ("stop, I can forgetWeather in the city", ())
+    assert LABELS.unspoken() == ()

@@ -164,7 +164,7 @@ def test_a_dry_run_and_the_prompts_send_nothing(tmp_path: Path) -> None:
     assert "cost: about" in dry.out
     assert json.loads(mmedge("synthesize", path, "--out", tmp_path / "run", "--dry-run", "--json").out)["requests"] == 30
     shown = mmedge("synthesize", path, "--show-prompts", "--out", tmp_path / "run").out
-    assert "Dim the lamp by the sofa" in shown and "the right one for it is: lights" in shown and "Question: TEXT" in shown
+    assert "Dim the lamp by the sofa" in shown and "the right one for it is: lights" in shown and "Input: TEXT" in shown
     copied = mmedge("synthesize", path, "--copy-prompts", tmp_path / "prompts")
     assert copied.code == 0 and (tmp_path / "prompts" / "new_question.txt").is_file()
     assert is_one_line_error(mmedge("synthesize", path, "--copy-prompts", tmp_path / "prompts"))

@@ -33,7 +33,7 @@ def text_for(messages: list[dict[str, str]], seed: int) -> str:
     """Return a chain of thought, an evaluation or a new question that only prompt and seed decide; some cannot be read."""
     digest = hashlib.sha256(f"{json.dumps(messages)}/{seed}".encode()).digest()
     rng = random.Random(digest)
-    if messages[0]["content"].startswith("You write new inputs"):
+    if messages[0]["content"].startswith("You write what people send"):
         return question_for(rng)
     if "The labels are:" in messages[0]["content"] and "Verdict:" not in messages[0]["content"]:
         labels = messages[0]["content"].split("The labels are: ")[1].split(". ")[0].split(", ")
@@ -51,7 +51,9 @@ def question_for(rng: random.Random) -> str:
     if rng.random() < 0.1:
         return "I'm sorry, but I can't write that."
     words = ["".join(rng.choice("bdfgklmnprst") + rng.choice("aeiou") for _ in range(rng.randint(1, 3))) for _ in range(7)]
-    return rng.choice(("Question: {}", 'Sure, here is one:\n\n**Question:** "{}"\nAnswer: none')).format(" ".join(words))
+    return rng.choice(("Question: {}", "Input: {}", 'Sure, here is one:\n\n**Question:** "{}"\nAnswer: none')).format(
+        " ".join(words)
+    )
 
 
 async def _end_all() -> None:
