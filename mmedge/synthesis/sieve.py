@@ -25,7 +25,7 @@ class Sieve:
     Args:
         splits: The task's own questions.
         threshold: From which similarity on two questions count as the same.
-        shares: How many of each kind are wanted.
+        shares: How many of each kind are wanted; under an empty name, of all kinds that have no share of their own.
         taken: The questions that were taken before.
     """
 
@@ -47,7 +47,8 @@ class Sieve:
 
     def offer(self, question: NewQuestion) -> bool:
         """Take a question, or count why not; return whether it was taken."""
-        if self.counts[question.kind] >= self._shares.get(question.kind, 0):
+        share = self._share_of(question)
+        if self.counts[share] >= self._shares.get(share, 0):
             self.refused[ENOUGH] += 1
             return False
         text = _text(question.question, question.choices)
@@ -70,7 +71,10 @@ class Sieve:
     def _take(self, question: NewQuestion) -> None:
         self._new.add(_text(question.question, question.choices), question.id)
         self.taken.append(question)
-        self.counts[question.kind] += 1
+        self.counts[self._share_of(question)] += 1
+
+    def _share_of(self, question: NewQuestion) -> str:
+        return question.kind if question.kind in self._shares else ""
 
 
 def check_seeds(splits: Splits) -> None:

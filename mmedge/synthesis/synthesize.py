@@ -188,7 +188,8 @@ def _keep(run: Run, sieve: Sieve) -> None:
 
 
 def _report(given: Synthesis, sieve: Sieve, ended: CollectionResult | None, store: AnnotationStore | None) -> SynthesisReport:
-    kinds = {kind: sieve.counts[kind] for kind in given.briefs.kinds if kind}
+    written_for = Counter(question.kind for question in sieve.taken)
+    kinds = {kind: written_for[kind] for kind in given.briefs.kinds if kind}
     step = max(1, len(sieve.taken) // SHOWN)
     return SynthesisReport(
         recipe=given.recipe.name,
@@ -220,9 +221,9 @@ def _written(given: Synthesis) -> tuple[Iterator[NewQuestion | str], dict[str, i
     file = require_file(Path(section.questions), "teacher.questions")
     questions = list(_recorded(file, given.reader()))
     kinds = set(given.briefs.kinds)
-    if any(isinstance(question, NewQuestion) and question.kind not in kinds for question in questions):
-        bare = (question if isinstance(question, str) else replace(question, kind="") for question in questions)
-        return bare, {"": given.recipe.synthesis.count}
+    questions = [one if isinstance(one, str) or one.kind in kinds else replace(one, kind="") for one in questions]
+    if any(isinstance(question, NewQuestion) and not question.kind for question in questions):  # then nothing can be balanced
+        return iter(questions), {"": given.recipe.synthesis.count}
     return iter(questions), None
 
 

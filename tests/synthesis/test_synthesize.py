@@ -227,6 +227,20 @@ def test_a_recording_goes_through_the_same_sieve(tmp_path: Path) -> None:
     }
 
 
+def test_a_recording_that_names_some_kinds_keeps_them(tmp_path: Path) -> None:
+    draw = random.Random(4)
+    kinds = {0: "lights", 1: "music", 2: "music", 3: "musik"}
+    records = [{"id": str(n), "text": question_for(draw), "kind": kinds.get(n)} for n in range(30)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    recipe = values(tmp_path, count=20)
+    recipe["teacher"] = {"kind": "recorded", "cots": str(tmp_path / "c.jsonl"), "questions": str(tmp_path / "q.jsonl")}
+    found = made(tmp_path / "run", recipe)
+    taken = {question.id: question.kind for question in read_questions(tmp_path / "run" / "synthesized.jsonl")}
+    assert found.taken == len(taken) == 20  # not balanced: most are of no kind that is known
+    assert all(kind == kinds.get(int(id_.split("-")[1]), "").replace("musik", "") for id_, kind in taken.items())
+    assert found.kinds == dict.fromkeys(TRAIN, 0) | Counter(filter(None, taken.values()))
+
+
 def test_the_embedded_task_writes_annotates_and_learns_them(tmp_path: Path) -> None:
     recipe = tiny_recipe()
     path = write_recipe(tmp_path / "r.yaml", recipe)
