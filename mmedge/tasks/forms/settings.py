@@ -45,7 +45,8 @@ class LabelSettings(FormSettings):
     )
     spelling: Literal["whole", "short"] = Field(
         "whole",
-        description="How the student writes them: `whole`, or `short`: two or three letters each, about one token.",
+        description="How the student writes them: `whole`, or `short`: two or three letters each, about one token, which takes "
+        "more training.",
     )
 
     @field_validator("labels")
