@@ -45,6 +45,7 @@ def test_nothing_explodes(pattern: str) -> None:
         (r"(a)\1", "back-references"),
         ("(?=a)b", "look-around"),
         ("(?i)a", "look-around and flags"),
+        ("(?P<year>[0-9])", "named groups are written"),
         ("a++", "possessive"),
         (r"\p{L}", r"\\p is not supported"),
         ("(a", "not closed"),

@@ -30,6 +30,7 @@ from mmedge.tasks.reading import MARKER, ends_whole, first_line, one_paragraph, 
 
 SPELLINGS = ("compact", "json")
 MOST_BYTES = 256_000  # of a schema's file: a small student could not learn a larger one
+_DECLINED = re.compile(r"\W*(?:none|null|nothing|n/?a|unknown|no (?:answer|call|function|json)\b.*)\W*", re.IGNORECASE)
 _BRACKET = re.compile(r"[{\[]")
 
 
@@ -265,7 +266,7 @@ class StructuredForm(AnswerForm):
         if not body:
             return Unparsed.EMPTY
         whole = [found for found in values.objects(body) if not found.problem]
-        invalid = False
+        invalid = declined = False
         for marker in reversed(list(MARKER.finditer(body))):
             if any(found.start < marker.start() < found.end for found in whole):
                 continue  # within a value
@@ -273,6 +274,7 @@ class StructuredForm(AnswerForm):
             if isinstance(outcome, ChainOfThought) or outcome is Unparsed.TRUNCATED:
                 return outcome
             invalid = invalid or outcome is Unparsed.INVALID
+            declined = declined or _DECLINED.fullmatch(first_line(body[marker.end() :])) is not None
         for found in reversed(list(values.objects(body))):
             if found.problem == values.CUT_OFF:
                 return Unparsed.TRUNCATED
@@ -282,7 +284,7 @@ class StructuredForm(AnswerForm):
             invalid = True
         if invalid:
             return Unparsed.INVALID
-        return Unparsed.NO_ANSWER if ends_whole(body) else Unparsed.TRUNCATED
+        return Unparsed.NO_ANSWER if declined or ends_whole(body) else Unparsed.TRUNCATED
 
     def _stated(self, body: str, start: int, end: int) -> ChainOfThought | Unparsed:
         """Read what is stated behind a marker."""

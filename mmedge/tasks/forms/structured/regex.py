@@ -235,6 +235,8 @@ class _RegexReader:
             if self.comes("<") and self.peek() not in ("=", "!"):
                 while self.take() != ">":
                     pass
+            elif self.peek() == "P":
+                raise ValueError("named groups are written (?<name>…), not (?P<name>…)")
             elif not self.comes(":"):
                 raise ValueError("look-around and flags are not supported")
         found = self.alternatives()
