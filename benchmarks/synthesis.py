@@ -83,7 +83,7 @@ def recipe_for(arguments: argparse.Namespace, teacher: dict[str, Any] | None) ->
 
 def teacher_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the teacher's section."""
-    common = {"cots_per_question": arguments.cots, "evaluations_per_cot": 0, "max_cot_tokens": 200}
+    common = {"cots_per_question": arguments.cots, "evaluations_per_cot": 0, "max_cot_tokens": 200, "examples": arguments.examples}
     if arguments.local is not None:
         return common | {"kind": "local", "source": arguments.local, "batch_size": 8}
     endpoint = {"kind": "openai", "base_url": arguments.teacher, "model": arguments.model, "api_key_env": None, "concurrency": 4}
@@ -138,6 +138,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--cots", type=int, default=3)
+    parser.add_argument("--examples", type=int, default=7, help="labelled seeds that the prompt for chains of thought shows")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--tests", type=int, default=700)
     parser.add_argument("--out", type=Path, default=Path("runs/synthesis"))

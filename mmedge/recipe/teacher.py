@@ -80,6 +80,11 @@ class SampledTeacherSection(Section):
     max_evaluation_tokens: TokenLimit = Field(default=512, description="Longest self-evaluation, in tokens.")
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), description="Strings that end a text.")
     seed: int = Field(default=0, description="Random seed; every request gets a seed of its own that depends on it.")
+    examples: NotNegative = Field(
+        default=0,
+        description="Training questions with their human labels that the prompt for chains of thought shows, of all functions in "
+        "turn: for small teachers, which misspell calls that they have not seen. Answer forms `schema` and `tools` alone.",
+    )
     prompts: PromptsSection = Field(default=PromptsSection(), description="Prompt templates of your own.")
 
 

@@ -37,7 +37,7 @@ from mmedge.teachers.base import SampledTeacher, WritingTeacher
 from mmedge.teachers.collector import CollectionResult, Collector
 from mmedge.teachers.embedded import EmbeddedTeacher
 from mmedge.teachers.plan import NO_LIMITS, UNLIMITED, CollectionPlan, Limits, collection_plan
-from mmedge.teachers.prompting import Asking, Prompts, load_prompts
+from mmedge.teachers.prompting import Asking, Prompts, demonstrations, load_prompts
 from mmedge.teachers.recorded import RecordedTeacher
 from mmedge.teachers.sampling import Reader
 
@@ -130,8 +130,8 @@ def _store(annotations: Iterable[Annotation], name: str, store: AnnotationStore,
 
 def prompts_of(section: SampledTeacherSection, task: Task) -> Prompts:
     """Return the prompts of a teacher that is sampled."""
-    files = section.prompts
-    return load_prompts(task, Path(files.cot) if files.cot else None, Path(files.evaluation) if files.evaluation else None)
+    files, shown = section.prompts, demonstrations(plain_task(task), section.examples)
+    return load_prompts(task, Path(files.cot) if files.cot else None, Path(files.evaluation) if files.evaluation else None, shown)
 
 
 def _sample(

@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby, zip_longest
 from pathlib import Path
 from typing import Protocol
 
@@ -126,15 +126,26 @@ TYPICAL_COT, TYPICAL_EVALUATION = 300.0, 200.0  # characters, where the prompt s
 
 @dataclass(frozen=True)
 class Prompts:
-    """The two prompts of a teacher."""
+    """The two prompts of a teacher.
+
+    Attributes:
+        cot: That for a chain of thought.
+        evaluation: That for an evaluation of one.
+        form: What answers look like.
+        examples: Questions that the first one shows, each with a text that comes to its label.
+    """
 
     cot: Template
     evaluation: Template
     form: AnswerForm
+    examples: tuple[Example, ...] = ()
 
     def about_question(self, example: Example) -> tuple[Message, ...]:
-        """Return what asks for a chain of thought."""
-        return self.cot.fill(example, self.form)
+        """Return what asks for a chain of thought; a question is no example for itself."""
+        *before, last = self.cot.fill(example, self.form)
+        shown_ = [one for one in self.examples if one.id != example.id]
+        pairs = [(self.cot.fill(one, self.form)[-1], ("assistant", self.form.demonstration(one) or "")) for one in shown_]
+        return (*before, *chain.from_iterable(pairs), last)
 
     def about_cot(self, example: Example, text: str) -> tuple[Message, ...]:
         """Return what asks for an evaluation of a chain of thought, given its raw text."""
@@ -142,11 +153,13 @@ class Prompts:
 
     def typical_lengths(self) -> tuple[float, float]:
         """Return the mean lengths of the answers that the prompts show as examples, in characters."""
-        return _mean_answer(self.cot) or TYPICAL_COT, _mean_answer(self.evaluation) or TYPICAL_EVALUATION
+        texts = [*_answers(self.cot), *(self.form.demonstration(one) or "" for one in self.examples)]
+        return _mean_length(texts) or TYPICAL_COT, _mean_length(_answers(self.evaluation)) or TYPICAL_EVALUATION
 
     def to_json(self) -> dict[str, object]:
-        """Return the templates, and the labels."""
-        return {"cot": self.cot.messages, "evaluation": self.evaluation.messages, "labels": tuple(self.form.labels)}
+        """Return the templates, the labels, and the examples where there are any."""
+        found = {"cot": self.cot.messages, "evaluation": self.evaluation.messages, "labels": tuple(self.form.labels)}
+        return found | ({"examples": [[one.question, one.label] for one in self.examples]} if self.examples else {})
 
 
 def read_template(path: Path, needs: Sequence[str], places: Sequence[str] = PLACES) -> Template:
@@ -217,7 +230,7 @@ def copy_templates(task: Task, folder: Path) -> dict[str, Path]:
     return copies
 
 
-def load_prompts(task: Task, cot: Path | None, evaluation: Path | None) -> Prompts:
+def load_prompts(task: Task, cot: Path | None, evaluation: Path | None, examples: tuple[Example, ...] = ()) -> Prompts:
     """Return the prompts of a task, the built-in ones where no file is named."""
     built_in = template_files(task) if cot is None or evaluation is None else {}
     for kind, path in (("cot", cot), ("evaluation", evaluation)):
@@ -227,13 +240,43 @@ def load_prompts(task: Task, cot: Path | None, evaluation: Path | None) -> Promp
         read_template(cot or built_in["cot"], ("question",)),
         read_template(evaluation or built_in["evaluation"], ("question", "cot")),
         task.form,
+        examples,
     )
 
 
-def _mean_answer(template: Template) -> float:
-    """Return the mean length of the answers that a prompt shows, in characters, or 0 where it shows none."""
-    lengths = [len(content) for role, content in template.messages if role == "assistant"]
-    return sum(lengths) / len(lengths) if lengths else 0.0
+def demonstrations(task: Task, count: int) -> tuple[Example, ...]:
+    """Return training questions with labels for a prompt to show: the first of each label or function, then the second of each.
+
+    Args:
+        task: Has the questions.
+        count: How many; fewer where there are no more.
+
+    Raises:
+        MmedgeError: The form has no texts to show for labels, or no training question has a label.
+    """
+    form, by_kind = task.form, dict[str, list[Example]]()
+    for example in task.load().train if count else ():
+        if example.label is not None and not example.turns:
+            by_kind.setdefault(form.kind_of(example.label), []).append(example)
+    found = [one for row in zip_longest(*by_kind.values()) for one in row if one is not None][:count]
+    if count and not found:
+        raise MmedgeError("teacher.examples: no training question has a label to show", "leave it out, or give labels")
+    if any(form.demonstration(one) is None for one in found):
+        raise MmedgeError(
+            f"teacher.examples: not for the answer form {form.name!r}",
+            "write examples into a prompt of your own: mmedge annotate RECIPE --copy-prompts FOLDER",
+        )
+    return tuple(found)
+
+
+def _answers(template: Template) -> list[str]:
+    """Return the answers that a prompt shows."""
+    return [content for role, content in template.messages if role == "assistant"]
+
+
+def _mean_length(texts: Sequence[str]) -> float:
+    """Return the mean length of texts, in characters; 0 where there are none."""
+    return sum(map(len, texts)) / len(texts) if texts else 0.0
 
 
 def sha256_messages(messages: Sequence[Message]) -> str:

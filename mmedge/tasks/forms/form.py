@@ -147,6 +147,10 @@ class AnswerForm(ABC):
         """Return the wish that a question with a label meets; empty where answers are open or it has none."""
         return self.wish(self.kind_of(example.label), (example,), random.Random(0)) if example.label is not None else ""
 
+    def demonstration(self, example: Example) -> str | None:
+        """Return a short chain of thought that comes to a question's label, for a prompt to show; None for forms without such."""
+        return None
+
     def unspoken(self) -> tuple[str, ...]:
         """Return names of a schema that nobody who asks something would write, such as `GetWeather` and `time_range`."""
         return ()

@@ -125,6 +125,13 @@ class SchemaForm(StructuredForm):
         record = self.value(example.label) if example.label is not None else None
         return f"What can be read from it: a record {given(record)}." if isinstance(record, dict) else ""
 
+    def demonstration(self, example: Example) -> str | None:
+        if example.label is None:
+            return None
+        value = self.value(example.label)
+        told = f"a record {given(value, '')}" if isinstance(value, dict) else values.to_json(value)
+        return f"It gives {told}.\nAnswer: {values.to_json(value)}"
+
     def settings(self) -> dict[str, Any]:
         return {"file": FILE_NAME, "spelling": self.spelling, "compare": dict(self.rules.by_name)}
 

@@ -211,6 +211,12 @@ class ToolsForm(StructuredForm):
         call = self.value(example.label)
         return f"What it asks for is a call of {call['name']} {given(call['arguments'])}."
 
+    def demonstration(self, example: Example) -> str | None:
+        if example.label is None:
+            return None
+        call = self.value(example.label)
+        return f"It asks for {call['name']} {given(call['arguments'], '')}.\nAnswer: {values.to_json(call)}"
+
     def settings(self) -> dict[str, Any]:
         return {"file": FILE_NAME, "spelling": self.spelling, "compare": dict(self.rules.by_name)}
 

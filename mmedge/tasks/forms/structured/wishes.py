@@ -36,10 +36,10 @@ def members(schema: Value, known: Sequence[set[str]], draw: random.Random) -> st
     return "with these values and no others: " + "; ".join(_in_words(name, properties[name], draw) for name in chosen)
 
 
-def given(members_: Mapping[str, Value]) -> str:
+def given(members_: Mapping[str, Value], introduced: str = " these values and no others:") -> str:
     """Return which members an answer has, and their values."""
     told = "; ".join(f"{name} = {to_json(value)}" for name, value in members_.items())
-    return f"with these values and no others: {told}" if told else "without any values"
+    return f"with{introduced} {told}" if told else "without any values"
 
 
 def is_identifier(name: str) -> bool:
