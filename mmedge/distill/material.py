@@ -127,7 +127,7 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, limits: Limits = NO_LI
     else:
         read, report = _annotated(recipe, task, splits.train, run, progress, limits)
     if recipe.synthesis.agree:
-        without = without | _of_another_kind(task, read, progress)
+        without = without | _of_another_kind(task, [one for one in read if one.example.id not in without], progress)
         parts = [[one for one in part if one.id not in without] for part in parts]
     by_id = {one.example.id: one for one in read}
     trained, validated, tested = ([by_id[example.id] for example in part] for part in parts)
@@ -138,15 +138,20 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, limits: Limits = NO_LI
 
 
 def _of_another_kind(task: RunTask, read: Sequence[AnnotatedExample], progress: Progress) -> set[str]:
-    """Return the new questions whose answer is of another label or function than they were written for, unless a person gave it."""
+    """Return the new questions whose answer is of another label or function than they were written for.
+
+    Those that somebody has looked at, in themselves or in a chain of thought, are not among them.
+    """
     if task.new_questions is None:
         return set()
-    wanted = {one.id: one.kind for one in read_questions(task.new_questions) if one.kind}
-    answers = majority_labels([one for one in read if one.example.id in wanted and not one.decided], task.form)
+    kinds = set(task.form.kinds())
+    looked_at = {item.example_id for item in task.decisions}
+    wanted = {one.id: one.kind for one in read_questions(task.new_questions) if one.kind in kinds and one.id not in looked_at}
+    answers = majority_labels([one for one in read if one.example.id in wanted], task.form)
     found = {id_ for id_, answer in answers.items() if task.form.kind_of(answer) != wanted[id_]}
     if found:
         progress.line(
-            f"{len(found)} of {len(wanted)} new questions are left out: their answers are of another "
+            f"{len(found)} of {len(answers)} new questions are left out: their answers are of another "
             f"{'label' if task.form.labels else 'kind'} than they were written for (synthesis.agree)"
         )
     return found

@@ -1,7 +1,7 @@
 """The prompt that asks for a new question, and the question in what comes back.
 
     === user for each seed
-    Of the labels lights, music, timer, the right one for it is: music.
+    The right label for it is: music.
     === assistant for each seed
     Input: Play some jazz
     === user
@@ -70,7 +70,7 @@ class QuestionPrompts:
         brief = self.briefs[example.id]
         values = {
             "seeds": "\n".join(f"- {_shown(seed)}" for seed in brief.seeds),
-            "wish": brief.wish or ONE_MORE,
+            "wish": brief.wish or (ONE_MORE if self.template.each else ""),
             "style": brief.style,
             "words": str(brief.words),
             "reply": _TWO_LINES if self.form.takes_choices else _ONE_LINE,
@@ -99,7 +99,11 @@ class QuestionPrompts:
 
 
 def load_template(path: Path | None) -> Template:
-    """Return the prompt, the built-in one where no file is named."""
+    """Return the prompt, the built-in one where no file is named.
+
+    Raises:
+        MmedgeError: See `read_template`; or it shows no seeds, or one outside of the messages for each.
+    """
     found = read_template(BUILT_IN if path is None else require_file(path, "synthesis.prompt"), ("reply",), PLACES)
     if not any(place in text for _, text in found.messages for place in ("{seeds}", "{seed}")):
         raise MmedgeError(

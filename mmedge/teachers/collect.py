@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from mmedge.annotations.annotation import Annotation
 from mmedge.annotations.collection import Collection
@@ -243,6 +244,14 @@ def _description(section: SampledTeacherSection, prompts: Asking) -> Mapping[str
     return {name: values[name] for name in names} | {"prompts": prompts.to_json()}
 
 
+def _difference(name: str, before: Any, now: Any) -> str:
+    """Return what differs from the teacher before, as an error names it."""
+    if name != "prompts":
+        return f"{name} ({before!r:.40}, now {now!r:.40})"
+    parts = [part for part in {*before, *now} if before.get(part) != now.get(part)] if isinstance(before, dict) else []
+    return "prompts (the questions that teacher.examples shows)" if parts == ["examples"] else "prompts"
+
+
 def _begin(store: AnnotationStore, description: Mapping[str, object]) -> None:
     """Record that a teacher begins; if another one did before, say how it differs.
 
@@ -255,11 +264,7 @@ def _begin(store: AnnotationStore, description: Mapping[str, object]) -> None:
         now = json.loads(canonical_json(description))
         for content in Collection(store).configurations():
             before = json.loads(content)
-            changed = [
-                name if name == "prompts" else f"{name} ({before.get(name)!r:.40}, now {now[name]!r:.40})"
-                for name in now
-                if before.get(name) != now[name]
-            ]
+            changed = [_difference(name, before.get(name), now[name]) for name in now if before.get(name) != now[name]]
             if changed:
                 raise MmedgeError(
                     f"{store.path} holds annotations of a teacher that differs in {', '.join(changed)}",

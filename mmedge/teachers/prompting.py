@@ -37,6 +37,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 ROLES = ("system", "user", "assistant")
 PLACES = ("question", "choices", "labels", "form", "cot")
 _HEADING = re.compile(r"^=== *(\w+)( for each seed)?[ \t]*$", re.MULTILINE)
+_LIKE_HEADING = re.compile(rf"^=== *(?:{'|'.join(ROLES)})\b.*$", re.MULTILINE)
 _PLACE = re.compile(r"\{(\w+)\}")
 
 
@@ -143,9 +144,14 @@ class Prompts:
     def about_question(self, example: Example) -> tuple[Message, ...]:
         """Return what asks for a chain of thought; a question is no example for itself."""
         *before, last = self.cot.fill(example, self.form)
-        shown_ = [one for one in self.examples if one.id != example.id]
-        pairs = [(self.cot.fill(one, self.form)[-1], ("assistant", self.form.demonstration(one) or "")) for one in shown_]
-        return (*before, *chain.from_iterable(pairs), last)
+        return (*before, *chain.from_iterable(pair for id_, pair in self._pairs if id_ != example.id), last)
+
+    @cached_property
+    def _pairs(self) -> list[tuple[str, tuple[Message, Message]]]:
+        """What is said of each example, by its id."""
+        asked = [self.cot.fill(one, self.form)[-1] for one in self.examples]
+        said = [("assistant", self.form.demonstration(one) or "") for one in self.examples]
+        return [(one.id, (question, text)) for one, question, text in zip(self.examples, asked, said, strict=True)]
 
     def about_cot(self, example: Example, text: str) -> tuple[Message, ...]:
         """Return what asks for an evaluation of a chain of thought, given its raw text."""
@@ -159,7 +165,8 @@ class Prompts:
     def to_json(self) -> dict[str, object]:
         """Return the templates, the labels, and the examples where there are any."""
         found = {"cot": self.cot.messages, "evaluation": self.evaluation.messages, "labels": tuple(self.form.labels)}
-        return found | ({"examples": [[one.question, one.label] for one in self.examples]} if self.examples else {})
+        shown_ = [[one.question, self.form.demonstration(one)] for one in self.examples]
+        return found | ({"examples": shown_} if shown_ else {})
 
 
 def read_template(path: Path, needs: Sequence[str], places: Sequence[str] = PLACES) -> Template:
@@ -174,6 +181,12 @@ def read_template(path: Path, needs: Sequence[str], places: Sequence[str] = PLAC
         MmedgeError: It is missing, empty, or has an unknown role or placeholder; the message names file and line.
     """
     text = read_text(path)
+    for like in _LIKE_HEADING.finditer(text):
+        if not _HEADING.fullmatch(like[0]):
+            raise MmedgeError(
+                f"{path}:{text.count(chr(10), 0, like.start()) + 1}: {like[0]!r:.60} is no heading",
+                "write '=== user', or in prompts for new questions '=== user for each seed'",
+            )
     headings = list(_HEADING.finditer(text))
     if not headings or text[: headings[0].start()].strip():
         raise MmedgeError(f"{path}:1: a prompt must begin with a line such as '=== user'", f"see the files in {TEMPLATES}")
@@ -231,13 +244,29 @@ def copy_templates(task: Task, folder: Path) -> dict[str, Path]:
 
 
 def load_prompts(task: Task, cot: Path | None, evaluation: Path | None, examples: tuple[Example, ...] = ()) -> Prompts:
-    """Return the prompts of a task, the built-in ones where no file is named."""
+    """Return the prompts of a task, the built-in ones where no file is named.
+
+    Args:
+        task: The task.
+        cot: The file of the prompt for chains of thought, or None.
+        evaluation: That of the prompt for evaluations, or None.
+        examples: Labelled questions that the first prompt shows.
+
+    Raises:
+        MmedgeError: See `read_template`; or a prompt that is to show examples does not end with the question.
+    """
     built_in = template_files(task) if cot is None or evaluation is None else {}
     for kind, path in (("cot", cot), ("evaluation", evaluation)):
         if path is not None:
             require_file(path, f"teacher.prompts.{kind}")
+    asking = read_template(cot or built_in["cot"], ("question",))
+    if examples and "{question}" not in asking.messages[-1][1]:
+        raise MmedgeError(
+            f"{asking.source}: teacher.examples needs {{question}} in the last message, which is repeated for each of them",
+            "put it there, or write the examples into the prompt and leave teacher.examples out",
+        )
     return Prompts(
-        read_template(cot or built_in["cot"], ("question",)),
+        asking,
         read_template(evaluation or built_in["evaluation"], ("question", "cot")),
         task.form,
         examples,
@@ -248,25 +277,27 @@ def demonstrations(task: Task, count: int) -> tuple[Example, ...]:
     """Return training questions with labels for a prompt to show: the first of each label or function, then the second of each.
 
     Args:
-        task: Has the questions.
+        task: Has the questions, as the recipe's files have them, whatever people have decided about them since.
         count: How many; fewer where there are no more.
 
     Raises:
-        MmedgeError: The form has no texts to show for labels, or no training question has a label.
+        MmedgeError: The form has no texts to show for labels, or no training question that stands alone has a label.
     """
     form, by_kind = task.form, dict[str, list[Example]]()
-    for example in task.load().train if count else ():
-        if example.label is not None and not example.turns:
-            by_kind.setdefault(form.kind_of(example.label), []).append(example)
-    found = [one for row in zip_longest(*by_kind.values()) for one in row if one is not None][:count]
-    if count and not found:
-        raise MmedgeError("teacher.examples: no training question has a label to show", "leave it out, or give labels")
-    if any(form.demonstration(one) is None for one in found):
+    labelled = [example for example in task.load().train if example.label is not None] if count else []
+    if any(form.demonstration(one) is None for one in labelled[:1]):
         raise MmedgeError(
             f"teacher.examples: not for the answer form {form.name!r}",
             "write examples into a prompt of your own: mmedge annotate RECIPE --copy-prompts FOLDER",
         )
-    return tuple(found)
+    for example in labelled:
+        if not example.turns:
+            by_kind.setdefault(form.kind_of(example.label or ""), []).append(example)
+    if count and not by_kind:
+        raise MmedgeError(
+            "teacher.examples: no training question that stands alone has a label to show", "leave it out, or give such questions"
+        )
+    return tuple([one for row in zip_longest(*by_kind.values()) for one in row if one is not None][:count])
 
 
 def _answers(template: Template) -> list[str]:

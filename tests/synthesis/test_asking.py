@@ -100,9 +100,9 @@ def test_briefs_are_diverse_balanced_and_do_not_depend_on_the_count() -> None:
     assert set(shown) == {"0", "2", "4", "6", "8"} and set(shown.values()) <= {10, 20}  # its own, in rotation
     assert made[0].seeds == made[9].seeds != made[10].seeds  # few seeds: servers read the same ones once
     assert {seed.id for brief in (briefs.brief("timer", n) for n in range(30)) for seed in brief.seeds} == {s.id for s in SEEDS}
-    many = Briefs(LABELS, SEEDS * 9, SynthesisSection())  # 45 of each label, all shown within thirty
-    assert len({id(seed) for n in range(30) for seed in many.brief("lights", n).seeds}) >= 5
-    assert many.brief("lights", 0).seeds != many.brief("lights", 2).seeds
+    seeds = [Example(str(n), f"question number {n} about it", "lights") for n in range(45)]
+    many = Briefs(LABELS, seeds, SynthesisSection())
+    assert {seed.id for n in range(30) for seed in many.brief("lights", n).seeds} == {seed.id for seed in seeds}
 
 
 def test_function_calls_get_sampled_arguments(tmp_path: Path) -> None:
@@ -146,7 +146,8 @@ def test_schemas_choices_and_open_answers_say_what_they_want(tmp_path: Path) -> 
 
 
 def _tools(folder: Path) -> ToolsForm:
-    properties = {"city": {"type": "string"}, "timeRange": {"type": "string"}}
+    items = {"type": "array", "items": {"type": "object", "properties": {"item_name": {"type": "string"}}}}
+    properties = {"city": {"type": "string"}, "timeRange": {"type": "string"}, "items": items}
     path = folder / "tools.json"
     path.write_text(
         json.dumps([{"name": "GetWeather", "parameters": {"type": "object", "properties": properties}}, {"name": "stop"}])
@@ -176,9 +177,7 @@ def test_seeds_are_shown_as_what_was_asked_for_and_written_before(tmp_path: Path
 
 
 def test_every_form_says_which_wish_a_seed_meets(tmp_path: Path) -> None:
-    assert (
-        LABELS.wish_met(Example("a", "Dim it", "lights")) == "Of the labels lights, music, timer, the right one for it is: lights."
-    )
+    assert LABELS.wish_met(Example("a", "Dim it", "lights")) == "The right label for it is: lights."
     choices = ("in the sea", "on trees", "in a box")
     assert (
         ChoiceForm()
@@ -220,7 +219,11 @@ def test_templates_with_a_list_of_seeds_still_work(tmp_path: Path) -> None:
         ("=== user\n{wish} {reply}", "neither of the placeholders"),
         ("=== user\n{seed} {reply}", "is not 'for each seed'"),
         ("=== user for each seed\n{seed} {reply}", "the last message must be the user's"),
-        ("=== user for every seed\n{seed}\n=== user\n{reply}", "must begin with a line such as"),
+        ("=== user for every seed\n{seed}\n=== user\n{reply}", "'=== user for every seed' is no heading"),
+        (
+            "=== user for each seed\n{seed}\n=== assistant for all\n{seed}\n=== user\n{reply}",
+            "prompt.txt:3: '=== assistant for all' is",
+        ),
         ("=== user for each seed\n{seed}\n=== user\n{wish}", "placeholder {reply} is missing"),
     ],
 )
@@ -238,7 +241,7 @@ def test_prompts_of_annotations_have_no_messages_for_each_seed(tmp_path: Path) -
 
 def test_texts_that_spell_names_of_the_schema_are_not_questions(tmp_path: Path) -> None:
     form = _tools(tmp_path)
-    assert form.unspoken() == ("GetWeather", "timeRange")  # not city and stop, which people say
+    assert form.unspoken() == ("GetWeather", "item_name", "timeRange")  # not city and stop, which people say
     reader = QuestionReader(names=form.unspoken())
     for text in ("Input: GetWeather(Oslo)", "Input: weather in Oslo with timeRange tomorrow", "Input: city: Oslo, timeRange: now"):
         assert reader.read(text) is Unparsed.INVALID

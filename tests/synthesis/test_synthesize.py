@@ -56,13 +56,14 @@ def made(folder: Path, recipe: dict[str, Any], limits: Limits = NO_LIMITS, count
 def test_new_questions_are_balanced_and_unlike_all_others(tmp_path: Path) -> None:
     with Endpoint() as endpoint:
         found = made(tmp_path / "run", values(tmp_path, endpoint.url))
-        prompts = [request["messages"][-1]["content"] for request in endpoint.served]
+        prompts = [json.dumps(request["messages"]) for request in endpoint.served]
     assert found.complete and found.taken == 30 and found.kinds == {"lights": 15, "music": 15}
     questions = read_questions(tmp_path / "run" / "synthesized.jsonl")
     assert Counter(question.kind for question in questions) == found.kinds
     texts = [question.question for question in questions]
     others = [*TESTS, *TRAIN["lights"], *TRAIN["music"]]
     assert all(similarity(text, other) < 0.7 for n, text in enumerate(texts) for other in (*others, *texts[:n]))
+    assert all("Dim the lamp" in prompt or "Play some jazz" in prompt for prompt in prompts)
     assert not any("Turn the music down" in prompt for prompt in prompts)  # tests are never shown
     assert found.bill is not None and found.bill.answered == len(prompts)
     assert found.to_json()["bill"]["texts"]["accepted"] == 30

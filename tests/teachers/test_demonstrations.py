@@ -13,7 +13,8 @@ from mmedge.recipe import validate
 from mmedge.tasks import ChainOfThought, Task, build_task
 from mmedge.teachers.collect import prompts_of
 from mmedge.teachers.prompting import demonstrations, load_prompts
-from tests.conftest import mmedge, write_recipe
+from tests.conftest import is_one_line_error, mmedge, write_recipe
+from tests.teachers.endpoint import Endpoint
 
 CALLS = [("GetWeather", {"city": "Oslo"}), ("GetWeather", {}), ("Stop", {}), ("GetWeather", {"city": "Rome"}), ("Stop", {})]
 
@@ -98,7 +99,7 @@ def test_the_recipe_says_how_many_and_its_prompts_show_them(tmp_path: Path) -> N
     ("form", "labels", "complaint"),
     [
         ({"kind": "label", "labels": ["a", "b"]}, ["a", "b"], "not for the answer form 'label'"),
-        ({"kind": "tools"}, [None], "no training question has a label"),
+        ({"kind": "tools"}, [None], "no training question that stands alone has a label"),
     ],
 )
 def test_where_there_is_nothing_to_show_it_is_refused(
@@ -107,3 +108,33 @@ def test_where_there_is_nothing_to_show_it_is_refused(
     values = _values(tmp_path, form | ({"file": str(tmp_path / "tools.json")} if form["kind"] == "tools" else {}), labels)
     with pytest.raises(MmedgeError, match=complaint):
         demonstrations(_task(values), 2)
+
+
+def test_a_prompt_of_ones_own_must_end_with_the_question(tmp_path: Path) -> None:
+    task = _task(_tools(tmp_path))
+    path = tmp_path / "own.txt"
+    path.write_text("=== user\nRequest: {question}\n=== assistant\nUnderstood.\n=== user\nNow write the JSON.")
+    load_prompts(task, path, None)
+    with pytest.raises(MmedgeError, match=r"needs \{question\} in the last message"):
+        load_prompts(task, path, None, demonstrations(task, 2))
+
+
+def test_dialogues_are_not_shown(tmp_path: Path) -> None:
+    values = _tools(tmp_path)
+    said = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}, {"role": "user", "content": "stop"}]
+    record = {"id": "d", "messages": said, "label": {"name": "Stop", "arguments": {}}}
+    (tmp_path / "train.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(MmedgeError, match="no training question that stands alone"):
+        demonstrations(_task(values), 1)
+
+
+def test_other_examples_are_another_teacher_and_the_error_says_so(tmp_path: Path) -> None:
+    values = _tools(tmp_path)
+    with Endpoint() as endpoint:
+        values["teacher"]["base_url"] = endpoint.url
+        path = write_recipe(tmp_path / "r.yaml", values)
+        mmedge("annotate", path, "--out", tmp_path / "run", "-q")
+        lines = (tmp_path / "train.jsonl").read_text().splitlines()
+        (tmp_path / "train.jsonl").write_text("\n".join(lines[::-1]) + "\n")
+        found = mmedge("annotate", path, "--out", tmp_path / "run", "-q")
+    assert is_one_line_error(found) and "prompts (the questions that teacher.examples shows)" in found.err

@@ -144,8 +144,9 @@ class AnswerForm(ABC):
         return f"Of the labels {', '.join(self.labels)}, the right one for it is: {kind}." if kind else ""
 
     def wish_met(self, example: Example) -> str:
-        """Return the wish that a question with a label meets; empty where answers are open or it has none."""
-        return self.wish(self.kind_of(example.label), (example,), random.Random(0)) if example.label is not None else ""
+        """Return what a question with a label asks for, in the words of `wish`; empty where answers are open or it has none."""
+        kind = self.kind_of(example.label) if self.labels and example.label is not None else ""
+        return f"The right label for it is: {kind}." if kind else ""
 
     def demonstration(self, example: Example) -> str | None:
         """Return a short chain of thought that comes to a question's label, for a prompt to show; None for forms without such."""

@@ -150,6 +150,7 @@ def test_calls_are_read_from_what_teachers_write(tmp_path: Path, text: str) -> N
         ("No function does this.\nAnswer: none", Unparsed.NO_ANSWER),
         ("That is no request. Answer: `null`", Unparsed.NO_ANSWER),
         ("That is no request. Answer: no call of a function", Unparsed.NO_ANSWER),
+        ('{"name": "GetWeather", "arguments": {}} does not fit.\nAnswer: none', Unparsed.NO_ANSWER),
         ("Answer: Oslo is", Unparsed.TRUNCATED),
         ('Oslo. Answer: {"name": "GetWeather", "arguments": {"city": "Os', Unparsed.TRUNCATED),
         ('```json\n{"name": "GetWeather", "arguments": {"city": "Oslo"}', Unparsed.TRUNCATED),

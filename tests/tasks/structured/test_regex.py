@@ -46,6 +46,7 @@ def test_nothing_explodes(pattern: str) -> None:
         ("(?=a)b", "look-around"),
         ("(?i)a", "look-around and flags"),
         ("(?P<year>[0-9])", "named groups are written"),
+        ("(?P=year)", "look-around and flags"),
         ("a++", "possessive"),
         (r"\p{L}", r"\\p is not supported"),
         ("(a", "not closed"),

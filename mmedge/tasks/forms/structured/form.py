@@ -234,8 +234,7 @@ class StructuredForm(AnswerForm):
         }
 
     def unspoken(self) -> tuple[str, ...]:
-        keys = {key for path in self.field_names() for key in path.split(".")}
-        return tuple(sorted(filter(is_identifier, keys.union(self.kinds()))))
+        return tuple(sorted(filter(is_identifier, _keys(self.document).union(self.kinds()))))
 
     def scores(self, answers: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
         """Return what answers are worth beyond being right: the share that is valid, and F1 by field and over all fields."""
@@ -260,21 +259,22 @@ class StructuredForm(AnswerForm):
     def read(self, text: str, example: Example) -> ChainOfThought | Unparsed:
         """Read a text that states a value: behind `Answer:`, in a fence, or as its last JSON; what follows it is left out.
 
-        What is cut off is `TRUNCATED`; JSON that is broken or does not fit is `INVALID`.
+        What is cut off is `TRUNCATED`; JSON that is broken or does not fit is `INVALID`; `Answer: none` is `NO_ANSWER`.
         """
         body = trim(text)
         if not body:
             return Unparsed.EMPTY
         whole = [found for found in values.objects(body) if not found.problem]
-        invalid = declined = False
-        for marker in reversed(list(MARKER.finditer(body))):
+        invalid = False
+        for place, marker in enumerate(reversed(list(MARKER.finditer(body)))):
             if any(found.start < marker.start() < found.end for found in whole):
                 continue  # within a value
+            if place == 0 and _DECLINED.fullmatch(first_line(body[marker.end() :])):
+                return Unparsed.NO_ANSWER
             outcome = self._stated(body, marker.start(), marker.end())
             if isinstance(outcome, ChainOfThought) or outcome is Unparsed.TRUNCATED:
                 return outcome
             invalid = invalid or outcome is Unparsed.INVALID
-            declined = declined or _DECLINED.fullmatch(first_line(body[marker.end() :])) is not None
         for found in reversed(list(values.objects(body))):
             if found.problem == values.CUT_OFF:
                 return Unparsed.TRUNCATED
@@ -284,7 +284,7 @@ class StructuredForm(AnswerForm):
             invalid = True
         if invalid:
             return Unparsed.INVALID
-        return Unparsed.NO_ANSWER if declined or ends_whole(body) else Unparsed.TRUNCATED
+        return Unparsed.NO_ANSWER if ends_whole(body) else Unparsed.TRUNCATED
 
     def _stated(self, body: str, start: int, end: int) -> ChainOfThought | Unparsed:
         """Read what is stated behind a marker."""
@@ -310,6 +310,16 @@ class StructuredForm(AnswerForm):
         from mmedge.tasks.forms.structured.guided import GuidedConstrainer
 
         return GuidedConstrainer(encoder, self.language)
+
+
+def _keys(value: Value) -> set[str]:
+    """Return the names of all members that a schema speaks of."""
+    if isinstance(value, list):
+        return set().union(*map(_keys, value))
+    if not isinstance(value, dict):
+        return set()
+    own = set(value["properties"]) if isinstance(value.get("properties"), dict) else set()
+    return own.union(*map(_keys, value.values()))
 
 
 def _patterns(value: Value) -> set[str]:

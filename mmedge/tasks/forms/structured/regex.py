@@ -235,7 +235,7 @@ class _RegexReader:
             if self.comes("<") and self.peek() not in ("=", "!"):
                 while self.take() != ">":
                     pass
-            elif self.peek() == "P":
+            elif self.text.startswith("P<", self.place):
                 raise ValueError("named groups are written (?<name>…), not (?P<name>…)")
             elif not self.comes(":"):
                 raise ValueError("look-around and flags are not supported")

@@ -16,7 +16,7 @@ from typing import Any
 from mmedge.tasks.forms.structured.values import Value, to_json
 
 _LONGEST_NOTE = 160
-_IDENTIFIER = re.compile(r"^\w*(?:\w_\w|[a-z][A-Z])\w*$")
+_IDENTIFIER = re.compile(r"^[\w.]*(?:\w_\w|[a-z][A-Z])[\w.]*$")
 
 
 def members(schema: Value, known: Sequence[set[str]], draw: random.Random) -> str:
@@ -36,9 +36,9 @@ def members(schema: Value, known: Sequence[set[str]], draw: random.Random) -> st
     return "with these values and no others: " + "; ".join(_in_words(name, properties[name], draw) for name in chosen)
 
 
-def given(members_: Mapping[str, Value], introduced: str = " these values and no others:") -> str:
+def given(values: Mapping[str, Value], introduced: str = " these values and no others:") -> str:
     """Return which members an answer has, and their values."""
-    told = "; ".join(f"{name} = {to_json(value)}" for name, value in members_.items())
+    told = "; ".join(f"{name} = {to_json(value)}" for name, value in values.items())
     return f"with{introduced} {told}" if told else "without any values"
 
 
