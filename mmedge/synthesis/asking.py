@@ -45,7 +45,7 @@ _OTHER = r"choices|options|answer|label|explanation|note|output|json|call"
 _OTHER_PART = re.compile(rf"\n\s*\n|\n[\W\d]*(?:{_NAME}|{_OTHER})[^\n:]{{0,20}}:", re.IGNORECASE)
 _CHOICES = re.compile(r"^\W*(?:answer\s+)?(?:choices|options)\W*:", re.IGNORECASE | re.MULTILINE)
 _CHOICE = re.compile(r"\(?\b([a-zA-Z])\s*[).]\s*(.*?)(?=\s*[,;]?\s*\(?\b[a-zA-Z]\s*[).]\s|\s*\Z)", re.DOTALL)
-_PLACEHOLDER = re.compile(r"\[[A-Za-z][\w /-]*\]|\{[\w ]*\}|<[A-Za-z][\w ]*>|\bTEXT\b|_{3,}")
+_PLACEHOLDER = re.compile(r"\[[A-Za-z][\w /'’-]*\]|\{[\w ]*\}|<[A-Za-z][\w ]*>|\bTEXT\b|_{3,}")
 _PAIRS = (('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("`", "`"))
 _OPENING = re.compile(r"(?:sure|certainly|of course|okay|ok|here (?:is|are)|here['’]s)\b[^\n]*:", re.IGNORECASE)
 _LONGEST = 4000  # characters of a question

@@ -57,6 +57,7 @@ def test_a_question_is_read_whatever_stands_around_it(text: str, question: str) 
         ("Sure, here you are: put some fado on", Unparsed.NO_ANSWER),  # nobody knows where it begins
         ("one\ntwo\nthree\nfour", Unparsed.NO_ANSWER),
         ("Question: play [song name] by {artist}", Unparsed.INVALID),
+        ("Input: add this song by [Artist's Name] to my playlist", Unparsed.INVALID),
         ("Question: " + "word " * 2000, Unparsed.NO_ANSWER),
     ],
 )
