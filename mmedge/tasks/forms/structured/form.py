@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -136,7 +136,7 @@ class StructuredForm(AnswerForm):
             if len(values.to_json(document)) > self._longest:  # which may take seconds to compare
                 return False
             plain = values.plain_value(document)
-            if not _patterns(plain) <= self._patterns:  # which may take long to read
+            if not _collected(plain, _patterns) <= self._patterns:  # which may take long to read
                 return False
             return values.same(self.canonical_document(plain, self._size), self._canonical)
         except (ValueError, RecursionError):
@@ -148,7 +148,7 @@ class StructuredForm(AnswerForm):
 
     @cached_property
     def _patterns(self) -> set[str]:
-        return _patterns(self.document)
+        return _collected(self.document, _patterns)
 
     @cached_property
     def _size(self) -> int:
@@ -234,7 +234,7 @@ class StructuredForm(AnswerForm):
         }
 
     def unspoken(self) -> tuple[str, ...]:
-        return tuple(sorted(filter(is_identifier, _keys(self.document).union(self.kinds()))))
+        return tuple(sorted(filter(is_identifier, _collected(self.document, _keys).union(self.kinds()))))
 
     def scores(self, answers: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
         """Return what answers are worth beyond being right: the share that is valid, and F1 by field and over all fields."""
@@ -312,24 +312,23 @@ class StructuredForm(AnswerForm):
         return GuidedConstrainer(encoder, self.language)
 
 
-def _keys(value: Value) -> set[str]:
-    """Return the names of all members that a schema speaks of."""
+def _collected(value: Value, own: Callable[[dict[str, Value]], Iterable[str]]) -> set[str]:
+    """Return what all objects within a document have of their own."""
     if isinstance(value, list):
-        return set().union(*map(_keys, value))
+        return set().union(*(_collected(one, own) for one in value))
     if not isinstance(value, dict):
         return set()
-    own = set(value["properties"]) if isinstance(value.get("properties"), dict) else set()
-    return own.union(*map(_keys, value.values()))
+    return set(own(value)).union(*(_collected(one, own) for one in value.values()))
 
 
-def _patterns(value: Value) -> set[str]:
-    """Return the regular expressions of a schema, and what looks like one."""
-    if isinstance(value, list):
-        return set().union(*map(_patterns, value))
-    if not isinstance(value, dict):
-        return set()
-    own = {value["pattern"]} if isinstance(value.get("pattern"), str) else set()
-    return own.union(*map(_patterns, value.values()))
+def _keys(found: dict[str, Value]) -> Iterable[str]:
+    """Return the names of an object schema's members."""
+    return found["properties"] if isinstance(found.get("properties"), dict) else ()
+
+
+def _patterns(found: dict[str, Value]) -> Iterable[str]:
+    """Return the regular expression of a schema, or what looks like one."""
+    return (found["pattern"],) if isinstance(found.get("pattern"), str) else ()
 
 
 def _cot(before: str, answer: str) -> ChainOfThought:

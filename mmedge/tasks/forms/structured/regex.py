@@ -235,10 +235,9 @@ class _RegexReader:
             if self.comes("<") and self.peek() not in ("=", "!"):
                 while self.take() != ">":
                     pass
-            elif self.text.startswith("P<", self.place):
-                raise ValueError("named groups are written (?<name>…), not (?P<name>…)")
             elif not self.comes(":"):
-                raise ValueError("look-around and flags are not supported")
+                named = self.text.startswith("P<", self.place)  # as Python writes it
+                raise ValueError("named groups are written (?<name>…)" if named else "look-around and flags are not supported")
         found = self.alternatives()
         if not self.comes(")"):
             raise ValueError("a group is not closed")
