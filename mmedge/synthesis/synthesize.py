@@ -32,7 +32,7 @@ from mmedge.synthesis.sieve import Sieve, check_seeds, unlike_tests
 from mmedge.tasks import Splits, Task, Unparsed, build_task
 from mmedge.tasks.embedded.problems import ArithmeticTask
 from mmedge.tasks.synthesized import PREFIX, NewQuestion, is_synthesized, read_questions, write_questions
-from mmedge.teachers.collect import ask_teacher, checked_limits
+from mmedge.teachers.collect import ask_teacher, checked_limits, prompts_of
 from mmedge.teachers.collector import CollectionResult
 from mmedge.teachers.embedded import NAME as EMBEDDED
 from mmedge.teachers.plan import NO_LIMITS, CollectionPlan, Limits, collection_plan
@@ -106,7 +106,8 @@ def prepare(recipe: Recipe, count: int | None) -> Synthesis:
     """Read a recipe's questions, and check that new ones can be written from them.
 
     Raises:
-        MmedgeError: The recipe names no teacher that writes questions, or a training question is a test question.
+        MmedgeError: The recipe names no teacher that writes questions, a training question is a test question, or the prompts for
+            annotations cannot be used.
     """
     if count is not None:
         recipe = recipe.model_copy(update={"synthesis": recipe.synthesis.model_copy(update={"count": count})})
@@ -117,6 +118,8 @@ def prepare(recipe: Recipe, count: int | None) -> Synthesis:
     if recipe.synthesis.file is not None:
         raise MmedgeError("synthesis.file names questions that were written before", "leave it out to write new ones into the run")
     task = build_task(recipe.task.model_dump())
+    if isinstance(recipe.teacher, SampledTeacherSection):
+        prompts_of(recipe.teacher, task)  # what annotate would refuse, before anything is paid for
     splits = task.load()
     check_seeds(splits)
     alone = tuple(example for example in splits.train if not example.turns)  # a teacher writes single questions

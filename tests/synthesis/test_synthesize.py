@@ -101,6 +101,15 @@ def test_a_killed_synthesis_continues_without_asking_twice(tmp_path: Path) -> No
     assert files[0] == files[1]
 
 
+def test_prompts_that_annotate_would_refuse_are_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    with Endpoint() as endpoint:
+        recipe = values(tmp_path, endpoint.url)
+        for wrong, complaint in (({"examples": 3}, "teacher.examples"), ({"prompts": {"cot": "nope.txt"}}, "no such file")):
+            with pytest.raises(MmedgeError, match=complaint):
+                made(tmp_path / "run", recipe | {"teacher": recipe["teacher"] | wrong})
+        assert not endpoint.served
+
+
 def test_test_questions_and_near_duplicates_are_refused(tmp_path: Path) -> None:
     copied = iter([*TESTS, "Turn the music down!!", "dim the lamp by the SOFA", "Play some jazz."] * 50)
 
