@@ -97,9 +97,14 @@ class Running:
         lines = self.get("/metrics").body.decode().splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(rf"{name}[ {{]", line))
 
-    def log(self) -> list[dict[str, Any]]:
-        """Return its access log."""
-        return [json.loads(line) for line in self.out.read_text(encoding="utf-8").splitlines()]
+    def log(self, lines: int = 0, within: float = 10) -> list[dict[str, Any]]:
+        """Return its access log, once it has so many `lines`, or after so many seconds: a reply is sent before its line is written."""
+        until = time.monotonic() + within
+        while True:
+            *whole, _ = self.out.read_text(encoding="utf-8").split("\n")
+            if len(whole) >= lines or time.monotonic() > until:
+                return [json.loads(line) for line in whole]
+            time.sleep(0.01)
 
     def stop(self) -> int:
         """Tell it to end; return its exit code."""

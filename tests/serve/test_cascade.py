@@ -95,7 +95,7 @@ def test_what_the_student_doubts_the_bigger_model_answers(tmp_path: Path, tiny_r
             assert running.metric("mmedge_escalation_cost_total") == pytest.approx(0.003)
             chunks = running.chat(T5, stream=True).events()[:-1]
             assert "".join(chunk["choices"][0]["delta"].get("content") or "" for _, chunk in chunks) == "3 + 4"
-            assert running.log()[0]["source"] == "big" and "degraded" not in running.log()[0]
+            assert running.log(1)[0]["source"] == "big" and "degraded" not in running.log()[0]
             assert "secret" not in running.out.read_text(encoding="utf-8") + running.err.read_text(encoding="utf-8")
 
 

@@ -105,6 +105,11 @@ def test_a_client_that_vanishes_frees_its_row(long: Running, path: str, stream: 
         fewest = min(fewest, _steps(long) - before)
     assert fewest < whole / 2, (fewest, whole)
     assert long.metric("mmedge_vanished_total") == vanished + 3
-    lines = [line for line in long.log() if line["route"] == path][-3:]
-    assert all(line.get("vanished") if stream else line["status"] == 499 for line in lines), lines
+    deadline = time.monotonic() + 10
+    while True:  # a line is written last
+        lines = [line for line in long.log() if line["route"] == path][-3:]
+        if all(line.get("vanished") if stream else line["status"] == 499 for line in lines):
+            break
+        assert time.monotonic() < deadline, lines
+        time.sleep(0.01)
     assert long.post(path, ASKED[path]).status == 200
