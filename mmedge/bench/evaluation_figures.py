@@ -61,6 +61,7 @@ TARGETS = (0.8, 0.9, 0.95)
 SHARES = (0.1, 0.2, 0.3)
 NAME = "name"  # the field of a call that says which function
 NAME_LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)  # thresholds on its confidence
+NAME_SHARES = (0.02, 0.05, 0.1, 0.2)  # of validation questions, that thresholds chosen on them withhold at most
 AIMS = (*((target, None) for target in TARGETS), *((None, share) for share in SHARES))  # accuracy, most withheld
 FEW = 15  # right or wrong answers below which an AUROC has no interval
 
@@ -293,7 +294,13 @@ def out_of_scope_of(student: Student, inside: Sequence[AnsweredQuestion], outsid
     if student.bundle.form.name == ToolsForm.name:  # which function is meant says more than how
         names = [(fields_of(student.confidence, one.evidence) or {}).get(NAME, 0.0) for one in answered]
         areas[NAME] = area(names)
-        by_name = [Abstaining(**_withheld_below(level, np.asarray(names), np.asarray(right), truth)) for level in NAME_LEVELS]
+        levels: list[tuple[float, float | None]] = [(level, None) for level in NAME_LEVELS]
+        if student.confidence is not None and NAME in student.confidence.fields_given:
+            levels = [(student.confidence.field_threshold(NAME, share), share) for share in NAME_SHARES] + levels
+        by_name = [
+            Abstaining(max_withheld=share, **_withheld_below(level, np.asarray(names), np.asarray(right), truth))
+            for level, share in levels
+        ]
     abstaining = _abstaining(student, values, right, known)
     return OutOfScope(questions=len(outside), in_scope=len(inside), auroc=areas, abstaining=abstaining, by_name=by_name)
 

@@ -138,8 +138,9 @@ def _of_outside(found: OutOfScope, chosen: str | None) -> list[Table]:
         rows = [[_wanted(aim.target_accuracy, aim.max_withheld), *_of_both(aim)] for aim in found.abstaining]
         tables.append(Table("abstaining out of scope", heads, rows))
     if found.by_name:
-        rows = [_of_both(aim) for aim in found.by_name]
-        tables.append(Table("abstaining by the confidence of the function's name: --abstain-field-below name=P", heads[1:], rows))
+        rows = [[NOTHING if aim.max_withheld is None else _wanted(None, aim.max_withheld), *_of_both(aim)] for aim in found.by_name]
+        options = "--max-withheld-by-field name=SHARE, --abstain-field-below name=P"
+        tables.append(Table(f"abstaining by the confidence of the function's name: {options}", heads, rows))
     return tables
 
 

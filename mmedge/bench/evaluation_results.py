@@ -95,7 +95,8 @@ class OutOfScope(ReportPart):
     """How well confidences tell questions out of scope from the others; any answer to one is wrong.
 
     Attributes:
-        by_name: What fixed thresholds on the confidence of a function's name do; empty for answers that are no calls.
+        by_name: What thresholds on the confidence of a function's name do, chosen on validation questions (`max_withheld`) or
+            fixed; empty for answers that are no calls.
     """
 
     questions: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -95,6 +95,13 @@ class Abstention:
     max_withheld: Annotated[
         float | None, typer.Option(min=0, max=1, help="Withhold the least confident answers, at most this share.")
     ] = None
+    max_withheld_by_field: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Withhold the structured answers least sure of a field: this share of validation questions, such as name=0.05.",
+            metavar="FIELD=SHARE",
+        ),
+    ] = None
 
     def changes(self) -> dict[str, Any]:
         """Return the options that are given.
@@ -102,21 +109,33 @@ class Abstention:
         Raises:
             MmedgeError: A field's threshold is not a number.
         """
-        thresholds: dict[str, float] = {}
-        for one in self.abstain_field_below or ():
-            name, _, value = one.rpartition("=")
-            try:
-                thresholds[name or "*"] = float(value)
-            except ValueError:
-                raise MmedgeError(
-                    f"--abstain-field-below {one!r:.60}: must be a number, or FIELD=NUMBER", "such as name=0.9"
-                ) from None
+        thresholds = {name or "*": value for name, value in _by_field("--abstain-field-below", self.abstain_field_below)}
+        shares = dict(_by_field("--max-withheld-by-field", self.max_withheld_by_field))
+        if "" in shares:
+            raise MmedgeError(
+                "--max-withheld-by-field: must be FIELD=SHARE", "such as name=0.05; for whole answers, --max-withheld"
+            )
         return {
             "abstain_below": self.abstain_below,
             "abstain_field_below": thresholds or None,
+            "max_withheld_by_field": shares or None,
             "target_accuracy": self.target_accuracy,
             "max_withheld": self.max_withheld,
         }
+
+
+def _by_field(option: str, given: Sequence[str] | None) -> Iterator[tuple[str, float]]:
+    """Read numbers by field; the field is empty where there is a number alone.
+
+    Raises:
+        MmedgeError: One has no number.
+    """
+    for one in given or ():
+        name, _, value = one.rpartition("=")
+        try:
+            yield name, float(value)
+        except ValueError:
+            raise MmedgeError(f"{option} {one!r:.60}: must be a number, or FIELD=NUMBER", "such as name=0.9") from None
 
 
 @dataclass(frozen=True)

@@ -61,19 +61,23 @@ def calibrated(student: Student, examples: Sequence[Example], progress: Progress
                 fields.append(student.bundle.form.fields_right(text, example.label or ""))
             step.advance(len(batch))
     found = fitted(evidence, right, prices(student, labelled[:BATCH])) | {"engine": engine_of(student.bundle.manifest)}
-    of_fields = fitted_fields(evidence, fields)
+    of_fields = fitted_fields(evidence, fields, [not example.out_of_scope for example in labelled])
     return found | ({"fields": of_fields} if of_fields else {})
 
 
-def fitted_fields(evidence: Sequence[Evidence], right: Sequence[Mapping[str, bool]]) -> dict[str, Any] | None:
+def fitted_fields(
+    evidence: Sequence[Evidence], right: Sequence[Mapping[str, bool]], inside: Sequence[bool]
+) -> dict[str, Any] | None:
     """Fit one map for the fields of structured answers.
 
     Args:
         evidence: What the student showed of each answer.
         right: By path, whether each of its fields is right.
+        inside: Whether each question is in scope.
 
     Returns:
-        The map and how well it does on questions that it was not fitted on; None where there is too little to learn from.
+        The map, what it gives the fields that all answers to questions in scope have (`given`, by path),
+        and how well it does on questions that it was not fitted on; None where there is too little to learn from.
     """
     features, truth, question = [], [], []
     for number, (shown, fields) in enumerate(zip(evidence, right, strict=True)):
@@ -90,8 +94,13 @@ def fitted_fields(evidence: Sequence[Evidence], right: Sequence[Mapping[str, boo
     for number in range(FOLDS):
         out = fold == number
         confidences[out] = logistic(table[~out], wanted[~out])(table[out])
+    final = logistic(table, wanted)
+    known = [one for one, within in zip(evidence, inside, strict=True) if within]
+    always = [path for path in (known[0].fields if known else ()) if all(path in one.fields for one in known)]
+    confidences_of = [dict(zip(one.fields, final(field_features(one)).tolist(), strict=True)) for one in known]
     return {
-        "map": logistic(table, wanted).to_json(),
+        "map": final.to_json(),
+        "given": {path: [found[path] for found in confidences_of] for path in always},
         "fields": len(wanted),
         "questions": len(set(question)),
         "right": float(wanted.mean()),

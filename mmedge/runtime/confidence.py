@@ -179,6 +179,7 @@ class Confidence:
         maps: By signal.
         chosen: The signal that did best on validation questions.
         fields: P(right) of a structured answer's fields, from `field_features`; None where that was not calibrated.
+        fields_given: By path, what `fields` gives the validation questions in scope; for fields that all of their answers have.
         default: The best of those that cost at most `CHEAP` times what an answer costs; answers have it unasked.
         known: By signal, the confidences of validation questions (each from maps fitted without it) and whether the answers were
             right.
@@ -191,6 +192,7 @@ class Confidence:
     given: Mapping[Signal, Sequence[float]] = field(default_factory=dict)
     default: Signal = "answer"
     fields: AnyMap | None = None
+    fields_given: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @classmethod
     def from_manifest(cls, value: Mapping[str, Any] | None) -> Confidence | None:
@@ -211,8 +213,10 @@ class Confidence:
                 {name: [float(p) for p in stated["given"]] for name, stated in signals.items()},
                 value.get("default", "answer"),
                 map_from_json(value["fields"]["map"]) if value.get("fields") else None,
+                {path: [float(p) for p in given] for path, given in (value.get("fields") or {}).get("given", {}).items()},
             )
             numbers = [p for name in signals for p in (*found.known[name][0], *found.given[name], *found.maps[name].numbers)]
+            numbers += [p for given in found.fields_given.values() for p in given]
             if found.chosen not in signals or found.default not in OF_THE_ANSWER or found.default not in signals:
                 raise ValueError("a signal without a map")
             if not np.isfinite([*numbers, *(found.fields.numbers if found.fields else ())]).all():
@@ -251,6 +255,27 @@ class Confidence:
         # `known` comes from maps fitted without the question, new questions get the final maps' scale: take the same share of it
         below = round(found.withheld * len(right))
         return replace(found, value=sorted(self.given[name])[below] if below else 0.0)
+
+    def field_threshold(self, path: str, max_withheld: float) -> float:
+        """Return the highest threshold on a field's confidence that withholds no more than a share of the validation questions.
+
+        Args:
+            path: A field that every answer has, such as a call's `name`.
+            max_withheld: Of the validation questions in scope, from 0 to 1.
+
+        Raises:
+            MmedgeError: The bundle does not know how sure the student was of that field.
+        """
+        if path not in self.fields_given:
+            known = ", ".join(self.fields_given)
+            raise WrongOption(
+                "max_withheld_by_field",
+                f"max_withheld_by_field: no confidences of the field {path!r:.60} on validation questions are known",
+                f"known are {known}"[:300] if known else "export the student again, or give abstain_field_below",
+            )
+        confidences = sorted(self.fields_given[path])
+        below = min(math.floor(max_withheld * len(confidences) + 1e-9), len(confidences) - 1)
+        return confidences[below] if below else 0.0
 
 
 def choose_threshold(

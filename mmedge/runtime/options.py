@@ -39,6 +39,7 @@ class OptionChanges(TypedDict, total=False):
     abstain_field_below: float | Mapping[str, float] | None
     target_accuracy: float | None
     max_withheld: float | None
+    max_withheld_by_field: Mapping[str, float] | None
     escalate_to: BiggerModel | None
 
 
@@ -58,6 +59,8 @@ class AnswerOptions:
             or by a field's path or the end of it, for it and all that lies within, `*` for all others, such as {"name": 0.9}.
         target_accuracy: Withhold as few answers as the others need to reach this accuracy on validation questions, from 0 to 1.
         max_withheld: Withhold the least confident answers, at most this share, from 0 to 1.
+        max_withheld_by_field: Withhold the structured answers that are least sure of a field that all have, at most this share of
+            validation questions in scope: {"name": 0.05} withholds calls whose function is in doubt.
         escalate_to: Answers what would be withheld.
     """
 
@@ -71,6 +74,7 @@ class AnswerOptions:
     abstain_field_below: float | Mapping[str, float] | None = field(default=None, hash=False)
     target_accuracy: float | None = None
     max_withheld: float | None = None
+    max_withheld_by_field: Mapping[str, float] | None = field(default=None, hash=False)
     escalate_to: BiggerModel | None = None
 
     def changed(self, changes: OptionChanges) -> AnswerOptions:
@@ -100,7 +104,7 @@ class AnswerOptions:
         if not isinstance(strategy, Strategy):
             raise MmedgeError(f"strategy must be a Strategy, such as Strategy('samples'), got {strategy!r}")
         threshold = self._threshold(strategy, stated, bundle, confidence)
-        by_field = self._field_thresholds(bundle.form)
+        by_field = self._field_thresholds(bundle.form) | self._chosen_field_thresholds(bundle, confidence)
         if self.probabilities and not (bundle.form.labels or bundle.form.takes_choices):
             raise WrongOption("probabilities", "probabilities: this task's answers are not one of several texts", "leave it out")
         if self.escalate_to is not None and threshold is None and not by_field:
@@ -138,6 +142,27 @@ class AnswerOptions:
                 raise WrongOption(
                     option, f"{option}: answers have no field {name[1:]!r:.60}", f"fields are {', '.join(names)}"[:300]
                 )
+        return found
+
+    def _chosen_field_thresholds(self, bundle: Bundle, confidence: Confidence | None) -> dict[str, float]:
+        """Return the thresholds of fields that `max_withheld_by_field` asks for, by path.
+
+        Raises:
+            MmedgeError: A share is out of range, answers have no such field, its confidence is not calibrated, or
+                `abstain_field_below` says something else of it.
+        """
+        option, found = "max_withheld_by_field", dict[str, float]()
+        for path, share in (self.max_withheld_by_field or {}).items():
+            _check_share(f"{option}: {path}", share)
+            if not bundle.form.takes_json:
+                raise WrongOption(option, f"{option}: this task's answers have no fields", "give max_withheld")
+            if isinstance(self.abstain_field_below, Mapping) and path in self.abstain_field_below:
+                said = f"{option} and abstain_field_below contradict each other: each sets the threshold of {path!r:.60}"
+                raise WrongOption(option, said, "give one of them")
+            if confidence is None or confidence.fields is None:
+                said = f"{option}: the confidence of this bundle's fields is not calibrated"
+                raise WrongOption(option, said, "give abstain_field_below")
+            found[path] = confidence.field_threshold(path, share)
         return found
 
     def _check_learned(self, learned: Sequence[str] | None) -> None:

@@ -400,4 +400,8 @@ def _own(fields: Fields, model: Model, defaults: AnswerOptions) -> tuple[tuple[s
         changes |= aims
     if (field := fields.numbers("abstain_field_below", 0, 1)) is not None:
         changes["abstain_field_below"] = field
+    if (shares := fields.numbers("max_withheld_by_field", 0, 1)) is not None:
+        if not isinstance(shares, dict):
+            raise fields.wrong("max_withheld_by_field", 'an object of shares by field, such as {"name": 0.05}')
+        changes["max_withheld_by_field"] = shares
     return choices, replace(defaults, **changes)

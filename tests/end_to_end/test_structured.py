@@ -158,14 +158,25 @@ def test_fields_are_calibrated_by_what_their_tokens_show() -> None:
         shown = {path: -float(np.exp(rng.normal(-2 if one else 0.5, 0.7))) for path, one in truth.items()}
         evidence.append(Evidence(sum(shown.values()), 0.0, fields=shown))
         right.append(truth)
-    found = fitted_fields(evidence, right)
+    inside = [number >= 20 for number in range(200)]
+    found = fitted_fields(evidence, right, inside)
     assert found is not None and found["auroc"] > 0.9 and found["calibration_error"] < 0.08
     assert (found["fields"], found["questions"]) == (400, 200)
-    assert fitted_fields(evidence[:5], right[:5]) is None  # too few wrong ones to learn from
+    assert fitted_fields(evidence[:5], right[:5], inside[:5]) is None  # too few wrong ones to learn from
     whole = fitted(evidence, [all(one.values()) for one in right]) | {"fields": found}
     confidence = Confidence.from_manifest(json.loads(json.dumps(whole)))
     sure = fields_of(confidence, Evidence(-0.02, fields={"name": -0.01, "Buy.count": -2.0}))
     assert sure is not None and sure["name"] > 0.8 > 0.5 > sure["Buy.count"]
+    assert confidence is not None
+    names = [(fields_of(confidence, one) or {})["name"] for one, known in zip(evidence, inside, strict=True) if known]
+    for share in (0.0, 0.04, 0.05, 1.0):
+        threshold = confidence.field_threshold("name", share)
+        assert sum(name < threshold - 1e-12 for name in names) == min(179, int(share * 180)), share
+    with pytest.raises(MmedgeError, match=r"field 'colour' on validation questions are known\s+→ known are name, Buy\.count"):
+        confidence.field_threshold("colour", 0.1)
+    for spoilt in ({"map": whole["fields"]["map"], "given": given} for given in ({"name": [float("nan")]}, {"name": 1}, [1])):
+        with pytest.raises(MmedgeError, match="confidence is invalid"):
+            Confidence.from_manifest({**whole, "fields": spoilt})
     with pytest.raises(MmedgeError, match="confidence is invalid"):
         Confidence.from_manifest({**whole, "fields": {"map": {"kind": "logistic", "weights": [float("nan"), 1.0], "bias": 0.0}}})
 
@@ -189,8 +200,51 @@ def test_a_threshold_for_one_field_is_stated_by_its_name(run: Path) -> None:
         assert is_one_line_error(found) and complaint in found.err
 
 
+def _calibrated(bundle: Path) -> Path:
+    """Give a bundle a confidence that says of 100 validation questions how sure it was of their functions: 0, 0.01, …"""
+    manifest = read_manifest(bundle)
+    of_answers = {"kind": "platt", "weights": [1.0], "bias": 0.0}
+    signal = {"map": of_answers, "confidences": [0.5] * 100, "given": [0.5] * 100}
+    of_fields = {"map": {"kind": "logistic", "weights": [1.0, 0.0], "bias": 0.0}, "given": {"name": [n / 100 for n in range(100)]}}
+    known = {"signals": {"answer": signal}, "chosen": "answer", "default": "answer", "right": [1] * 50 + [0] * 50}
+    seal(bundle, replace(manifest, confidence={**known, "fields": of_fields}))
+    return bundle
+
+
+def test_a_share_of_validation_questions_sets_the_threshold_of_a_field(run: Path, tmp_path: Path) -> None:
+    bundle = _calibrated(shutil.copytree(run / "bundle-int8", tmp_path / "bundle-int8"))
+    student = Student.load(bundle, threads=1)
+    assert student.settled(AnswerOptions(), max_withheld_by_field={"name": 0.3}).abstain_field_below == {"name": 0.3}
+    both = student.settled(AnswerOptions(), max_withheld_by_field={"name": 0.3}, abstain_field_below={"*": 0.2}, abstain_below=0.1)
+    assert both.abstain_field_below == {"*": 0.2, "name": 0.3} and both.abstain_below == 0.1
+    asked = ("run", bundle, "Buy 3 pears.", "--constrained", "--json")
+    name = json.loads(mmedge(*asked).out)["fields"]["name"]
+    for share in (0.0, 1.0):
+        found = json.loads(mmedge(*asked, "--max-withheld-by-field", f"name={share}").out)
+        assert found.get("withheld", False) is (share == 1.0 and name < 0.99)
+    for wrong, complaint in (
+        ("name=1.5", "name must be from 0 to 1"),
+        ("0.5", "must be FIELD=SHARE"),
+        ("name=", "FIELD=NUMBER"),
+        ("count=0.5", "no confidences of the field 'count'"),
+    ):
+        found = mmedge(*asked, "--max-withheld-by-field", wrong)
+        assert is_one_line_error(found) and complaint in found.err, found.err
+    found = mmedge(*asked, "--max-withheld-by-field", "name=0.1", "--abstain-field-below", "name=0.1")
+    assert is_one_line_error(found) and "contradict each other" in found.err
+    plain = _uncalibrated(shutil.copytree(run / "bundle-int8", tmp_path / "plain" / "bundle-int8"))
+    found = mmedge("run", plain, "Buy 3 pears.", "--max-withheld-by-field", "name=0.1")
+    assert is_one_line_error(found) and "not calibrated" in found.err
+
+
+def _uncalibrated(bundle: Path) -> Path:
+    """Take a bundle's calibration away."""
+    seal(bundle, replace(read_manifest(bundle), confidence={"signals": {}, "why": "too few questions"}))
+    return bundle
+
+
 def test_the_function_that_is_meant_tells_what_is_out_of_scope(run: Path, tmp_path: Path) -> None:
-    bundle = shutil.copytree(run / "bundle-int8", tmp_path / "bundle-int8")
+    bundle = _calibrated(shutil.copytree(run / "bundle-int8", tmp_path / "bundle-int8"))
     lines = (run / "evaluation.jsonl").read_text().splitlines()
     known = sum(json.loads(line).get("split") == "test" for line in lines)
     strange = [
@@ -204,8 +258,10 @@ def test_the_function_that_is_meant_tells_what_is_out_of_scope(run: Path, tmp_pa
     assert done.code == 0, done.err
     found = json.loads(done.out)["out_of_scope"]
     assert (found["questions"], found["in_scope"]) == (4, known) and "name" in found["auroc"]
-    shares = [level["withheld_out_of_scope"]["value"] for level in found["by_name"]]
-    assert shares == sorted(shares) and [level["threshold"] for level in found["by_name"]] == [0.5, 0.8, 0.9, 0.95, 0.99]
+    chosen, fixed = found["by_name"][:4], found["by_name"][4:]
+    assert [(one["max_withheld"], one["threshold"]) for one in chosen] == [(share, share) for share in (0.02, 0.05, 0.1, 0.2)]
+    shares = [level["withheld_out_of_scope"]["value"] for level in fixed]
+    assert shares == sorted(shares) and [level["threshold"] for level in fixed] == [0.5, 0.8, 0.9, 0.95, 0.99]
     assert "the 4 questions out of scope with certainty" in (tmp_path / "found" / "evaluate-int8.md").read_text()
 
 

@@ -78,6 +78,7 @@ WRONG: dict[str, dict[str, tuple[object, ...]]] = {
         "explain": ("yes", 1),
         "abstain_below": (2, -1, "x", True),
         "abstain_field_below": (1.5, "x", [0.5], {"name": 2}, {"name": None}),
+        "max_withheld_by_field": (0.5, "x", [0.5], {"name": 2}, {"name": None}),
         "choices": (["a", "b"], [1]),
         "messages": ([],),
     },

@@ -98,7 +98,7 @@ class Running:
         return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(rf"{name}[ {{]", line))
 
     def log(self, lines: int = 0, within: float = 10) -> list[dict[str, Any]]:
-        """Return its access log, once it has so many `lines`, or after so many seconds: a reply is sent before its line is written."""
+        """Return its access log, once it has so many `lines`, which are written after replies, or after so many seconds."""
         until = time.monotonic() + within
         while True:
             *whole, _ = self.out.read_text(encoding="utf-8").split("\n")

@@ -195,6 +195,7 @@ WRONG_OPTIONS: list[tuple[dict[str, object], str, str]] = [
     ({"target_accuracy": 0.9}, "target_accuracy", "not calibrated"),
     ({"max_withheld": 0.1}, "max_withheld", "not calibrated"),
     ({"abstain_field_below": 0.5}, "abstain_field_below", "no fields"),
+    ({"max_withheld_by_field": {"name": 0.5}}, "max_withheld_by_field", "no fields"),
     ({"abstain_below": 0.5, "max_withheld": 0.1}, "max_withheld", "contradict each other"),
 ]
 
