@@ -12,6 +12,7 @@ The task's answer form reads every label when the file is loaded; a label that i
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from mmedge.tasks.task import Splits
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 _NLI_NUMBERS = dict(zip(("0", "1", "2"), NLI_LABELS, strict=True))  # the order in which ANLI and SNLI number the labels
+FIELDS = ("id", "uid", "question", "messages", "premise", "hypothesis", "choices", "label", "dialogue", "out_of_scope")
 _NLI_LETTERS = dict(zip(("e", "n", "c"), NLI_LABELS, strict=True))  # ANLI's own files
 
 
@@ -92,6 +94,8 @@ class FileTask:
         return tuple(examples)
 
     def _example(self, record: Json, path: Path, number: int) -> Example:
+        if record.keys() - FIELDS:
+            _check_names(record, path, number)
         turns: tuple[Turn, ...] = ()
         if "messages" in record:
             turns, question = messages_field(record, self.form, path, number)
@@ -163,6 +167,18 @@ def _dialogue_key(example: Example) -> tuple[str, ...]:
         return (example.dialogue,)
     said = [*(turn.text for turn in example.turns if turn.role == "user"), example.question]
     return tuple(map(plain, said[:2])) if len(said) > 1 else ()
+
+
+def _check_names(record: Json, path: Path, number: int) -> None:
+    """Refuse a field that looks like one of ours misspelt: without it, its question would go unlabelled, say. Others are yours.
+
+    Raises:
+        MmedgeError: A name is like that of a field that the record lacks.
+    """
+    for name in sorted(record.keys() - FIELDS):
+        found = difflib.get_close_matches(name.lower(), FIELDS, n=1, cutoff=0.8) if len(name) > 3 else []
+        if found and found[0] not in record:
+            raise MmedgeError(f"{path}:{number}: unknown field {name!r:.60}", f"did you mean {found[0]!r}?")
 
 
 def _read_strictly(line: str, path: Path, number: int) -> None:

@@ -32,6 +32,11 @@ def test_a_users_own_questions_are_read(tmp_path: Path) -> None:
     assert (second.id, second.label) == ("b", None)
 
 
+def test_other_fields_of_a_record_are_the_users_own(tmp_path: Path) -> None:
+    path = _write(tmp_path / "q.jsonl", {"question": "What is 2 + 2?", "label": 4, "labels": [4], "source": "me", "ids": 3, "": 0})
+    assert build_task(_own(path)).load().train[0].label == "4"
+
+
 def test_choices_are_lettered_and_labels_may_be_letters(tmp_path: Path) -> None:
     path = _write(tmp_path / "q.jsonl", {"question": "Which?", "choices": ["red", "blue"], "label": "B"})
     example = build_task(_own(path, form="choice")).load().train[0]
@@ -62,6 +67,8 @@ def test_nli_takes_names_numbers_and_anlis_letters(tmp_path: Path) -> None:
         ('{"id": "a", "question": "x", "label": "4"}', "q.jsonl:2: id 'a' was already used"),
         ('{"question": "x", "label": "4", "out_of_scope": true}', "q.jsonl:2: a question out of scope has no label"),
         ('{"question": "x", "out_of_scope": "yes"}', "q.jsonl:2: field 'out_of_scope' must be true or false, found 'yes'"),
+        ('{"question": "x", "lable": "4"}', "q.jsonl:2: unknown field 'lable'\n  → did you mean 'label'?"),
+        ('{"Question": "x", "label": "4"}', "q.jsonl:2: unknown field 'Question'\n  → did you mean 'question'?"),
     ],
 )
 def test_a_broken_record_is_named_by_file_and_line(tmp_path: Path, line: str, complaint: str) -> None:
