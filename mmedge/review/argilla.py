@@ -118,9 +118,13 @@ def import_records(desk: Desk, path: Path) -> Imported:
         raise MmedgeError(f"{path}: expected a JSON list of records", "write it with dataset.records.to_json(PATH)")
     current, now, counts = desk.decisions.current(), time.time(), Counter[str]()
     found: list[tuple[Item, Decision]] = []
+    places: dict[str, int] = {}
     for number, record in enumerate(document):
         where = f"{path}[{number}]"
         id_, responses = _checked(record, where)
+        if places.setdefault(id_, number) != number:
+            said = f"{where}: the question {id_!r:.60} was already at {places[id_]}"
+            raise MmedgeError(said, "keep one record of each question, with all of its responses")
         if id_ not in desk.examples:
             counts["unknown"] += 1
             continue

@@ -255,6 +255,10 @@ def test_records_go_to_argilla_and_come_back(run: Path, tmp_path: Path) -> None:
         ('[{"id": "q0", "responses": {"answer": [{"value": null}]}}]', "must be text, found null"),
         ('[{"id": "q1", "responses": {"answer": "no"}}]', "[0]: the responses to 'answer' must be a list"),
         (
+            '[{"id": "q0", "responses": {"decision": [{"value": "drop"}]}}, {"id": "q0"}]',
+            "[1]: the question 'q0' was already at 0",
+        ),
+        (
             '[{"id": "q1", "responses": {"answer": [{"value": "no"}]}},'
             ' {"id": "q0", "responses": {"answer": [{"value": "perhaps"}]}}]',
             "): the label is not an answer",

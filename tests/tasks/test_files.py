@@ -67,7 +67,7 @@ def test_nli_takes_names_numbers_and_anlis_letters(tmp_path: Path) -> None:
         ('{"id": "a", "question": "x", "label": "4"}', "q.jsonl:2: id 'a' was already used"),
         ('{"question": "x", "label": "4", "out_of_scope": true}', "q.jsonl:2: a question out of scope has no label"),
         ('{"question": "x", "out_of_scope": "yes"}', "q.jsonl:2: field 'out_of_scope' must be true or false, found 'yes'"),
-        ('{"question": "x", "lable": "4"}', "q.jsonl:2: unknown field 'lable'\n  → did you mean 'label'?"),
+        ('{"question": "x", "labl": "4"}', "q.jsonl:2: unknown field 'labl'\n  → did you mean 'label'?"),
         ('{"Question": "x", "label": "4"}', "q.jsonl:2: unknown field 'Question'\n  → did you mean 'question'?"),
     ],
 )
