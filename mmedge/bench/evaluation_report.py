@@ -202,8 +202,10 @@ def _of_strangers(found: OutOfScope | None) -> str:
     interval = areas[best].interval_95
     if interval is None or interval[0] <= 0.5:
         return f"No signal detects the {found.questions} questions out of scope with certainty (AUROC {_auroc(areas[best])})."
+    chosen = any(aim.max_withheld is not None for aim in found.by_name)
+    option = f"--max-withheld-by-field {best}=0.05" if chosen else f"--abstain-field-below {best}=P"
     said = f"The {found.questions} questions out of scope are detected best by {SIGNAL_NAMES[best]} (AUROC {_auroc(areas[best])})"
-    return f"{said}: withhold them with --abstain-field-below {best}=P." if best == NAME else f"{said}."
+    return f"{said}: withhold them with {option}." if best == NAME else f"{said}."
 
 
 def _of_answers(report: EvaluationReport) -> str:

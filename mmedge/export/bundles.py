@@ -163,7 +163,7 @@ class _BundleAttempts:
             )
         if source.sensitivity and precision.finer:
             self.costs = self.costs or source.costs(precision)
-        confidence = calibrated(self.student, source.validation, source.progress)
+        confidence = calibrated(self.student, source.validation, source.progress, source.answering.constrained)
         manifest = replace(
             self.student.bundle.manifest,
             quantization=QuantizationPart(

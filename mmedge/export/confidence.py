@@ -39,7 +39,7 @@ LEAST_OF_EACH = 8  # the fewest right and wrong answers to fit on
 BATCH = 16  # questions asked together
 
 
-def calibrated(student: Student, examples: Sequence[Example], progress: Progress) -> dict[str, Any]:
+def calibrated(student: Student, examples: Sequence[Example], progress: Progress, constrained: bool) -> dict[str, Any]:
     """Return what the manifest says about confidence: maps by signal, the chosen one, what validation questions gave, and which
     engine gave it.
 
@@ -47,6 +47,7 @@ def calibrated(student: Student, examples: Sequence[Example], progress: Progress
         student: The bundle, opened.
         examples: Validation questions; any answer to one that is out of scope is wrong.
         progress: Where progress is shown.
+        constrained: Whether the bundle will allow only answers of the task's form.
     """
     labelled = [example for example in examples if example.label is not None or example.out_of_scope]
     evidence: list[Evidence] = []
@@ -55,12 +56,12 @@ def calibrated(student: Student, examples: Sequence[Example], progress: Progress
     with progress.task("confidence on validation questions", len(labelled)) as step:
         for start in range(0, len(labelled), BATCH):
             batch = labelled[start : start + BATCH]
-            for example, (text, shown) in zip(batch, student.examined(batch), strict=True):
+            for example, (text, shown) in zip(batch, student.examined(batch, constrained), strict=True):
                 evidence.append(shown)
                 right.append(not example.out_of_scope and student.bundle.form.agrees(text, example.label or "", example.choices))
                 fields.append(student.bundle.form.fields_right(text, example.label or ""))
             step.advance(len(batch))
-    found = fitted(evidence, right, prices(student, labelled[:BATCH])) | {"engine": engine_of(student.bundle.manifest)}
+    found = fitted(evidence, right, prices(student, labelled[:BATCH], constrained)) | {"engine": engine_of(student.bundle.manifest)}
     of_fields = fitted_fields(evidence, fields, [not example.out_of_scope for example in labelled])
     return found | ({"fields": of_fields} if of_fields else {})
 
@@ -109,13 +110,13 @@ def fitted_fields(
     }
 
 
-def prices(student: Student, examples: Sequence[Example]) -> dict[str, float]:
+def prices(student: Student, examples: Sequence[Example], constrained: bool) -> dict[str, float]:
     """Return what an answer with each signal costs, in passes through the model, as a multiple of the answer alone.
 
     Passes, and not seconds, so that the same student gives the same bundle: one for reading a prompt, one for each token written.
     """
     learned = bool(student.speaker.encoder.prompts.answer_verdict)
-    thoughts = student.speaker.thoughts(examples, Wanted(judgement=student.judges)) if examples else []
+    thoughts = student.speaker.thoughts(examples, Wanted(judgement=student.judges, constrained=constrained)) if examples else []
     written = [thought.written for thought in thoughts if thought.written is not None]
     answer = 1.0 + sum(len(one.tokens) + one.ended for one in written) / max(1, len(written))
     rationale = 1.0 + sum(one.rationale_tokens for one in written) / max(1, len(written))

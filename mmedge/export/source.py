@@ -124,7 +124,8 @@ class Source:
         shared = {"weights": weights, "student": self.details["prompts"]}
         self.student_key = sha256_json({"format": QUANTIZED_FORMAT, **shared})
         own = {"format": GRAPH_FORMAT, "graphs": self.graphs, "trimmed": self.trims, "answering": recipe.get("answering", {})}
-        self.key = sha256_json(own | shared)
+        calibrated = {"calibrated": "constrained"} if self.answering.constrained else {}
+        self.key = sha256_json(own | shared | calibrated)
 
     @property
     def validation(self) -> Sequence[Example]:

@@ -123,8 +123,8 @@ def import_records(desk: Desk, path: Path) -> Imported:
         where = f"{path}[{number}]"
         id_, responses = _checked(record, where)
         if places.setdefault(id_, number) != number:
-            said = f"{where}: the question {id_!r:.60} was already at {places[id_]}"
-            raise MmedgeError(said, "keep one record of each question, with all of its responses")
+            twice = f"{where}: the question {id_!r:.60} was already at {places[id_]}"
+            raise MmedgeError(twice, "keep one record of each question, with all of its responses")
         if id_ not in desk.examples:
             counts["unknown"] += 1
             continue

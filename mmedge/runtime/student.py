@@ -197,19 +197,26 @@ class Student:
         rests = self.confidence is not None and self.confidence.chosen not in OF_THE_ANSWER
         return learned is None or "verdict" in learned or rests
 
-    def examined(self, questions: Sequence[Example]) -> list[tuple[str, Evidence]]:
+    def examined(self, questions: Sequence[Example], constrained: bool | None = None) -> list[tuple[str, Evidence]]:
         """Answer questions in one batch, and return each answer with everything that the confidence is made of.
 
         What a student that did not learn to judge says of its answers is left out.
+
+        Args:
+            questions: The questions.
+            constrained: Allow only answers of the task's form; None for the bundle's setting.
         """
         learned = bool(self.speaker.encoder.prompts.answer_verdict)
-        thoughts = self.speaker.thoughts(questions, Wanted(judgement=self.judges, answer_verdict=learned))
+        constrained = self.bundle.manifest.answering.constrained if constrained is None else constrained
+        wanted = Wanted(judgement=self.judges, answer_verdict=learned, constrained=constrained)
+        thoughts = self.speaker.thoughts(questions, wanted)
         evidence = map(self.speaker.evidence, questions, thoughts)
         return [(thought.text, found) for thought, found in zip(thoughts, evidence, strict=True)]
 
     def sampled(self, questions: Sequence[Example], strategy: Strategy) -> list[list[Sample]]:
-        """Sample chains of thought for questions, all in one batch, and let the student judge each."""
-        return [_samples(thoughts) for thoughts in self._sampled(questions, strategy, constrained=False)]
+        """Sample chains of thought for questions in one batch, constrained where the bundle is, and let the student judge each."""
+        constrained = self.bundle.manifest.answering.constrained
+        return [_samples(thoughts) for thoughts in self._sampled(questions, strategy, constrained)]
 
     def judge(
         self, questions: Sequence[Example | str], cots: Sequence[ChainOfThought], *, explain: bool = False

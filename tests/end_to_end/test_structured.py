@@ -18,6 +18,8 @@ from mmedge.engines.speaker import Evidence
 from mmedge.errors import MmedgeError
 from mmedge.export.confidence import fitted, fitted_fields
 from mmedge.runtime.confidence import Confidence, fields_of
+from mmedge.runtime.strategies import Strategy
+from mmedge.tasks import Example
 from tests.conftest import is_one_line_error, mmedge, tiny_recipe, write_recipe
 
 THINGS = ("apples", "pears", "plums", "nuts")
@@ -198,6 +200,24 @@ def test_a_threshold_for_one_field_is_stated_by_its_name(run: Path) -> None:
     ):
         found = mmedge(*asked, "--abstain-field-below", wrong)
         assert is_one_line_error(found) and complaint in found.err
+
+
+def test_confidence_is_measured_on_the_answers_that_users_get(run: Path, tmp_path: Path) -> None:
+    """Constrained where the bundle is."""
+    questions = [Example(str(n), text) for n, text in enumerate(("What is the capital of France?", "Buy 2 pears.", "x"))]
+    for constrained in (False, True):
+        bundle = shutil.copytree(run / "bundle-int8", tmp_path / str(constrained) / "bundle-int8")
+        manifest = read_manifest(bundle)
+        seal(bundle, replace(manifest, answering=replace(manifest.answering, constrained=constrained)))
+        student = Student.load(bundle, threads=1)
+        shown = [evidence for _, evidence in student.examined(questions)]
+        for answer, evidence in zip(student.answer_all(questions), shown, strict=True):
+            assert dict(answer.fields or {}) == pytest.approx(fields_of(student.confidence, evidence) or {}, abs=1e-5)
+        assert all(evidence.fields for evidence in shown) is constrained
+        assert all(evidence.fields for _, evidence in student.examined(questions, constrained=True))
+        sampled = [sample.text for samples in student.sampled(questions, Strategy("samples")) for sample in samples]
+        read = [student.bundle.form.canonical(text) is not None for text in sampled]
+        assert len(read) == 15 and all(read) is constrained
 
 
 def _calibrated(bundle: Path) -> Path:
