@@ -22,6 +22,11 @@ def printable(text: str) -> str:
     )
 
 
+def is_broken(text: str) -> bool:
+    """Whether a text has characters that nobody writes: those for controlling a terminal, halves of characters, or `�`."""
+    return "\N{REPLACEMENT CHARACTER}" in printable(text)
+
+
 class Notice(FutureWarning):
     """Something still works that the next version will refuse, such as a field's old name."""
 

@@ -177,7 +177,7 @@ class ChatProtocol:
         if api_key_env and not key:
             raise MmedgeError(
                 f"the environment variable {api_key_env} is not set; it must hold the key for {base_url}",
-                f"export {api_key_env}=…, or name no variable if the endpoint needs no key",
+                f"export {api_key_env}=…; if the endpoint needs no key, api_key_env: null in the recipe",
             )
         if any(not " " < character < "\x7f" for character in key):
             raise MmedgeError(

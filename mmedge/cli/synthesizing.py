@@ -19,7 +19,9 @@ def synthesize(
     recipe: RecipePath,
     preparation: Preparation,
     bounds: SpendingLimits,
-    count: Annotated[int | None, typer.Option(min=1, help="New questions that the run should have. Default: the recipe's.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="New questions that the run should have. Default: the recipe's.")
+    ] = None,
     out: Out = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -28,7 +30,8 @@ def synthesize(
     """Have the teacher write new questions like the recipe's training questions; annotate and distill use them too.
 
     The new questions differ from training and test questions and from each other, and are balanced over labels or functions. Run it
-    again to continue, or with a larger --count for more. Exit code 3: stopped at a limit, or something was left for the next run.
+    again to continue, or with a larger --count for more. Exit code 3: stopped at a limit, something was left for the next run, or
+    some label, or all of them together, got less than half of the questions that were wanted.
     """
     loaded, folder = load(recipe, overrides, out)
     if preparation.wanted():
@@ -52,10 +55,15 @@ def synthesize(
         typer.echo(f"{found.postponed} requests failed too often; run the same command again to retry them", err=True)
     if not found.complete:
         raise typer.Exit(INCOMPLETE)
-    if found.taken < found.wanted and not as_json:
-        typer.echo(f"{found.wanted - found.taken} fewer than wanted: the teacher repeats itself, or its texts hold no questions")
+    if found.taken < found.wanted:
+        few = f", fewest for {found.scarcest}" if found.scarcest else ""
+        said = f"{found.wanted - found.taken} fewer than wanted{few}: the teacher repeats itself, or its texts hold no questions"
+        typer.echo(said, err=True)
     if not as_json:
-        typer.echo(f"new questions: {folder / 'synthesized.jsonl'}; next: mmedge annotate {recipe} --out {folder}")
+        typer.echo(f"new questions: {folder / 'synthesized.jsonl'}; look at them: mmedge review {folder} --page")
+        typer.echo(f"next: mmedge annotate {recipe} --out {folder}, or mmedge distill {recipe} --out {folder}")
+    if found.falls_short:
+        raise typer.Exit(INCOMPLETE)
 
 
 def _look_first(given: Synthesis, folder: Path, preparation: Preparation, as_json: bool) -> None:
@@ -92,7 +100,7 @@ def _look_first(given: Synthesis, folder: Path, preparation: Preparation, as_jso
             for brief in briefs[:3]:
                 typer.echo(printable(f"# {brief.id}\n{shown(prompts.about_question(brief.subject()))}\n"))
             return
-        found = estimate(subjects, prompts, given.plan(), store)
+        found = estimate(subjects, prompts, given.plan(), store).with_bound(given.requests_at_most(store, taken))
     finally:
         if store is not None:
             store.close()

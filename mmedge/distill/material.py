@@ -15,7 +15,7 @@ from mmedge.distill.labels import majority_labels
 from mmedge.errors import MmedgeError
 from mmedge.folders import Run
 from mmedge.progress import Progress
-from mmedge.recipe import Recipe
+from mmedge.recipe import Recipe, SampledTeacherSection
 from mmedge.storage import sha256_json
 from mmedge.tasks import Example, Splits, Task
 from mmedge.tasks.dialogue import opening
@@ -23,7 +23,7 @@ from mmedge.tasks.prompts import render_question
 from mmedge.tasks.reading import plain
 from mmedge.tasks.synthesized import read_questions
 from mmedge.teachers.collect import annotate
-from mmedge.teachers.plan import NO_LIMITS, Limits
+from mmedge.teachers.plan import NO_LIMITS, UNLIMITED, Limits
 
 FEW_QUESTIONS = 300  # below it the usual splits would leave less than half of the questions to train on
 
@@ -183,11 +183,28 @@ def prepared(recipe: Recipe, run: Run, progress: Progress, devices: Devices, lim
     return prepare(recipe, run, progress, limits)
 
 
+def _check_evaluations(recipe: Recipe, store: AnnotationStore) -> None:
+    """Refuse to pay a teacher for chains of thought where the method needs evaluations, and none are asked for.
+
+    Raises:
+        MmedgeError: Neither are there any.
+    """
+    section = recipe.teacher
+    if not isinstance(section, SampledTeacherSection) or section.evaluations_per_cot or not recipe.method.self_evaluation:
+        return
+    if not any(store.counts("evaluation", UNLIMITED, UNLIMITED).values()):
+        raise MmedgeError(
+            "teacher.evaluations_per_cot is 0, and method.self_evaluation learns from evaluations",
+            "set method.self_evaluation to false, or teacher.evaluations_per_cot to 1",
+        )
+
+
 def _annotated(
     recipe: Recipe, task: Task, examples: tuple[Example, ...], run: Run, progress: Progress, limits: Limits
 ) -> tuple[list[AnnotatedExample], ReadingReport]:
     """Collect what the teacher has not written yet, and read all of it."""
     with AnnotationStore(run.annotations) as store:
+        _check_evaluations(recipe, store)
         collected = annotate(recipe, task, examples, store, progress, limits)
         if collected is not None and not collected.complete:
             progress.line(f"annotations are incomplete ({collected.stopped or 'some failed'}): training on what there is")

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from mmedge.sections import PathText, Positive, Section, Share, TokenLimit
 
+MOST = 100_000  # new questions of a run
 STYLES = (
     "plain and short",
     "one full, polite sentence",
@@ -25,7 +26,9 @@ STYLES = (
 class SynthesisSection(Section):
     """What `mmedge synthesize` asks the teacher for: new questions, which join the training questions."""
 
-    count: Positive = Field(default=400, description="New questions, balanced over labels or functions where the form has them.")
+    count: Positive = Field(
+        default=400, le=MOST, description="New questions, balanced over labels or functions where the form has them."
+    )
     file: PathText | None = Field(
         default=None,
         description="JSON lines of new questions that join the training questions, such as another run's. Default: "

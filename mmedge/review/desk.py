@@ -16,7 +16,7 @@ from mmedge.annotations.annotation import Annotation
 from mmedge.annotations.decisions import ACTIONS, KINDS, Decision, Decisions, Item
 from mmedge.annotations.questions import plain_task, task_of
 from mmedge.annotations.store import AnnotationStore
-from mmedge.errors import MmedgeError
+from mmedge.errors import MmedgeError, is_broken
 from mmedge.folders import Run
 from mmedge.recipe import Recipe
 from mmedge.tasks import Example, Unparsed
@@ -243,4 +243,6 @@ def _text_of(asked: Mapping[str, Any], name: str) -> str | None:
         return None
     if not isinstance(value, str) or len(value) > LONGEST:
         raise MmedgeError(f"{name} must be text of at most {LONGEST:,} characters")
+    if name in ("question", "label") and is_broken(value):
+        raise MmedgeError(f"{name} has broken or control characters", "write it anew")
     return value.strip()

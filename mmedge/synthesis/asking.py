@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmedge.errors import MmedgeError
+from mmedge.errors import MmedgeError, is_broken
 from mmedge.openai import Message
 from mmedge.storage import require_file
 from mmedge.synthesis.briefs import Brief
@@ -164,7 +164,11 @@ class QuestionReader:
             question = question[: inside.start()].strip()
         if not re.search(r"\w\W*\w", question) or len(question) > _LONGEST or question.endswith(":") or is_refusal(question):
             return Unparsed.NO_ANSWER
-        if _PLACEHOLDER.search(question) or any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", question) for name in self.names):
+        if (
+            _PLACEHOLDER.search(question)
+            or is_broken(question)
+            or any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", question) for name in self.names)
+        ):
             return Unparsed.INVALID
         choices = _choices(rest) if self.takes_choices else ()
         if self.takes_choices and len(choices) < 2:

@@ -45,6 +45,17 @@ class SynthesisReport:
     bill: Bill | None
     examples: tuple[str, ...]
 
+    @property
+    def scarcest(self) -> str:
+        """The kind with the fewest questions; empty without kinds."""
+        return min(self.kinds, key=lambda kind: self.kinds[kind], default="")
+
+    @property
+    def falls_short(self) -> bool:
+        """Whether a kind, or all of them together, got less than half of the questions that were wanted."""
+        scarce = bool(self.kinds) and 2 * self.kinds[self.scarcest] < self.wanted // len(self.kinds)
+        return scarce or 2 * self.taken < self.wanted
+
     def to_json(self) -> dict[str, Any]:
         bill = None
         if self.bill is not None:

@@ -40,6 +40,11 @@ from mmedge.teachers.plan import NO_LIMITS, CollectionPlan, Limits, collection_p
 TEXTS_PER_QUESTION = 2.0  # how often a request is repeated whose text holds no question
 HOPELESS = 20  # a round of so many texts that brings no new question is the last
 SHOWN = 5
+# what a text is called that holds no question
+_UNREAD: dict[str, str] = {
+    Unparsed.NO_ANSWER.value: "no question found",
+    Unparsed.INVALID.value: "a placeholder, a name of the schema, or broken characters",
+}
 
 
 @dataclass(frozen=True)
@@ -97,9 +102,18 @@ class Synthesis:
             store: What the teacher wrote before, if there is any.
             taken: The questions that were taken of it.
         """
+        return self._queue(store).next(self._missing(taken))
+
+    def requests_at_most(self, store: AnnotationStore | None, taken: Sequence[NewQuestion]) -> int:
+        """Return how many requests are still allowed: `synthesis.attempts` a question, each repeated where no text can be read."""
+        return math.ceil(self._queue(store).left(self._missing(taken)) * TEXTS_PER_QUESTION)
+
+    def _missing(self, taken: Sequence[NewQuestion]) -> dict[str, int]:
         there = Counter(question.kind for question in taken)
-        missing = {kind: share - there[kind] for kind, share in self.shares.items() if share > there[kind]}
-        return _Queue(self, Collection(store).planned() if store else {}).next(missing)
+        return {kind: share - there[kind] for kind, share in self.shares.items() if share > there[kind]}
+
+    def _queue(self, store: AnnotationStore | None) -> _Queue:
+        return _Queue(self, Collection(store).planned() if store else {})
 
 
 def prepare(recipe: Recipe, count: int | None) -> Synthesis:
@@ -121,6 +135,10 @@ def prepare(recipe: Recipe, count: int | None) -> Synthesis:
     if isinstance(recipe.teacher, SampledTeacherSection):
         prompts_of(recipe.teacher, task)  # what annotate would refuse, before anything is paid for
     splits = task.load()
+    if reserved := next((example for example in splits.train if is_synthesized(example.id)), None):
+        raise MmedgeError(
+            f"the training question {reserved.id!r:.60} has an id as new questions have", f"ids must not begin with {PREFIX!r}"
+        )
     check_seeds(splits)
     alone = tuple(example for example in splits.train if not example.turns)  # a teacher writes single questions
     if not alone:
@@ -159,7 +177,7 @@ def synthesize(
             "and writes questions that stand alone"
         )
     with work_on(folder, recipe, shared=True) as run:
-        taken = read_questions(run.synthesized) if run.synthesized.is_file() else ()
+        taken = _taken(run)
         sieve = Sieve(given.splits, recipe.synthesis.similarity, given.shares, taken)
         if isinstance(recipe.teacher, SampledTeacherSection):
             return _sampled(given, run, sieve, progress, limits)
@@ -172,11 +190,25 @@ def synthesize(
                 if not sieve.missing():
                     break
                 if isinstance(question, str):
-                    sieve.refused[question] += 1
+                    sieve.refused[_UNREAD.get(question, question)] += 1
                 elif question.id not in before and sieve.offer(question):
                     step.advance()
         _keep(run, sieve)
         return _report(given, sieve, None, None)
+
+
+def _taken(run: Run) -> tuple[NewQuestion, ...]:
+    """Return the questions that were taken before.
+
+    Raises:
+        MmedgeError: Their file is damaged.
+    """
+    if not run.synthesized.is_file():
+        return ()
+    try:
+        return read_questions(run.synthesized)
+    except MmedgeError as error:
+        raise MmedgeError(error.what, f"mend it, or delete it: what the teacher wrote is in {run.synthesis.name}") from None
 
 
 def _keep(run: Run, sieve: Sieve) -> None:
@@ -282,6 +314,10 @@ class _Queue:
         self._open = {kind: [] for kind in self._open}
         return found
 
+    def left(self, missing: dict[str, int]) -> int:
+        """Return how many briefs may still be asked, those that were left open included."""
+        return sum(self._most[kind] - len(self._asked[kind]) + len(self._open[kind]) for kind in missing)
+
     def next(self, missing: dict[str, int], yielded: float = 1.0) -> list[Brief]:
         """Return what is asked next, kinds in turn: what was left open, and new briefs.
 
@@ -331,7 +367,7 @@ def _sampled(given: Synthesis, run: Run, sieve: Sieve, progress: Progress, limit
                 break
         for outcome, number in Collection(store).outcomes()["cot"].items():
             if outcome not in (ACCEPTED, WHOLE):
-                sieve.refused[outcome] += number
+                sieve.refused[_UNREAD.get(outcome, outcome)] += number
         if ended is None or ended.complete:
             _keep(run, sieve)
         return _report(given, sieve, ended, store)

@@ -86,7 +86,10 @@ class FileTask:
                 _read_strictly(lines[number - 1], path, number)
             example = self._example(record, path, number)
             if example.id in seen:
-                raise MmedgeError(f"{path}:{number}: id {example.id!r} was already used at {seen[example.id]}")
+                raise MmedgeError(
+                    f"{path}:{number}: id {example.id!r} was already used at {seen[example.id]}",
+                    "give each question an id of its own, or none",
+                )
             seen[example.id] = f"{path}:{number}"
             examples.append(example)
         if not examples:

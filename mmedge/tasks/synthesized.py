@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmedge.errors import MmedgeError
-from mmedge.storage import iterate_jsonl, text_field, write_text
+from mmedge.errors import MmedgeError, is_broken, nearest
+from mmedge.storage import in_json, iterate_jsonl, text_field, write_text
 from mmedge.tasks.base import Example
 from mmedge.tasks.forms.form import AnswerForm
-from mmedge.tasks.reading import one_paragraph
+from mmedge.tasks.reading import one_paragraph, plain
 from mmedge.tasks.task import Splits, Task
 
 PREFIX = "synthesized-"  # of their ids
@@ -71,7 +71,13 @@ def read_questions(path: Path) -> tuple[NewQuestion, ...]:
         if not is_synthesized(id_):
             raise MmedgeError(f"{path}:{number}: the id {id_!r:.60} does not begin with {PREFIX!r}", "these ids say who wrote them")
         if id_ in found:
-            raise MmedgeError(f"{path}:{number}: id {id_!r:.60} occurs twice")
+            raise MmedgeError(f"{path}:{number}: id {id_!r:.60} occurs twice", "give each question an id of its own")
+        if record.get("label") is not None:
+            raise MmedgeError(f"{path}:{number}: a new question has no label", "put labelled questions into task.train_file")
+        if is_broken(question):
+            raise MmedgeError(f"{path}:{number}: the question has broken or control characters", "mend it, or leave it out")
+        if not isinstance(record.get("kind") or "", str):
+            raise MmedgeError(f"{path}:{number}: field 'kind' must be text, found {in_json(record['kind'], 40)}")
         choices = record.get("choices", [])
         if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
             raise MmedgeError(f"{path}:{number}: field 'choices' must be a list of texts, found {choices!r:.60}")
@@ -104,10 +110,31 @@ class WithSynthesized:
         """Read the task's examples and the file.
 
         Raises:
-            MmedgeError: See `Task.load` and `read_questions`; or a question has no choices although the form needs them.
+            MmedgeError: See `Task.load` and `read_questions`; or a question has no choices although the form needs them, was
+                written for a label or function that the task does not have, is a test question, or has another question's id.
         """
         splits = self.task.load()
         new = read_questions(self.path)
+        self._check(new, splits)
         if self.form.takes_choices and (bare := next((each for each in new if len(each.choices) < 2), None)):
             raise MmedgeError(f"{self.path}: the question {bare.id!r:.60} has no choices", "each needs at least two")
         return Splits((*splits.train, *(each.example() for each in new)), splits.tests, splits.validation)
+
+    def _check(self, new: Sequence[NewQuestion], splits: Splits) -> None:
+        kinds = self.form.kinds()
+        own = {example.id for example in splits.train}
+        measured = {
+            (plain(example.question), example.choices): example.id
+            for examples in (*splits.tests.values(), splits.validation)
+            for example in examples
+            if not example.turns
+        }
+        for each in new:
+            where = f"{self.path}: the question {each.id!r:.60}"
+            if kinds and each.kind and each.kind not in kinds:
+                said = f"{where} is for {each.kind!r:.60}, which is no label or function of this task"
+                raise MmedgeError(said, f"{nearest(each.kind, kinds)}leave it out, or use the questions of this task")
+            if each.id in own:
+                raise MmedgeError(f"{where} has the id of a training question", "give one of them another id")
+            if same := measured.get((plain(each.question), each.choices)):
+                raise MmedgeError(f"{where} is also the test question {same!r:.60}", "leave it out: it would be learned")

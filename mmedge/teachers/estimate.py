@@ -8,7 +8,7 @@ prompt shows as examples. Texts that must be sampled again are not included; the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mmedge.annotations.collection import Collection
@@ -50,6 +50,11 @@ class CollectionEstimate:
     cost: float
     cost_at_most: float
     measured: bool
+
+    def with_bound(self, requests_at_most: int) -> CollectionEstimate:
+        """Return the same with another bound of the requests; its cost in proportion."""
+        more = requests_at_most / self.requests_at_most if self.requests_at_most else 1.0
+        return replace(self, requests_at_most=requests_at_most, cost_at_most=self.cost_at_most * more)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

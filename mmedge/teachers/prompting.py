@@ -206,6 +206,10 @@ def read_template(path: Path, needs: Sequence[str], places: Sequence[str] = PLAC
         if heading[2]:
             if "seed" not in places:
                 raise MmedgeError(f"{path}:{line}: only prompts for new questions have messages 'for each seed'")
+            if role == "system":
+                raise MmedgeError(
+                    f"{path}:{line}: the system message is one, and not for each seed", "write '=== user for each seed'"
+                )
             each.add(len(messages))
         messages.append((role, content))
     if messages[-1][0] != "user" or len(messages) - 1 in each:
@@ -213,9 +217,10 @@ def read_template(path: Path, needs: Sequence[str], places: Sequence[str] = PLAC
     found = {place[1] for _, content in messages for place in _PLACE.finditer(content)}
     for need in needs:
         if need not in found:
-            raise MmedgeError(
-                f"{path}: the placeholder {{{need}}} is missing", "without it, every question would get the same prompt"
-            )
+            why = "without it, every question would get the same prompt"
+            if need == "reply":
+                why = "it says in what form the teacher replies"
+            raise MmedgeError(f"{path}: the placeholder {{{need}}} is missing", why)
     return Template(str(path), tuple(messages), frozenset(each))
 
 

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 
 from mmedge.annotations.annotation import Annotation
 from mmedge.annotations.records import Response, Settled, Subject
-from mmedge.openai import ChatReply, Message
+from mmedge.openai import ChatReply, Completion, Message
 from mmedge.tasks import Example
 from mmedge.teachers.base import SampledTeacher, SampleRequest
 from mmedge.teachers.plan import CollectionPlan
 from mmedge.teachers.prompting import Asking
 from mmedge.teachers.sampling import Reader, outcome, runs_of, seed_for, subject_state
+
+LONGEST_TOKEN = 64  # characters; an endpoint that sends more than its tokens can hold is cut off
 
 
 @dataclass(slots=True, eq=False)
@@ -141,9 +143,12 @@ class WaveQueue:
         """Take in a reply, queue what it left out, and judge the wave if it is the last of it; return the responses."""
         work = job.work
         kind, example = work.subject.kind, work.example
+        longest = LONGEST_TOKEN * self._plan.max_tokens(kind)
         responses = tuple(
-            Response(number, each.finish, outcome(each.text, each.finish, kind, self._form, example), each.text)
-            for number, each in enumerate(reply.completions[: job.count], start=job.first)
+            Response(number, finish, outcome(text, finish, kind, self._form, example), text)
+            for number, (finish, text) in enumerate(
+                (_cut(each, longest) for each in reply.completions[: job.count]), start=job.first
+            )
         )
         if len(responses) < job.count and self._per_request is None:
             self._per_request = max(1, len(responses))  # the endpoint does not know `n`
@@ -189,3 +194,10 @@ class WaveQueue:
             )
         state = "done" if len(accepted) >= subject.wanted else "given up"
         self._settle(Settled(subject, state, annotations, outcomes, follow_ups))
+
+
+def _cut(completion: Completion, longest: int) -> tuple[str, str]:
+    """Return how a text ended, and as much of it as is kept."""
+    if len(completion.text) <= longest:
+        return completion.finish, completion.text
+    return "length", completion.text[:longest]

@@ -254,6 +254,11 @@ def test_records_go_to_argilla_and_come_back(run: Path, tmp_path: Path) -> None:
         ('[{"id": "q0", "responses": {"answer": [{"value": 3}]}}]', "[0]: a response to 'answer' must be text"),
         ('[{"id": "q0", "responses": {"answer": [{"value": null}]}}]', "must be text, found null"),
         ('[{"id": "q1", "responses": {"answer": "no"}}]', "[0]: the responses to 'answer' must be a list"),
+        ('[{"id": "q0", "responses": {"wording": [{"value": "a \\ud800 lamp"}]}}]', "question has broken or control characters"),
+        (
+            '[{"id": "q0", "responses": {"wording": [{"value": "a \\u001b[31m lamp"}]}}]',
+            "question has broken or control characters",
+        ),
         (
             '[{"id": "q0", "responses": {"decision": [{"value": "drop"}]}}, {"id": "q0"}]',
             "[1]: the question 'q0' was already at 0",

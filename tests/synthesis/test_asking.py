@@ -225,7 +225,8 @@ def test_templates_with_a_list_of_seeds_still_work(tmp_path: Path) -> None:
             "=== user for each seed\n{seed}\n=== assistant for all\n{seed}\n=== user\n{reply}",
             "prompt.txt:3: '=== assistant for all' is",
         ),
-        ("=== user for each seed\n{seed}\n=== user\n{wish}", "placeholder {reply} is missing"),
+        ("=== user for each seed\n{seed}\n=== user\n{wish}", "placeholder {reply} is missing\n  → it says in what form"),
+        ("=== system for each seed\n{seed}\n=== user\n{reply}", "prompt.txt:1: the system message is one"),
     ],
 )
 def test_templates_that_cannot_work_are_refused(tmp_path: Path, template: str, complaint: str) -> None:
@@ -238,6 +239,11 @@ def test_prompts_of_annotations_have_no_messages_for_each_seed(tmp_path: Path) -
     path.write_text("=== system for each seed\nx\n=== user\n{question}")
     with pytest.raises(MmedgeError, match="only prompts for new questions"):
         read_template(path, ("question",))
+
+
+def test_broken_characters_are_no_question() -> None:
+    for text in ("Dim the \ufffd lamp", "Dim the \x1b[31m lamp", "Dim\ud800 it now", "Dim the \u202e lamp"):
+        assert QuestionReader().read(text) is Unparsed.INVALID, text
 
 
 def test_texts_that_spell_names_of_the_schema_are_not_questions(tmp_path: Path) -> None:

@@ -150,6 +150,56 @@ def test_a_teacher_that_cannot_write_questions_ends_it_soon(tmp_path: Path, repl
         assert len(endpoint.served) <= 2 * 3 * 30
 
 
+def test_no_more_is_asked_than_a_dry_run_says(tmp_path: Path) -> None:
+    """Whether texts repeat each other, hold no question, or are far longer than they may be."""
+    huge = completion("x" * 300_000)
+    for name, reply in (("same", completion("Question: Put some fado on")), ("none", completion("")), ("huge", huge)):
+        with Endpoint(handler=lambda _, reply=reply: (200, {}, reply)) as endpoint:  # type: ignore[misc]
+            path = write_recipe(tmp_path / "r.yaml", values(tmp_path, endpoint.url, count=6))
+            most = json.loads(mmedge("synthesize", path, "--out", tmp_path / name, "--dry-run", "--json").out)["requests_at_most"]
+            done = mmedge("synthesize", path, "--out", tmp_path / name, "-q")
+            assert done.code == (3 if name == "same" else 1), done.out + done.err
+            assert most == 36 and len(endpoint.served) <= most
+            assert name == "same" or len(endpoint.served) == most
+    assert "5 fewer than wanted" in mmedge("synthesize", path, "--out", tmp_path / "same", "-q").err
+    assert (tmp_path / "huge" / "synthesis.sqlite").stat().st_size < 36 * 20_000
+
+
+def test_a_damaged_file_of_new_questions_is_written_again(tmp_path: Path) -> None:
+    with Endpoint() as endpoint:
+        path = write_recipe(tmp_path / "r.yaml", values(tmp_path, endpoint.url, count=6))
+        written = tmp_path / "run" / "synthesized.jsonl"
+        for _ in range(2):
+            assert mmedge("synthesize", path, "--out", tmp_path / "run", "-q").code == 0
+            before, asked = written.read_bytes(), len(endpoint.served)
+            written.write_bytes(before[:-10])
+            found = mmedge("synthesize", path, "--out", tmp_path / "run", "-q")
+            assert is_one_line_error(found) and "delete it: what the teacher wrote is in synthesis.sqlite" in found.err
+            written.unlink()
+        assert mmedge("synthesize", path, "--out", tmp_path / "run", "-q").code == 0
+        assert written.read_bytes() == before and len(endpoint.served) == asked
+
+
+def test_ids_of_new_questions_are_their_own(tmp_path: Path) -> None:
+    recipe = values(tmp_path)
+    write_questions(tmp_path / "new.jsonl", [NewQuestion("synthesized-lights-0", "put some fado on", (), "music", "me")])
+    with open(tmp_path / "train.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"id": "synthesized-lights-0", "question": "Make it brighter", "label": "lights"}\n')
+    with pytest.raises(MmedgeError, match="ids must not begin with 'synthesized-'"):
+        made(tmp_path / "run", recipe)
+    recipe["synthesis"]["file"] = str(tmp_path / "new.jsonl")
+    found = mmedge("annotate", write_recipe(tmp_path / "r.yaml", recipe), "--out", tmp_path / "run", "--dry-run")
+    assert is_one_line_error(found) and "has the id of a training question" in found.err
+
+
+def test_nobody_is_paid_for_what_the_method_cannot_learn_from(tmp_path: Path) -> None:
+    with Endpoint() as endpoint:
+        recipe = values(tmp_path, endpoint.url)
+        recipe["teacher"]["evaluations_per_cot"] = 0
+        found = mmedge("distill", write_recipe(tmp_path / "r.yaml", recipe), "--out", tmp_path / "run", "-q")
+        assert is_one_line_error(found) and "teacher.evaluations_per_cot is 0" in found.err and not endpoint.served
+
+
 def test_a_budget_stops_it_and_counts_annotations_too(tmp_path: Path) -> None:
     with Endpoint() as endpoint:
         recipe = values(tmp_path, endpoint.url)
@@ -170,7 +220,7 @@ def test_a_dry_run_and_the_prompts_send_nothing(tmp_path: Path) -> None:
     recipe["teacher"]["prices"] = {"input": 1000, "output": 1000}
     path = write_recipe(tmp_path / "r.yaml", recipe)
     dry = mmedge("synthesize", path, "--out", tmp_path / "run", "--dry-run", "--count", 100)
-    assert dry.code == 0 and "0 of 100, balanced over 2 labels" in dry.out and "requests: 100, at most 200" in dry.out
+    assert dry.code == 0 and "0 of 100, balanced over 2 labels" in dry.out and "requests: 100, at most 600" in dry.out
     assert "cost: about" in dry.out
     assert json.loads(mmedge("synthesize", path, "--out", tmp_path / "run", "--dry-run", "--json").out)["requests"] == 30
     shown = mmedge("synthesize", path, "--show-prompts", "--out", tmp_path / "run").out
@@ -231,7 +281,7 @@ def test_a_recording_goes_through_the_same_sieve(tmp_path: Path) -> None:
     recipe["teacher"] = {"kind": "recorded", "cots": str(tmp_path / "c.jsonl"), "questions": str(tmp_path / "q.jsonl")}
     found = made(tmp_path / "run", recipe)
     assert found.taken == 20 and found.kinds == {"lights": 10, "music": 10} and found.bill is None
-    assert found.refused["like a test question"] == 1 and found.refused["no answer found"] >= 1
+    assert found.refused["like a test question"] == 1 and found.refused["no question found"] >= 1
     assert {question.id for question in read_questions(tmp_path / "run" / "synthesized.jsonl")} <= {
         f"synthesized-{n}" for n in range(60)
     }
@@ -286,6 +336,11 @@ def test_a_file_of_new_questions_can_be_named(tmp_path: Path) -> None:
         ('{"id": "synthesized-1"}', "field 'question'"),
         ('{"id": "synthesized-1", "question": "q"}\n' * 2, "occurs twice"),
         ('{"id": "synthesized-1", "question": "q", "choices": [1]}', "must be a list of texts"),
+        ('{"id": "synthesized-1", "question": "q", "label": "music"}', "a new question has no label"),
+        ('{"id": "synthesized-1", "question": "q", "kind": 5}', "field 'kind' must be text, found 5"),
+        ('{"id": "synthesized-1", "question": "a \\ud800 lamp"}', "broken or control characters"),
+        ('{"id": "synthesized-1", "question": "q", "kind": "musik"}', "is for 'musik', which is no label or function of this task"),
+        ('{"id": "synthesized-1", "question": "turn the music down!"}', "is also the test question"),
     ):
         (tmp_path / "new.jsonl").write_text(line + "\n")
         found = mmedge("annotate", path, "--out", tmp_path / "run", "--dry-run")
