@@ -97,6 +97,7 @@ def observe(
     progress: Progress,
     *,
     gradients: bool = False,
+    explains: bool = True,
 ) -> dict[str, Observed]:
     """Let a student read questions and its own answers and rationales, and observe its linear layers.
 
@@ -108,11 +109,12 @@ def observe(
         max_rationale_tokens: The longest rationale.
         progress: Where progress is shown.
         gradients: Whether the loss's gradients are needed too, which takes twice as long.
+        explains: Whether it has learned to write rationales; what it would write otherwise is not what it is used for.
 
     Returns:
         What was observed of each linear layer, by name; layers that were not used are left out.
     """
-    lessons = own_texts(student, questions, max_answer_tokens, max_rationale_tokens, EXPLAINED)
+    lessons = own_texts(student, questions, max_answer_tokens, max_rationale_tokens, EXPLAINED if explains else 0)
     watches = {name: _Watch(modules, gradients=gradients) for name, modules in modules_of(student.model.eval(), linears).items()}
     trainable = {parameter: parameter.requires_grad for parameter in student.model.parameters()}
     table = student.model.get_input_embeddings().weight

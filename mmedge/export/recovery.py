@@ -33,6 +33,7 @@ from mmedge.students.weights import read_tensors
 
 HELD_OUT = 8  # one text in so many measures, and is not learned
 FEWEST = 16  # texts
+SLOWER = 4  # by which the rate is divided after an epoch that brought nothing
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class RecoverySettings:
     Attributes:
         epochs: Passes over the texts.
         batch: Texts in a step.
-        rate: Of Adam, on scales as multiples of what they were; it falls to zero in a half cosine.
+        rate: Of Adam, on scales as multiples of what they were, at first; it falls to zero in a half cosine. After an epoch that
+            brought nothing, learning goes on from the best scales at a quarter of it: how large steps may be differs from student
+            to student.
         max_minutes: When to stop in any case.
         seed: Decides the texts' order.
         checkpoint_seconds: How often what was learned so far is written.
@@ -50,7 +53,7 @@ class RecoverySettings:
 
     epochs: int = 4
     batch: int = 8
-    rate: float = 2e-3
+    rate: float = 1e-3
     max_minutes: float = 30.0
     seed: int = 0
     checkpoint_seconds: float = 60.0
@@ -164,20 +167,21 @@ class Recovery:
         state = _Progress.of(folder, key, factors, optimizer)
         if state is None:
             before = self._divergence()
-            state = _Progress(0, before, before, 0.0, {name: one.detach().clone() for name, one in factors.items()})
+            state = _Progress(0, before, before, 0.0, {name: one.detach().clone() for name, one in factors.items()}, 1.0)
         else:
             progress.line(f"recovery: continuing from step {state.step}")
         started, kept = time.monotonic() - state.seconds, time.monotonic()
         with progress.task("recovery", planned, state.step) as shown:
             while state.step < planned and time.monotonic() - started < 60 * settings.max_minutes:
                 for group in optimizer.param_groups:
-                    group["lr"] = settings.rate * 0.5 * (1 + math.cos(math.pi * state.step / planned))
+                    group["lr"] = state.share * settings.rate * 0.5 * (1 + math.cos(math.pi * state.step / planned))
                 loss = self._step(self._batch(state.step, per_epoch), optimizer)
                 state.step += 1
                 state.seconds = time.monotonic() - started
                 shown.advance(1, loss=f"{loss:.4f}", best=f"{state.best:.4f}")
-                if state.step % per_epoch == 0 or state.step == planned:
-                    state.note(self._divergence(), factors)
+                ended = state.step % per_epoch == 0 or state.step == planned
+                if ended and not state.note(self._divergence(), factors):
+                    state.step_back(factors, optimizer)
                 if time.monotonic() - kept > settings.checkpoint_seconds:
                     state.save(folder, key, factors, optimizer)
                     kept = time.monotonic()
@@ -248,6 +252,7 @@ class _Progress:
         before, best: Divergence of the first scales, and of the best so far.
         seconds: How long it has run.
         factors: The best factors.
+        share: The share of the rate that is left.
     """
 
     step: int
@@ -255,12 +260,23 @@ class _Progress:
     best: float
     seconds: float
     factors: dict[str, torch.Tensor]
+    share: float
 
-    def note(self, value: float, factors: Mapping[str, torch.Tensor]) -> None:
-        """Keep factors that are the best so far."""
+    def note(self, value: float, factors: Mapping[str, torch.Tensor]) -> bool:
+        """Keep factors that are the best so far, and return whether these are."""
         if value < self.best:
             self.best = value
             self.factors = {name: one.detach().clone() for name, one in factors.items()}
+            return True
+        return False
+
+    def step_back(self, factors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
+        """Go on from the best factors, in smaller steps and without what the last ones left in the optimizer."""
+        self.share /= SLOWER
+        optimizer.state.clear()
+        with torch.no_grad():
+            for name, factor in factors.items():
+                factor.copy_(self.factors[name])
 
     def save(self, folder: Path, key: str, factors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
         """Write everything that the next step depends on."""
@@ -270,8 +286,8 @@ class _Progress:
             tensors |= {f"{part}/{name}": optimizer.state[factor][part] for part in _MOMENTS if factor in optimizer.state}
         with atomic_folder(folder) as temporary:
             save_file({name: one.contiguous() for name, one in tensors.items()}, temporary / "scales.safetensors")
-            stated = {"key": key, "step": self.step, "before": self.before, "best": self.best, "seconds": self.seconds}
-            write_json(temporary / "state.json", stated)
+            stated = {name: getattr(self, name) for name in _STATED}
+            write_json(temporary / "state.json", {"key": key, **stated})
 
     @classmethod
     def of(cls, folder: Path, key: str, factors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> _Progress | None:
@@ -294,7 +310,9 @@ class _Progress:
                     optimizer.state[factor] = {part: value.to(factor.device) for part, value in moments.items() if part != "step"}
                     optimizer.state[factor]["step"] = moments["step"].cpu()
         best = {name: tensors[f"best/{name}"].to(factor.device) for name, factor in factors.items()}
-        return cls(int(stated["step"]), float(stated["before"]), float(stated["best"]), float(stated["seconds"]), best)
+        before, least, seconds, share = (float(stated[name]) for name in _STATED[1:])
+        return cls(int(stated["step"]), before, least, seconds, best, share)
 
 
+_STATED = ("step", "before", "best", "seconds", "share")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from mmedge.bundle import learned_of
 from mmedge.engines.torch_decoding import torch_speaker
 from mmedge.errors import MmedgeError
 from mmedge.export.calibration import Observed, input_ranges, modules_of, observe, own_texts
@@ -35,7 +36,7 @@ from mmedge.tasks.evaluation_set import CALIBRATION, FILE_NAME, RECOVERY, VALIDA
 from mmedge.tasks.forms.constraints import refuse_impossible_answers
 
 GRAPH_FORMAT = 6  # goes up when the same student would give different graphs
-RECOVERY_FORMAT = 1  # the same for scales that are learned from the student
+RECOVERY_FORMAT = 2  # the same for scales that are learned from the student
 HEAD_LAYER = "head"  # what graphs call a head of its own
 QUANTIZED_FORMAT = 1  # the same for students that bitsandbytes quantizes
 
@@ -125,6 +126,10 @@ class Source:
         self.student_key = sha256_json({"format": QUANTIZED_FORMAT, **shared})
         own = {"format": GRAPH_FORMAT, "graphs": self.graphs, "trimmed": self.trims, "answering": recipe.get("answering", {})}
         calibrated = {"calibrated": "constrained"} if self.answering.constrained else {}
+        learned = learned_of(self.details)
+        self._explains = learned is None or "rationale" in learned
+        if not self._explains:
+            calibrated["observed"] = "answers"
         self.key = sha256_json(own | shared | calibrated)
 
     @property
@@ -199,7 +204,10 @@ class Source:
 
     def _observe(self, *, gradients: bool) -> Mapping[str, Observed]:
         limits = self.limits.max_answer_tokens, self.limits.max_rationale_tokens
-        return observe(self.student, self._calibration, self.linears, *limits, self.progress, gradients=gradients)
+        explains = self._explains
+        return observe(
+            self.student, self._calibration, self.linears, *limits, self.progress, gradients=gradients, explains=explains
+        )
 
     @cached_property
     def input_ranges(self) -> Mapping[str, tuple[float, float]]:
@@ -240,7 +248,8 @@ class Source:
         if TABLE in modules and table not in modules[TABLE]:
             modules[TABLE] = [*modules[TABLE], table]
         formats = sorted((name, str(one.format), one.format.block) for name, one in matrices.items())
-        key = sha256_json([RECOVERY_FORMAT, self.student_key, repr(self._taught), formats, settings.decisive()])
+        texts = [repr(self._taught), self._explains]
+        key = sha256_json([RECOVERY_FORMAT, self.student_key, texts, formats, settings.decisive()])
         place, device = self.out / f".recovery-{quantizer.precision.name}", "cuda" if torch.cuda.is_available() else "cpu"
         for one in (self.student, student):
             one.model.to(device)
@@ -269,9 +278,10 @@ class Source:
     def recovery_lessons(self) -> Sequence[EncodedLesson]:
         """What the student answers and explains to the questions of recovery."""
         questions = self._taught
-        self.progress.line(f"recovery: the student answers and explains {len(questions)} training questions")
+        writes = "answers and explains" if self._explains else "answers"
+        self.progress.line(f"recovery: the student {writes} {len(questions)} training questions")
         limits = self.limits.max_answer_tokens, self.limits.max_rationale_tokens
-        return own_texts(self.student, questions, *limits, len(questions))
+        return own_texts(self.student, questions, *limits, len(questions) if self._explains else 0)
 
     def costs(self, precision: Precision) -> list[LayerCost]:
         """Return for each linear layer the loss that quantizing it costs and the bytes of a finer format, the worst first."""

@@ -24,6 +24,7 @@ from mmedge.export.source import RecoverChoice, Source
 from mmedge.export.weights import WeightFiles
 from mmedge.manifest import Manifest, Verification
 from mmedge.progress import Progress
+from mmedge.storage import read_json, write_json
 from mmedge.students.saved import open_student
 from mmedge.tasks.evaluation_set import CALIBRATION, RECOVERY, read_evaluation_set
 from tests.conftest import is_one_line_error, mmedge
@@ -48,6 +49,20 @@ def _copied(run: Path, to: Path) -> Path:
 def _exported(run: Path, recover: RecoverChoice, out: Path | None = None, *, trim: bool = False) -> Manifest:
     source = Source(run / "student", out or run, QUIET, recover=recover, trim_vocabulary=trim)
     return write_bundle(source, PRECISIONS["int4"], lambda *_: [])
+
+
+def test_what_a_student_never_learned_to_write_is_not_learned_from(tiny_run: Path, tmp_path: Path) -> None:
+    """One that answers alone is observed and recovered on its answers; what it would write as a rationale is noise."""
+    whole, bare = (_copied(tiny_run, tmp_path / name) for name in ("whole", "bare"))
+    details = read_json(bare / "student" / "mmedge.json")
+    write_json(bare / "student" / "mmedge.json", {**details, "learned": []})
+    texts = {}
+    for run in (whole, bare):
+        source = Source(run / "student", run, QUIET)
+        texts[run.name] = {target.kind for lesson in source.recovery_lessons for target in lesson.targets}
+        assert source.observed()
+    assert texts == {"whole": {"predict", "explain"}, "bare": {"predict"}}
+    assert Source(whole / "student", whole, QUIET).key != Source(bare / "student", bare, QUIET).key
 
 
 def _sizes(folder: Path) -> dict[str, int]:
