@@ -160,8 +160,11 @@ class AnswerOptions:
                 said = f"{option} and abstain_field_below contradict each other: each sets the threshold of {path!r:.60}"
                 raise WrongOption(option, said, "give one of them")
             if confidence is None or confidence.fields is None:
-                said = f"{option}: the confidence of this bundle's fields is not calibrated"
-                raise WrongOption(option, said, "give abstain_field_below")
+                few = "export needs eight right and eight wrong ones among the validation questions"
+                said = f"{option}: the confidence of this bundle's fields is not calibrated: {few}"
+                raise WrongOption(
+                    option, said, "give abstain_field_below, or distil with more validation questions (split.validation)"
+                )
             found[path] = confidence.field_threshold(path, share)
         return found
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmedge.errors import MmedgeError
+from mmedge.errors import MmedgeError, is_broken
 from mmedge.storage import require_file
 from mmedge.tasks.base import Example
 from mmedge.tasks.forms.structured import compact, schemas, values
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 FILE_NAME = "tools.json"
 _NO_ARGUMENTS: Value = {"type": "object", "properties": {}, "additionalProperties": False}
+
+LONGEST_NAME = 200  # characters
 
 
 def read_functions(document: Value, most: int = schemas.MOST_NODES) -> dict[str, Node]:
@@ -54,6 +56,10 @@ def read_functions(document: Value, most: int = schemas.MOST_NODES) -> dict[str,
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise ValueError(f"[{number}]: must be an object with a function's name and parameters")
         name, parameters = function["name"], function.get("parameters") or _NO_ARGUMENTS
+        if len(name) > LONGEST_NAME or is_broken(name) or "\n" in name:
+            raise ValueError(
+                f"[{number}]: a function's name has at most {LONGEST_NAME} characters, and no line breaks or control characters"
+            )
         if name in found:
             raise ValueError(f"[{number}]: there are two functions {name!r:.60}")
         try:

@@ -13,6 +13,7 @@ from mmedge.tasks import build_task
 from mmedge.tasks.base import ChainOfThought, Example, Unparsed
 from mmedge.tasks.forms import open_form
 from mmedge.tasks.forms.schema import SchemaForm
+from mmedge.tasks.forms.structured import schemas
 from mmedge.tasks.forms.tools import ToolsForm
 
 BOOK = {
@@ -226,6 +227,9 @@ def test_a_bad_schema_is_one_line_that_names_the_file(tmp_path: Path, document: 
         ([], "must be a list"),
         ([{"type": "function"}], r"\[0\]: must be an object with a function's name"),
         ([{"name": "a"}, {"name": "a"}], "two functions 'a'"),
+        ([{"name": "a\x1b[31m"}], "a function.s name has at most 200 characters"),
+        ([{"name": "a\nb"}], "no line breaks"),
+        ([{"name": "a" * 201}], "at most 200 characters"),
         ([{"name": "a", "parameters": {"type": "string"}}], "function 'a': the type of its parameters must be object"),
         ([{"name": "a", "parameters": {"not": {}}}], "function 'a': #: the keyword 'not'"),
     ],
@@ -312,6 +316,19 @@ def test_a_schema_that_nothing_fits_is_refused(tmp_path: Path, schema: Any, why:
     if isinstance(schema, dict):
         with pytest.raises(MmedgeError, match=r"function 'Go': (no arguments fit|.* is above|the type of its parameters)"):
             _tools(tmp_path, [{"name": "Go", "parameters": {"type": "object", **schema}}])
+
+
+def test_a_long_enumeration_takes_time_in_proportion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[Any] = []
+
+    def same(left: Any, right: Any) -> bool:
+        compared.append(left)
+        return bool(left == right)
+
+    monkeypatch.setattr(schemas, "same", same)
+    towns = {"enum": [f"v{n}" for n in range(3000)]}
+    _tools(tmp_path, [{"name": "Go", "parameters": {"type": "object", "properties": {"to": towns}}}])
+    assert len(compared) < 3 * 3000
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,9 @@ def read_document(path: Path) -> Value:
         raise MmedgeError(f"{path}: {error}") from None
 
 
+_CONTRADICTS = "correct what contradicts itself, such as a minimum above its maximum, or a required key that has no property"
+
+
 def refuse_contradiction(language: Callable[[], Regex], path: Path) -> None:
     """Refuse a schema that no value fits; one that is not regular may be learned without constraint.
 
@@ -58,7 +61,7 @@ def refuse_contradiction(language: Callable[[], Regex], path: Path) -> None:
     try:
         language()
     except NothingFits as error:
-        raise MmedgeError(f"{path}: {error}", "correct what contradicts itself, such as a minimum above its maximum") from None
+        raise MmedgeError(f"{path}: {error}", _CONTRADICTS) from None
     except ValueError:
         return
 

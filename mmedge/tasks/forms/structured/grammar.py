@@ -293,7 +293,8 @@ class Grammar:
 
     def _enum(self, node: Node, place: Place, *, whole: bool = False) -> Regex:
         write = compact.write if whole else compact.written
-        texts = [v for v in node.enum or () if fits(node, v)]
+        others = replace(node, enum=None)  # each value of an enumeration is one of it
+        texts = [v for v in node.enum or () if fits(others, v)]
         ordered = [compact.ordered(place, v) for v in texts]
         return either(literal(write(place, v) if self.compact else to_json(v)) for v in ordered)
 
