@@ -170,7 +170,7 @@ def _show_collection(found: AnnotationReport, folder: Path) -> None:
     bill = found.bill
     texts = bill.texts["cot"] if bill is not None else {}
     if 2 * texts.get("identical", 0) > sum(texts.values()):
-        typer.echo("most chains of thought repeat another one: does the endpoint honour teacher.temperature?")
+        typer.echo("most chains of thought repeat another one: does the endpoint honour teacher.temperature? If so, raise it")
     if bill is not None and bill.failed:
         failed = ", ".join(f"{count} {status}" for status, count in bill.failed.items())
         typer.echo(f"requests failed: {failed} (of {bill.requests:,})")
