@@ -40,10 +40,14 @@ def test_new_questions_whose_answer_is_not_what_they_were_written_for_are_left_o
     labels = ("lights", "music")
     trained = [{"id": str(n), "question": f"number {n}", "label": labels[n % 2]} for n in range(6)]
     new = [NewQuestion(f"synthesized-{n}", f"new number {n}", (), "music" if n < 6 else "") for n in range(8)]
-    new += [NewQuestion("synthesized-8", "new number 8", (), "musik"), NewQuestion("synthesized-9", "new number 9", (), "music")]
+    new += [NewQuestion("synthesized-8", "new number 8"), NewQuestion("synthesized-9", "new number 9", (), "music")]
     concluded = {0: ["music"] * 2, 1: ["lights", "lights", "music"], 2: ["lights", "music", "music"], 3: [], 4: ["lights"]}
-    concluded |= {5: ["lights"], 6: ["lights"], 7: ["music"]}  # 5: a person says otherwise; 6, 7: written for nothing in particular
-    concluded |= {8: ["lights"], 9: ["lights"]}  # 8: for something that is no label; 9: a person has accepted the text
+    concluded |= {
+        5: ["lights"],
+        6: ["lights"],
+        7: ["music"],
+    }  # 5: a person says otherwise; 6, 7, 8: written for nothing in particular
+    concluded |= {8: ["lights"], 9: ["lights"]}  # 9: a person has accepted the text
     texts = [
         {"id": f"synthesized-{n}", "sample": sample, "text": f"It is so. The answer is {answer}."}
         for n, answers in concluded.items()
