@@ -1,6 +1,7 @@
 """The one exception that users see: what is wrong, where, and what to do about it, in one or two lines."""
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -23,8 +24,11 @@ def printable(text: str) -> str:
 
 
 def is_broken(text: str) -> bool:
-    """Whether a text has characters that nobody writes: those for controlling a terminal, halves of characters, or `�`."""
-    return "\N{REPLACEMENT CHARACTER}" in printable(text)
+    """Whether a text has characters that nobody writes: those that control a terminal or embed directions, halves, or `�`.
+
+    Marks of direction are allowed: texts in Arabic and Hebrew have them.
+    """
+    return "\N{REPLACEMENT CHARACTER}" in printable(re.sub("[\u200e\u200f]", "", text))
 
 
 class Notice(FutureWarning):

@@ -19,9 +19,7 @@ def synthesize(
     recipe: RecipePath,
     preparation: Preparation,
     bounds: SpendingLimits,
-    count: Annotated[
-        int | None, typer.Option(min=1, max=100_000, help="New questions that the run should have. Default: the recipe's.")
-    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="New questions that the run should have. Default: the recipe's.")] = None,
     out: Out = None,
     overrides: Overrides = None,
     as_json: AsJson = False,

@@ -151,8 +151,10 @@ class AnswerOptions:
             MmedgeError: A share is out of range, answers have no such field, its confidence is not calibrated, or
                 `abstain_field_below` says something else of it.
         """
-        option, found = "max_withheld_by_field", dict[str, float]()
-        for path, share in (self.max_withheld_by_field or {}).items():
+        option, found, given = "max_withheld_by_field", dict[str, float](), self.max_withheld_by_field or {}
+        if not isinstance(given, Mapping):
+            raise WrongOption(option, f"{option} must be shares by field, got {given!r:.60}", 'such as {"name": 0.05}')
+        for path, share in given.items():
             _check_share(f"{option}: {path}", share)
             if not bundle.form.takes_json:
                 raise WrongOption(option, f"{option}: this task's answers have no fields", "give max_withheld")

@@ -104,7 +104,9 @@ def load_template(path: Path | None) -> Template:
     Raises:
         MmedgeError: See `read_template`; or it shows no seeds, or one outside of the messages for each.
     """
-    found = read_template(BUILT_IN if path is None else require_file(path, "synthesis.prompt"), ("reply",), PLACES)
+    found = read_template(BUILT_IN if path is None else require_file(path, "synthesis.prompt"), (), PLACES)
+    if not any("{reply}" in text for _, text in found.messages):
+        raise MmedgeError(f"{found.source}: the placeholder {{reply}} is missing", "it says in what form the teacher replies")
     if not any(place in text for _, text in found.messages for place in ("{seeds}", "{seed}")):
         raise MmedgeError(
             f"{found.source}: neither of the placeholders {{seeds}} and {{seed}} is there",

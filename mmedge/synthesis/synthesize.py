@@ -24,6 +24,7 @@ from mmedge.errors import MmedgeError
 from mmedge.folders import Run, work_on
 from mmedge.progress import Progress
 from mmedge.recipe import EmbeddedTeacherSection, Recipe, RecordedTeacherSection, SampledTeacherSection
+from mmedge.recipe.synthesis import MOST
 from mmedge.storage import iterate_jsonl, require_file
 from mmedge.synthesis.asking import QuestionPrompts, QuestionReader, load_template
 from mmedge.synthesis.briefs import Brief, Briefs
@@ -124,6 +125,8 @@ def prepare(recipe: Recipe, count: int | None) -> Synthesis:
             annotations cannot be used.
     """
     if count is not None:
+        if count > MOST:
+            raise MmedgeError(f"--count {count:,} is more than a run may have", f"give at most {MOST:,}")
         recipe = recipe.model_copy(update={"synthesis": recipe.synthesis.model_copy(update={"count": count})})
     if recipe.teacher is None:
         raise MmedgeError("the recipe has no teacher to write questions", "add a teacher section")
@@ -208,7 +211,8 @@ def _taken(run: Run) -> tuple[NewQuestion, ...]:
     try:
         return read_questions(run.synthesized)
     except MmedgeError as error:
-        raise MmedgeError(error.what, f"mend it, or delete it: what the teacher wrote is in {run.synthesis.name}") from None
+        kept = f"what the teacher wrote is in {run.synthesis.name}" if run.synthesis.is_file() else "it is written again"
+        raise MmedgeError(error.what, f"mend it, or delete it: {kept}") from None
 
 
 def _keep(run: Run, sieve: Sieve) -> None:
@@ -316,7 +320,7 @@ class _Queue:
 
     def left(self, missing: dict[str, int]) -> int:
         """Return how many briefs may still be asked, those that were left open included."""
-        return sum(self._most[kind] - len(self._asked[kind]) + len(self._open[kind]) for kind in missing)
+        return sum(max(0, self._most[kind] - len(self._asked[kind])) + len(self._open[kind]) for kind in missing)
 
     def next(self, missing: dict[str, int], yielded: float = 1.0) -> list[Brief]:
         """Return what is asked next, kinds in turn: what was left open, and new briefs.

@@ -32,6 +32,7 @@ from mmedge.tasks.task import Splits
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 _NLI_NUMBERS = dict(zip(("0", "1", "2"), NLI_LABELS, strict=True))  # the order in which ANLI and SNLI number the labels
 FIELDS = ("id", "uid", "question", "messages", "premise", "hypothesis", "choices", "label", "dialogue", "out_of_scope")
+SILENT = ("label", "choices", "out_of_scope")  # without one of them a question is another one, and nobody would know
 _NLI_LETTERS = dict(zip(("e", "n", "c"), NLI_LABELS, strict=True))  # ANLI's own files
 
 
@@ -178,9 +179,10 @@ def _check_names(record: Json, path: Path, number: int) -> None:
     Raises:
         MmedgeError: A name is like that of a field that the record lacks.
     """
+    asks = {"question", "messages", "premise"} & record.keys()
+    lacking = [name for name in (*SILENT, *(() if asks else ("question",))) if name not in record]
     for name in sorted(record.keys() - FIELDS):
-        found = difflib.get_close_matches(name.lower(), FIELDS, n=1, cutoff=0.8) if len(name) > 3 else []
-        if found and found[0] not in record:
+        if found := difflib.get_close_matches(name.lower(), lacking, n=1, cutoff=0.8):
             raise MmedgeError(f"{path}:{number}: unknown field {name!r:.60}", f"did you mean {found[0]!r}?")
 
 

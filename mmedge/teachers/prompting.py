@@ -217,10 +217,9 @@ def read_template(path: Path, needs: Sequence[str], places: Sequence[str] = PLAC
     found = {place[1] for _, content in messages for place in _PLACE.finditer(content)}
     for need in needs:
         if need not in found:
-            why = "without it, every question would get the same prompt"
-            if need == "reply":
-                why = "it says in what form the teacher replies"
-            raise MmedgeError(f"{path}: the placeholder {{{need}}} is missing", why)
+            raise MmedgeError(
+                f"{path}: the placeholder {{{need}}} is missing", "without it, every question would get the same prompt"
+            )
     return Template(str(path), tuple(messages), frozenset(each))
 
 

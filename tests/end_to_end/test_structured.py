@@ -237,6 +237,8 @@ def test_a_share_of_validation_questions_sets_the_threshold_of_a_field(run: Path
     assert student.settled(AnswerOptions(), max_withheld_by_field={"name": 0.3}).abstain_field_below == {"name": 0.3}
     both = student.settled(AnswerOptions(), max_withheld_by_field={"name": 0.3}, abstain_field_below={"*": 0.2}, abstain_below=0.1)
     assert both.abstain_field_below == {"*": 0.2, "name": 0.3} and both.abstain_below == 0.1
+    with pytest.raises(MmedgeError, match=r"must be shares by field, got 0\.3"):
+        student.settled(AnswerOptions(), max_withheld_by_field=0.3)  # type: ignore[arg-type]
     asked = ("run", bundle, "Buy 3 pears.", "--constrained", "--json")
     name = json.loads(mmedge(*asked).out)["fields"]["name"]
     for share in (0.0, 1.0):

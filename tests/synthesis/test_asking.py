@@ -244,6 +244,7 @@ def test_prompts_of_annotations_have_no_messages_for_each_seed(tmp_path: Path) -
 def test_broken_characters_are_no_question() -> None:
     for text in ("Dim the \ufffd lamp", "Dim the \x1b[31m lamp", "Dim\ud800 it now", "Dim the \u202e lamp"):
         assert QuestionReader().read(text) is Unparsed.INVALID, text
+    assert QuestionReader().read("أطفئ \u200fMAX\u200e الآن") == ("أطفئ \u200fMAX\u200e الآن", ())
 
 
 def test_texts_that_spell_names_of_the_schema_are_not_questions(tmp_path: Path) -> None:

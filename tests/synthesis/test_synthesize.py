@@ -161,6 +161,10 @@ def test_no_more_is_asked_than_a_dry_run_says(tmp_path: Path) -> None:
             assert done.code == (3 if name == "same" else 1), done.out + done.err
             assert most == 36 and len(endpoint.served) <= most
             assert name == "same" or len(endpoint.served) == most
+    too_many = mmedge("synthesize", path, "--out", tmp_path / "same", "--dry-run", "--count", 100_001)
+    assert is_one_line_error(too_many) and "give at most 100,000" in too_many.err
+    fewer = json.loads(mmedge("synthesize", path, "--out", tmp_path / "same", "--dry-run", "--json", "--count", 2).out)
+    assert fewer["requests_at_most"] == fewer["requests"] == 0  # all that two questions allow was asked
     assert "5 fewer than wanted" in mmedge("synthesize", path, "--out", tmp_path / "same", "-q").err
     assert (tmp_path / "huge" / "synthesis.sqlite").stat().st_size < 36 * 20_000
 

@@ -37,6 +37,13 @@ def test_other_fields_of_a_record_are_the_users_own(tmp_path: Path) -> None:
     assert build_task(_own(path)).load().train[0].label == "4"
 
 
+def test_names_like_ours_that_change_nothing_are_the_users_own(tmp_path: Path) -> None:
+    turn = {"messages": [{"role": "user", "content": "What is 2 + 2?"}], "label": 4, "question_id": 3}
+    mine = {"uuid": "7", "dialogue_id": 2, "ids": [1], "dialog": "x"}
+    path = _write(tmp_path / "q.jsonl", {"question": "What is 2 + 3?", "label": 5} | mine, turn)
+    assert [example.label for example in build_task(_own(path)).load().train] == ["5", "4"]
+
+
 def test_choices_are_lettered_and_labels_may_be_letters(tmp_path: Path) -> None:
     path = _write(tmp_path / "q.jsonl", {"question": "Which?", "choices": ["red", "blue"], "label": "B"})
     example = build_task(_own(path, form="choice")).load().train[0]
